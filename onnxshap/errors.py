@@ -1,0 +1,34 @@
+"""What can go wrong, as exceptions; the command line turns each into one line and an exit code.
+
+    OnnxshapError           exit code 1
+    ├── ModelError          the model cannot be read, traced, run or written
+    ├── DataError           calibration or evaluation data do not fit the model, the payoff or themselves
+    ├── BudgetError         no allowed plan meets the budget, or the sampling budget is too small
+    └── VerifyError         exit code 3: the cut model is not what the masked model promised; nothing was written
+"""
+
+from __future__ import annotations
+
+
+class OnnxshapError(Exception):
+    """Base of everything a user can cause; the message is one line: what, where, what to do."""
+
+    exit_code = 1
+
+
+class ModelError(OnnxshapError):
+    """The model cannot be read, traced, run or written."""
+
+
+class DataError(OnnxshapError):
+    """The data do not fit the model, the payoff or themselves."""
+
+
+class BudgetError(OnnxshapError):
+    """No allowed plan meets the budget, or the sampling budget is too small."""
+
+
+class VerifyError(OnnxshapError):
+    """The rewritten model differs from its masked twin, or does not load; nothing was written."""
+
+    exit_code = 3

@@ -1,0 +1,153 @@
+"""The rows that every estimator is made of: built in blocks, evaluated in large batches, averaged over images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, assert_never
+
+import numpy as np
+
+from onnxshap.core import CoalitionMatrix, FloatArray, Game, ImageIndex, IntArray, Values
+
+ROWS_PER_CALL = 4096
+FLOATS_PER_CALL = 2**23
+"""32 MiB of coalitions: the bound that counts above 2048 units."""
+
+NO_UNITS = Values(np.zeros(0), np.zeros(0))
+"""The values of a group without units: nothing to evaluate, so no game is called."""
+
+Reduce = Literal["mean", "mean+2std"]
+"""How values per image become one value: their mean, or the mean plus two (population) standard deviations."""
+
+
+def rows_per_call(n_units: int) -> int:
+    """Return the most rows that one call of a game gets."""
+    return max(1, min(ROWS_PER_CALL, FLOATS_PER_CALL // max(1, n_units)))
+
+
+def image_blocks(n_images: int, rows_per_image: int, n_units: int) -> Iterator[slice]:
+    """Yield consecutive slices of the images, each as many whole images as fit into one call, at least one."""
+    size = max(1, rows_per_call(n_units) // max(1, rows_per_image))
+    for start in range(0, n_images, size):
+        yield slice(start, min(start + size, n_images))
+
+
+def evaluate(
+    game: Game, images: ImageIndex, coalitions: Callable[[IntArray], CoalitionMatrix], stride: int
+) -> FloatArray:
+    """Return the payoffs float64[rows] of `coalitions(row numbers)` on `images`, a bounded number of rows at a time.
+
+    Args:
+        game: called with at most `rows_per_call` rows.
+        images: int64[rows].
+        coalitions: row numbers int64[k] -> float32[k, n_units]; only the rows of one call exist at a time.
+        stride: rows that belong together (an image, a walk); a call ends on a multiple of it where one fits, so that
+            a game that reuses work within a call finds it there.
+    """
+    limit = rows_per_call(game.n_units)
+    size = (limit - limit % max(1, stride)) or limit
+    payoffs = np.empty(len(images))
+    for start in range(0, len(images), size):
+        rows = np.arange(start, min(start + size, len(images)))
+        payoffs[rows] = game(images[rows], coalitions(rows))
+    return payoffs
+
+
+def evaluate_each(
+    game: Game, images: ImageIndex, count: int, coalitions: Callable[[IntArray], CoalitionMatrix]
+) -> FloatArray:
+    """Return payoffs float64[images, count]: every image on the same coalitions, numbered 0 .. count - 1."""
+    payoffs = evaluate(game, np.repeat(images, count), lambda rows: coalitions(rows % count), stride=count)
+    return payoffs.reshape(len(images), count)
+
+
+def end_payoffs(game: Game, images: ImageIndex) -> tuple[FloatArray, FloatArray]:
+    """Return v(all) and v(none), float64[images] each: two rows an image, shared by all of its walks."""
+    ends = np.array([[1], [0]], np.float32).repeat(game.n_units, axis=1)
+    payoffs = evaluate_each(game, images, 2, lambda rows: ends[rows])
+    return payoffs[:, 0], payoffs[:, 1]
+
+
+def single_drops(game: Game, step: float) -> FloatArray:
+    """Return (v(1) - v(1 - step e_c)) / step, float64[n_images, n_units]: n_units + 1 rows an image.
+
+    `step` 1 removes the unit; a small one gives the derivative along its mask.
+    """
+    n = game.n_units
+
+    def coalitions(rows: IntArray) -> CoalitionMatrix:
+        lowered = rows[:, None] == np.arange(1, n + 1)  # row 0 is the full coalition
+        return np.where(lowered, np.float32(1 - step), np.float32(1))
+
+    payoffs = evaluate_each(game, np.arange(game.n_images), n + 1, coalitions)
+    return (payoffs[:, :1] - payoffs[:, 1:]) / step
+
+
+def draw_orders(rng: np.random.Generator, n_units: int, walks: int, *, antithetic: bool) -> IntArray:
+    """Return int64[walks, n_units]: the units in their order of removal, uniform permutations.
+
+    Antithetic: rows 1, 3, 5 ... are rows 0, 2, 4 ... reversed.
+    """
+    fresh = (walks + 1) // 2 if antithetic else walks
+    orders = rng.permuted(np.tile(np.arange(n_units), (fresh, 1)), axis=1)
+    if antithetic:
+        orders = np.stack([orders, orders[:, ::-1]], axis=1).reshape(2 * fresh, n_units)
+    return orders[:walks]
+
+
+def walk_gains(
+    game: Game, images: ImageIndex, orders: IntArray, full: FloatArray, empty: FloatArray, inner: int
+) -> FloatArray:
+    """Return what every unit adds along every walk, float64[walks, n_units]; each row sums to v(all) - v(none).
+
+    A walk removes the units one after the other. Its first `inner` coalitions are evaluated, inner * walks rows in all;
+    the units that are then left share v(rest) - v(none) equally (with inner = n_units - 1 that is the last one alone).
+
+    Args:
+        game: the payoffs.
+        images: int64[walks], whose walk it is.
+        orders: int64[walks, n_units], the order of removal.
+        full: v(all) float64[walks].
+        empty: v(none) float64[walks].
+        inner: coalitions evaluated per walk, 0 <= inner < n_units.
+    """
+    walks, n = orders.shape
+    ranks = np.empty((walks, n), np.int32)
+    np.put_along_axis(ranks, orders, np.arange(n, dtype=np.int32)[None], axis=1)
+
+    def coalitions(rows: IntArray) -> CoalitionMatrix:
+        walk, removed = rows // inner, rows % inner + 1
+        return (ranks[walk] >= removed[:, None]).astype(np.float32)
+
+    payoffs = evaluate(game, np.repeat(images, inner), coalitions, stride=inner).reshape(walks, inner)
+    path = np.column_stack([full, payoffs, empty])
+    drops = path[:, :-1] - path[:, 1:]
+    drops[:, -1] /= n - inner
+    gains = np.empty((walks, n))
+    np.put_along_axis(gains, orders, np.repeat(drops, [1] * inner + [n - inner], axis=1), axis=1)
+
+    # Telescoping: only rounding may be missing, and it is bounded by the payoffs' own magnitudes.
+    slack = 64 * np.finfo(np.float64).eps * np.abs(path).sum(axis=1)
+    assert (np.abs(gains.sum(axis=1) - (full - empty)) <= slack).all(), "a walk's gains do not sum to v(all) - v(none)"
+    return gains
+
+
+def over_images(per_image: FloatArray, evals: int, reduce: Reduce = "mean") -> Values:
+    """Return the values of float64[images, n_units]: reduced over images, with the standard error of their mean.
+
+    stderr is the sample standard deviation over images / sqrt(images), 0 with one image. It covers both how images
+    differ and, where every image has draws of its own, the noise of the sampling. With "mean+2std" it is still that of
+    the mean.
+    """
+    images = len(per_image)
+    assert images > 0, "a game without images has no values"
+    phi = per_image.mean(axis=0)
+    match reduce:
+        case "mean":
+            pass
+        case "mean+2std":
+            phi = phi + 2 * per_image.std(axis=0)
+        case _:
+            assert_never(reduce)
+    stderr = per_image.std(axis=0, ddof=1) / np.sqrt(images) if images > 1 else np.zeros_like(phi)
+    return Values(phi, stderr, evals)

@@ -1,0 +1,446 @@
+"""One battery over all estimators: axioms, budgets, repeatability, and exact values of games with closed forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxshap.core import Estimator, FloatArray, Game
+from onnxshap.errors import BudgetError
+from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, SharedPermutation, Taylor, rows
+from tests.games import SOLVED, FunctionGame, Solved, TableGame, Witness, additive, brute_force, majority
+
+SHAPLEY: dict[str, Estimator] = {
+    "exact": Exact(),
+    "pair": Permutation(),
+    "pairs": Permutation(pairs=3),
+    "independent": Permutation(antithetic=False),
+    "budget": Permutation(pairs=2, max_evals=31),
+    "shared": SharedPermutation(permutations=3),
+}
+FIRST_ORDER: dict[str, Estimator] = {
+    "loo": LeaveOneOut(),
+    "taylor": Taylor(),
+    "taylor-signed": Taylor("signed"),
+    "taylor-sq": Taylor("square", batch=2),
+    "fisher": Fisher(),
+}
+ALL = SHAPLEY | FIRST_ORDER
+
+every_shapley = pytest.mark.parametrize("estimator", SHAPLEY.values(), ids=SHAPLEY.keys())
+every_estimator = pytest.mark.parametrize("estimator", ALL.values(), ids=ALL.keys())
+every_game = pytest.mark.parametrize("solved", SOLVED.values(), ids=SOLVED.keys())
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def random_game(seed: int, n: int, n_images: int) -> TableGame:
+    return TableGame(rng(seed).normal(size=(n_images, 2**n)))
+
+
+def close(actual: FloatArray, expected: Any, atol: float = 1e-12) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=atol)
+
+
+def repeated(estimator: Estimator, game: Game, seeds: int) -> FloatArray:
+    return np.stack([estimator(game, rng(seed)).phi for seed in range(seeds)])
+
+
+# Axioms.
+
+
+@every_shapley
+@every_game
+def test_values_sum_to_what_all_units_are_worth(estimator: Estimator, solved: Solved) -> None:
+    game = Witness(solved.game)
+    values = estimator(game, rng())
+    used = np.unique(game.images)
+    ones = np.ones((len(used), game.n_units), np.float32)
+    close(values.phi.sum(), (solved.game(used, ones) - solved.game(used, 0 * ones)).mean())
+
+
+@every_shapley
+@every_game
+def test_a_unit_that_changes_nothing_is_worth_nothing(estimator: Estimator, solved: Solved) -> None:
+    close(estimator(solved.game, rng()).phi[list(solved.dummies)], 0, atol=1e-15)
+
+
+@every_shapley
+def test_a_sum_of_games_is_worth_the_sum_of_their_values(estimator: Estimator) -> None:
+    a, b = random_game(1, 5, 4), random_game(2, 5, 4)
+    both = TableGame(3 * a.table - b.table)
+    close(estimator(both, rng()).phi, 3 * estimator(a, rng()).phi - estimator(b, rng()).phi)
+
+
+@every_shapley
+@every_game
+def test_twins_get_equal_values(estimator: Estimator, solved: Solved) -> None:
+    phi = repeated(estimator, solved.game, seeds=1 if isinstance(estimator, Exact) else 200)
+    for a, b in solved.twins:
+        difference = phi[:, a] - phi[:, b]
+        error = difference.std() / np.sqrt(len(difference))
+        assert abs(difference.mean()) <= 4 * error + 1e-12
+        assert error < 0.1
+
+
+# Exact values.
+
+
+@every_game
+def test_exact_values(solved: Solved) -> None:
+    close(Exact()(solved.game, rng()).phi, solved.phi)
+
+
+@every_game
+def test_leave_one_out_values(solved: Solved) -> None:
+    close(LeaveOneOut()(solved.game, rng()).phi, solved.loo)
+
+
+@every_game
+def test_the_oracle_agrees_with_the_closed_forms(solved: Solved) -> None:
+    close(brute_force(solved.game).mean(axis=0), solved.phi)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 4), n_images=st.integers(1, 3))
+def test_exact_is_brute_force_on_random_games(seed: int, n: int, n_images: int) -> None:
+    game = random_game(seed, n, n_images)
+    per_image = brute_force(game)
+    values = Exact()(game, rng())
+    close(values.phi, per_image.mean(axis=0))
+    spread = per_image.std(axis=0, ddof=1) / np.sqrt(n_images) if n_images > 1 else np.zeros(n)
+    close(values.stderr, spread)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 7), n_images=st.integers(1, 3))
+def test_one_antithetic_pair_is_exact_where_only_pairs_of_units_interact(seed: int, n: int, n_images: int) -> None:
+    pairwise = rng(seed).normal(size=(n_images, n, n))
+    game = FunctionGame(n, n_images, lambda images, s: np.einsum("ra,rab,rb->r", s, pairwise[images], s))
+    close(Permutation()(game, rng(seed)).phi, Exact()(game, rng()).phi, atol=1e-10)
+
+
+def test_exact_refuses_groups_that_are_too_large() -> None:
+    game = additive(np.ones((1, 5)))
+    close(Exact(max_units=5)(game, rng()).phi, 1)
+    with pytest.raises(BudgetError, match=r"5 units need 2\^5 coalitions.* max_units = 4"):
+        Exact(max_units=4)(game, rng())
+
+
+# Sampling.
+
+
+@pytest.mark.parametrize("name", ["gloves", "max_v1", "max_v2"])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        Permutation(),
+        Permutation(pairs=2, antithetic=False),
+        Permutation(max_evals=5 * 4),
+        Permutation(max_evals=7),
+        SharedPermutation(1),
+    ],
+    ids=str,
+)
+def test_sampling_is_unbiased(estimator: Estimator, name: str) -> None:
+    phi = repeated(estimator, SOLVED[name].game, seeds=400)
+    error = phi.std(axis=0, ddof=1) / np.sqrt(len(phi))
+    assert (abs(phi.mean(axis=0) - SOLVED[name].phi) <= 4 * error + 1e-12).all()
+    assert (error < 0.1).all()
+
+
+def test_stderr_covers_the_noise_of_the_sampling() -> None:
+    net = SOLVED["max_v2"].game
+    same = FunctionGame(4, 64, lambda images, s: net(np.full_like(images, 2), s))
+    runs = [Permutation(antithetic=False)(same, rng(seed)) for seed in range(300)]
+    awake = [0, 2, 3]  # the third image leaves unit 1 at zero
+    claimed = np.mean([run.stderr[awake] ** 2 for run in runs], axis=0)
+    measured = np.var([run.phi[awake] for run in runs], axis=0, ddof=1)
+    assert (measured > 0).all()
+    assert (abs(measured / claimed - 1) < 0.35).all()  # 4 standard deviations of a variance from 300 draws
+
+
+@pytest.mark.parametrize("estimator", [*SHAPLEY.values(), LeaveOneOut(), Taylor("signed")], ids=repr)
+def test_stderr_is_the_standard_error_over_images(estimator: Estimator) -> None:
+    weights = rng(3).integers(-8, 8, size=(6, 4)).astype(float)
+    game = Witness(additive(weights))
+    values = estimator(game, rng())
+    used = weights[np.unique(game.images)]
+    close(values.stderr, used.std(axis=0, ddof=1) / np.sqrt(len(used)))
+
+
+@every_estimator
+def test_one_image_has_no_standard_error(estimator: Estimator) -> None:
+    assert (estimator(random_float_game(1), rng()).stderr == 0).all()
+
+
+def test_own_permutations_beat_shared_ones_and_pairs_beat_single_walks() -> None:
+    # Concave in the size of the coalition, as networks are.
+    power = rng(5).uniform(0.5, 2, size=12)
+    game = FunctionGame(12, 32, lambda _, s: np.sqrt(1 + (s * power).sum(axis=1)))
+    exact = Exact()(game, rng()).phi
+
+    def error(estimator: Estimator) -> float:
+        return float(((repeated(estimator, game, seeds=20) - exact) ** 2).mean())
+
+    shared, single, paired = error(SharedPermutation(2)), error(Permutation(antithetic=False)), error(Permutation())
+    assert single < shared / 8
+    assert paired < single / 2
+
+
+@pytest.mark.parametrize("estimator", [Permutation(reduce="mean+2std"), SharedPermutation(reduce="mean+2std")])
+def test_mean_plus_two_sigma_over_images(estimator: Estimator) -> None:
+    weights = rng(4).normal(size=(5, 3))
+    close(estimator(additive(weights), rng()).phi, weights.mean(axis=0) + 2 * weights.std(axis=0))
+
+
+@pytest.mark.parametrize("least", [2, 3, 5, 9])
+def test_min_units_spares_the_small_coalitions_and_keeps_the_sum(least: int) -> None:
+    game = Witness(random_game(6, 5, 3))
+    values = Permutation(min_units=least)(game, rng())
+    sizes = np.unique(game.coalitions.sum(axis=1))
+    assert sizes.tolist() == [0, *range(min(least, 5), 6)]
+    assert game.rows == values.evals
+    table = random_game(6, 5, 3).table
+    close(values.phi.sum(), (table[:, -1] - table[:, 0]).mean())
+    close(Permutation(min_units=least)(majority(5), rng()).phi.sum(), 1)
+    close(Permutation(min_units=least)(additive(np.full((2, 5), 0.5)), rng()).phi, 0.5)
+
+
+def test_min_units_below_two_changes_nothing() -> None:
+    game = random_game(7, 4, 3)
+    assert Permutation(min_units=1)(game, rng()).phi.tobytes() == Permutation()(game, rng()).phi.tobytes()
+
+
+# Budgets.
+
+
+@every_estimator
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_every_row_is_counted(estimator: Estimator, n: int) -> None:
+    game = Witness(random_float_game(5, n))
+    assert estimator(game, rng()).evals == game.rows
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    n=st.integers(1, 6),
+    n_images=st.integers(1, 6),
+    pairs=st.integers(1, 3),
+    antithetic=st.booleans(),
+    min_units=st.integers(0, 4),
+    max_evals=st.integers(0, 200),
+)
+def test_a_budget_is_kept_and_used_up_images_first(
+    n: int, n_images: int, pairs: int, antithetic: bool, min_units: int, max_evals: int
+) -> None:
+    game = Witness(random_game(n, n, n_images))
+    estimator = Permutation(pairs, antithetic, max_evals, min_units=min_units)
+    inner = max(0, n - max(1, min_units))
+    if max_evals < 2 + inner:
+        with pytest.raises(BudgetError, match=f"max_evals is {max_evals}.*raise it to {2 + inner}"):
+            estimator(game, rng())
+        assert not game.calls
+        return
+    values = estimator(game, rng())
+    assert values.evals == game.rows <= max_evals
+    images, per_image = np.unique(game.images, return_counts=True)
+    assert len(images) == min(n_images, max_evals // (2 + inner))
+    assert per_image.max() - per_image.min() <= inner  # nobody walks twice more than anybody else
+    everything = n_images * (2 + 2 * pairs * inner)
+    assert max_evals - game.rows < 2 + inner or game.rows == everything
+
+
+def test_a_budget_that_covers_everything_is_no_budget() -> None:
+    game = random_game(8, 5, 3)
+    free, enough = Permutation(pairs=2)(game, rng()), Permutation(pairs=2, max_evals=10**6)(game, rng())
+    assert free.evals == enough.evals == 3 * (2 + 4 * 4)
+    assert free.phi.tobytes() == enough.phi.tobytes()
+
+
+def test_a_small_budget_draws_its_images_at_random() -> None:
+    drawn = set()
+    for seed in range(40):
+        game = Witness(random_game(9, 3, 6))
+        Permutation(max_evals=8)(game, rng(seed))
+        drawn.add(tuple(np.unique(game.images)))
+    assert len(drawn) > 5
+    assert {image for pair in drawn for image in pair} == set(range(6))
+
+
+def test_pairs_are_reversed_walks() -> None:
+    game = Witness(random_game(10, 6, 2))
+    Permutation(pairs=2)(game, rng())
+    walks = game.coalitions[4:].reshape(2, 2, 2, 5, 6)  # images, pairs, (there, back), steps, units
+    assert (walks[:, :, 0] == 1 - walks[:, :, 1, ::-1]).all()
+    assert len({walk.tobytes() for walk in walks.reshape(8, -1)}) == 8
+
+
+def test_shared_permutations_are_shared() -> None:
+    game = Witness(random_game(10, 6, 3))
+    SharedPermutation(2)(game, rng())
+    walks = game.coalitions[6:].reshape(3, 2, 5, 6)
+    assert (walks == walks[0]).all()
+    assert (walks[:, :, :-1] >= walks[:, :, 1:]).all()
+    assert (walks.sum(axis=-1) == [5, 4, 3, 2, 1]).all()
+
+
+@pytest.mark.parametrize("make", [lambda: Permutation(pairs=0), lambda: SharedPermutation(permutations=0)])
+def test_no_walk_at_all_is_refused(make: Callable[[], Estimator]) -> None:
+    with pytest.raises(BudgetError, match=r"is 0; .*at least one"):
+        make()
+
+
+# Repeatability and batches.
+
+
+@every_estimator
+def test_a_seed_repeats_bit_for_bit(estimator: Estimator) -> None:
+    game = random_float_game(5)
+    first, again = estimator(game, rng(1)), estimator(game, rng(1))
+    assert first.phi.tobytes() == again.phi.tobytes()
+    assert first.stderr.tobytes() == again.stderr.tobytes()
+
+
+@pytest.mark.parametrize("estimator", [e for e in SHAPLEY.values() if not isinstance(e, Exact)], ids=repr)
+def test_another_seed_draws_other_permutations(estimator: Estimator) -> None:
+    game = random_game(11, 5, 3)
+    assert (estimator(game, rng(1)).phi != estimator(game, rng(2)).phi).any()
+
+
+@pytest.mark.parametrize("estimator", [Exact(), *FIRST_ORDER.values()], ids=repr)
+def test_methods_without_draws_leave_the_generator_alone(estimator: Estimator) -> None:
+    generator = rng()
+    estimator(random_float_game(3), generator)
+    assert generator.bit_generator.state == rng().bit_generator.state
+
+
+@every_estimator
+@pytest.mark.parametrize("limit", [1, 3, 8, 50])
+def test_values_do_not_depend_on_the_batch(estimator: Estimator, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    game = Witness(random_float_game(5, 4))
+    expected = estimator(game, rng())
+    monkeypatch.setattr(rows, "ROWS_PER_CALL", limit)
+    game.calls.clear()
+    values = estimator(game, rng())
+    assert max(len(images) for images, _ in game.calls) <= limit
+    assert values.evals == game.rows
+    close(values.phi, expected.phi, atol=1e-14)
+    if not isinstance(estimator, Exact):  # whose matrix product may round differently
+        assert values.phi.tobytes() == expected.phi.tobytes()
+        assert values.stderr.tobytes() == expected.stderr.tobytes()
+
+
+def test_rows_come_in_large_batches_that_end_with_an_image() -> None:
+    game = Witness(additive(rng().normal(size=(200, 64))))
+    Permutation()(game, rng())
+    ends, *walks = game.calls
+    assert len(ends[0]) == 400
+    assert len(walks) == 7  # 200 images, 2 * 63 rows each, 32 images to a call of at most 4096 rows
+    for images, _ in walks:
+        assert (np.unique(images, return_counts=True)[1] == 126).all()
+
+
+def test_large_groups_keep_their_calls_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "FLOATS_PER_CALL", 2**12)
+    sizes = []
+
+    def payoff(images: Any, coalitions: Any) -> FloatArray:
+        sizes.append(coalitions.size)
+        return np.asarray(coalitions.sum(axis=1), np.float64)
+
+    for estimator in (Permutation(), SharedPermutation(2), LeaveOneOut(), Fisher()):
+        close(estimator(FunctionGame(300, 2, payoff), rng()).phi, 1)
+    assert max(sizes) <= 2**12
+
+
+@every_estimator
+def test_a_single_unit_is_worth_what_it_adds(estimator: Estimator) -> None:
+    values = estimator(additive(np.array([(2.0,), (2.0,)]), offset=1), rng())
+    squared = isinstance(estimator, Fisher) or (isinstance(estimator, Taylor) and estimator.kind == "square")
+    close(values.phi, 4.0 if squared else 2.0)
+    close(values.stderr, 0)
+
+
+@every_estimator
+def test_a_group_without_units_is_not_played(estimator: Estimator) -> None:
+    game = Witness(additive(np.zeros((3, 0))))
+    values = estimator(game, rng())
+    assert values.phi.shape == values.stderr.shape == (0,)
+    assert values.evals == 0
+    assert not game.calls
+
+
+def test_a_walk_that_does_not_add_up_is_caught() -> None:
+    twice = np.array([[0, 0, 1]])
+    with pytest.raises(AssertionError, match="do not sum"):
+        rows.walk_gains(majority(3), np.array([0]), twice, np.ones(1), np.zeros(1), inner=2)
+
+
+# First order.
+
+
+def random_float_game(n_images: int, n: int = 4) -> FunctionGame:
+    """Smooth, with interactions, and with row-wise arithmetic that no batch size changes."""
+    w = rng(12).normal(size=(n_images, n))
+    return FunctionGame(n, n_images, lambda images, s: np.tanh((s * w[images]).sum(axis=1) + 0.3))
+
+
+INTEGERS = np.array([(3, -2, 0), (-1, 2, 0), (5, 4, 0), (1, 0, 0)], np.float64)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "phi"),
+    [
+        (Taylor(), (2.5, 2, 0)),
+        (Taylor("signed"), (2, 1, 0)),
+        (Taylor("square"), (4, 1, 0)),
+        (Taylor("square", batch=4), (4, 1, 0)),
+        (Taylor("square", batch=3), (5, 2, 0)),  # two batches of two
+        (Taylor("square", batch=1), (9, 6, 0)),
+        (Fisher(), (9, 6, 0)),
+    ],
+    ids=str,
+)
+def test_first_order_is_exact_on_a_linear_payoff(estimator: Estimator, phi: tuple[float, ...]) -> None:
+    assert estimator(additive(INTEGERS), rng()).phi.tolist() == list(phi)
+
+
+def test_standard_errors_of_first_order_scores() -> None:
+    game = additive(INTEGERS)
+    close(Taylor()(game, rng()).stderr, abs(INTEGERS).std(axis=0, ddof=1) / 2)
+    close(Fisher()(game, rng()).stderr, (INTEGERS**2).std(axis=0, ddof=1) / 2)
+    close(Taylor("square", batch=2)(game, rng()).stderr, (4, 2, 0))  # batches (1, 9), (0, 4), (0, 0)
+    close(Taylor("square")(game, rng()).stderr, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "phi"), [("abs", (0.1, 0.1, 0.5, 0.1)), ("signed", (0.1, 0.1, 0.5, -0.1))], ids=["abs", "signed"]
+)
+def test_first_order_has_the_signs_and_figures_of_torchpruner(kind: Any, phi: tuple[float, ...]) -> None:
+    game = SOLVED["max_v2"].game
+    close(Taylor(kind)(game, rng()).phi, phi, atol=0.02)
+    close(Taylor(kind, eps=2.0**-20)(game, rng()).phi, phi, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_small_steps_are_derivatives(seed: int) -> None:
+    w = rng(seed).normal(size=(3, 5))
+    game = FunctionGame(5, 3, lambda images, s: np.tanh((s * w[images]).sum(axis=1)))
+    slopes = w * (1 - np.tanh(w.sum(axis=1, keepdims=True)) ** 2)
+    close(Taylor("signed")(game, rng()).phi, slopes.mean(axis=0), atol=0.05)
+    close(replace(Fisher(), eps=2.0**-18)(game, rng()).phi, (slopes**2).mean(axis=0), atol=1e-3)
+
+
+def test_a_step_of_one_is_leave_one_out() -> None:
+    game = SOLVED["max_v1"].game
+    assert Taylor("signed", eps=1)(game, rng()).phi.tobytes() == LeaveOneOut()(game, rng()).phi.tobytes()

@@ -291,6 +291,7 @@ def test_shared_permutations_are_shared() -> None:
     assert (walks == walks[0]).all()
     assert (walks[:, :, :-1] >= walks[:, :, 1:]).all()
     assert (walks.sum(axis=-1) == [5, 4, 3, 2, 1]).all()
+    assert (walks[0, 0] != 1 - walks[0, 1, ::-1]).any()  # independent, not antithetic
 
 
 @pytest.mark.parametrize("make", [lambda: Permutation(pairs=0), lambda: SharedPermutation(permutations=0)])
@@ -347,6 +348,9 @@ def test_rows_come_in_large_batches_that_end_with_an_image() -> None:
     assert len(walks) == 7  # 200 images, 2 * 63 rows each, 32 images to a call of at most 4096 rows
     for images, _ in walks:
         assert (np.unique(images, return_counts=True)[1] == 126).all()
+    game.calls.clear()
+    LeaveOneOut()(game, rng())
+    assert [len(images) for images, _ in game.calls] == [63 * 65, 63 * 65, 63 * 65, 11 * 65]
 
 
 def test_large_groups_keep_their_calls_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ class Permutation:
         antithetic: the second walk of a pair is the first one reversed; exact for games of pairwise interactions.
         max_evals: (image, coalition) rows at most, counting the full and the empty coalition of every image used; None:
             all images, all pairs. A smaller budget is spent in rounds: first one walk for every image, then their
-            second walks, then second pairs; where a round does not reach all images, random ones have it.
+            second walks, then second pairs; where it does not reach all images, random ones are used.
         reduce: "mean" over images, or "mean+2std" (mean plus two population standard deviations over images).
         min_units: coalitions smaller than this, but for the empty one, are not evaluated (a cut never gets there): the
             last `min_units` units of a walk share equally what they are worth together. Cheaper, and sums still hold,
@@ -92,7 +92,6 @@ class Permutation:
             )
         used = min(n_images, budget // first)
         further = min((budget - used * first) // inner, used * (most - 1)) if inner else 0
-        images = rng.permutation(n_images)[:used]
-        walks = 1 + (further + np.arange(used)[::-1]) // used  # one more for the first further % used of them
-        order = np.argsort(images)
-        return images[order], walks[order]
+        images = np.sort(rng.permutation(n_images)[:used])
+        walks = 1 + (further + np.arange(used)) // used  # as even as can be, used + further in all
+        return images, walks

@@ -71,8 +71,8 @@ def load_data(
 ) -> Dataset:
     """Return the checked data set at `source`, in the source's order.
 
-    A folder of images needs a model with one input of rank 4 and 1, 3 or 4 channels, NCHW or NHWC; pixels come as
-    L, RGB or RGBA, resized (bilinear, without a crop) to the model's height and width, in [0, 1] for float inputs
+    A folder of images needs a model with one input of rank 4 and 1, 3 or 4 channels, NCHW or else NHWC; pixels come
+    as L, RGB or RGBA, resized (bilinear, without a crop) to the model's height and width, in [0, 1] for float inputs
     and 0..255 for uint8. A free height or width follows from the images, which have to agree. Subfolders, sorted by
     name as strings, are the labels 0..k-1 (empty ones count); a single one, or none, labels nothing.
 
@@ -398,8 +398,9 @@ def _from_file(path: Path, specs: Mapping[str, InputSpec], *, there: bool) -> Da
 def _read_npz(path: Path) -> dict[str, Array]:
     """Return the arrays of an .npz by name."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+        with path.open("rb") as file:  # np.load leaves a broken archive open if it opened it itself
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise ValueError("one array, not an archive")  # noqa: TRY004 (told like any other broken file)
             return {name: archive[name] for name in archive.files}
     except _UNREADABLE as error:

@@ -1,0 +1,128 @@
+"""Runs ONNX models; the only owner of onnxruntime.
+
+A `Backend` makes sessions, a `Session` maps named arrays to arrays. Tests pass a fake with the same one method each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import onnx
+import onnxruntime as ort
+
+from onnxshap.core import Array
+from onnxshap.errors import ModelError, OnnxshapError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_FATAL = 4
+
+
+class Session(Protocol):
+    """A loaded model."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Output names, in order."""
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Return the outputs in order; raises ModelError when the model refuses the feeds."""
+
+
+class Backend(Protocol):
+    """Makes sessions out of models."""
+
+    def session(self, model: onnx.ModelProto, *, optimize: bool = True) -> Session:
+        """Return a session; raises ModelError when the model does not load."""
+
+
+@contextlib.contextmanager
+def _native_stderr_silenced() -> Iterator[None]:
+    """Hide what native code writes to file descriptor 2 (CUDA-less GPU builds complain there, not through logging)."""
+    try:
+        fd = sys.__stderr__.fileno() if sys.__stderr__ else 2
+        saved = os.dup(fd)
+    except (OSError, ValueError):
+        yield
+        return
+    with open(os.devnull, "w") as null:  # noqa: PTH123 - os.devnull is no Path on Windows
+        os.dup2(null.fileno(), fd)
+        try:
+            yield
+        finally:
+            os.dup2(saved, fd)
+            os.close(saved)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first non-empty line of an error's message, cut to a readable length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+@dataclass(frozen=True)
+class _OrtSession:
+    inner: ort.InferenceSession
+    outputs: tuple[str, ...]
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        try:
+            return list(self.inner.run(None, dict(feeds)))
+        except Exception as error:  # noqa: BLE001 - onnxruntime raises RuntimeError, ValueError and types of its own
+            shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
+            raise ModelError(f"the model refused to run on {shapes}: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class OrtBackend:
+    """onnxruntime on one provider.
+
+    Attributes:
+        provider: cpu, cuda or tensorrt. A provider that silently falls back to another one is an error.
+        threads: intra-op threads; 0 = all cores.
+    """
+
+    provider: str = "cpu"
+    threads: int = 0
+
+    def session(self, model: onnx.ModelProto, *, optimize: bool = True) -> _OrtSession:
+        """Return a session on the wanted provider.
+
+        Raises:
+            ModelError: the model does not load.
+            OnnxshapError: the provider is unknown, or not the one that onnxruntime really uses.
+        """
+        return _OrtSession(inner := self._inner(model, optimize), tuple(o.name for o in inner.get_outputs()))
+
+    def _inner(self, model: onnx.ModelProto, optimize: bool) -> ort.InferenceSession:
+        if self.provider not in PROVIDERS:
+            raise OnnxshapError(f"provider {self.provider!r} is unknown; choose one of {', '.join(PROVIDERS)}")
+        wanted = PROVIDERS[self.provider]
+        options = ort.SessionOptions()
+        options.log_severity_level = _FATAL  # errors are raised, not printed
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = (
+            ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimize else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )
+        providers = [wanted] if wanted == PROVIDERS["cpu"] else [wanted, PROVIDERS["cpu"]]
+        try:
+            with _native_stderr_silenced():
+                session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+        except Exception as error:  # noqa: BLE001 - see run
+            raise ModelError(f"onnxruntime cannot load the model: {first_line(error)}") from error
+        if session.get_providers()[0] != wanted:
+            raise OnnxshapError(
+                f"provider {self.provider} is not usable here (onnxruntime fell back to "
+                f"{session.get_providers()[0]}); install its runtime or pass --provider cpu"
+            )
+        return session

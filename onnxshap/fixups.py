@@ -1,0 +1,199 @@
+"""Constants of a graph that restate a width, and how they follow it when the width shrinks.
+
+An initializer with a traced axis is simply compressed to its live positions. These are the other ones: a Reshape target
+lists widths, a Slice lists bounds on an axis, a Conv counts its groups. A rule states which of them its op has; the
+rewrite applies those that touch a cut axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+
+from onnxshap.core import Array, BoolArray, IntArray
+
+
+class Edit(Protocol):
+    """What a fixup may ask of the rewrite in progress, and do to it."""
+
+    def alive(self, tensor: str, axis: int) -> BoolArray:
+        """Return which positions of an axis stay."""
+
+    def cut(self, tensor: str, axis: int) -> bool:
+        """Return whether an axis loses positions."""
+
+    def node(self, index: int) -> NodeProto:
+        """Return a node, to be changed in place."""
+
+    def constant(self, name: str) -> Array:
+        """Return the present values of an initializer."""
+
+    def set_constant(self, name: str, values: Array) -> None:
+        """Replace the values of an initializer."""
+
+    def new_constant(self, hint: str, values: Array) -> str:
+        """Add an initializer, return its name."""
+
+    def replace(self, index: int, nodes: list[NodeProto]) -> None:
+        """Put other nodes in a node's place."""
+
+
+class Fixup(Protocol):
+    """A constant that must follow some widths."""
+
+    def apply(self, edit: Edit) -> None:
+        """Make the constant follow, where a width has changed."""
+
+
+def set_attribute(node: NodeProto, name: str, value: object) -> None:
+    """Set an attribute of a node, replacing the old one."""
+    kept = [a for a in node.attribute if a.name != name]
+    made = helper.make_attribute(name, value)
+    del node.attribute[:]
+    node.attribute.extend([*kept, made])
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Entries of an integer list that are the widths of axes: `entries` maps position -> (tensor, axis).
+
+    The list is the initializer `input` of the node, or its attribute `attribute`.
+    """
+
+    node: int
+    entries: tuple[tuple[int, str, int], ...]
+    input: int | None = None
+    attribute: str | None = None
+
+    def apply(self, edit: Edit) -> None:
+        """Write the new widths; entries 0 and -1 adapt by themselves."""
+        if not any(edit.cut(tensor, axis) for _, tensor, axis in self.entries):
+            return
+        node = edit.node(self.node)
+        if self.input is not None:
+            name = node.input[self.input]
+            edit.set_constant(name, self._followed(edit, edit.constant(name)))
+        else:
+            values = np.array(next(list(a.ints) for a in node.attribute if a.name == self.attribute), np.int64)
+            set_attribute(node, str(self.attribute), self._followed(edit, values).tolist())
+
+    def _followed(self, edit: Edit, values: Array) -> Array:
+        values = values.copy()
+        for position, tensor, axis in self.entries:
+            if values[position] > 0:
+                values[position] = edit.alive(tensor, axis).sum()
+        return values
+
+
+@dataclass(frozen=True)
+class GroupCount:
+    """The `group` attribute of a Conv: live channels over channels a group."""
+
+    node: int
+    source: str
+    weight: str
+    weight_axis: int
+
+    def apply(self, edit: Edit) -> None:
+        """Count the groups that are left."""
+        if edit.cut(self.source, 1) or edit.cut(self.weight, self.weight_axis):
+            width = int(edit.alive(self.weight, self.weight_axis).sum())
+            set_attribute(edit.node(self.node), "group", int(edit.alive(self.source, 1).sum()) // width)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A Slice, Gather or shuffle: output positions `index` of the input's axis; becomes one Gather where it is cut.
+
+    Attributes:
+        nodes: the node, or a chain of nodes that together select.
+        source: input tensor.
+        target: output tensor.
+        axis: the axis selected on, of both; other axes are the same.
+        index: int[n_out], input position of each output position.
+        others: axes of the source that the nodes carry along.
+    """
+
+    nodes: tuple[int, ...]
+    source: str
+    target: str
+    axis: int
+    index: IntArray
+    others: tuple[int, ...] = ()
+
+    def apply(self, edit: Edit) -> None:
+        """Select the live positions among the live positions."""
+        if not any(edit.cut(self.source, a) or edit.cut(self.target, a) for a in (self.axis, *self.others)):
+            return
+        alive = edit.alive(self.source, self.axis)
+        position = np.cumsum(alive) - 1
+        kept = self.index[alive[self.index]]
+        index = edit.new_constant(f"{self.target}.index", position[kept].astype(np.int64))
+        for node in self.nodes[:-1]:
+            edit.replace(node, [])
+        gather = helper.make_node("Gather", [self.source, index], [self.target], name=f"{self.target}.gather")
+        set_attribute(gather, "axis", self.axis)
+        edit.replace(self.nodes[-1], [gather])
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A Slice with step 1 on an axis: its bounds (entry `entry` of starts and ends) move with the live positions."""
+
+    node: int
+    source: str
+    axis: int
+    start: int
+    stop: int
+    entry: int
+
+    def apply(self, edit: Edit) -> None:
+        """Write the new bounds."""
+        if not edit.cut(self.source, self.axis):
+            return
+        before = np.concatenate([[0], np.cumsum(edit.alive(self.source, self.axis))])
+        node = edit.node(self.node)
+        for k, (name, bound) in enumerate((("starts", self.start), ("ends", self.stop)), start=1):
+            if len(node.input) > k:
+                values = edit.constant(node.input[k]).copy().reshape(-1)
+                values[self.entry] = before[bound]
+                edit.set_constant(node.input[k], values)
+            else:
+                values = np.array(next(list(a.ints) for a in node.attribute if a.name == name), np.int64)
+                values[self.entry] = before[bound]
+                set_attribute(node, name, values.tolist())
+
+
+@dataclass(frozen=True)
+class PadCount:
+    """Padding of a cut axis: as many zeros as live positions stand in the padding."""
+
+    node: int
+    target: str
+    axis: int
+    rank: int
+    before: int
+    after: int
+
+    def apply(self, edit: Edit) -> None:
+        """Write the new amounts."""
+        if not edit.cut(self.target, self.axis):
+            return
+        alive = edit.alive(self.target, self.axis)
+        amounts: NDArray[np.int64] = np.array(
+            [alive[: self.before].sum(), alive[len(alive) - self.after :].sum()], np.int64
+        )
+        node = edit.node(self.node)
+        where = [self.axis, self.axis + self.rank]
+        if len(node.input) > 1:
+            pads = edit.constant(node.input[1]).copy()
+            pads[where] = amounts
+            edit.set_constant(node.input[1], pads)
+        else:
+            pads = np.array(next(list(a.ints) for a in node.attribute if a.name == "pads"), np.int64)
+            pads[where] = amounts
+            set_attribute(node, "pads", pads.tolist())

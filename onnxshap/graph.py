@@ -1,0 +1,388 @@
+"""Models in and out: load, normalise, save. The only owner of onnx-graphsurgeon, and of files.
+
+`normalise` gives every later pass one form to think about, without changing what the model computes:
+Constant nodes are initializers, every initializer has one use, model-local functions are inlined, IR < 4 initializers
+are no inputs. `save` undoes what a user would mind: equal copies are merged again and IR < 4 files list their
+initializers as inputs.
+
+Edits happen on the ModelProto itself, so that metadata, doc strings, annotations and tensors we do not touch survive bit
+for bit; onnx-graphsurgeon (which drops some of these) cuts out the sub-models that are only evaluated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnxshap.backend import first_line
+from onnxshap.core import Array
+from onnxshap.errors import ModelError
+
+PROTOBUF_LIMIT = 2**31 - 2**16
+"""Bytes above which a model is stored with external data."""
+_CONSTANT_DTYPES = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A normalised model.
+
+    Attributes:
+        model: the normalised model; treat as immutable.
+        ir_version: the input file's; the normalised model has at least 4 (initializers need not be inputs).
+        origin: name of an un-shared initializer copy -> its name in the input file.
+    """
+
+    model: ModelProto
+    ir_version: int
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> Sequence[NodeProto]:
+        """Nodes in topological order."""
+        return self.model.graph.node
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return opset_of(self.model)
+
+    @property
+    def initializers(self) -> dict[str, TensorProto]:
+        """Name -> initializer."""
+        return {t.name: t for t in self.model.graph.initializer}
+
+
+def opset_of(model: ModelProto) -> int:
+    """Return the version of the default operator set, 1 where none is imported."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def load(source: str | Path | bytes | ModelProto) -> ModelProto:
+    """Return the model of a path, of serialized bytes, or a copy of a ModelProto.
+
+    Raises:
+        ModelError: no such file, not readable, truncated, or not ONNX.
+    """
+    if isinstance(source, ModelProto):
+        model = ModelProto()
+        model.CopyFrom(source)
+        return _require_graph(model, "the model given")
+    where = "the bytes given" if isinstance(source, bytes) else str(source)
+    try:
+        model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source), format="protobuf")
+    except FileNotFoundError as error:
+        if Path(where).exists():
+            raise ModelError(f"{where}: its external data file is missing: {first_line(error)}") from error
+        raise ModelError(f"{where}: no such file; give the path of an .onnx model") from error
+    except OSError as error:
+        raise ModelError(f"{where}: cannot be read ({error.strerror or first_line(error)})") from error
+    except DecodeError as error:
+        raise ModelError(f"{where}: not an ONNX file, or a truncated one; export or copy it again") from error
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"{where}: its external data cannot be read: {first_line(error)}") from error
+    return _require_graph(model, where)
+
+
+def _require_graph(model: ModelProto, where: str) -> ModelProto:
+    if not model.graph.node or not model.graph.output or model.ir_version == 0:
+        raise ModelError(f"{where}: not an ONNX model (no nodes or no outputs); give an exported .onnx file")
+    return model
+
+
+# --- normalise -------------------------------------------------------------------------------------------------------
+
+
+def normalise(model: ModelProto) -> Graph:
+    """Return the model in the one form that the passes know; the computed function is the same."""
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    normal = ModelProto()
+    normal.CopyFrom(model)
+    graph = normal.graph
+    _constants_to_initializers(graph)
+    _drop_overridable_inputs(graph)
+    origin = _unshare(graph)
+    del graph.value_info[:]
+    normal.ir_version = max(4, model.ir_version)
+    return Graph(normal, model.ir_version, origin)
+
+
+def _constant_value(node: NodeProto) -> TensorProto | None:
+    attribute = node.attribute[0] if node.attribute else None
+    if attribute is None:
+        return None
+    if attribute.name == "value":
+        tensor = TensorProto()
+        tensor.CopyFrom(attribute.t)
+        return tensor
+    if attribute.name in _CONSTANT_DTYPES:
+        return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), _CONSTANT_DTYPES[attribute.name]))
+    return None  # sparse and string constants stay nodes
+
+
+def _constants_to_initializers(graph: GraphProto) -> None:
+    kept = []
+    outputs = {o.name for o in graph.output}
+    for node in graph.node:
+        value = _constant_value(node) if node.op_type == "Constant" and node.output[0] not in outputs else None
+        if value is None:
+            kept.append(node)
+        else:
+            value.name = node.output[0]
+            graph.initializer.append(value)
+    _replace_nodes(graph, kept)
+
+
+def _replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+    copies = [_copy(node) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _drop_overridable_inputs(graph: GraphProto) -> None:
+    initialized = {t.name for t in graph.initializer}
+    inputs = [i for i in graph.input if i.name not in initialized]
+    if len(inputs) < len(graph.input):
+        kept = [i.SerializeToString() for i in inputs]
+        del graph.input[:]
+        for data in kept:
+            graph.input.add().ParseFromString(data)
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """Yield the graphs in a node's attributes (bodies of If, Loop, Scan)."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def outer_names(graph: GraphProto) -> set[str]:
+    """Return every name that a subgraph and its subgraphs read, its own names included."""
+    names = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    return names.union(*(outer_names(g) for node in graph.node for g in subgraphs(node)))
+
+
+def _unshare(graph: GraphProto) -> dict[str, str]:
+    """Give every use of an initializer, and of a ConstantOfShape, its own copy; return copy name -> original name."""
+    pinned = {o.name for o in graph.output}.union(*(outer_names(g) for n in graph.node for g in subgraphs(n)))
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {t.name for t in graph.initializer}
+    origin: dict[str, str] = {}
+
+    def own_names(name: str, uses: list[tuple[NodeProto, int]]) -> Iterator[str]:
+        number = 1
+        for node, k in uses[1:]:
+            while (copy := f"{name}.use{(number := number + 1)}") in taken:
+                pass
+            taken.add(copy)
+            origin[copy] = origin.get(name, name)
+            node.input[k] = copy
+            yield copy
+
+    uses = _uses(graph, pinned)
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        if is_op(node, "ConstantOfShape"):
+            for copy in own_names(node.output[0], uses[node.output[0]]):
+                nodes.append(clone := _copy(node))
+                clone.output[0] = copy
+    if len(nodes) > len(graph.node):
+        _replace_nodes(graph, nodes)
+        uses = _uses(graph, pinned)
+    for tensor in list(graph.initializer):
+        for copy in own_names(tensor.name, uses[tensor.name]):
+            own = graph.initializer.add()
+            own.CopyFrom(tensor)
+            own.name = copy
+    return origin
+
+
+def _uses(graph: GraphProto, pinned: set[str]) -> defaultdict[str, list[tuple[NodeProto, int]]]:
+    uses: defaultdict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
+    for node in graph.node:
+        for k, name in enumerate(node.input):
+            if name and name not in pinned:
+                uses[name].append((node, k))
+    return uses
+
+
+def is_op(node: NodeProto, *types: str) -> bool:
+    """Return whether a node is one of these ops of the default domain."""
+    return node.op_type in types and node.domain in ("", "ai.onnx")
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """Return a node's attributes as Python values, subgraphs left out."""
+    return {
+        a.name: value.decode() if isinstance(value := helper.get_attribute_value(a), bytes) else value
+        for a in node.attribute
+        if a.type not in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+    }
+
+
+def array(tensor: TensorProto) -> Array:
+    """Return an initializer's values."""
+    return numpy_helper.to_array(tensor)
+
+
+def tensor(name: str, values: Array) -> TensorProto:
+    """Return an initializer."""
+    return numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+
+# --- evaluate parts --------------------------------------------------------------------------------------------------
+
+
+def extract(model: ModelProto, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> ModelProto:
+    """Return the sub-model that computes `outputs` from `inputs`, for evaluation only.
+
+    Args:
+        model: any model.
+        inputs: tensor name -> ONNX element type; rank and dims are left open.
+        outputs: tensor name -> ONNX element type, in the order wanted.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # its warnings go to stdout
+        graph = gs.import_onnx(model)
+        tensors = graph.tensors()
+        graph.inputs = [tensors[name] for name in inputs]
+        graph.outputs = [tensors[name] for name in outputs]
+        for name, kind in (*inputs.items(), *outputs.items()):
+            tensors[name].dtype = kind
+            tensors[name].shape = None
+        for node in [producer for item in graph.inputs for producer in item.inputs]:
+            node.outputs = [gs.Variable(f"{o.name}.cut") if o.name in inputs else o for o in node.outputs]
+        graph.cleanup(remove_unused_graph_inputs=True).toposort()
+        part = gs.export_onnx(graph, do_type_check=False)
+    del part.graph.value_info[:]
+    del part.opset_import[:]
+    part.opset_import.extend(model.opset_import)
+    part.ir_version = model.ir_version
+    return part
+
+
+# --- save ------------------------------------------------------------------------------------------------------------
+
+
+def finish(model: ModelProto, source: Graph) -> ModelProto:
+    """Return an edited model as it is written to a file.
+
+    Equal copies are merged again, unused initializers are gone, the IR version is the input file's.
+    """
+    done = ModelProto()
+    done.CopyFrom(model)
+    done.ir_version = source.ir_version
+    graph, origin = done.graph, source.origin
+    used = Counter(name for node in graph.node for name in node.input)
+    used.update(o.name for o in graph.output)
+    used.update(name for node in graph.node for g in subgraphs(node) for name in outer_names(g))
+    merged: dict[str, str] = {}
+    first: dict[tuple[str, bytes], str] = {}
+    kept: list[TensorProto] = []
+    for item in graph.initializer:
+        if not used[item.name]:
+            continue
+        root = origin.get(item.name, item.name)
+        if root in origin.values():
+            key = (root, _digest(item))
+            if key in first:
+                merged[item.name] = first[key]
+                continue
+            first[key] = item.name
+        kept.append(item)
+    copies = [_copy_tensor(item) for item in kept]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+    for node in graph.node:
+        for k, name in enumerate(node.input):
+            if name in merged:
+                node.input[k] = merged[name]
+    if done.ir_version < 4:
+        known = {i.name for i in graph.input}
+        graph.input.extend(
+            helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+            for t in graph.initializer
+            if t.name not in known
+        )
+    return done
+
+
+def _copy_tensor(item: TensorProto) -> TensorProto:
+    copy = TensorProto()
+    copy.CopyFrom(item)
+    return copy
+
+
+def _digest(item: TensorProto) -> bytes:
+    nameless = _copy_tensor(item)
+    nameless.name = ""
+    return hashlib.sha256(nameless.SerializeToString(deterministic=True)).digest()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that replaces it, synced to disk, when the block ends well; else nothing.
+
+    Raises:
+        ModelError: the folder does not exist or cannot be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({error.strerror}); choose another output path") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({error.strerror}); choose another output path") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save(model: ModelProto, path: str | Path) -> None:
+    """Write a model so that the file appears whole or not at all.
+
+    Raises:
+        ModelError: the path cannot be written.
+    """
+    data = model.SerializeToString(deterministic=True)
+    with whole_file(Path(path)) as temporary:
+        temporary.write_bytes(data)

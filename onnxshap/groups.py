@@ -1,0 +1,139 @@
+"""Units that belong together, under names that a user can give: one group per set of weights that makes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from onnxshap.errors import ModelError
+from onnxshap.labels import Labels
+from onnxshap.shapes import Shaped
+
+
+@dataclass(frozen=True)
+class Group:
+    """The players of one game.
+
+    Attributes:
+        name: the name of the first node that makes the units (its first output's name where it has none).
+        units: int[n], unit ids, in the order of the producer's axis.
+        producers: names of the nodes whose weights make the units.
+        consumers: names of the nodes that sum the units away.
+    """
+
+    name: str
+    units: NDArray[np.intp]
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+
+@dataclass(frozen=True)
+class FrozenAxis:
+    """An axis that weights make and that stays, wholly or in part."""
+
+    tensor: str
+    axis: int
+    reason: str
+
+
+def node_name(shaped: Shaped, index: int) -> str:
+    """Return a node's name, or its first output's where it has none."""
+    node = shaped.graph.nodes[index]
+    return node.name or next(o for o in node.output if o)
+
+
+def find_groups(shaped: Shaped, labels: Labels) -> list[Group]:
+    """Return the groups, in the order of their first producers; every unit is in exactly one.
+
+    Units are in one group when some weights make them side by side on one axis, or are linked by others that are.
+    """
+    made = [(key, labels.units(*key)) for key in dict.fromkeys(labels.trace.made)]
+    members = [units[:, slot] for _, units in made for slot in range(units.shape[1])]
+    present = [m[m >= 0] for m in members]
+    chains = [m for m in present if len(m)]
+    if not chains:
+        return []
+    rows = np.concatenate([m[:-1] for m in chains])
+    columns = np.concatenate([m[1:] for m in chains])
+    links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(labels.n_units, labels.n_units))
+    _, component = connected_components(links, directed=False)
+    order = np.concatenate(chains)
+    first = {int(component[u]): None for u in order}
+    producers: dict[int, dict[str, None]] = {c: {} for c in first}
+    for key, units in made:
+        name = node_name(shaped, labels.trace.producers[key])
+        for c in np.unique(component[units[units >= 0]]):
+            producers[int(c)].setdefault(name)
+    consumers: dict[int, dict[str, None]] = {c: {} for c in first}
+    for site in labels.trace.sites:
+        units = labels.units(site.tensor, site.axis)
+        for c in np.unique(component[units[units >= 0]]):
+            consumers[int(c)].setdefault(node_name(shaped, site.node))
+    place = {int(u): i for i, u in reversed(list(enumerate(order)))}
+    groups, used = [], Counter[str]()
+    for c in first:
+        units = np.array(sorted(np.flatnonzero(component == c), key=lambda u: place[int(u)]), np.intp)
+        name = next(iter(producers[c]))
+        used[name] += 1
+        unique = name if used[name] == 1 else f"{name}#{used[name]}"
+        groups.append(Group(unique, units, tuple(producers[c]), tuple(consumers[c])))
+    return groups
+
+
+def frozen_axes(labels: Labels) -> list[FrozenAxis]:
+    """Return the axes that weights make and that cannot be cut everywhere, with the first reason."""
+    found = []
+    for tensor, axis in dict.fromkeys(labels.trace.made):
+        classes = labels.axis(tensor, axis)
+        assert classes is not None
+        stuck = classes[(labels.slots[classes] < 0).all(axis=1)]
+        if len(stuck):
+            reason = labels.reasons.get(int(stuck[0]), "nothing that can be cut makes it")
+            found.append(FrozenAxis(tensor, axis, reason))
+    return found
+
+
+def covers(labels: Labels) -> list[NDArray[np.intp]]:
+    """Return sets of units, of each of which at least one must stay, so that no axis becomes empty."""
+    seen: dict[bytes, NDArray[np.intp]] = {}
+    for key in labels.trace.axes:
+        units = labels.units(*key)
+        if not len(units) or (units < 0).all(axis=1).any():
+            continue
+        for slot in range(units.shape[1]):
+            column = units[:, slot]
+            if (column >= 0).all():
+                found = np.unique(column)
+                seen.setdefault(found.tobytes(), found)
+    return list(seen.values())
+
+
+def select(groups: Sequence[Group], include: Sequence[str], exclude: Sequence[str]) -> list[Group]:
+    """Return the groups whose name or a producer's name matches a pattern of `include` and none of `exclude`.
+
+    Raises:
+        ModelError: a pattern matches nothing.
+    """
+
+    def matches(group: Group, pattern: str) -> bool:
+        return any(fnmatchcase(name, pattern) for name in (group.name, *group.producers))
+
+    for pattern in (*include, *exclude):
+        if not any(matches(g, pattern) for g in groups):
+            names = ", ".join(g.name for g in groups[:5])
+            raise ModelError(f"pattern {pattern!r} matches no group; groups are {names}, ... (onnxshap inspect lists them)")
+    return [
+        g
+        for g in groups
+        if (not include or any(matches(g, p) for p in include)) and not any(matches(g, p) for p in exclude)
+    ]

@@ -1,0 +1,576 @@
+"""Atoms and their relations: which positions of which tensor axes can only be removed together.
+
+Every position of every tensor axis is an *atom*. Rules (`onnxshap.rules`) relate the atoms of one op at a time:
+
+- `tie`       two axes are the same, position by position;
+- `freeze`    positions that can never be removed, with a reason in a user's words;
+- `contract`  an axis is summed away: here a removed position leaves nothing behind, so here it is masked;
+- `product`   a merged axis (heads x head size) is dead where any of its factors is dead.
+
+`resolve` turns the relations into classes (connected components of the ties), and the classes into *units*, the players
+of the games. It is order-free: the same relations in any order give the same units.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from onnxshap.core import Array, BoolArray, IntArray
+from onnxshap.errors import ModelError
+from onnxshap.fixups import Fixup
+
+AxisKey = tuple[str, int]
+"""Tensor name and axis >= 0."""
+
+
+class RuleError(ModelError):
+    """An op's axes are not what its rule expects; the op is treated as unknown, its axes are frozen."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of an op, as rules see it.
+
+    Attributes:
+        name: its name.
+        shape: its concrete shape.
+        constant: it is computed from initializers alone.
+        value: its values, where it is an initializer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    constant: bool
+    value: Array | None = None
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+
+@dataclass(frozen=True)
+class Op:
+    """A node, as rules see it: `None` stands for an optional input or output that is absent."""
+
+    index: int
+    type: str
+    attributes: Mapping[str, Any]
+    inputs: tuple[Tensor | None, ...]
+    outputs: tuple[Tensor | None, ...]
+    opset: int
+
+    def input(self, k: int) -> Tensor | None:
+        """Return input `k`, None where it is absent."""
+        return self.inputs[k] if k < len(self.inputs) else None
+
+    def need(self, k: int) -> Tensor:
+        """Return input `k`; a RuleError where it is absent."""
+        if (found := self.input(k)) is None:
+            raise RuleError(f"{self.type} has no input {k}")
+        return found
+
+    def out(self, k: int = 0) -> Tensor:
+        """Return output `k`; a RuleError where it is absent."""
+        if k >= len(self.outputs) or (found := self.outputs[k]) is None:
+            raise RuleError(f"{self.type} has no output {k}")
+        return found
+
+    def ints(self, k: int, attribute: str | None = None) -> list[int] | None:
+        """Return the constant integers of input `k`, else of an attribute (older opsets), else None.
+
+        Raises:
+            RuleError: input `k` is there, but not an initializer.
+        """
+        if (given := self.input(k)) is not None:
+            if given.value is None:
+                raise RuleError(f"{self.type} gets its {attribute or 'sizes'} from the data")
+            return [int(v) for v in np.ravel(given.value)]
+        found = self.attributes.get(attribute) if attribute else None
+        return None if found is None else [int(v) for v in np.ravel(found)]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The constant operand of a contraction, enough to know what one input position adds to the output.
+
+    Attributes:
+        input: which input of the node it is.
+        sums: its axis that is contracted.
+        makes: its axis that becomes axis `out` of the output.
+        out: that axis of the output.
+        scale: factor on the product (alpha of Gemm; 1 / strides of ConvTranspose, whose taps spread over them).
+        groups: blocks of a grouped Conv; `sums` or `makes` then counts positions of one group.
+        bias: input of the node that is added to axis `out`, with its factor, if there may be one.
+    """
+
+    input: int
+    sums: int
+    makes: int
+    out: int
+    scale: float = 1.0
+    groups: int = 1
+    bias: tuple[int, float] | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """Input `input` of node `node` is summed over `axis` of `tensor`: the place to mask it."""
+
+    node: int
+    input: int
+    tensor: str
+    axis: int
+    weight: Weight | None
+
+
+@dataclass(frozen=True)
+class Product:
+    """`merged` atoms of shape (f1, ..., fk) are dead where any of their factors is; factors are atoms of length f_i."""
+
+    merged: IntArray
+    factors: tuple[IntArray, ...]
+    where: str
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Atoms that stay, and why."""
+
+    atoms: IntArray
+    reason: str
+
+
+@dataclass
+class Trace:
+    """The relations of one graph, as its rules state them."""
+
+    size: int = 0
+    axes: dict[AxisKey, IntArray] = field(default_factory=dict)
+    ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    frozen: list[Frozen] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    made: list[AxisKey] = field(default_factory=list)
+    producers: dict[AxisKey, int] = field(default_factory=dict)
+    macs: list[tuple[AxisKey, ...]] = field(default_factory=list)
+    fixups: list[Fixup] = field(default_factory=list)
+
+    def fresh(self, size: int) -> IntArray:
+        """Return `size` new atoms."""
+        self.size += size
+        return np.arange(self.size - size, self.size)
+
+    def axis(self, tensor: Tensor, axis: int) -> IntArray:
+        """Return the atoms of an axis, made on first sight."""
+        key = tensor.name, axis % tensor.rank
+        if key not in self.axes:
+            self.axes[key] = self.fresh(tensor.shape[key[1]])
+        return self.axes[key]
+
+    def tie(self, a: IntArray, b: IntArray) -> None:
+        """State that positions of `a` and `b` can only be removed together."""
+        if a.shape != b.shape:
+            raise RuleError(f"axes of {a.size} and {b.size} positions cannot be the same")
+        self.ties.append((a.ravel(), b.ravel()))
+
+    def freeze(self, atoms: IntArray, reason: str) -> None:
+        """State that `atoms` stay."""
+        self.frozen.append(Frozen(atoms.ravel(), reason))
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One operand of a spec: names of its axes, `_` for frozen; `star` = where any number of frozen axes stands."""
+
+    names: tuple[str, ...]
+    star: int | None
+
+    def expand(self, rank: int, spec: str) -> tuple[str, ...]:
+        """Return a name for each of `rank` axes."""
+        if self.star is None:
+            if rank != len(self.names):
+                raise RuleError(f"an operand of rank {rank} does not fit {spec!r}")
+            return self.names
+        extra = rank - len(self.names)
+        if extra < 0:
+            raise RuleError(f"an operand of rank {rank} does not fit {spec!r}")
+        return (*self.names[: self.star], *("_" * extra), *self.names[self.star :])
+
+
+@functools.cache
+def parse_spec(spec: str) -> tuple[tuple[_Term, ...], tuple[_Term, ...]]:
+    """Return the input and output terms of a spec such as `"n i _*, o i _*, o -> n o _*"`.
+
+    Raises:
+        ValueError: the spec is malformed (a mistake in a rule, not in a model).
+    """
+    sides = spec.split("->")
+    if len(sides) != 2:
+        raise ValueError(f"{spec!r} needs exactly one '->'")
+
+    def term(text: str) -> _Term:
+        tokens = text.split()
+        stars = [i for i, t in enumerate(tokens) if t == "_*"]
+        if len(stars) > 1 or any(not re.fullmatch(r"_\*|_|[a-z]\w*", t) for t in tokens):
+            raise ValueError(f"{text!r} in {spec!r}: axes are lower-case names, '_', and at most one '_*'")
+        return _Term(tuple(t for t in tokens if t != "_*"), stars[0] if stars else None)
+
+    inputs, outputs = (tuple(term(t) for t in side.split(",")) for side in sides)
+    return inputs, outputs
+
+
+@dataclass
+class Axes:
+    """What a rule can say about the axes of one op; every axis that it does not mention is frozen afterwards."""
+
+    trace: Trace
+    op: Op
+    mentioned: set[AxisKey] = field(default_factory=set)
+
+    def input(self, k: int, axis: int) -> IntArray:
+        """Return the atoms of an input's axis."""
+        return self._mention(self.op.need(k), axis)
+
+    def output(self, k: int, axis: int) -> IntArray:
+        """Return the atoms of an output's axis."""
+        return self._mention(self.op.out(k), axis)
+
+    def _mention(self, tensor: Tensor, axis: int) -> IntArray:
+        if not -tensor.rank <= axis < tensor.rank:
+            raise RuleError(f"{self.op.type} names axis {axis} of a tensor of rank {tensor.rank}")
+        self.mentioned.add((tensor.name, axis % tensor.rank))
+        return self.trace.axis(tensor, axis)
+
+    def tie(self, a: IntArray, b: IntArray) -> None:
+        """State that positions of `a` and `b` can only be removed together."""
+        self.trace.tie(a, b)
+
+    def freeze(self, atoms: IntArray, reason: str) -> None:
+        """State that `atoms` stay."""
+        self.trace.freeze(atoms, reason)
+
+    def same(self, axes: Iterable[int] | None = None, inp: int = 0, out: int = 0) -> None:
+        """Tie axes (default all) of an input and an output of equal rank, position by position."""
+        for axis in range(self.op.out(out).rank) if axes is None else axes:
+            self.tie(self.input(inp, axis), self.output(out, axis))
+
+    def contract(self, k: int, axis: int, weight: Weight | None = None) -> None:
+        """State that input `k` is summed over `axis`, against `weight` if that is a constant."""
+        tensor = self.op.need(k)
+        self.trace.sites.append(Site(self.op.index, k, tensor.name, axis % tensor.rank, weight))
+
+    def make(self, axis: int, out: int = 0) -> None:
+        """State that the positions of an output's axis are made here, by weights."""
+        key = self.op.out(out).name, axis % self.op.out(out).rank
+        self.trace.made.append(key)
+        self.trace.producers[key] = self.op.index
+
+    def macs(self, *axes: tuple[Tensor, int]) -> None:
+        """State that the op does as many multiply-accumulates as the product of the widths of these axes."""
+        if self.op.out().constant:
+            return
+        self.trace.macs.append(tuple((t.name, a % t.rank) for t, a in axes))
+
+    def fix(self, fixup: Fixup) -> None:
+        """State that a constant of this node restates widths and must follow them."""
+        self.trace.fixups.append(fixup)
+
+    def relate(self, spec: str, scale: float = 1.0, bias: tuple[int, float] | None = None) -> None:
+        """State all relations of a (multi-)linear op or a per-channel op in one line.
+
+        The terms name the axes of inputs and outputs in order; absent optional inputs are skipped. A name on both sides
+        ties; a name on inputs alone is contracted; `_` is frozen. A named output axis that comes from constants alone
+        is made here. Where something is contracted, the op's MACs are the product of all named widths, times the
+        unnamed axes of the constant operand and of the output. `scale` and `bias` are those of `Weight`.
+        """
+        op, (ins, outs) = self.op, parse_spec(spec)
+        operands = [
+            (side, k, t, term.expand(t.rank, spec))
+            for side, tensors, terms in (("in", op.inputs, ins), ("out", op.outputs, outs))
+            for k, (t, term) in enumerate(zip(tensors, terms, strict=False))
+            if t is not None
+        ]
+        first: dict[str, IntArray] = {}
+        at: _Named = {}
+        for side, k, tensor, names in operands:
+            for axis, name in enumerate(names):
+                atoms = self._mention(tensor, axis)
+                if name == "_":
+                    self.freeze(atoms, f"{op.type} mixes or keeps this axis as a whole")
+                    continue
+                self.tie(first.setdefault(name, atoms), atoms)
+                at.setdefault(name, {"in": [], "out": []})[side].append((k, tensor, axis))
+        made = [
+            places["out"][0]
+            for places in at.values()
+            if places["out"] and places["in"] and all(t.constant for _, t, _ in places["in"]) and not op.out().constant
+        ]
+        for k, _, axis in made:
+            self.make(axis, k)
+        contracted = {name: places["in"] for name, places in at.items() if not places["out"]}
+        for name, places in contracted.items():
+            self._contract_name(name, places, at, scale, bias)
+        if contracted:
+            weight = operands[1][2]
+            named = [(p["in"] + p["out"])[0][1:] for p in at.values()]
+            unnamed = [
+                (t, a)
+                for _, _, t, names in operands
+                for a, n in enumerate(names)
+                if n == "_" and (t is weight or t is op.out())
+            ]
+            self.macs(*named, *unnamed)
+
+    def _contract_name(
+        self, name: str, places: _Places, at: _Named, scale: float, bias: tuple[int, float] | None
+    ) -> None:
+        running = [p for p in places if not p[1].constant]
+        constant = [p for p in places if p[1].constant]
+        if len(running) == 1 and constant:
+            (k, _, axis), (w, _, w_axis) = running[0], constant[0]
+            makes = next(
+                (
+                    (a, p["out"][0][2])
+                    for n, p in at.items()
+                    for i, _, a in p["in"]
+                    if n != name and i == w and p["out"]
+                ),
+                None,
+            )
+            weight = Weight(w, w_axis, *makes, scale, bias=bias) if makes and len(places) == 2 else None
+            self.contract(k, axis, weight)
+        else:
+            for k, _, axis in running:
+                self.freeze(self.input(k, axis), f"{self.op.type} sums over it between two computed tensors")
+
+
+_Places = list[tuple[int, Tensor, int]]
+_Named = dict[str, dict[str, _Places]]
+
+
+# --- resolve ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The resolved relations.
+
+    Attributes:
+        classes: int[n_atoms], atom -> class.
+        slots: int[n_classes, k], class -> the units it depends on, padded with -1: dead iff one of them is dead. A
+            class with no unit is frozen.
+        n_units: number of units; unit ids are 0 .. n_units - 1, in order of their first atom.
+        reasons: class -> reason, for frozen classes.
+        trace: the relations themselves.
+    """
+
+    classes: NDArray[np.intp]
+    slots: NDArray[np.intp]
+    n_units: int
+    reasons: Mapping[int, str]
+    trace: Trace
+
+    def axis(self, tensor: str, axis: int) -> NDArray[np.intp] | None:
+        """Return the classes of an axis, None where no op mentions it."""
+        atoms = self.trace.axes.get((tensor, axis))
+        return None if atoms is None else self.classes[atoms]
+
+    def units(self, tensor: str, axis: int) -> NDArray[np.intp]:
+        """Return int[n, k], the units that each position of an axis depends on, padded with -1."""
+        classes = self.axis(tensor, axis)
+        return np.empty((0, self.slots.shape[1]), np.intp) if classes is None else self.slots[classes]
+
+    def alive(self, keep: BoolArray) -> Liveness:
+        """Return which positions stay when the units with `keep` bool[n_units] stay."""
+        padded = np.append(keep, True)
+        return Liveness(self, np.asarray(padded[self.slots].all(axis=1)))
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """Which positions stay under one plan."""
+
+    labels: Labels
+    classes: BoolArray
+
+    def axis(self, tensor: str, axis: int) -> BoolArray | None:
+        """Return bool[n] for an axis, None where nothing of it can go."""
+        found = self.labels.axis(tensor, axis)
+        return None if found is None else self.classes[found]
+
+    def width(self, tensor: str, axis: int, size: int) -> int:
+        """Return how many of an axis' `size` positions stay."""
+        alive = self.axis(tensor, axis)
+        return size if alive is None else int(alive.sum())
+
+    def cut(self, tensor: str, axis: int) -> bool:
+        """Return whether an axis loses positions."""
+        alive = self.axis(tensor, axis)
+        return alive is not None and not alive.all()
+
+
+def resolve(trace: Trace) -> Labels:
+    """Return classes and units of the relations.
+
+    Products are resolved to a fixpoint: a frozen factor turns a product into ties with the others, a merged position
+    that is frozen freezes its factors, two equal factorisations tie factor to factor, and whatever two products cannot
+    both express freezes the smaller factor.
+    """
+    ties = list(trace.ties)
+    frozen = list(trace.frozen)
+    while True:
+        classes = _components(trace.size, ties)
+        is_frozen = np.zeros(classes.max(initial=-1) + 1, np.bool_)
+        for item in frozen:
+            is_frozen[classes[item.atoms]] = True
+        products, new_ties, new_frozen = _simplify(trace.products, classes, is_frozen)
+        if not new_ties and not new_frozen:
+            break
+        ties += new_ties
+        frozen += new_frozen
+    made = np.zeros(len(is_frozen), np.bool_)
+    for key in trace.made:
+        if key in trace.axes:
+            made[classes[trace.axes[key]]] = True
+    derived = np.zeros(len(is_frozen), np.bool_)
+    for product in products:
+        derived[classes[product.merged]] = True
+        broadcast = np.broadcast_arrays(*np.ix_(*product.factors))
+        for factor in broadcast:
+            made[classes[factor[made[classes[product.merged]]]]] = True
+    is_unit = made & ~derived & ~is_frozen
+    reasons = _reasons(classes, frozen)
+    unit_of = np.full(len(is_unit), -1, np.intp)
+    unit_of[is_unit] = np.arange(int(is_unit.sum()))
+    width = max([1, *(len(p.factors) for p in products)])
+    slots = np.full((len(is_unit), width), -1, np.intp)
+    slots[:, 0] = unit_of
+    for product in products:
+        for k, factor in enumerate(np.broadcast_arrays(*np.ix_(*product.factors))):
+            slots[classes[product.merged], k] = unit_of[classes[factor]]
+    return Labels(classes, slots, int(is_unit.sum()), reasons, trace)
+
+
+def _components(size: int, ties: Sequence[tuple[IntArray, IntArray]]) -> NDArray[np.intp]:
+    """Return int[size], numbered by first atom, of the connected components of the ties."""
+    empty = np.empty(0, np.int64)
+    rows = np.concatenate([a for a, _ in ties] or [empty])
+    columns = np.concatenate([b for _, b in ties] or [empty])
+    links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
+    _, found = connected_components(links, directed=False)
+    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.intp)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return np.asarray(rank[inverse.ravel()])
+
+
+def _reasons(classes: NDArray[np.intp], frozen: Sequence[Frozen]) -> dict[int, str]:
+    reasons: dict[int, str] = {}
+    for item in frozen:
+        for found in np.unique(classes[item.atoms]):
+            reasons.setdefault(int(found), item.reason)
+    return reasons
+
+
+@dataclass
+class _Changes:
+    ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    frozen: list[Frozen] = field(default_factory=list)
+
+    def freeze_smallest(self, product: Product, why: str) -> None:
+        smallest = min(product.factors, key=len)
+        self.frozen.append(Frozen(smallest, f"{why} at {product.where}"))
+
+
+def _simplify(
+    products: Sequence[Product], classes: NDArray[np.intp], frozen: BoolArray
+) -> tuple[list[Product], list[tuple[IntArray, IntArray]], list[Frozen]]:
+    """Return the products that remain with two live factors or more, and the ties and freezes that follow."""
+    changes = _Changes()
+    remaining = []
+    for product in products:
+        if (left := _without_frozen_factors(product, classes, frozen, changes)) is not None:
+            remaining.append(left)
+    if not changes.ties and not changes.frozen:
+        _reconcile(remaining, classes, changes)
+    return remaining, changes.ties, changes.frozen
+
+
+def _without_frozen_factors(
+    product: Product, classes: NDArray[np.intp], frozen: BoolArray, changes: _Changes
+) -> Product | None:
+    merged, factors = product.merged, list(product.factors)
+    stuck = frozen[classes[merged]]
+    for axis, factor in enumerate(factors):
+        other = tuple(a for a in range(merged.ndim) if a != axis)
+        newly = stuck.any(axis=other) & ~frozen[classes[factor]]
+        if newly.any():
+            changes.frozen.append(Frozen(factor[newly], f"it is part of an axis that stays, at {product.where}"))
+    for axis in reversed(range(len(factors))):
+        if frozen[classes[factors[axis]]].all():
+            along = np.moveaxis(merged, axis, 0)
+            if len(along) > 1 and (classes[along[1:]] != classes[along[:1]]).any():
+                head = np.broadcast_to(along[:1], along[1:].shape)
+                changes.ties.append((along[1:].ravel(), head.ravel()))
+            merged = along[0]
+            del factors[axis]
+    if len(factors) >= 2:
+        return Product(merged, tuple(factors), product.where)
+    if not factors:
+        if not frozen[classes[merged]].all():
+            changes.frozen.append(Frozen(merged.ravel(), f"all it is made of stays, at {product.where}"))
+    elif (classes[merged] != classes[factors[0]]).any():
+        changes.ties.append((merged, factors[0]))
+    return None
+
+
+def _reconcile(products: Sequence[Product], classes: NDArray[np.intp], changes: _Changes) -> None:
+    """Make products agree with each other; change one conflict's worth at a time."""
+    owner: dict[int, tuple[Product, int]] = {}
+    factor_classes = {int(c) for p in products for f in p.factors for c in classes[f]}
+    for product in products:
+        found = classes[product.merged].ravel()
+        if len(np.unique(found)) < found.size:
+            return changes.freeze_smallest(product, "positions of a merged axis belong to several places")
+        if not factor_classes.isdisjoint(found.tolist()):
+            return changes.freeze_smallest(product, "a merged axis is merged again")
+        others = {id(owner[c][0]): owner[c] for c in found.tolist() if c in owner}
+        for other, _ in others.values():
+            same = other.merged.shape == product.merged.shape and np.array_equal(
+                classes[other.merged], classes[product.merged]
+            )
+            if not same:
+                changes.freeze_smallest(product, "an axis is split in two ways")
+                return changes.freeze_smallest(other, "an axis is split in two ways")
+            for a, b in zip(product.factors, other.factors, strict=True):
+                if (classes[a] != classes[b]).any():
+                    changes.ties.append((a, b))
+        if changes.ties:
+            return None
+        owner.update((c, (product, i)) for i, c in enumerate(found.tolist()))
+    return None
+
+
+def common_factors(source: Sequence[int], target: Sequence[int]) -> list[int] | None:
+    """Return the coarsest list of factors of which both lists of sizes are products of neighbours, None if none is.
+
+    >>> common_factors([6, 4], [2, 12])
+    [2, 3, 4]
+    >>> common_factors([6, 4], [4, 6]) is None
+    True
+    """
+    ends = sorted({math.prod(sizes[: i + 1]) for sizes in (source, target) for i in range(len(sizes))})
+    if any(big % small for small, big in zip(ends, ends[1:], strict=False)):
+        return None
+    return [big // small for small, big in zip([1, *ends], ends, strict=False) if big > small]

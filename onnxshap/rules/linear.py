@@ -1,0 +1,112 @@
+"""Ops that sum over an axis against weights."""
+
+from __future__ import annotations
+
+import math
+
+from onnxshap.fixups import GroupCount
+from onnxshap.labels import Axes, Op, Weight
+from onnxshap.rules.pointwise import broadcast
+from onnxshap.rules.registry import rule
+
+
+@rule("Conv")
+def conv(op: Op, ax: Axes) -> None:
+    """Channels in are summed away, channels out are made; for groups see `_grouped`."""
+    if int(op.attributes.get("group", 1)) == 1:
+        ax.relate("n i _*, o i _*, o -> n o _*", bias=(2, 1.0))
+    else:
+        _grouped(op, ax, weight_in=1, weight_out=0)
+
+
+@rule("ConvTranspose")
+def conv_transpose(op: Op, ax: Axes) -> None:
+    """As Conv, the weight's first two axes swapped; every input position is multiplied, not every output position."""
+    x, w = op.need(0), op.need(1)
+    groups = int(op.attributes.get("group", 1))
+    if groups == 1:
+        ax.relate("n i _*, i o _*, o -> n o _*", scale=_spread(op), bias=(2, 1.0))
+        ax.trace.macs.pop()
+        ax.macs((x, 0), *((x, a) for a in range(2, x.rank)), *((w, a) for a in range(w.rank)))
+    else:
+        _grouped(op, ax, weight_in=0, weight_out=1)
+
+
+def _spread(op: Op) -> float:
+    """Return the share of a ConvTranspose kernel's taps that meet in one output position."""
+    return 1.0 / math.prod(op.attributes.get("strides", (1,)))
+
+
+def _grouped(op: Op, ax: Axes, weight_in: int, weight_out: int) -> None:
+    """Relate a grouped Conv or ConvTranspose by whichever leaves more units.
+
+    Whole groups: all channels in and out of one group are one unit, nothing is summed away (depthwise is this case).
+    Equal places: the i-th channel in of every group is one unit, and the j-th channel out of every group is one.
+    """
+    x, w, y = op.need(0), op.need(1), op.out()
+    groups = int(op.attributes["group"])
+    per_in, per_out = x.shape[1] // groups, y.shape[1] // groups
+    channels_in = ax.input(0, 1).reshape(groups, per_in)
+    channels_out = ax.output(0, 1).reshape(groups, per_out)
+    ax.tie(ax.input(0, 0), ax.output(0, 0))
+    shared_axis = 1  # both weight layouts keep the positions that all groups share on axis 1
+    full_axis, full = (0, channels_out) if weight_out == 0 else (0, channels_in)
+    ax.tie(ax.input(1, full_axis), full.ravel())
+    if op.input(2) is not None:
+        ax.tie(ax.input(2, 0), channels_out.ravel())
+    shared = ax.input(1, shared_axis)
+    if groups >= per_in + per_out or per_in == per_out == 1:
+        for block in (channels_in, channels_out):
+            ax.tie(block[:, 1:], block[:, :1].repeat(block.shape[1] - 1, axis=1))
+        ax.tie(channels_in[:, 0], channels_out[:, 0])
+        ax.freeze(shared, "every group of the Conv shares it")
+    else:
+        for block in (channels_in, channels_out):
+            ax.tie(block[1:], block[:1].repeat(groups - 1, axis=0))
+        ax.tie(shared, (channels_in if weight_in == 1 else channels_out)[0])
+        ax.make(1)
+        if w.constant:
+            scale = _spread(op) if op.type == "ConvTranspose" else 1.0
+            ax.contract(0, 1, Weight(1, weight_in, weight_out, 1, scale, groups, (2, 1.0)))
+        else:
+            ax.freeze(channels_in, f"{op.type} has computed weights")
+    source = x.name if weight_in == 1 else y.name
+    ax.fix(GroupCount(op.index, source, w.name, shared_axis))
+    positions = y if op.type == "Conv" else x
+    ax.macs((x, 0), *((w, a) for a in range(w.rank)), *((positions, a) for a in range(2, positions.rank)))
+    for tensor in (x, w, y):
+        for axis in range(2, tensor.rank):
+            ax.freeze(ax.trace.axis(tensor, axis), f"{op.type} mixes this axis as a whole")
+
+
+@rule("Gemm")
+def gemm(op: Op, ax: Axes) -> None:
+    """Y = alpha A' B' + beta C."""
+    a = "k n" if op.attributes.get("transA") else "n k"
+    b = "m k" if op.attributes.get("transB") else "k m"
+    alpha, beta = float(op.attributes.get("alpha", 1.0)), float(op.attributes.get("beta", 1.0))
+    ax.relate(f"{a}, {b} -> n m", scale=alpha, bias=(2, beta) if beta else None)
+    if op.input(2) is not None:
+        broadcast(op, ax, inputs=(2,))
+
+
+@rule("MatMul")
+def matmul(op: Op, ax: Axes) -> None:
+    """The last axis of A meets the last but one of B; leading axes broadcast."""
+    a, b, y = op.need(0), op.need(1), op.out()
+    if min(a.rank, b.rank) < 2:
+        return
+    ax.tie(ax.input(0, -2), ax.output(0, -2))
+    ax.tie(ax.input(1, -1), ax.output(0, -1))
+    ax.tie(ax.input(0, -1), ax.input(1, -2))
+    broadcast(op, ax, inputs=(0, 1), skip=2)
+    if b.constant and not a.constant:
+        ax.contract(0, -1, Weight(1, 0, 1, y.rank - 1) if b.rank == 2 else None)
+        ax.make(-1)
+    elif a.constant and not b.constant:
+        ax.contract(1, -2, Weight(0, 1, 0, y.rank - 2) if a.rank == 2 else None)
+        ax.make(-2)
+    else:
+        ax.freeze(ax.input(0, -1), "MatMul sums over it between two computed tensors")
+    ax.macs(*((y, axis) for axis in range(y.rank)), (a, a.rank - 1))
+

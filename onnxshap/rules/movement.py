@@ -1,0 +1,122 @@
+"""Ops that move axes about without mixing positions: atoms move the way the data do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from onnxshap.fixups import Widths
+from onnxshap.labels import Axes, Op, Product, common_factors
+from onnxshap.rules.pointwise import broadcast
+from onnxshap.rules.registry import rule
+
+
+@rule("Transpose")
+def transpose(op: Op, ax: Axes) -> None:
+    """Output axis i is input axis perm[i]."""
+    rank = op.out().rank
+    for axis, source in enumerate(op.attributes.get("perm", range(rank)[::-1])):
+        ax.tie(ax.input(0, source), ax.output(0, axis))
+
+
+@rule("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+def reshape(op: Op, ax: Axes) -> None:
+    """Equal axes are tied; merged and split axes become products of their common factors."""
+    x, y = op.need(0), op.out()
+    if op.type == "Reshape":
+        target = op.ints(1, "shape")
+        if target is not None:
+            entries = tuple((i, y.name, i) for i in range(y.rank))
+            ax.fix(Widths(op.index, entries, **({"input": 1} if op.input(1) else {"attribute": "shape"})))
+    for ins, outs in aligned(x.shape, y.shape):
+        _relate_block(ax, x.name, ins, outs)
+
+
+def aligned(source: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Return the shortest runs of source and target axes that hold the same elements.
+
+    >>> aligned((2, 64, 7, 7), (2, 3136))
+    [([0], [0]), ([1, 2, 3], [1])]
+    """
+    runs = []
+    i = j = 0
+    while i < len(source) or j < len(target):
+        ins, outs = [i] if i < len(source) else [], [j] if j < len(target) else []
+        i, j = i + len(ins), j + len(outs)
+        while (a := math.prod(source[k] for k in ins)) != (b := math.prod(target[k] for k in outs)):
+            if (a < b and i < len(source)) or j == len(target):
+                ins.append(i)
+                i += 1
+            else:
+                outs.append(j)
+                j += 1
+        runs.append((ins, outs))
+    return runs
+
+
+def _relate_block(ax: Axes, where: str, ins: list[int], outs: list[int]) -> None:
+    x, y = ax.op.need(0), ax.op.out()
+    sizes_in, sizes_out = [x.shape[a] for a in ins], [y.shape[a] for a in outs]
+    atoms = [ax.input(0, a) for a in ins] + [ax.output(0, a) for a in outs]
+    if len(ins) == len(outs) == 1:
+        return ax.tie(*atoms)
+    factors = None if 0 in sizes_in + sizes_out else common_factors(sizes_in, sizes_out)
+    if factors is None:
+        for item in atoms:
+            ax.freeze(item, f"{ax.op.type} regroups it across uneven blocks")
+        return None
+    spans = [*_spans(sizes_in, factors), *_spans(sizes_out, factors)]
+    alone = {span.start: item for item, span in zip(atoms, spans, strict=True) if len(span) == 1}
+    fine = [alone.get(k, None) for k in range(len(factors))]
+    known = [ax.trace.fresh(size) if item is None else item for item, size in zip(fine, factors, strict=True)]
+    for item, span in zip(atoms, spans, strict=True):
+        if len(span) == 0:
+            ax.freeze(item, f"{ax.op.type} adds or drops it as an axis of size 1")
+        elif len(span) == 1:
+            ax.tie(known[span.start], item)
+        else:
+            merged = item.reshape([factors[k] for k in span])
+            ax.trace.products.append(Product(merged, tuple(known[k] for k in span), f"{ax.op.type} of {where!r}"))
+    return None
+
+
+def _spans(sizes: list[int], factors: list[int]) -> Iterator[range]:
+    """Yield which of the factors each size is the product of."""
+    stop = 0
+    for size in sizes:
+        start = stop
+        while math.prod(factors[start:stop]) < size:
+            stop += 1
+        yield range(start, stop)
+
+
+@rule("Concat")
+def concat(op: Op, ax: Axes) -> None:
+    """Inputs stand one after the other on one axis."""
+    y = op.out()
+    axis = int(op.attributes.get("axis", 1)) % y.rank
+    ends = np.cumsum([t.shape[axis] for t in op.inputs if t is not None])
+    for k, part in enumerate(np.split(ax.output(0, axis), ends[:-1])):
+        ax.tie(ax.input(k, axis), part)
+        ax.same((a for a in range(y.rank) if a != axis), inp=k)
+
+
+@rule("Expand")
+def expand(op: Op, ax: Axes) -> None:
+    """Axes of size 1 are stretched, the others pass through."""
+    y = op.out()
+    broadcast(op, ax, inputs=(0,))
+    target = op.ints(1) or []
+    ax.fix(Widths(op.index, tuple((i, y.name, i + y.rank - len(target)) for i in range(len(target))), input=1))
+
+
+@rule("ConstantOfShape")
+def constant_of_shape(op: Op, ax: Axes) -> None:
+    """A constant as wide as it is told to be."""
+    op.ints(0)
+    y = op.out()
+    for axis in range(y.rank):
+        ax.output(0, axis)
+    ax.fix(Widths(op.index, tuple((i, y.name, i) for i in range(y.rank)), input=0))

@@ -1,0 +1,49 @@
+"""Normalisations: per channel where the statistics are, frozen where channels are mixed."""
+
+from __future__ import annotations
+
+from onnxshap.labels import Axes, Op, RuleError
+from onnxshap.rules.registry import rule
+
+
+@rule("BatchNormalization")
+def batch_normalization(op: Op, ax: Axes) -> None:
+    """Four parameters a channel; space passes through."""
+    if op.attributes.get("training_mode") or sum(o is not None for o in op.outputs) > 1:
+        raise RuleError("BatchNormalization in training mode")
+    for k in range(1, 5):
+        ax.tie(ax.input(k, 0), ax.output(0, 1))
+    ax.same()
+
+
+@rule("InstanceNormalization")
+def instance_normalization(op: Op, ax: Axes) -> None:
+    """Statistics of one channel's space: channels stay apart, space is mixed."""
+    ax.relate("n c _*, c, c -> n c _*")
+
+
+@rule("LRN")
+def lrn(op: Op, ax: Axes) -> None:
+    """Sums over neighbouring channels: removing one would change the others."""
+    ax.same(axis for axis in range(op.out().rank) if axis != 1)
+    for atoms in (ax.input(0, 1), ax.output(0, 1)):
+        ax.freeze(atoms, "LRN sums over neighbouring channels")
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax")
+def softmax(op: Op, ax: Axes) -> None:
+    """Divides by a sum over its axis; before opset 13 over that axis and all behind it."""
+    rank = op.out().rank
+    axis = int(op.attributes.get("axis", -1 if op.opset >= 13 else 1)) % rank
+    mixed = range(axis, rank if op.opset < 13 else axis + 1)
+    ax.same(a for a in range(rank) if a not in mixed)
+    for a in mixed:
+        ax.freeze(ax.input(0, a), f"{op.type} divides by a sum over it")
+        ax.freeze(ax.output(0, a), f"{op.type} divides by a sum over it")
+
+
+@rule("LpNormalization")
+def lp_normalization(op: Op, ax: Axes) -> None:
+    """Divides by a norm over its axis."""
+    axis = int(op.attributes.get("axis", -1)) % op.out().rank
+    ax.same(a for a in range(op.out().rank) if a != axis)

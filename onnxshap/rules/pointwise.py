@@ -1,0 +1,56 @@
+"""Ops that treat every position alike: unary, broadcasting, and those with parameters a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxshap.labels import Axes, Op
+from onnxshap.rules.registry import rule
+
+
+def broadcast(op: Op, ax: Axes, inputs: Sequence[int] | None = None, skip: int = 0) -> None:
+    """Tie inputs to every output as numpy broadcasts them; `skip` last axes are left out.
+
+    An axis of size 1 that is stretched to a wider one stays: removing it would remove all positions.
+    """
+    chosen = [k for k, t in enumerate(op.inputs) if t is not None] if inputs is None else inputs
+    for out, y in enumerate(op.outputs):
+        if y is None:
+            continue
+        for k in chosen:
+            x = op.need(k)
+            for axis in range(x.rank - skip):
+                target = axis + y.rank - x.rank
+                if x.shape[axis] == y.shape[target]:
+                    ax.tie(ax.input(k, axis), ax.output(out, target))
+                else:
+                    ax.freeze(ax.input(k, axis), f"{op.type} stretches it over a wider axis")
+
+
+@rule(
+    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos", "Cosh"),
+    *("Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log"),
+    *("Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus"),
+    *("Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"),
+)
+def unary(op: Op, ax: Axes) -> None:
+    """One position in, the same position out."""
+    ax.same()
+
+
+@rule(
+    *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Clip", "Div", "Equal", "Greater"),
+    *("GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum"),
+    *("Where", "Xor"),
+)
+def elementwise(op: Op, ax: Axes) -> None:
+    """Any number of inputs, broadcast."""
+    broadcast(op, ax)
+
+
+@rule("Dropout")
+def dropout(op: Op, ax: Axes) -> None:
+    """Identity at inference; the mask has the same axes."""
+    for k, out in enumerate(op.outputs):
+        if out is not None:
+            ax.same(out=k)

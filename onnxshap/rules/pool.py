@@ -1,0 +1,31 @@
+"""Ops that mix space and leave channels alone."""
+
+from __future__ import annotations
+
+from onnxshap.fixups import Widths
+from onnxshap.labels import Axes, Op, RuleError
+from onnxshap.rules.registry import rule
+
+
+@rule("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
+def pool(op: Op, ax: Axes) -> None:
+    """Windows of space, channel by channel."""
+    if len(op.outputs) > 1 and op.outputs[1] is not None:
+        raise RuleError("MaxPool gives out indices, which count channels")
+    ax.same((0, 1))
+
+
+@rule("Resize", "Upsample")
+def resize(op: Op, ax: Axes) -> None:
+    """Axes of equal size and scale 1 pass through, the others are mixed."""
+    x, y = op.need(0), op.out()
+    kept = [a for a in range(x.rank) if a in (0, 1) and x.shape[a] == y.shape[a]]
+    ax.same(kept)
+    sizes = op.input(3) if op.type == "Resize" and op.opset >= 11 else None
+    if sizes is not None and sizes.shape != (0,):
+        axes = [int(a) % x.rank for a in op.attributes.get("axes", range(x.rank))]
+        if sizes.value is None:
+            ax.freeze(ax.input(0, 1), f"{op.type} gets its sizes from the data")
+        else:
+            entries = tuple((i, y.name, a) for i, a in enumerate(axes) if a in kept)
+            ax.fix(Widths(op.index, entries, input=3))

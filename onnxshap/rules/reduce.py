@@ -1,0 +1,39 @@
+"""Reductions: the axes that are reduced stay, the others pass through."""
+
+from __future__ import annotations
+
+from onnxshap.labels import Axes, Op
+from onnxshap.rules.registry import rule
+
+
+def reduced_axes(op: Op) -> set[int]:
+    """Return the axes >= 0 that a Reduce op or an ArgMax reduces."""
+    rank = op.need(0).rank
+    if op.type.startswith("Arg"):
+        return {int(op.attributes.get("axis", 0)) % rank}
+    axes = op.ints(1, "axes")
+    if not axes:
+        return set() if op.attributes.get("noop_with_empty_axes") else set(range(rank))
+    return {axis % rank for axis in axes}
+
+
+@rule(
+    *("ArgMax", "ArgMin", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean"),
+    *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
+)
+def reduction(op: Op, ax: Axes) -> None:
+    """What is left of the axes keeps its order."""
+    gone = reduced_axes(op)
+    kept = [axis for axis in range(op.need(0).rank) if axis not in gone]
+    where = kept if op.attributes.get("keepdims", 1) else range(len(kept))
+    for axis, target in zip(kept, where, strict=True):
+        ax.tie(ax.input(0, axis), ax.output(0, target))
+    for axis in gone:
+        ax.freeze(ax.input(0, axis), f"{op.type} reduces over it")
+
+
+@rule("CumSum")
+def cumulative(op: Op, ax: Axes) -> None:
+    """Running sums mix their axis."""
+    axis = (op.ints(1) or [0])[0] % op.out().rank
+    ax.same(a for a in range(op.out().rank) if a != axis)

@@ -1,0 +1,113 @@
+"""Ops that take some positions of an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxshap.fixups import Bounds, PadCount, Selection, Widths
+from onnxshap.labels import Axes, Op, RuleError
+from onnxshap.rules.registry import rule
+
+
+@rule("Split")
+def split(op: Op, ax: Axes) -> None:
+    """Outputs are consecutive parts of one axis."""
+    x = op.need(0)
+    axis = int(op.attributes.get("axis", 0)) % x.rank
+    sizes = [t.shape[axis] if t is not None else None for t in op.outputs]
+    if None in sizes:
+        raise RuleError("Split with an unused output")
+    ends = np.cumsum([t.shape[axis] for t in op.outputs if t is not None])
+    for out, part in enumerate(np.split(ax.input(0, axis), ends[:-1])):
+        ax.tie(part, ax.output(out, axis))
+        ax.same((a for a in range(x.rank) if a != axis), out=out)
+    entries = tuple((out, t.name, axis) for out, t in enumerate(op.outputs) if t is not None)
+    if op.ints(1, "split") is None:
+        # equal parts without explicit sizes: they must stay equal
+        parts = np.stack(np.split(ax.input(0, axis), ends[:-1])) if len(set(sizes)) == 1 else None
+        if parts is None:
+            ax.freeze(ax.input(0, axis), "Split without sizes into unequal parts")
+        else:
+            ax.tie(parts[1:], np.broadcast_to(parts[:1], parts[1:].shape))
+    else:
+        ax.fix(Widths(op.index, entries, **({"input": 1} if op.input(1) else {"attribute": "split"})))
+
+
+@rule("Slice")
+def slice_(op: Op, ax: Axes) -> None:
+    """Constant bounds select positions; a sliced axis with other steps than 1 needs a node of its own."""
+    x, y = op.need(0), op.out()
+    starts, ends = op.ints(1, "starts"), op.ints(2, "ends")
+    if starts is None or ends is None:
+        raise RuleError("Slice without bounds")
+    axes = [a % x.rank for a in op.ints(3, "axes") or range(len(starts))]
+    steps = op.ints(4) or [1] * len(starts)
+    ax.same(a for a in range(x.rank) if a not in axes)
+    for entry, axis in enumerate(axes):
+        window = slice(starts[entry], ends[entry], steps[entry])
+        index = np.arange(x.shape[axis])[_clamped(window, x.shape[axis])]
+        if steps[entry] == 1 or index.size == x.shape[axis]:
+            first = int(index[0]) if index.size else 0
+            ax.tie(ax.input(0, axis)[index], ax.output(0, axis))
+            ax.fix(Bounds(op.index, x.name, axis, first, first + index.size, entry))
+        elif len(axes) == 1:
+            _select(op, ax, axis, index)
+        else:
+            ax.freeze(ax.input(0, axis), "Slice takes it in steps, along with other axes")
+            ax.freeze(ax.output(0, axis), "Slice takes it in steps, along with other axes")
+    assert y.rank == x.rank
+
+
+def _clamped(window: slice, size: int) -> slice:
+    """Return the Python slice of ONNX bounds, which may lie far outside (INT_MIN as "to the very start")."""
+    start, stop, step = window.start, window.stop, window.step
+    if step < 0 and stop < -size:
+        return slice(start if start < size else size - 1, None, step)
+    return slice(max(start, -size), stop, step)
+
+
+def _select(op: Op, ax: Axes, axis: int, index: Sequence[int] | np.ndarray) -> None:
+    positions = np.asarray(index, np.int64)
+    x = op.need(0)
+    ax.tie(ax.input(0, axis)[positions], ax.output(0, axis))
+    ax.fix(Selection((op.index,), x.name, op.out().name, axis, positions))
+
+
+@rule("Gather")
+def gather(op: Op, ax: Axes) -> None:
+    """A constant list of positions selects; data-dependent ones (an embedding) keep the axis whole."""
+    x, index, y = op.need(0), op.need(1), op.out()
+    axis = int(op.attributes.get("axis", 0)) % x.rank
+    for a in range(x.rank):
+        if a != axis:
+            ax.tie(ax.input(0, a), ax.output(0, a if a < axis else a + index.rank - 1))
+            if x.constant and not index.constant:
+                ax.make(a if a < axis else a + index.rank - 1)
+    if index.value is not None and index.rank == 1:
+        _select(op, ax, axis, index.value % x.shape[axis])
+        return
+    ax.freeze(ax.input(0, axis), "Gather looks positions up by number")
+    for k in range(index.rank):
+        ax.freeze(ax.output(0, axis + k), "Gather looks positions up by number")
+    assert y.rank == x.rank + index.rank - 1
+
+
+@rule("Pad")
+def pad(op: Op, ax: Axes) -> None:
+    """Constant padding of an axis adds positions that hold the fill value; other modes repeat positions."""
+    x, y = op.need(0), op.out()
+    given = op.ints(1, "pads") or op.ints(1, "paddings")
+    if given is None or op.input(3) is not None:
+        raise RuleError("Pad with chosen axes or without amounts")
+    for axis in range(x.rank):
+        before, after = given[axis], given[axis + x.rank]
+        if before == after == 0:
+            ax.same([axis])
+        elif min(before, after) >= 0 and op.attributes.get("mode", "constant") == "constant":
+            ax.tie(ax.input(0, axis), ax.output(0, axis)[before : before + x.shape[axis]])
+            ax.fix(PadCount(op.index, y.name, axis, x.rank, before, after))
+        else:
+            ax.freeze(ax.input(0, axis), "Pad repeats or drops positions")
+            ax.freeze(ax.output(0, axis), "Pad repeats or drops positions")

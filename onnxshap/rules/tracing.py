@@ -1,0 +1,159 @@
+"""Applies the rules to a whole graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from onnx import NodeProto, numpy_helper
+
+from onnxshap.fixups import Selection
+from onnxshap.graph import attributes, is_op, outer_names, subgraphs
+from onnxshap.labels import Axes, Labels, Op, RuleError, Tensor, Trace, resolve
+from onnxshap.rules.registry import RULES
+from onnxshap.shapes import Shape, Shaped
+
+_SMALL = 65536
+_MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+
+
+def trace_graph(shaped: Shaped) -> Labels:
+    """Return the labels of every axis of a graph.
+
+    Graph inputs, graph outputs, and whatever an op without a rule reads or writes stay as they are.
+    """
+    trace, ops = Trace(), _Ops(shaped)
+    graph = shaped.graph.model.graph
+    for names, reason in (([i.name for i in graph.input], "model input"), ([o.name for o in graph.output], "model output")):
+        for name in names:
+            if (tensor := ops.tensor(name)) is not None:
+                _freeze_tensor(trace, tensor, f"it is a {reason}")
+    chains = {chain.nodes[0]: chain for chain in _permutations(shaped)}
+    inside = {k for chain in chains.values() for k in chain.nodes}
+    for index, node in enumerate(graph.node):
+        if index in chains:
+            _trace_permutation(trace, ops, chains[index])
+        elif index not in inside:
+            _trace_node(trace, ops, index, node)
+    return resolve(trace)
+
+
+def _freeze_tensor(trace: Trace, tensor: Tensor, reason: str) -> None:
+    for axis in range(tensor.rank):
+        trace.freeze(trace.axis(tensor, axis), reason)
+
+
+class _Ops:
+    """Makes the rules' view of nodes."""
+
+    def __init__(self, shaped: Shaped) -> None:
+        self._shaped = shaped
+        self._initializers = shaped.graph.initializers
+
+    def tensor(self, name: str) -> Tensor | None:
+        """Return a tensor, None where it has no shape (absent, or a sequence)."""
+        shape = self._shaped.shapes.get(name)
+        if not name or shape is None:
+            return None
+        value = None
+        if (stored := self._initializers.get(name)) is not None and np.prod(shape) <= _SMALL:
+            integers = stored.data_type in (stored.INT64, stored.INT32)
+            value = numpy_helper.to_array(stored) if integers else None
+        return Tensor(name, shape, name in self._shaped.constants, value)
+
+    def op(self, index: int, node: NodeProto) -> Op:
+        """Return a node as rules see it."""
+        kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        inputs, outputs = (tuple(self.tensor(n) for n in names) for names in (node.input, node.output))
+        return Op(index, kind, attributes(node), inputs, outputs, self._shaped.graph.opset)
+
+
+def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
+    op = ops.op(index, node)
+    axes = Axes(trace, op)
+    tensors = [t for t in (*op.inputs, *op.outputs) if t is not None]
+    unshaped = any(n and t is None for names, ts in ((node.input, op.inputs), (node.output, op.outputs))
+                   for n, t in zip(names, ts, strict=True))  # fmt: skip
+    known = RULES.get(op.type) if not unshaped and not any(subgraphs(node)) else None
+    reason = f"{op.type} has no rule" if known is None else f"{op.type} keeps this axis as a whole"
+    before = len(trace.ties), len(trace.fixups), len(trace.sites), len(trace.made), len(trace.macs), len(trace.products)
+    if known is not None:
+        try:
+            known(op, axes)
+        except RuleError as refusal:
+            reason = str(refusal)
+            axes.mentioned.clear()
+            lists = (trace.ties, trace.fixups, trace.sites, trace.made, trace.macs, trace.products)
+            for items, length in zip(lists, before, strict=True):
+                del items[length:]  # type: ignore[attr-defined]
+    for tensor in tensors:
+        for axis in range(tensor.rank):
+            if (tensor.name, axis) not in axes.mentioned:
+                trace.freeze(trace.axis(tensor, axis), reason)
+    for graph in subgraphs(node):
+        for tensor in (t for name in outer_names(graph) if (t := ops.tensor(name)) is not None):
+            _freeze_tensor(trace, tensor, f"a branch of {op.type} reads it")
+
+
+
+# --- chains of movements that permute one axis (channel shuffle) --------------------------------------------------------
+
+
+def _permutations(shaped: Shaped) -> Iterator[Selection]:
+    """Yield chains Reshape - Transpose - ... - Reshape that permute the positions of one axis and nothing else.
+
+    Taken one by one, the two Reshapes would split the axis into factors and tie whole groups of channels; taken
+    together they are a Gather, which any cut can follow.
+    """
+    graph = shaped.graph.model.graph
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(o.name for o in graph.output)
+    following = {name: k for k, node in enumerate(graph.node) for name in node.input[:1]}
+    taken: set[int] = set()
+    for start, node in enumerate(graph.node):
+        if start in taken or not is_op(node, "Reshape"):
+            continue
+        chain = [start]
+        while (found := _permutation(shaped, chain)) is None:
+            last = graph.node[chain[-1]].output[0]
+            after = following.get(last)
+            if after is None or readers[last] != 1 or not is_op(graph.node[after], *_MOVES) or len(chain) > 8:
+                break
+            chain.append(after)
+        if found is not None:
+            taken.update(chain)
+            yield found
+
+
+def _permutation(shaped: Shaped, chain: Sequence[int]) -> Selection | None:
+    nodes = [shaped.graph.model.graph.node[k] for k in chain]
+    names = [nodes[0].input[0], *(n.output[0] for n in nodes)]
+    shapes: list[Shape | None] = [shaped.shapes.get(n) for n in names]
+    if len(chain) < 2 or None in shapes or shapes[0] != shapes[-1] or not shapes[0] or 0 in shapes[0]:
+        return None
+    before = np.arange(np.prod(shapes[0]), dtype=np.int64).reshape(shapes[0])
+    after = before
+    for node, shape in zip(nodes, shapes[1:], strict=True):
+        if is_op(node, "Transpose"):
+            after = after.transpose(attributes(node).get("perm"))
+        else:
+            after = after.reshape(shape or ())
+    for axis in range(before.ndim):
+        first = tuple(slice(None) if a == axis else 0 for a in range(before.ndim))
+        step = int(np.prod(before.shape[axis + 1 :]))
+        index = after[first] // step
+        if index.max() < before.shape[axis] and np.array_equal(before.take(index, axis), after):
+            others = tuple(a for a in range(before.ndim) if a != axis)
+            return Selection(tuple(chain), names[0], names[-1], axis, index, others)
+    return None
+
+
+def _trace_permutation(trace: Trace, ops: _Ops, chain: Selection) -> None:
+    source, target = ops.tensor(chain.source), ops.tensor(chain.target)
+    assert source is not None
+    assert target is not None
+    for axis in chain.others:
+        trace.tie(trace.axis(source, axis), trace.axis(target, axis))
+    trace.tie(trace.axis(source, chain.axis)[chain.index], trace.axis(target, chain.axis))
+    trace.fixups.append(chain)

@@ -1,0 +1,287 @@
+"""The shape of every tensor, and the values of shape arithmetic, by running the model instead of predicting it.
+
+onnxruntime is the judge of what a model does, so it is asked: one run with a `Shape` node behind every tensor, one more
+with other sizes in the free dimensions. What is equal in both runs does not depend on them and becomes a constant
+(`Shape -> Gather -> Concat` chains before a Reshape, sqrt(head size), ...); what differs keeps following the input.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from onnxshap.backend import Backend
+from onnxshap.core import Array
+from onnxshap.data import InputSpec, random_data
+from onnxshap.errors import DataError, ModelError
+from onnxshap.graph import Graph, attributes, is_op, subgraphs, tensor
+
+Shape = tuple[int, ...]
+_BATCH = 2
+_FREE_SIZES = (64, 32, 224, 320, 16)
+_RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+_PREFIX = "onnxshap.shape."
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A normalised graph with the concrete shapes that it is traced at.
+
+    Attributes:
+        graph: the graph, its shape arithmetic replaced by constants where it is constant.
+        shapes: tensor name -> concrete shape, initializers included; tensors that are no tensors (sequences) lack one.
+        kinds: tensor name -> ONNX element type.
+        inputs: the model's inputs at these shapes.
+        free_batch: whether axis 0 of the inputs may have any size.
+        constants: names computed from initializers alone.
+    """
+
+    graph: Graph
+    shapes: Mapping[str, Shape]
+    kinds: Mapping[str, int]
+    inputs: Mapping[str, Shape]
+    free_batch: bool
+    constants: frozenset[str] = field(default_factory=frozenset)
+
+
+def input_specs(model: ModelProto) -> dict[str, InputSpec]:
+    """Return name -> dtype and shape (None where free) of the inputs that have no initializer.
+
+    Raises:
+        ModelError: an input is no tensor (a sequence or an optional).
+    """
+    initialized = {t.name for t in model.graph.initializer}
+    specs = {}
+    for item in model.graph.input:
+        if item.name in initialized:
+            continue
+        if item.type.WhichOneof("value") != "tensor_type":
+            raise ModelError(f"input {item.name!r} is no tensor; only models with tensor inputs can be pruned")
+        kind = item.type.tensor_type
+        dims = kind.shape.dim
+        shape = tuple(d.dim_value if d.WhichOneof("value") == "dim_value" and d.dim_value > 0 else None for d in dims)
+        specs[item.name] = InputSpec(item.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape)
+    return specs
+
+
+def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | None]] | None = None) -> Shaped:
+    """Return the graph with concrete shapes, its constant shape arithmetic folded.
+
+    Args:
+        graph: a normalised graph.
+        backend: runs it, twice or more.
+        shapes: input name -> shape of one image batch, from the data or the user; None or absent = find one that runs.
+
+    Raises:
+        ModelError: the model does not run at the shapes given, or at any that were tried.
+    """
+    specs = input_specs(graph.model)
+    if not specs:
+        raise ModelError("the model has no inputs; there is nothing to calibrate on")
+    first = _first_run(graph, backend, specs, shapes or {})
+    free_batch = all(s.shape and s.shape[0] is None for s in specs.values())
+    varied = _varied(specs, first.inputs)
+    second = next((run for sizes in varied if (run := _try(graph, backend, specs, sizes))), None)
+    folded = _fold_shape_arithmetic(graph, first, second if varied else first)
+    inferred = onnx.shape_inference.infer_shapes(_light(folded.model))
+    kinds = {t.name: t.data_type for t in folded.model.graph.initializer}
+    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+        kinds[value.name] = value.type.tensor_type.elem_type
+    known = {t.name: tuple(t.dims) for t in folded.model.graph.initializer} | dict(first.shapes)
+    return Shaped(folded, known, kinds, first.inputs, free_batch, _constants(folded.model))
+
+
+def static_values(model: ModelProto, backend: Backend, names: Sequence[str]) -> dict[str, Array]:
+    """Return the values of tensors computed from initializers alone."""
+    known = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in set(names)}
+    rest = [name for name in names if name not in known]
+    if rest:
+        needed, nodes = set(rest), []
+        for node in reversed(model.graph.node):
+            if needed & set(node.output):
+                nodes.append(node)
+                needed |= set(node.input)
+        part = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+        part.graph.name = "constants"
+        part.graph.node.extend(reversed(nodes))
+        part.graph.initializer.extend(t for t in model.graph.initializer if t.name in needed)
+        part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in rest)
+        part = onnx.shape_inference.infer_shapes(part)
+        known.update(zip(rest, backend.session(part).run({}), strict=True))
+    return {name: known[name] for name in names}
+
+
+@dataclass(frozen=True)
+class _Run:
+    inputs: Mapping[str, Shape]
+    shapes: Mapping[str, Shape]
+    values: Mapping[str, Array]
+
+
+def _first_run(
+    graph: Graph, backend: Backend, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]
+) -> _Run:
+    """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
+    sizes_tried = []
+    reason: Exception | None = None
+    for free, batch in itertools.product(_FREE_SIZES, (_BATCH, 1)):
+        sizes = {
+            name: tuple(
+                known if known is not None else (batch if axis == 0 else free)
+                for axis, known in enumerate(_merged(spec, given.get(name)))
+            )
+            for name, spec in specs.items()
+        }
+        if sizes in sizes_tried:
+            continue
+        sizes_tried.append(sizes)
+        try:
+            return _run(graph, backend, specs, sizes)
+        except (ModelError, DataError) as error:
+            if "cannot load" in str(error):
+                raise
+            reason = reason or error
+    tried = "; ".join(", ".join(f"{k}{list(v)}" for k, v in s.items()) for s in sizes_tried[:3])
+    raise ModelError(f"the model does not run at {tried}: {reason}; give data, or --input-shape NAME=1,3,48,192") from reason
+
+
+def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | None]:
+    if given is None:
+        return list(spec.shape)
+    if len(given) != len(spec.shape):
+        raise ModelError(f"input {spec.name!r} has {len(spec.shape)} dimensions, the shape given has {len(given)}")
+    return [own if own is not None else (None if axis == 0 else size) for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True))]
+
+
+def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[dict[str, Shape]]:
+    """Return other sizes for the free dimensions: all of them changed, then the batch alone."""
+
+    def changed(grow: int) -> dict[str, Shape]:
+        return {
+            name: tuple(
+                size if spec.shape[axis] is not None else (size + 1 if axis == 0 else size * grow)
+                for axis, size in enumerate(base[name])
+            )
+            for name, spec in specs.items()
+        }
+
+    if all(None not in spec.shape for spec in specs.values()):
+        return []
+    return [changed(2), changed(1)] if changed(2) != changed(1) else [changed(1)]
+
+
+def _try(graph: Graph, backend: Backend, specs: Mapping[str, InputSpec], sizes: Mapping[str, Shape]) -> _Run | None:
+    try:
+        return _run(graph, backend, specs, sizes)
+    except ModelError:
+        return None
+
+
+def _run(graph: Graph, backend: Backend, specs: Mapping[str, InputSpec], sizes: Mapping[str, Shape]) -> _Run:
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    names = [i.name for i in model.graph.input] + [o for n in model.graph.node for o in n.output if o]
+    arithmetic = _shape_arithmetic(model)
+    del model.graph.output[:]
+    for name in names:
+        model.graph.node.append(helper.make_node("Shape", [name], [_PREFIX + name]))
+        model.graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.INT64, None))
+    values = [n for n in names if n in arithmetic]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
+    fixed = {n: InputSpec(n, s.dtype, sizes[n]) for n, s in specs.items()}
+    feeds = {n: random_data({n: s}, (sizes[n] or (1,))[0], 0).inputs[n] for n, s in fixed.items()}
+    got = backend.session(model, optimize=False).run(feeds)
+    shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(names, got, strict=False)}
+    return _Run(sizes, shapes, dict(zip(values, got[len(names) :], strict=True)))
+
+
+def _shape_arithmetic(model: ModelProto) -> set[str]:
+    """Return the tensors computed from shapes and initializers alone, at least one shape among them."""
+    static = {t.name for t in model.graph.initializer}
+    found: set[str] = set()
+    for node in model.graph.node:
+        if any(True for _ in subgraphs(node)) or node.op_type in _RANDOM_OPS:
+            continue
+        inputs = [i for i in node.input if i]
+        from_shape = is_op(node, "Shape", "Size") and inputs[0] not in static
+        if from_shape or all(i in static for i in inputs):
+            static.update(node.output)
+            if from_shape or any(i in found for i in inputs):
+                found.update(o for o in node.output if o)
+    return found
+
+
+def _constants(model: ModelProto) -> frozenset[str]:
+    known = {t.name for t in model.graph.initializer}
+    for node in model.graph.node:
+        if all(i in known for i in node.input if i) and node.op_type not in _RANDOM_OPS and not any(subgraphs(node)):
+            known.update(o for o in node.output if o)
+    return frozenset(known)
+
+
+def _fold_shape_arithmetic(graph: Graph, first: _Run, second: _Run | None) -> Graph:
+    """Replace shape arithmetic by initializers where two runs agree, and computed Reshape targets by 0 and -1."""
+    if second is None or not first.values:
+        return graph
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    fixed = {n: v for n, v in first.values.items() if n in second.values and np.array_equal(v, second.values[n])}
+    outputs = {o.name for o in model.graph.output}
+    made: dict[str, Array] = {}
+    for node in model.graph.node:
+        if node.output[0] in first.values:
+            continue
+        for k, name in enumerate(node.input):
+            value = fixed.get(name)
+            if value is None and name in first.values and k == 1 and is_op(node, "Reshape"):
+                value = _relative_target(node, first, second)
+            if value is not None:
+                node.input[k] = f"{name}.folded{len(made)}"
+                made[node.input[k]] = value
+    model.graph.initializer.extend(tensor(name, value) for name, value in made.items())
+    used = outputs | {i for g in _bodies(model) for n in g.node for i in n.input}
+    for node in reversed(list(model.graph.node)):
+        if any(o in used for o in node.output):
+            used.update(node.input)
+        elif all(o in first.values for o in node.output):
+            model.graph.node.remove(node)
+    return replace(graph, model=model)
+
+
+def _bodies(model: ModelProto) -> list[onnx.GraphProto]:
+    found = [g for n in model.graph.node for g in subgraphs(n)]
+    for graph in found:
+        found.extend(g for n in graph.node for g in subgraphs(n))
+    return found
+
+
+def _relative_target(node: NodeProto, first: _Run, second: _Run) -> Array | None:
+    """Return a constant Reshape target that holds for every size: 0 copies a dim, -1 takes up one other; None if none."""
+    if attributes(node).get("allowzero") or node.output[0] not in first.shapes or 0 in first.shapes[node.output[0]]:
+        return None
+    target = []
+    pairs = [(run.shapes[node.input[0]], run.shapes[node.output[0]]) for run in (first, second)]
+    for axis, size in enumerate(pairs[0][1]):
+        if all(out[axis] == size for _, out in pairs):
+            target.append(size)
+        elif all(axis < len(data) and data[axis] == out[axis] for data, out in pairs):
+            target.append(0)
+        else:
+            target.append(-1)
+    return np.array(target, np.int64) if target.count(-1) <= 1 else None
+
+
+def _light(model: ModelProto) -> ModelProto:
+    """Return the model with the payload of large initializers left out, for type inference."""
+    light = ModelProto()
+    light.CopyFrom(model)
+    for item in light.graph.initializer:
+        if int(np.prod(item.dims)) > 1024:
+            for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+                item.ClearField(name)
+    return light

@@ -1,0 +1,98 @@
+"""A model, traced: everything the passes know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from onnxshap import graph as graphs
+from onnxshap import shapes
+from onnxshap.backend import Backend, OrtBackend
+from onnxshap.core import BoolArray
+from onnxshap.cost import Cost, cost_of
+from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
+from onnxshap.labels import Labels, Liveness
+from onnxshap.rules import trace_graph
+from onnxshap.shapes import Shaped
+
+Keep = Mapping[str, BoolArray]
+"""Group name -> bool[n_units], True = stays; groups that are absent stay whole."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model with its labels and groups.
+
+    Attributes:
+        source: the model as it was given.
+        shaped: its normal form, with shapes.
+        labels: which positions go together.
+        backend: what it runs on.
+    """
+
+    source: ModelProto
+    shaped: Shaped
+    labels: Labels
+    backend: Backend = field(default_factory=OrtBackend)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The groups of units, in graph order."""
+        return find_groups(self.shaped, self.labels)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """MACs, parameters and bytes as functions of what stays."""
+        return cost_of(self.shaped, self.labels)
+
+    @cached_property
+    def covers(self) -> list[NDArray[np.intp]]:
+        """Sets of units of which one must stay."""
+        return covers(self.labels)
+
+    @cached_property
+    def frozen(self) -> list[FrozenAxis]:
+        """Axes that weights make and that stay, with the reason."""
+        return frozen_axes(self.labels)
+
+    def units(self, keep: Keep) -> BoolArray:
+        """Return bool[n_units] of a plan."""
+        flags = np.ones(self.labels.n_units, np.bool_)
+        for group in self.groups:
+            if group.name in keep:
+                flags[group.units] = keep[group.name]
+        return flags
+
+    def alive(self, keep: Keep) -> Liveness:
+        """Return which positions of every axis stay under a plan."""
+        return self.labels.alive(self.units(keep))
+
+
+def trace(
+    model: str | Path | bytes | ModelProto | Traced,
+    *,
+    shapes_: Mapping[str, Sequence[int | None]] | None = None,
+    backend: Backend | None = None,
+) -> Traced:
+    """Return a model with its labels and groups; a traced one as it is.
+
+    Args:
+        model: a path, serialized bytes or a ModelProto.
+        shapes_: concrete shapes for inputs with free dimensions.
+        backend: what runs it; onnxruntime on the CPU by default.
+
+    Raises:
+        ModelError: the model cannot be read or run.
+    """
+    if isinstance(model, Traced):
+        return model
+    source = graphs.load(model)
+    engine = backend or OrtBackend()
+    shaped = shapes.infer(graphs.normalise(source), engine, shapes_)
+    return Traced(source, shaped, trace_graph(shaped), engine)

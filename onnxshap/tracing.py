@@ -61,6 +61,25 @@ class Traced:
         """Axes that weights make and that stay, with the reason."""
         return frozen_axes(self.labels)
 
+    @property
+    def batch(self) -> int:
+        """The number of images it was traced with."""
+        return next((shape[0] for shape in self.shaped.inputs.values() if shape), 1)
+
+    def batch_axis(self, tensor: str) -> int | None:
+        """Return the axis of a tensor along which the images lie, None where there is none of just that size."""
+        rank = len(self.shaped.shapes.get(tensor, ()))
+        return next((axis for axis in range(rank) if self.is_batch(tensor, axis)), None)
+
+    def is_batch(self, tensor: str, axis: int) -> bool:
+        """Return whether the images lie along an axis."""
+        classes = self.labels.axis(tensor, axis)
+        return classes is not None and any(
+            np.array_equal(classes, batch)
+            for name, shape in self.shaped.inputs.items()
+            if shape and (batch := self.labels.axis(name, 0)) is not None
+        )
+
     def units(self, keep: Keep) -> BoolArray:
         """Return bool[n_units] of a plan."""
         flags = np.ones(self.labels.n_units, np.bool_)
@@ -77,14 +96,14 @@ class Traced:
 def trace(
     model: str | Path | bytes | ModelProto | Traced,
     *,
-    shapes_: Mapping[str, Sequence[int | None]] | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     backend: Backend | None = None,
 ) -> Traced:
     """Return a model with its labels and groups; a traced one as it is.
 
     Args:
         model: a path, serialized bytes or a ModelProto.
-        shapes_: concrete shapes for inputs with free dimensions.
+        input_shapes: concrete shapes for inputs with free dimensions.
         backend: what runs it; onnxruntime on the CPU by default.
 
     Raises:
@@ -94,5 +113,5 @@ def trace(
         return model
     source = graphs.load(model)
     engine = backend or OrtBackend()
-    shaped = shapes.infer(graphs.normalise(source), engine, shapes_)
+    shaped = shapes.infer(graphs.normalise(source), engine, input_shapes)
     return Traced(source, shaped, trace_graph(shaped), engine)

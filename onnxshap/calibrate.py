@@ -1,0 +1,177 @@
+"""Runs models over data sets, and statistics of activations reduced inside the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from onnxshap.core import Array, Dataset, FloatArray
+from onnxshap.errors import DataError, ModelError
+from onnxshap.fixups import Widths
+from onnxshap.graph import array, extract, is_op, tensor
+from onnxshap.masking import SiteKey
+from onnxshap.tracing import Traced
+
+_STATISTICS = "onnxshap.statistics."
+
+
+def free_batch(traced: Traced) -> Traced:
+    """Return the same model for evaluation, its batch axis free where the file fixes it and the model allows it.
+
+    Exporters write Reshape targets with the batch size spelled out; entries that are the batch axis become 0 or -1.
+    Whether that worked is measured: two images at once must give what they give one by one, else the model is left
+    alone and evaluated at its own batch size.
+    """
+    if traced.shaped.free_batch or any(not shape for shape in traced.shaped.inputs.values()):
+        return traced
+    model = ModelProto()
+    model.CopyFrom(traced.shaped.graph.model)
+    stored = {t.name: t for t in model.graph.initializer}
+    for fixup in traced.labels.trace.fixups:
+        node = model.graph.node[fixup.node] if isinstance(fixup, Widths) else None
+        if node is None or not is_op(node, "Reshape") or len(node.input) < 2 or node.input[1] not in stored:
+            continue
+        target = array(stored[node.input[1]]).copy()
+        for axis in range(len(target)):
+            if traced.is_batch(node.output[0], axis):
+                copies = traced.is_batch(node.input[0], axis)
+                target[axis] = 0 if copies else -1
+        if np.count_nonzero(target == -1) <= 1:
+            stored[node.input[1]].CopyFrom(tensor(node.input[1], target))
+    for item in (*model.graph.input, *model.graph.output):
+        dims = item.type.tensor_type.shape.dim
+        if len(dims) and item.name in traced.shaped.shapes and traced.is_batch(item.name, 0):
+            dims[0].dim_param = "rows"
+    freed = replace(traced, shaped=replace(traced.shaped, graph=replace(traced.shaped.graph, model=model), free_batch=True))
+    return freed if _same_rows(traced, freed) else traced
+
+
+def _same_rows(traced: Traced, freed: Traced) -> bool:
+    rng = np.random.default_rng(0)
+    specs = {i.name: helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type) for i in traced.shaped.graph.model.graph.input}
+    feeds = {
+        name: rng.normal(size=(2 * shape[0], *shape[1:])).astype(specs[name]) if np.dtype(specs[name]).kind == "f"
+        else rng.integers(0, 2, (2 * shape[0], *shape[1:])).astype(specs[name])
+        for name, shape in traced.shaped.inputs.items()
+    }  # fmt: skip
+    half = {name: len(value) // 2 for name, value in feeds.items()}
+    try:
+        one = traced.backend.session(traced.shaped.graph.model)
+        apart = [one.run({k: v[: half[k]] for k, v in feeds.items()}), one.run({k: v[half[k] :] for k, v in feeds.items()})]
+        together = freed.backend.session(freed.shaped.graph.model).run(feeds)
+    except ModelError:
+        return False
+    return all(
+        a.ndim and len(t) == 2 * len(a) and np.allclose(t, np.concatenate([a, b]), rtol=1e-4, atol=1e-5, equal_nan=True)
+        for a, b, t in zip(*apart, together, strict=True)
+    )
+
+
+def batches(traced: Traced, data: Dataset, size: int) -> Iterator[tuple[int, Mapping[str, Array]]]:
+    """Yield feeds of consecutive images and how many images they hold; a fixed batch is filled up with repeats."""
+    step = size if traced.shaped.free_batch else traced.batch
+    for start in range(0, len(data), step):
+        part = data.take(slice(start, start + step))
+        if len(part) < step and not traced.shaped.free_batch:
+            yield len(part), part.take(np.resize(np.arange(len(part)), step)).inputs
+        else:
+            yield len(part), part.inputs
+
+
+def run_all(traced: Traced, model: ModelProto, data: Dataset, extra: Mapping[str, Array] | None = None) -> list[Array]:
+    """Return the outputs of `model`, a form of the traced one, on all images.
+
+    Args:
+        traced: tells the batch sizes allowed.
+        model: what to run.
+        data: n images.
+        extra: further feeds, the same for every batch (mask rows of 1).
+
+    Returns:
+        One array an output, [n, ...].
+
+    Raises:
+        DataError: an output has no entry for every image.
+    """
+    session = traced.backend.session(model)
+    parts = []
+    for count, feeds in batches(traced, data, 32):
+        outputs = session.run({**feeds, **(extra or {})})
+        rows = len(next(iter(feeds.values())))
+        for name, value in zip(session.outputs, outputs, strict=True):
+            if value.ndim == 0 or len(value) != rows:
+                raise DataError(f"output {name!r} has shape {list(value.shape)} for {rows} images; axis 0 must be the images")
+        parts.append([value[:count] for value in outputs])
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def reduce_mean(opset: int, source: str, axes: Sequence[int], target: str) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Return a ReduceMean without kept axes, in the form of the opset."""
+    if opset >= 18:
+        constant = tensor(f"{target}.axes", np.array(axes, np.int64))
+        return [helper.make_node("ReduceMean", [source, constant.name], [target], keepdims=0)], [constant]
+    return [helper.make_node("ReduceMean", [source], [target], axes=list(axes), keepdims=0)], []
+
+
+def channel_means(
+    traced: Traced, data: Dataset, places: Sequence[tuple[str, int]], transform: str = "identity"
+) -> dict[tuple[str, int], FloatArray]:
+    """Return the mean over images and positions of every channel of some tensors.
+
+    Args:
+        traced: a model whose batch is free, if it can be (`free_batch`).
+        data: calibration images.
+        places: tensors and their channel axes.
+        transform: what is averaged: identity, `abs`, or `positive` (1 where > 0).
+
+    Returns:
+        (tensor, axis) -> float64[n].
+    """
+    todo = list(dict.fromkeys(places))
+    if not todo:
+        return {}
+    shaped = traced.shaped
+    model = ModelProto()
+    model.CopyFrom(shaped.graph.model)
+    graph = model.graph
+    outputs = []
+    for number, (name, axis) in enumerate(todo):
+        base, batch = f"{_STATISTICS}{number}", traced.batch_axis(name)
+        graph.node.append(helper.make_node("Cast", [name], [f"{base}.x"], to=TensorProto.FLOAT))
+        source = f"{base}.x"
+        if transform == "abs":
+            graph.node.append(helper.make_node("Abs", [source], [f"{base}.t"]))
+        elif transform == "positive":
+            graph.node.append(helper.make_node("Relu", [source], [f"{base}.relu"]))
+            graph.node.append(helper.make_node("Sign", [f"{base}.relu"], [f"{base}.t"]))
+        source = source if transform == "identity" else f"{base}.t"
+        axes = [a for a in range(len(shaped.shapes[name])) if a not in (axis, batch)]
+        if axes:
+            nodes, constants = reduce_mean(shaped.graph.opset, source, axes, f"{base}.mean")
+            graph.node.extend(nodes)
+            graph.initializer.extend(constants)
+            source = f"{base}.mean"
+        if batch is not None and batch > axis:
+            graph.node.append(helper.make_node("Transpose", [source], [f"{base}.turned"], perm=[1, 0]))
+            source = f"{base}.turned"
+        outputs.append(source)
+    kinds = {i.name: i.type.tensor_type.elem_type for i in graph.input}
+    session = traced.backend.session(extract(model, kinds, dict.fromkeys(outputs, TensorProto.FLOAT)))
+    sums, total = [np.zeros(shaped.shapes[name][axis]) for name, axis in todo], 0
+    for count, feeds in batches(traced, data, 32):
+        total += count
+        for k, (found, (name, _)) in enumerate(zip(session.run(feeds), todo, strict=True)):
+            whole = found.astype(np.float64)
+            sums[k] += whole * count if traced.batch_axis(name) is None else whole[:count].sum(axis=0)
+    return {place: s / total for place, s in zip(todo, sums, strict=True)}
+
+
+def site_means(traced: Traced, data: Dataset) -> dict[SiteKey, FloatArray]:
+    """Return, for every site whose consumer has constant weights, the calibration mean of each channel."""
+    sites = [s for s in traced.labels.trace.sites if s.weight is not None]
+    sites = [s for s in sites if (traced.labels.units(s.tensor, s.axis) >= 0).any()]
+    means = channel_means(traced, data, [(s.tensor, s.axis) for s in sites])
+    return {(s.node, s.input): means[s.tensor, s.axis] for s in sites}

@@ -1,0 +1,246 @@
+"""Channel masks as graph inputs: one coalition a row, multiplied in where a channel is summed away.
+
+Masked there, a removed channel is gone exactly: no bias, BatchNormalization shift or Sigmoid(0) behind it leaks. What it
+leaves behind is nothing, or its calibration mean: the mean times the consumer's weights is added to the consumer's
+output, row by row, just as the rewrite folds it into the consumer's bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from onnxshap.core import Array, FloatArray
+from onnxshap.errors import ModelError
+from onnxshap.graph import tensor
+from onnxshap.groups import Group
+from onnxshap.labels import Site, Weight
+from onnxshap.shapes import static_values
+from onnxshap.tracing import Traced, trace
+
+PREFIX = "onnxshap.mask."
+SiteKey = tuple[int, int]
+"""Node index and input number of a site."""
+Means = Mapping[SiteKey, FloatArray]
+"""Site -> float64[n], calibration mean of every position of the axis that is summed away."""
+
+
+def mask_name(group: Group) -> str:
+    """Return the name of a group's mask input."""
+    return PREFIX + group.name
+
+
+def insert_masks(
+    model: str | Path | bytes | ModelProto | Traced, groups: Sequence[Group] | None = None, means: Means | None = None
+) -> ModelProto:
+    """Return the model with one more input a group: float32[rows, n_units], 1 = stays, 0 = removed.
+
+    `rows` is 1, or the number of images fed: every image then has a coalition of its own. Values between 0 and 1 scale
+    a channel (for gradients).
+
+    Args:
+        model: anything `trace` takes.
+        groups: groups of that model; default all.
+        means: what removed channels leave behind (`calibrate.site_means`); default nothing, zeros.
+
+    Raises:
+        ModelError: a group is not one of the model's.
+    """
+    traced = trace(model)
+    chosen = traced.groups if groups is None else list(groups)
+    known = {g.name: g for g in traced.groups}
+    for group in chosen:
+        if group.name not in known or not np.array_equal(known[group.name].units, group.units):
+            raise ModelError(f"group {group.name!r} is not a group of this model; take it from trace(model).groups")
+    return _Masks(traced, chosen, means or {}).model()
+
+
+def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:
+    """Return whether rows of masks can go with rows of images at every site of the groups."""
+    units = np.concatenate([g.units for g in groups] or [np.empty(0, np.intp)])
+    return all(
+        traced.batch_axis(site.tensor) is not None
+        for site in traced.labels.trace.sites
+        if np.isin(traced.labels.units(site.tensor, site.axis), units).any()
+    )
+
+
+def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray]:
+    """Return, for sites with constant weights, float64[n, m]: what 1 at a position adds to each of the consumer's outputs.
+
+    Every other axis of the weights is summed over, as if the input were constant in space, away from the border.
+    """
+    nodes = traced.shaped.graph.nodes
+    foldable = [(s, s.weight) for s in sites if s.weight is not None]
+    names = [nodes[s.node].input[w.input] for s, w in foldable]
+    values = static_values(traced.shaped.graph.model, traced.backend, list(dict.fromkeys(names)))
+    found = {}
+    for (site, w), name in zip(foldable, names, strict=True):
+        kernel = np.moveaxis(values[name].astype(np.float64), (w.sums, w.makes), (0, 1))
+        table = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2) * w.scale
+        if w.groups > 1:
+            table = _block_diagonal(table, w)
+        found[site.node, site.input] = table
+    return found
+
+
+def _block_diagonal(table: FloatArray, weight: Weight) -> FloatArray:
+    """Spread a grouped weight, one of whose axes counts positions of one group, over all pairs of positions."""
+    groups = weight.groups
+    if weight.sums == 1:  # Conv: [in of a group, all out]
+        blocks = np.split(table, groups, axis=1)
+    else:  # ConvTranspose: [all in, out of a group]
+        blocks = np.split(table, groups, axis=0)
+    rows, columns = blocks[0].shape
+    full = np.zeros((rows * groups, columns * groups))
+    for k, block in enumerate(blocks):
+        full[k * rows : (k + 1) * rows, k * columns : (k + 1) * columns] = block
+    return full
+
+
+@dataclass
+class _Masks:
+    """The masked model under construction."""
+
+    traced: Traced
+    groups: list[Group]
+    means: Means
+    head: list[NodeProto] = field(default_factory=list)
+    before: dict[int, list[NodeProto]] = field(default_factory=dict)
+    after: dict[int, list[NodeProto]] = field(default_factory=dict)
+    constants: list[TensorProto] = field(default_factory=list)
+    made: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    def model(self) -> ModelProto:
+        """Return the masked model."""
+        masked = ModelProto()
+        masked.CopyFrom(self.traced.shaped.graph.model)
+        units = np.zeros(self.traced.labels.n_units + 1, np.bool_)
+        for group in self.groups:
+            units[group.units] = True
+        trace_ = self.traced.labels.trace
+        touched = [s for s in trace_.sites if units[self.traced.labels.units(s.tensor, s.axis)].any()]
+        tables = responses(self.traced, [s for s in touched if (s.node, s.input) in self.means])
+        for site in touched:
+            self._mask(masked.graph.node[site.node], site, tables.get((site.node, site.input)))
+        nodes = [*self.head]
+        for index, node in enumerate(masked.graph.node):
+            nodes += [*self.before.get(index, ()), node, *self.after.get(index, ())]
+        copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+        del masked.graph.node[:]
+        masked.graph.node.extend(copies)
+        masked.graph.initializer.extend(self.constants)
+        masked.graph.input.extend(
+            helper.make_tensor_value_info(mask_name(g), TensorProto.FLOAT, ["rows", len(g)]) for g in self.groups
+        )
+        return masked
+
+    def _constant(self, name: str, values: Array) -> str:
+        self.constants.append(tensor(name, values))
+        return name
+
+    def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: object) -> NodeProto:
+        return helper.make_node(kind, list(inputs), [output], name=output, **attributes)
+
+    def _mask(self, node: NodeProto, site: Site, table: FloatArray | None) -> None:
+        """Multiply the mask into a site's input and, for mean filling, add what the means leave to its output."""
+        row = self._axis_mask(site.tensor, site.axis)
+        key = ("masked", site.tensor, str(site.axis))
+        if key not in self.made:
+            self.made[key] = output = f"{site.tensor}.masked{site.axis}"
+            shaped = self._broadcast(row, site.tensor, site.axis, f"{row}.for.{site.tensor}")
+            self.before.setdefault(site.node, []).append(self._node("Mul", [site.tensor, shaped], output))
+        node.input[site.input] = self.made[key]
+        if table is None or site.weight is None:
+            return
+        result, raw = node.output[0], f"{node.output[0]}.raw"
+        filled = self.means[site.node, site.input][:, None] * table
+        removed, left = f"{result}.removed{site.input}", f"{result}.left{site.input}"
+        rows = self._constant(f"{left}.rows", filled.astype(np.float32))
+        self.head += [
+            self._node("Sub", [self._one(), row], removed),
+            self._node("MatMul", [removed, rows], left),
+        ]
+        shaped = self._broadcast(left, result, site.weight.out, f"{left}.shaped")
+        node.output[0] = raw
+        self.after.setdefault(site.node, []).append(self._node("Add", [raw, shaped], result))
+
+    def _one(self) -> str:
+        if ("one",) not in self.made:
+            self.made["one",] = self._constant(f"{PREFIX}1", np.ones((1, 1), np.float32))
+        return self.made["one",]
+
+    def _axis_mask(self, name: str, axis: int) -> str:
+        """Return the tensor float32[rows, n] that masks an axis: the product of its units' masks.
+
+        mask = prod over slots of 1 + (m - 1) S, where S selects the unit of each position: exact for 0 and 1, and one
+        small MatMul instead of a gather for each group.
+        """
+        units = self.traced.labels.units(name, axis)
+        key = ("mask", units.tobytes().hex() if units.size < 64 else str(hash(units.tobytes())), str(units.shape))
+        if key in self.made:
+            return self.made[key]
+        base = f"{PREFIX}{name}.{axis}"
+        factors = []
+        for slot in range(units.shape[1]):
+            terms = []
+            for group in self.groups:
+                place = np.full(self.traced.labels.n_units + 1, -1)
+                place[group.units] = np.arange(len(group))
+                where = place[units[:, slot]]
+                if (where < 0).all():
+                    continue
+                if units.shape[1] == 1 and np.array_equal(where, np.arange(len(group))):
+                    self.made[key] = mask_name(group)
+                    return self.made[key]
+                terms.append(self._spread(group, where, f"{base}.{slot}.{group.name}"))
+            if terms:
+                factor = f"{base}.{slot}"
+                total = terms[0]
+                for k, term in enumerate(terms[1:]):
+                    self.head.append(self._node("Add", [total, term], f"{factor}.sum{k}"))
+                    total = f"{factor}.sum{k}"
+                self.head.append(self._node("Add", [total, self._one()], factor))
+                factors.append(factor)
+        result = factors[0]
+        for k, factor in enumerate(factors[1:]):
+            self.head.append(self._node("Mul", [result, factor], f"{base}.product{k}"))
+            result = f"{base}.product{k}"
+        self.made[key] = result
+        return result
+
+    def _spread(self, group: Group, where: NDArray[np.intp], name: str) -> str:
+        """Return (m - 1) S: float32[rows, n], 0 where the position is none of the group's."""
+        missing = f"{PREFIX}{group.name}.minus1"
+        if ("minus", group.name) not in self.made:
+            self.made["minus", group.name] = missing
+            self.head.append(self._node("Sub", [mask_name(group), self._one()], missing))
+        selector = np.zeros((len(group), len(where)), np.float32)
+        selector[where[where >= 0], np.flatnonzero(where >= 0)] = 1
+        chosen = self._constant(f"{name}.select", selector)
+        self.head.append(self._node("MatMul", [missing, chosen], name))
+        return name
+
+    def _broadcast(self, row: str, name: str, axis: int, output: str) -> str:
+        """Return `row` [rows, n] in the shape and type that multiply axis `axis` of tensor `name`, rows on its batch axis."""
+        shaped = self.traced.shaped
+        rank, batch = len(shaped.shapes[name]), self.traced.batch_axis(name)
+        wanted = [1] * rank
+        wanted[axis] = -1 if batch is None else shaped.shapes[name][axis]
+        if batch is not None:
+            wanted[batch] = -1
+            if batch > axis:
+                self.head.append(self._node("Transpose", [row], f"{output}.turned", perm=[1, 0]))
+                row = f"{output}.turned"
+        target = self._constant(f"{output}.shape", np.array(wanted, np.int64))
+        self.head.append(self._node("Reshape", [row, target], output))
+        kind = shaped.kinds.get(name, TensorProto.FLOAT)
+        if kind != TensorProto.FLOAT:
+            self.head.append(self._node("Cast", [output], f"{output}.cast", to=kind))
+            output = f"{output}.cast"
+        return output

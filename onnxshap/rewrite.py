@@ -1,0 +1,175 @@
+"""The cut itself: graph + plan -> smaller graph.
+
+Every initializer is compressed to the live positions of its axes, every constant that restates a width follows it
+(`fixups`), and what removed channels leave behind is folded into their consumers' biases.
+"""
+
+from __future__ import annotations
+
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from onnxshap.core import Array, BoolArray, FloatArray
+from onnxshap.graph import array, finish, tensor
+from onnxshap.labels import Liveness, Site
+from onnxshap.masking import Means, responses
+from onnxshap.tracing import Keep, Traced
+
+
+@dataclass
+class _Rewrite:
+    """A graph while it is being cut; the `fixups.Edit` of its fixups."""
+
+    traced: Traced
+    live: Liveness
+    model: ModelProto
+    constants: dict[str, TensorProto]
+    replaced: dict[int, list[NodeProto]] = field(default_factory=dict)
+    appended: dict[int, list[NodeProto]] = field(default_factory=dict)
+
+    def alive(self, name: str, axis: int) -> BoolArray:
+        found = self.live.axis(name, axis)
+        return np.ones(self.traced.shaped.shapes[name][axis], np.bool_) if found is None else found
+
+    def cut(self, name: str, axis: int) -> bool:
+        return self.live.cut(name, axis)
+
+    def node(self, index: int) -> NodeProto:
+        return self.model.graph.node[index]
+
+    def constant(self, name: str) -> Array:
+        return array(self.constants[name])
+
+    def set_constant(self, name: str, values: Array) -> None:
+        doc = self.constants[name].doc_string
+        self.constants[name].CopyFrom(tensor(name, values))
+        self.constants[name].doc_string = doc
+
+    def new_constant(self, hint: str, values: Array) -> str:
+        name = hint
+        while name in self.constants:
+            name += "_"
+        self.constants[name] = self.model.graph.initializer.add()
+        self.constants[name].CopyFrom(tensor(name, values))
+        return name
+
+    def replace(self, index: int, nodes: list[NodeProto]) -> None:
+        self.replaced[index] = nodes
+
+    def compress(self) -> None:
+        """Cut every initializer to its live positions."""
+        for name, stored in list(self.constants.items()):
+            axes = [axis for axis in range(len(stored.dims)) if self.live.cut(name, axis)]
+            if axes:
+                values = array(stored)
+                for axis in axes:
+                    values = values.compress(self.alive(name, axis), axis)
+                self.set_constant(name, values)
+
+    def fold(self, site: Site, table: FloatArray, means: FloatArray) -> None:
+        """Add to a consumer's bias what the dead positions of its input leave behind."""
+        weight = site.weight
+        assert weight is not None
+        node = self.node(site.node)
+        dead = ~self.alive(site.tensor, site.axis)
+        left = means[dead] @ table[dead]
+        kept = left[self.alive(node.output[0], weight.out)]
+        kind = self.traced.shaped.kinds.get(node.output[0], TensorProto.FLOAT)
+        dtype = helper.tensor_dtype_to_np_dtype(kind)
+        if weight.bias is not None:
+            number, factor = weight.bias
+            present = node.input[number] if len(node.input) > number else ""
+            if not present:
+                while len(node.input) <= number:
+                    node.input.append("")
+                node.input[number] = self.new_constant(f"{node.output[0]}.bias", (kept / factor).astype(dtype))
+                return
+            if present in self.constants:
+                old = self.constant(present).astype(np.float64)
+                self.set_constant(present, (old + kept / factor).astype(dtype))
+                return
+        rank = len(self.traced.shaped.shapes[node.output[0]])
+        wide = kept.reshape([-1 if axis == weight.out else 1 for axis in range(weight.out, rank)]).astype(dtype)
+        result, raw = node.output[0], f"{node.output[0]}.unfolded"
+        bias = self.new_constant(f"{result}.bias", wide)
+        node.output[0] = raw
+        self.appended[site.node] = [helper.make_node("Add", [raw, bias], [result], name=f"{result}.fold")]
+
+    def finished(self) -> ModelProto:
+        """Return the model with its nodes replaced, as it goes to a file."""
+        nodes: list[NodeProto] = []
+        for index, node in enumerate(self.model.graph.node):
+            nodes += [*self.replaced.get(index, [node]), *self.appended.get(index, ())]
+        copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(copies)
+        return finish(self.model, self.traced.shaped.graph)
+
+
+def drop_units(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
+    """Return the model without the units that a plan drops.
+
+    Args:
+        traced: a traced model.
+        keep: the plan: group name -> bool[n_units], True = stays.
+        means: what removed channels leave in their consumers' biases; None = nothing.
+    """
+    live = traced.alive(keep)
+    model = ModelProto()
+    model.CopyFrom(traced.shaped.graph.model)
+    edit = _Rewrite(traced, live, model, {t.name: t for t in model.graph.initializer})
+    touched = [s for s in traced.labels.trace.sites if live.cut(s.tensor, s.axis)]
+    folded = [s for s in touched if means and (s.node, s.input) in means]
+    tables = responses(traced, folded)
+    edit.compress()
+    for fixup in traced.labels.trace.fixups:
+        fixup.apply(edit)
+    for site in folded:
+        if means and (key := (site.node, site.input)) in tables:
+            edit.fold(site, tables[key], means[key])
+    return edit.finished()
+
+
+def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
+    """Return what was cut from the constants, in the names and indices of the input file.
+
+    Zeroing these slices in the input file computes the same as the cut file (without repair). Slices whose zeroing
+    would not be harmless (the divisor of a Div, an exponent) are left out: they act on channels that are zero anyway.
+
+    Returns:
+        One entry for every cut axis: {initializer, node, input, axis, indices}; `node` is the first output of the node
+        that reads the initializer at `input`, which tells the uses of a shared one apart.
+    """
+    live, graph = traced.alive(keep), traced.shaped.graph
+    constants = {t.name for t in graph.model.graph.initializer}
+    constants |= {n.output[0] for n in graph.nodes if n.op_type == "ConstantOfShape"}
+    found = []
+    for node in graph.nodes:
+        for k, name in enumerate(node.input):
+            if name not in constants or (node.op_type, k) in _NOT_ZEROABLE:
+                continue
+            for axis in range(len(traced.shaped.shapes[name])):
+                if live.cut(name, axis):
+                    dead = np.flatnonzero(~_must(live.axis(name, axis)))
+                    found.append(
+                        {
+                            "initializer": graph.origin.get(name, name),
+                            "node": graph.origin.get(node.output[0], node.output[0]),
+                            "input": k,
+                            "axis": axis,
+                            "indices": dead.tolist(),
+                        }
+                    )
+    return found
+
+
+_NOT_ZEROABLE = {("Div", 1), ("Pow", 0), ("Pow", 1), ("Mod", 1), ("BatchNormalization", 4), ("Clip", 1), ("Clip", 2)}
+
+
+def _must(found: BoolArray | None) -> BoolArray:
+    assert found is not None
+    return found

@@ -211,6 +211,7 @@ IMAGES = specs(x=("float32", (1, 3, 8, 6)))
             ("[n, 8, 6, 3]", "x.transpose(0, 2, 3, 1) for NHWC"),
         ),
         ((3, 8, 6), IMAGES, ("[3, 8, 6]", "[n, 3, 8, 6]", "x[None]")),
+        ((3, 8, 7), IMAGES, ("[3, 8, 7]", "[n, 3, 8, 6]", "one entry an image along axis 0")),
         ((5, 144), IMAGES, ("[5, 144]", "[n, 3, 8, 6]", "one entry an image along axis 0")),
         ((5, 1, 3, 8, 6), IMAGES, ("[5, 1, 3, 8, 6]", "one entry an image")),
         ((), IMAGES, ("[]", "one entry an image")),
@@ -417,6 +418,7 @@ def test_limit_keeps_a_seeded_sorted_subset(here: Path) -> None:
         np.testing.assert_array_equal(values, data.labels)
         drawn.append(values.tolist())
     assert len(set(map(tuple, drawn))) == 5
+    assert len(load_data("d.npz", model, limit=1)) == 1
     for limit in (50, 999, None):
         same(load_data("d.npz", model, limit=limit), {"x": x}, np.arange(50))
 
@@ -701,6 +703,7 @@ def test_random_data_look_like_their_dtype() -> None:
 
 
 def test_random_data_follow_their_seed() -> None:
+    assert len(random_data(EVERYTHING, 1, 0)) == 1
     first, again, other = (random_data(EVERYTHING, 3, seed).inputs for seed in (0, 0, 1))
     for name in EVERYTHING:
         np.testing.assert_array_equal(first[name], again[name])

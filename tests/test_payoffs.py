@@ -320,7 +320,10 @@ DENSE = np.random.default_rng(0).normal(size=(2, 3, 4, 4))
         ([PROBABILITIES], LABELS, CrossEntropy(probabilities=True)),
         ([PROBABILITIES.astype(np.float16)], LABELS, CrossEntropy(probabilities=True)),
         ([LOGITS], None, KL()),
+        ([LOGITS[:, :2]], None, KL()),
+        ([LOGITS[:, :2]], LABELS, CrossEntropy()),
         ([PROBABILITIES], None, KL(probabilities=True)),
+        ([np.array([[1.0, 0.0], [0.3, 0.7]])], None, KL(probabilities=True)),  # a softmax that underflows
         ([np.abs(LOGITS)], None, "mse"),  # features behind a Relu
         ([1 / (1 + np.exp(-LOGITS))], None, "mse"),  # sigmoids
         ([EMBEDDING], None, "mse"),

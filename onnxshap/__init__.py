@@ -1,0 +1,50 @@
+"""onnxshap: makes an exported ONNX model smaller and faster without its training code.
+
+>>> import onnxshap
+>>> sorted(onnxshap.METHODS)[:3]
+['activation', 'apoz', 'exact']
+"""
+
+from onnxshap.api import Pruned, Scores, compare, prune, score
+from onnxshap.backend import OrtBackend
+from onnxshap.calibrate import site_means
+from onnxshap.core import Dataset, Values
+from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError, VerifyError
+from onnxshap.graph import load, save
+from onnxshap.groups import Group
+from onnxshap.masking import insert_masks, mask_name
+from onnxshap.methods import METHODS
+from onnxshap.plan import Budget, make_plan
+from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.tracing import Traced, trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Budget",
+    "BudgetError",
+    "DataError",
+    "Dataset",
+    "Group",
+    "ModelError",
+    "OnnxshapError",
+    "OrtBackend",
+    "Pruned",
+    "Scores",
+    "Traced",
+    "Values",
+    "VerifyError",
+    "compare",
+    "drop_units",
+    "insert_masks",
+    "load",
+    "make_plan",
+    "mask_name",
+    "prune",
+    "removed_slices",
+    "save",
+    "score",
+    "site_means",
+    "trace",
+]

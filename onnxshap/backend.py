@@ -30,6 +30,10 @@ class Session(Protocol):
     """A loaded model."""
 
     @property
+    def inputs(self) -> Sequence[str]:
+        """Input names, in order."""
+
+    @property
     def outputs(self) -> Sequence[str]:
         """Output names, in order."""
 
@@ -72,6 +76,7 @@ def first_line(error: BaseException) -> str:
 @dataclass(frozen=True)
 class _OrtSession:
     inner: ort.InferenceSession
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
@@ -101,7 +106,10 @@ class OrtBackend:
             ModelError: the model does not load.
             OnnxshapError: the provider is unknown, or not the one that onnxruntime really uses.
         """
-        return _OrtSession(inner := self._inner(model, optimize), tuple(o.name for o in inner.get_outputs()))
+        inner = self._inner(model, optimize)
+        return _OrtSession(
+            inner, tuple(i.name for i in inner.get_inputs()), tuple(o.name for o in inner.get_outputs())
+        )
 
     def _inner(self, model: onnx.ModelProto, optimize: bool) -> ort.InferenceSession:
         if self.provider not in PROVIDERS:

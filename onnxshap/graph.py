@@ -190,6 +190,11 @@ def outer_names(graph: GraphProto) -> set[str]:
     return names.union(*(outer_names(g) for node in graph.node for g in subgraphs(node)))
 
 
+def reads(node: NodeProto) -> list[str]:
+    """Return every tensor that a node reads, those that its subgraphs take from outside included."""
+    return [*(name for name in node.input if name), *(n for g in subgraphs(node) for n in outer_names(g))]
+
+
 def _unshare(graph: GraphProto) -> dict[str, str]:
     """Give every use of an initializer, and of a ConstantOfShape, its own copy; return copy name -> original name."""
     pinned = {o.name for o in graph.output}.union(*(outer_names(g) for n in graph.node for g in subgraphs(n)))

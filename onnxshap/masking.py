@@ -30,13 +30,20 @@ Means = Mapping[SiteKey, FloatArray]
 """Site -> float64[n], calibration mean of every position of the axis that is summed away."""
 
 
+Probe = Mapping[tuple[str, int], Array]
+"""Tensor and axis -> what a mask adds to it instead of scaling it: `x + (1 - mask) * probe`, for derivatives."""
+
+
 def mask_name(group: Group) -> str:
     """Return the name of a group's mask input."""
     return PREFIX + group.name
 
 
 def insert_masks(
-    model: str | Path | bytes | ModelProto | Traced, groups: Sequence[Group] | None = None, means: Means | None = None
+    model: str | Path | bytes | ModelProto | Traced,
+    groups: Sequence[Group] | None = None,
+    means: Means | None = None,
+    probe: Probe | None = None,
 ) -> ModelProto:
     """Return the model with one more input a group: float32[rows, n_units], 1 = stays, 0 = removed.
 
@@ -47,6 +54,7 @@ def insert_masks(
         model: anything `trace` takes.
         groups: groups of that model; default all.
         means: what removed channels leave behind (`calibrate.site_means`); default nothing, zeros.
+        probe: masks add it instead of removing anything; with it, `means` are not used.
 
     Raises:
         ModelError: a group is not one of the model's.
@@ -57,7 +65,7 @@ def insert_masks(
     for group in chosen:
         if group.name not in known or not np.array_equal(known[group.name].units, group.units):
             raise ModelError(f"group {group.name!r} is not a group of this model; take it from trace(model).groups")
-    return _Masks(traced, chosen, means or {}).model()
+    return _Masks(traced, chosen, {} if probe else means or {}, probe).model()
 
 
 def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:
@@ -110,6 +118,7 @@ class _Masks:
     traced: Traced
     groups: list[Group]
     means: Means
+    probe: Probe | None = None
     head: list[NodeProto] = field(default_factory=list)
     before: dict[int, list[NodeProto]] = field(default_factory=dict)
     after: dict[int, list[NodeProto]] = field(default_factory=dict)
@@ -154,7 +163,7 @@ class _Masks:
         if key not in self.made:
             self.made[key] = output = f"{site.tensor}.masked{site.axis}"
             shaped = self._broadcast(row, site.tensor, site.axis, f"{row}.for.{site.tensor}")
-            self.before.setdefault(site.node, []).append(self._node("Mul", [site.tensor, shaped], output))
+            self.before.setdefault(site.node, []).extend(self._apply(site, shaped, output))
         node.input[site.input] = self.made[key]
         if table is None or site.weight is None:
             return
@@ -169,6 +178,18 @@ class _Masks:
         shaped = self._broadcast(left, result, site.weight.out, f"{left}.shaped")
         node.output[0] = raw
         self.after.setdefault(site.node, []).append(self._node("Add", [raw, shaped], result))
+
+    def _apply(self, site: Site, mask: str, output: str) -> list[NodeProto]:
+        if self.probe is None:
+            return [self._node("Mul", [site.tensor, mask], output)]
+        added = self.probe[site.tensor, site.axis]
+        one = self._constant(f"{output}.one", np.ones((), added.dtype))
+        signs = self._constant(f"{output}.probe", added)
+        return [
+            self._node("Sub", [one, mask], f"{output}.minus"),
+            self._node("Mul", [f"{output}.minus", signs], f"{output}.added"),
+            self._node("Add", [site.tensor, f"{output}.added"], output),
+        ]
 
     def _one(self) -> str:
         if ("one",) not in self.made:

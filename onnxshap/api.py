@@ -1,0 +1,409 @@
+"""The pipeline on one page: trace -> score -> plan -> cut -> verify -> measure."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxshap import payoffs
+from onnxshap.backend import OrtBackend
+from onnxshap.calibrate import free_batch, run_all, site_means
+from onnxshap.core import Array, BoolArray, Dataset, Payoff, Values
+from onnxshap.data import DataLike, as_dataset, load_data, random_data
+from onnxshap.errors import BudgetError, DataError, OnnxshapError
+from onnxshap.game import Setting
+from onnxshap.graph import load, save
+from onnxshap.groups import Group, select
+from onnxshap.masking import Means
+from onnxshap.measure import Figures, latencies, scores
+from onnxshap.methods import METHODS
+from onnxshap.plan import Budget, Candidate, make_plan
+from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.shapes import input_specs
+from onnxshap.tracing import Traced, trace
+from onnxshap.verify import Verified, verify
+
+ModelLike = str | Path | bytes | ModelProto | Traced
+BASELINES = ("mean", "zero")
+REPAIRS = ("fold", "none")
+RANDOM_IMAGES = 32
+_MEAN_IMAGES = 512
+
+
+class Progress(Protocol):
+    """Told what is going on; `done` of `total` steps of a stage."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show it, or not."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass
+class Clock:
+    """Seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of a block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values of every group, and how they came about.
+
+    Attributes:
+        values: group name -> values.
+        method: the method's name.
+        payoff: the payoff's name; None for methods that use none.
+        seed: the seed.
+        images: calibration images used.
+        source: where they came from.
+        model: sha256 of the model they belong to.
+    """
+
+    values: Mapping[str, Values]
+    method: str
+    payoff: str | None
+    seed: int
+    images: int
+    source: str
+    model: str
+
+    @property
+    def evals(self) -> int:
+        """(image, coalition) rows evaluated."""
+        return sum(v.evals for v in self.values.values())
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The result of `prune`.
+
+    Attributes:
+        model: the cut model.
+        keep: the plan: group name -> bool[n_units].
+        scores: the values it rests on.
+        traced: the original, traced.
+        before, after: figures of the original and of the cut model.
+        removed_slices: the cut in names and indices of the input file.
+        verified: the cut model against its masked twin.
+        repair: what was done to what the cut left behind.
+        seconds: per stage.
+    """
+
+    model: ModelProto
+    keep: Mapping[str, BoolArray]
+    scores: Scores
+    traced: Traced
+    before: Figures
+    after: Figures
+    removed_slices: list[dict[str, object]]
+    verified: Verified
+    repair: str
+    seconds: Mapping[str, float]
+
+
+def digest(model: ModelProto) -> str:
+    """Return the sha256 of a model, as values files keep it."""
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0) -> Dataset:
+    """Return checked data for a model; random inputs where none are given.
+
+    Raises:
+        DataError: the data do not fit the model.
+    """
+    specs = input_specs(traced.shaped.graph.model)
+    if data is None:
+        from dataclasses import replace
+
+        fixed = {n: replace(s, shape=(s.shape[0], *traced.shaped.inputs[n][1:])) if s.shape else s for n, s in specs.items()}
+        return random_data(fixed, RANDOM_IMAGES, seed)
+    if isinstance(data, str | Path):
+        return load_data(data, specs, labels=labels, seed=seed)
+    return as_dataset(data, specs)
+
+
+def open_model(
+    model: ModelLike, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0,
+    backend: OrtBackend | None = None, input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+) -> tuple[Traced, Dataset]:  # fmt: skip
+    """Return a traced model and checked calibration data; free dimensions are taken from the data.
+
+    Raises:
+        ModelError: the model cannot be read, traced or run.
+        DataError: the data do not fit it.
+    """
+    if isinstance(model, Traced):
+        return model, calibration(model, data, labels=labels, seed=seed)
+    source = load(model)
+    checked: Dataset | None = None
+    shapes = dict(input_shapes or {})
+    if data is not None:
+        specs = input_specs(source)
+        checked = load_data(data, specs, labels=labels, seed=seed) if isinstance(data, str | Path) else as_dataset(data, specs)
+        shapes = {name: list(value.shape) for name, value in checked.inputs.items()}
+    traced = trace(source, input_shapes=shapes, backend=backend)
+    return traced, checked if checked is not None else calibration(traced, None, seed=seed)
+
+
+def score(
+    model: ModelLike,
+    data: DataLike | None = None,
+    *,
+    labels: str | Path | None = None,
+    method: str = "shapley",
+    payoff: str | Callable[..., object] | None = None,
+    baseline: str = "mean",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    samples: int = 128,
+    max_evals: int | None = None,
+    seed: int = 0,
+    backend: OrtBackend | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    progress: Progress = silent,
+) -> Scores:
+    """Return the values of every group of a model; higher = keep.
+
+    Args:
+        model: a path, bytes, a ModelProto, or what `trace` returned.
+        data: a path, arrays by input name, one array, or a Dataset; None = random inputs.
+        labels: a path with the labels, where `data` has none.
+        method: one of `METHODS`.
+        payoff: ce, kl, mse, accuracy, or a callable (outputs, labels) -> float[rows]; None = by data and outputs.
+        baseline: what masks put in a removed channel's place: its calibration `mean`, or `zero`.
+        include, exclude: globs of group or node names.
+        samples: most calibration images to score with.
+        max_evals: most (image, coalition) rows, shared by the groups in proportion to their units.
+        seed: of all randomness.
+        backend: provider and threads.
+        input_shapes: for inputs with free dimensions, where there is no data.
+        progress: told after every group.
+
+    Raises:
+        ModelError, DataError, BudgetError: as their names say.
+    """
+    traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+    groups = select(traced.groups, include, exclude) if traced.groups else []
+    setting = _setting(free_batch(traced), sample(dataset, samples, seed), payoff, baseline)
+    return _score(setting, traced, groups, method, seed, max_evals, progress)
+
+
+def sample(data: Dataset, count: int, seed: int) -> Dataset:
+    """Return at most `count` images, drawn without replacement and kept in order."""
+    if count < 1:
+        raise BudgetError(f"samples is {count}; give at least 1 image")
+    if len(data) <= count:
+        return data
+    return data.take(np.sort(np.random.default_rng([seed, 1]).choice(len(data), count, replace=False)))
+
+
+def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str) -> Setting:
+    reference = run_all(free, free.shaped.graph.model, data)
+    names = [o.name for o in free.shaped.graph.model.graph.output]
+    for name, value in zip(names, reference, strict=True):
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise DataError(f"output {name!r} of the original model has NaN or Inf on the calibration data; check the data")
+    if baseline not in BASELINES:
+        raise OnnxshapError(f"baseline {baseline!r} is unknown; choose one of {', '.join(BASELINES)}")
+    chosen = payoffs.Custom(payoff) if callable(payoff) else payoffs.choose(payoff, reference, data.labels, names)
+    means = site_means(free, data) if baseline == "mean" else {}
+    return Setting(free, data, chosen, reference, means)
+
+
+def _score(
+    setting: Setting, traced: Traced, groups: Sequence[Group], method: str, seed: int, max_evals: int | None, progress: Progress
+) -> Scores:
+    if method not in METHODS:
+        raise OnnxshapError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    total = sum(len(g) for g in groups)
+    place = {g.name: k for k, g in enumerate(traced.groups)}
+    values, done = {}, 0
+    progress("score", 0, total)
+    for group in groups:
+        limit = None if max_evals is None else max_evals * len(group) // max(1, total)
+        rng = np.random.default_rng([seed, 2, place[group.name]])
+        values[group.name] = METHODS[method](setting, group, rng, limit)
+        done += len(group)
+        progress("score", done, total)
+    used = setting.payoff.name if any(v.evals for v in values.values()) else None
+    return Scores(values, method, used, seed, len(setting.data), setting.data.source, digest(traced.source))
+
+
+def prune(
+    model: ModelLike,
+    data: DataLike | None = None,
+    *,
+    labels: str | Path | None = None,
+    eval_data: DataLike | None = None,
+    keep_macs: float | None = None,
+    keep_params: float | None = None,
+    keep_units: float | None = None,
+    multiple_of: int | None = None,
+    min_units: int = 1,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    method: str = "shapley",
+    payoff: str | Callable[..., object] | None = None,
+    baseline: str = "mean",
+    repair: str = "fold",
+    samples: int = 128,
+    max_evals: int | None = None,
+    seed: int = 0,
+    values: Scores | None = None,
+    backend: OrtBackend | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    output: str | Path | None = None,
+    progress: Progress = silent,
+) -> Pruned:
+    """Return a smaller model with the same inputs and outputs, verified, and what was done.
+
+    Args:
+        model, data, labels, method, payoff, baseline, include, exclude, samples, max_evals, seed, backend,
+            input_shapes, progress: as in `score`.
+        eval_data: held-out data for the scores before and after; default the calibration data.
+        keep_macs, keep_params: share of the whole that may stay; both hold where both are given.
+        keep_units: share of every group that stays, no search.
+        multiple_of: step of the widths; None = 8 or 4 for wide groups, what runtimes run well.
+        min_units: least width of a group.
+        repair: what the cut leaves behind: `fold` the calibration means into the consumers' biases, or `none`.
+        values: values of an earlier run instead of scoring.
+        output: where to write the model; whole or not at all, after all checks.
+
+    Raises:
+        ModelError, DataError, BudgetError: as their names say.
+        VerifyError: the cut model is not what its masked twin computes; nothing was written.
+    """
+    clock = Clock()
+    budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units)
+    if repair not in REPAIRS:
+        raise OnnxshapError(f"repair {repair!r} is unknown; choose one of {', '.join(REPAIRS)}")
+    with clock.stage("trace"):
+        progress("trace", 0, 1)
+        traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+        groups = select(traced.groups, include, exclude) if traced.groups else []
+        if not groups:
+            raise BudgetError(f"nothing can be cut: {_why_nothing(traced)}")
+        free = free_batch(traced)
+        held_out = calibration(traced, eval_data, seed=seed) if eval_data is not None else dataset
+        progress("trace", 1, 1)
+    with clock.stage("score"):
+        setting = _setting(free, sample(dataset, samples, seed), payoff, baseline)
+        found = _check_values(values, traced, groups) if values is not None else None
+        found = found or _score(setting, traced, groups, method, seed, max_evals, progress)
+    with clock.stage("plan"):
+        progress("cut", 0, 3)
+        candidates = [Candidate(g.name, g.units, found.values[g.name].phi) for g in groups]
+        keep = make_plan(candidates, budget, lambda plan: _shares(traced, plan), traced.covers)
+    with clock.stage("cut"):
+        left = site_means(free, sample(dataset, _MEAN_IMAGES, seed)) if repair == "fold" else {}
+        small = drop_units(traced, keep, left)
+    with clock.stage("verify"):
+        progress("cut", 1, 3)
+        checked = verify(traced, free, keep, left, small, dataset)
+    with clock.stage("measure"):
+        progress("cut", 2, 3)
+        before, after = _figures(traced, small, keep, held_out, setting.payoff)
+        progress("cut", 3, 3)
+    if output is not None:
+        save(small, output)
+    return Pruned(
+        small, keep, found, traced, before, after, removed_slices(traced, keep), checked, repair, clock.seconds
+    )
+
+
+def _why_nothing(traced: Traced) -> str:
+    if traced.groups:
+        return "--include and --exclude leave no group"
+    reasons = list(dict.fromkeys(f"{f.tensor!r}: {f.reason}" for f in traced.frozen))
+    return "; ".join(reasons[:3]) or "no weights make an axis (no Conv, Gemm or MatMul with constant weights)"
+
+
+def _shares(traced: Traced, keep: Mapping[str, BoolArray]) -> dict[str, float]:
+    live, cost = traced.alive(keep), traced.cost
+    return {
+        "macs": cost.macs(live) / max(1, cost.macs()),
+        "params": cost.params(live) / max(1, cost.params()),
+    }
+
+
+def _check_values(values: Scores, traced: Traced, groups: Sequence[Group]) -> Scores:
+    if values.model != digest(traced.source):
+        raise DataError("the values belong to another model; score this one, or give the model they were made for")
+    for group in groups:
+        if group.name not in values.values or len(values.values[group.name].phi) != len(group):
+            raise DataError(f"the values lack group {group.name!r}; score the model without --include and --exclude")
+    return values
+
+
+def _figures(
+    traced: Traced, small: ModelProto, keep: Mapping[str, BoolArray], data: Dataset, payoff: Payoff
+) -> tuple[Figures, Figures]:
+    names = [o.name for o in traced.shaped.graph.model.graph.output]
+    reference = run_all(traced, traced.source, data)
+    outputs = run_all(traced, small, data)
+    fitted = payoffs.choose(payoff.name, reference, data.labels, names) if payoff.name in payoffs.NAMES else payoff
+    times = latencies(traced.backend, [traced.source, small], data, 1 if traced.shaped.free_batch else traced.batch)
+    live, cost = traced.alive(keep), traced.cost
+
+    def figures(model: ModelProto, found: Sequence[Array], macs: int, params: int, latency: float) -> Figures:
+        return Figures(macs, params, model.ByteSize(), latency, scores(found, reference, data.labels, names, fitted))
+
+    return (
+        figures(traced.source, reference, cost.macs(), cost.params(), times[0]),
+        figures(small, outputs, cost.macs(live), cost.params(live), times[1]),
+    )
+
+
+def compare(
+    model: ModelLike,
+    other: ModelLike | None = None,
+    data: DataLike | None = None,
+    *,
+    labels: str | Path | None = None,
+    payoff: str | None = None,
+    seed: int = 0,
+    backend: OrtBackend | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+) -> list[Figures]:
+    """Return the figures of a model and, side by side on the same data, of another with the same inputs and outputs.
+
+    Raises:
+        ModelError, DataError: a model cannot be read or run, or the data or outputs do not fit.
+    """
+    traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+    every = [traced]
+    if other is not None:
+        shapes = {name: list(value.shape) for name, value in dataset.inputs.items()}
+        every.append(trace(other, input_shapes=shapes, backend=backend))
+    names = [o.name for o in traced.shaped.graph.model.graph.output]
+    outputs = [run_all(t, t.source, dataset) for t in every]
+    fitted = payoffs.choose(payoff, outputs[0], dataset.labels, names)
+    for found in outputs[1:]:
+        if [a.shape for a in found] != [a.shape for a in outputs[0]]:
+            raise DataError("the two models have outputs of other shapes; compare models with the same outputs")
+    times = latencies(traced.backend, [t.source for t in every], dataset, 1 if traced.shaped.free_batch else traced.batch)
+    return [
+        Figures(t.cost.macs(), t.cost.params(), t.source.ByteSize(), ms, scores(out, outputs[0], dataset.labels, names, fitted))
+        for t, out, ms in zip(every, outputs, times, strict=True)
+    ]

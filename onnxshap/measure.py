@@ -1,0 +1,73 @@
+"""What a user compares: size, latency and scores of models, side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxshap import payoffs
+from onnxshap.backend import Backend
+from onnxshap.core import Array, Dataset, Payoff
+from onnxshap.errors import DataError
+
+_LATENCY_SECONDS = 1.0
+_LATENCY_RUNS = (7, 101)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One model's figures.
+
+    Attributes:
+        macs: multiply-accumulates an image.
+        params: floating-point parameters.
+        bytes: size of the file.
+        latency_ms: median milliseconds a run of one batch, measured in turn with the other model's; None = not measured.
+        score: name -> mean over the evaluation images, higher is better.
+    """
+
+    macs: int
+    params: int
+    bytes: int
+    latency_ms: float | None
+    score: dict[str, float]
+
+
+def latencies(backend: Backend, models: Sequence[ModelProto], data: Dataset, batch: int) -> list[float]:
+    """Return the median milliseconds of a run of each model, runs interleaved so that drift hits all alike."""
+    feeds = dict(data.take(np.resize(np.arange(len(data)), batch)).inputs)
+    sessions = [backend.session(model) for model in models]
+    for session in sessions:
+        session.run(feeds)
+    times: list[list[float]] = [[] for _ in models]
+    started = time.perf_counter()
+    for number in range(_LATENCY_RUNS[1]):
+        if number >= _LATENCY_RUNS[0] and time.perf_counter() - started > _LATENCY_SECONDS * len(models):
+            break
+        for session, found in zip(sessions, times, strict=True):
+            start = time.perf_counter()
+            session.run(feeds)
+            found.append(1000 * (time.perf_counter() - start))
+    return [float(np.median(found)) for found in times]
+
+
+def scores(
+    outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None, names: Sequence[str], payoff: Payoff
+) -> dict[str, float]:
+    """Return the mean payoff, and where the outputs are class scores, accuracy (labels) and agreement with the original."""
+    found = {payoff.name: float(np.mean(payoff(outputs, reference, labels)))}
+    for name, given in (("accuracy", labels), ("agreement", None)):
+        if name == "accuracy" and (labels is None or labels.dtype.kind not in "iub"):
+            continue
+        if payoff.name == "mse":
+            continue
+        try:
+            top = payoffs.choose("accuracy", reference, given, names)
+        except DataError:
+            continue
+        found[name] = float(np.mean(top(outputs, reference, given)))
+    return found

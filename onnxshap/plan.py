@@ -1,0 +1,168 @@
+"""Which units stay: values + costs + budget -> plan.
+
+Shares are uniform over the groups: comparing values across groups is unreliable (a group's values are measured with the
+others intact), and uniform widths are a strong baseline. The budget is met, never overshot: the widest plan within it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshap.core import BoolArray, FloatArray
+from onnxshap.errors import BudgetError
+
+Keep = Mapping[str, BoolArray]
+Measure = Callable[[Keep], Mapping[str, float]]
+"""Plan -> share kept of `macs` and `params`."""
+_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may stay; shares are of the whole model, in (0, 1].
+
+    Attributes:
+        units: share of every group, no search.
+        macs: share of the multiply-accumulates.
+        params: share of the parameters.
+        multiple_of: widths are multiples of it where a group is at least twice as wide; None = 8, 4 or 1 by width.
+        min_units: no group gets narrower.
+    """
+
+    units: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    multiple_of: int | None = None
+    min_units: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("units", "macs", "params"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise BudgetError(f"keep-{name} is {share:g}; give the share to keep, above 0 and at most 1")
+        if self.multiple_of is not None and self.multiple_of < 1:
+            raise BudgetError(f"multiple-of is {self.multiple_of}; give a width of at least 1")
+        if self.min_units < 1:
+            raise BudgetError(f"min-units is {self.min_units}; no group can be emptied, give at least 1")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The shares that need a search."""
+        return {name: share for name in ("macs", "params") if (share := getattr(self, name)) is not None}
+
+    def step(self, units: int) -> int:
+        """Return the width step of a group."""
+        if self.multiple_of is None:
+            return 8 if units >= 64 else 4 if units >= 32 else 1
+        return self.multiple_of if units >= 2 * self.multiple_of else 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A group as the planner sees it: a name, unit ids, and the values of the units, higher = keep."""
+
+    name: str
+    units: NDArray[np.intp]
+    phi: FloatArray
+
+
+def make_plan(
+    candidates: Sequence[Candidate], budget: Budget, measure: Measure, covers: Sequence[NDArray[np.intp]] = ()
+) -> dict[str, BoolArray]:
+    """Return the plan: group name -> bool[n_units], True = stays.
+
+    Args:
+        candidates: the groups that may be cut.
+        budget: what may stay; several shares hold together.
+        measure: plan -> shares kept.
+        covers: sets of unit ids, of each of which one stays.
+
+    Raises:
+        BudgetError: there is nothing to cut, or the smallest allowed plan exceeds the budget.
+    """
+    if not candidates:
+        raise BudgetError("nothing can be cut: no group of units is left; see `onnxshap inspect` for the reasons")
+    planner = _Planner(candidates, budget, covers)
+    if budget.units is not None:
+        keep = planner.at(planner.rounded(budget.units))
+        _check(measure(keep), budget)
+        return keep
+    if not budget.shares:
+        raise BudgetError("no budget: give --keep-macs, --keep-params or --keep-units")
+    smallest = planner.at(planner.widths(0.0))
+    _check(measure(smallest), budget)
+    low, high = 0.0, 1.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _fits(measure(planner.at(planner.widths(middle))), budget) else (low, middle)
+    return _filled(planner, planner.widths(low), budget, measure)
+
+
+def _fits(kept: Mapping[str, float], budget: Budget) -> bool:
+    return all(kept[name] <= share + 1e-12 for name, share in budget.shares.items())
+
+
+def _check(kept: Mapping[str, float], budget: Budget) -> None:
+    for name, share in budget.shares.items():
+        if kept[name] > share + 1e-12:
+            raise BudgetError(
+                f"keep-{name} {share:g} cannot be reached: the smallest allowed plan keeps {kept[name]:.3f}; "
+                "ask for more, lower --min-units or --multiple-of, or exclude less"
+            )
+
+
+def _filled(planner: _Planner, widths: list[int], budget: Budget, measure: Measure) -> dict[str, BoolArray]:
+    """Widen groups one step at a time, the relatively narrowest first, while the budget holds."""
+    open_groups = [k for k, c in enumerate(planner.candidates) if widths[k] < len(c.units)]
+    while open_groups:
+        k = min(open_groups, key=lambda i: (widths[i] / len(planner.candidates[i].units), i))
+        size = len(planner.candidates[k].units)
+        wider = [*widths[:k], min(size, widths[k] + budget.step(size)), *widths[k + 1 :]]
+        if _fits(measure(planner.at(wider)), budget):
+            widths = wider
+            if widths[k] == size:
+                open_groups.remove(k)
+        else:
+            open_groups.remove(k)
+    return planner.at(widths)
+
+
+class _Planner:
+    """Widths -> plan."""
+
+    def __init__(self, candidates: Sequence[Candidate], budget: Budget, covers: Sequence[NDArray[np.intp]]) -> None:
+        self.candidates, self._budget = list(candidates), budget
+        # best first; equal values stay in their order
+        self._ranked = [np.argsort(-c.phi, kind="stable") for c in candidates]
+        owner = {int(u): (k, i) for k, c in enumerate(candidates) for i, u in enumerate(c.units)}
+        inside = (c for c in covers if all(int(u) in owner for u in c))
+        self._covers = [[owner[int(u)] for u in c] for c in inside]
+
+    def widths(self, share: float) -> list[int]:
+        """Return the width of every group at a share, rounded down to its step."""
+        return [self._width(len(c.units), share * len(c.units), np.floor) for c in self.candidates]
+
+    def rounded(self, share: float) -> list[int]:
+        """Return the width of every group at a share, rounded to the nearest step."""
+        return [self._width(len(c.units), share * len(c.units), np.round) for c in self.candidates]
+
+    def _width(self, size: int, wanted: float, rounding: Callable[[float], float]) -> int:
+        step = self._budget.step(size)
+        return min(size, max(step, self._budget.min_units, int(rounding(wanted / step + 1e-9)) * step))
+
+    def at(self, widths: Sequence[int]) -> dict[str, BoolArray]:
+        """Return the plan that keeps the best units of every group, and one of every cover."""
+        flags = []
+        for candidate, ranked, width in zip(self.candidates, self._ranked, widths, strict=True):
+            kept = np.zeros(len(candidate.units), np.bool_)
+            kept[ranked[:width]] = True
+            flags.append(kept)
+        for cover in self._covers:
+            if not any(flags[k][i] for k, i in cover):
+                k, i = max(cover, key=lambda place: (self.candidates[place[0]].phi[place[1]], -place[1]))
+                flags[k][i] = True
+        return {c.name: f for c, f in zip(self.candidates, flags, strict=True)}

@@ -1,0 +1,105 @@
+"""The checks that a cut model passes before a file appears: it is valid, it loads, and it equals its masked twin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from onnxshap.backend import first_line
+from onnxshap.calibrate import run_all
+from onnxshap.core import Array, Dataset
+from onnxshap.errors import DataError, ModelError, VerifyError
+from onnxshap.masking import Means, insert_masks, mask_name
+from onnxshap.tracing import Keep, Traced
+
+TOLERANCE = 1e-4
+"""Largest allowed difference over the largest magnitude of an output, float32; float16 gets its own."""
+_HALF_TOLERANCE = 2e-2
+_CHECKED_IMAGES = 16
+_CHECKER_LIMIT = 2**31 - 2**16
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How far the cut model is from its masked twin on real inputs.
+
+    Attributes:
+        max_abs_err: largest absolute difference over all outputs.
+        rel_err: largest ratio of an output's difference to its own largest magnitude.
+        images: how many images were compared.
+    """
+
+    max_abs_err: float
+    rel_err: float
+    images: int
+
+
+def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelProto, data: Dataset) -> Verified:
+    """Return the errors of a cut model against its masked twin.
+
+    Args:
+        traced: the model, as it is in its file.
+        free: the same for evaluation (`calibrate.free_batch`).
+        keep: the plan.
+        means: what the cut left behind.
+        small: the cut model.
+        data: real inputs; a few of them are used.
+
+    Raises:
+        VerifyError: it is invalid, does not load, or differs by more than rounding.
+    """
+    _check_structure(traced, small)
+    part = data.take(slice(0, _CHECKED_IMAGES))
+    masked = insert_masks(free, None, means)
+    masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
+    try:
+        wanted = run_all(free, masked, part, masks)
+        got = run_all(traced, small, part)
+    except (ModelError, DataError) as error:
+        raise VerifyError(f"the cut model does not run: {error}; nothing was written, please report the model") from error
+    found = compare(got, wanted)
+    half = any(a.dtype == np.float16 for a in wanted)
+    if not found.rel_err <= (_HALF_TOLERANCE if half else TOLERANCE):
+        raise VerifyError(
+            f"the cut model differs from its masked twin by {found.rel_err:.2g} of its largest output; "
+            "nothing was written, please report the model"
+        )
+    return found
+
+
+def _check_structure(traced: Traced, small: ModelProto) -> None:
+    def problem(model: ModelProto) -> str | None:
+        if model.ByteSize() > _CHECKER_LIMIT:
+            return None
+        try:
+            onnx.checker.check_model(model)
+            onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, TypeError) as error:
+            return first_line(error)
+        return None
+
+    # files that onnxruntime runs and the checker never accepted are judged by onnxruntime alone
+    if (found := problem(small)) is not None and problem(traced.source) is None:
+        raise VerifyError(f"the cut model is invalid: {found}; nothing was written, please report the model")
+
+
+def compare(got: Sequence[Array], wanted: Sequence[Array]) -> Verified:
+    """Return the errors of outputs against those wanted; infinite where shapes or finiteness differ."""
+    worst_abs = worst_rel = 0.0
+    images = len(wanted[0]) if wanted else 0
+    for a, b in zip(got, wanted, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return Verified(float("inf"), float("inf"), images)
+        if b.dtype.kind not in "fiub" or not b.size:
+            continue
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        if not np.isfinite(y).all() or not np.isfinite(x).all():
+            return Verified(float("inf"), float("inf"), images)
+        difference = float(np.abs(x - y).max())
+        worst_abs = max(worst_abs, difference)
+        worst_rel = max(worst_rel, difference / (float(np.abs(y).max()) or 1.0))
+    return Verified(worst_abs, worst_rel, images)

@@ -22,7 +22,6 @@ from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.game import Setting
 from onnxshap.graph import load, save
 from onnxshap.groups import Group, select
-from onnxshap.masking import Means
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import METHODS
 from onnxshap.plan import Budget, Candidate, make_plan
@@ -136,7 +135,9 @@ def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | N
     if data is None:
         from dataclasses import replace
 
-        fixed = {n: replace(s, shape=(s.shape[0], *traced.shaped.inputs[n][1:])) if s.shape else s for n, s in specs.items()}
+        fixed = {
+            n: replace(s, shape=(s.shape[0], *traced.shaped.inputs[n][1:])) if s.shape else s for n, s in specs.items()
+        }
         return random_data(fixed, RANDOM_IMAGES, seed)
     if isinstance(data, str | Path):
         return load_data(data, specs, labels=labels, seed=seed)
@@ -160,7 +161,11 @@ def open_model(
     shapes = dict(input_shapes or {})
     if data is not None:
         specs = input_specs(source)
-        checked = load_data(data, specs, labels=labels, seed=seed) if isinstance(data, str | Path) else as_dataset(data, specs)
+        checked = (
+            load_data(data, specs, labels=labels, seed=seed)
+            if isinstance(data, str | Path)
+            else as_dataset(data, specs)
+        )
         shapes = {name: list(value.shape) for name, value in checked.inputs.items()}
     traced = trace(source, input_shapes=shapes, backend=backend)
     return traced, checked if checked is not None else calibration(traced, None, seed=seed)
@@ -192,7 +197,8 @@ def score(
         method: one of `METHODS`.
         payoff: ce, kl, mse, accuracy, or a callable (outputs, labels) -> float[rows]; None = by data and outputs.
         baseline: what masks put in a removed channel's place: its calibration `mean`, or `zero`.
-        include, exclude: globs of group or node names.
+        include: globs of group or node names; empty = all.
+        exclude: the same, left whole.
         samples: most calibration images to score with.
         max_evals: most (image, coalition) rows, shared by the groups in proportion to their units.
         seed: of all randomness.
@@ -223,7 +229,9 @@ def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | 
     names = [o.name for o in free.shaped.graph.model.graph.output]
     for name, value in zip(names, reference, strict=True):
         if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise DataError(f"output {name!r} of the original model has NaN or Inf on the calibration data; check the data")
+            raise DataError(
+                f"output {name!r} of the original model has NaN or Inf on the calibration data; check the data"
+            )
     if baseline not in BASELINES:
         raise OnnxshapError(f"baseline {baseline!r} is unknown; choose one of {', '.join(BASELINES)}")
     chosen = payoffs.Custom(payoff) if callable(payoff) else payoffs.choose(payoff, reference, data.labels, names)
@@ -232,7 +240,13 @@ def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | 
 
 
 def _score(
-    setting: Setting, traced: Traced, groups: Sequence[Group], method: str, seed: int, max_evals: int | None, progress: Progress
+    setting: Setting,
+    traced: Traced,
+    groups: Sequence[Group],
+    method: str,
+    seed: int,
+    max_evals: int | None,
+    progress: Progress,
 ) -> Scores:
     if method not in METHODS:
         raise OnnxshapError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
@@ -279,8 +293,8 @@ def prune(
     """Return a smaller model with the same inputs and outputs, verified, and what was done.
 
     Args:
-        model, data, labels, method, payoff, baseline, include, exclude, samples, max_evals, seed, backend,
-            input_shapes, progress: as in `score`.
+        model: as in `score`, and so are `data`, `labels`, `method`, `payoff`, `baseline`, `include`, `exclude`,
+            `samples`, `max_evals`, `seed`, `backend`, `input_shapes` and `progress`.
         eval_data: held-out data for the scores before and after; default the calibration data.
         keep_macs, keep_params: share of the whole that may stay; both hold where both are given.
         keep_units: share of every group that stays, no search.
@@ -402,8 +416,16 @@ def compare(
     for found in outputs[1:]:
         if [a.shape for a in found] != [a.shape for a in outputs[0]]:
             raise DataError("the two models have outputs of other shapes; compare models with the same outputs")
-    times = latencies(traced.backend, [t.source for t in every], dataset, 1 if traced.shaped.free_batch else traced.batch)
+    times = latencies(
+        traced.backend, [t.source for t in every], dataset, 1 if traced.shaped.free_batch else traced.batch
+    )
     return [
-        Figures(t.cost.macs(), t.cost.params(), t.source.ByteSize(), ms, scores(out, outputs[0], dataset.labels, names, fitted))
+        Figures(
+            t.cost.macs(),
+            t.cost.params(),
+            t.source.ByteSize(),
+            ms,
+            scores(out, outputs[0], dataset.labels, names, fitted),
+        )
         for t, out, ms in zip(every, outputs, times, strict=True)
     ]

@@ -82,7 +82,7 @@ class _OrtSession:
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:
             return list(self.inner.run(None, dict(feeds)))
-        except Exception as error:  # noqa: BLE001 - onnxruntime raises RuntimeError, ValueError and types of its own
+        except Exception as error:
             shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
             raise ModelError(f"the model refused to run on {shapes}: {first_line(error)}") from error
 
@@ -107,9 +107,7 @@ class OrtBackend:
             OnnxshapError: the provider is unknown, or not the one that onnxruntime really uses.
         """
         inner = self._inner(model, optimize)
-        return _OrtSession(
-            inner, tuple(i.name for i in inner.get_inputs()), tuple(o.name for o in inner.get_outputs())
-        )
+        return _OrtSession(inner, tuple(i.name for i in inner.get_inputs()), tuple(o.name for o in inner.get_outputs()))
 
     def _inner(self, model: onnx.ModelProto, optimize: bool) -> ort.InferenceSession:
         if self.provider not in PROVIDERS:
@@ -126,7 +124,7 @@ class OrtBackend:
         try:
             with _native_stderr_silenced():
                 session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
-        except Exception as error:  # noqa: BLE001 - see run
+        except Exception as error:
             raise ModelError(f"onnxruntime cannot load the model: {first_line(error)}") from error
         if session.get_providers()[0] != wanted:
             raise OnnxshapError(

@@ -51,13 +51,18 @@ def free_batch(traced: Traced) -> Traced:
         dims = item.type.tensor_type.shape.dim
         if len(dims) and item.name in traced.shaped.shapes and traced.is_batch(item.name, 0):
             dims[0].dim_param = "rows"
-    freed = replace(traced, shaped=replace(traced.shaped, graph=replace(traced.shaped.graph, model=model), free_batch=True))
+    freed = replace(
+        traced, shaped=replace(traced.shaped, graph=replace(traced.shaped.graph, model=model), free_batch=True)
+    )
     return freed if _same_rows(traced, freed) else traced
 
 
 def _same_rows(traced: Traced, freed: Traced) -> bool:
     rng = np.random.default_rng(0)
-    specs = {i.name: helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type) for i in traced.shaped.graph.model.graph.input}
+    specs = {
+        i.name: helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type)
+        for i in traced.shaped.graph.model.graph.input
+    }
     feeds = {
         name: rng.normal(size=(2 * shape[0], *shape[1:])).astype(specs[name]) if np.dtype(specs[name]).kind == "f"
         else rng.integers(0, 2, (2 * shape[0], *shape[1:])).astype(specs[name])
@@ -66,7 +71,10 @@ def _same_rows(traced: Traced, freed: Traced) -> bool:
     half = {name: len(value) // 2 for name, value in feeds.items()}
     try:
         one = traced.backend.session(traced.shaped.graph.model)
-        apart = [one.run({k: v[: half[k]] for k, v in feeds.items()}), one.run({k: v[half[k] :] for k, v in feeds.items()})]
+        apart = [
+            one.run({k: v[: half[k]] for k, v in feeds.items()}),
+            one.run({k: v[half[k] :] for k, v in feeds.items()}),
+        ]
         together = freed.backend.session(freed.shaped.graph.model).run(feeds)
     except ModelError:
         return False
@@ -109,7 +117,9 @@ def run_all(traced: Traced, model: ModelProto, data: Dataset, extra: Mapping[str
         rows = len(next(iter(feeds.values())))
         for name, value in zip(session.outputs, outputs, strict=True):
             if value.ndim == 0 or len(value) != rows:
-                raise DataError(f"output {name!r} has shape {list(value.shape)} for {rows} images; axis 0 must be the images")
+                raise DataError(
+                    f"output {name!r} has shape {list(value.shape)} for {rows} images; axis 0 must be the images"
+                )
         parts.append([value[:count] for value in outputs])
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 

@@ -15,7 +15,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 CoalitionMatrix = NDArray[np.float32]
-"""float32[rows, n_units]: one coalition a row; 1 = the unit stays, 0 = it is removed, between = scaled (for gradients)."""
+"""float32[rows, n_units]: a coalition a row; 1 = the unit stays, 0 = it is removed, between = scaled."""
 ImageIndex = NDArray[np.int64]
 """int64[rows]: which calibration image a row is evaluated on."""
 
@@ -51,7 +51,7 @@ class Payoff(Protocol):
         """The name a user gives and the report prints."""
 
     def __call__(self, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> FloatArray:
-        """Return float64[rows]; `reference` are the original model's outputs for the same rows, `labels` the targets."""
+        """Return float64[rows]; `reference` are the original outputs for the same rows, `labels` the targets."""
 
 
 class Game(Protocol):

@@ -1,10 +1,10 @@
 """What can go wrong, as exceptions; the command line turns each into one line and an exit code.
 
-    OnnxshapError           exit code 1
-    ├── ModelError          the model cannot be read, traced, run or written
-    ├── DataError           calibration or evaluation data do not fit the model, the payoff or themselves
-    ├── BudgetError         no allowed plan meets the budget, or the sampling budget is too small
-    └── VerifyError         exit code 3: the cut model is not what the masked model promised; nothing was written
+OnnxshapError           exit code 1
+├── ModelError          the model cannot be read, traced, run or written
+├── DataError           calibration or evaluation data do not fit the model, the payoff or themselves
+├── BudgetError         no allowed plan meets the budget, or the sampling budget is too small
+└── VerifyError         exit code 3: the cut model is not what the masked model promised; nothing was written
 """
 
 from __future__ import annotations

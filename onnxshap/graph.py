@@ -5,8 +5,8 @@ Constant nodes are initializers, every initializer has one use, model-local func
 are no inputs. `save` undoes what a user would mind: equal copies are merged again and IR < 4 files list their
 initializers as inputs.
 
-Edits happen on the ModelProto itself, so that metadata, doc strings, annotations and tensors we do not touch survive bit
-for bit; onnx-graphsurgeon (which drops some of these) cuts out the sub-models that are only evaluated.
+Edits happen on the ModelProto itself, so that metadata, doc strings, annotations and tensors we do not touch survive
+bit for bit; onnx-graphsurgeon (which drops some of these) cuts out the sub-models that are only evaluated.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -59,7 +60,8 @@ class Graph:
     @property
     def nodes(self) -> Sequence[NodeProto]:
         """Nodes in topological order."""
-        return self.model.graph.node
+        nodes: Sequence[NodeProto] = self.model.graph.node
+        return nodes
 
     @property
     def opset(self) -> int:
@@ -89,7 +91,9 @@ def load(source: str | Path | bytes | ModelProto) -> ModelProto:
         return _require_graph(model, "the model given")
     where = "the bytes given" if isinstance(source, bytes) else str(source)
     try:
-        model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source), format="protobuf")
+        model = (
+            onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source), format="protobuf")
+        )
     except FileNotFoundError as error:
         if Path(where).exists():
             raise ModelError(f"{where}: its external data file is missing: {first_line(error)}") from error
@@ -136,7 +140,9 @@ def _constant_value(node: NodeProto) -> TensorProto | None:
         tensor.CopyFrom(attribute.t)
         return tensor
     if attribute.name in _CONSTANT_DTYPES:
-        return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), _CONSTANT_DTYPES[attribute.name]))
+        return numpy_helper.from_array(
+            np.array(helper.get_attribute_value(attribute), _CONSTANT_DTYPES[attribute.name])
+        )
     return None  # sparse and string constants stay nodes
 
 
@@ -285,7 +291,7 @@ def extract(model: ModelProto, inputs: Mapping[str, int], outputs: Mapping[str, 
         for node in [producer for item in graph.inputs for producer in item.inputs]:
             node.outputs = [gs.Variable(f"{o.name}.cut") if o.name in inputs else o for o in node.outputs]
         graph.cleanup(remove_unused_graph_inputs=True).toposort()
-        part = gs.export_onnx(graph, do_type_check=False)
+        part: ModelProto = gs.export_onnx(graph, do_type_check=False)
     del part.graph.value_info[:]
     del part.opset_import[:]
     part.opset_import.extend(model.opset_import)

@@ -131,7 +131,9 @@ def select(groups: Sequence[Group], include: Sequence[str], exclude: Sequence[st
     for pattern in (*include, *exclude):
         if not any(matches(g, pattern) for g in groups):
             names = ", ".join(g.name for g in groups[:5])
-            raise ModelError(f"pattern {pattern!r} matches no group; groups are {names}, ... (onnxshap inspect lists them)")
+            raise ModelError(
+                f"pattern {pattern!r} matches no group; groups are {names}, ... (onnxshap inspect lists them)"
+            )
     return [
         g
         for g in groups

@@ -14,6 +14,7 @@ of the games. It is order-free: the same relations in any order give the same un
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -571,6 +572,6 @@ def common_factors(source: Sequence[int], target: Sequence[int]) -> list[int] | 
     True
     """
     ends = sorted({math.prod(sizes[: i + 1]) for sizes in (source, target) for i in range(len(sizes))})
-    if any(big % small for small, big in zip(ends, ends[1:], strict=False)):
+    if any(big % small for small, big in itertools.pairwise(ends)):
         return None
-    return [big // small for small, big in zip([1, *ends], ends, strict=False) if big > small]
+    return [big // small for small, big in itertools.pairwise([1, *ends]) if big > small]

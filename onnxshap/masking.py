@@ -1,7 +1,7 @@
 """Channel masks as graph inputs: one coalition a row, multiplied in where a channel is summed away.
 
-Masked there, a removed channel is gone exactly: no bias, BatchNormalization shift or Sigmoid(0) behind it leaks. What it
-leaves behind is nothing, or its calibration mean: the mean times the consumer's weights is added to the consumer's
+Masked there, a removed channel is gone exactly: no bias, BatchNormalization shift or Sigmoid(0) behind it leaks. What
+it leaves behind is nothing, or its calibration mean: the mean times the consumer's weights is added to the consumer's
 output, row by row, just as the rewrite folds it into the consumer's bias.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:
 
 
 def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray]:
-    """Return, for sites with constant weights, float64[n, m]: what 1 at a position adds to each of the consumer's outputs.
+    """Return, for sites with constant weights, float64[n, m]: what 1 at a position adds to each output.
 
     Every other axis of the weights is summed over, as if the input were constant in space, away from the border.
     """
@@ -100,10 +101,8 @@ def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray
 def _block_diagonal(table: FloatArray, weight: Weight) -> FloatArray:
     """Spread a grouped weight, one of whose axes counts positions of one group, over all pairs of positions."""
     groups = weight.groups
-    if weight.sums == 1:  # Conv: [in of a group, all out]
-        blocks = np.split(table, groups, axis=1)
-    else:  # ConvTranspose: [all in, out of a group]
-        blocks = np.split(table, groups, axis=0)
+    # Conv: [in of a group, all out]; ConvTranspose: [all in, out of a group]
+    blocks = np.split(table, groups, axis=1 if weight.sums == 1 else 0)
     rows, columns = blocks[0].shape
     full = np.zeros((rows * groups, columns * groups))
     for k, block in enumerate(blocks):
@@ -153,7 +152,7 @@ class _Masks:
         self.constants.append(tensor(name, values))
         return name
 
-    def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: object) -> NodeProto:
+    def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
         return helper.make_node(kind, list(inputs), [output], name=output, **attributes)
 
     def _mask(self, node: NodeProto, site: Site, table: FloatArray | None) -> None:
@@ -248,7 +247,7 @@ class _Masks:
         return name
 
     def _broadcast(self, row: str, name: str, axis: int, output: str) -> str:
-        """Return `row` [rows, n] in the shape and type that multiply axis `axis` of tensor `name`, rows on its batch axis."""
+        """Return `row` [rows, n] shaped and typed to multiply an axis of a tensor, rows on its batch axis."""
         shaped = self.traced.shaped
         rank, batch = len(shaped.shapes[name]), self.traced.batch_axis(name)
         wanted = [1] * rank

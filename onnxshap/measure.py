@@ -26,7 +26,7 @@ class Figures:
         macs: multiply-accumulates an image.
         params: floating-point parameters.
         bytes: size of the file.
-        latency_ms: median milliseconds a run of one batch, measured in turn with the other model's; None = not measured.
+        latency_ms: median milliseconds a run of one batch, in turn with the other model's; None = not measured.
         score: name -> mean over the evaluation images, higher is better.
     """
 
@@ -58,7 +58,7 @@ def latencies(backend: Backend, models: Sequence[ModelProto], data: Dataset, bat
 def scores(
     outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None, names: Sequence[str], payoff: Payoff
 ) -> dict[str, float]:
-    """Return the mean payoff, and where the outputs are class scores, accuracy (labels) and agreement with the original."""
+    """Return the mean payoff; of class scores also accuracy (with labels) and agreement with the original."""
     found = {payoff.name: float(np.mean(payoff(outputs, reference, labels)))}
     for name, given in (("accuracy", labels), ("agreement", None)):
         if name == "accuracy" and (labels is None or labels.dtype.kind not in "iub"):

@@ -1,15 +1,15 @@
 """Every `--method` by name: a function from a setting and a group to values. Higher = keep.
 
-    shapley             mean over images of the marginal contributions along each image's own permutations
-    permutation-shared  the same, with the paper's few permutations that all images share (for comparison)
-    exact               Shapley values by enumeration, up to 16 units a group
-    loo                 what removing the one unit costs
-    taylor, taylor-signed, taylor-sq, fisher
-                        first-order estimates of that cost, gradients by float masks
-    sensitivity         size of the payoff's gradient over a channel's positions
-    activation, apoz    mean absolute activation; share of activations above zero
-    l1, l2              norms of the weights that make the unit, BatchNormalization's scale folded in
-    random              uniform, seeded
+shapley             mean over images of the marginal contributions along each image's own permutations
+permutation-shared  the same, with the paper's few permutations that all images share (for comparison)
+exact               Shapley values by enumeration, up to 16 units a group
+loo                 what removing the one unit costs
+taylor, taylor-signed, taylor-sq, fisher
+                    first-order estimates of that cost, gradients by float masks
+sensitivity         size of the payoff's gradient over a channel's positions
+activation, apoz    mean absolute activation; share of activations above zero
+l1, l2              norms of the weights that make the unit, BatchNormalization's scale folded in
+random              uniform, seeded
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _norm(order: int) -> Method:
 
 
 def _weight_powers(setting: Setting, tensor: str, axis: int, producer: int, order: int) -> FloatArray:
-    """Return, for every position of a made axis, the sum of abs(weight) ** order, BatchNormalization's scale applied."""
+    """Return, for every position of a made axis, the sum of abs(weight) ** order, with BatchNormalization's scale."""
     traced = setting.traced
     node = traced.shaped.graph.nodes[producer]
     made = traced.labels.axis(tensor, axis)
@@ -153,5 +153,3 @@ METHODS: dict[str, Method] = {
     "random": _random,
 }
 """Name -> method."""
-
-

@@ -6,7 +6,6 @@ Every initializer is compressed to the live positions of its axes, every constan
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +38,8 @@ class _Rewrite:
         return self.live.cut(name, axis)
 
     def node(self, index: int) -> NodeProto:
-        return self.model.graph.node[index]
+        node: NodeProto = self.model.graph.node[index]
+        return node
 
     def constant(self, name: str) -> Array:
         return array(self.constants[name])

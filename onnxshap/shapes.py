@@ -147,7 +147,9 @@ def _first_run(
                 raise
             reason = reason or error
     tried = "; ".join(", ".join(f"{k}{list(v)}" for k, v in s.items()) for s in sizes_tried[:3])
-    raise ModelError(f"the model does not run at {tried}: {reason}; give data, or --input-shape NAME=1,3,48,192") from reason
+    raise ModelError(
+        f"the model does not run at {tried}: {reason}; give data, or --input-shape NAME=1,3,48,192"
+    ) from reason
 
 
 def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | None]:
@@ -155,7 +157,10 @@ def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | N
         return list(spec.shape)
     if len(given) != len(spec.shape):
         raise ModelError(f"input {spec.name!r} has {len(spec.shape)} dimensions, the shape given has {len(given)}")
-    return [own if own is not None else (None if axis == 0 else size) for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True))]
+    return [
+        own if own is not None else (None if axis == 0 else size)
+        for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True))
+    ]
 
 
 def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[dict[str, Shape]]:
@@ -261,7 +266,7 @@ def _bodies(model: ModelProto) -> list[onnx.GraphProto]:
 
 
 def _relative_target(node: NodeProto, first: _Run, second: _Run) -> Array | None:
-    """Return a constant Reshape target that holds for every size: 0 copies a dim, -1 takes up one other; None if none."""
+    """Return a constant Reshape target that holds for every size: 0 copies, -1 takes up one dim; None if none."""
     if attributes(node).get("allowzero") or node.output[0] not in first.shapes or 0 in first.shapes[node.output[0]]:
         return None
     target = []

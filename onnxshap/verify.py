@@ -60,7 +60,9 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
         wanted = run_all(free, masked, part, masks)
         got = run_all(traced, small, part)
     except (ModelError, DataError) as error:
-        raise VerifyError(f"the cut model does not run: {error}; nothing was written, please report the model") from error
+        raise VerifyError(
+            f"the cut model does not run: {error}; nothing was written, please report the model"
+        ) from error
     found = compare(got, wanted)
     half = any(a.dtype == np.float16 for a in wanted)
     if not found.rel_err <= (_HALF_TOLERANCE if half else TOLERANCE):

@@ -1,7 +1,7 @@
 """What every op does to its axes: one rule per op family, a line or a few each.
 
-A rule is a function of the op and of what can be said about its axes (`labels.Axes`). To teach onnxshap an op, write its
-rule in the family's file; nothing else knows op types. An op without a rule, an axis that a rule does not mention, a
+A rule is a function of the op and of what can be said about its axes (`labels.Axes`). To teach onnxshap an op, write
+its rule in the family's file; nothing else knows op types. An op without a rule, an axis that a rule does not mention, a
 rule that refuses (`RuleError`): frozen, with the reason kept for the report.
 """
 
@@ -11,4 +11,16 @@ from onnxshap.rules import linear, movement, norm, pointwise, pool, reduce, sele
 from onnxshap.rules.registry import RULES, Rule, rule
 from onnxshap.rules.tracing import trace_graph
 
-__all__ = ["RULES", "Rule", "linear", "movement", "norm", "pointwise", "pool", "reduce", "rule", "selection", "trace_graph"]
+__all__ = [
+    "RULES",
+    "Rule",
+    "linear",
+    "movement",
+    "norm",
+    "pointwise",
+    "pool",
+    "reduce",
+    "rule",
+    "selection",
+    "trace_graph",
+]

@@ -34,7 +34,7 @@ def conv_transpose(op: Op, ax: Axes) -> None:
 
 def _spread(op: Op) -> float:
     """Return the share of a ConvTranspose kernel's taps that meet in one output position."""
-    return 1.0 / math.prod(op.attributes.get("strides", (1,)))
+    return 1.0 / float(math.prod(op.attributes.get("strides", (1,))))
 
 
 def _grouped(op: Op, ax: Axes, weight_in: int, weight_out: int) -> None:
@@ -109,4 +109,3 @@ def matmul(op: Op, ax: Axes) -> None:
     else:
         ax.freeze(ax.input(0, -1), "MatMul sums over it between two computed tensors")
     ax.macs(*((y, axis) for axis in range(y.rank)), (a, a.rank - 1))
-

@@ -69,7 +69,7 @@ def _relate_block(ax: Axes, where: str, ins: list[int], outs: list[int]) -> None
         return None
     spans = [*_spans(sizes_in, factors), *_spans(sizes_out, factors)]
     alone = {span.start: item for item, span in zip(atoms, spans, strict=True) if len(span) == 1}
-    fine = [alone.get(k, None) for k in range(len(factors))]
+    fine = [alone.get(k) for k in range(len(factors))]
     known = [ax.trace.fresh(size) if item is None else item for item, size in zip(fine, factors, strict=True)]
     for item, span in zip(atoms, spans, strict=True):
         if len(span) == 0:

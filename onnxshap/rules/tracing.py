@@ -25,7 +25,10 @@ def trace_graph(shaped: Shaped) -> Labels:
     """
     trace, ops = Trace(), _Ops(shaped)
     graph = shaped.graph.model.graph
-    for names, reason in (([i.name for i in graph.input], "model input"), ([o.name for o in graph.output], "model output")):
+    for names, reason in (
+        ([i.name for i in graph.input], "model input"),
+        ([o.name for o in graph.output], "model output"),
+    ):
         for name in names:
             if (tensor := ops.tensor(name)) is not None:
                 _freeze_tensor(trace, tensor, f"it is a {reason}")
@@ -96,8 +99,7 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
             _freeze_tensor(trace, tensor, f"a branch of {op.type} reads it")
 
 
-
-# --- chains of movements that permute one axis (channel shuffle) --------------------------------------------------------
+# --- chains of movements that permute one axis (channel shuffle) -----------------------------------------------------
 
 
 def _permutations(shaped: Shaped) -> Iterator[Selection]:

@@ -20,21 +20,22 @@ from onnxshap.core import Array, BoolArray, Dataset, Payoff, Values
 from onnxshap.data import DataLike, as_dataset, load_data, random_data
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.game import Setting
-from onnxshap.graph import load, save
+from onnxshap.graph import finish, load, save
 from onnxshap.groups import Group, select
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import METHODS
 from onnxshap.plan import Budget, Candidate, make_plan
-from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.repair import FEWEST_IMAGES, Refit, refit
+from onnxshap.rewrite import cut, removed_slices
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced, trace
-from onnxshap.verify import Verified, verify
+from onnxshap.verify import Verified, check_loads, verify
 
 ModelLike = str | Path | bytes | ModelProto | Traced
 BASELINES = ("mean", "zero")
-REPAIRS = ("fold", "none")
+REPAIRS = ("lstsq", "fold", "none")
 RANDOM_IMAGES = 32
-_MEAN_IMAGES = 512
+_REPAIR_IMAGES = 1024
 
 
 class Progress(Protocol):
@@ -104,7 +105,8 @@ class Pruned:
         before, after: figures of the original and of the cut model.
         removed_slices: the cut in names and indices of the input file.
         verified: the cut model against its masked twin.
-        repair: what was done to what the cut left behind.
+        repair: what was done about what the cut left behind.
+        refits: what least squares did to every layer.
         seconds: per stage.
     """
 
@@ -117,6 +119,7 @@ class Pruned:
     removed_slices: list[dict[str, object]]
     verified: Verified
     repair: str
+    refits: list[Refit]
     seconds: Mapping[str, float]
 
 
@@ -280,7 +283,7 @@ def prune(
     method: str = "shapley",
     payoff: str | Callable[..., object] | None = None,
     baseline: str = "mean",
-    repair: str = "fold",
+    repair: str | None = None,
     samples: int = 128,
     max_evals: int | None = None,
     seed: int = 0,
@@ -300,7 +303,8 @@ def prune(
         keep_units: share of every group that stays, no search.
         multiple_of: step of the widths; None = 8 or 4 for wide groups, what runtimes run well.
         min_units: least width of a group.
-        repair: what the cut leaves behind: `fold` the calibration means into the consumers' biases, or `none`.
+        repair: what is done about what the cut leaves behind: `lstsq` refits the consumers, `fold` puts calibration
+            means into their biases, `none`; None = lstsq where there are data for it, else fold.
         values: values of an earlier run instead of scoring.
         output: where to write the model; whole or not at all, after all checks.
 
@@ -310,7 +314,7 @@ def prune(
     """
     clock = Clock()
     budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units)
-    if repair not in REPAIRS:
+    if repair is not None and repair not in REPAIRS:
         raise OnnxshapError(f"repair {repair!r} is unknown; choose one of {', '.join(REPAIRS)}")
     with clock.stage("trace"):
         progress("trace", 0, 1)
@@ -330,11 +334,22 @@ def prune(
         candidates = [Candidate(g.name, g.units, found.values[g.name].phi) for g in groups]
         keep = make_plan(candidates, budget, lambda plan: _shares(traced, plan), traced.covers)
     with clock.stage("cut"):
-        left = site_means(free, sample(dataset, _MEAN_IMAGES, seed)) if repair == "fold" else {}
-        small = drop_units(traced, keep, left)
+        repaired_on = sample(dataset, _REPAIR_IMAGES, seed)
+        repair = repair or ("lstsq" if data is not None and len(repaired_on) >= FEWEST_IMAGES else "fold")
+        left = {} if repair == "none" else site_means(free, repaired_on)
+        rough = cut(traced, keep, left)
+        small = finish(rough, traced.shaped.graph)
     with clock.stage("verify"):
         progress("cut", 1, 3)
         checked = verify(traced, free, keep, left, small, dataset)
+    layers: list[Refit] = []
+    if repair == "lstsq":
+        with clock.stage("repair"):
+            refitted, layers = refit(
+                traced, free, keep, rough, repaired_on, seed, lambda n, m: progress("repair", n, m)
+            )
+            small = finish(refitted, traced.shaped.graph)
+            check_loads(traced, small)
     with clock.stage("measure"):
         progress("cut", 2, 3)
         before, after = _figures(traced, small, keep, held_out, setting.payoff)
@@ -342,7 +357,7 @@ def prune(
     if output is not None:
         save(small, output)
     return Pruned(
-        small, keep, found, traced, before, after, removed_slices(traced, keep), checked, repair, clock.seconds
+        small, keep, found, traced, before, after, removed_slices(traced, keep), checked, repair, layers, clock.seconds
     )
 
 

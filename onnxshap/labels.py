@@ -110,7 +110,8 @@ class Weight:
         sums: its axis that is contracted.
         makes: its axis that becomes axis `out` of the output.
         out: that axis of the output.
-        scale: factor on the product (alpha of Gemm; 1 / strides of ConvTranspose, whose taps spread over them).
+        scale: factor on the product (alpha of Gemm).
+        spread: share of the taps that meet in one output position (1 / strides of ConvTranspose).
         groups: blocks of a grouped Conv; `sums` or `makes` then counts positions of one group.
         bias: input of the node that is added to axis `out`, with its factor, if there may be one.
     """
@@ -120,6 +121,7 @@ class Weight:
     makes: int
     out: int
     scale: float = 1.0
+    spread: float = 1.0
     groups: int = 1
     bias: tuple[int, float] | None = None
 
@@ -162,6 +164,7 @@ class Trace:
     frozen: list[Frozen] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
+    linear: list[Site] = field(default_factory=list)
     made: list[AxisKey] = field(default_factory=list)
     producers: dict[AxisKey, int] = field(default_factory=dict)
     macs: list[tuple[AxisKey, ...]] = field(default_factory=list)
@@ -270,6 +273,13 @@ class Axes:
         """State that input `k` is summed over `axis`, against `weight` if that is a constant."""
         tensor = self.op.need(k)
         self.trace.sites.append(Site(self.op.index, k, tensor.name, axis % tensor.rank, weight))
+        if weight is not None:
+            self.linear(k, axis, weight)
+
+    def linear(self, k: int, axis: int, weight: Weight) -> None:
+        """State that the op is linear in input `k`, channels on `axis`, with constant weights."""
+        tensor = self.op.need(k)
+        self.trace.linear.append(Site(self.op.index, k, tensor.name, axis % tensor.rank, weight))
 
     def make(self, axis: int, out: int = 0) -> None:
         """State that the positions of an output's axis are made here, by weights."""
@@ -287,13 +297,13 @@ class Axes:
         """State that a constant of this node restates widths and must follow them."""
         self.trace.fixups.append(fixup)
 
-    def relate(self, spec: str, scale: float = 1.0, bias: tuple[int, float] | None = None) -> None:
+    def relate(self, spec: str, scale: float = 1.0, spread: float = 1.0, bias: tuple[int, float] | None = None) -> None:
         """State all relations of a (multi-)linear op or a per-channel op in one line.
 
         The terms name the axes of inputs and outputs in order; absent optional inputs are skipped. A name on both sides
         ties; a name on inputs alone is contracted; `_` is frozen. A named output axis that comes from constants alone
         is made here. Where something is contracted, the op's MACs are the product of all named widths, times the
-        unnamed axes of the constant operand and of the output. `scale` and `bias` are those of `Weight`.
+        unnamed axes of the constant operand and of the output. `scale`, `spread` and `bias` are those of `Weight`.
         """
         op, (ins, outs) = self.op, parse_spec(spec)
         operands = [
@@ -321,7 +331,7 @@ class Axes:
             self.make(axis, k)
         contracted = {name: places["in"] for name, places in at.items() if not places["out"]}
         for name, places in contracted.items():
-            self._contract_name(name, places, at, scale, bias)
+            self._contract_name(name, places, at, scale, spread, bias)
         if contracted:
             weight = operands[1][2]
             named = [(p["in"] + p["out"])[0][1:] for p in at.values()]
@@ -334,7 +344,7 @@ class Axes:
             self.macs(*named, *unnamed)
 
     def _contract_name(
-        self, name: str, places: _Places, at: _Named, scale: float, bias: tuple[int, float] | None
+        self, name: str, places: _Places, at: _Named, scale: float, spread: float, bias: tuple[int, float] | None
     ) -> None:
         running = [p for p in places if not p[1].constant]
         constant = [p for p in places if p[1].constant]
@@ -349,7 +359,7 @@ class Axes:
                 ),
                 None,
             )
-            weight = Weight(w, w_axis, *makes, scale, bias=bias) if makes and len(places) == 2 else None
+            weight = Weight(w, w_axis, *makes, scale, spread, bias=bias) if makes and len(places) == 2 else None
             self.contract(k, axis, weight)
         else:
             for k, _, axis in running:

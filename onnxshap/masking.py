@@ -91,7 +91,7 @@ def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray
     found = {}
     for (site, w), name in zip(foldable, names, strict=True):
         kernel = np.moveaxis(values[name].astype(np.float64), (w.sums, w.makes), (0, 1))
-        table = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2) * w.scale
+        table = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2) * w.scale * w.spread
         if w.groups > 1:
             table = _block_diagonal(table, w)
         found[site.node, site.input] = table

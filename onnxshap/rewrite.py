@@ -100,18 +100,23 @@ class _Rewrite:
         self.appended[site.node] = [helper.make_node("Add", [raw, bias], [result], name=f"{result}.fold")]
 
     def finished(self) -> ModelProto:
-        """Return the model with its nodes replaced, as it goes to a file."""
+        """Return the model with its nodes replaced."""
         nodes: list[NodeProto] = []
         for index, node in enumerate(self.model.graph.node):
             nodes += [*self.replaced.get(index, [node]), *self.appended.get(index, ())]
         copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
         del self.model.graph.node[:]
         self.model.graph.node.extend(copies)
-        return finish(self.model, self.traced.shaped.graph)
+        return self.model
 
 
 def drop_units(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
-    """Return the model without the units that a plan drops.
+    """Return the model without the units that a plan drops, as it is written to a file; arguments as in `cut`."""
+    return finish(cut(traced, keep, means), traced.shaped.graph)
+
+
+def cut(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
+    """Return the model without the units that a plan drops, every initializer still with one use.
 
     Args:
         traced: a traced model.

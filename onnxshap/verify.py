@@ -52,7 +52,7 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
     Raises:
         VerifyError: it is invalid, does not load, or differs by more than rounding.
     """
-    _check_structure(traced, small)
+    check_loads(traced, small)
     part = data.take(slice(0, _CHECKED_IMAGES))
     masked = insert_masks(free, None, means)
     masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
@@ -73,7 +73,9 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
     return found
 
 
-def _check_structure(traced: Traced, small: ModelProto) -> None:
+def check_loads(traced: Traced, small: ModelProto) -> None:
+    """Raise a VerifyError unless a cut model passes the checker, shape inference and onnxruntime's loader."""
+
     def problem(model: ModelProto) -> str | None:
         if model.ByteSize() > _CHECKER_LIMIT:
             return None
@@ -87,6 +89,10 @@ def _check_structure(traced: Traced, small: ModelProto) -> None:
     # files that onnxruntime runs and the checker never accepted are judged by onnxruntime alone
     if (found := problem(small)) is not None and problem(traced.source) is None:
         raise VerifyError(f"the cut model is invalid: {found}; nothing was written, please report the model")
+    try:
+        traced.backend.session(small)
+    except ModelError as error:
+        raise VerifyError(f"the cut model does not load: {error}; nothing was written, please report it") from error
 
 
 def compare(got: Sequence[Array], wanted: Sequence[Array]) -> Verified:

@@ -1,8 +1,8 @@
 """What every op does to its axes: one rule per op family, a line or a few each.
 
 A rule is a function of the op and of what can be said about its axes (`labels.Axes`). To teach onnxshap an op, write
-its rule in the family's file; nothing else knows op types. An op without a rule, an axis that a rule does not mention, a
-rule that refuses (`RuleError`): frozen, with the reason kept for the report.
+its rule in the family's file; nothing else knows op types. An op without a rule, an axis that a rule does not mention,
+a rule that refuses (`RuleError`): frozen, with the reason kept for the report.
 """
 
 from __future__ import annotations

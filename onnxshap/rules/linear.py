@@ -25,7 +25,7 @@ def conv_transpose(op: Op, ax: Axes) -> None:
     x, w = op.need(0), op.need(1)
     groups = int(op.attributes.get("group", 1))
     if groups == 1:
-        ax.relate("n i _*, i o _*, o -> n o _*", scale=_spread(op), bias=(2, 1.0))
+        ax.relate("n i _*, i o _*, o -> n o _*", spread=_spread(op), bias=(2, 1.0))
         ax.trace.macs.pop()
         ax.macs((x, 0), *((x, a) for a in range(2, x.rank)), *((w, a) for a in range(w.rank)))
     else:
@@ -55,19 +55,22 @@ def _grouped(op: Op, ax: Axes, weight_in: int, weight_out: int) -> None:
     if op.input(2) is not None:
         ax.tie(ax.input(2, 0), channels_out.ravel())
     shared = ax.input(1, shared_axis)
+    spread = _spread(op) if op.type == "ConvTranspose" else 1.0
+    weight = Weight(1, weight_in, weight_out, 1, 1.0, spread, groups, (2, 1.0))
     if groups >= per_in + per_out or per_in == per_out == 1:
         for block in (channels_in, channels_out):
             ax.tie(block[:, 1:], block[:, :1].repeat(block.shape[1] - 1, axis=1))
         ax.tie(channels_in[:, 0], channels_out[:, 0])
         ax.freeze(shared, "every group of the Conv shares it")
+        if w.constant:
+            ax.linear(0, 1, weight)
     else:
         for block in (channels_in, channels_out):
             ax.tie(block[1:], block[:1].repeat(groups - 1, axis=0))
         ax.tie(shared, (channels_in if weight_in == 1 else channels_out)[0])
         ax.make(1)
         if w.constant:
-            scale = _spread(op) if op.type == "ConvTranspose" else 1.0
-            ax.contract(0, 1, Weight(1, weight_in, weight_out, 1, scale, groups, (2, 1.0)))
+            ax.contract(0, 1, weight)
         else:
             ax.freeze(channels_in, f"{op.type} has computed weights")
     source = x.name if weight_in == 1 else y.name

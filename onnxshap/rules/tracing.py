@@ -80,14 +80,22 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
                    for n, t in zip(names, ts, strict=True))  # fmt: skip
     known = RULES.get(op.type) if not unshaped and not any(subgraphs(node)) else None
     reason = f"{op.type} has no rule" if known is None else f"{op.type} keeps this axis as a whole"
-    before = len(trace.ties), len(trace.fixups), len(trace.sites), len(trace.made), len(trace.macs), len(trace.products)
+    before = (
+        len(trace.ties),
+        len(trace.fixups),
+        len(trace.sites),
+        len(trace.linear),
+        len(trace.made),
+        len(trace.macs),
+        len(trace.products),
+    )
     if known is not None:
         try:
             known(op, axes)
         except RuleError as refusal:
             reason = str(refusal)
             axes.mentioned.clear()
-            lists = (trace.ties, trace.fixups, trace.sites, trace.made, trace.macs, trace.products)
+            lists = (trace.ties, trace.fixups, trace.sites, trace.linear, trace.made, trace.macs, trace.products)
             for items, length in zip(lists, before, strict=True):
                 del items[length:]  # type: ignore[attr-defined]
     for tensor in tensors:

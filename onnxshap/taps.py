@@ -1,0 +1,85 @@
+"""Which input position meets which kernel tap: convolution as rows of a regression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxshap.core import Array, IntArray
+
+
+def _padding(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, int, int, int, int]]) -> list[int]:
+    """Return the padding before each axis, of (input, output, kernel, stride, dilation) each, for a Conv."""
+    mode = attributes.get("auto_pad", "NOTSET")
+    if mode == "NOTSET":
+        return list(attributes.get("pads", [0] * 2 * len(sizes)))[: len(sizes)]
+    if mode == "VALID":
+        return [0] * len(sizes)
+    totals = [max(0, (out - 1) * s + (k - 1) * d + 1 - size) for size, out, k, s, d in sizes]
+    return [(t + (mode == "SAME_LOWER")) // 2 for t in totals]
+
+
+def taps(
+    op_type: str, attributes: Mapping[str, Any], source: Sequence[int], target: Sequence[int], kernel: Sequence[int]
+) -> IntArray:
+    """Return which flat input position each tap of each flat output position reads.
+
+    Args:
+        op_type: Conv or ConvTranspose.
+        attributes: its attributes.
+        source: spatial sizes of the input.
+        target: spatial sizes of the output.
+        kernel: spatial sizes of the kernel.
+
+    Returns:
+        int64[prod(target), prod(kernel)]; prod(source) where a tap reads padding.
+
+    >>> taps("Conv", {"pads": [1, 1]}, [3], [3], [3]).tolist()
+    [[3, 0, 1], [0, 1, 2], [1, 2, 3]]
+    >>> taps("ConvTranspose", {"strides": [2]}, [2], [4], [2]).tolist()
+    [[0, 2], [2, 0], [1, 2], [2, 1]]
+    """
+    rank = len(source)
+    strides = list(attributes.get("strides", [1] * rank))
+    dilations = list(attributes.get("dilations", [1] * rank))
+    sizes = list(zip(source, target, kernel, strides, dilations, strict=True))
+    if op_type == "Conv":
+        before = _padding(attributes, sizes)
+    elif attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") and "output_shape" not in attributes:
+        before = list(attributes.get("pads", [0] * 2 * rank))[:rank]
+    else:  # the padding follows from the output's size (ONNX ConvTranspose, "pads can be auto generated")
+        extra = list(attributes.get("output_padding", [0] * rank))
+        totals = [s * (i - 1) + e + (k - 1) * d + 1 - o for (i, o, k, s, d), e in zip(sizes, extra, strict=True)]
+        upper = attributes.get("auto_pad", "NOTSET") == "SAME_UPPER"
+        before = [t // 2 if upper else t - t // 2 for t in totals]
+    axes = []
+    for (size, out, k, s, d), pad in zip(sizes, before, strict=True):
+        position, tap = np.arange(out)[:, None], np.arange(k)[None, :] * d
+        if op_type == "Conv":
+            read = position * s + tap - pad
+            valid = (read >= 0) & (read < size)
+        else:
+            read, rest = np.divmod(position + pad - tap, s)
+            valid = (rest == 0) & (read >= 0) & (read < size)
+        axes.append((read, valid))
+    flat = np.zeros([1] * 2 * rank, np.int64)
+    inside = np.ones([1] * 2 * rank, np.bool_)
+    for axis, ((read, valid), step) in enumerate(
+        zip(axes, [math.prod(source[a + 1 :]) for a in range(rank)], strict=True)
+    ):
+        shape = [1] * 2 * rank
+        shape[axis], shape[rank + axis] = read.shape
+        flat = flat + read.reshape(shape) * step
+        inside = inside & valid.reshape(shape)
+    total = math.prod(source)
+    return np.where(inside, flat, total).reshape(math.prod(target), math.prod(kernel))
+
+
+def patches(x: Array, reads: IntArray) -> Array:
+    """Return [images, channels, positions, taps] of [images, channels, ...space], zeros where `reads` says padding."""
+    flat = x.reshape(*x.shape[:2], -1)
+    padded = np.concatenate([flat, np.zeros_like(flat[..., :1])], axis=2)
+    return padded[:, :, reads]

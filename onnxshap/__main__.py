@@ -1,0 +1,5 @@
+"""`python -m onnxshap`."""
+
+from onnxshap.cli import main
+
+main(prog_name="onnxshap")

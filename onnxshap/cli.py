@@ -1,0 +1,527 @@
+"""The command line: options in, tables or JSON on stdout, everything else on stderr.
+
+Exit codes: 0 ok; 1 the model, data or budget cannot be served; 2 usage; 3 verification failed; 130 interrupted.
+The library is imported inside the commands, so that `--help`, usage errors and completion are quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from onnxshap import __version__
+from onnxshap.errors import ModelError, OnnxshapError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress
+
+    from onnxshap.api import Progress as Tell
+    from onnxshap.backend import OrtBackend
+
+DEFAULT_KEEP_MACS = 0.5
+_STAGES = {"trace": "reading the model", "score": "scoring units", "cut": "cutting and checking"}
+_PIPE_WIDTH = 200
+_INTERRUPTED = 130
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+# --- what the user sees besides results ------------------------------------------------------------------------------
+
+
+@dataclass
+class Screen:
+    """Everything that goes to stderr.
+
+    Attributes:
+        quiet: only errors.
+        verbose: also seconds, frozen axes, causes and tracebacks.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    _pending: list[str] = field(default_factory=list)
+    _bar: Progress | None = None
+
+    def note(self, text: str) -> None:
+        """Say something."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(f"onnxshap: {text}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(f"onnxshap: {text}", err=True)
+
+    def later(self, text: str) -> None:
+        """Say something once the input has been found good, so that a refusal stays one line."""
+        self._pending.append(text)
+
+    def flush(self) -> None:
+        """Say what was put off."""
+        for text in self._pending:
+            self.note(text)
+        self._pending.clear()
+
+    def detail(self, text: str) -> None:
+        """Say something that only -v asks for."""
+        if self.verbose:
+            self.note(text)
+
+    @contextmanager
+    def progress(self) -> Iterator[Tell]:
+        """Yield what the pipeline tells its progress to: one bar on a terminal, nothing elsewhere."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+        times = (TimeElapsedColumn(), TextColumn("left"), Remaining(elapsed_when_finished=False))
+        hidden = self.quiet or not sys.stderr.isatty()
+        with Progress(*columns, *times, console=Console(stderr=True), transient=True, disable=hidden) as bar:
+            task, current = bar.add_task("", total=None), ""
+
+            def tell(stage: str, done: int, total: int) -> None:
+                nonlocal current
+                if stage != "trace":
+                    self.flush()
+                if stage != current:
+                    current = stage
+                    bar.reset(task, description=_STAGES.get(stage, stage), total=total)
+                bar.update(task, completed=done, total=total)
+
+            self._bar = None if hidden else bar
+            try:
+                yield tell
+            finally:
+                self._bar = None
+        self.flush()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Main(click.Group):
+    """Turns what the library raises into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            click.echo("onnxshap: interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
+        except OnnxshapError as error:
+            click.echo(f"onnxshap: error: {_one_line(error)}", err=True)
+            if _verbose(ctx):
+                for cause in _causes(error):
+                    click.echo(f"onnxshap: caused by {type(cause).__name__}: {_one_line(cause)}", err=True)
+            ctx.exit(error.exit_code)
+        except Exception as error:  # noqa: BLE001 (the last resort: a user gets one line, and -v the rest)
+            if _verbose(ctx):
+                click.echo(traceback.format_exc(), err=True, nl=False)
+            what = f"{type(error).__name__}: {_one_line(error)}"
+            hint = "please report it" if _verbose(ctx) else "run with -v for the traceback, and please report it"
+            click.echo(f"onnxshap: internal error: {what} ({hint})", err=True)
+            ctx.exit(1)
+
+
+def _verbose(ctx: click.Context) -> bool:
+    screen = ctx.find_object(Screen)
+    return screen is not None and screen.verbose
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    while (cause := error.__cause__) is not None:
+        yield cause
+        error = cause
+
+
+# --- option types ----------------------------------------------------------------------------------------------------
+
+
+class _OneOf(click.Choice):  # type: ignore[type-arg] # generic since click 8.4
+    """One of the library's names, looked up when they are needed."""
+
+    def __init__(self, load: Callable[[], Iterable[str]]) -> None:
+        self.case_sensitive = True
+        self._load = load
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "choices":
+            raise AttributeError(name)
+        self.choices = tuple(self._load())
+        return self.choices
+
+
+class _Share(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
+    """A share of the whole, as 0.5 or 50%."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        number, percent = value.removesuffix("%"), value.endswith("%")
+        try:
+            return float(number) / (100 if percent else 1)
+        except ValueError:
+            self.fail(f"{value!r} is no share; give one like 0.5 or 50%", param, ctx)
+
+
+class _InputShape(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
+    """An input's name and its shape, as NAME=1,3,48,192."""
+
+    name = "name=shape"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, list[int]]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = value.rpartition("=")
+        sizes = [int(size) if size.strip().isdecimal() else 0 for size in text.split(",")]
+        if not equals or not name or not all(sizes):
+            self.fail(f"{value!r} is no shape; give one like NAME=1,3,48,192", param, ctx)
+        return name, sizes
+
+
+class _ReportPath(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
+    """A path that ends in .json or .html."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        suffixes = (".json", ".html")
+        if Path(value).suffix.lower() not in suffixes:
+            self.fail(f"{value!r}: a report ends in {' or '.join(suffixes)}", param, ctx)
+        return str(value)
+
+
+def _methods() -> Iterable[str]:
+    from onnxshap.methods import METHODS
+
+    return METHODS
+
+
+def _payoffs() -> Iterable[str]:
+    from onnxshap.payoffs import NAMES
+
+    return NAMES
+
+
+def _providers() -> Iterable[str]:
+    from onnxshap.backend import PROVIDERS
+
+    return PROVIDERS
+
+
+def _baselines() -> Iterable[str]:
+    from onnxshap.api import BASELINES
+
+    return BASELINES
+
+
+def _repairs() -> Iterable[str]:
+    from onnxshap.api import REPAIRS
+
+    return REPAIRS
+
+
+# --- options that commands share -------------------------------------------------------------------------------------
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(Screen).quiet = value
+
+
+def _loud(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(Screen).verbose = value
+
+
+model_argument = click.argument("model", type=click.Path())
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+talk_options = _options(
+    click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_quiet, help="No progress, no notes."),
+    click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_loud, help="Also seconds, causes, tracebacks."
+    ),
+)
+run_options = _options(
+    click.option(
+        "--input-shape", "input_shapes", type=_InputShape(), multiple=True, metavar="NAME=1,3,48,192",
+        help="Shape of an input with free dimensions, where there is no data; may be repeated.",
+    ),
+    click.option("--provider", type=_OneOf(_providers), default="cpu", show_default=True, help="What runs the model."),
+    click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Threads; 0 = all cores."),
+)  # fmt: skip
+data_options = _options(
+    click.option(
+        "--data", metavar="DATA",
+        help="Calibration data: .npz (arrays named as the inputs; `labels` or `y`: the targets), .npy, a folder of "
+             "images (subfolders: labels) or module:function. Without: random inputs.",
+    ),
+    click.option("--labels", metavar="FILE", help="Labels for --data: .npy, .npz, .txt or .csv."),
+    click.option("--payoff", type=_OneOf(_payoffs), help="What outputs are worth; by default what fits them."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all randomness."),
+)  # fmt: skip
+score_options = _options(
+    click.option("--method", type=_OneOf(_methods), default="shapley", show_default=True, help="How to value units."),
+    click.option(
+        "--baseline", type=_OneOf(_baselines), default="mean", show_default=True,
+        help="What stands in for a removed unit while scoring.",
+    ),
+    click.option("--samples", type=int, default=128, show_default=True, help="Most images to score with."),
+    click.option("--max-evals", type=click.IntRange(1), help="Most (image, coalition) evaluations."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Only groups or nodes of that name; repeatable."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="No groups or nodes of that name; repeatable."),
+)  # fmt: skip
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="onnxshap")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Make an exported ONNX model smaller and faster, without its training code."""
+    ctx.obj = Screen()
+
+
+@main.command()
+@model_argument
+@json_option
+@run_options
+@talk_options
+@click.pass_obj
+def inspect(screen: Screen, model: str, as_json: bool, input_shapes: Shapes, provider: str, threads: int) -> None:
+    """Show what can be cut from MODEL, what a unit costs, and what stays and why."""
+    from onnxshap import report
+    from onnxshap.tracing import trace
+
+    with screen.progress() as tell:
+        tell("trace", 0, 1)
+        traced = trace(model, input_shapes=dict(input_shapes), backend=_backend(provider, threads))
+        found = report.inspection(traced, model=model)
+    _print(as_json, found, report.inspection_tables(found))
+
+
+@main.command()
+@model_argument
+@click.option("-o", "--output", metavar="FILE", help="The smaller model. [default: MODEL's stem + .pruned.onnx]")
+@click.option("--keep-macs", type=_Share(), help="Share of the multiply-accumulates to keep, as 0.5 or 50%.")
+@click.option("--keep-params", type=_Share(), help="Share of the parameters to keep.")
+@click.option("--keep-units", type=_Share(), help="Share of every group to keep, no search.")
+@click.option("--multiple-of", type=int, help="Widths are multiples of it. [default: 8 or 4 where groups are wide]")
+@click.option("--min-units", type=int, default=1, show_default=True, help="No group gets narrower.")
+@data_options
+@click.option("--eval-data", metavar="DATA", help="Held-out data for the scores before and after. [default: --data]")
+@score_options
+@click.option("--values", metavar="FILE", help="Values that `onnxshap score` wrote, instead of scoring.")
+@click.option("--repair", type=_OneOf(_repairs), default="fold", show_default=True, help="What the cut leaves behind.")
+@click.option("--report", "report_path", type=_ReportPath(), metavar="FILE", help="Also write a .json or .html report.")
+@click.option("--dry-run", is_flag=True, help="Do everything, write nothing.")
+@json_option
+@run_options
+@talk_options
+@click.pass_context
+def prune(
+    ctx: click.Context, model: str, output: str | None, keep_macs: float | None, keep_params: float | None,
+    keep_units: float | None, multiple_of: int | None, min_units: int, data: str | None, labels: str | None,
+    payoff: str | None, seed: int, eval_data: str | None, method: str, baseline: str, samples: int,
+    max_evals: int | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str,
+    report_path: str | None, dry_run: bool, as_json: bool, input_shapes: Shapes, provider: str, threads: int,
+) -> None:  # fmt: skip
+    """Write a smaller MODEL with the same inputs and outputs.
+
+    Without a budget half of the multiply-accumulates stay.
+    """
+    from onnxshap import api, report
+
+    screen = ctx.find_object(Screen) or Screen()
+    _need_data(data, labels)
+    if values is not None:
+        _no_effect(ctx, "--values", "method", "max_evals")
+    unbudgeted = keep_macs is None and keep_params is None and keep_units is None
+    _say_defaults(screen, data, payoff, budget=not unbudgeted)
+    written = None if dry_run else output or str(_beside(model, ".pruned.onnx"))
+    sources = {"the model": model, "--data": data, "--labels": labels, "--eval-data": eval_data, "--values": values}
+    if not dry_run:
+        _check_outputs({"-o": written, "--report": report_path}, sources)
+    with screen.progress() as tell:
+        result = api.prune(
+            model, data, labels=labels, eval_data=eval_data,
+            keep_macs=DEFAULT_KEEP_MACS if unbudgeted else keep_macs, keep_params=keep_params, keep_units=keep_units,
+            multiple_of=multiple_of, min_units=min_units, include=include, exclude=exclude, method=method,
+            payoff=payoff, baseline=baseline, repair=repair, samples=samples, max_evals=max_evals, seed=seed,
+            values=None if values is None else report.read_values(values), backend=_backend(provider, threads),
+            input_shapes=dict(input_shapes), output=written, progress=tell,
+        )  # fmt: skip
+    found = report.prune_report(result, model=model, output=written, seed=seed)
+    if report_path is not None and not dry_run:
+        report.write_prune_report(found, report_path)
+    _print(as_json, found, report.prune_tables(found))
+    for line in report.frozen_lines(found):
+        screen.detail(line)
+    screen.detail("seconds: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()))
+    screen.note("dry run: nothing written" if dry_run else f"wrote {_and(written, report_path)}")
+
+
+@main.command()
+@model_argument
+@click.option("-o", "--output", metavar="FILE", help="The values file. [default: MODEL's stem + .values.json]")
+@data_options
+@score_options
+@json_option
+@run_options
+@talk_options
+@click.pass_obj
+def score(
+    screen: Screen, model: str, output: str | None, data: str | None, labels: str | None, payoff: str | None,
+    seed: int, method: str, baseline: str, samples: int, max_evals: int | None, include: tuple[str, ...],
+    exclude: tuple[str, ...], as_json: bool, input_shapes: Shapes, provider: str, threads: int,
+) -> None:  # fmt: skip
+    """Value the units of MODEL; `prune --values` takes the file."""
+    from onnxshap import api, report
+
+    _need_data(data, labels)
+    _say_defaults(screen, data, payoff)
+    written = output or str(_beside(model, ".values.json"))
+    _check_outputs({"-o": written}, {"the model": model, "--data": data, "--labels": labels})
+    with screen.progress() as tell:
+        tell("trace", 0, 1)
+        found = api.score(
+            model, data, labels=labels, method=method, payoff=payoff, baseline=baseline, include=include,
+            exclude=exclude, samples=samples, max_evals=max_evals, seed=seed, backend=_backend(provider, threads),
+            input_shapes=dict(input_shapes), progress=tell,
+        )  # fmt: skip
+    report.write_json(report.values_report(found), written)
+    _print(as_json, report.values_report(found), [report.values_table(found)])
+    screen.note(f"wrote {written}")
+
+
+@main.command(name="eval")
+@model_argument
+@click.argument("other", required=False, type=click.Path())
+@data_options
+@json_option
+@run_options
+@talk_options
+@click.pass_obj
+def evaluate(
+    screen: Screen, model: str, other: str | None, data: str | None, labels: str | None, payoff: str | None,
+    seed: int, as_json: bool, input_shapes: Shapes, provider: str, threads: int,
+) -> None:  # fmt: skip
+    """Show size, latency and scores of MODEL, side by side with OTHER on the same data."""
+    from onnxshap import api, report
+
+    _need_data(data, labels)
+    _say_defaults(screen, data, payoff)
+    backend = _backend(provider, threads)
+    with screen.progress() as tell:
+        tell("trace", 0, 1)
+        traced, dataset = api.open_model(
+            model, data, labels=labels, seed=seed, backend=backend, input_shapes=dict(input_shapes)
+        )
+        figures = api.compare(traced, other, dataset, payoff=payoff, seed=seed, backend=backend)
+    names = [model] if other is None else [model, other]
+    found = report.comparison(names, figures, images=len(dataset), source=dataset.source)
+    _print(as_json, found, [report.figures_table([Path(n).name for n in names], found["models"])])
+
+
+# --- what commands share ---------------------------------------------------------------------------------------------
+
+Shapes = Sequence[tuple[str, list[int]]]
+
+
+def _backend(provider: str, threads: int) -> OrtBackend:
+    from onnxshap.backend import OrtBackend
+
+    return OrtBackend(provider, threads)
+
+
+def _beside(model: str, suffix: str) -> Path:
+    return Path(model).with_name(Path(model).stem + suffix) if Path(model).name else Path(suffix)
+
+
+def _and(*paths: str | None) -> str:
+    return " and ".join(path for path in paths if path is not None)
+
+
+def _need_data(data: str | None, labels: str | None) -> None:
+    if labels is not None and data is None:
+        raise click.UsageError("--labels needs --data")
+
+
+def _no_effect(ctx: click.Context, option: str, *names: str) -> None:
+    """Refuse options that another one makes pointless."""
+    for name in names:
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option} brings its own values; leave out --{name.replace('_', '-')}")
+
+
+def _say_defaults(screen: Screen, data: str | None, payoff: str | None, *, budget: bool = True) -> None:
+    """Say what stands in for what the user did not give."""
+    half = f"keeping {DEFAULT_KEEP_MACS:.0%} of the MACs (--keep-macs)"
+    if data is None:
+        text = "no --data: random inputs; scores only tell how much outputs change (fidelity), not how good they are"
+        screen.later(f"note: {text}" + ("" if budget else f"; no budget: {half}"))
+    elif not budget:
+        screen.later(f"note: no budget given: {half}")
+    if payoff == "accuracy":
+        screen.later("warning: payoff accuracy is mostly 0 or 1 an image and ranks units badly; prefer ce or kl")
+
+
+def _check_outputs(outputs: Mapping[str, str | None], sources: Mapping[str, str | None]) -> None:
+    """Refuse outputs that could not be written at the end, or would replace what is read.
+
+    Raises:
+        ModelError: an output is an input, another output, no plain file, or in a folder that cannot be written.
+    """
+    if not Path(sources["the model"] or "").is_file():
+        return  # a missing model is told first
+    taken = {os.path.realpath(path): name for name, path in sources.items() if path is not None}
+    for name, output in outputs.items():
+        if output is None:
+            continue
+        path = Path(output)
+        if (other := taken.get(os.path.realpath(path))) is not None:
+            raise ModelError(f"{output}: is also {other}; give {name} another path")
+        taken[os.path.realpath(path)] = name
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{output}: is no plain file; give {name} another path")
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise ModelError(f"{output}: cannot be written ({error.strerror}); give {name} another path") from error
+
+
+def _print(as_json: bool, found: dict[str, Any], tables: Sequence[RenderableType]) -> None:
+    """Print the result on stdout."""
+    from rich.console import Console
+
+    from onnxshap import report
+
+    if as_json:
+        click.echo(report.as_json(found), nl=False)
+    else:
+        report.show(tables, Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH))

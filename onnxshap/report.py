@@ -1,0 +1,453 @@
+"""What a run tells: reports and values files as JSON, the same as tables for a terminal, and as one HTML page.
+
+Every table is drawn from the report that the JSON file holds, so that all of them say the same. Two runs with one seed
+give the same reports but for `seconds` and `latency_ms`.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxshap.api import Pruned, Scores
+from onnxshap.core import Array, Values
+from onnxshap.errors import DataError
+from onnxshap.graph import whole_file
+from onnxshap.groups import Group
+from onnxshap.measure import Figures
+from onnxshap.tracing import Traced
+
+SCHEMA_VERSION = 1
+SUFFIXES = (".json", ".html")
+"""The kinds of report files."""
+Report = dict[str, Any]
+"""A JSON object; its keys are in a fixed order."""
+_PAGE_WIDTH = 132
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -> Report:
+    """Return the report of a cut.
+
+    Args:
+        result: what `api.prune` returned.
+        model: the path of the original, as the user gave it.
+        output: the path of the cut model; None = not written.
+        seed: the run's seed.
+    """
+    found = result.scores
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": model,
+        "output": output,
+        "seed": seed,
+        "method": found.method,
+        "payoff": found.payoff,
+        "repair": result.repair,
+        "data": {"n": found.images, "source": found.source},
+        "evals": found.evals,
+        "seconds": dict(result.seconds),
+        "before": _figures(result.before),
+        "after": _figures(result.after),
+        "groups": [_group(result, group) for group in result.traced.groups],
+        "frozen": _frozen(result.traced),
+        "removed_slices": result.removed_slices,
+        "verify": {
+            "max_abs_err": _number(result.verified.max_abs_err),
+            "rel_err": _number(result.verified.rel_err),
+        },
+    }
+
+
+def _group(result: Pruned, group: Group) -> Report:
+    """Return what happened to one group; values are null where it was excluded and never scored."""
+    keep = result.keep.get(group.name, np.ones(len(group), np.bool_))
+    values = result.scores.values.get(group.name)
+    return {
+        "name": group.name,
+        "units": len(group),
+        "kept": int(keep.sum()),
+        "removed": np.flatnonzero(~keep).tolist(),
+        "values": None if values is None else _numbers(values.phi),
+        "stderr": None if values is None else _numbers(values.stderr),
+        "producers": list(group.producers),
+        "consumers": list(group.consumers),
+    }
+
+
+def inspection(traced: Traced, *, model: str) -> Report:
+    """Return what can be cut from a model and what cannot; `macs` and `params` of a group are what one unit costs."""
+    cost = traced.cost
+    groups = []
+    for group in traced.groups:
+        keep = np.ones(len(group), np.bool_)
+        keep[0] = False
+        live = traced.alive({group.name: keep})
+        groups.append(
+            {
+                "name": group.name,
+                "units": len(group),
+                "macs": cost.macs() - cost.macs(live),
+                "params": cost.params() - cost.params(live),
+                "producers": list(group.producers),
+                "consumers": list(group.consumers),
+            }
+        )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": model,
+        "macs": cost.macs(),
+        "params": cost.params(),
+        "bytes": traced.source.ByteSize(),
+        "inputs": {name: list(shape) for name, shape in traced.shaped.inputs.items()},
+        "groups": groups,
+        "frozen": _frozen(traced),
+    }
+
+
+def comparison(models: Sequence[str], figures: Sequence[Figures], *, images: int, source: str) -> Report:
+    """Return the figures of models on the same data."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "data": {"n": images, "source": source},
+        "models": [{"model": m, **_figures(f)} for m, f in zip(models, figures, strict=True)],
+    }
+
+
+def values_report(scores: Scores) -> Report:
+    """Return the content of a values file; `read_values` is its inverse."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model_sha256": scores.model,
+        "method": scores.method,
+        "payoff": scores.payoff,
+        "seed": scores.seed,
+        "images": scores.images,
+        "source": scores.source,
+        "groups": {
+            name: {"values": _numbers(v.phi), "stderr": _numbers(v.stderr), "evals": v.evals}
+            for name, v in scores.values.items()
+        },
+    }
+
+
+def _figures(figures: Figures) -> Report:
+    score = {name: _number(value) for name, value in figures.score.items()}
+    latency = None if figures.latency_ms is None else _number(figures.latency_ms)
+    return {
+        "macs": figures.macs,
+        "params": figures.params,
+        "bytes": figures.bytes,
+        "latency_ms": latency,
+        "score": score,
+    }
+
+
+def _frozen(traced: Traced) -> list[Report]:
+    return [asdict(axis) for axis in traced.frozen]
+
+
+def _number(value: float) -> float | None:
+    """Return a float that JSON knows; NaN and Inf become null."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _numbers(values: Array) -> list[float | None]:
+    return [_number(value) for value in values.tolist()]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def as_json(report: Report) -> str:
+    """Return a report as JSON text: floats as they are, objects and lists of plain values in one line each."""
+    return _json(report, "") + "\n"
+
+
+def _json(value: Any, indent: str) -> str:
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    if not any(isinstance(item, dict | list) and item for item in inner):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    deeper = indent + "  "
+    if isinstance(value, dict):
+        lines = [f"{deeper}{json.dumps(key, ensure_ascii=False)}: {_json(v, deeper)}" for key, v in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(deeper + _json(v, deeper) for v in value) + f"\n{indent}]"
+
+
+def write_json(report: Report, path: str | Path) -> None:
+    """Write a report as JSON, whole or not at all.
+
+    Raises:
+        ModelError: the path cannot be written.
+    """
+    _write(as_json(report), path)
+
+
+def write_prune_report(report: Report, path: str | Path) -> None:
+    """Write the report of a cut, as HTML where the path ends so, else as JSON; whole or not at all.
+
+    Raises:
+        ModelError: the path cannot be written.
+    """
+    _write(_page(report) if Path(path).suffix.lower() == ".html" else as_json(report), path)
+
+
+def _write(text: str, path: str | Path) -> None:
+    with whole_file(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def read_values(path: str | Path) -> Scores:
+    """Return the values of a file that `onnxshap score` wrote.
+
+    Raises:
+        DataError: the file cannot be read, is no values file, or was damaged.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_constant)
+        return _scores(found)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give a file that `onnxshap score` wrote"
+        ) from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        what = str(error) if type(error) is ValueError else "not JSON, or damaged"
+        raise DataError(f"{path}: no values file ({what}); make one with `onnxshap score MODEL --data D`") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"has {name}")
+
+
+def _scores(found: Any) -> Scores:
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")  # noqa: TRY004 (told like any other broken file)
+    if found.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {found.get('schema_version')!r:.40}, this program reads {SCHEMA_VERSION}")
+    groups: dict[str, Any] = _field(found, "groups", dict)
+    values = {}
+    for name, group in groups.items():
+        where = f"group {name!r:.80}"
+        if not isinstance(group, dict):
+            raise ValueError(f"{where} is no object")  # noqa: TRY004
+        phi, stderr = _floats(group, "values", where), _floats(group, "stderr", where)
+        if len(phi) != len(stderr):
+            raise ValueError(f"{where} has {len(phi)} values and {len(stderr)} stderr")
+        values[name] = Values(phi, stderr, _field(group, "evals", int, where))
+    payoff = None if found.get("payoff") is None else _field(found, "payoff", str)
+    return Scores(
+        values=values,
+        method=_field(found, "method", str),
+        payoff=payoff,
+        seed=_field(found, "seed", int),
+        images=_field(found, "images", int),
+        source=_field(found, "source", str),
+        model=_field(found, "model_sha256", str),
+    )
+
+
+def _field(found: Mapping[str, Any], key: str, kind: type, where: str = "it") -> Any:
+    value = found.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{where} lacks {key!r}, or it is no {kind.__name__}")  # noqa: TRY004
+    return value
+
+
+def _floats(found: Mapping[str, Any], key: str, where: str) -> Array:
+    items = _field(found, key, list, where)
+    if not all(isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item) for item in items):
+        raise ValueError(f"{where} has {key!r} that are no finite numbers")
+    return np.array([float(item) for item in items], np.float64)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def prune_tables(report: Report) -> list[RenderableType]:
+    """Return the figures before and after, and what stays of every group."""
+    data = report["data"]
+    payoff = f", payoff {report['payoff']}" if report["payoff"] else ""
+    images, evals = _plural(data["n"], "image"), _plural(report["evals"], "evaluation")
+    groups = _table("group", ">units", ">kept", ">share", "consumers")
+    for group in report["groups"]:
+        share = group["kept"] / group["units"]
+        _row(groups, group["name"], group["units"], group["kept"], f"{share:.0%}", _list(group["consumers"]))
+    units, kept = (sum(group[key] for group in report["groups"]) for key in ("units", "kept"))
+    groups.add_section()
+    _row(groups, "all", units, kept, f"{kept / max(1, units):.0%}", "")
+    checked = report["verify"]["rel_err"]
+    foot = f"Checked: the cut model differs from the masked one by at most {checked:.1e} of its largest output."
+    return [
+        figures_table(["before", "after"], [report["before"], report["after"]]),
+        groups,
+        Text(f"Values: {report['method']}{payoff}, {images} ({data['source']}), {evals}.\n{foot}"),
+    ]
+
+
+def figures_table(names: Sequence[str], figures: Sequence[Report]) -> Table:
+    """Return the figures of one or two models side by side, with the ratio of sizes and the difference of scores."""
+    pair = len(figures) == 2
+    table = _table("", *(f">{name}" for name in names), *([">change"] if pair else []))
+    first = figures[0]
+    for label, key, write in (
+        ("MACs", "macs", _count),
+        ("parameters", "params", _count),
+        ("file", "bytes", _bytes),
+        ("latency", "latency_ms", _milliseconds),
+    ):
+        values = [f[key] for f in figures]
+        ratio = f"x {values[1] / values[0]:.3f}" if pair and values[0] and values[1] is not None else ""
+        _row(table, label, *("-" if v is None else write(v) for v in values), *([ratio] if pair else []))
+    table.add_section()
+    for name in first["score"]:
+        values = [f["score"].get(name) for f in figures]
+        change = f"{values[1] - values[0]:+.4f}" if pair and None not in values else ""
+        _row(table, name, *("-" if v is None else f"{v:.4f}" for v in values), *([change] if pair else []))
+    return table
+
+
+def inspection_tables(report: Report) -> list[RenderableType]:
+    """Return the groups with what a unit costs, and the axes that stay with the reason."""
+    groups = _table("group", ">units", ">MACs a unit", ">params a unit", "producers", "consumers")
+    for g in report["groups"]:
+        producers, consumers = _list(g["producers"]), _list(g["consumers"])
+        _row(groups, g["name"], g["units"], _count(g["macs"]), _count(g["params"]), producers, consumers)
+    units = sum(g["units"] for g in report["groups"])
+    inputs = ", ".join(f"{name} {shape}" for name, shape in report["inputs"].items())
+    head = (
+        f"{_plural(units, 'unit')} in {_plural(len(report['groups']), 'group')}; "
+        f"{_count(report['macs'])} MACs an image, {_count(report['params'])} parameters, {_bytes(report['bytes'])}; traced with {inputs}"
+    )
+    shown: list[RenderableType] = [Text(head)]
+    if report["groups"]:
+        shown.append(groups)
+    if report["frozen"]:
+        frozen = _table("axis that stays", "reason")
+        for tensor, axis, reason in _frozen_lines(report["frozen"]):
+            _row(frozen, f"{tensor}, axis {axis}", reason)
+        shown.append(frozen)
+    return shown
+
+
+def values_table(scores: Scores) -> Table:
+    """Return the spread of every group's values."""
+    table = _table("group", ">units", ">least", ">median", ">largest", ">standard error")
+    for name, v in scores.values.items():
+        spread = (v.phi.min(), np.median(v.phi), v.phi.max(), v.stderr.mean())
+        _row(table, name, len(v.phi), *(f"{value:.4g}" for value in spread))
+    return table
+
+
+def frozen_lines(report: Report) -> list[str]:
+    """Return a line for every axis that stays."""
+    return [f"{tensor}, axis {axis} stays: {reason}" for tensor, axis, reason in _frozen_lines(report["frozen"])]
+
+
+def show(renderables: Iterable[RenderableType], console: Console) -> None:
+    """Print tables and text as they are, an empty line between them: no markup, no highlighting."""
+    for number, item in enumerate(renderables):
+        if number:
+            console.print()
+        console.print(item, markup=False, highlight=False)
+
+
+def _page(report: Report) -> str:
+    """Return one self-contained HTML page with the tables of a cut."""
+    console = Console(record=True, file=io.StringIO(), width=_PAGE_WIDTH, color_system="truecolor", force_terminal=True)
+    shown = prune_tables(report)
+    if report["frozen"]:
+        shown.append(Text("\nAxes that stay:\n" + "\n".join(frozen_lines(report))))
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in report["seconds"].items())
+    shown.append(Text(f"\nRepair: {report['repair']}. Seed: {report['seed']}. Time: {seconds}."))
+    show(shown, console)
+    body = console.export_html(inline_styles=True, code_format="{code}")
+    name = html.escape(Path(report["model"]).name)
+    written = html.escape(report["output"] or "not written")
+    return _PAGE.replace("@NAME@", name).replace("@OUTPUT@", written).replace("@BODY@", body)
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>onnxshap: @NAME@</title>
+<style>
+  :root { color-scheme: light dark; }
+  body { font-family: system-ui, sans-serif; line-height: 1.5; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+  h1 { font-size: 1.4rem; margin-bottom: 0; }
+  pre { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 0.85rem;
+        line-height: 1.35; overflow-x: auto; padding: 1rem; border: 1px solid #8884; border-radius: 0.5rem; }
+</style>
+</head>
+<body>
+<h1>@NAME@</h1>
+<p>Cut by onnxshap; output: @OUTPUT@</p>
+<pre>@BODY@</pre>
+</body>
+</html>
+"""
+
+
+def _table(*columns: str) -> Table:
+    """Return an empty table; a column whose name starts with > is aligned to the right."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False)
+    for name in columns:
+        right = name.startswith(">")
+        table.add_column(Text(name.lstrip(">")), justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(Text(str(cell)) for cell in cells))
+
+
+def _list(names: Sequence[str], most: int = 3) -> str:
+    """Return names in one line, the many cut short."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _frozen_lines(frozen: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, str]]:
+    return [(axis["tensor"], axis["axis"], axis["reason"]) for axis in frozen]
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _count(value: int) -> str:
+    """Return a number with a unit prefix.
+
+    >>> _count(812), _count(35_196), _count(5_089_856)
+    ('812', '35.2 k', '5.09 M')
+    >>> _count(999_999)
+    '1 M'
+    """
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {prefix}"
+    return str(value)
+
+
+def _bytes(value: int) -> str:
+    return f"{value} B" if value < 1000 else f"{_count(value)}B"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g} ms"

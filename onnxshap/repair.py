@@ -1,10 +1,10 @@
 """Least-squares repair: after the cut, every linear op is refitted to give what it gave before.
 
 Layer by layer from input to output, on the cut model's own inputs (earlier layers repaired already), against the
-original model's pre-activations: ridge regression toward the present weights, closed form, from Gram matrices in float64. Where
-an op's output goes into a residual sum, it is fitted so that the *sum* comes out right, which also repairs what the
-skip path lost. The ridge is chosen on held-out images, layer by layer; a layer whose held-out error no ridge lowers is
-left as it is.
+original model's pre-activations: ridge regression toward the present weights, closed form, from Gram matrices in
+float64. Where an op's output goes into a residual sum, it is fitted so that the *sum* comes out right, which also
+repairs what the skip path lost. The ridge is chosen on held-out images, layer by layer; a layer whose held-out error no
+ridge lowers is left as it is.
 
 Source: He et al. 2017 (channel pruning, eq. 3), Hoerl and Kennard 1970; differs: ridge toward the present weights,
 sum targets, sequential on repaired inputs.

@@ -336,7 +336,11 @@ def inspect(screen: Screen, model: str, as_json: bool, input_shapes: Shapes, pro
 @click.option("--eval-data", metavar="DATA", help="Held-out data for the scores before and after. [default: --data]")
 @score_options
 @click.option("--values", metavar="FILE", help="Values that `onnxshap score` wrote, instead of scoring.")
-@click.option("--repair", type=_OneOf(_repairs), default="fold", show_default=True, help="What the cut leaves behind.")
+@click.option(
+    "--repair",
+    type=_OneOf(_repairs),
+    help="What is done about what the cut leaves behind.  [default: lstsq with --data, else fold]",
+)
 @click.option("--report", "report_path", type=_ReportPath(), metavar="FILE", help="Also write a .json or .html report.")
 @click.option("--dry-run", is_flag=True, help="Do everything, write nothing.")
 @json_option
@@ -347,7 +351,7 @@ def prune(
     ctx: click.Context, model: str, output: str | None, keep_macs: float | None, keep_params: float | None,
     keep_units: float | None, multiple_of: int | None, min_units: int, data: str | None, labels: str | None,
     payoff: str | None, seed: int, eval_data: str | None, method: str, baseline: str, samples: int,
-    max_evals: int | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str,
+    max_evals: int | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str | None,
     report_path: str | None, dry_run: bool, as_json: bool, input_shapes: Shapes, provider: str, threads: int,
 ) -> None:  # fmt: skip
     """Write a smaller MODEL with the same inputs and outputs.

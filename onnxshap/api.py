@@ -24,7 +24,7 @@ from onnxshap.graph import finish, load, save
 from onnxshap.groups import Group, select
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import METHODS
-from onnxshap.plan import Budget, Candidate, make_plan
+from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit
 from onnxshap.rewrite import cut, removed_slices
 from onnxshap.shapes import input_specs
@@ -227,17 +227,31 @@ def sample(data: Dataset, count: int, seed: int) -> Dataset:
     return data.take(np.sort(np.random.default_rng([seed, 1]).choice(len(data), count, replace=False)))
 
 
-def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str) -> Setting:
-    reference = run_all(free, free.shaped.graph.model, data)
-    names = [o.name for o in free.shaped.graph.model.graph.output]
-    for name, value in zip(names, reference, strict=True):
+def _reference(traced: Traced, model: ModelProto, data: Dataset) -> list[Array]:
+    """Return the outputs of the original model, which have to be finite."""
+    reference = run_all(traced, model, data)
+    for item, value in zip(model.graph.output, reference, strict=True):
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise DataError(
-                f"output {name!r} of the original model has NaN or Inf on the calibration data; check the data"
+                f"{data.source}: output {item.name!r} of the original model has NaN or Inf on it; check the data"
             )
+    return reference
+
+
+def _choose(payoff: str | None, reference: Sequence[Array], data: Dataset, names: Sequence[str]) -> Payoff:
+    """Return the payoff fitted to the data; a refusal says which data."""
+    try:
+        return payoffs.choose(payoff, reference, data.labels, names)
+    except DataError as error:
+        raise DataError(f"{data.source}: {error}") from error
+
+
+def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str) -> Setting:
+    reference = _reference(free, free.shaped.graph.model, data)
+    names = [o.name for o in free.shaped.graph.model.graph.output]
     if baseline not in BASELINES:
         raise OnnxshapError(f"baseline {baseline!r} is unknown; choose one of {', '.join(BASELINES)}")
-    chosen = payoffs.Custom(payoff) if callable(payoff) else payoffs.choose(payoff, reference, data.labels, names)
+    chosen = payoffs.Custom(payoff) if callable(payoff) else _choose(payoff, reference, data, names)
     means = site_means(free, data) if baseline == "mean" else {}
     return Setting(free, data, chosen, reference, means)
 
@@ -322,11 +336,15 @@ def prune(
         groups = select(traced.groups, include, exclude) if traced.groups else []
         if not groups:
             raise BudgetError(f"nothing can be cut: {_why_nothing(traced)}")
+        check_reachable(
+            [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups], budget, lambda plan: _shares(traced, plan)
+        )
         free = free_batch(traced)
         held_out = calibration(traced, eval_data, seed=seed) if eval_data is not None else dataset
         progress("trace", 1, 1)
     with clock.stage("score"):
         setting = _setting(free, sample(dataset, samples, seed), payoff, baseline)
+        reference, judge = _judge(traced, held_out, setting.payoff)
         found = _check_values(values, traced, groups) if values is not None else None
         found = found or _score(setting, traced, groups, method, seed, max_evals, progress)
     with clock.stage("plan"):
@@ -352,7 +370,7 @@ def prune(
             check_loads(traced, small)
     with clock.stage("measure"):
         progress("cut", 2, 3)
-        before, after = _figures(traced, small, keep, held_out, setting.payoff)
+        before, after = _figures(traced, small, keep, held_out, reference, judge)
         progress("cut", 3, 3)
     if output is not None:
         save(small, output)
@@ -385,18 +403,28 @@ def _check_values(values: Scores, traced: Traced, groups: Sequence[Group]) -> Sc
     return values
 
 
+def _judge(traced: Traced, data: Dataset, payoff: Payoff) -> tuple[list[Array], Payoff]:
+    """Return the original outputs on held-out data and the payoff fitted to them; called before the long part."""
+    names = [o.name for o in traced.shaped.graph.model.graph.output]
+    reference = _reference(traced, traced.source, data)
+    return reference, _choose(payoff.name, reference, data, names) if payoff.name in payoffs.NAMES else payoff
+
+
 def _figures(
-    traced: Traced, small: ModelProto, keep: Mapping[str, BoolArray], data: Dataset, payoff: Payoff
+    traced: Traced,
+    small: ModelProto,
+    keep: Mapping[str, BoolArray],
+    data: Dataset,
+    reference: Sequence[Array],
+    judge: Payoff,
 ) -> tuple[Figures, Figures]:
     names = [o.name for o in traced.shaped.graph.model.graph.output]
-    reference = run_all(traced, traced.source, data)
     outputs = run_all(traced, small, data)
-    fitted = payoffs.choose(payoff.name, reference, data.labels, names) if payoff.name in payoffs.NAMES else payoff
     times = latencies(traced.backend, [traced.source, small], data, 1 if traced.shaped.free_batch else traced.batch)
     live, cost = traced.alive(keep), traced.cost
 
     def figures(model: ModelProto, found: Sequence[Array], macs: int, params: int, latency: float) -> Figures:
-        return Figures(macs, params, model.ByteSize(), latency, scores(found, reference, data.labels, names, fitted))
+        return Figures(macs, params, model.ByteSize(), latency, scores(found, reference, data.labels, names, judge))
 
     return (
         figures(traced.source, reference, cost.macs(), cost.params(), times[0]),
@@ -427,7 +455,7 @@ def compare(
         every.append(trace(other, input_shapes=shapes, backend=backend))
     names = [o.name for o in traced.shaped.graph.model.graph.output]
     outputs = [run_all(t, t.source, dataset) for t in every]
-    fitted = payoffs.choose(payoff, outputs[0], dataset.labels, names)
+    fitted = _choose(payoff, outputs[0], dataset, names)
     for found in outputs[1:]:
         if [a.shape for a in found] != [a.shape for a in outputs[0]]:
             raise DataError("the two models have outputs of other shapes; compare models with the same outputs")

@@ -70,6 +70,18 @@ class Candidate:
     phi: FloatArray
 
 
+def check_reachable(candidates: Sequence[Candidate], budget: Budget, measure: Measure) -> None:
+    """Refuse a budget that no values can meet, before they are computed; those of `candidates` do not matter.
+
+    Raises:
+        BudgetError: there is no budget, or the smallest widths exceed it.
+    """
+    planner = _Planner(candidates, budget, ())
+    if budget.units is None and not budget.shares:
+        raise BudgetError("no budget: give --keep-macs, --keep-params or --keep-units")
+    _check(measure(planner.at(planner.widths(0.0) if budget.units is None else planner.rounded(budget.units))), budget)
+
+
 def make_plan(
     candidates: Sequence[Candidate], budget: Budget, measure: Measure, covers: Sequence[NDArray[np.intp]] = ()
 ) -> dict[str, BoolArray]:

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from onnxshap.backend import OrtBackend
 
 DEFAULT_KEEP_MACS = 0.5
-_STAGES = {"trace": "reading the model", "score": "scoring units", "cut": "cutting and checking"}
+_STAGES = {
+    "trace": "reading the model",
+    "score": "scoring units",
+    "cut": "cutting and checking",
+    "repair": "refitting weights",
+}
 _PIPE_WIDTH = 200
 _INTERRUPTED = 130
 Command = TypeVar("Command", bound=Callable[..., Any])

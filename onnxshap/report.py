@@ -331,7 +331,8 @@ def inspection_tables(report: Report) -> list[RenderableType]:
     inputs = ", ".join(f"{name} {shape}" for name, shape in report["inputs"].items())
     head = (
         f"{_plural(units, 'unit')} in {_plural(len(report['groups']), 'group')}; "
-        f"{_count(report['macs'])} MACs an image, {_count(report['params'])} parameters, {_bytes(report['bytes'])}; traced with {inputs}"
+        f"{_count(report['macs'])} MACs an image, {_count(report['params'])} parameters, "
+        f"{_bytes(report['bytes'])}; traced with {inputs}"
     )
     shown: list[RenderableType] = [Text(head)]
     if report["groups"]:

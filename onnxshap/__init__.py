@@ -5,18 +5,21 @@
 ['activation', 'apoz', 'exact']
 """
 
-from onnxshap.api import Pruned, Scores, compare, prune, score
-from onnxshap.backend import OrtBackend
-from onnxshap.calibrate import site_means
-from onnxshap.core import Dataset, Values
-from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError, VerifyError
-from onnxshap.graph import load, save
-from onnxshap.groups import Group
-from onnxshap.masking import insert_masks, mask_name
-from onnxshap.methods import METHODS
-from onnxshap.plan import Budget, make_plan
-from onnxshap.rewrite import drop_units, removed_slices
-from onnxshap.tracing import Traced, trace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxshap.api import Pruned, Scores, compare, prune, score
+    from onnxshap.backend import OrtBackend
+    from onnxshap.calibrate import site_means
+    from onnxshap.core import Dataset, Values
+    from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError, VerifyError
+    from onnxshap.graph import load, save
+    from onnxshap.groups import Group
+    from onnxshap.masking import insert_masks, mask_name
+    from onnxshap.methods import METHODS
+    from onnxshap.plan import Budget, make_plan
+    from onnxshap.rewrite import drop_units, removed_slices
+    from onnxshap.tracing import Traced, trace
 
 __version__ = "0.1.0"
 
@@ -48,3 +51,20 @@ __all__ = [
     "site_means",
     "trace",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take any name for a public one
+
+    def __getattr__(name: str) -> object:
+        """Import the library on first use: the command line's --help and completion need none of it."""
+        if name in __all__:
+            import importlib
+
+            for home in ("errors", "api", "calibrate", "masking", "plan", "rewrite", "tracing"):
+                module = importlib.import_module(f"onnxshap.{home}")
+                if hasattr(module, name):
+                    globals()[name] = getattr(module, name)
+                    return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

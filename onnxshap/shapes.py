@@ -83,6 +83,8 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
     specs = input_specs(graph.model)
     if not specs:
         raise ModelError("the model has no inputs; there is nothing to calibrate on")
+    if unknown := sorted(set(shapes or {}) - set(specs)):
+        raise ModelError(f"a shape is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
     first = _first_run(graph, backend, specs, shapes or {})
     free_batch = all(s.shape and s.shape[0] is None for s in specs.values())
     varied = _varied(specs, first.inputs)
@@ -156,7 +158,9 @@ def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | N
     if given is None:
         return list(spec.shape)
     if len(given) != len(spec.shape):
-        raise ModelError(f"input {spec.name!r} has {len(spec.shape)} dimensions, the shape given has {len(given)}")
+        raise ModelError(
+            f"input {spec.name!r} has {len(spec.shape)} dimensions, the shape given {len(given)}: give one size each"
+        )
     return [
         own if own is not None else (None if axis == 0 else size)
         for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True))

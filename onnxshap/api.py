@@ -108,6 +108,7 @@ class Pruned:
         repair: what was done about what the cut left behind.
         refits: what least squares did to every layer.
         seconds: per stage.
+        eval_images, eval_source: how many images the scores before and after are means of, and where they came from.
     """
 
     model: ModelProto
@@ -121,6 +122,8 @@ class Pruned:
     repair: str
     refits: list[Refit]
     seconds: Mapping[str, float]
+    eval_images: int
+    eval_source: str
 
 
 def digest(model: ModelProto) -> str:
@@ -375,8 +378,9 @@ def prune(
     if output is not None:
         save(small, output)
     return Pruned(
-        small, keep, found, traced, before, after, removed_slices(traced, keep), checked, repair, layers, clock.seconds
-    )
+        small, keep, found, traced, before, after, removed_slices(traced, keep), checked, repair, layers, clock.seconds,
+        len(held_out), held_out.source,
+    )  # fmt: skip
 
 
 def _why_nothing(traced: Traced) -> str:

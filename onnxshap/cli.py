@@ -6,6 +6,7 @@ The library is imported inside the commands, so that `--help`, usage errors and 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -35,7 +36,7 @@ _STAGES = {
     "cut": "cutting and checking",
     "repair": "refitting weights",
 }
-_PIPE_WIDTH = 200
+_PIPE_WIDTH = 1000
 _INTERRUPTED = 130
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -88,11 +89,12 @@ class Screen:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-        times = (TimeElapsedColumn(), TextColumn("left"), Remaining(elapsed_when_finished=False))
+        bars = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+        times = (TimeElapsedColumn(), TextColumn("elapsed,"), Remaining(compact=True), TextColumn("left"))
         hidden = self.quiet or not sys.stderr.isatty()
-        with Progress(*columns, *times, console=Console(stderr=True), transient=True, disable=hidden) as bar:
-            task, current = bar.add_task("", total=None), ""
+        with Progress(*bars, *times, console=Console(stderr=True), transient=True, disable=hidden) as bar:
+            current = "trace"
+            task = bar.add_task(_STAGES[current], total=1)
 
             def tell(stage: str, done: int, total: int) -> None:
                 nonlocal current
@@ -308,6 +310,9 @@ score_options = _options(
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Make an exported ONNX model smaller and faster, without its training code."""
+    for stream in (sys.stdout, sys.stderr):  # names that a terminal cannot show must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     ctx.obj = Screen()
 
 
@@ -450,10 +455,11 @@ def evaluate(
         traced, dataset = api.open_model(
             model, data, labels=labels, seed=seed, backend=backend, input_shapes=dict(input_shapes)
         )
+        tell("measure", 0, 1)
         figures = api.compare(traced, other, dataset, payoff=payoff, seed=seed, backend=backend)
     names = [model] if other is None else [model, other]
     found = report.comparison(names, figures, images=len(dataset), source=dataset.source)
-    _print(as_json, found, [report.figures_table([Path(n).name for n in names], found["models"])])
+    _print(as_json, found, [report.figures_table([Path(n).name for n in names], found["models"], dataset.source)])
 
 
 # --- what commands share ---------------------------------------------------------------------------------------------
@@ -491,7 +497,9 @@ def _say_defaults(screen: Screen, data: str | None, payoff: str | None, *, budge
     """Say what stands in for what the user did not give."""
     half = f"keeping {DEFAULT_KEEP_MACS:.0%} of the MACs (--keep-macs)"
     if data is None:
-        text = "no --data: random inputs; scores only tell how much outputs change (fidelity), not how good they are"
+        text = (
+            "no --data: random inputs and a fidelity payoff, so values and scores only tell how outputs on noise change"
+        )
         screen.later(f"note: {text}" + ("" if budget else f"; no budget: {half}"))
     elif not budget:
         screen.later(f"note: no budget given: {half}")

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -59,6 +59,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "payoff": found.payoff,
         "repair": result.repair,
         "data": {"n": found.images, "source": found.source},
+        "eval_data": {"n": result.eval_images, "source": result.eval_source},
         "evals": found.evals,
         "seconds": dict(result.seconds),
         "before": _figures(result.before),
@@ -283,24 +284,31 @@ def prune_tables(report: Report) -> list[RenderableType]:
     data = report["data"]
     payoff = f", payoff {report['payoff']}" if report["payoff"] else ""
     images, evals = _plural(data["n"], "image"), _plural(report["evals"], "evaluation")
-    groups = _table("group", ">units", ">kept", ">share", "consumers")
+    groups = _table("group", ">units", ">kept", ">share", "~consumers")
     for group in report["groups"]:
         share = group["kept"] / group["units"]
         _row(groups, group["name"], group["units"], group["kept"], f"{share:.0%}", _list(group["consumers"]))
     units, kept = (sum(group[key] for group in report["groups"]) for key in ("units", "kept"))
     groups.add_section()
     _row(groups, "all", units, kept, f"{kept / max(1, units):.0%}", "")
-    checked = report["verify"]["rel_err"]
-    foot = f"Checked: the cut model differs from the masked one by at most {checked:.1e} of its largest output."
+    judged, checked = report["eval_data"], report["verify"]["rel_err"]
+    foot = (
+        f"Values: {report['method']}{payoff}, {images} ({_source(data)}), {evals}; repair: {report['repair']}.\n"
+        f"Scores: mean over {_plural(judged['n'], 'image')} ({_source(judged)}), higher is better.\n"
+        f"Checked before any refit: the cut model is the masked one within {checked:.1e} of its largest output."
+    )
     return [
-        figures_table(["before", "after"], [report["before"], report["after"]]),
+        figures_table(["before", "after"], [report["before"], report["after"]], judged["source"]),
         groups,
-        Text(f"Values: {report['method']}{payoff}, {images} ({data['source']}), {evals}.\n{foot}"),
+        Text(foot),
     ]
 
 
-def figures_table(names: Sequence[str], figures: Sequence[Report]) -> Table:
-    """Return the figures of one or two models side by side, with the ratio of sizes and the difference of scores."""
+def figures_table(names: Sequence[str], figures: Sequence[Report], source: str) -> Table:
+    """Return the figures of one or two models side by side, with the ratio of sizes and the difference of scores.
+
+    Scores on random inputs say so in their names: that two models agree on noise says little.
+    """
     pair = len(figures) == 2
     table = _table("", *(f">{name}" for name in names), *([">change"] if pair else []))
     first = figures[0]
@@ -316,14 +324,15 @@ def figures_table(names: Sequence[str], figures: Sequence[Report]) -> Table:
     table.add_section()
     for name in first["score"]:
         values = [f["score"].get(name) for f in figures]
-        change = f"{values[1] - values[0]:+.4f}" if pair and None not in values else ""
-        _row(table, name, *("-" if v is None else f"{v:.4f}" for v in values), *([change] if pair else []))
+        change = f"{values[1] - values[0]:+z.4f}" if pair and None not in values else ""
+        label = f"{name} on noise" if source == "random" else name
+        _row(table, label, *("-" if v is None else f"{v:z.4f}" for v in values), *([change] if pair else []))
     return table
 
 
 def inspection_tables(report: Report) -> list[RenderableType]:
     """Return the groups with what a unit costs, and the axes that stay with the reason."""
-    groups = _table("group", ">units", ">MACs a unit", ">params a unit", "producers", "consumers")
+    groups = _table("group", ">units", ">MACs/unit", ">params/unit", "~producers", "~consumers")
     for g in report["groups"]:
         producers, consumers = _list(g["producers"]), _list(g["consumers"])
         _row(groups, g["name"], g["units"], _count(g["macs"]), _count(g["params"]), producers, consumers)
@@ -338,7 +347,8 @@ def inspection_tables(report: Report) -> list[RenderableType]:
     if report["groups"]:
         shown.append(groups)
     if report["frozen"]:
-        frozen = _table("axis that stays", "reason")
+        frozen = _table("axis that stays")
+        frozen.add_column("reason", overflow="fold")
         for tensor, axis, reason in _frozen_lines(report["frozen"]):
             _row(frozen, f"{tensor}, axis {axis}", reason)
         shown.append(frozen)
@@ -374,7 +384,7 @@ def _page(report: Report) -> str:
     if report["frozen"]:
         shown.append(Text("\nAxes that stay:\n" + "\n".join(frozen_lines(report))))
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in report["seconds"].items())
-    shown.append(Text(f"\nRepair: {report['repair']}. Seed: {report['seed']}. Time: {seconds}."))
+    shown.append(Text(f"\nSeed: {report['seed']}. Time: {seconds}."))
     show(shown, console)
     body = console.export_html(inline_styles=True, code_format="{code}")
     name = html.escape(Path(report["model"]).name)
@@ -406,16 +416,22 @@ _PAGE = """<!DOCTYPE html>
 
 
 def _table(*columns: str) -> Table:
-    """Return an empty table; a column whose name starts with > is aligned to the right."""
+    """Return an empty table; a column whose name starts with > is aligned to the right, with ~ shortened to fit."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False)
     for name in columns:
+        cut = name.startswith("~")
         right = name.startswith(">")
-        table.add_column(Text(name.lstrip(">")), justify="right" if right else "left", no_wrap=right, overflow="fold")
+        # rich takes from the columns that may wrap first; those cells do not wrap but end in an ellipsis
+        overflow: OverflowMethod = "ellipsis" if cut else "fold"
+        table.add_column(
+            Text(name.lstrip(">~")), justify="right" if right else "left", no_wrap=not cut, overflow=overflow
+        )
     return table
 
 
 def _row(table: Table, *cells: object) -> None:
-    table.add_row(*(Text(str(cell)) for cell in cells))
+    shortened = (column.overflow == "ellipsis" for column in table.columns)
+    table.add_row(*(Text(str(cell), no_wrap=cut or None) for cell, cut in zip(cells, shortened, strict=True)))
 
 
 def _list(names: Sequence[str], most: int = 3) -> str:
@@ -438,11 +454,11 @@ def _count(value: int) -> str:
     >>> _count(812), _count(35_196), _count(5_089_856)
     ('812', '35.2 k', '5.09 M')
     >>> _count(999_999)
-    '1 M'
+    '1.00 M'
     """
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * size:
-            return f"{value / size:.3g} {prefix}"
+            return f"{_digits(value / size)} {prefix}"
     return str(value)
 
 
@@ -451,4 +467,17 @@ def _bytes(value: int) -> str:
 
 
 def _milliseconds(value: float) -> str:
-    return f"{value:.3g} ms"
+    return f"{_digits(value)} ms"
+
+
+def _digits(value: float) -> str:
+    """Return a number with three digits.
+
+    >>> _digits(4.4), _digits(182.3)
+    ('4.40', '182')
+    """
+    return f"{value:#.3g}".rstrip(".")
+
+
+def _source(data: Mapping[str, Any]) -> str:
+    return "random inputs" if data["source"] == "random" else str(data["source"])

@@ -266,7 +266,7 @@ def array(tensor: TensorProto) -> Array:
 
 def tensor(name: str, values: Array) -> TensorProto:
     """Return an initializer."""
-    return numpy_helper.from_array(np.ascontiguousarray(values), name)
+    return numpy_helper.from_array(np.asarray(values, order="C"), name)  # ascontiguousarray would give scalars an axis
 
 
 # --- evaluate parts --------------------------------------------------------------------------------------------------

@@ -88,7 +88,8 @@ def gemm(op: Op, ax: Axes) -> None:
     a = "k n" if op.attributes.get("transA") else "n k"
     b = "m k" if op.attributes.get("transB") else "k m"
     alpha, beta = float(op.attributes.get("alpha", 1.0)), float(op.attributes.get("beta", 1.0))
-    ax.relate(f"{a}, {b} -> n m", scale=alpha, bias=(2, beta) if beta else None)
+    along = beta and not op.need(0).constant  # C lies along m: with a constant A the positions made are n
+    ax.relate(f"{a}, {b} -> n m", scale=alpha, bias=(2, beta) if along else None)
     if op.input(2) is not None:
         broadcast(op, ax, inputs=(2,))
 

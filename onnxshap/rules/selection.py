@@ -48,7 +48,7 @@ def slice_(op: Op, ax: Axes) -> None:
     for entry, axis in enumerate(axes):
         window = slice(starts[entry], ends[entry], steps[entry])
         index = np.arange(x.shape[axis])[_clamped(window, x.shape[axis])]
-        if steps[entry] == 1 or index.size == x.shape[axis]:
+        if steps[entry] == 1:
             first = int(index[0]) if index.size else 0
             ax.tie(ax.input(0, axis)[index], ax.output(0, axis))
             ax.fix(Bounds(op.index, x.name, axis, first, first + index.size, entry))

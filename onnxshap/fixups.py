@@ -70,7 +70,7 @@ class Widths:
     attribute: str | None = None
 
     def apply(self, edit: Edit) -> None:
-        """Write the new widths; entries 0 and -1 adapt by themselves."""
+        """Write the widths that changed; entries 0 and -1 adapt by themselves, and so do those of free dimensions."""
         if not any(edit.cut(tensor, axis) for _, tensor, axis in self.entries):
             return
         node = edit.node(self.node)
@@ -84,7 +84,7 @@ class Widths:
     def _followed(self, edit: Edit, values: Array) -> Array:
         values = values.copy()
         for position, tensor, axis in self.entries:
-            if values[position] > 0:
+            if values[position] > 0 and edit.cut(tensor, axis):
                 values[position] = edit.alive(tensor, axis).sum()
         return values
 

@@ -105,10 +105,12 @@ def concat(op: Op, ax: Axes) -> None:
 
 @rule("Expand")
 def expand(op: Op, ax: Axes) -> None:
-    """Axes of size 1 are stretched, the others pass through."""
+    """Axes of size 1 are stretched, the others pass through; what a stretched axis repeats is as wide as it is told."""
     y = op.out()
-    broadcast(op, ax, inputs=(0,))
     target = op.ints(1) or []
+    for axis in range(y.rank):
+        ax.output(0, axis)
+    broadcast(op, ax, inputs=(0,))
     ax.fix(Widths(op.index, tuple((i, y.name, i + y.rank - len(target)) for i in range(len(target))), input=1))
 
 

@@ -277,7 +277,11 @@ def _score(
     for group in groups:
         limit = None if max_evals is None else max_evals * len(group) // max(1, total)
         rng = np.random.default_rng([seed, 2, place[group.name]])
-        values[group.name] = METHODS[method](setting, group, rng, limit)
+        try:
+            values[group.name] = METHODS[method](setting, group, rng, limit)
+        except BudgetError as error:
+            share = "" if limit is None else f" (its share of {max_evals} evaluations is {limit})"
+            raise BudgetError(f"group {group.name!r}{share}: {error}") from error
         done += len(group)
         progress("score", done, total)
     used = setting.payoff.name if any(v.evals for v in values.values()) else None
@@ -456,7 +460,11 @@ def compare(
     every = [traced]
     if other is not None:
         shapes = {name: list(value.shape) for name, value in dataset.inputs.items()}
-        every.append(trace(other, input_shapes=shapes, backend=backend))
+        second = other.source if isinstance(other, Traced) else load(other)
+        if set(input_specs(second)) != set(shapes):
+            have = ", ".join(map(repr, input_specs(second)))
+            raise DataError(f"the second model's inputs are {have}, not those of the first; compare models of one kind")
+        every.append(trace(second, input_shapes=shapes, backend=backend))
     names = [o.name for o in traced.shaped.graph.model.graph.output]
     outputs = [run_all(t, t.source, dataset) for t in every]
     fitted = _choose(payoff, outputs[0], dataset, names)

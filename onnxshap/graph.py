@@ -99,7 +99,9 @@ def load(source: str | Path | bytes | ModelProto) -> ModelProto:
             raise ModelError(f"{where}: its external data file is missing: {first_line(error)}") from error
         raise ModelError(f"{where}: no such file; give the path of an .onnx model") from error
     except OSError as error:
-        raise ModelError(f"{where}: cannot be read ({error.strerror or first_line(error)})") from error
+        raise ModelError(
+            f"{where}: cannot be read ({error.strerror or first_line(error)}); give a readable .onnx file"
+        ) from error
     except DecodeError as error:
         raise ModelError(f"{where}: not an ONNX file, or a truncated one; export or copy it again") from error
     except (onnx.checker.ValidationError, ValueError) as error:

@@ -161,6 +161,12 @@ def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | N
         raise ModelError(
             f"input {spec.name!r} has {len(spec.shape)} dimensions, the shape given {len(given)}: give one size each"
         )
+    for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True)):
+        if axis and None not in (own, size) and own != size:
+            raise ModelError(
+                f"input {spec.name!r} has {own} entries on axis {axis}, the shape given {size}: "
+                "only free dimensions can be chosen"
+            )
     return [
         own if own is not None else (None if axis == 0 else size)
         for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True))

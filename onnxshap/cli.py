@@ -455,11 +455,10 @@ def evaluate(
         traced, dataset = api.open_model(
             model, data, labels=labels, seed=seed, backend=backend, input_shapes=dict(input_shapes)
         )
-        tell("measure", 0, 1)
         figures = api.compare(traced, other, dataset, payoff=payoff, seed=seed, backend=backend)
     names = [model] if other is None else [model, other]
     found = report.comparison(names, figures, images=len(dataset), source=dataset.source)
-    _print(as_json, found, [report.figures_table([Path(n).name for n in names], found["models"], dataset.source)])
+    _print(as_json, found, [report.figures_table(_short(names), found["models"], dataset.source)])
 
 
 # --- what commands share ---------------------------------------------------------------------------------------------
@@ -475,6 +474,12 @@ def _backend(provider: str, threads: int) -> OrtBackend:
 
 def _beside(model: str, suffix: str) -> Path:
     return Path(model).with_name(Path(model).stem + suffix) if Path(model).name else Path(suffix)
+
+
+def _short(paths: Sequence[str]) -> list[str]:
+    """Return the file names where they differ, else the paths."""
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)
 
 
 def _and(*paths: str | None) -> str:
@@ -511,7 +516,7 @@ def _check_outputs(outputs: Mapping[str, str | None], sources: Mapping[str, str 
     """Refuse outputs that could not be written at the end, or would replace what is read.
 
     Raises:
-        ModelError: an output is an input, another output, no plain file, or in a folder that cannot be written.
+        ModelError: an output is an input or another output, no plain file, or in a folder that cannot be written.
     """
     if not Path(sources["the model"] or "").is_file():
         return  # a missing model is told first
@@ -521,7 +526,7 @@ def _check_outputs(outputs: Mapping[str, str | None], sources: Mapping[str, str 
             continue
         path = Path(output)
         if (other := taken.get(os.path.realpath(path))) is not None:
-            raise ModelError(f"{output}: is also {other}; give {name} another path")
+            raise ModelError(f"{output}: would replace {other}; give {name} another path")
         taken[os.path.realpath(path)] = name
         if path.exists() and not path.is_file():
             raise ModelError(f"{output}: is no plain file; give {name} another path")

@@ -262,10 +262,13 @@ def _scores(found: Any) -> Scores:
     )
 
 
+_KINDS: dict[type, str] = {dict: "object", list: "list", str: "string", int: "integer"}
+
+
 def _field(found: Mapping[str, Any], key: str, kind: type, where: str = "it") -> Any:
     value = found.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{where} lacks {key!r}, or it is no {kind.__name__}")  # noqa: TRY004
+        raise ValueError(f"{where} lacks {key!r}, or it is no {_KINDS[kind]}")  # noqa: TRY004
     return value
 
 

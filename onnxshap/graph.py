@@ -279,7 +279,7 @@ def extract(model: ModelProto, inputs: Mapping[str, int], outputs: Mapping[str, 
 
     Args:
         model: any model.
-        inputs: tensor name -> ONNX element type; rank and dims are left open.
+        inputs: tensor name -> ONNX element type; rank and dims are left open. All of them are inputs of the result.
         outputs: tensor name -> ONNX element type, in the order wanted.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # its warnings go to stdout
@@ -292,7 +292,7 @@ def extract(model: ModelProto, inputs: Mapping[str, int], outputs: Mapping[str, 
             tensors[name].shape = None
         for node in [producer for item in graph.inputs for producer in item.inputs]:
             node.outputs = [gs.Variable(f"{o.name}.cut") if o.name in inputs else o for o in node.outputs]
-        graph.cleanup(remove_unused_graph_inputs=True).toposort()
+        graph.cleanup().toposort()
         part: ModelProto = gs.export_onnx(graph, do_type_check=False)
     del part.graph.value_info[:]
     del part.opset_import[:]

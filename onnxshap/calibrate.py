@@ -79,7 +79,9 @@ def _same_rows(traced: Traced, freed: Traced) -> bool:
     except ModelError:
         return False
     return all(
-        a.ndim and len(t) == 2 * len(a) and np.allclose(t, np.concatenate([a, b]), rtol=1e-4, atol=1e-5, equal_nan=True)
+        a.ndim
+        and t.shape == (2 * len(a), *a.shape[1:])
+        and np.allclose(t, np.concatenate([a, b]), rtol=1e-4, atol=1e-5, equal_nan=True)
         for a, b, t in zip(*apart, together, strict=True)
     )
 

@@ -77,7 +77,7 @@ def _select(op: Op, ax: Axes, axis: int, index: Sequence[int] | np.ndarray) -> N
 
 @rule("Gather")
 def gather(op: Op, ax: Axes) -> None:
-    """A constant list of positions selects; data-dependent ones (an embedding) keep the axis whole."""
+    """A constant list of positions selects; others (an embedding) keep the axis whole, and the images keep apart."""
     x, index, y = op.need(0), op.need(1), op.out()
     axis = int(op.attributes.get("axis", 0)) % x.rank
     for a in range(x.rank):
@@ -90,7 +90,7 @@ def gather(op: Op, ax: Axes) -> None:
         return
     ax.freeze(ax.input(0, axis), "Gather looks positions up by number")
     for k in range(index.rank):
-        ax.freeze(ax.output(0, axis + k), "Gather looks positions up by number")
+        ax.tie(ax.input(1, k), ax.output(0, axis + k))
     assert y.rank == x.rank + index.rank - 1
 
 

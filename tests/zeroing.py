@@ -20,7 +20,7 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
     stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            stored[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+            stored[node.output[0]] = _constant(node)
         elif node.op_type == "ConstantOfShape":
             fill = numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1, np.float32)
             stored[node.output[0]] = np.full(stored[node.input[0]], fill[0], fill.dtype)
@@ -43,6 +43,13 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
     return copy
 
 
+def _constant(node: onnx.NodeProto) -> NDArray[Any]:
+    value = helper.get_attribute_value(node.attribute[0])
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    return np.array(value, np.float32 if node.attribute[0].name.startswith("value_float") else np.int64)
+
+
 def run(model: onnx.ModelProto, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -51,11 +58,13 @@ def run(model: onnx.ModelProto, feeds: dict[str, NDArray[Any]]) -> list[NDArray[
 
 
 def relative_error(got: Sequence[NDArray[Any]], wanted: Sequence[NDArray[Any]]) -> float:
-    """Return the largest difference over the largest magnitude, over all outputs; inf on other shapes."""
+    """Return the largest difference over the largest magnitude, over all outputs; inf on other shapes, dtypes, NaN."""
     worst = 0.0
     for a, b in zip(got, wanted, strict=True):
-        if a.shape != b.shape:
+        if a.shape != b.shape or a.dtype != b.dtype:
             return float("inf")
+        if b.dtype.kind == "f" and not (np.isfinite(a).all() and np.isfinite(b).all()):
+            return float("inf")  # max() would let a NaN pass
         if b.size:
             scale = float(np.abs(b.astype(np.float64)).max()) or 1.0
             worst = max(worst, float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) / scale)

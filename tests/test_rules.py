@@ -1,0 +1,690 @@
+"""Every op family in a small net: what can be cut, what stays and why, and that a cut is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxshap.rules import RULES
+from onnxshap.tracing import trace
+from tests.exactness import TOLERANCE, check_exact, net
+
+INT_MAX = 2**63 - 1
+INT_MIN = -(2**63)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A net, the sizes of its groups in graph order, and parts of the reasons of what stays."""
+
+    name: str
+    model: onnx.ModelProto
+    sizes: Sequence[int]
+    frozen: Sequence[str] = field(default=())
+    tolerance: float = TOLERANCE
+
+
+CASES: list[Case] = []
+
+
+def case(name: str, model: onnx.ModelProto, sizes: Sequence[int], *frozen: str, tolerance: float = TOLERANCE) -> None:
+    CASES.append(Case(name, model, sizes, frozen, tolerance))
+
+
+def conv_net(
+    body: str, *, opset: int = 17, ir: int = 8, batch: str = "N", c: int = 8, d: int = 8, **more: Any
+) -> onnx.ModelProto:
+    """Return conv(3 -> c) as `a`, the body from `a` to `b` with d channels, and conv(d -> 2) as `y`."""
+    text = f"""(float[{batch},3,8,8] x) => (float[{batch},2,P,Q] y) {{
+        a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+        {body}
+        y = Conv<pads=[1,1,1,1]>(b, w9, b9)
+    }}"""
+    return net(text, opset=opset, ir=ir, w0=(c, 3, 3, 3), b0=(c,), w9=(2, d, 3, 3), b9=(2,), **more)
+
+
+def gemm_net(body: str, *, opset: int = 17, c: int = 8, d: int = 8, **more: Any) -> onnx.ModelProto:
+    """Return gemm(6 -> c) as `a`, the body from `a` to `b` with d features, and gemm(d -> 3) as `y`."""
+    text = f"""(float[N,6] x) => (float[N,3] y) {{
+        a = Gemm(x, w0, b0)
+        {body}
+        y = Gemm(b, w9, b9)
+    }}"""
+    return net(text, opset=opset, w0=(6, c), b0=(c,), w9=(d, 3), b9=(3,), **more)
+
+
+def _typed(dtype: Any, **shapes: tuple[int, ...]) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {name: (rng.normal(size=shape) / 3).astype(dtype) for name, shape in shapes.items()}
+
+
+# fmt: off
+# --- linear ----------------------------------------------------------------------------------------------------------
+
+case("conv", conv_net("b = Relu(a)"), [8])
+case("conv without bias", net("""(float[N,3,6,6] x) => (float[N,2,4,4] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0)
+    y = Conv(a, w1)
+}""", w0=(8, 3, 3, 3), w1=(2, 8, 3, 3)), [8])
+case("conv strided, dilated, auto_pad", conv_net("""
+    s = Conv<strides=[2,2], pads=[1,1,1,1]>(a, w1)
+    t = Conv<dilations=[2,2], pads=[2,2,2,2]>(s, w2)
+    b = Conv<auto_pad="SAME_UPPER">(t, w3)
+""", w1=(6, 8, 3, 3), w2=(5, 6, 3, 3), w3=(8, 5, 2, 2)), [8, 6, 5, 8])
+case("conv 1d", net("""(float[N,3,9] x) => (float[N,2,7] y) {
+    a = Conv<pads=[1,1]>(x, w0, b0)
+    y = Conv(a, w1)
+}""", w0=(8, 3, 3), b0=(8,), w1=(2, 8, 3)), [8])
+case("conv 3d", net("""(float[N,1,4,4,4] x) => (float[N,2,4,4,4] y) {
+    a = Conv(x, w0, b0)
+    y = Conv<pads=[1,1,1,1,1,1]>(a, w1)
+}""", w0=(8, 1, 1, 1, 1), b0=(8,), w1=(2, 8, 3, 3, 3)), [8])
+case("depthwise", conv_net("b = Conv<group=8, pads=[1,1,1,1]>(a, w1, b1)", w1=(8, 1, 3, 3), b1=(8,)), [8])
+case("depthwise multiplier", conv_net(
+    "b = Conv<group=8, pads=[1,1,1,1]>(a, w1, b1)", d=16, w1=(16, 1, 3, 3), b1=(16,)), [8])
+case("depthwise of the input stays", net("""(float[N,3,6,6] x) => (float[N,2,6,6] y) {
+    a = Conv<group=3, pads=[1,1,1,1]>(x, w0, b0)
+    y = Conv(a, w1)
+}""", w0=(3, 1, 3, 3), b0=(3,), w1=(2, 3, 1, 1)), [])
+case("grouped, many small groups", conv_net(
+    "b = Conv<group=6, pads=[1,1,1,1]>(a, w1, b1)", c=12, d=12, w1=(12, 2, 3, 3), b1=(12,)), [6])
+case("grouped, few large groups", conv_net(
+    "b = Conv<group=2, pads=[1,1,1,1]>(a, w1, b1)", c=12, d=8, w1=(8, 6, 3, 3), b1=(8,)), [6, 4])
+case("grouped without bias", conv_net("b = Conv<group=2>(a, w1)", c=8, d=12, w1=(12, 4, 1, 1)), [4, 6])
+case("transposed", conv_net(
+    "b = ConvTranspose<strides=[2,2], kernel_shape=[2,2]>(a, w1, b1)", w1=(8, 8, 2, 2), b1=(8,)), [8, 8])
+case("transposed, overlapping taps", conv_net(
+    "b = ConvTranspose<strides=[2,2], pads=[1,1,1,1]>(a, w1)", w1=(8, 8, 4, 4)), [8, 8])
+case("transposed depthwise", conv_net(
+    "b = ConvTranspose<group=8, strides=[2,2]>(a, w1, b1)", w1=(8, 1, 2, 2), b1=(8,)), [8])
+case("transposed grouped", conv_net(
+    "b = ConvTranspose<group=2, strides=[2,2]>(a, w1, b1)", c=8, d=12, w1=(8, 6, 2, 2), b1=(12,)), [4, 6])
+case("conv with computed weights stays", net("""(float[2,3,6,6] x, float[2,5] z) => (float[2,2,6,6] y) {
+    a = Conv(x, w0)
+    k = MatMul(z, w1)
+    u = Unsqueeze(k, axes)
+    y = Conv(a, u)
+}""", w0=(8, 3, 1, 1), w1=(5, 8), axes=[2, 3]), [], "two computed tensors")
+case("conv with weights made by a node", conv_net("""
+    w = Transpose<perm=[1,0,2,3]>(w1)
+    b = Conv(a, w)
+""", w1=(8, 6, 1, 1), d=6), [8, 6])
+
+case("gemm", gemm_net("b = Relu(a)"), [8])
+case("gemm transposed", net("""(float[N,6] x) => (float[N,3] y) {
+    a = Gemm<transB=1, alpha=0.5, beta=2.0>(x, w0, b0)
+    y = Gemm<transB=1, alpha=2.0, beta=0.5>(a, w1, b1)
+}""", w0=(8, 6), b0=(8,), w1=(3, 8), b1=(3,)), [8])
+case("gemm transA", net("""(float[6,4] x) => (float[4,3] y) {
+    a = Gemm<transA=1>(x, w0)
+    t = Transpose(a)
+    y = Gemm<transA=1>(t, w1, b1)
+}""", w0=(6, 8), w1=(8, 3), b1=(3,)), [8])
+for form, shape in (("row", (1, 8)), ("one", (1,)), ("scalar", ()), ("column", (4, 1)), ("full", (4, 8))):
+    case(f"gemm C {form}", net("""(float[4,6] x) => (float[4,3] y) {
+        a = Gemm(x, w0, b0)
+        b = Gemm(a, w1, b1)
+        y = Gemm(b, w2, b2)
+    }""", w0=(6, 8), b0=shape, w1=(8, 8), b1=shape, w2=(8, 3), b2=(3,)), [8, 8])
+case("gemm beta 0", gemm_net("b = Gemm<beta=0.0>(a, w1, b1)", w1=(8, 8), b1=(8,)), [8, 8])
+case("gemm with the constant on the left", net("""(float[6,4] x) => (float[3,4] y) {
+    a = Gemm(w0, x, b0)
+    b = Relu(a)
+    y = Gemm(w1, b, b1)
+}""", w0=(8, 6), b0=(8, 1), w1=(3, 8), b1=(4,)), [8])
+case("gemm with computed bias", net("""(float[N,6] x, float[3] c) => (float[N,3] y) {
+    a = Gemm(x, w0)
+    y = Gemm(a, w1, c)
+}""", w0=(6, 8), w1=(8, 3)), [8])
+
+case("matmul", net("""(float[N,5,6] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    b = Add(a, b0)
+    c = Gelu(b)
+    y = MatMul(c, w1)
+}""", opset=20, w0=(6, 8), b0=(8,), w1=(8, 3)), [8])
+case("matmul constant left", net("""(float[N,6,5] x) => (float[N,3,5] y) {
+    a = MatMul(w0, x)
+    y = MatMul(w1, a)
+}""", w0=(8, 6), w1=(3, 8)), [8])
+case("matmul batched constants", net("""(float[N,4,5,6] x) => (float[N,4,5,3] y) {
+    a = MatMul(x, w0)
+    y = MatMul(a, w1)
+}""", w0=(4, 6, 8), w1=(4, 8, 3)), [8])
+case("matmul vector stays", net("""(float[N,6] x) => (float[N] y) {
+    a = MatMul(x, w0)
+    y = MatMul(a, w1)
+}""", w0=(6, 8), w1=(8,)), [], "MatMul keeps")
+case("matmul of one tensor with itself stays", net("""(float[N,6,7] x) => (float[N,5,3] y) {
+    l = MatMul(w0, x)
+    a = MatMul(l, w1)
+    s = MatMul(a, a)
+    r = MatMul(w2, s)
+    y = MatMul(r, w3)
+}""", w0=(8, 6), w1=(7, 8), w2=(5, 8), w3=(8, 3)), [], "two computed tensors")
+case("attention: heads and head size", net("""(float[N,5,12] x) => (float[N,5,12] y) {
+    q0 = MatMul(x, wq)
+    k0 = MatMul(x, wk)
+    v0 = MatMul(x, wv)
+    q1 = Reshape(q0, split)
+    k1 = Reshape(k0, split)
+    v1 = Reshape(v0, split)
+    q = Transpose<perm=[0,2,1,3]>(q1)
+    k = Transpose<perm=[0,2,3,1]>(k1)
+    v = Transpose<perm=[0,2,1,3]>(v1)
+    s = MatMul(q, k)
+    d = Div(s, scale)
+    p = Softmax(d)
+    o = MatMul(p, v)
+    t = Transpose<perm=[0,2,1,3]>(o)
+    r = Reshape(t, merge)
+    y = MatMul(r, wo)
+}""", wq=(12, 12), wk=(12, 12), wv=(12, 12), wo=(12, 12), split=[0, 0, 3, 4], merge=[0, 0, -1], scale=2.0),
+    [3, 4])
+
+# --- norm ------------------------------------------------------------------------------------------------------------
+
+case("batch norm", conv_net("""
+    n = BatchNormalization(a, s1, b1, m1, var1)
+    b = Sigmoid(n)
+""", s1=(8,), b1=(8,), m1=(8,), var1=(8,)), [8])
+case("instance norm", conv_net("b = InstanceNormalization(a, s1, b1)", s1=(8,), b1=(8,)), [8])
+case("lrn stays", conv_net("b = LRN<size=3>(a)"), [], "LRN sums over neighbouring")
+case("softmax 13 over channels stays", conv_net("b = Softmax<axis=1>(a)", opset=13), [], "Softmax divides")
+case("softmax 13 over space", conv_net("b = Softmax<axis=-1>(a)", opset=13), [8])
+case("softmax 13, last axis by default", conv_net("b = Softmax(a)", opset=13), [8])
+case("softmax 11 takes all axes behind its own", conv_net("b = Softmax<axis=2>(a)", opset=11), [8])
+case("softmax 11, axis 1 by default", conv_net("b = Softmax(a)", opset=11), [], "Softmax divides")
+case("log softmax", conv_net("b = LogSoftmax<axis=2>(a)"), [8])
+case("hardmax", conv_net("b = Hardmax<axis=3>(a)"), [8])
+case("lp norm over channels stays", conv_net("b = LpNormalization<axis=1>(a)"), [], "LpNormalization keeps")
+case("lp norm over space", conv_net("b = LpNormalization<axis=-1>(a)"), [8])
+
+# --- pool ------------------------------------------------------------------------------------------------------------
+
+case("pools", conv_net("""
+    p = MaxPool<kernel_shape=[2,2]>(a)
+    q = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(p)
+    b = LpPool<kernel_shape=[2,2], p=2>(q)
+"""), [8])
+case("max pool with indices stays", conv_net("b, i = MaxPool<kernel_shape=[2,2]>(a)"), [],
+     "indices, which count channels")
+for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"):
+    case(op, conv_net(f"b = {op}(a)"), [8])
+case("resize by scales", conv_net('b = Resize<mode="linear">(a, , scales)', scales=[1, 1, 2, 2.0]), [8])
+case("resize by scales, opset 10", conv_net("b = Resize(a, scales)", opset=10, scales=[1, 1, 2, 2.0]), [8])
+case("resize by scales, opset 11", conv_net("b = Resize(a, roi, scales)", opset=11, scales=[1, 1, 2, 2.0],
+     roi=np.zeros(0, np.float32)), [8])
+case("resize by sizes", conv_net("b = Resize(a, , , sizes)", batch="2", sizes=[2, 8, 12, 5]), [8])
+case("resize some axes by sizes", conv_net("b = Resize<axes=[2,3]>(a, , , sizes)", opset=18, sizes=[12, 5]), [8])
+case("resize mixes channels", conv_net("b = Resize(a, , scales)", d=16, scales=[1, 2, 1, 1.0]), [], "Resize")
+case("upsample", conv_net("b = Upsample(a, scales)", opset=9, scales=[1, 1, 2, 2.0]), [8])
+
+# --- reductions ------------------------------------------------------------------------------------------------------
+
+for op in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"):
+    positive = "p = Abs(a)\n q = Add(p, one)"
+    case(f"Reduce{op}, axes as input", conv_net(
+        f"{positive}\n b = Reduce{op}(q, axes)", opset=18, axes=[2, -1], one=1.0), [8])
+    if op != "Sum":
+        case(f"Reduce{op}, axes as attribute", conv_net(
+            f"{positive}\n b = Reduce{op}<axes=[-2,3]>(q)", opset=12, one=1.0), [8])
+case("reduce over channels stays", conv_net("""
+    m = ReduceMean<axes=[1]>(a)
+    b = Sub(a, m)
+"""), [], "ReduceMean reduces over it")
+case("reduce everything stays", conv_net("""
+    m = ReduceMax<keepdims=0>(a)
+    b = Div(a, m)
+"""), [], "ReduceMax reduces over it")
+case("reduce nothing", conv_net("b = ReduceSum<noop_with_empty_axes=1>(a, axes)", opset=13,
+     axes=np.zeros(0, np.int64)), [8])
+case("reduce without kept dims", net("""(float[N,3,8,8] x) => (float[N,4] y) {
+    a = Conv(x, w0)
+    m = ReduceMean<axes=[2,3], keepdims=0>(a)
+    y = Gemm(m, w1)
+}""", w0=(8, 3, 3, 3), w1=(8, 4)), [8])
+for op in ("ArgMax", "ArgMin"):
+    case(f"{op} of space", conv_net(f"""
+        i = {op}<axis=2>(a)
+        f = Cast<to=1>(i)
+        b = Mul(a, f)
+    """), [8])
+case("arg max of channels stays", net("""(float[N,3,4,4] x) => (int64[N,4,4] y) {
+    a = Conv(x, w0)
+    y = ArgMax<axis=1, keepdims=0>(a)
+}""", w0=(8, 3, 3, 3)), [], "ArgMax reduces over it")
+case("cumulative sums of space", conv_net("b = CumSum(a, axis)", axis=np.array(3)), [8])
+case("cumulative sums of channels stay", conv_net("b = CumSum(a, axis)", axis=np.array(1)), [], "CumSum keeps")
+
+# --- pointwise -------------------------------------------------------------------------------------------------------
+
+_UNARY = {
+    7: "Abs Atan Ceil Cos Elu Exp Floor HardSigmoid Identity LeakyRelu Neg Relu Selu Sigmoid Sin Softplus Softsign Tan",
+    8: "Tanh",
+    12: "Celu Erf Round Shrink Sign Sinh Cosh Asinh ThresholdedRelu",
+    14: "HardSwish",
+    18: "Mish",
+    20: "Gelu",
+    24: "Swish",
+}
+for version, kinds in _UNARY.items():
+    for op in kinds.split():
+        case(op, gemm_net(f"b = {op}(a)", opset=version), [8], tolerance=3e-5)
+for op in ("Asin", "Acos", "Atanh"):
+    case(op, gemm_net(f"s = Sin(a)\n h = Mul(s, half)\n b = {op}(h)", opset=9, half=0.5), [8])
+for op in ("Log", "Sqrt", "Reciprocal", "Acosh"):
+    case(op, gemm_net(f"s = Abs(a)\n h = Add(s, two)\n b = {op}(h)", opset=9, two=2.0), [8])
+for op in ("IsInf", "IsNaN"):
+    case(op, gemm_net(f"s = {op}(a)\n h = Cast<to=1>(s)\n b = Add(a, h)", opset=13), [8])
+for op in ("Not", "BitwiseNot"):
+    kind = 9 if op == "Not" else 6
+    case(op, gemm_net(f"s = Cast<to={kind}>(a)\n n = {op}(s)\n h = Cast<to=1>(n)\n b = Mul(a, h)", opset=18), [8])
+for op in ("Add", "Sub", "Mul", "Max", "Min", "Mean", "Sum"):
+    case(f"{op} of branches", gemm_net(f"c = Gemm(x, w1)\n b = {op}(a, c)", opset=13, w1=(6, 8)), [8])
+    case(f"{op} with a vector", gemm_net(f"b = {op}(a, v)", opset=13, v=(8,)), [8])
+case("Div, Pow and Mod", gemm_net("""
+    e = Exp(a)
+    p = Pow(e, v)
+    m = Mod<fmod=1>(p, v2)
+    b = Div(m, v3)
+""", v=[0.5] * 8, v2=[3.0] * 8, v3=[2.0] * 8), [8])
+for op in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
+    case(op, gemm_net(f"c = {op}(a, v)\n h = Cast<to=1>(c)\n b = Mul(a, h)", opset=16, v=(8,)), [8])
+for op in ("And", "Or", "Xor"):
+    case(op, gemm_net(f"g = Greater(a, v)\n l = Less(a, u)\n c = {op}(g, l)\n b = Where(c, a, u2)",
+         v=(8,), u=(8,), u2=(8,)), [8])
+for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor"):
+    case(op, gemm_net(f"""
+        i = Cast<to=6>(a)
+        j = {op}(i, v)
+        h = Cast<to=1>(j)
+        b = Add(a, h)
+    """, opset=18, v=np.arange(8, dtype=np.int32)), [8])
+case("BitShift", gemm_net("""
+    p = Abs(a)
+    i = Cast<to=13>(p)
+    j = BitShift<direction="LEFT">(i, v)
+    h = Cast<to=1>(j)
+    b = Add(a, h)
+""", v=np.arange(8, dtype=np.uint64)), [8])
+case("residual", conv_net("""
+    r = Relu(a)
+    c = Conv<pads=[1,1,1,1]>(r, w1)
+    b = Add(a, c)
+""", w1=(8, 8, 3, 3)), [8])
+case("a tensor added to itself", conv_net("b = Add(a, a)"), [8])
+case("residual on the input stays", net("""(float[N,3,6,6] x) => (float[N,2,6,6] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0)
+    b = Add(a, x)
+    y = Conv(b, w1)
+}""", w0=(3, 3, 3, 3), w1=(2, 3, 1, 1)), [], "it is a model input")
+case("squeeze and excite", conv_net("""
+    g = GlobalAveragePool(a)
+    s = Conv(g, w1, b1)
+    r = Relu(s)
+    e = Conv(r, w2, b2)
+    m = Sigmoid(e)
+    b = Mul(a, m)
+""", w1=(4, 8, 1, 1), b1=(4,), w2=(8, 4, 1, 1), b2=(8,)), [8, 4])
+case("spatial attention", conv_net("""
+    m = Conv(a, w1)
+    s = Sigmoid(m)
+    b = Mul(a, s)
+""", w1=(1, 8, 1, 1)), [8], "stretches it over a wider axis")
+case("prelu, slope a channel, opset 9", conv_net("b = PRelu(a, s)", opset=9, s=(8, 1, 1)), [8])
+case("prelu, one slope", conv_net("b = PRelu(a, s)", opset=16, s=(1,)), [8])
+case("clip by attributes", conv_net("b = Clip<min=0.0, max=0.5>(a)", opset=7), [8])
+case("clip by inputs", conv_net("b = Clip(a, lo, hi)", opset=11, lo=0.0, hi=0.5), [8])
+case("clip above only", conv_net("b = Clip(a, , hi)", opset=13, hi=0.5), [8])
+case("dropout with a mask", conv_net("""
+    d, m = Dropout(a)
+    f = Cast<to=1>(m)
+    b = Mul(d, f)
+""", opset=13), [8])
+case("where", conv_net("""
+    c = Greater(a, zero)
+    b = Where(c, a, v)
+""", zero=0.0, v=(8, 1, 1)), [8])
+
+# --- movement --------------------------------------------------------------------------------------------------------
+
+case("concat of branches", conv_net("""
+    c = Conv(a, w1)
+    d = Conv(a, w2)
+    b = Concat<axis=1>(c, a, d)
+""", d=17, w1=(4, 8, 1, 1), w2=(5, 8, 1, 1)), [8, 4, 5])
+case("concat with an expanded constant", conv_net("""
+    e = Expand(k, target)
+    b = Concat<axis=-3>(a, e)
+""", d=10, batch="2", k=(1, 2, 1, 1), target=[2, 2, 8, 8]), [8])
+case("split by input", conv_net("""
+    p, q, r = Split<axis=1>(a, sizes)
+    s = Concat<axis=1>(r, p)
+    t = Sigmoid(q)
+    b = Concat<axis=1>(s, t)
+""", opset=13, sizes=[2, 5, 1]), [8])
+case("split by attribute", conv_net("""
+    p, q = Split<axis=1, split=[3,5]>(a)
+    b = Concat<axis=1>(q, p)
+""", opset=11), [8])
+case("split into equal parts", conv_net("""
+    p, q = Split<axis=1>(a)
+    s = Sigmoid(q)
+    b = Mul(p, s)
+""", opset=13, d=4), [4])
+case("split by number of outputs", conv_net("""
+    p, q = Split<axis=1, num_outputs=2>(a)
+    b = Concat<axis=1>(q, p)
+""", opset=18), [4])
+case("split into unequal parts without sizes stays", conv_net("""
+    p, q = Split<axis=1, num_outputs=2>(a)
+    b = Concat<axis=1>(q, p)
+""", opset=18, c=7, d=7), [], "unequal parts")
+case("slices", conv_net("""
+    p = Slice(a, s0, e0, axes0)
+    q = Slice(a, s1, e1, axes1)
+    b = Concat<axis=1>(p, q)
+""", opset=13, d=8, s0=[1], e0=[INT_MAX], axes0=[1], s1=[-8, 0], e1=[-7, INT_MAX], axes1=[-3, 2]), [8])
+case("slice in steps", conv_net("b = Slice(a, s, e, axes, steps)", d=3, s=[1], e=[INT_MAX], axes=[1], steps=[3]), [8])
+case("slice backwards", conv_net("b = Slice(a, s, e, axes, steps)", s=[-1], e=[INT_MIN], axes=[1], steps=[-1]), [8])
+case("slice of several axes, the channels in steps, stays", conv_net(
+    "b = Slice(a, s, e, axes, steps)", d=4, s=[0, 2], e=[8, 6], axes=[1, 2], steps=[2, 1]), [], "in steps")
+case("focus: space in steps, channels whole", conv_net("""
+    p = Slice(a, s0, e, axes, steps)
+    q = Slice(a, s1, e1, axes1, steps1)
+    b = Concat<axis=1>(p, q)
+""", d=16, s0=[0, 0], e=[INT_MAX, INT_MAX], axes=[2, 3], steps=[2, 2],
+    s1=[1, 1], e1=[INT_MAX, INT_MAX], axes1=[2, 3], steps1=[2, 2]), [8])
+case("slice by attributes", conv_net("b = Slice<axes=[1,2], starts=[2,0], ends=[-1,2147483647]>(a)", opset=9, d=5), [8])
+case("slice without axes", conv_net("b = Slice(a, s, e)", d=6, s=[0, 2], e=[INT_MAX, 8]), [8])
+case("pad of channels and space", conv_net("b = Pad(a, pads)", d=13, pads=[0, 2, 1, 1, 0, 3, 0, 0]), [8])
+case("pad by attribute", conv_net("b = Pad<pads=[0,2,1,1,0,3,0,0]>(a)", opset=9, d=13), [8])
+case("pad with a value", conv_net("b = Pad(a, pads, value)", d=9, pads=[0, 1, 0, 0, 0, 0, 0, 0], value=0.5), [8])
+case("pad by reflection of space", conv_net('b = Pad<mode="reflect">(a, pads)', pads=[0, 0, 1, 1, 0, 0, 1, 1]), [8])
+case("pad by reflection of channels stays", conv_net(
+    'b = Pad<mode="reflect">(a, pads)', d=10, pads=[0, 1, 0, 0, 0, 1, 0, 0]), [], "Pad repeats or drops")
+case("negative pads of channels stay", conv_net(
+    "b = Pad(a, pads)", d=7, pads=[0, -1, 0, 0, 0, 0, 0, 0]), [], "Pad repeats or drops")
+for version, pads in ((9, "b = Pad<pads=[0,2,0,0,0,2,0,0]>(s)"), (11, "b = Pad(s, pads)")):
+    case(f"residual with padded channels, opset {version}", net(f"""(float[N,3,8,8] x) => (float[N,2,4,4] y) {{
+        a = Conv<pads=[1,1,1,1]>(x, w0)
+        s = AveragePool<kernel_shape=[1,1], strides=[2,2]>(a)
+        {pads}
+        c = Conv<pads=[1,1,1,1], strides=[2,2]>(a, w1)
+        d = Add(b, c)
+        y = Conv(d, w2)
+    }}""", opset=version, w0=(4, 3, 3, 3), w1=(8, 4, 3, 3), w2=(2, 8, 1, 1), pads=[0, 2, 0, 0, 0, 2, 0, 0]),
+        [8])
+case("flatten", net("""(float[N,3,4,4] x) => (float[N,3] y) {
+    a = Conv(x, w0)
+    f = Flatten(a)
+    y = Gemm(f, w1, b1)
+}""", w0=(8, 3, 3, 3), w1=(32, 3), b1=(3,)), [8])
+case("flatten by reshape, batch spelled out", net("""(float[2,3,4,4] x) => (float[2,3] y) {
+    a = Conv(x, w0)
+    f = Reshape(a, target)
+    y = Gemm(f, w1, b1)
+}""", w0=(8, 3, 3, 3), w1=(32, 3), b1=(3,), target=[2, 32]), [8])
+case("flatten behind the channels", net("""(float[N,3,4,4] x) => (float[N,2,16] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0)
+    f = Reshape(a, target)
+    y = Conv(f, w1)
+}""", w0=(8, 3, 3, 3), w1=(2, 8, 1), target=[0, 8, -1]), [8])
+case("flatten with axis 2", net("""(float[1,3,4,4] x) => (float[3,16] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0)
+    f = Flatten<axis=2>(a)
+    y = MatMul(w1, f)
+}""", w0=(8, 3, 3, 3), w1=(3, 8)), [8])
+case("space first, then flattened", net("""(float[N,3,4,4] x) => (float[N,3] y) {
+    a = Conv(x, w0)
+    t = Transpose<perm=[0,2,3,1]>(a)
+    f = Reshape(t, target)
+    y = Gemm(f, w1, b1)
+}""", w0=(8, 3, 3, 3), w1=(32, 3), b1=(3,), target=[-1, 32]), [8])
+case("split and merged again", gemm_net("""
+    r = Reshape(a, apart)
+    s = Relu(r)
+    b = Reshape(s, together)
+""", c=12, d=12, apart=[0, 3, 4], together=[0, -1]), [3, 4])
+case("regrouped across uneven blocks stays", gemm_net("""
+    r = Reshape(a, apart)
+    s = Relu(r)
+    t = Reshape(s, other)
+    u = Relu(t)
+    b = Reshape(u, together)
+""", c=24, d=24, apart=[0, 4, 6], other=[0, 6, 4], together=[0, 24]), [], "all it is made of stays")
+case("channel shuffle", conv_net("""
+    r = Reshape(a, apart)
+    t = Transpose<perm=[0,2,1,3,4]>(r)
+    b = Reshape(t, together)
+""", apart=[0, 2, 4, 8, 8], together=[0, -1, 8, 8]), [8])
+case("channel shuffle between grouped convs", conv_net("""
+    g = Conv<group=2>(a, w1)
+    r = Reshape(g, apart)
+    t = Transpose<perm=[0,2,1,3,4]>(r)
+    s = Reshape(t, together)
+    b = Conv<group=2>(s, w2)
+""", w1=(8, 4, 1, 1), w2=(8, 4, 1, 1), apart=[0, 2, 4, 8, 8], together=[0, -1, 8, 8]), [4, 2, 4])
+case("channels last", net("""(float[N,8,8,3] x) => (float[N,8,8,2] y) {
+    n = Transpose<perm=[0,3,1,2]>(x)
+    a = Conv<pads=[1,1,1,1]>(n, w0)
+    l = Transpose<perm=[0,2,3,1]>(a)
+    s = Add(l, bias)
+    m = MatMul(s, w1)
+    r = Relu(m)
+    y = MatMul(r, w2)
+}""", w0=(8, 3, 3, 3), bias=(8,), w1=(8, 6), w2=(6, 2)), [8, 6])
+case("transpose without perm", net("""(float[4,6] x) => (float[4,3] y) {
+    a = Gemm(x, w0)
+    t = Transpose(a)
+    u = Transpose(t)
+    y = Gemm(u, w1)
+}""", w0=(6, 8), w1=(8, 3)), [8])
+case("squeeze and unsqueeze by input", conv_net("""
+    g = GlobalAveragePool(a)
+    s = Squeeze(g, axes)
+    r = Relu(s)
+    b = Unsqueeze(r, axes)
+""", opset=13, axes=[2, -1]), [8])
+case("squeeze and unsqueeze by attribute", conv_net("""
+    g = GlobalAveragePool(a)
+    s = Squeeze<axes=[-1,2]>(g)
+    r = Relu(s)
+    b = Unsqueeze<axes=[2,3]>(r)
+""", opset=11), [8])
+case("expand", conv_net("""
+    g = GlobalAveragePool(a)
+    e = Expand(g, target)
+    b = Add(a, e)
+""", target=[1, 8, 8, 8]), [8])
+case("expand of a vector", conv_net("""
+    e = Expand(v, target)
+    b = Mul(a, e)
+""", v=(8, 1, 1), target=[8, 1, 8]), [8])
+case("expand of one channel to all", conv_net("""
+    e = Expand(v, target)
+    b = Mul(a, e)
+""", v=(1, 1, 1), target=[8, 1, 8]), [8])
+case("constant of shape", conv_net("""
+    z = ConstantOfShape<value = float[1] {0.5}>(target)
+    c = Concat<axis=1>(a, z)
+    o = ConstantOfShape<value = float[1] {2.0}>(wide)
+    b = Mul(c, o)
+""", d=10, batch="2", target=[2, 2, 8, 8], wide=[10, 1, 1]), [8])
+
+# --- selection -------------------------------------------------------------------------------------------------------
+
+case("gather of channels", conv_net("b = Gather<axis=1>(a, i)", d=5, i=[0, 7, -2, 3, 0]), [8])
+case("gather of one channel stays", conv_net("""
+    g = Gather<axis=1>(a, i)
+    u = Unsqueeze(g, axes)
+    b = Add(a, u)
+""", i=np.array(-1), axes=[1]), [], "by number")
+case("gather of one place", net("""(float[N,5,6] x) => (float[N,3] y) {
+    a = MatMul(x, w0)
+    g = Gather<axis=1>(a, i)
+    y = Gemm(g, w1)
+}""", w0=(6, 8), w1=(8, 3), i=np.array(-1)), [8])
+case("embedding", net("""(int64[N,5] x) => (float[N,5,3] y) {
+    e = Gather(table, x)
+    r = Relu(e)
+    y = MatMul(r, w1)
+}""", table=(7, 8), w1=(8, 3)), [8])
+case("qkv by gather", net("""(float[N,5,12] x) => (float[N,5,12] y) {
+    qkv = MatMul(x, w0)
+    r = Reshape(qkv, apart)
+    t = Transpose<perm=[2,0,3,1,4]>(r)
+    q = Gather<axis=0>(t, i0)
+    k = Gather<axis=0>(t, i1)
+    v = Gather<axis=0>(t, i2)
+    kt = Transpose<perm=[0,1,3,2]>(k)
+    s = MatMul(q, kt)
+    p = Softmax(s)
+    o = MatMul(p, v)
+    ot = Transpose<perm=[0,2,1,3]>(o)
+    m = Reshape(ot, together)
+    y = MatMul(m, w1)
+}""", w0=(12, 36), w1=(12, 12), apart=[0, 0, 3, 3, 4], together=[0, 0, 12], i0=np.array(0), i1=np.array(1),
+    i2=np.array(2)), [3])
+
+# --- how exporters write ---------------------------------------------------------------------------------------------
+
+case("one bias used three times", net("""(float[N,3,6,6] x) => (float[N,8,6,6] y) {
+    a = Conv(x, w0, bias)
+    b = Conv(a, w1, bias)
+    y = Conv(b, w2, bias)
+}""", w0=(8, 3, 1, 1), w1=(8, 8, 1, 1), w2=(8, 8, 1, 1), bias=(8,)), [8, 8])
+case("one weight used twice", net("""(float[N,8,6,6] x) => (float[N,8,6,6] y) {
+    a = Conv(x, w)
+    b = Conv(a, w)
+    c = Relu(b)
+    y = Conv(c, w)
+}""", w=(8, 8, 1, 1)), [8, 8])
+case("one weight twice in one node", conv_net("b = Conv(a, s, t)\n", d=8, s=(8, 8, 1, 1), t=(8,)), [8, 8])
+case("constant nodes", conv_net("""
+    k = Constant<value = float[1,8,1,1] {1, 2, 3, 4, 5, 6, 7, 8}>()
+    m = Mul(a, k)
+    v = Constant<value_floats = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]>()
+    q = Transpose<perm=[0,2,3,1]>(m)
+    p = Add(q, v)
+    b = Transpose<perm=[0,3,1,2]>(p)
+"""), [8])
+case("IR 3: initializers are inputs", conv_net("b = Relu(a)", opset=8, ir=3), [8])
+for version in range(7, 23):
+    case(f"opset {version}", conv_net("b = Relu(a)", opset=version, ir=10), [8])
+case("fixed batch of 1", net("""(float[1,3,4,4] x) => (float[1,3] y) {
+    a = Conv(x, w0)
+    f = Reshape(a, target)
+    y = Gemm(f, w1, b1)
+}""", w0=(8, 3, 3, 3), w1=(32, 3), b1=(3,), target=[1, -1]), [8])
+case("dynamic batch: shape, gather, concat, reshape", net("""(float[N,3,4,4] x) => (float[N,3] y) {
+    a = Conv(x, w0)
+    s = Shape(a)
+    i = Constant<value = int64 {0}>()
+    n = Gather<axis=0>(s, i)
+    u = Unsqueeze(n, zero)
+    c = Concat<axis=0>(u, rest)
+    f = Reshape(a, c)
+    y = Gemm(f, w1, b1)
+}""", opset=13, w0=(8, 3, 3, 3), w1=(32, 3), b1=(3,), rest=[-1], zero=[0]), [8])
+case("widths computed from shapes", net("""(float[N,3,4,4] x) => (float[N,2,4,4] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0)
+    s = Shape(a)
+    n = Gather<axis=0>(s, i0)
+    c = Gather<axis=0>(s, i1)
+    h = Div(c, two)
+    n1 = Unsqueeze(n, zero)
+    h1 = Unsqueeze(h, zero)
+    t = Concat<axis=0>(n1, pair, h1, rest)
+    r = Reshape(a, t)
+    p = Transpose<perm=[0,2,1,3,4]>(r)
+    c1 = Unsqueeze(c, zero)
+    t2 = Concat<axis=0>(n1, c1, rest)
+    b = Reshape(p, t2)
+    y = Conv(b, w1)
+}""", opset=13, w0=(8, 3, 3, 3), w1=(2, 8, 1, 1), i0=np.array(0), i1=np.array(1), two=np.array(2), zero=[0],
+    pair=[2], rest=[4, 4]), [8])
+case("a scalar computed from shapes picks a place", net("""(float[N,5,6] x) => (float[N,3] y) {
+    a = MatMul(x, w0)
+    s = Shape(a)
+    n = Gather<axis=0>(s, i1)
+    l = Sub(n, one)
+    g = Gather<axis=1>(a, l)
+    y = Gemm(g, w1)
+}""", w0=(6, 8), w1=(8, 3), i1=np.array(1), one=np.array(1)), [8])
+case("float16", net("""(float16[N,3,6,6] x) => (float16[N,2,6,6] y) {
+    a = Conv(x, w0, b0)
+    r = Relu(a)
+    y = Conv(r, w1, b1)
+}""", **_typed(np.float16, w0=(8, 3, 1, 1), b0=(8,), w1=(2, 8, 1, 1), b1=(2,))), [8], tolerance=5e-3)
+case("float64", net("""(double[N,6] x) => (double[N,3] y) {
+    a = MatMul(x, w0)
+    y = MatMul(a, w1)
+}""", **_typed(np.float64, w0=(6, 8), w1=(8, 3))), [8])
+case("outputs that are read on", net("""(float[N,3,6,6] x) => (float[N,8,6,6] a, float[N,2,6,6] y, float[N,4] z) {
+    a = Conv(x, w0)
+    b = Conv(a, w1)
+    y = Conv(b, w2)
+    g = GlobalAveragePool(b)
+    f = Flatten(g)
+    z = Gemm(f, w3)
+}""", w0=(8, 3, 1, 1), w1=(6, 8, 1, 1), w2=(2, 6, 1, 1), w3=(6, 4)), [6], "it is a model output")
+case("two inputs", net("""(float[N,6] x, float[N,4] z) => (float[N,3] y) {
+    a = Gemm(x, w0)
+    b = Gemm(z, w1)
+    c = Concat<axis=1>(a, b)
+    y = Gemm(c, w2)
+}""", w0=(6, 8), w1=(4, 5), w2=(13, 3)), [8, 5])
+case("unknown op stays", conv_net("b = MeanVarianceNormalization(a)"), [], "MeanVarianceNormalization has no rule")
+case("op of another domain stays", conv_net(
+    "t = Transpose<perm=[0,2,3,1]>(a)\n g = com.microsoft.BiasGelu(t, v)\n b = Transpose<perm=[0,3,1,2]>(g)",
+    imports=', "com.microsoft" : 1', v=(8,)), [], "com.microsoft.BiasGelu has no rule")
+case("a branch reads a tensor", conv_net("""
+    m = ReduceMax<keepdims=0>(x)
+    c = Greater(m, zero)
+    b = If (c) <then_branch = yes () => (float[N,8,8,8] t) { t = Relu(a) },
+                else_branch = no () => (float[N,8,8,8] e) { e = Neg(a) }>
+""", zero=0.0), [], "branch of If")
+
+
+# fmt: on
+_NO_ROWS = {
+    *("gemm transA", "gemm with the constant on the left", "flatten with axis 2"),
+    *("gemm C column", "gemm C full", "gemm with computed bias"),
+    *("resize by sizes", "concat with an expanded constant", "constant of shape"),
+}
+"""Nets that hold their images on another axis than the first, or spell out in constants how many they are."""
+
+
+@pytest.mark.parametrize("one", CASES, ids=lambda c: c.name)
+def test_case(one: Case) -> None:
+    traced = trace(one.model)
+    assert [len(g) for g in traced.groups] == list(one.sizes), traced.frozen
+    reasons = [f.reason for f in traced.frozen]
+    for part in one.frozen:
+        assert any(part in reason for reason in reasons), reasons
+    for seed, share in enumerate((0.5, 0.2)):
+        found = check_exact(one.model, share, seed, tolerance=one.tolerance)
+        assert found.dropped > 0 or not one.sizes
+        assert found.rows is not None or not one.sizes or one.name in _NO_ROWS
+
+
+def _types() -> Iterator[str]:
+    for one in CASES:
+        yield from (n.op_type for n in one.model.graph.node)
+
+
+def test_every_rule_has_a_case() -> None:
+    missing = sorted(set(RULES) - set(_types()))
+    assert not missing, f"add a case to tests/test_rules.py for {missing}"
+
+
+def test_names_of_cases_are_unique() -> None:
+    names = [c.name for c in CASES]
+    assert len(names) == len(set(names))

@@ -1,0 +1,508 @@
+"""The commands as users meet them: results on stdout, the rest on stderr, one line and a code for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import CliRunner, Result
+
+import onnxshap
+from onnxshap import api, cli
+from onnxshap.core import Array
+from onnxshap.errors import ModelError, VerifyError
+from onnxshap.payoffs import NAMES
+from tests.test_report import NET, net
+
+UNPRUNABLE = """<ir_version: 8, opset_import: ["" : 17]>
+plain (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }"""
+ENDLESS = """<ir_version: 8, opset_import: ["" : 17]>
+endless (float[N, 3] x) => (float[N, 4] y) <float[8, 3] w = {W}, float[4, 8] v = {V}, float[1] zero = {0.0}>
+{ h = Gemm <transB = 1> (x, w) r = Relu (h) o = Gemm <transB = 1> (r, v) y = Div (o, zero) }""".replace(
+    "W", ", ".join(["0.5"] * 24)
+).replace("V", ", ".join(["0.25"] * 32))
+RNG = np.random.default_rng(8)
+IMAGES = RNG.normal(size=(8, 3, 4, 4)).astype(np.float32)
+LABELS = RNG.integers(0, 4, 8)
+FEW = ("--samples", "4", "--keep-units", "0.5")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a model and data for it."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(net(), "m.onnx")
+    np.savez("d.npz", image=IMAGES, labels=LABELS)
+    yield tmp_path
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, arguments)
+
+
+def fine(*arguments: str) -> Result:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def refused(*arguments: str, code: int = 1) -> str:
+    """The one line on stderr; nothing on stdout, no traceback, and the folder is as it was."""
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    result = call(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("onnxshap: error: ") and "Traceback" not in line
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    return line
+
+
+def run(path: Path | str, images: Array = IMAGES) -> Array:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    outputs: list[Array] = session.run(None, {"image": images})
+    return outputs[0]
+
+
+def timeless(report: dict[str, Any]) -> dict[str, Any]:
+    for part in (report, report.get("before", {}), report.get("after", {})):
+        part.pop("seconds", None)
+        part.pop("latency_ms", None)
+    return report
+
+
+# --- the main job ----------------------------------------------------------------------------------------------------
+
+
+def test_prune_writes_a_smaller_model_beside_the_model(here: Path) -> None:
+    result = fine("prune", "m.onnx", "--data", "d.npz", *FEW)
+    assert run("m.pruned.onnx").shape == (8, 4)
+    assert (here / "m.pruned.onnx").stat().st_size < (here / "m.onnx").stat().st_size
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["first", "8", "4", "50%", "last"] in rows
+    assert {"MACs", "parameters", "file", "latency", "ce", "accuracy"} <= {row[0] for row in rows if row}
+    assert result.stderr == "onnxshap: wrote m.pruned.onnx\n"
+    assert sorted(path.name for path in here.iterdir()) == ["d.npz", "m.onnx", "m.pruned.onnx"]
+
+
+def test_prune_alone_works_and_says_in_one_line_what_stands_in(here: Path) -> None:
+    result = fine("prune", "m.onnx")
+    note, wrote = result.stderr.splitlines()
+    assert note.startswith("onnxshap: note: no --data: random inputs and a fidelity payoff")
+    assert "keeping 50% of the MACs" in note and wrote == "onnxshap: wrote m.pruned.onnx"
+    assert "on noise" in result.stdout and "random inputs" in result.stdout
+    before, after = (onnxshap.trace(name).cost.macs() for name in ("m.onnx", "m.pruned.onnx"))
+    assert after == before // 2
+
+
+@pytest.mark.parametrize("share", ["0.5", "50%"])
+def test_shares_are_numbers_or_percentages(here: Path, share: str) -> None:
+    result = fine("prune", "m.onnx", "--data", "d.npz", "--samples", "2", "--keep-params", share, "--json")
+    report = json.loads(result.stdout)
+    assert 0.3 < report["after"]["params"] / report["before"]["params"] <= 0.5
+    assert "note" not in result.stderr
+
+
+def test_output_and_reports_go_where_they_are_wanted(here: Path) -> None:
+    (here / "out").mkdir()
+    Path("out/small.onnx").write_text("what was there before")
+    common = ("prune", "m.onnx", "--data", "d.npz", *FEW, "-o", "out/small.onnx")
+    first = fine(*common, "--report", "out/r.json")
+    assert first.stderr == "onnxshap: wrote out/small.onnx and out/r.json\n"
+    assert run("out/small.onnx").shape == (8, 4)
+    report = json.loads(Path("out/r.json").read_text())
+    assert (report["model"], report["output"]) == ("m.onnx", "out/small.onnx")
+    assert report["data"] == {"n": 4, "source": "d.npz"} and report["eval_data"] == {"n": 8, "source": "d.npz"}
+    assert report["after"]["bytes"] == Path("out/small.onnx").stat().st_size
+    fine(*common, "--report", "out/r.html")
+    assert "<h1>m.onnx</h1>" in Path("out/r.html").read_text()
+    assert sorted(path.name for path in Path("out").iterdir()) == ["r.html", "r.json", "small.onnx"]
+
+
+def test_one_seed_gives_the_same_bytes(here: Path) -> None:
+    found = []
+    for seed in ("0", "0", "1"):
+        fine("prune", "m.onnx", "--data", "d.npz", *FEW, "--seed", seed, "--report", "r.json")
+        found.append((Path("m.pruned.onnx").read_bytes(), timeless(json.loads(Path("r.json").read_text()))))
+    assert found[0] == found[1]
+    assert json.dumps(found[0][1]) == json.dumps(found[1][1])
+    assert found[0][1] != found[2][1]
+
+
+def test_json_on_stdout_is_the_report(here: Path) -> None:
+    result = fine("prune", "m.onnx", "--data", "d.npz", *FEW, "--json", "--report", "r.json")
+    assert result.stdout == Path("r.json").read_text()
+
+
+def test_a_dry_run_tells_everything_and_writes_nothing(here: Path) -> None:
+    wet = timeless(json.loads(fine("prune", "m.onnx", "--data", "d.npz", *FEW, "--json").stdout))
+    Path("m.pruned.onnx").unlink()
+    result = fine("prune", "m.onnx", "--data", "d.npz", *FEW, "--json", "--dry-run", "--report", "r.json")
+    assert result.stderr == "onnxshap: dry run: nothing written\n"
+    assert sorted(path.name for path in here.iterdir()) == ["d.npz", "m.onnx"]
+    assert timeless(json.loads(result.stdout)) == {**wet, "output": None}
+
+
+def test_include_and_exclude_choose_groups(here: Path) -> None:
+    two_groups = NET.replace("[last]", "[middle] hidden = Gemm (flat, mid_w) warm = Relu (hidden) [last]")
+    model = onnx.parser.parse_model(two_groups.replace("(flat, last_w", "(warm, last_w"))
+    model.graph.initializer.extend(net().graph.initializer)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(RNG.normal(size=(8, 8)).astype(np.float32), "mid_w"))
+    onnx.save(model, "two.onnx")
+
+    def kept(*options: str) -> dict[str, int]:
+        result = fine("prune", "two.onnx", "--method", "l1", "--keep-units", "0.5", "--json", "--dry-run", *options)
+        return {group["name"]: group["kept"] for group in json.loads(result.stdout)["groups"]}
+
+    assert kept() == {"first": 4, "middle": 4}
+    assert kept("--exclude", "mid*") == kept("--include", "first") == {"first": 4, "middle": 8}
+    assert "pattern 'nothing*' matches no group" in refused("prune", "two.onnx", "--include", "nothing*")
+
+
+# --- scores, eval, inspect -------------------------------------------------------------------------------------------
+
+
+def test_values_are_scored_once_and_used_for_any_budget(here: Path) -> None:
+    result = fine("score", "m.onnx", "--data", "d.npz", "--samples", "4", "-o", "v.json")
+    assert result.stderr == "onnxshap: wrote v.json\n" and "first" in result.stdout
+    values = json.loads(Path("v.json").read_text())
+    direct = json.loads(fine("prune", "m.onnx", "--data", "d.npz", *FEW, "--json", "-o", "direct.onnx").stdout)
+    reused = fine("prune", "m.onnx", "--data", "d.npz", *FEW, "--values", "v.json", "--json", "-o", "reused.onnx")
+    assert direct["groups"] == json.loads(reused.stdout)["groups"]
+    assert direct["groups"][0]["values"] == values["groups"]["first"]["values"]
+    assert Path("direct.onnx").read_bytes() == Path("reused.onnx").read_bytes()
+
+
+def test_score_names_its_file_after_the_model_and_prints_it_as_json(here: Path) -> None:
+    result = fine("score", "m.onnx", "--data", "d.npz", "--samples", "2", "--method", "loo", "--json")
+    assert result.stdout == Path("m.values.json").read_text()
+    assert json.loads(result.stdout)["method"] == "loo"
+
+
+def test_values_of_another_model_are_refused(here: Path) -> None:
+    fine("score", "m.onnx", "--data", "d.npz", "--samples", "2", "-o", "v.json")
+    other = net()
+    other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones((8, 3, 3, 3), np.float32), "first_w"))
+    onnx.save(other, "other.onnx")
+    assert "another model" in refused("prune", "other.onnx", "--data", "d.npz", "--values", "v.json")
+    assert "no values file" in refused("prune", "m.onnx", "--values", "m.onnx", "--dry-run")
+
+
+def test_eval_puts_models_side_by_side(here: Path) -> None:
+    fine("prune", "m.onnx", "--data", "d.npz", *FEW)
+    both = json.loads(fine("eval", "m.onnx", "m.pruned.onnx", "--data", "d.npz", "--json").stdout)
+    assert both["data"] == {"n": 8, "source": "d.npz"}
+    first, second = both["models"]
+    top = run("m.onnx").argmax(1)
+    assert first["score"]["accuracy"] == (top == LABELS).mean() and first["score"]["agreement"] == 1.0
+    assert second["score"]["agreement"] == (run("m.pruned.onnx").argmax(1) == top).mean()
+    assert second["macs"] == first["macs"] / 2
+    table = fine("eval", "m.onnx", "m.pruned.onnx", "--data", "d.npz").stdout
+    assert "m.pruned.onnx" in table.splitlines()[0] and "x 0.500" in table
+    assert "change" not in fine("eval", "m.onnx", "--data", "d.npz").stdout
+
+
+def test_eval_refuses_models_that_do_not_compare(here: Path) -> None:
+    Path("other.onnx").write_bytes(onnx.parser.parse_model(UNPRUNABLE).SerializeToString())
+    line = refused("eval", "m.onnx", "other.onnx", "--data", "d.npz")
+    assert "inputs are 'x'" in line
+    assert "no such file" in refused("eval", "m.onnx", "missing.onnx")
+
+
+def test_inspect_lists_groups_and_what_stays(here: Path) -> None:
+    table = fine("inspect", "m.onnx")
+    assert table.stderr == "" and "scores, axis 1" in table.stdout
+    found = json.loads(fine("inspect", "m.onnx", "--json").stdout)
+    assert [(g["name"], g["units"], g["params"]) for g in found["groups"]] == [("first", 8, 32)]
+    assert found["frozen"][0]["tensor"] == "scores"
+
+
+def test_input_shapes_choose_free_dimensions(here: Path) -> None:
+    onnx.save(onnx.parser.parse_model(NET.replace("3, 4, 4]", "3, H, W]")), "free.onnx")
+    model = onnx.load("free.onnx")
+    model.graph.initializer.extend(net().graph.initializer)
+    onnx.save(model, "free.onnx")
+
+    def inputs(*options: str) -> list[int]:
+        shape: list[int] = json.loads(fine("inspect", "free.onnx", "--json", *options).stdout)["inputs"]["image"]
+        return shape[1:]
+
+    assert inputs("--input-shape", "image=1,3,6,10") == [3, 6, 10] != inputs()
+    assert "'images', the model's inputs are 'image'" in refused(
+        "inspect", "free.onnx", "--input-shape", "images=1,3,6,6"
+    )
+    assert "only free dimensions" in refused("inspect", "free.onnx", "--input-shape", "image=1,4,6,6")
+
+
+# --- bad input: exit code 1, one line, nothing written ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["inspect", "prune", "score", "eval"])
+def test_missing_truncated_and_foreign_models_are_refused(here: Path, command: str) -> None:
+    whole = Path("m.onnx").read_bytes()
+    Path("truncated.onnx").write_bytes(whole[: len(whole) // 2])
+    Path("text.onnx").write_text("this is no model\n")
+    Path("empty.onnx").write_bytes(b"")
+    assert "missing.onnx: no such file; give the path" in refused(command, "missing.onnx")
+    assert "no/where.onnx: no such file" in refused(command, "no/where.onnx")
+    assert "truncated.onnx: not an ONNX file, or a truncated one" in refused(command, "truncated.onnx")
+    assert "text.onnx: not an ONNX file" in refused(command, "text.onnx")
+    assert "empty.onnx: not an ONNX model" in refused(command, "empty.onnx")
+    assert ".: cannot be read" in refused(command, ".")
+
+
+WRONG = RNG.normal(size=(8, 3, 4, 5)).astype(np.float32)
+NAN, INF = IMAGES.copy(), IMAGES.copy()
+NAN[5, 1, 2, 3], INF[6, 0, 0, 0] = np.nan, np.inf
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"picture": IMAGES}, "has 'picture', the model's inputs are 'image'"),
+        ({"image": IMAGES, "extra": IMAGES}, "the model's inputs are 'image'"),
+        ({"labels": LABELS}, "the model's inputs are 'image'"),
+        ({"image": WRONG}, "shape [8, 3, 4, 5], the model wants [n, 3, 4, 4]"),
+        ({"image": IMAGES[0]}, "shape [3, 4, 4], the model wants [n, 3, 4, 4]"),
+        ({"image": IMAGES.astype(np.uint8)}, "is uint8, the model wants float32"),
+        ({"image": IMAGES.astype(np.complex64)}, "is complex64, the model wants float32"),
+        ({"image": IMAGES, "labels": LABELS[:5]}, "5 labels for 8 images"),
+        ({"image": IMAGES, "labels": LABELS + 3}, "is not in [0, 4), the classes of output 'scores'"),
+        ({"image": IMAGES, "labels": LABELS - 1}, "is not in [0, 4), the classes of output 'scores'"),
+        ({"image": NAN}, "NaN or Inf (in float32) in row 5"),
+        ({"image": INF}, "NaN or Inf (in float32) in row 6"),
+        ({"image": IMAGES[:0]}, "is empty: give at least one image"),
+    ],
+)
+@pytest.mark.parametrize("command", ["prune", "score", "eval"])
+def test_data_that_do_not_fit_are_refused(here: Path, command: str, arrays: dict[str, Array], words: str) -> None:
+    np.savez("bad.npz", **arrays)  # type: ignore[arg-type]
+    line = refused(command, "m.onnx", "--data", "bad.npz")
+    assert words in line and "bad.npz" in line
+
+
+def test_data_files_that_cannot_be_read_are_refused(here: Path) -> None:
+    Path("cut.npz").write_bytes(Path("d.npz").read_bytes()[:300])
+    Path("data.pkl").write_bytes(b"")
+    (here / "folder").mkdir()
+    assert "missing.npz: no such file or folder" in refused("prune", "m.onnx", "--data", "missing.npz")
+    assert "cut.npz: cannot be read as .npz" in refused("prune", "m.onnx", "--data", "cut.npz")
+    assert "data.pkl: cannot read .pkl" in refused("prune", "m.onnx", "--data", "data.pkl")
+    assert "folder: no images" in refused("prune", "m.onnx", "--data", "folder")
+    assert "missing.txt: cannot be read" in refused("prune", "m.onnx", "--data", "d.npz", "--labels", "missing.txt")
+
+
+def test_labels_of_a_file_of_their_own_are_checked_too(here: Path) -> None:
+    Path("few.txt").write_text("1\n2\n")
+    Path("words.csv").write_text("cat\n" * 8)
+    assert "2 labels for 8 images" in refused("prune", "m.onnx", "--data", "d.npz", "--labels", "few.txt")
+    assert "line 1 is 'cat'" in refused("prune", "m.onnx", "--data", "d.npz", "--labels", "words.csv")
+
+
+def test_outputs_with_inf_are_refused(here: Path) -> None:
+    Path("endless.onnx").write_bytes(onnx.parser.parse_model(ENDLESS).SerializeToString())
+    np.save("x.npy", np.ones((4, 3), np.float32))
+    for command in ("prune", "score"):
+        line = refused(command, "endless.onnx", "--data", "x.npy")
+        assert "x.npy: output 'y' of the original model has NaN or Inf" in line
+    assert "NaN or Inf" in refused("eval", "endless.onnx", "--data", "x.npy")
+
+
+def test_evaluation_data_are_checked_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(onnxshap.METHODS, "shapley", unreachable)
+    np.savez("unlabelled.npz", image=IMAGES)
+    np.savez("bad.npz", image=IMAGES, labels=LABELS + 9)
+    common = ("prune", "m.onnx", "--data", "d.npz", "--eval-data")
+    assert "unlabelled.npz: payoff 'ce': there are no labels" in refused(*common, "unlabelled.npz")
+    assert "bad.npz: labels" in refused(*common, "bad.npz")
+    assert "missing.npz: no such file" in refused(*common, "missing.npz")
+
+
+def unreachable(*_: object) -> Any:
+    raise AssertionError("scored what was to be refused first")
+
+
+def test_impossible_budgets_are_refused_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(onnxshap.METHODS, "shapley", unreachable)
+    common = ("prune", "m.onnx", "--data", "d.npz")
+    assert "keep-macs 0.01 cannot be reached: the smallest allowed plan keeps 0.125" in refused(
+        *common, "--keep-macs", "0.01"
+    )
+    assert "keep-params 0.1 cannot be reached" in refused(*common, "--keep-params", "10%")
+    assert "keeps 0.500" in refused(*common, "--keep-macs", "0.4", "--min-units", "4")
+    for share in ("0", "1.5", "-0.5", "120%", "nan", "50"):
+        assert "give the share to keep, above 0 and at most 1" in refused(*common, f"--keep-macs={share}")
+    assert "min-units is 0" in refused(*common, "--min-units", "0")
+    assert "multiple-of is 0" in refused(*common, "--multiple-of", "0")
+    assert "samples is 0; give at least 1" in refused(*common, "--samples", "0")
+
+
+def test_too_few_evaluations_are_refused(here: Path) -> None:
+    result = call("prune", "m.onnx", "--data", "d.npz", *FEW, "--max-evals", "3")
+    assert result.exit_code == 1 and "group 'first'" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_models_without_anything_to_cut_are_refused(here: Path) -> None:
+    Path("plain.onnx").write_bytes(onnx.parser.parse_model(UNPRUNABLE).SerializeToString())
+    assert "nothing can be cut: no weights make an axis" in refused("prune", "plain.onnx")
+    assert "nothing can be cut: --include and --exclude leave no group" in refused("prune", "m.onnx", "--exclude", "*")
+    assert "0 units in 0 groups" in fine("inspect", "plain.onnx").stdout
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_scoring(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "open_model", unreachable)
+    (here / "folder").mkdir()
+    for command in ("prune", "score"):
+        common = (command, "m.onnx", "--data", "d.npz")
+        assert "no/x.onnx: cannot be written (No such file or directory)" in refused(*common, "-o", "no/x.onnx")
+        assert "d.npz/x: cannot be written (Not a directory)" in refused(*common, "-o", "d.npz/x")
+        assert "folder: is no plain file" in refused(*common, "-o", "folder")
+        assert "m.onnx: would replace the model; give -o another path" in refused(*common, "-o", "folder/../m.onnx")
+        assert "d.npz: would replace --data" in refused(*common, "-o", "d.npz")
+    common = ("prune", "m.onnx", "--data", "d.npz")
+    assert "no/r.json: cannot be written" in refused(*common, "--report", "no/r.json")
+    assert "x.json: would replace -o" in refused(*common, "-o", "x.json", "--report", "x.json")
+
+
+def test_a_folder_that_becomes_unwritable_leaves_nothing_behind(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    Path("m.pruned.onnx").write_text("before")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert "m.pruned.onnx: cannot be written (No space left on device)" in refused(
+        "prune", "m.onnx", "--data", "d.npz", *FEW
+    )
+
+
+def test_a_cut_that_fails_its_checks_exits_with_3_and_writes_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(*_: object) -> None:
+        raise VerifyError("the cut model differs from its masked twin by 1")
+
+    monkeypatch.setattr(api, "verify", differs)
+    assert "differs" in refused("prune", "m.onnx", "--data", "d.npz", *FEW, "--report", "r.json", code=3)
+
+
+# --- usage, notes, trouble -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("prune",), "Missing argument 'MODEL'"),
+        (("prune", "m.onnx", "--keep-macs", "half"), "'half' is no share; give one like 0.5 or 50%"),
+        (("prune", "m.onnx", "--method", "magic"), "'magic' is not one of 'shapley'"),
+        (("prune", "m.onnx", "--payoff", "joy"), "'joy' is not one of 'ce'"),
+        (("prune", "m.onnx", "--report", "r.txt"), "'r.txt': a report ends in .json or .html"),
+        (("prune", "m.onnx", "--labels", "l.txt"), "--labels needs --data"),
+        (("prune", "m.onnx", "--values", "v.json", "--method", "l1"), "leave out --method"),
+        (("prune", "m.onnx", "--input-shape", "image"), "give one like NAME=1,3,48,192"),
+        (("inspect", "m.onnx", "--input-shape", "image=1,0,3"), "give one like NAME=1,3,48,192"),
+        (("inspect", "m.onnx", "--provider", "abacus"), "'abacus' is not one of 'cpu'"),
+        (("shrink", "m.onnx"), "No such command 'shrink'"),
+    ],
+)
+def test_usage_errors_exit_with_2(here: Path, arguments: tuple[str, ...], words: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2 and words in result.stderr and result.stdout == ""
+
+
+def test_choices_are_the_librarys(here: Path) -> None:
+    text = " ".join(call("prune", "--help").stdout.split())
+    for names in (onnxshap.METHODS, NAMES, api.BASELINES, api.REPAIRS, onnxshap.backend.PROVIDERS):
+        assert f"[{'|'.join(names)}]" in text.replace("| ", "|")
+
+
+def test_quiet_says_nothing_and_verbose_more(here: Path) -> None:
+    assert fine("prune", "m.onnx", "-q").stderr == ""
+    loud = fine("prune", "m.onnx", "--data", "d.npz", *FEW, "-v").stderr
+    assert "onnxshap: scores, axis 1 stays: " in loud and "onnxshap: seconds: trace 0." in loud
+    Path("text.onnx").write_text("this is no model\n")
+    lines = call("prune", "text.onnx", "-v").stderr.splitlines()
+    assert len(lines) > 1 and lines[0].startswith("onnxshap: error: ")
+    assert lines[1].startswith("onnxshap: caused by DecodeError")
+
+
+def test_accuracy_as_a_payoff_is_warned_of(here: Path) -> None:
+    result = fine("score", "m.onnx", "--data", "d.npz", "--samples", "2", "--payoff", "accuracy")
+    assert "onnxshap: warning: payoff accuracy" in result.stderr
+
+
+def broken(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(api, "prune", raising)
+
+
+def test_what_nobody_expected_is_one_line_and_with_v_the_traceback(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(KeyError("odd\nkey"), monkeypatch)
+    result = call("prune", "m.onnx")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("onnxshap: internal error: KeyError: ") and "run with -v for the traceback" in line
+    result = call("prune", "m.onnx", "-v")
+    assert result.exit_code == 1 and "Traceback (most recent call last)" in result.stderr
+
+
+def test_messages_of_several_lines_become_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(ModelError("first\n  second"), monkeypatch)
+    assert refused("prune", "m.onnx") == "onnxshap: error: first second"
+
+
+def test_an_interrupt_exits_with_130_without_a_traceback(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(KeyboardInterrupt(), monkeypatch)
+    result = call("prune", "m.onnx")
+    assert (result.exit_code, result.stderr, result.stdout) == (130, "onnxshap: interrupted\n", "")
+
+
+def test_every_command_documents_every_option() -> None:
+    for command in cli.main.commands.values():
+        assert command.help
+        for option in command.params:
+            assert not isinstance(option, click.Option) or option.help, f"{command.name} {option.name}"
+
+
+# --- as a process ----------------------------------------------------------------------------------------------------
+
+
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "onnxshap", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_module_runs_with_results_alone_on_stdout(here: Path) -> None:
+    done = process("prune", "m.onnx", "--samples", "2", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["model"] == "m.onnx"
+    note, wrote = done.stderr.splitlines()
+    assert "no --data" in note and wrote == "onnxshap: wrote m.pruned.onnx"
+
+
+def test_a_process_fails_with_one_line_and_its_code(here: Path) -> None:
+    done = process("prune", "missing.onnx")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "onnxshap: error: missing.onnx: no such file; give the path of an .onnx model\n"
+    assert process("prune").returncode == 2
+
+
+def test_help_does_not_load_the_library(here: Path) -> None:
+    code = (
+        "import sys; from onnxshap.cli import main; main(['--help'], standalone_mode=False); "
+        "sys.exit(bool({'onnx', 'numpy', 'onnxruntime', 'scipy', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "inspect" in done.stdout and done.stderr == ""
+    assert f"version {onnxshap.__version__}" in call("--version").stdout

@@ -1,0 +1,180 @@
+"""What accuracy does every ranking method leave, at three budgets, with and without repair, on held-out images?
+
+    python benchmarks/methods.py > benchmarks/methods.md        # the reading under the tables is written by hand
+
+About a quarter of an hour with two processes of one thread. Per seed: 500 images are drawn from
+`models/fashion_calibration.npz`; every method scores on the same `--samples` of them (the default of `prune`), and the
+means that are folded and the least squares are fitted on all 500. Widths come from the budget alone, so that all
+methods cut the same number of units of every group. The seed draws the images, the permutations, the probes and the
+random ranking. Accuracy is that of `models/fashion_test.npz`, 2000 images that are used for nothing else. Every cut
+model is compared with its masked twin (`verify`) before it is measured.
+
+none    what is removed leaves nothing
+fold    its calibration mean goes into the consumers' biases
+lstsq   folded, then the consumers are refitted by least squares
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from onnx import ModelProto
+from tables import made_by, mean_and_spread, table
+
+from onnxshap import METHODS, Budget, Dataset, OrtBackend, Traced, make_plan, score, site_means
+from onnxshap.api import calibration, open_model
+from onnxshap.calibrate import free_batch, run_all
+from onnxshap.core import BoolArray, FloatArray, Values
+from onnxshap.graph import finish
+from onnxshap.plan import Candidate
+from onnxshap.repair import refit
+from onnxshap.rewrite import cut
+from onnxshap.verify import verify
+
+FOLDER = Path(__file__).parent.parent / "models"
+MODELS = ("fashion_vgg.onnx", "fashion_resdw.onnx")
+BUDGETS = (0.75, 0.5, 0.25)
+REPAIRS = ("none", "fold", "lstsq")
+IMAGES = 500
+ZERO_FILLED = "shapley (zero-filled)"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one seed found on one model.
+
+    Attributes:
+        model: file name.
+        seed: the seed.
+        unpruned: accuracy.
+        accuracy: row of the table -> float64[budgets, repairs].
+        kept: budget -> shares of MACs and parameters kept.
+        evals: row -> rows evaluated.
+    """
+
+    model: str
+    seed: int
+    unpruned: float
+    accuracy: Mapping[str, FloatArray]
+    kept: Mapping[float, tuple[float, float]]
+    evals: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model with the images of one seed."""
+
+    traced: Traced
+    free: Traced
+    pool: Dataset
+    test: Dataset
+    seed: int
+
+    def shares(self, keep: Mapping[str, BoolArray]) -> dict[str, float]:
+        """Return the shares of MACs and parameters that a plan keeps."""
+        live, cost = self.traced.alive(keep), self.traced.cost
+        return {"macs": cost.macs(live) / cost.macs(), "params": cost.params(live) / cost.params()}
+
+    def plan(self, values: Mapping[str, Values], macs: float) -> dict[str, BoolArray]:
+        """Return the plan that `prune` makes of values."""
+        candidates = [Candidate(g.name, g.units, values[g.name].phi) for g in self.traced.groups]
+        return make_plan(candidates, Budget(macs=macs), self.shares, self.traced.covers)
+
+    def accuracy(self, model: ModelProto) -> float:
+        """Return the share of test images whose class a model finds."""
+        logits = run_all(self.traced, model, self.test)[0]
+        return float(np.mean(logits.argmax(axis=1) == self.test.labels))
+
+    def cut_accuracies(self, keep: Mapping[str, BoolArray]) -> list[float]:
+        """Return the accuracy after a cut, for every repair; the steps are those of `prune`."""
+        graph, means = self.traced.shaped.graph, site_means(self.free, self.pool)
+        found = []
+        for left in ({}, means):
+            rough = cut(self.traced, keep, left)
+            small = finish(rough, graph)
+            verify(self.traced, self.free, keep, left, small, self.pool)
+            found.append(self.accuracy(small))
+        refitted, _ = refit(self.traced, self.free, keep, rough, self.pool, self.seed)
+        return [*found, self.accuracy(finish(refitted, graph))]
+
+
+def measure(model: str, seed: int, methods: Sequence[str], samples: int) -> Found:
+    """Return the accuracies of all methods on one model with one seed."""
+    traced, whole = open_model(FOLDER / model, FOLDER / "fashion_calibration.npz", backend=OrtBackend("cpu", 1))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(whole), IMAGES, replace=False))
+    test = calibration(traced, FOLDER / "fashion_test.npz")
+    bench = Bench(traced, free_batch(traced), whole.take(chosen), test, seed)
+    accuracy, kept, evals = {}, {}, {}
+    for row in methods:
+        started = time.perf_counter()
+        method, baseline = ("shapley", "zero") if row == ZERO_FILLED else (row, "mean")
+        scores = score(
+            traced, bench.pool, method=method, payoff="ce", baseline=baseline, samples=samples, seed=seed
+        )  # fmt: skip
+        plans = {macs: bench.plan(scores.values, macs) for macs in BUDGETS}
+        accuracy[row] = np.array([bench.cut_accuracies(plans[macs]) for macs in BUDGETS])
+        shares = {macs: bench.shares(keep) for macs, keep in plans.items()}
+        kept, evals[row] = {macs: (s["macs"], s["params"]) for macs, s in shares.items()}, scores.evals
+        click.echo(f"{model}, seed {seed}, {row}: {time.perf_counter() - started:.0f} s", err=True)
+    return Found(model, seed, bench.accuracy(traced.source), accuracy, kept, evals)
+
+
+def section(found: Sequence[Found]) -> str:
+    """Return the part of the page about one model."""
+    first = found[0]
+    kept = "; ".join(f"{b:g}: {macs:.3f} and {params:.3f}" for b, (macs, params) in first.kept.items())
+    rows = []
+    for name in first.accuracy:
+        cells = [
+            mean_and_spread([100 * f.accuracy[name][b, r] for f in found], 1)
+            for r in range(len(REPAIRS))
+            for b in range(len(BUDGETS))
+        ]
+        rows.append([name, f"{first.evals[name] / 1000:.0f}", *cells])
+    header = ["method", "rows (1000)", *[f"{repair} {b:g}" for repair in REPAIRS for b in BUDGETS]]
+    return "\n".join([
+        f"## {first.model}\n",
+        f"Unpruned: {100 * first.unpruned:.2f} %. MACs and parameters kept: {kept}.\n",
+        table(header, rows),
+    ])  # fmt: skip
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--model", "models", multiple=True, default=MODELS, help="A file of models/; again for more.")
+@click.option("--method", "methods", multiple=True, help="A row of the table; default all.")
+@click.option("--samples", default=128, show_default=True, help="Images to score on, of the 500.")
+@click.option("--seeds", default=3, show_default=True, help="Seeds, counted from 0.")
+@click.option("--jobs", default=2, show_default=True, help="Processes of one thread each.")
+def main(models: Sequence[str], methods: Sequence[str], samples: int, seeds: int, jobs: int) -> None:
+    """Print the table of every model."""
+    rows = [m for m in METHODS if m != "exact"]
+    rows.insert(rows.index("shapley") + 1, ZERO_FILLED)
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    found = []
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        # the larger model first, so that no process is left alone with it
+        tasks = [(m, s) for s in range(seeds) for m in reversed(models)]
+        for done in as_completed([pool.submit(measure, m, s, methods or rows, samples) for m, s in tasks]):
+            found.append(done.result())
+    click.echo("# Accuracy after pruning, by method\n")
+    click.echo(made_by(f"{jobs} processes of one thread"))
+    click.echo(
+        f"\nTest accuracy in %, mean and standard deviation over seeds 0 to {seeds - 1}; columns are repair and "
+        f"`--keep-macs`. Scored on {samples} images with labels (payoff ce, mean-filled games unless said otherwise), "
+        f"repaired on {IMAGES}; all methods cut the same widths. 2000 test images: differences below about 1 point are "
+        "noise of the test set as well. What is measured: the docstring of `benchmarks/methods.py`."
+    )
+    for model in models:
+        click.echo("\n" + section(sorted((f for f in found if f.model == model), key=lambda f: f.seed)))
+
+
+if __name__ == "__main__":
+    main()

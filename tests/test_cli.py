@@ -135,7 +135,8 @@ def test_one_seed_gives_the_same_bytes(here: Path) -> None:
         found.append((Path("m.pruned.onnx").read_bytes(), timeless(json.loads(Path("r.json").read_text()))))
     assert found[0] == found[1]
     assert json.dumps(found[0][1]) == json.dumps(found[1][1])
-    assert found[0][1] != found[2][1]
+    (group,), (other,) = found[0][1]["groups"], found[2][1]["groups"]
+    assert group["values"] != other["values"]
 
 
 def test_json_on_stdout_is_the_report(here: Path) -> None:
@@ -418,6 +419,64 @@ def test_a_cut_that_fails_its_checks_exits_with_3_and_writes_nothing(
 def test_usage_errors_exit_with_2(here: Path, arguments: tuple[str, ...], words: str) -> None:
     result = call(*arguments)
     assert result.exit_code == 2 and words in result.stderr and result.stdout == ""
+
+
+def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    def record(*arguments: object, **options: Any) -> None:
+        given.append({"arguments": arguments, **options})
+        raise ModelError("recorded")
+
+    monkeypatch.setattr(api, "prune", record)
+    monkeypatch.setattr(api, "score", record)
+    monkeypatch.setattr(api, "open_model", record)
+    run = ("--provider", "cuda", "--threads", "3", "--input-shape", "a=1,2", "--input-shape", "b=c=4", "--seed", "5")
+    data = ("m.onnx", "--data", "d.npz", "--labels", "l.npy", "--payoff", "mse")
+    score = (
+        "--method",
+        "l2",
+        "--baseline",
+        "zero",
+        "--samples",
+        "7",
+        "--max-evals",
+        "99",
+        "--include",
+        "i",
+        "--include",
+    )
+    cut = (
+        "--keep-macs",
+        "0.4",
+        "--keep-params",
+        "0.6",
+        "--keep-units",
+        "0.7",
+        "--multiple-of",
+        "4",
+        "--min-units",
+        "2",
+    )
+    scoring = (*run, *data, *score, "j", "--exclude", "e")
+    refused("prune", *scoring, *cut, "--eval-data", "e.npz", "--repair", "none", "-o", "out.onnx")
+    refused("score", *scoring)
+    refused("eval", *run, *data)
+    everywhere = {
+        "arguments": ("m.onnx", "d.npz"), "labels": "l.npy", "seed": 5, "backend": onnxshap.OrtBackend("cuda", 3),
+        "input_shapes": {"a": [1, 2], "b=c": [4]},
+    }  # fmt: skip
+    scored = {
+        "payoff": "mse", "method": "l2", "baseline": "zero", "samples": 7, "max_evals": 99, "include": ("i", "j"),
+        "exclude": ("e",),
+    }  # fmt: skip
+    pruned = {
+        "keep_macs": 0.4, "keep_params": 0.6, "keep_units": 0.7, "multiple_of": 4, "min_units": 2,
+        "eval_data": "e.npz", "repair": "none", "output": "out.onnx", "values": None,
+    }  # fmt: skip
+    for found in given:
+        found.pop("progress", None)
+    assert given == [{**everywhere, **scored, **pruned}, {**everywhere, **scored}, everywhere]
 
 
 def test_choices_are_the_librarys(here: Path) -> None:

@@ -306,7 +306,7 @@ class _Fitter:
             yield number, self._held_out[start : start + count], feeds
             start += count
 
-    def _positions(self, layer: _Layer, chunk: int, images: int, total: int) -> NDArray[np.intp]:
+    def _positions(self, layer: _Layer, chunk: int, total: int) -> NDArray[np.intp]:
         """Return which flat output positions of a chunk's images are rows of a layer's regression, sorted."""
         rows = max(ROWS, 3 * self._inputs(layer))
         count = min(total, math.ceil(rows / max(1, len(self.data))))
@@ -407,9 +407,9 @@ class _Fitter:
         for number, flags, feeds in self._chunks(wanted):
             values = dict(zip(wanted, session.run(feeds), strict=True))
             for layer in layers:
-                rows = _rows(values[layer.target], layer.outputs)[: len(flags)]
                 alive = self.live.axis(layer.target, layer.outputs)
-                chosen = rows[:, self._positions(layer, number, len(flags), rows.shape[1])]
+                at = self._positions(layer, number, self._total(layer))
+                chosen = _rows(values[layer.target][: len(flags)], layer.outputs, at)
                 found[layer.y].append(chosen if alive is None else chosen[..., alive])
         return found
 
@@ -433,10 +433,9 @@ class _Fitter:
             values = session.run(feeds)
             wanted = targets[number]
             x = np.moveaxis(values[0], layer.channels, 1) if values[0].ndim > 1 else values[0][:, None]
-            total = self._total(layer)
-            at = self._positions(layer, number, len(flags), total)
+            at = self._positions(layer, number, self._total(layer))
             if layer.addend is not None:
-                wanted = wanted - _rows(values[1], layer.outputs)[: len(flags), at]
+                wanted = wanted - _rows(values[1][: len(flags)], layer.outputs, at)
             if layer.affine is not None:
                 wanted = (wanted - layer.affine[1]) / layer.affine[0]
             design = self._design(layer, node, x[: len(flags)], at)
@@ -480,7 +479,8 @@ class _Fitter:
         return x, y
 
 
-def _rows(values: Array, channels: int) -> FloatArray:
-    """Return [images, positions, channels] of a tensor whose axis 0 is the images."""
-    moved = np.moveaxis(values, channels, -1).astype(np.float64)
-    return moved.reshape(moved.shape[0], -1, moved.shape[-1])
+def _rows(values: Array, channels: int, at: NDArray[np.intp]) -> FloatArray:
+    """Return [images, positions, channels] at flat positions of a tensor whose axis 0 is the images."""
+    moved = np.moveaxis(values, channels, 1) if values.ndim > 1 else values[:, None]
+    flat = moved.reshape(*moved.shape[:2], -1)[:, :, at]
+    return np.asarray(flat.transpose(0, 2, 1), np.float64)

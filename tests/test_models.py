@@ -1,0 +1,139 @@
+"""Real models, cut at random: masked == rewritten == zeroed; and what pruning does to trained ones."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+
+import onnxshap
+from onnxshap.calibrate import free_batch
+from onnxshap.masking import mask_name
+from tests.rendered import text_lines
+from tests.zeroing import relative_error, run, zeroed
+
+MODELS = Path(__file__).parent.parent / "models"
+LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+SMALL = ("light_inception_v1", "light_shufflenet", "light_squeezenet")
+LARGE = (
+    *("light_bvlc_alexnet", "light_densenet121", "light_inception_v2", "light_resnet50", "light_vgg19"),
+    "light_zfnet512",
+)
+TEXT_DIRECTION = "ch_ppocr_mobile_v2.0_cls_infer"
+TOLERANCE = 1e-5
+
+
+def third_party(name: str) -> Path:
+    found = importlib.util.find_spec("rapidocr_onnxruntime")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("rapidocr-onnxruntime is not installed (pip install --no-deps rapidocr-onnxruntime==1.4.4)")
+    return Path(found.submodule_search_locations[0]) / "models" / f"{name}.onnx"
+
+
+def light_net(name: str) -> ModelProto:
+    """Return a net of the onnx wheel; it ships with one constant a tensor, so the weights are redrawn."""
+    model = onnx.load(LIGHT / f"{name}.onnx")
+    rng = np.random.default_rng(0)
+    shapes = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in [n for n in model.graph.node if n.op_type == "ConstantOfShape"]:
+        shape = shapes[node.input[0]]
+        if len(shape) > 1:
+            values = rng.normal(size=shape) * np.sqrt(1.5 / np.prod(shape[1:]))
+        else:
+            values = rng.uniform(0.5, 1.5, shape)
+        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), node.output[0]))
+        model.graph.node.remove(node)
+    model.ir_version = 8
+    return model
+
+
+def random_plan(traced: onnxshap.Traced, share: float, seed: int) -> dict[str, NDArray[np.bool_]]:
+    rng = np.random.default_rng(seed)
+    candidates = [(g, rng.random(len(g))) for g in traced.groups]
+    from onnxshap.plan import Candidate
+
+    return onnxshap.make_plan(
+        [Candidate(g.name, g.units, phi) for g, phi in candidates],
+        onnxshap.Budget(units=share, multiple_of=1),
+        lambda keep: {},
+        traced.covers,
+    )
+
+
+def check(source: Path | ModelProto, share: float, shapes: dict[str, list[int | None]] | None = None) -> None:
+    """Hold masked == rewritten, with zeros and with means, and rewritten == zeroed with zeros."""
+    original = onnx.load(source) if isinstance(source, Path) else source
+    traced = onnxshap.trace(original, input_shapes=shapes)
+    free = free_batch(traced)
+    rng = np.random.default_rng(1)
+    feeds = {name: rng.normal(size=shape).astype(np.float32) for name, shape in traced.shaped.inputs.items()}
+    keep = random_plan(traced, share, seed=2)
+    masks = {mask_name(g): keep[g.name][None].astype(np.float32) for g in traced.groups}
+    means = onnxshap.site_means(free, onnxshap.Dataset(feeds))
+    for left in ({}, means):
+        cut = onnxshap.drop_units(traced, keep, left)
+        onnx.checker.check_model(cut, full_check=True)
+        got = run(cut, feeds)
+        assert relative_error(got, run(onnxshap.insert_masks(free, means=left), {**feeds, **masks})) < TOLERANCE
+        if not left:
+            slices = onnxshap.removed_slices(traced, keep)
+            assert relative_error(got, run(zeroed(original, slices), feeds)) < TOLERANCE
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.25])
+@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw"])
+def test_example_nets_are_cut_exactly(name: str, share: float) -> None:
+    check(MODELS / f"{name}.onnx", share)
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.25])
+def test_third_party_net_is_cut_exactly(share: float) -> None:
+    check(third_party(TEXT_DIRECTION), share, {"x": [2, 3, 48, 192]})
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.25])
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
+def test_nets_of_the_onnx_wheel_are_cut_exactly(name: str, share: float) -> None:
+    check(light_net(name), share)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_nets_of_the_onnx_wheel_are_cut_exactly_as_they_ship(name: str) -> None:
+    check(LIGHT / f"{name}.onnx", 0.5)
+
+
+@pytest.fixture(scope="module")
+def turned_lines() -> Iterator[tuple[onnxshap.Dataset, onnxshap.Dataset]]:
+    yield tuple(onnxshap.Dataset({"x": x}, y) for x, y in (text_lines(128, 0), text_lines(128, 1)))  # type: ignore[misc]
+
+
+def test_text_direction_survives_a_quarter_of_the_macs(
+    turned_lines: tuple[onnxshap.Dataset, onnxshap.Dataset],
+) -> None:
+    calibration, held_out = turned_lines
+    result = onnxshap.prune(
+        third_party(TEXT_DIRECTION), calibration, eval_data=held_out, keep_macs=0.75, method="activation"
+    )
+    assert result.before.score["accuracy"] > 0.9
+    assert result.after.score["accuracy"] > result.before.score["accuracy"] - 0.05
+    assert result.after.macs <= 0.75 * result.before.macs
+
+
+@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw"])
+def test_trained_nets_keep_their_accuracy_at_half_the_macs(name: str) -> None:
+    result = onnxshap.prune(
+        MODELS / f"{name}.onnx",
+        MODELS / "fashion_calibration.npz",
+        eval_data=MODELS / "fashion_test.npz",
+        keep_macs=0.5,
+        samples=32,
+    )
+    assert 0.45 < result.after.macs / result.before.macs <= 0.5
+    assert result.after.score["accuracy"] > result.before.score["accuracy"] - 0.05
+    assert result.verified.rel_err < TOLERANCE

@@ -1,6 +1,6 @@
 """Draws docs/prune.svg, the README's picture: what `onnxshap prune` prints for the example net, before and after.
 
-    python docs/picture.py
+python docs/picture.py
 """
 
 from __future__ import annotations

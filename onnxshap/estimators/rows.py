@@ -123,7 +123,7 @@ def walk_gains(
     path = np.column_stack([full, payoffs, empty])
     drops = path[:, :-1] - path[:, 1:]
     drops[:, -1] /= n - inner
-    gains = np.empty((walks, n))
+    gains = np.full((walks, n), np.nan)  # a unit that a walk misses stays visible
     np.put_along_axis(gains, orders, np.repeat(drops, [1] * inner + [n - inner], axis=1), axis=1)
 
     # Telescoping: only rounding may be missing, and it is bounded by the payoffs' own magnitudes.

@@ -131,13 +131,16 @@ class Selection:
             return
         alive = edit.alive(self.source, self.axis)
         position = np.cumsum(alive) - 1
-        kept = self.index[alive[self.index]]
-        index = edit.new_constant(f"{self.target}.index", position[kept].astype(np.int64))
+        chosen = position[self.index[alive[self.index]]].astype(np.int64)
         for node in self.nodes[:-1]:
             edit.replace(node, [])
+        if np.array_equal(chosen, np.arange(alive.sum())):
+            same = helper.make_node("Identity", [self.source], [self.target], name=f"{self.target}.gather")
+            return edit.replace(self.nodes[-1], [same])
+        index = edit.new_constant(f"{self.target}.index", chosen)
         gather = helper.make_node("Gather", [self.source, index], [self.target], name=f"{self.target}.gather")
         set_attribute(gather, "axis", self.axis)
-        edit.replace(self.nodes[-1], [gather])
+        return edit.replace(self.nodes[-1], [gather])
 
 
 @dataclass(frozen=True)

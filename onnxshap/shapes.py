@@ -39,6 +39,7 @@ class Shaped:
         inputs: the model's inputs at these shapes.
         free_batch: whether axis 0 of the inputs may have any size.
         constants: names computed from initializers alone.
+        varying: (tensor, axis) whose size follows the inputs' free dimensions.
     """
 
     graph: Graph
@@ -47,6 +48,7 @@ class Shaped:
     inputs: Mapping[str, Shape]
     free_batch: bool
     constants: frozenset[str] = field(default_factory=frozenset)
+    varying: frozenset[tuple[str, int]] = field(default_factory=frozenset)
 
 
 def input_specs(model: ModelProto) -> dict[str, InputSpec]:
@@ -95,7 +97,13 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
     for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
         kinds[value.name] = value.type.tensor_type.elem_type
     known = {t.name: tuple(t.dims) for t in folded.model.graph.initializer} | dict(first.shapes)
-    return Shaped(folded, known, kinds, first.inputs, free_batch, _constants(folded.model))
+    varying = _varying(first.shapes, second.shapes if second else {})
+    return Shaped(folded, known, kinds, first.inputs, free_batch, _constants(folded.model), varying)
+
+
+def _varying(one: Mapping[str, Shape], other: Mapping[str, Shape]) -> frozenset[tuple[str, int]]:
+    pairs = [(name, shape, other[name]) for name, shape in one.items() if len(other.get(name, ())) == len(shape)]
+    return frozenset((name, k) for name, a, b in pairs for k in range(len(a)) if a[k] != b[k])
 
 
 def static_values(model: ModelProto, backend: Backend, names: Sequence[str]) -> dict[str, Array]:

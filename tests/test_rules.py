@@ -464,6 +464,11 @@ case("channel shuffle", conv_net("""
     t = Transpose<perm=[0,2,1,3,4]>(r)
     b = Reshape(t, together)
 """, apart=[0, 2, 4, 8, 8], together=[0, -1, 8, 8]), [8])
+case("movements that cancel out", conv_net("""
+    r = Reshape(a, apart)
+    t = Transpose<perm=[0,2,1,3,4]>(r)
+    b = Reshape(t, together)
+""", apart=[0, 1, 8, 8, 8], together=[0, -1, 8, 8]), [8])
 case("channel shuffle between grouped convs", conv_net("""
     g = Conv<group=2>(a, w1)
     r = Reshape(g, apart)

@@ -149,7 +149,9 @@ def _permutation(shaped: Shaped, chain: Sequence[int]) -> Selection | None:
             after = after.transpose(attributes(node).get("perm"))
         else:
             after = after.reshape(shape or ())
-    for axis in range(before.ndim):
+    for axis in reversed(range(before.ndim)):
+        if (names[0], axis) in shaped.varying:
+            continue  # a constant index would fix its size
         first = tuple(slice(None) if a == axis else 0 for a in range(before.ndim))
         step = int(np.prod(before.shape[axis + 1 :]))
         index = after[first] // step

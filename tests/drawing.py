@@ -1,0 +1,481 @@
+"""Random networks out of the registered ops, as hypothesis draws them: shapes, wiring, opset, batch, shared weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from onnxshap.core import Array
+
+OPSETS = (11, 13, 17, 18, 21)
+INT_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the net and its shape; the images are on axis 0, always."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+
+@dataclass
+class Builder:
+    """A net under construction; every op draws its own sizes."""
+
+    draw: DrawFn
+    opset: int
+    batch: int
+    rng: np.random.Generator
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: dict[str, Array] = field(default_factory=dict)
+    values: list[Value] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+
+    # --- parts ---------------------------------------------------------------------------------------------------
+
+    def integer(self, low: int, high: int) -> int:
+        return self.draw(st.integers(low, high))
+
+    def flag(self) -> bool:
+        return self.draw(st.booleans())
+
+    def one_of(self, options: Sequence[Any]) -> Any:
+        return self.draw(st.sampled_from(list(options)))
+
+    def constant(self, values: Any, dtype: Any = np.int64) -> str:
+        name = f"c{len(self.initializers)}"
+        self.initializers[name] = np.asarray(values, dtype)
+        return name
+
+    def weight(self, *shape: int, positive: bool = False) -> str:
+        """Return noise of a shape; now and then a weight that is in use already."""
+        same = [n for n, v in self.initializers.items() if v.shape == shape and v.dtype == np.float32]
+        if same and not positive and self.flag():
+            return str(self.one_of(same))
+        fan = int(np.prod(shape[1:])) if len(shape) > 1 else 4
+        values = self.rng.uniform(0.5, 1.5, shape) if positive else self.rng.normal(size=shape) / np.sqrt(fan)
+        return self.constant(values, np.float32)
+
+    def node(self, kind: str, inputs: Sequence[str], shape: Sequence[int], **attributes: Any) -> Value:
+        return self.node_of(kind, inputs, [shape], **attributes)[0]
+
+    def node_of(
+        self, kind: str, inputs: Sequence[str], shapes: Sequence[Sequence[int]], **attributes: Any
+    ) -> list[Value]:
+        outputs = [Value(f"t{len(self.nodes)}_{k}", tuple(map(int, s))) for k, s in enumerate(shapes)]
+        self.nodes.append(helper.make_node(kind, list(inputs), [o.name for o in outputs], **attributes))
+        self.used.update(inputs)
+        return outputs
+
+    def with_ints(
+        self, kind: str, x: Value, name: str, ints: Sequence[int], shape: Sequence[int], since: int, **more: Any
+    ) -> Value:
+        """Return a node whose integers are an attribute before opset `since`, an input from then on."""
+        if self.opset < since:
+            return self.node(kind, [x.name], shape, **{name: list(ints)}, **more)
+        return self.node(kind, [x.name, self.constant(ints)], shape, **more)
+
+    def reshape(self, x: Value, shape: Sequence[int]) -> Value:
+        """Reshape with the sizes spelled out, copied (0) or left open (-1)."""
+        target = [0 if k < x.rank and x.shape[k] == size and self.flag() else size for k, size in enumerate(shape)]
+        target[0] = self.batch or 0
+        if self.flag():
+            target[self.integer(1, len(target) - 1)] = -1
+        return self.node("Reshape", [x.name, self.constant(target)], shape)
+
+    def transpose(self, x: Value, perm: Sequence[int]) -> Value:
+        return self.node("Transpose", [x.name], [x.shape[p] for p in perm], perm=list(perm))
+
+    def divisor(self, size: int) -> int:
+        return int(self.one_of([d for d in range(1, size + 1) if size % d == 0]))
+
+    def model(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> ModelProto:
+        def info(value: Value) -> onnx.ValueInfoProto:
+            shape = (self.batch or "N", *value.shape[1:])
+            return helper.make_tensor_value_info(value.name, TensorProto.FLOAT, shape)
+
+        graph = helper.make_graph(
+            self.nodes,
+            "drawn",
+            list(map(info, inputs)),
+            list(map(info, outputs)),
+            [numpy_helper.from_array(v, n) for n, v in self.initializers.items()],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+
+
+Op = Callable[[Builder, Value], "Value | None"]
+
+
+# --- any rank ------------------------------------------------------------------------------------------------------
+
+
+def unary(b: Builder, x: Value) -> Value:
+    kind = b.one_of(["Relu", "Sigmoid", "Tanh", "Identity", "LeakyRelu", "Abs", "Dropout", "Neg", "Elu"])
+    return b.node(kind, [x.name], x.shape)
+
+
+def scale_or_shift(b: Builder, x: Value) -> Value:
+    """A constant broadcast along any axes but the images'."""
+    keep = [b.flag() for _ in x.shape[1:]]
+    shape = [size if kept else 1 for size, kept in zip(x.shape[1:], keep, strict=True)]
+    first = b.integer(0, len(shape))
+    inputs = [x.name, b.weight(*shape[first:])]
+    if b.flag():
+        inputs.reverse()
+    return b.node(b.one_of(["Add", "Sub", "Mul", "Max", "Min"]), inputs, x.shape)
+
+
+def prelu(b: Builder, x: Value) -> Value:
+    return b.node("PRelu", [x.name, b.weight(x.shape[1], *[1] * (x.rank - 2))], x.shape)
+
+
+def join(b: Builder, x: Value) -> Value:
+    """Two tensors of one shape; the same twice, if it so happens."""
+    other = b.one_of([v for v in b.values if v.shape == x.shape])
+    kind = b.one_of(["Add", "Sub", "Mul", "Max", "Mean"])
+    out = b.node(kind, [x.name, other.name], x.shape)
+    return b.node("Tanh", [out.name], x.shape) if kind == "Mul" else out
+
+
+def gate(b: Builder, x: Value) -> Value:
+    other = b.one_of([v for v in b.values if v.shape == x.shape])
+    return b.node("Where", [b.node("Greater", [x.name, other.name], x.shape).name, x.name, other.name], x.shape)
+
+
+def concat(b: Builder, x: Value) -> Value | None:
+    axis = b.integer(1, x.rank - 1)
+    rest = [v for v in b.values if v.rank == x.rank
+            and all(s == t for a, (s, t) in enumerate(zip(v.shape, x.shape, strict=True)) if a != axis)]  # fmt: skip
+    parts = [x, *(b.one_of(rest) for _ in range(b.integer(0, 2)))]
+    width = sum(p.shape[axis] for p in parts)
+    if width > 32:
+        return None
+    shape = [*x.shape[:axis], width, *x.shape[axis + 1 :]]
+    return b.node("Concat", [p.name for p in parts], shape, axis=axis - x.rank if b.flag() else axis)
+
+
+def split(b: Builder, x: Value) -> Value | None:
+    """Parts of an axis, given sizes or equal; joined, or all but one dropped."""
+    axis = b.integer(1, x.rank - 1)
+    width = x.shape[axis]
+    if width < 2:
+        return None
+    if width % 2 == 0 and b.flag():
+        more = {"num_outputs": 2} if b.opset >= 18 else {}
+        shape = [*x.shape[:axis], width // 2, *x.shape[axis + 1 :]]
+        left, right = b.node_of("Split", [x.name], [shape, shape], axis=axis, **more)
+        return b.node("Mul", [left.name, b.node("Sigmoid", [right.name], shape).name], shape)
+    first = b.integer(1, width - 1)
+    sizes = [first, width - first]
+    shapes = [[*x.shape[:axis], s, *x.shape[axis + 1 :]] for s in sizes]
+    if b.opset >= 13:
+        parts = b.node_of("Split", [x.name, b.constant(sizes)], shapes, axis=axis)
+    else:
+        parts = b.node_of("Split", [x.name], shapes, axis=axis, split=sizes)
+    b.values.extend(parts)
+    return b.node("Concat", [parts[1].name, parts[0].name], x.shape, axis=axis)
+
+
+def slice_(b: Builder, x: Value) -> Value | None:
+    axes = [a for a in range(1, x.rank) if b.flag()] or [x.rank - 1]
+    starts, ends, steps, shape = [], [], [], list(x.shape)
+    for axis in axes:
+        width = x.shape[axis]
+        first, last = sorted((b.integer(0, width - 1), b.integer(0, width - 1)))
+        step = b.one_of([1, 1, 1, 2, -1, -2])
+        span = range(first, last + 1, step) if step > 0 else range(last, first - 1, step)
+        start, stop = (first, last + 1) if step > 0 else (last, first - 1)
+        if step > 0 and b.flag():
+            start -= width
+        if stop == width and b.flag():
+            stop = INT_MAX
+        elif stop < 0:
+            stop = -INT_MAX
+        starts.append(start), ends.append(stop), steps.append(step)
+        shape[axis] = len(span)
+    named = [a - x.rank if b.flag() else a for a in axes]
+    return b.node("Slice", [x.name, *map(b.constant, (starts, ends, named, steps))], shape)
+
+
+def gather(b: Builder, x: Value) -> Value:
+    axis = b.integer(1, x.rank - 1)
+    width = x.shape[axis]
+    index = [b.integer(-width, width - 1) for _ in range(b.integer(1, width))]
+    shape = [*x.shape[:axis], len(index), *x.shape[axis + 1 :]]
+    return b.node("Gather", [x.name, b.constant(index)], shape, axis=axis)
+
+
+def pad(b: Builder, x: Value) -> Value:
+    amounts = [[0, 0] if a == 0 or b.flag() else [b.integer(0, 2), b.integer(0, 2)] for a in range(x.rank)]
+    pads = [before for before, _ in amounts] + [after for _, after in amounts]
+    shape = [size + sum(amount) for size, amount in zip(x.shape, amounts, strict=True)]
+    inputs = [x.name, b.constant(pads)]
+    if b.flag():
+        inputs.append(b.constant(0.5, np.float32))
+    return b.node("Pad", inputs, shape)
+
+
+def softmax(b: Builder, x: Value) -> Value:
+    return b.node("Softmax", [x.name], x.shape, axis=b.integer(1, x.rank - 1))
+
+
+def reduce(b: Builder, x: Value) -> Value | None:
+    axis = b.integer(1, x.rank - 1)
+    kept = b.integer(0, 1) if x.rank > 2 else 1
+    shape = [*x.shape[:axis], *([1] * kept), *x.shape[axis + 1 :]]
+    kind = b.one_of(["ReduceMax", "ReduceMean", "ReduceL2", "ReduceSum"])
+    return b.with_ints(kind, x, "axes", [axis], shape, 13 if kind == "ReduceSum" else 18, keepdims=kept)
+
+
+def matmul(b: Builder, x: Value) -> Value:
+    width = b.integer(1, 10)
+    shape = (*x.shape[:-1], width)
+    product = b.node("MatMul", [x.name, b.weight(x.shape[-1], width)], shape)
+    return b.node("Add", [product.name, b.weight(width)], shape) if b.flag() else product
+
+
+def matmul_left(b: Builder, x: Value) -> Value | None:
+    if x.rank < 3:
+        return None
+    height = b.integer(1, 8)
+    return b.node("MatMul", [b.weight(height, x.shape[-2]), x.name], (*x.shape[:-2], height, x.shape[-1]))
+
+
+def through_factors(b: Builder, x: Value) -> Value:
+    """An axis split into factors, something done to them apart, and merged again."""
+    axis = b.integer(1, x.rank - 1)
+    first = b.divisor(x.shape[axis])
+    apart = [*x.shape[:axis], first, x.shape[axis] // first, *x.shape[axis + 1 :]]
+    y = b.reshape(x, apart)
+    y = b.one_of([unary, scale_or_shift, through_transpose])(b, y)
+    merged = [*y.shape[:axis], y.shape[axis] * y.shape[axis + 1], *y.shape[axis + 2 :]]
+    return b.reshape(y, merged)
+
+
+def reduced_factor(b: Builder, x: Value) -> Value:
+    """An axis split into factors, one of them reduced (maxout)."""
+    axis = b.integer(1, x.rank - 1)
+    first = b.divisor(x.shape[axis])
+    y = b.reshape(x, [*x.shape[:axis], first, x.shape[axis] // first, *x.shape[axis + 1 :]])
+    gone = axis + b.integer(0, 1)
+    shape = [*y.shape[:gone], *y.shape[gone + 1 :]]
+    return b.with_ints("ReduceMax", y, "axes", [gone], shape, 18, keepdims=0)
+
+
+def through_transpose(b: Builder, x: Value) -> Value:
+    perm = b.draw(st.permutations(range(1, x.rank)))
+    y = b.transpose(x, [0, *perm])
+    return b.one_of([unary, scale_or_shift, softmax])(b, y)
+
+
+def shuffle(b: Builder, x: Value) -> Value:
+    axis = b.integer(1, x.rank - 1)
+    first = b.divisor(x.shape[axis])
+    y = b.reshape(x, [*x.shape[:axis], first, x.shape[axis] // first, *x.shape[axis + 1 :]])
+    perm = list(range(y.rank))
+    perm[axis : axis + 2] = [axis + 1, axis]
+    y = b.transpose(y, perm)
+    if b.integer(0, 3) == 0:
+        b.values.append(y)
+    return b.reshape(y, x.shape)
+
+
+def expanded(b: Builder, x: Value) -> Value:
+    """A constant spread over an axis and added."""
+    axis = b.integer(1, x.rank - 1)
+    target = [1] * x.rank
+    target[axis] = x.shape[axis]
+    source = [1] * x.rank if b.flag() else target
+    wide = b.node("Expand", [b.weight(*source), b.constant(target)], target)
+    return b.node("Mul", [x.name, wide.name], x.shape)
+
+
+def filled(b: Builder, x: Value) -> Value:
+    wide = b.node("ConstantOfShape", [b.constant([x.shape[1], *[1] * (x.rank - 2)])], [1],
+                  value=helper.make_tensor("", TensorProto.FLOAT, [1], [0.7]))  # fmt: skip
+    return b.node("Mul", [x.name, wide.name], x.shape)
+
+
+# --- [images, channels, height, width] ------------------------------------------------------------------------------
+
+
+def conv(b: Builder, x: Value) -> Value:
+    groups = b.divisor(x.shape[1]) if b.flag() else 1
+    out = groups * b.integer(1, max(1, 10 // groups))
+    k = b.one_of([1, 3]) if min(x.shape[2:]) >= 2 else 1
+    inputs = [x.name, b.weight(out, x.shape[1] // groups, k, k)]
+    if b.flag():
+        inputs.append(b.weight(out))
+    shape = (x.shape[0], out, *x.shape[2:])
+    return b.node("Conv", inputs, shape, group=groups, pads=[k // 2] * 4)
+
+
+def conv_transpose(b: Builder, x: Value) -> Value | None:
+    if max(x.shape[2:]) > 8:
+        return None
+    groups = b.divisor(x.shape[1]) if b.flag() else 1
+    per = b.integer(1, max(1, 8 // groups))
+    inputs = [x.name, b.weight(x.shape[1], per, 2, 2)]
+    if b.flag():
+        inputs.append(b.weight(groups * per))
+    shape = (x.shape[0], groups * per, *(2 * s for s in x.shape[2:]))
+    return b.node("ConvTranspose", inputs, shape, group=groups, strides=[2, 2])
+
+
+def depthwise(b: Builder, x: Value) -> Value:
+    times = b.integer(1, 2)
+    out = times * x.shape[1]
+    shape = (x.shape[0], out, *x.shape[2:])
+    return b.node("Conv", [x.name, b.weight(out, 1, 3, 3), b.weight(out)], shape, group=x.shape[1], pads=[1] * 4)
+
+
+def batch_norm(b: Builder, x: Value) -> Value:
+    c = x.shape[1]
+    inputs = [x.name, b.weight(c), b.weight(c), b.weight(c), b.weight(c, positive=True)]
+    return b.node("BatchNormalization", inputs, x.shape)
+
+
+def instance_norm(b: Builder, x: Value) -> Value:
+    return b.node("InstanceNormalization", [x.name, b.weight(x.shape[1]), b.weight(x.shape[1])], x.shape, epsilon=0.1)
+
+
+def pool(b: Builder, x: Value) -> Value | None:
+    if min(x.shape[2:]) < 2:
+        return None
+    shape = (*x.shape[:2], *(s // 2 for s in x.shape[2:]))
+    return b.node(b.one_of(["MaxPool", "AveragePool"]), [x.name], shape, kernel_shape=[2, 2], strides=[2, 2])
+
+
+def global_pool(b: Builder, x: Value) -> Value:
+    return b.node(b.one_of(["GlobalAveragePool", "GlobalMaxPool"]), [x.name], (*x.shape[:2], 1, 1))
+
+
+def resize(b: Builder, x: Value) -> Value | None:
+    if max(x.shape[2:]) > 8:
+        return None
+    scales = b.constant([1, 1, 2, 2], np.float32)
+    roi = b.constant([], np.float32) if b.opset < 13 else ""
+    return b.node("Resize", [x.name, roi, scales], (*x.shape[:2], *(2 * s for s in x.shape[2:])))
+
+
+def excite(b: Builder, x: Value) -> Value:
+    inner = b.integer(1, 4)
+    s = b.node("GlobalAveragePool", [x.name], (*x.shape[:2], 1, 1))
+    s = b.node("Conv", [s.name, b.weight(inner, x.shape[1], 1, 1), b.weight(inner)], (x.shape[0], inner, 1, 1))
+    s = b.node("Relu", [s.name], s.shape)
+    s = b.node("Conv", [s.name, b.weight(x.shape[1], inner, 1, 1)], (*x.shape[:2], 1, 1))
+    return b.node("Mul", [x.name, b.node("Sigmoid", [s.name], s.shape).name], x.shape)
+
+
+def lrn(b: Builder, x: Value) -> Value:
+    return b.node("LRN", [x.name], x.shape, size=3)
+
+
+def to_sequence(b: Builder, x: Value) -> Value:
+    """[images, channels, places], or places first."""
+    y = b.reshape(x, (*x.shape[:2], x.shape[2] * x.shape[3]))
+    return b.transpose(y, [0, 2, 1]) if b.flag() else y
+
+
+def flatten(b: Builder, x: Value) -> Value | None:
+    width = int(np.prod(x.shape[1:]))
+    if width > 256:
+        return None
+    flat = b.node("Flatten", [x.name], (x.shape[0], width)) if b.flag() else b.reshape(x, (x.shape[0], width))
+    return gemm(b, flat)
+
+
+# --- [images, places, features] and [images, features] -----------------------------------------------------------------
+
+
+def attention(b: Builder, x: Value) -> Value:
+    heads, size = b.integer(1, 3), b.integer(1, 4)
+    n, t, d = x.shape
+
+    def heads_of(perm: Sequence[int]) -> Value:
+        y = b.node("MatMul", [x.name, b.weight(d, heads * size)], (n, t, heads * size))
+        return b.transpose(b.reshape(y, (n, t, heads, size)), perm)
+
+    q, k, v = heads_of([0, 2, 1, 3]), heads_of([0, 2, 3, 1]), heads_of([0, 2, 1, 3])
+    scores = b.node("MatMul", [q.name, k.name], (n, heads, t, t))
+    mixed = b.node("MatMul", [b.node("Softmax", [scores.name], scores.shape, axis=3).name, v.name], q.shape)
+    merged = b.reshape(b.transpose(mixed, [0, 2, 1, 3]), (n, t, heads * size))
+    return b.node("MatMul", [merged.name, b.weight(heads * size, d)], x.shape)
+
+
+def to_image(b: Builder, x: Value) -> Value:
+    return b.with_ints("Unsqueeze", x, "axes", [x.rank], (*x.shape, 1), 13)
+
+
+def squeeze(b: Builder, x: Value) -> Value | None:
+    single = [a for a in range(1, x.rank) if x.shape[a] == 1]
+    if not single or x.rank < 3:
+        return None
+    axis = int(b.one_of(single))
+    return b.with_ints("Squeeze", x, "axes", [axis], [*x.shape[:axis], *x.shape[axis + 1 :]], 13)
+
+
+def gemm(b: Builder, x: Value) -> Value:
+    width, turned = b.integer(1, 10), b.integer(0, 1)
+    weight = b.weight(*((width, x.shape[1]) if turned else (x.shape[1], width)))
+    bias = b.one_of([None, (width,), (1, width), (1,), ()])
+    inputs = [x.name, weight] if bias is None else [x.name, weight, b.weight(*bias)]
+    return b.node("Gemm", inputs, (x.shape[0], width), transB=turned, alpha=b.one_of([1.0, 0.5]))
+
+
+_ANY: tuple[Op, ...] = (
+    *(unary, scale_or_shift, prelu, join, join, gate, concat, concat, split, split, slice_, gather, pad, softmax, reduce),
+    *(matmul, matmul_left, through_factors, reduced_factor, through_transpose, shuffle, expanded, filled),
+)
+OPS: dict[int, tuple[Op, ...]] = {
+    4: (
+        *_ANY,
+        *(conv, conv, conv, conv, conv_transpose, depthwise, batch_norm, instance_norm, pool, global_pool, resize),
+        *(excite, lrn, to_sequence, flatten, squeeze),
+    ),
+    3: (*_ANY, matmul, attention, attention, to_image, squeeze),
+    2: (*_ANY, gemm, gemm, gemm, to_image),
+}
+
+
+def head(b: Builder, x: Value) -> Value:
+    """A linear layer to two channels, or the tensor itself: then it stays."""
+    if b.integer(0, 4) == 0:
+        return b.node("Identity", [x.name], x.shape)
+    if x.rank == 4:
+        return b.node("Conv", [x.name, b.weight(2, x.shape[1], 1, 1)], (x.shape[0], 2, *x.shape[2:]))
+    return b.node("MatMul", [x.name, b.weight(x.shape[-1], 2)], (*x.shape[:-1], 2))
+
+
+@st.composite
+def nets(draw: DrawFn, most: int = 10) -> ModelProto:
+    """Draw a net of up to `most` ops behind a first linear layer; what nothing reads is an output, behind a head."""
+    opset = draw(st.sampled_from(OPSETS))
+    batch = draw(st.sampled_from([0, 0, 0, 1, 2]))
+    b = Builder(draw, opset, batch, np.random.default_rng(draw(st.integers(0, 99))))
+    rows, rank = batch or 2, draw(st.sampled_from([4, 4, 4, 3, 2]))
+    size = 4 if rank == 4 else 5
+    x = Value("x", (rows, 3, *[size] * (rank - 2)))
+    first = {4: conv, 3: matmul, 2: gemm}[rank]
+    b.values.append(first(b, x))
+    for _ in range(draw(st.integers(1, most))):
+        source = b.values[-1] if draw(st.booleans()) else draw(st.sampled_from(b.values))
+        made = b.one_of(OPS[source.rank])(b, source) if source.rank in OPS else None
+        if made is not None and np.prod(made.shape[1:]) <= 4096 and made.rank in OPS:
+            b.values.append(made)
+    leaves = [v for v in b.values if v.name not in b.used]
+    outputs = [head(b, v) for v in leaves]
+    return b.model([x], outputs)

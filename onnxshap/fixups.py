@@ -61,16 +61,19 @@ def set_attribute(node: NodeProto, name: str, value: object) -> None:
 class Widths:
     """Entries of an integer list that are the widths of axes: `entries` maps position -> (tensor, axis).
 
-    The list is the initializer `input` of the node, or its attribute `attribute`.
+    The list is the initializer `input` of the node, or its attribute `attribute`. Where it is a Reshape's, an entry 0
+    copies that axis of `source`, which need not be the axis that its positions come from: [n, c, c] -> [n, 1, c, 0]
+    copies a width that is equal only until one of them is cut.
     """
 
     node: int
     entries: tuple[tuple[int, str, int], ...]
     input: int | None = None
     attribute: str | None = None
+    source: str | None = None
 
     def apply(self, edit: Edit) -> None:
-        """Write the widths that changed; entries 0 and -1 adapt by themselves, and so do those of free dimensions."""
+        """Write the widths that changed; entries -1 adapt by themselves, and so do those of free dimensions."""
         if not any(edit.cut(tensor, axis) for _, tensor, axis in self.entries):
             return
         node = edit.node(self.node)
@@ -84,8 +87,12 @@ class Widths:
     def _followed(self, edit: Edit, values: Array) -> Array:
         values = values.copy()
         for position, tensor, axis in self.entries:
+            width = edit.alive(tensor, axis).sum()
             if values[position] > 0 and edit.cut(tensor, axis):
-                values[position] = edit.alive(tensor, axis).sum()
+                values[position] = width
+            elif values[position] == 0 and self.source is not None:
+                copied = edit.alive(self.source, position).sum()
+                values[position] = 0 if copied == width else width
         return values
 
 

@@ -452,6 +452,15 @@ case("split and merged again", gemm_net("""
     s = Relu(r)
     b = Reshape(s, together)
 """, c=12, d=12, apart=[0, 3, 4], together=[0, -1]), [3, 4])
+case("a 0 copies the width of another axis", net("""(float[N,5,6] x) => (float[N,3,2] y) {
+    a = MatMul(x, w0)
+    b = MatMul(w1, a)
+    r = Reshape(b, apart)
+    s = Relu(r)
+    t = Reshape(s, together)
+    l = MatMul(w2, t)
+    y = MatMul(l, w3)
+}""", w0=(6, 4), w1=(4, 5), w2=(3, 4), w3=(4, 2), apart=[0, 1, 0, 4], together=[0, 4, 4]), [4, 4])
 case("regrouped across uneven blocks stays", gemm_net("""
     r = Reshape(a, apart)
     s = Relu(r)

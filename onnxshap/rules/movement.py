@@ -29,7 +29,9 @@ def reshape(op: Op, ax: Axes) -> None:
         target = op.ints(1, "shape")
         if target is not None:
             entries = tuple((i, y.name, i) for i in range(y.rank))
-            ax.fix(Widths(op.index, entries, **({"input": 1} if op.input(1) else {"attribute": "shape"})))
+            source = None if op.attributes.get("allowzero") else x.name
+            where = {"input": 1} if op.input(1) else {"attribute": "shape"}
+            ax.fix(Widths(op.index, entries, source=source, **where))
     for ins, outs in aligned(x.shape, y.shape):
         _relate_block(ax, x.name, ins, outs)
 

@@ -104,18 +104,28 @@ def frozen_axes(labels: Labels) -> list[FrozenAxis]:
 
 
 def covers(labels: Labels) -> list[NDArray[np.intp]]:
-    """Return sets of units, of each of which at least one must stay, so that no axis becomes empty."""
-    seen: dict[bytes, NDArray[np.intp]] = {}
-    for key in labels.trace.axes:
-        units = labels.units(*key)
-        if not len(units) or (units < 0).all(axis=1).any():
-            continue
-        for slot in range(units.shape[1]):
-            column = units[:, slot]
-            if (column >= 0).all():
-                found = np.unique(column)
-                seen.setdefault(found.tobytes(), found)
-    return list(seen.values())
+    """Return sets of units, of each of which at least one must stay, so that no axis becomes empty.
+
+    A position stays when all the units it depends on stay. Where the positions of an axis are all combinations of some
+    units (heads x head size), one unit of each kind has to stay. Where they are some of the combinations (a part of such
+    an axis), and no whole axis lies within them, the units of the first position stay.
+    """
+    axes = {units.tobytes(): units for key in labels.trace.axes if len(units := labels.units(*key))}
+    open_ = [np.unique(units, axis=0) for units in axes.values() if not (units < 0).all(axis=1).any()]
+    plain = [(rows >= 0).sum(axis=1) == 1 for rows in open_]
+    found: list[NDArray[np.intp]] = []
+    whole: list[NDArray[np.intp]] = []
+    for rows, single in zip(open_, plain, strict=True):
+        if single.any():
+            found.append(np.unique(rows[single].max(axis=1)))
+        elif len(rows) == np.prod([len(np.unique(column)) for column in rows.T]):
+            found += [np.unique(column) for column in rows.T if (column >= 0).all()]
+            whole.append(rows)
+    known = [{tuple(row) for row in rows} for rows in whole]
+    for rows, single in zip(open_, plain, strict=True):
+        if not single.any() and not any(grid <= {tuple(row) for row in rows} for grid in known):
+            found += [np.array([unit]) for unit in rows[0] if unit >= 0]
+    return list({units.tobytes(): units for units in found}.values())
 
 
 def select(groups: Sequence[Group], include: Sequence[str], exclude: Sequence[str]) -> list[Group]:

@@ -452,6 +452,15 @@ case("split and merged again", gemm_net("""
     s = Relu(r)
     b = Reshape(s, together)
 """, c=12, d=12, apart=[0, 3, 4], together=[0, -1]), [3, 4])
+case("a part of an axis that is split elsewhere", net("""(float[N,3] x) => (float[N,2] y, float[N,2] z) {
+    a = Gemm(x, w0)
+    y = MatMul(a, w1)
+    p = Pad(a, pads)
+    r = Reshape(p, apart)
+    s = Relu(r)
+    t = Reshape(s, together)
+    z = MatMul(t, w2)
+}""", w0=(3, 11), w1=(11, 2), w2=(12, 2), pads=[0, 0, 0, 1], apart=[0, 3, 4], together=[0, 12]), [3, 4])
 case("a 0 copies the width of another axis", net("""(float[N,5,6] x) => (float[N,3,2] y) {
     a = MatMul(x, w0)
     b = MatMul(w1, a)

@@ -1,8 +1,8 @@
 """How exact are sampled Shapley values at equal cost, and which cheap methods rank like them?
 
-    python benchmarks/estimators.py > benchmarks/estimators.md
+    python benchmarks/estimators.py > benchmarks/estimators.md        # the reading at its end is written by hand
 
-A few minutes per layer. Every layer is one game: `--images` calibration images, removed channels replaced by their
+About a quarter of an hour. Every layer is one game: `--images` calibration images, removed channels replaced by their
 calibration means, payoff ce. Every estimator gets the same number of (image, coalition) rows and is compared with a
 reference from many antithetic pairs on the same images, drawn from another stream of random numbers. What is measured
 is therefore the noise of the permutations (and, below one walk an image, of leaving images out), not how far the
@@ -211,11 +211,11 @@ def ranking_table(setting: Setting, place: int, reference: Reference, seeds: Seq
 @click.option("--images", default=200, show_default=True, help="Calibration images, drawn once.")
 @click.option("--pairs", default=200, show_default=True, help="Antithetic pairs an image of the reference.")
 @click.option("--seeds", default=10, show_default=True, help="Seeds per estimator, counted from 0.")
-@click.option("--threads", default=2, show_default=True, help="Threads of onnxruntime.")
+@click.option("--threads", default=1, show_default=True, help="Threads of onnxruntime.")
 def main(layers: Sequence[tuple[str, str]], images: int, pairs: int, seeds: int, threads: int) -> None:
     """Print the tables of every layer."""
     click.echo("# Estimators of Shapley values at equal rows\n")
-    click.echo(made_by(f"{threads} threads of onnxruntime"))
+    click.echo(made_by(f"onnxruntime on {threads} thread(s)"))
     click.echo(
         f"\n{images} images of `fashion_calibration.npz` (seed 0), mean-filled masks, payoff ce, mean and spread over "
         f"seeds 0 to {seeds - 1}. What is measured: the docstring of `benchmarks/estimators.py`."

@@ -98,18 +98,23 @@ class Widths:
 
 @dataclass(frozen=True)
 class GroupCount:
-    """The `group` attribute of a Conv: live channels over channels a group."""
+    """The group attribute of a Conv or GroupNormalization: live channels over channels a group.
+
+    Channels a group are `size`, or the live width of a weight's axis where that is None.
+    """
 
     node: int
     source: str
     weight: str
     weight_axis: int
+    attribute: str = "group"
+    size: int | None = None
 
     def apply(self, edit: Edit) -> None:
         """Count the groups that are left."""
         if edit.cut(self.source, 1) or edit.cut(self.weight, self.weight_axis):
-            width = int(edit.alive(self.weight, self.weight_axis).sum())
-            set_attribute(edit.node(self.node), "group", int(edit.alive(self.source, 1).sum()) // width)
+            width = self.size or int(edit.alive(self.weight, self.weight_axis).sum())
+            set_attribute(edit.node(self.node), self.attribute, int(edit.alive(self.source, 1).sum()) // width)
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ def _unshare(graph: GraphProto) -> dict[str, str]:
         if is_op(node, "ConstantOfShape"):
             for copy in own_names(node.output[0], uses[node.output[0]]):
                 nodes.append(clone := _copy(node))
-                clone.output[0] = copy
+                clone.output[0] = clone.name = copy  # two nodes of one name do not load
     if len(nodes) > len(graph.node):
         _replace_nodes(graph, nodes)
         uses = _uses(graph, pinned)

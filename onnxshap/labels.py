@@ -350,20 +350,13 @@ class Axes:
         constant = [p for p in places if p[1].constant]
         if len(running) == 1 and constant:
             (k, _, axis), (w, _, w_axis) = running[0], constant[0]
-            makes = next(
-                (
-                    (a, p["out"][0][2])
-                    for n, p in at.items()
-                    for i, _, a in p["in"]
-                    if n != name and i == w and p["out"]
-                ),
-                None,
-            )
-            weight = Weight(w, w_axis, *makes, scale, spread, bias=bias) if makes and len(places) == 2 else None
+            others = [(a, p["out"]) for n, p in at.items() if n != name for i, _, a in p["in"] if i == w]
+            weight = None
+            if len(others) == 1 and others[0][1] and len(places) == 2:
+                weight = Weight(w, w_axis, others[0][0], others[0][1][0][2], scale, spread, bias=bias)
             self.contract(k, axis, weight)
-        else:
-            for k, _, axis in running:
-                self.freeze(self.input(k, axis), f"{self.op.type} sums over it between two computed tensors")
+        elif running:
+            self.contract(running[0][0], running[0][2])
 
 
 _Places = list[tuple[int, Tensor, int]]

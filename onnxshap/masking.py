@@ -158,11 +158,12 @@ class _Masks:
     def _mask(self, node: NodeProto, site: Site, table: FloatArray | None) -> None:
         """Multiply the mask into a site's input and, for mean filling, add what the means leave to its output."""
         row = self._axis_mask(site.tensor, site.axis)
-        key = ("masked", site.tensor, str(site.axis))
+        source = node.input[site.input]  # masked already where another of its axes is summed over here too
+        key = ("masked", source, str(site.axis))
         if key not in self.made:
-            self.made[key] = output = f"{site.tensor}.masked{site.axis}"
-            shaped = self._broadcast(row, site.tensor, site.axis, f"{row}.for.{site.tensor}")
-            self.before.setdefault(site.node, []).extend(self._apply(site, shaped, output))
+            self.made[key] = output = f"{source}.masked{site.axis}"
+            shaped = self._broadcast(row, site.tensor, site.axis, f"{row}.for.{site.tensor}.{site.axis}")
+            self.before.setdefault(site.node, []).extend(self._apply(site, source, shaped, output))
         node.input[site.input] = self.made[key]
         if table is None or site.weight is None:
             return
@@ -178,16 +179,16 @@ class _Masks:
         node.output[0] = raw
         self.after.setdefault(site.node, []).append(self._node("Add", [raw, shaped], result))
 
-    def _apply(self, site: Site, mask: str, output: str) -> list[NodeProto]:
+    def _apply(self, site: Site, source: str, mask: str, output: str) -> list[NodeProto]:
         if self.probe is None:
-            return [self._node("Mul", [site.tensor, mask], output)]
+            return [self._node("Mul", [source, mask], output)]
         added = self.probe[site.tensor, site.axis]
         one = self._constant(f"{output}.one", np.ones((), added.dtype))
         signs = self._constant(f"{output}.probe", added)
         return [
             self._node("Sub", [one, mask], f"{output}.minus"),
             self._node("Mul", [f"{output}.minus", signs], f"{output}.added"),
-            self._node("Add", [site.tensor, f"{output}.added"], output),
+            self._node("Add", [source, f"{output}.added"], output),
         ]
 
     def _one(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -49,6 +50,11 @@ class Shaped:
     free_batch: bool
     constants: frozenset[str] = field(default_factory=frozenset)
     varying: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+
+    @cached_property
+    def producers(self) -> dict[str, int]:
+        """Tensor name -> the index of the node that makes it."""
+        return {o: k for k, node in enumerate(self.graph.nodes) for o in node.output if o}
 
 
 def input_specs(model: ModelProto) -> dict[str, InputSpec]:

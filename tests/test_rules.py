@@ -104,12 +104,20 @@ case("transposed depthwise", conv_net(
     "b = ConvTranspose<group=8, strides=[2,2]>(a, w1, b1)", w1=(8, 1, 2, 2), b1=(8,)), [8])
 case("transposed grouped", conv_net(
     "b = ConvTranspose<group=2, strides=[2,2]>(a, w1, b1)", c=8, d=12, w1=(8, 6, 2, 2), b1=(12,)), [4, 6])
-case("conv with computed weights stays", net("""(float[2,3,6,6] x, float[2,5] z) => (float[2,2,6,6] y) {
+case("conv with computed weights", net("""(float[2,3,6,6] x, float[2,5] z) => (float[2,2,6,6] y) {
     a = Conv(x, w0)
     k = MatMul(z, w1)
     u = Unsqueeze(k, axes)
     y = Conv(a, u)
-}""", w0=(8, 3, 1, 1), w1=(5, 8), axes=[2, 3]), [], "two computed tensors")
+}""", w0=(8, 3, 1, 1), w1=(5, 8), axes=[2, 3]), [8])
+case("conv with computed weights that do not vanish", net("""(float[2,3,6,6] x, float[2,5] z) => (float[2,2,6,6] y) {
+    a = Conv(x, w0)
+    s = Sigmoid(a)
+    k = MatMul(z, w1)
+    e = Exp(k)
+    u = Unsqueeze(e, axes)
+    y = Conv(s, u)
+}""", w0=(8, 3, 1, 1), w1=(5, 8), axes=[2, 3]), [], "neither is zero")
 case("conv with weights made by a node", conv_net("""
     w = Transpose<perm=[1,0,2,3]>(w1)
     b = Conv(a, w)
@@ -160,13 +168,13 @@ case("matmul vector stays", net("""(float[N,6] x) => (float[N] y) {
     a = MatMul(x, w0)
     y = MatMul(a, w1)
 }""", w0=(6, 8), w1=(8,)), [], "MatMul keeps")
-case("matmul of one tensor with itself stays", net("""(float[N,6,7] x) => (float[N,5,3] y) {
+case("matmul of one tensor with itself", net("""(float[N,6,7] x) => (float[N,5,3] y) {
     l = MatMul(w0, x)
     a = MatMul(l, w1)
     s = MatMul(a, a)
     r = MatMul(w2, s)
     y = MatMul(r, w3)
-}""", w0=(8, 6), w1=(7, 8), w2=(5, 8), w3=(8, 3)), [], "two computed tensors")
+}""", w0=(8, 6), w1=(7, 8), w2=(5, 8), w3=(8, 3)), [8])
 case("attention: heads and head size", net("""(float[N,5,12] x) => (float[N,5,12] y) {
     q0 = MatMul(x, wq)
     k0 = MatMul(x, wk)
@@ -185,7 +193,43 @@ case("attention: heads and head size", net("""(float[N,5,12] x) => (float[N,5,12
     r = Reshape(t, merge)
     y = MatMul(r, wo)
 }""", wq=(12, 12), wk=(12, 12), wv=(12, 12), wo=(12, 12), split=[0, 0, 3, 4], merge=[0, 0, -1], scale=2.0),
-    [3, 4])
+    [3, 4, 4])
+case("attention on activated queries: their size stays", net("""(float[N,5,12] x) => (float[N,5,12] y) {
+    q0 = MatMul(x, wq)
+    k0 = MatMul(x, wk)
+    q1 = Sigmoid(q0)
+    k1 = Exp(k0)
+    k = Transpose<perm=[0,2,1]>(k1)
+    s = MatMul(q1, k)
+    p = Softmax(s)
+    v = MatMul(x, wv)
+    o = MatMul(p, v)
+    y = MatMul(o, wo)
+}""", wq=(12, 6), wk=(12, 6), wv=(12, 8), wo=(8, 12)), [8], "neither is zero")
+case("attention where one side vanishes", net("""(float[N,5,12] x) => (float[N,5,12] y) {
+    q0 = MatMul(x, wq)
+    q1 = Sub(q0, bq)
+    k0 = MatMul(x, wk)
+    k1 = Exp(k0)
+    k = Transpose<perm=[0,2,1]>(k1)
+    s = MatMul(q1, k)
+    p = Softmax(s)
+    v = MatMul(x, wv)
+    o = MatMul(p, v)
+    y = MatMul(o, wo)
+}""", wq=(12, 6), bq=(6,), wk=(12, 6), wv=(12, 8), wo=(8, 12)), [6, 8])
+case("einsum", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    q = Einsum<equation="bti,ioh->bhto">(x, wq)
+    k = Einsum<equation="bti,ioh->bhto">(x, wk)
+    s = Einsum<equation="bhqd,bhkd->bhqk">(q, k)
+    p = Softmax(s)
+    o = Einsum<equation="bhqk,bhkd->bqhd">(p, k)
+    y = Einsum<equation="bqhd,hdn->bqn">(o, wo)
+}""", wq=(12, 4, 2), wk=(12, 4, 2), wo=(2, 4, 3)), [4, 2])
+case("einsum with an ellipsis stays", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    y = Einsum<equation="...i,io->...o">(a, w1)
+}""", w0=(12, 8), w1=(8, 3)), [], "ellipsis")
 
 # --- norm ------------------------------------------------------------------------------------------------------------
 
@@ -193,6 +237,27 @@ case("batch norm", conv_net("""
     n = BatchNormalization(a, s1, b1, m1, var1)
     b = Sigmoid(n)
 """, s1=(8,), b1=(8,), m1=(8,), var1=(8,)), [8])
+case("layer norm", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    n = LayerNormalization(a, s, b)
+    h = MatMul(n, w1)
+    g = Relu(h)
+    y = MatMul(g, w2)
+}""", w0=(12, 8), s=(8,), b=(8,), w1=(8, 6), w2=(6, 3)), [6], "statistics over it")
+case("layer norm over space", conv_net("b = LayerNormalization<axis=2>(a, s)", s=(8, 8)), [8])
+case("rms norm", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    n = RMSNormalization(a, s)
+    h = MatMul(n, w1)
+    y = MatMul(h, w2)
+}""", opset=23, ir=11, w0=(12, 8), s=(8,), w1=(8, 6), w2=(6, 3)), [6], "statistics over it")
+case("group norm", conv_net("b = GroupNormalization<num_groups=4>(a, s, t)", opset=21, ir=10, s=(8,), t=(8,)), [4])
+case("group norm as torch writes it", conv_net("""
+    r = Reshape(a, apart)
+    n = InstanceNormalization(r, s, t)
+    m = Reshape(n, together)
+    b = Mul(m, u)
+""", apart=[0, 4, -1], together=[-1, 8, 8, 8], s=(4,), t=(4,), u=(8, 1, 1)), [4])
 case("instance norm", conv_net("b = InstanceNormalization(a, s1, b1)", s1=(8,), b1=(8,)), [8])
 case("lrn stays", conv_net("b = LRN<size=3>(a)"), [], "LRN sums over neighbouring")
 case("softmax 13 over channels stays", conv_net("b = Softmax<axis=1>(a)", opset=13), [], "Softmax divides")
@@ -574,7 +639,37 @@ case("qkv by gather", net("""(float[N,5,12] x) => (float[N,5,12] y) {
     m = Reshape(ot, together)
     y = MatMul(m, w1)
 }""", w0=(12, 36), w1=(12, 12), apart=[0, 0, 3, 3, 4], together=[0, 0, 12], i0=np.array(0), i1=np.array(1),
-    i2=np.array(2)), [3])
+    i2=np.array(2)), [3, 4])
+
+# --- blocks, repeats, codes ------------------------------------------------------------------------------------------
+
+case("depth to space, depth first", net("""(float[N,3,6,6] x) => (float[N,2,12,12] y) {
+    a = Conv(x, w0)
+    d = DepthToSpace<blocksize=2>(a)
+    y = Conv(d, w1)
+}""", w0=(12, 3, 1, 1), w1=(2, 3, 1, 1)), [3])
+case("depth to space, columns first", net("""(float[N,3,6,6] x) => (float[N,2,12,12] y) {
+    a = Conv(x, w0)
+    d = DepthToSpace<blocksize=2, mode="CRD">(a)
+    y = Conv(d, w1)
+}""", w0=(12, 3, 1, 1), w1=(2, 3, 1, 1)), [3])
+case("space to depth", net("""(float[N,3,6,6] x) => (float[N,2,3,3] y) {
+    a = Conv(x, w0)
+    d = SpaceToDepth<blocksize=2>(a)
+    y = Conv(d, w1)
+}""", w0=(5, 3, 1, 1), w1=(2, 20, 1, 1)), [5])
+case("tile", conv_net("b = Tile(a, repeats)", repeats=[1, 1, 2, 1]), [8])
+case("codes of a channel each", conv_net("""
+    q = QuantizeLinear<axis=1>(a, s, z)
+    b = DequantizeLinear<axis=1>(q, s, z)
+""", s=np.linspace(0.02, 0.05, 8, dtype=np.float32), z=np.full(8, 128, np.uint8)), [8], tolerance=2e-1)
+case("int8 weights", conv_net("""
+    w = DequantizeLinear<axis=0>(codes, s, z)
+    r = Relu(a)
+    c = Conv<pads=[1,1,1,1]>(r, w)
+    b = Relu(c)
+""", d=6, codes=np.random.default_rng(0).integers(-99, 99, (6, 8, 3, 3)).astype(np.int8),
+    s=np.linspace(0.001, 0.002, 6, dtype=np.float32), z=np.zeros(6, np.int8)), [8, 6])
 
 # --- how exporters write ---------------------------------------------------------------------------------------------
 
@@ -679,7 +774,7 @@ case("a branch reads a tensor", conv_net("""
 # fmt: on
 _NO_ROWS = {
     *("gemm transA", "gemm with the constant on the left", "flatten with axis 2"),
-    *("gemm C column", "gemm C full", "gemm with computed bias"),
+    *("gemm C column", "gemm C full", "gemm with computed bias", "conv with computed weights"),
     *("resize by sizes", "concat with an expanded constant", "constant of shape"),
 }
 """Nets that hold their images on another axis than the first, or spell out in constants how many they are."""

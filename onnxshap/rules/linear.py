@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from onnxshap.fixups import GroupCount
-from onnxshap.labels import Axes, Op, Weight
+from onnxshap.labels import Axes, Op, RuleError, Weight
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
 
@@ -94,6 +94,18 @@ def gemm(op: Op, ax: Axes) -> None:
         broadcast(op, ax, inputs=(2,))
 
 
+@rule("Einsum")
+def einsum(op: Op, ax: Axes) -> None:
+    """The equation names the axes; a name on inputs alone is summed over."""
+    equation = str(op.attributes["equation"]).replace(" ", "")
+    if "->" not in equation or "." in equation or not equation.replace("->", "").replace(",", "").isalpha():
+        raise RuleError("Einsum with an ellipsis or an implicit output")
+    names = {letter: f"n{k}" for k, letter in enumerate(sorted(set(equation) - set(",->")))}
+    if any(len(set(term)) < len(term) for term in equation.replace("->", ",").split(",")):
+        raise RuleError("Einsum that takes a diagonal")
+    ax.relate("->".join(",".join(" ".join(names[c] for c in t) for t in s.split(",")) for s in equation.split("->")))
+
+
 @rule("MatMul")
 def matmul(op: Op, ax: Axes) -> None:
     """The last axis of A meets the last but one of B; leading axes broadcast."""
@@ -110,6 +122,6 @@ def matmul(op: Op, ax: Axes) -> None:
     elif a.constant and not b.constant:
         ax.contract(1, -2, Weight(0, 1, 0, y.rank - 2) if a.rank == 2 else None)
         ax.make(-2)
-    else:
-        ax.freeze(ax.input(0, -1), "MatMul sums over it between two computed tensors")
+    elif not a.constant:
+        ax.contract(0, -1)
     ax.macs(*((y, axis) for axis in range(y.rank)), (a, a.rank - 1))

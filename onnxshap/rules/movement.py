@@ -94,6 +94,32 @@ def _spans(sizes: list[int], factors: list[int]) -> Iterator[range]:
         yield range(start, stop)
 
 
+@rule("DepthToSpace")
+def depth_to_space(op: Op, ax: Axes) -> None:
+    """Blocks of channels become space: the channels of one output channel go together."""
+    squared = int(op.attributes["blocksize"]) ** 2
+    turned = op.attributes.get("mode", "DCR") == "CRD"
+    channels = ax.input(0, 1).reshape((-1, squared) if turned else (squared, -1))
+    for block in channels.T if turned else channels:
+        ax.tie(block, ax.output(0, 1))
+    ax.same([0])
+
+
+@rule("SpaceToDepth")
+def space_to_depth(op: Op, ax: Axes) -> None:
+    """Space becomes blocks of channels: the output channels of one input channel go together."""
+    squared = int(op.attributes["blocksize"]) ** 2
+    for block in ax.output(0, 1).reshape(squared, -1):
+        ax.tie(ax.input(0, 1), block)
+    ax.same([0])
+
+
+@rule("Tile")
+def tile(op: Op, ax: Axes) -> None:
+    """Axes that are not repeated pass through."""
+    ax.same(axis for axis, count in enumerate(op.ints(1) or []) if count == 1)
+
+
 @rule("Concat")
 def concat(op: Op, ax: Axes) -> None:
     """Inputs stand one after the other on one axis."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxshap.fixups import GroupCount
 from onnxshap.labels import Axes, Op, RuleError
 from onnxshap.rules.registry import rule
 
@@ -20,6 +21,30 @@ def batch_normalization(op: Op, ax: Axes) -> None:
 def instance_normalization(op: Op, ax: Axes) -> None:
     """Statistics of one channel's space: channels stay apart, space is mixed."""
     ax.relate("n c _*, c, c -> n c _*")
+
+
+@rule("LayerNormalization", "RMSNormalization")
+def layer_normalization(op: Op, ax: Axes) -> None:
+    """Statistics over the last axes, from `axis` on: those stay; the axes before them are apart."""
+    axis = int(op.attributes.get("axis", -1)) % op.out().rank
+    ax.same(range(axis))
+    for a in range(axis, op.out().rank):
+        ax.freeze(ax.input(0, a), f"{op.type} divides by statistics over it")
+        ax.freeze(ax.output(0, a), f"{op.type} divides by statistics over it")
+
+
+@rule("GroupNormalization")
+def group_normalization(op: Op, ax: Axes) -> None:
+    """Statistics over the channels of a group: a group's channels go together."""
+    if op.opset < 21:
+        raise RuleError("GroupNormalization before opset 21 has its scales a group, not a channel")
+    groups, channels = int(op.attributes["num_groups"]), ax.output(0, 1)
+    blocks = channels.reshape(groups, -1)
+    ax.tie(blocks[:, 1:], blocks[:, :1].repeat(blocks.shape[1] - 1, axis=1))
+    ax.same((0, 1))
+    for k in (1, 2):
+        ax.tie(ax.input(k, 0), channels)
+    ax.fix(GroupCount(op.index, op.out().name, op.out().name, 1, "num_groups", blocks.shape[1]))
 
 
 @rule("LRN")

@@ -10,8 +10,9 @@ from onnx import NodeProto, numpy_helper
 
 from onnxshap.fixups import Selection
 from onnxshap.graph import attributes, is_op, outer_names, subgraphs
-from onnxshap.labels import Axes, Labels, Op, RuleError, Tensor, Trace, resolve
+from onnxshap.labels import Axes, Labels, Op, RuleError, Site, Tensor, Trace, resolve
 from onnxshap.rules.registry import RULES
+from onnxshap.rules.zeros import gives_zero
 from onnxshap.shapes import Shape, Shaped
 
 _SMALL = 65536
@@ -39,7 +40,27 @@ def trace_graph(shaped: Shaped) -> Labels:
             _trace_permutation(trace, ops, chains[index])
         elif index not in inside:
             _trace_node(trace, ops, index, node)
-    return resolve(trace)
+    labels = resolve(trace)
+    while leaks := [site for site in trace.sites if site.weight is None and not _vanishes(shaped, labels, site)]:
+        # zeroing the constants would not express the cut: stay on the safe side
+        for site in leaks:
+            trace.freeze(
+                trace.axes[site.tensor, site.axis], "two computed tensors are summed over it, neither is zero there"
+            )
+        labels = resolve(trace)
+    return labels
+
+
+def _vanishes(shaped: Shaped, labels: Labels, site: Site) -> bool:
+    """Return whether one of the tensors that meet at a site is zero wherever a unit of its axis is removed.
+
+    There is no weight at the site to be cut: the sum loses exactly the removed positions only if what makes them up,
+    without its removed slices, gives zeros.
+    """
+    units = labels.units(site.tensor, site.axis)
+    wanted = np.unique(units[units >= 0])
+    node = shaped.graph.nodes[site.node]
+    return not len(wanted) or any(gives_zero(shaped, labels, name, wanted) for name in node.input if name)
 
 
 def _freeze_tensor(trace: Trace, tensor: Tensor, reason: str) -> None:

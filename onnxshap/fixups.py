@@ -140,7 +140,7 @@ class Selection:
     def apply(self, edit: Edit) -> None:
         """Select the live positions among the live positions."""
         if not any(edit.cut(self.source, a) or edit.cut(self.target, a) for a in (self.axis, *self.others)):
-            return
+            return None
         alive = edit.alive(self.source, self.axis)
         position = np.cumsum(alive) - 1
         chosen = position[self.index[alive[self.index]]].astype(np.int64)

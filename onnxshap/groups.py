@@ -107,8 +107,8 @@ def covers(labels: Labels) -> list[NDArray[np.intp]]:
     """Return sets of units, of each of which at least one must stay, so that no axis becomes empty.
 
     A position stays when all the units it depends on stay. Where the positions of an axis are all combinations of some
-    units (heads x head size), one unit of each kind has to stay. Where they are some of the combinations (a part of such
-    an axis), and no whole axis lies within them, the units of the first position stay.
+    units (heads x head size), one unit of each kind has to stay. Where they are some of the combinations (a part of
+    such an axis), and no whole axis lies within them, the units of the first position stay.
     """
     axes = {units.tobytes(): units for key in labels.trace.axes if len(units := labels.units(*key))}
     open_ = [np.unique(units, axis=0) for units in axes.values() if not (units < 0).all(axis=1).any()]

@@ -108,7 +108,9 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
 
 
 def _varying(one: Mapping[str, Shape], other: Mapping[str, Shape]) -> frozenset[tuple[str, int]]:
-    pairs = [(name, shape, other[name]) for name, shape in one.items() if len(other.get(name, ())) == len(shape)]
+    pairs = [
+        (name, shape, other[name]) for name, shape in one.items() if name in other and len(other[name]) == len(shape)
+    ]
     return frozenset((name, k) for name, a, b in pairs for k in range(len(a)) if a[k] != b[k])
 
 

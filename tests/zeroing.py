@@ -21,7 +21,7 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
     for node in graph.node:
         if node.op_type == "Constant":
             stored[node.output[0]] = _constant(node)
-        elif node.op_type == "ConstantOfShape":
+        elif node.op_type == "ConstantOfShape" and node.input[0] in stored:
             fill = numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1, np.float32)
             stored[node.output[0]] = np.full(stored[node.input[0]], fill[0], fill.dtype)
     values: dict[tuple[str, int], NDArray[Any]] = {}

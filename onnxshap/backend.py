@@ -117,6 +117,8 @@ class OrtBackend:
         options.log_severity_level = _FATAL  # errors are raised, not printed
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        # idle threads that spin would take the cores from numpy's, which works between the runs
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.graph_optimization_level = (
             ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimize else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         )

@@ -58,6 +58,10 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "method": found.method,
         "payoff": found.payoff,
         "repair": result.repair,
+        "refits": [
+            {"node": r.node, "before": _number(r.before), "after": _number(r.after), "ridge": r.ridge}
+            for r in result.refits
+        ],
         "data": {"n": found.images, "source": found.source},
         "eval_data": {"n": result.eval_images, "source": result.eval_source},
         "evals": found.evals,

@@ -204,14 +204,17 @@ def reads(node: NodeProto) -> list[str]:
 
 
 def _unshare(graph: GraphProto) -> dict[str, str]:
-    """Give every use of an initializer, and of a ConstantOfShape, its own copy; return copy name -> original name."""
+    """Give every use of an initializer, and of a ConstantOfShape, its own copy; return copy name -> original name.
+
+    Where a subgraph or an output of the model reads the original, that is a use of its own.
+    """
     pinned = {o.name for o in graph.output}.union(*(outer_names(g) for n in graph.node for g in subgraphs(n)))
     taken = {name for node in graph.node for name in (*node.input, *node.output)} | {t.name for t in graph.initializer}
     origin: dict[str, str] = {}
 
     def own_names(name: str, uses: list[tuple[NodeProto, int]]) -> Iterator[str]:
         number = 1
-        for node, k in uses[1:]:
+        for node, k in uses if name in pinned else uses[1:]:
             while (copy := f"{name}.use{(number := number + 1)}") in taken:
                 pass
             taken.add(copy)
@@ -219,7 +222,7 @@ def _unshare(graph: GraphProto) -> dict[str, str]:
             node.input[k] = copy
             yield copy
 
-    uses = _uses(graph, pinned)
+    uses = _uses(graph)
     nodes: list[NodeProto] = []
     for node in graph.node:
         nodes.append(node)
@@ -229,7 +232,7 @@ def _unshare(graph: GraphProto) -> dict[str, str]:
                 clone.output[0] = clone.name = copy  # two nodes of one name do not load
     if len(nodes) > len(graph.node):
         _replace_nodes(graph, nodes)
-        uses = _uses(graph, pinned)
+        uses = _uses(graph)
     for tensor in list(graph.initializer):
         for copy in own_names(tensor.name, uses[tensor.name]):
             own = graph.initializer.add()
@@ -238,11 +241,11 @@ def _unshare(graph: GraphProto) -> dict[str, str]:
     return origin
 
 
-def _uses(graph: GraphProto, pinned: set[str]) -> defaultdict[str, list[tuple[NodeProto, int]]]:
+def _uses(graph: GraphProto) -> defaultdict[str, list[tuple[NodeProto, int]]]:
     uses: defaultdict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
     for node in graph.node:
         for k, name in enumerate(node.input):
-            if name and name not in pinned:
+            if name:
                 uses[name].append((node, k))
     return uses
 

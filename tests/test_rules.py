@@ -763,6 +763,20 @@ case("unknown op stays", conv_net("b = MeanVarianceNormalization(a)"), [], "Mean
 case("op of another domain stays", conv_net(
     "t = Transpose<perm=[0,2,3,1]>(a)\n g = com.microsoft.BiasGelu(t, v)\n b = Transpose<perm=[0,3,1,2]>(g)",
     imports=', "com.microsoft" : 1', v=(8,)), [], "com.microsoft.BiasGelu has no rule")
+case("a branch reads a weight and a bias that are cut", net("""(float[N,3,8,8] x) => (float[N,2,8,8] y, float[8] z) {
+    m = ReduceMax<keepdims=0>(x)
+    c = Greater(m, zero)
+    a = Conv(x, w0, b0)
+    b = Conv(a, w1, b1)
+    y = Conv(b, w2)
+    z = If (c) <then_branch = yes () => (float[8] t) { t = Relu(b1) },
+                else_branch = no () => (float[8] e) { e = ReduceSum<keepdims=0>(w1, axes) }>
+}""", zero=0.0, w0=(8, 3, 1, 1), b0=(8,), w1=(8, 8, 1, 1), b1=(8,), w2=(2, 8, 1, 1), axes=[1, 2, 3]), [8, 8])
+case("a weight is a model output", net("""(float[N,6] x) => (float[N,3] y, float[6,8] w0, float[4] z) {
+    a = Gemm(x, w0)
+    y = MatMul(a, w1)
+    z = ConstantOfShape(four)
+}""", w0=(6, 8), w1=(8, 3), four=[4]), [8])
 case("a branch reads a tensor", conv_net("""
     m = ReduceMax<keepdims=0>(x)
     c = Greater(m, zero)
@@ -775,6 +789,7 @@ case("a branch reads a tensor", conv_net("""
 _NO_ROWS = {
     *("gemm transA", "gemm with the constant on the left", "flatten with axis 2"),
     *("gemm C column", "gemm C full", "gemm with computed bias", "conv with computed weights"),
+    *("a branch reads a weight and a bias that are cut", "a weight is a model output"),
     *("resize by sizes", "concat with an expanded constant", "constant of shape"),
 }
 """Nets that hold their images on another axis than the first, or spell out in constants how many they are."""

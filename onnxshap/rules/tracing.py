@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto, numpy_helper
 
 from onnxshap.fixups import Selection
-from onnxshap.graph import attributes, is_op, outer_names, subgraphs
+from onnxshap.graph import attributes, is_op, outer_names, reads, subgraphs
 from onnxshap.labels import Axes, Labels, Op, RuleError, Site, Tensor, Trace, resolve
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.zeros import gives_zero
@@ -138,7 +138,7 @@ def _permutations(shaped: Shaped) -> Iterator[Selection]:
     together they are a Gather, which any cut can follow.
     """
     graph = shaped.graph.model.graph
-    readers = Counter(name for node in graph.node for name in node.input)
+    readers = Counter(name for node in graph.node for name in reads(node))
     readers.update(o.name for o in graph.output)
     following = {name: k for k, node in enumerate(graph.node) for name in node.input[:1]}
     taken: set[int] = set()

@@ -26,6 +26,9 @@ class Edit(Protocol):
     def cut(self, tensor: str, axis: int) -> bool:
         """Return whether an axis loses positions."""
 
+    def rank(self, tensor: str) -> int:
+        """Return the number of axes of a tensor."""
+
     def node(self, index: int) -> NodeProto:
         """Return a node, to be changed in place."""
 
@@ -94,6 +97,26 @@ class Widths:
                 copied = edit.alive(self.source, position).sum()
                 values[position] = 0 if copied == width else width
         return values
+
+
+@dataclass(frozen=True)
+class SingleAxes:
+    """A Squeeze of all axes of size 1: a cut may leave one channel, which it must not take."""
+
+    node: int
+    source: str
+    axes: tuple[int, ...]
+    as_input: bool
+
+    def apply(self, edit: Edit) -> None:
+        """Name the axes."""
+        node = edit.node(self.node)
+        if not any(edit.cut(self.source, axis) for axis in range(edit.rank(self.source))):
+            return
+        if self.as_input:
+            node.input[1:] = [edit.new_constant(f"{node.output[0]}.axes", np.array(self.axes, np.int64))]
+        else:
+            set_attribute(node, "axes", list(self.axes))
 
 
 @dataclass(frozen=True)

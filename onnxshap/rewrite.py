@@ -37,6 +37,9 @@ class _Rewrite:
     def cut(self, name: str, axis: int) -> bool:
         return self.live.cut(name, axis)
 
+    def rank(self, name: str) -> int:
+        return len(self.traced.shaped.shapes[name])
+
     def node(self, index: int) -> NodeProto:
         node: NodeProto = self.model.graph.node[index]
         return node

@@ -557,7 +557,7 @@ case("a branch reads inside of a channel shuffle", net("""(float[N,3,8,8] x) => 
     y = Conv(b, w1)
     z = If (c) <then_branch = yes () => (float[N,4,2,8,8] t1) { t1 = Relu(t) },
                 else_branch = no () => (float[N,4,2,8,8] e1) { e1 = Neg(t) }>
-}""", zero=0.0, w0=(8, 3, 1, 1), w1=(2, 8, 1, 1), apart=[0, 2, 4, 8, 8], together=[0, -1, 8, 8]), [], "branch of If")
+}""", zero=0.0, w0=(8, 3, 1, 1), w1=(2, 8, 1, 1), apart=[0, 2, 4, 8, 8], together=[0, -1, 8, 8]), [], "all it is made of stays")
 case("movements that cancel out", conv_net("""
     r = Reshape(a, apart)
     t = Transpose<perm=[0,2,1,3,4]>(r)
@@ -591,6 +591,19 @@ case("squeeze and unsqueeze by input", conv_net("""
     r = Relu(s)
     b = Unsqueeze(r, axes)
 """, opset=13, axes=[2, -1]), [8])
+for version in (11, 13):
+    case(f"squeeze of all single axes, opset {version}", net("""(float[N,3,8,8] x) => (float[N,3] y) {
+        a = Conv(x, w0)
+        g = GlobalAveragePool(a)
+        s = Squeeze(g)
+        y = MatMul(s, w1)
+    }""", opset=version, w0=(2, 3, 1, 1), w1=(2, 3)), [2])
+case("reshape of nothing", net("""(float[N,3,8,8] x) => (float[N,2,8,8] y, float[N,0,64] z) {
+    a = Conv(x, w0)
+    e = Slice(a, i, i, one)
+    z = Reshape(e, target)
+    y = Conv(a, w1)
+}""", w0=(8, 3, 1, 1), w1=(2, 8, 1, 1), i=[1], one=[1], target=[0, 0, 64]), [8])
 case("squeeze and unsqueeze by attribute", conv_net("""
     g = GlobalAveragePool(a)
     s = Squeeze<axes=[-1,2]>(g)

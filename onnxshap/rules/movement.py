@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from onnxshap.fixups import Widths
-from onnxshap.labels import Axes, Op, Product, common_factors
+from onnxshap.fixups import SingleAxes, Widths
+from onnxshap.labels import Axes, Op, Product, RuleError, common_factors
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
 
@@ -32,6 +32,11 @@ def reshape(op: Op, ax: Axes) -> None:
             source = None if op.attributes.get("allowzero") else x.name
             where = {"input": 1} if op.input(1) else {"attribute": "shape"}
             ax.fix(Widths(op.index, entries, source=source, **where))
+    if op.type == "Squeeze" and op.ints(1, "axes") is None:
+        single = tuple(axis for axis, size in enumerate(x.shape) if size == 1)
+        ax.fix(SingleAxes(op.index, x.name, single, as_input=op.opset >= 13))
+    if 0 in x.shape:
+        raise RuleError(f"{op.type} of a tensor without elements")
     for ins, outs in aligned(x.shape, y.shape):
         _relate_block(ax, x.name, ins, outs)
 
@@ -64,7 +69,7 @@ def _relate_block(ax: Axes, where: str, ins: list[int], outs: list[int]) -> None
     atoms = [ax.input(0, a) for a in ins] + [ax.output(0, a) for a in outs]
     if len(ins) == len(outs) == 1:
         return ax.tie(*atoms)
-    factors = None if 0 in sizes_in + sizes_out else common_factors(sizes_in, sizes_out)
+    factors = common_factors(sizes_in, sizes_out)
     if factors is None:
         for item in atoms:
             ax.freeze(item, f"{ax.op.type} regroups it across uneven blocks")

@@ -20,12 +20,15 @@ from onnxshap.backend import Backend
 from onnxshap.core import Array
 from onnxshap.data import InputSpec, random_data
 from onnxshap.errors import DataError, ModelError
-from onnxshap.graph import Graph, attributes, is_op, subgraphs, tensor
+from onnxshap.graph import Graph, attributes, is_op, outer_names, subgraphs, tensor
 
 Shape = tuple[int, ...]
 _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
 _RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+_INTEGER_OPS = ("Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Neg", "Reshape", "Slice", "Squeeze", "Sub",
+                "Unsqueeze")  # fmt: skip
+"""What exporters that fold no constants put bounds and sizes together with."""
 _PREFIX = "onnxshap.shape."
 
 
@@ -232,8 +235,9 @@ def _run(graph: Graph, backend: Backend, specs: Mapping[str, InputSpec], sizes: 
 
 
 def _shape_arithmetic(model: ModelProto) -> set[str]:
-    """Return the tensors computed from shapes and initializers alone, at least one shape among them."""
+    """Return the tensors computed from shapes and initializers alone: of shapes some, or of integers all."""
     static = {t.name for t in model.graph.initializer}
+    integers = {t.name for t in model.graph.initializer if t.data_type in (TensorProto.INT64, TensorProto.INT32)}
     found: set[str] = set()
     for node in model.graph.node:
         if any(True for _ in subgraphs(node)) or node.op_type in _RANDOM_OPS:
@@ -242,9 +246,16 @@ def _shape_arithmetic(model: ModelProto) -> set[str]:
         from_shape = is_op(node, "Shape", "Size") and inputs[0] not in static
         if from_shape or all(i in static for i in inputs):
             static.update(node.output)
-            if from_shape or any(i in found for i in inputs):
+            if from_shape or any(i in found for i in inputs) or _is_integer_arithmetic(node, integers):
                 found.update(o for o in node.output if o)
+                integers.update(o for o in node.output if o)
     return found
+
+
+def _is_integer_arithmetic(node: NodeProto, integers: set[str]) -> bool:
+    if not is_op(node, *_INTEGER_OPS) or attributes(node).get("to", TensorProto.INT64) != TensorProto.INT64:
+        return False
+    return integers.issuperset(i for i in node.input if i)
 
 
 def _constants(model: ModelProto) -> frozenset[str]:
@@ -275,20 +286,13 @@ def _fold_shape_arithmetic(graph: Graph, first: _Run, second: _Run | None) -> Gr
                 node.input[k] = f"{name}.folded{len(made)}"
                 made[node.input[k]] = value
     model.graph.initializer.extend(tensor(name, value) for name, value in made.items())
-    used = outputs | {i for g in _bodies(model) for n in g.node for i in n.input}
+    used = outputs.union(*(outer_names(g) for n in model.graph.node for g in subgraphs(n)))
     for node in reversed(list(model.graph.node)):
         if any(o in used for o in node.output):
             used.update(node.input)
         elif all(o in first.values for o in node.output):
             model.graph.node.remove(node)
     return replace(graph, model=model)
-
-
-def _bodies(model: ModelProto) -> list[onnx.GraphProto]:
-    found = [g for n in model.graph.node for g in subgraphs(n)]
-    for graph in found:
-        found.extend(g for n in graph.node for g in subgraphs(n))
-    return found
 
 
 def _relative_target(node: NodeProto, first: _Run, second: _Run) -> Array | None:

@@ -147,6 +147,7 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
 
     Zeroing these slices in the input file computes the same as the cut file (without repair). Slices whose zeroing
     would not be harmless (the divisor of a Div, an exponent) are left out: they act on channels that are zero anyway.
+    So are those of constants that the input file computes from shapes.
 
     Returns:
         One entry for every cut axis: {initializer, node, input, axis, indices}; `node` is the first output of the node
@@ -155,10 +156,12 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
     live, graph = traced.alive(keep), traced.shaped.graph
     constants = {t.name for t in graph.model.graph.initializer}
     constants |= {n.output[0] for n in graph.nodes if n.op_type == "ConstantOfShape"}
+    given = {t.name for t in traced.source.graph.initializer}
+    given |= {n.output[0] for n in traced.source.graph.node if n.op_type in ("Constant", "ConstantOfShape")}
     found = []
     for node in graph.nodes:
         for k, name in enumerate(node.input):
-            if name not in constants or (node.op_type, k) in _NOT_ZEROABLE:
+            if name not in constants or graph.origin.get(name, name) not in given or (node.op_type, k) in _NOT_ZEROABLE:
                 continue
             for axis in range(len(traced.shaped.shapes[name])):
                 if live.cut(name, axis):

@@ -735,6 +735,13 @@ case("dynamic batch: shape, gather, concat, reshape", net("""(float[N,3,4,4] x) 
     f = Reshape(a, c)
     y = Gemm(f, w1, b1)
 }""", opset=13, w0=(8, 3, 3, 3), w1=(32, 3), b1=(3,), rest=[-1], zero=[0]), [8])
+case("a reshape target put together of constants", net("""(float[N,3,4,4] x) => (float[N,3] y) {
+    a = Conv(x, w0)
+    u = Unsqueeze(width, zero)
+    c = Concat<axis=0>(rest, u)
+    f = Reshape(a, c)
+    y = Gemm(f, w1, b1)
+}""", opset=13, w0=(8, 3, 3, 3), w1=(32, 3), b1=(3,), rest=[-1], width=np.array(32), zero=[0]), [8])
 case("widths computed from shapes", net("""(float[N,3,4,4] x) => (float[N,2,4,4] y) {
     a = Conv<pads=[1,1,1,1]>(x, w0)
     s = Shape(a)
@@ -752,6 +759,16 @@ case("widths computed from shapes", net("""(float[N,3,4,4] x) => (float[N,2,4,4]
     y = Conv(b, w1)
 }""", opset=13, w0=(8, 3, 3, 3), w1=(2, 8, 1, 1), i0=np.array(0), i1=np.array(1), two=np.array(2), zero=[0],
     pair=[2], rest=[4, 4]), [8])
+case("a constant as wide as the channels are", net("""(float[N,3,4,4] x) => (float[N,2,4,4] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0)
+    s = Shape<start=1, end=2>(a)
+    f = Cast<to=1>(s)
+    n = Concat<axis=0>(s, rest)
+    e = Expand(half, n)
+    d = Div(a, f)
+    b = Mul(d, e)
+    y = Conv(b, w1)
+}""", w0=(8, 3, 3, 3), w1=(2, 8, 1, 1), half=0.5, rest=[1, 1]), [8])
 case("a scalar computed from shapes picks a place", net("""(float[N,5,6] x) => (float[N,3] y) {
     a = MatMul(x, w0)
     s = Shape(a)

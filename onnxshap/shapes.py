@@ -26,8 +26,10 @@ Shape = tuple[int, ...]
 _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
 _RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
-_INTEGER_OPS = ("Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Neg", "Reshape", "Slice", "Squeeze", "Sub",
-                "Unsqueeze")  # fmt: skip
+_INTEGER_OPS = (
+    *("Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Neg", "Reshape", "Slice", "Squeeze", "Sub"),
+    "Unsqueeze",
+)
 """What exporters that fold no constants put bounds and sizes together with."""
 _PREFIX = "onnxshap.shape."
 

@@ -191,7 +191,8 @@ def split(b: Builder, x: Value) -> Value | None:
 
 def slice_(b: Builder, x: Value) -> Value | None:
     axes = [a for a in range(1, x.rank) if b.flag()] or [x.rank - 1]
-    starts, ends, steps, shape = [], [], [], list(x.shape)
+    windows: list[tuple[int, int, int]] = []
+    shape = list(x.shape)
     for axis in axes:
         width = x.shape[axis]
         first, last = sorted((b.integer(0, width - 1), b.integer(0, width - 1)))
@@ -204,9 +205,10 @@ def slice_(b: Builder, x: Value) -> Value | None:
             stop = INT_MAX
         elif stop < 0:
             stop = -INT_MAX
-        starts.append(start), ends.append(stop), steps.append(step)
+        windows.append((start, stop, step))
         shape[axis] = len(span)
     named = [a - x.rank if b.flag() else a for a in axes]
+    starts, ends, steps = zip(*windows, strict=True)
     return b.node("Slice", [x.name, *map(b.constant, (starts, ends, named, steps))], shape)
 
 
@@ -260,7 +262,8 @@ def through_factors(b: Builder, x: Value) -> Value:
     first = b.divisor(x.shape[axis])
     apart = [*x.shape[:axis], first, x.shape[axis] // first, *x.shape[axis + 1 :]]
     y = b.reshape(x, apart)
-    y = b.one_of([unary, scale_or_shift, through_transpose])(b, y)
+    inner: Callable[[Builder, Value], Value] = b.one_of([unary, scale_or_shift, through_transpose])
+    y = inner(b, y)
     merged = [*y.shape[:axis], y.shape[axis] * y.shape[axis + 1], *y.shape[axis + 2 :]]
     return b.reshape(y, merged)
 
@@ -277,8 +280,8 @@ def reduced_factor(b: Builder, x: Value) -> Value:
 
 def through_transpose(b: Builder, x: Value) -> Value:
     perm = b.draw(st.permutations(range(1, x.rank)))
-    y = b.transpose(x, [0, *perm])
-    return b.one_of([unary, scale_or_shift, softmax])(b, y)
+    inner: Callable[[Builder, Value], Value] = b.one_of([unary, scale_or_shift, softmax])
+    return inner(b, b.transpose(x, [0, *perm]))
 
 
 def shuffle(b: Builder, x: Value) -> Value:
@@ -398,7 +401,7 @@ def flatten(b: Builder, x: Value) -> Value | None:
     return gemm(b, flat)
 
 
-# --- [images, places, features] and [images, features] -----------------------------------------------------------------
+# --- [images, places, features] and [images, features] ---------------------------------------------------------------
 
 
 def attention(b: Builder, x: Value) -> Value:
@@ -437,8 +440,8 @@ def gemm(b: Builder, x: Value) -> Value:
 
 
 _ANY: tuple[Op, ...] = (
-    *(unary, scale_or_shift, prelu, join, join, gate, concat, concat, split, split, slice_, gather, pad, softmax, reduce),
-    *(matmul, matmul_left, through_factors, reduced_factor, through_transpose, shuffle, expanded, filled),
+    *(unary, scale_or_shift, prelu, join, join, gate, concat, concat, split, split, slice_, gather, pad, softmax),
+    *(reduce, matmul, matmul_left, through_factors, reduced_factor, through_transpose, shuffle, expanded, filled),
 )
 OPS: dict[int, tuple[Op, ...]] = {
     4: (

@@ -557,7 +557,8 @@ case("a branch reads inside of a channel shuffle", net("""(float[N,3,8,8] x) => 
     y = Conv(b, w1)
     z = If (c) <then_branch = yes () => (float[N,4,2,8,8] t1) { t1 = Relu(t) },
                 else_branch = no () => (float[N,4,2,8,8] e1) { e1 = Neg(t) }>
-}""", zero=0.0, w0=(8, 3, 1, 1), w1=(2, 8, 1, 1), apart=[0, 2, 4, 8, 8], together=[0, -1, 8, 8]), [], "all it is made of stays")
+}""", zero=0.0, w0=(8, 3, 1, 1), w1=(2, 8, 1, 1), apart=[0, 2, 4, 8, 8], together=[0, -1, 8, 8]), [],
+     "all it is made of stays")
 case("movements that cancel out", conv_net("""
     r = Reshape(a, apart)
     t = Transpose<perm=[0,2,1,3,4]>(r)

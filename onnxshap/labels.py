@@ -46,7 +46,7 @@ class Tensor:
         name: its name.
         shape: its concrete shape.
         constant: it is computed from initializers alone.
-        value: its values, where it is an initializer.
+        value: its values, where it is a small initializer.
     """
 
     name: str

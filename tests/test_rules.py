@@ -287,6 +287,11 @@ case("resize by scales, opset 11", conv_net("b = Resize(a, roi, scales)", opset=
      roi=np.zeros(0, np.float32)), [8])
 case("resize by sizes", conv_net("b = Resize(a, , , sizes)", batch="2", sizes=[2, 8, 12, 5]), [8])
 case("resize some axes by sizes", conv_net("b = Resize<axes=[2,3]>(a, , , sizes)", opset=18, sizes=[12, 5]), [8])
+case("resize mixes channels and leaves their number", conv_net('b = Resize<mode="linear">(a, , scales)',
+     scales=[1, 1.1, 1, 1.0]), [], "Resize")
+case("resize crops", conv_net(
+    'b = Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize">(a, roi, , sizes)', opset=13,
+    batch="2", roi=[0, 0.2, 0, 0, 1, 0.9, 1, 1.0], sizes=[2, 8, 5, 5]), [], "Resize crops")
 case("resize mixes channels", conv_net("b = Resize(a, , scales)", d=16, scales=[1, 2, 1, 1.0]), [], "Resize")
 case("upsample", conv_net("b = Upsample(a, scales)", opset=9, scales=[1, 1, 2, 2.0]), [8])
 

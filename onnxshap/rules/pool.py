@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from onnxshap.fixups import Widths
 from onnxshap.labels import Axes, Op, RuleError
 from onnxshap.rules.registry import rule
@@ -18,8 +20,18 @@ def pool(op: Op, ax: Axes) -> None:
 @rule("Resize", "Upsample")
 def resize(op: Op, ax: Axes) -> None:
     """Axes of equal size and scale 1 pass through, the others are mixed."""
+    if op.attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        raise RuleError("Resize crops")
     x, y = op.need(0), op.out()
-    kept = [a for a in range(x.rank) if a in (0, 1) and x.shape[a] == y.shape[a]]
+    scales = op.input(2 if op.type == "Resize" and op.opset >= 11 else 1)
+    factors: dict[int, float] = {}
+    if scales is not None and scales.shape != (0,):
+        if scales.value is None:
+            raise RuleError(f"{op.type} gets its scales from the data")
+        axes = [int(a) % x.rank for a in op.attributes.get("axes", range(x.rank))]
+        factors = dict(zip(axes, np.ravel(scales.value).tolist(), strict=True))
+    # 8 channels at a scale of 1.1 are 8 channels, each of two
+    kept = [a for a in (0, 1) if x.shape[a] == y.shape[a] and factors.get(a, 1.0) == 1.0]
     ax.same(kept)
     sizes = op.input(3) if op.type == "Resize" and op.opset >= 11 else None
     if sizes is not None and sizes.shape != (0,):

@@ -15,7 +15,8 @@ from onnxshap.rules.registry import RULES
 from onnxshap.rules.zeros import gives_zero
 from onnxshap.shapes import Shape, Shaped
 
-_SMALL = 65536
+_SMALL, _FEW = 65536, 16
+"""Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""
 _MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
 
@@ -82,8 +83,10 @@ class _Ops:
             return None
         value = None
         if (stored := self._initializers.get(name)) is not None and np.prod(shape) <= _SMALL:
-            integers = stored.data_type in (stored.INT64, stored.INT32)
-            value = numpy_helper.to_array(stored) if integers else None
+            small = stored.data_type in (stored.INT64, stored.INT32) or (
+                stored.data_type == stored.FLOAT and np.prod(shape) <= _FEW
+            )
+            value = numpy_helper.to_array(stored) if small else None
         return Tensor(name, shape, name in self._shaped.constants, value)
 
     def op(self, index: int, node: NodeProto) -> Op:

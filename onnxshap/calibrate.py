@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import DataError, ModelError
-from onnxshap.fixups import Selection, Widths
+from onnxshap.fixups import Selection, Widths, set_attribute
 from onnxshap.graph import array, extract, is_op, tensor
 from onnxshap.masking import SiteKey
 from onnxshap.tracing import Traced
@@ -40,13 +40,13 @@ def free_batch(traced: Traced) -> Traced:
                 copies = traced.is_batch(node.input[0], axis)
                 target[axis] = 0 if copies else -1
         if np.count_nonzero(target == -1) <= 1:
-            stored[node.input[1]].CopyFrom(tensor(node.input[1], target))
+            _aim(node, stored, target)
     for chain in (f for f in traced.labels.trace.fixups if isinstance(f, Selection) and len(f.nodes) > 1):
         for node in (model.graph.node[k] for k in chain.nodes if traced.is_batch(chain.source, 0)):
             if is_op(node, "Reshape") and node.input[1] in stored:
                 target = array(stored[node.input[1]]).copy()
                 target[0] = 0 if target[0] == traced.batch else target[0]
-                stored[node.input[1]].CopyFrom(tensor(node.input[1], target))
+                _aim(node, stored, target)
     for item in (*model.graph.input, *model.graph.output):
         dims = item.type.tensor_type.shape.dim
         if len(dims) and item.name in traced.shaped.shapes and traced.is_batch(item.name, 0):
@@ -55,6 +55,13 @@ def free_batch(traced: Traced) -> Traced:
         traced, shaped=replace(traced.shaped, graph=replace(traced.shaped.graph, model=model), free_batch=True)
     )
     return freed if _same_rows(traced, freed) else traced
+
+
+def _aim(node: NodeProto, stored: Mapping[str, TensorProto], target: Array) -> None:
+    """Give a Reshape another target, in which 0 copies (torch writes `allowzero`, where 0 is a size)."""
+    stored[node.input[1]].CopyFrom(tensor(node.input[1], target))
+    if any(a.name == "allowzero" for a in node.attribute):
+        set_attribute(node, "allowzero", 0)
 
 
 def _same_rows(traced: Traced, freed: Traced) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from onnxshap.backend import Session
-from onnxshap.calibrate import run_all
+from onnxshap.calibrate import batches
 from onnxshap.core import Array, CoalitionMatrix, Dataset, FloatArray, ImageIndex, Payoff
 from onnxshap.graph import extract, reads
 from onnxshap.groups import Group
@@ -68,7 +68,6 @@ class GroupGame:
         masked = insert_masks(traced, [group], setting.means, probe)
         self._batched = traced.shaped.free_batch and row_wise(traced, [group])
         if not self._batched:
-            self._whole: ModelProto = masked
             self._session = traced.backend.session(masked)
             return
         split = _split(traced, masked, mask_name(group))
@@ -111,9 +110,10 @@ class GroupGame:
         return scores
 
     def _one(self, image: int, coalition: CoalitionMatrix) -> float:
-        one = self._setting.data.take(np.array([image]))
-        feeds = {mask_name(self._group): coalition[None].astype(np.float32)}
-        return float(self._payoff(run_all(self._setting.traced, self._whole, one, feeds), np.array([image]))[0])
+        _, feeds = next(batches(self._setting.traced, self._setting.data.take(np.array([image])), 1))
+        mask = {mask_name(self._group): np.asarray(coalition[None], np.float32)}
+        outputs = [value[:1] for value in self._session.run({**feeds, **mask})]
+        return float(self._payoff(outputs, np.array([image]))[0])
 
     def _many(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
         chunk = int(images[0]) // self._chunk

@@ -35,6 +35,10 @@ ModelLike = str | Path | bytes | ModelProto | Traced
 BASELINES = ("mean", "zero")
 REPAIRS = ("lstsq", "fold", "none")
 RANDOM_IMAGES = 32
+SAMPLES = 128
+"""Calibration images to score with, where nothing else is said."""
+WORK = 4 * 10**13
+"""Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
 _REPAIR_IMAGES = 1024
 
 
@@ -187,7 +191,7 @@ def score(
     baseline: str = "mean",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    samples: int = 128,
+    samples: int | None = None,
     max_evals: int | None = None,
     seed: int = 0,
     backend: OrtBackend | None = None,
@@ -205,7 +209,8 @@ def score(
         baseline: what masks put in a removed channel's place: its calibration `mean`, or `zero`.
         include: globs of group or node names; empty = all.
         exclude: the same, left whole.
-        samples: most calibration images to score with.
+        samples: most calibration images to score with; None = 128, fewer where they would take more than
+            `WORK` multiply-accumulates (the result says how many were used).
         max_evals: most (image, coalition) rows, shared by the groups in proportion to their units.
         seed: of all randomness.
         backend: provider and threads.
@@ -217,8 +222,19 @@ def score(
     """
     traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
     groups = select(traced.groups, include, exclude) if traced.groups else []
-    setting = _setting(free_batch(traced), sample(dataset, samples, seed), payoff, baseline)
+    setting = _setting(free_batch(traced), sample(dataset, affordable(traced, groups, samples), seed), payoff, baseline)
     return _score(setting, traced, groups, method, seed, max_evals, progress)
+
+
+def affordable(traced: Traced, groups: Sequence[Group], samples: int | None) -> int:
+    """Return how many images to score with: as many as asked for, else 128 or what `WORK` allows, at least one.
+
+    An image takes two rows a unit, each at most one run of the model.
+    """
+    if samples is not None:
+        return samples
+    rows = 2 * sum(len(g) for g in groups)
+    return max(1, min(SAMPLES, WORK // max(1, rows * traced.cost.macs())))
 
 
 def sample(data: Dataset, count: int, seed: int) -> Dataset:
@@ -305,7 +321,7 @@ def prune(
     payoff: str | Callable[..., object] | None = None,
     baseline: str = "mean",
     repair: str | None = None,
-    samples: int = 128,
+    samples: int | None = None,
     max_evals: int | None = None,
     seed: int = 0,
     values: Scores | None = None,
@@ -350,7 +366,7 @@ def prune(
         held_out = calibration(traced, eval_data, seed=seed) if eval_data is not None else dataset
         progress("trace", 1, 1)
     with clock.stage("score"):
-        setting = _setting(free, sample(dataset, samples, seed), payoff, baseline)
+        setting = _setting(free, sample(dataset, affordable(traced, groups, samples), seed), payoff, baseline)
         reference, judge = _judge(traced, held_out, setting.payoff)
         found = _check_values(values, traced, groups) if values is not None else None
         found = found or _score(setting, traced, groups, method, seed, max_evals, progress)

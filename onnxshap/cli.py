@@ -295,7 +295,9 @@ score_options = _options(
         "--baseline", type=_OneOf(_baselines), default="mean", show_default=True,
         help="What stands in for a removed unit while scoring.",
     ),
-    click.option("--samples", type=int, default=128, show_default=True, help="Most images to score with."),
+    click.option(
+        "--samples", type=int, help="Most images to score with.  [default: 128, fewer for models that take long]"
+    ),
     click.option("--max-evals", type=click.IntRange(1), help="Most (image, coalition) evaluations."),
     click.option("--include", multiple=True, metavar="GLOB", help="Only groups or nodes of that name; repeatable."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="No groups or nodes of that name; repeatable."),
@@ -360,7 +362,7 @@ def inspect(screen: Screen, model: str, as_json: bool, input_shapes: Shapes, pro
 def prune(
     ctx: click.Context, model: str, output: str | None, keep_macs: float | None, keep_params: float | None,
     keep_units: float | None, multiple_of: int | None, min_units: int, data: str | None, labels: str | None,
-    payoff: str | None, seed: int, eval_data: str | None, method: str, baseline: str, samples: int,
+    payoff: str | None, seed: int, eval_data: str | None, method: str, baseline: str, samples: int | None,
     max_evals: int | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str | None,
     report_path: str | None, dry_run: bool, as_json: bool, input_shapes: Shapes, provider: str, threads: int,
 ) -> None:  # fmt: skip
@@ -410,7 +412,7 @@ def prune(
 @click.pass_obj
 def score(
     screen: Screen, model: str, output: str | None, data: str | None, labels: str | None, payoff: str | None,
-    seed: int, method: str, baseline: str, samples: int, max_evals: int | None, include: tuple[str, ...],
+    seed: int, method: str, baseline: str, samples: int | None, max_evals: int | None, include: tuple[str, ...],
     exclude: tuple[str, ...], as_json: bool, input_shapes: Shapes, provider: str, threads: int,
 ) -> None:  # fmt: skip
     """Value the units of MODEL; `prune --values` takes the file."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
+from onnxshap.api import WORK, affordable
 from onnxshap.calibrate import free_batch
 from onnxshap.masking import mask_name
 from tests.rendered import text_lines
@@ -137,3 +138,12 @@ def test_trained_nets_keep_their_accuracy_at_half_the_macs(name: str) -> None:
     assert 0.45 < result.after.macs / result.before.macs <= 0.5
     assert result.after.score["accuracy"] > result.before.score["accuracy"] - 0.05
     assert result.verified.rel_err < TOLERANCE
+
+
+def test_a_large_model_is_scored_on_fewer_images_by_default() -> None:
+    traced = onnxshap.trace(MODELS / "fashion_vgg.onnx")
+    assert affordable(traced, traced.groups, None) == 128
+    assert affordable(traced, traced.groups, 500) == 500
+    rows = 2 * sum(len(g) for g in traced.groups)
+    assert affordable(traced, traced.groups * 500, None) == WORK // (500 * rows * traced.cost.macs())
+    assert affordable(traced, traced.groups * 10**6, None) == 1

@@ -540,7 +540,8 @@ def _without_frozen_factors(
 
 
 def _reconcile(products: Sequence[Product], classes: NDArray[np.intp], changes: _Changes) -> None:
-    """Make products agree with each other; change one conflict's worth at a time."""
+    """Make products agree with each other; change one conflict's worth at a time, in the order of their atoms."""
+    products = sorted(products, key=lambda p: (p.merged.ravel().tolist(), [f.tolist() for f in p.factors]))
     owner: dict[int, tuple[Product, int]] = {}
     factor_classes = {int(c) for p in products for f in p.factors for c in classes[f]}
     for product in products:

@@ -1,0 +1,98 @@
+"""Imports go downward, and every foreign library that is heavy or awkward has one owner."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import onnxshap
+
+ROOT = Path(onnxshap.__file__).parent
+FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "core"}),
+    frozenset({"backend", "data", "estimators", "fixups", "payoffs", "plan", "taps"}),
+    frozenset({"graph", "labels"}),
+    frozenset({"shapes"}),
+    frozenset({"rules", "groups", "cost"}),
+    frozenset({"tracing"}),
+    frozenset({"masking"}),
+    frozenset({"calibrate", "rewrite"}),
+    frozenset({"game", "measure", "repair", "verify"}),
+    frozenset({"methods"}),
+    frozenset({"api"}),
+    frozenset({"report"}),
+    frozenset({"cli"}),
+    frozenset({"__init__", "__main__"}),
+)
+"""A module imports from lower floors only; a package (rules, estimators) is one module."""
+OWNERS = {
+    "onnxruntime": {"backend"},
+    "onnx_graphsurgeon": {"graph"},
+    "click": {"cli"},
+    "rich": {"cli", "report"},
+    "PIL": {"data"},
+}
+"""Foreign library -> the modules that may import it, wherever in the file."""
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted name of everything imported; `from a import b` as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they go"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def at_import(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Yield the statements that run when a module is imported and not in type checking alone."""
+    pending: list[ast.stmt] = list(tree.body)
+    for statement in pending:
+        yield statement
+        if isinstance(statement, ast.If | ast.Try | ast.With | ast.ClassDef):
+            if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+                continue
+            pending.extend(child for child in ast.walk(statement) if isinstance(child, ast.Import | ast.ImportFrom))
+
+
+def floor_of(name: str) -> int:
+    found = [k for k, names in enumerate(FLOORS) if name in names]
+    assert len(found) == 1, f"onnxshap/{name}.py is on {len(found)} floors: put it on one in tests/test_architecture.py"
+    return found[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_downward(path: Path) -> None:
+    own = module(path)
+    modules = {module(p) for p in FILES} - {"__init__"}
+    for name in imports(ast.parse(path.read_text())):
+        parts = name.split(".")
+        if parts[0] == "onnxshap" and parts[1] in modules and parts[1] != own:
+            assert floor_of(parts[1]) < floor_of(own), f"{path.name} imports {name}, which is not below it"
+
+
+def test_every_floor_is_inhabited() -> None:
+    assert {module(p) for p in FILES} == frozenset().union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_foreign_libraries_have_owners(path: Path) -> None:
+    for name in imports(ast.parse(path.read_text())):
+        library = name.split(".")[0]
+        assert module(path) in OWNERS.get(library, {module(path)}), f"{library} belongs to {OWNERS[library]}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_imports_torch_before_it_is_asked_to(path: Path) -> None:
+    for statement in at_import(ast.parse(path.read_text())):
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            assert not any(name.split(".")[0] == "torch" for name in imports(statement))

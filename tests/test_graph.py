@@ -1,0 +1,325 @@
+"""Files in and out: what a user put into a model survives the cut; files appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from onnxshap.errors import ModelError
+from onnxshap.graph import extract, finish, load, normalise, save, whole_file
+from onnxshap.rewrite import drop_units
+from onnxshap.tracing import Traced, trace
+from tests.exactness import check_exact, net
+from tests.zeroing import relative_error, run
+
+
+def small_net(opset: int = 17, ir: int = 8) -> ModelProto:
+    return net(
+        """(float[N,3,6,6] x) => (float[N,2,6,6] y) {
+            a = Conv(x, w0, shared)
+            r = Relu(a)
+            b = Conv(r, w1, shared)
+            s = Relu(b)
+            y = Conv(s, w2)
+        }""",
+        opset=opset,
+        ir=ir,
+        w0=(8, 3, 1, 1),
+        w1=(8, 8, 1, 1),
+        w2=(2, 8, 1, 1),
+        shared=(8,),
+    )
+
+
+def halved(traced: Traced) -> ModelProto:
+    return drop_units(traced, {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups})
+
+
+def names(model: ModelProto) -> set[str]:
+    return {t.name for t in model.graph.initializer}
+
+
+def files(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+# --- what survives ---------------------------------------------------------------------------------------------------
+
+
+def test_what_a_user_wrote_into_the_model_survives_a_cut() -> None:
+    model = small_net(opset=15, ir=7)
+    helper.set_model_props(model, {"charset": "abc\n字", "author": "me"})
+    model.doc_string, model.producer_name, model.producer_version = "the model", "exporter", "1.2"
+    model.domain, model.model_version = "org.example", 7
+    model.graph.doc_string = "the graph"
+    model.graph.node[0].doc_string = "the node"
+    model.graph.initializer[0].doc_string = "the weight"
+    model.graph.input[0].doc_string = "the input"
+    small = halved(trace(model))
+    assert {p.key: p.value for p in small.metadata_props} == {"charset": "abc\n字", "author": "me"}
+    for name in ("doc_string", "producer_name", "producer_version", "domain", "model_version", "ir_version"):
+        assert getattr(small, name) == getattr(model, name)
+    assert list(small.opset_import) == list(model.opset_import)
+    assert small.graph.doc_string == "the graph"
+    assert small.graph.node[0].doc_string == "the node"
+    assert small.graph.input[0].doc_string == "the input"
+    weight = next(t for t in small.graph.initializer if t.name == "w0")
+    assert list(weight.dims) == [4, 3, 1, 1], "it was cut"
+    assert weight.doc_string == "the weight"
+
+
+@pytest.mark.parametrize("ir", [3, 4, 8, 10])
+def test_the_ir_version_stays_and_before_4_initializers_are_inputs(ir: int) -> None:
+    model = small_net(opset=9, ir=ir)
+    small = halved(trace(model))
+    assert small.ir_version == ir
+    assert [i.name for i in small.graph.input] == [i.name for i in model.graph.input]
+    onnx.checker.check_model(small, full_check=True)
+
+
+def test_stale_shapes_do_not_survive() -> None:
+    model = small_net()
+    model.graph.value_info.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, [2, 99, 6, 6]))
+    assert check_exact(model).dropped > 0
+    assert not halved(trace(model)).graph.value_info
+
+
+def test_local_functions_are_inlined() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    net (float[N,6] x) => (float[N,3] y) <float[6,8] w0 = {}, float[8,3] w1 = {}> {
+        a = MatMul(x, w0)
+        b = local.scaled(a)
+        y = MatMul(b, w1)
+    }
+    <domain: "local", opset_import: ["" : 17]>
+    scaled (a) => (b) {
+        k = Constant<value = float {2.0}>()
+        m = Mul(a, k)
+        b = Relu(m)
+    }""")
+    rng = np.random.default_rng(0)
+    del model.graph.initializer[:]
+    for name, shape in (("w0", (6, 8)), ("w1", (8, 3))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    found = check_exact(model)
+    assert found.units == 8
+
+
+def test_normalising_does_not_change_the_model_given() -> None:
+    model = small_net(ir=3, opset=8)
+    before = model.SerializeToString()
+    normalise(model)
+    trace(model)
+    assert model.SerializeToString() == before
+
+
+# --- shared initializers ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_keeps_everything_does_not_grow() -> None:
+    model = small_net()
+    traced = trace(model)
+    whole = drop_units(traced, {g.name: np.ones(len(g), np.bool_) for g in traced.groups})
+    assert names(whole) == names(model)
+    assert whole.ByteSize() <= model.ByteSize()
+    for given, kept in zip(model.graph.initializer, whole.graph.initializer, strict=True):
+        assert given.SerializeToString() == kept.SerializeToString()
+
+
+def test_copies_merge_where_they_are_still_equal_and_part_where_they_are_not() -> None:
+    model = small_net()
+    traced = trace(model)
+    first, second = traced.groups
+    even, odd = np.arange(8) % 2 == 0, np.arange(8) % 2 == 1
+    assert names(drop_units(traced, {first.name: even, second.name: even})) == names(model)
+    apart = drop_units(traced, {first.name: even, second.name: odd})
+    assert len(names(apart)) == len(names(model)) + 1
+
+
+def test_equal_initializers_of_two_names_stay_two() -> None:
+    model = net(
+        """(float[N,4] x) => (float[N,4] y, float[4] p) {
+            a = Add(x, p)
+            y = Add(a, q)
+        }""",
+        p=[1.0, 2, 3, 4],
+        q=[1.0, 2, 3, 4],
+    )
+    assert names(finish(normalise(model).model, normalise(model))) == {"p", "q"}
+
+
+def test_a_constant_node_and_its_copies() -> None:
+    model = net(
+        """(float[N,4] x) => (float[N,4] y) {
+            c = Constant<value_floats = [1.0, 2.0, 3.0, 4.0]>()
+            a = Mul(x, c)
+            y = Add(a, c)
+        }"""
+    )
+    graph = normalise(model)
+    assert not [n for n in graph.nodes if n.op_type == "Constant"]
+    uses = [name for n in graph.nodes for name in n.input[1:]]
+    assert len(set(uses)) == 2, "every use has its own copy"
+    assert {graph.origin.get(name, name) for name in uses} == {"c"}
+    assert names(finish(graph.model, graph)) == {"c"}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_load_takes_paths_bytes_and_models(tmp_path: Path) -> None:
+    model = small_net()
+    save(model, tmp_path / "m.onnx")
+    for source in (tmp_path / "m.onnx", str(tmp_path / "m.onnx"), model.SerializeToString(), model):
+        assert load(source).SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+    assert load(model) is not model
+
+
+def test_external_data_loads(tmp_path: Path) -> None:
+    model = small_net()
+    onnx.save(load(model), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    assert (tmp_path / "m.data").stat().st_size > 0
+    x = np.random.default_rng(0).normal(size=(2, 3, 6, 6)).astype(np.float32)
+    assert relative_error(run(load(tmp_path / "m.onnx"), {"x": x}), run(model, {"x": x})) == 0
+    assert check_exact(load(tmp_path / "m.onnx")).dropped > 0
+
+
+def test_missing_external_data_is_named(tmp_path: Path) -> None:
+    onnx.save(small_net(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(ModelError, match="external data"):
+        load(tmp_path / "m.onnx")
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    whole = small_net().SerializeToString()
+    for name, content in (("empty", b""), ("text", b"hello, world"), ("half", whole[: len(whole) // 2])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelError, match=name):
+            load(tmp_path / name)
+    with pytest.raises(ModelError, match="no such file"):
+        load(tmp_path / "nowhere.onnx")
+    with pytest.raises(ModelError, match="no nodes or no outputs"):
+        load(ModelProto())
+    with pytest.raises(ModelError, match="cannot be read"):
+        load(tmp_path)
+
+
+def test_a_saved_file_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"old")
+    save(small_net(), path)
+    onnx.checker.check_model(onnx.load(path))
+    assert files(tmp_path) == ["m.onnx"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a mistake"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"old")
+    with pytest.raises(type(error)), whole_file(path) as temporary:
+        temporary.write_bytes(b"half of the new")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert files(tmp_path) == ["m.onnx"]
+
+
+def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    with pytest.raises(ModelError, match=r"m\.onnx: cannot be written \(No space left"), whole_file(path):
+        raise OSError(28, "No space left on device")
+    assert files(tmp_path) == []
+
+
+def test_a_folder_that_is_not_there_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="choose another output path"):
+        save(small_net(), tmp_path / "nowhere" / "m.onnx")
+
+
+# --- onnx-graphsurgeon's guards -------------------------------------------------------------------------------------
+
+
+def test_extract_computes_a_part_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    model = small_net()
+    model.graph.initializer.append(
+        helper.make_tensor("unused8", TensorProto.FLOAT8E4M3FNUZ, [2], b"\x10\x20", raw=True)
+    )
+    model.opset_import[0].version = 19
+    model.ir_version = 9
+    part = extract(model, {"r": TensorProto.FLOAT}, {"b": TensorProto.FLOAT, "s": TensorProto.FLOAT})
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+    assert part.ir_version == 9
+    assert [(o.domain, o.version) for o in part.opset_import] == [("", 19)]
+    r = np.random.default_rng(0).normal(size=(5, 8, 6, 6)).astype(np.float32)
+    b, s = run(part, {"r": r})
+    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name != "unused8"}
+    wanted = np.einsum("nihw,oi->nohw", r, weights["w1"][:, :, 0, 0]) + weights["shared"][:, None, None]
+    assert relative_error([b, s], [wanted, np.maximum(wanted, 0)]) < 1e-5
+
+
+def test_a_part_keeps_inputs_that_it_does_not_read() -> None:
+    model = net("(float[N,4] x, float[N,4] z) => (float[N,4] y) {\n a = Relu(x)\n y = Add(a, z)\n}")
+    part = extract(model, {"x": TensorProto.FLOAT, "z": TensorProto.FLOAT}, {"a": TensorProto.FLOAT})
+    x = np.ones((2, 4), np.float32)
+    assert relative_error(run(part, {"x": x, "z": x}), [x]) == 0
+
+
+_EXOTIC = {
+    "int4": (TensorProto.INT4, b"\x21\x43"),
+    "uint4": (TensorProto.UINT4, b"\x21\xf3"),
+    "e4m3fn": (TensorProto.FLOAT8E4M3FN, b"\x01\x38\x40\x7e"),
+    "e4m3fnuz": (TensorProto.FLOAT8E4M3FNUZ, b"\x01\x38\x40\x7e"),
+    "e5m2": (TensorProto.FLOAT8E5M2, b"\x01\x38\x40\x7b"),
+    "e5m2fnuz": (TensorProto.FLOAT8E5M2FNUZ, b"\x01\x38\x40\x7b"),
+    "bfloat16": (TensorProto.BFLOAT16, b"\x80\x3f\x00\x40\x40\x40\x80\x40"),
+}
+
+
+@pytest.mark.parametrize("kind", _EXOTIC)
+def test_exotic_initializers_pass_bit_for_bit(kind: str) -> None:
+    """Not cut and not run: they only pass through normal form and back, and through a part of the model."""
+    number, data = _EXOTIC[kind]
+    model = net(
+        "(float[N,4] x) => (float[N,4] y, float[4] z) {\n y = Relu(x)\n z = Cast<to=1>(exotic)\n}", opset=21, ir=10
+    )
+    model.graph.initializer.append(helper.make_tensor("exotic", number, [4], data, raw=True))
+    given = model.graph.initializer[0].SerializeToString()
+    graph = normalise(model)
+    kept = finish(graph.model, graph).graph.initializer
+    assert [t.SerializeToString() for t in kept] == [given]
+    part = extract(model, {"x": TensorProto.FLOAT}, {"y": TensorProto.FLOAT})
+    assert [n.op_type for n in part.graph.node] == ["Relu"]
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4", "e4m3fn", "e5m2"])
+def test_exotic_weights_can_be_cut_or_stay(kind: str) -> None:
+    """Behind DequantizeLinear, beside layers that are cut; extracted for the means too."""
+    number, _ = _EXOTIC[kind]
+    model = net(
+        """(float[N,6] x) => (float[N,3] y) {
+            w = DequantizeLinear<axis=1>(exotic, scales)
+            a = MatMul(x, w)
+            r = Relu(a)
+            b = MatMul(r, w1)
+            s = Relu(b)
+            y = MatMul(s, w2)
+        }""",
+        opset=21,
+        ir=10,
+        scales=[0.5, 0.25] * 4,
+        w1=(8, 7),
+        w2=(7, 3),
+    )
+    values = np.random.default_rng(0).integers(0, 8, 48)
+    model.graph.initializer.append(helper.make_tensor("exotic", number, [6, 8], values))
+    found = check_exact(model)
+    assert found.groups == 2
+    small = halved(trace(model))
+    exotic = next(t for t in small.graph.initializer if t.name == "exotic")
+    assert exotic.data_type == number
+    assert np.array_equal(numpy_helper.to_array(exotic).astype(np.int64), values.reshape(6, 8)[:, ::2])

@@ -1,4 +1,7 @@
-"""Random networks out of the registered ops, as hypothesis draws them: shapes, wiring, opset, batch, shared weights."""
+"""Random networks out of the registered ops, as hypothesis draws them: shapes, wiring, opset, batch, shared weights.
+
+Only continuous ops: where rounding could decide (Round, ArgMax, QuantizeLinear), two exact answers differ by a step.
+"""
 
 from __future__ import annotations
 
@@ -312,6 +315,33 @@ def filled(b: Builder, x: Value) -> Value:
     return b.node("Mul", [x.name, wide.name], x.shape)
 
 
+def product_of_two(b: Builder, x: Value) -> Value | None:
+    """A tensor times another one transposed: what both are summed over is made by layers."""
+    if x.rank < 3:
+        return None
+    other = b.one_of([v for v in b.values if v.shape == x.shape])
+    turned = b.transpose(other, [*range(x.rank - 2), x.rank - 1, x.rank - 2])
+    scores = b.node("MatMul", [x.name, turned.name], (*x.shape[:-1], x.shape[-2]))
+    return b.node("Tanh", [scores.name], scores.shape)
+
+
+def layer_norm(b: Builder, x: Value) -> Value | None:
+    if b.opset < 17:
+        return None
+    axis = b.integer(1, x.rank - 1)
+    inputs = [x.name, b.weight(*x.shape[axis:])]
+    return b.node("LayerNormalization", inputs, x.shape, axis=axis, epsilon=0.1)
+
+
+def tile(b: Builder, x: Value) -> Value | None:
+    axis = b.integer(1, x.rank - 1)
+    if np.prod(x.shape[1:]) > 256:
+        return None
+    times = [2 if a == axis else 1 for a in range(x.rank)]
+    shape = [size * count for size, count in zip(x.shape, times, strict=True)]
+    return b.node("Tile", [x.name, b.constant(times)], shape)
+
+
 # --- [images, channels, height, width] ------------------------------------------------------------------------------
 
 
@@ -383,6 +413,35 @@ def excite(b: Builder, x: Value) -> Value:
     return b.node("Mul", [x.name, b.node("Sigmoid", [s.name], s.shape).name], x.shape)
 
 
+def depth_to_space(b: Builder, x: Value) -> Value | None:
+    n, c, h, w = x.shape
+    if c % 4 or h > 8:
+        return None
+    return b.node("DepthToSpace", [x.name], (n, c // 4, 2 * h, 2 * w), blocksize=2, mode=b.one_of(["DCR", "CRD"]))
+
+
+def space_to_depth(b: Builder, x: Value) -> Value | None:
+    n, c, h, w = x.shape
+    if h % 2 or w % 2 or c > 8:
+        return None
+    return b.node("SpaceToDepth", [x.name], (n, 4 * c, h // 2, w // 2), blocksize=2)
+
+
+def group_norm(b: Builder, x: Value) -> Value | None:
+    if b.opset < 21:
+        return None
+    inputs = [x.name, b.weight(x.shape[1]), b.weight(x.shape[1])]
+    return b.node("GroupNormalization", inputs, x.shape, num_groups=b.divisor(x.shape[1]), epsilon=0.1)
+
+
+def squeezed(b: Builder, x: Value) -> Value | None:
+    """All axes of size 1 at once; not the images, should there be one."""
+    if x.shape[1] == 1 or b.batch == 1:
+        return None
+    y = global_pool(b, x)
+    return b.node("Squeeze", [y.name], x.shape[:2])
+
+
 def lrn(b: Builder, x: Value) -> Value:
     return b.node("LRN", [x.name], x.shape, size=3)
 
@@ -419,6 +478,11 @@ def attention(b: Builder, x: Value) -> Value:
     return b.node("MatMul", [merged.name, b.weight(heads * size, d)], x.shape)
 
 
+def einsum(b: Builder, x: Value) -> Value:
+    width = b.integer(1, 8)
+    return b.node("Einsum", [x.name, b.weight(width, x.shape[2])], (*x.shape[:2], width), equation="btd,od->bto")
+
+
 def to_image(b: Builder, x: Value) -> Value:
     return b.with_ints("Unsqueeze", x, "axes", [x.rank], (*x.shape, 1), 13)
 
@@ -442,14 +506,15 @@ def gemm(b: Builder, x: Value) -> Value:
 _ANY: tuple[Op, ...] = (
     *(unary, scale_or_shift, prelu, join, join, gate, concat, concat, split, split, slice_, gather, pad, softmax),
     *(reduce, matmul, matmul_left, through_factors, reduced_factor, through_transpose, shuffle, expanded, filled),
+    *(product_of_two, layer_norm, tile),
 )
 OPS: dict[int, tuple[Op, ...]] = {
     4: (
         *_ANY,
         *(conv, conv, conv, conv, conv_transpose, depthwise, batch_norm, instance_norm, pool, global_pool, resize),
-        *(excite, lrn, to_sequence, flatten, squeeze),
+        *(excite, lrn, to_sequence, flatten, squeeze, depth_to_space, space_to_depth, group_norm, squeezed),
     ),
-    3: (*_ANY, matmul, attention, attention, to_image, squeeze),
+    3: (*_ANY, matmul, attention, attention, einsum, to_image, squeeze),
     2: (*_ANY, gemm, gemm, gemm, to_image),
 }
 

@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import DataError, ModelError
-from onnxshap.fixups import Selection, Widths, set_attribute
+from onnxshap.fixups import Selection, SingleAxes, Widths, set_attribute
 from onnxshap.graph import array, extract, is_op, tensor
 from onnxshap.masking import SiteKey
 from onnxshap.tracing import Traced
@@ -47,6 +47,9 @@ def free_batch(traced: Traced) -> Traced:
                 target = array(stored[node.input[1]]).copy()
                 target[0] = 0 if target[0] == traced.batch else target[0]
                 _aim(node, stored, target)
+    for fixup in traced.labels.trace.fixups:
+        if isinstance(fixup, SingleAxes):  # one image left over at the end is an axis of size 1 too
+            _name_axes(model, fixup)
     for item in (*model.graph.input, *model.graph.output):
         dims = item.type.tensor_type.shape.dim
         if len(dims) and item.name in traced.shaped.shapes and traced.is_batch(item.name, 0):
@@ -55,6 +58,16 @@ def free_batch(traced: Traced) -> Traced:
         traced, shaped=replace(traced.shaped, graph=replace(traced.shaped.graph, model=model), free_batch=True)
     )
     return freed if _same_rows(traced, freed) else traced
+
+
+def _name_axes(model: ModelProto, squeeze: SingleAxes) -> None:
+    node = model.graph.node[squeeze.node]
+    if squeeze.as_input:
+        axes = tensor(f"{node.output[0]}.axes", np.array(squeeze.axes, np.int64))
+        model.graph.initializer.append(axes)
+        node.input[1:] = [axes.name]
+    else:
+        set_attribute(node, "axes", list(squeeze.axes))
 
 
 def _aim(node: NodeProto, stored: Mapping[str, TensorProto], target: Array) -> None:

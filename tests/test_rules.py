@@ -604,6 +604,12 @@ for version in (11, 13):
         s = Squeeze(g)
         y = MatMul(s, w1)
     }""", opset=version, w0=(2, 3, 1, 1), w1=(2, 3)), [2])
+case("squeeze of all single axes, images given", net("""(float[2,3,8,8] x) => (float[2,3] y) {
+    a = Conv(x, w0)
+    g = GlobalAveragePool(a)
+    s = Squeeze(g)
+    y = MatMul(s, w1)
+}""", w0=(2, 3, 1, 1), w1=(2, 3)), [2])
 case("reshape of nothing", net("""(float[N,3,8,8] x) => (float[N,2,8,8] y, float[N,0,64] z) {
     a = Conv(x, w0)
     e = Slice(a, i, i, one)

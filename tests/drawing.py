@@ -435,8 +435,8 @@ def group_norm(b: Builder, x: Value) -> Value | None:
 
 
 def squeezed(b: Builder, x: Value) -> Value | None:
-    """All axes of size 1 at once; not the images, should there be one."""
-    if x.shape[1] == 1 or b.batch == 1:
+    """All axes of size 1 at once, where the images are no such axis."""
+    if x.shape[1] == 1 or b.batch != 2:
         return None
     y = global_pool(b, x)
     return b.node("Squeeze", [y.name], x.shape[:2])
@@ -479,6 +479,8 @@ def attention(b: Builder, x: Value) -> Value:
 
 
 def einsum(b: Builder, x: Value) -> Value:
+    if b.opset < 12:
+        return matmul(b, x)
     width = b.integer(1, 8)
     return b.node("Einsum", [x.name, b.weight(width, x.shape[2])], (*x.shape[:2], width), equation="btd,od->bto")
 

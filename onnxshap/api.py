@@ -23,7 +23,7 @@ from onnxshap.game import Setting
 from onnxshap.graph import finish, load, save
 from onnxshap.groups import Group, select
 from onnxshap.measure import Figures, latencies, scores
-from onnxshap.methods import METHODS
+from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit
 from onnxshap.rewrite import cut, removed_slices
@@ -37,6 +37,8 @@ REPAIRS = ("lstsq", "fold", "none")
 RANDOM_IMAGES = 32
 SAMPLES = 128
 """Calibration images to score with, where nothing else is said."""
+STATISTICS_SAMPLES = 1024
+"""The same for methods that play no game: every image is run once."""
 WORK = 4 * 10**13
 """Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
 _REPAIR_IMAGES = 1024
@@ -210,7 +212,7 @@ def score(
         include: globs of group or node names; empty = all.
         exclude: the same, left whole.
         samples: most calibration images to score with; None = 128, fewer where they would take more than
-            `WORK` multiply-accumulates (the result says how many were used).
+            `WORK` multiply-accumulates, 1024 for methods without a game (the result says how many were used).
         max_evals: most (image, coalition) rows, shared by the groups in proportion to their units.
         seed: of all randomness.
         backend: provider and threads.
@@ -222,17 +224,21 @@ def score(
     """
     traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
     groups = select(traced.groups, include, exclude) if traced.groups else []
-    setting = _setting(free_batch(traced), sample(dataset, affordable(traced, groups, samples), seed), payoff, baseline)
+    setting = _setting(
+        free_batch(traced), sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline
+    )
     return _score(setting, traced, groups, method, seed, max_evals, progress)
 
 
-def affordable(traced: Traced, groups: Sequence[Group], samples: int | None) -> int:
+def affordable(traced: Traced, groups: Sequence[Group], samples: int | None, method: str = "shapley") -> int:
     """Return how many images to score with: as many as asked for, else 128 or what `WORK` allows, at least one.
 
-    An image takes two rows a unit, each at most one run of the model.
+    An image takes two rows a unit, each at most one run of the model; methods without a game take 1024 images.
     """
     if samples is not None:
         return samples
+    if method in GAMELESS:
+        return STATISTICS_SAMPLES
     rows = 2 * sum(len(g) for g in groups)
     return max(1, min(SAMPLES, WORK // max(1, rows * traced.cost.macs())))
 
@@ -366,7 +372,7 @@ def prune(
         held_out = calibration(traced, eval_data, seed=seed) if eval_data is not None else dataset
         progress("trace", 1, 1)
     with clock.stage("score"):
-        setting = _setting(free, sample(dataset, affordable(traced, groups, samples), seed), payoff, baseline)
+        setting = _setting(free, sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline)
         reference, judge = _judge(traced, held_out, setting.payoff)
         found = _check_values(values, traced, groups) if values is not None else None
         found = found or _score(setting, traced, groups, method, seed, max_evals, progress)

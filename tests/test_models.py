@@ -147,6 +147,7 @@ def test_a_large_model_is_scored_on_fewer_images_by_default() -> None:
     rows = 2 * sum(len(g) for g in traced.groups)
     assert affordable(traced, traced.groups * 500, None) == WORK // (500 * rows * traced.cost.macs())
     assert affordable(traced, traced.groups * 10**6, None) == 1
+    assert affordable(traced, traced.groups * 500, None, "recon") == 1024
 
 
 def test_rounding_of_a_saturated_output_is_no_difference() -> None:

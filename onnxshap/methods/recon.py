@@ -1,0 +1,345 @@
+"""`recon`: backward greedy by the error that a refit of the layers behind the cut would leave.
+
+Every layer that sums units away computes Y = X W from its inputs X. With the units R gone, ridge regression toward the
+present weights leaves, for the best refit of the others,
+
+    E(R) = min over D with D_R = -W_R of  tr(D' (G + lambda I) D) - lambda |W_R|^2,    G = X'X of centred X
+         = tr(W_R' [(H_RR)^-1] W_R) - lambda |W_R|^2,                                  H = (G + lambda I)^-1
+
+Removing the block c of columns next costs tr(w_c' (H_cc)^-1 w_c) - lambda |W_c|^2, w being the weights as refitted so
+far; then w -= H_.c (H_cc)^-1 w_c and H -= H_.c (H_cc)^-1 H_c. (the inverse of the smaller matrix). So the whole greedy
+elimination needs one Gram matrix, one inversion and n downdates: no rows of the game. A group with several consumers
+adds up their errors, each divided by the variance of what the layer gives.
+
+phi of a unit is E once it and all that went before it are gone, as a share of the variance: comparable between groups,
+higher = keep. Centred, because the bias is refitted too.
+
+Where a layer is not refitted (more than 6,000 coefficients an output), a unit costs what it adds to the output's
+variance there; where two computed tensors are multiplied (queries and keys), its share of the tensor's energy.
+
+Source: He et al. 2017 (channel pruning by reconstruction, there by LASSO); Hassibi and Stork 1993 for the downdates.
+Differs: blocks of all taps of a channel, exact backward greedy, the ridge of our own refit.
+Cost: no rows; p^2 t a unit and layer, p = inputs x taps t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxshap.calibrate import batches
+from onnxshap.core import Array, FloatArray, IntArray, Values
+from onnxshap.game import Setting
+from onnxshap.graph import attributes, extract, is_op
+from onnxshap.groups import Group
+from onnxshap.labels import Site
+from onnxshap.methods.base import sites_of
+from onnxshap.shapes import static_values
+from onnxshap.taps import patches, taps
+
+ROWS = 15_000
+"""Rows a Gram matrix is summed over, about; three times the coefficients where that is more."""
+RIDGE = 1e-3
+"""In units of the mean squared (centred) input."""
+MAX_COEFFICIENTS = 6_000
+"""Coefficients per output above which a layer counts as not refitted."""
+_SHRINK = 0.75
+_CHUNK_BYTES = 2**28
+
+
+def recon(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None) -> Values:
+    """Return the error of the refitted consumers once each unit has gone (see the module)."""
+    fixed = np.zeros(len(group))
+    problems = []
+    for layer in layers_of(setting, group):
+        grams = _grams(setting, layer, rng)
+        if layer.refitted:
+            problems += _problems(layer, grams)
+        else:
+            fixed += _alone(layer, grams)
+    phi = eliminate(problems, fixed)
+    return Values(phi, np.zeros(len(group)))
+
+
+# --- the greedy elimination ------------------------------------------------------------------------------------------
+
+
+class Regression:
+    """Outputs of a layer as a function of its inputs, of which blocks are removed one after the other."""
+
+    def __init__(self, gram: FloatArray, weights: FloatArray, columns: Sequence[IntArray], ridge: float) -> None:
+        """Invert once.
+
+        Args:
+            gram: float64[p, p], of centred inputs.
+            weights: float64[p, m], the present ones.
+            columns: unit -> the inputs that go with it; a column may go with several units.
+            ridge: lambda, what is added to the diagonal.
+        """
+        self._inverse = np.linalg.inv(gram + ridge * np.eye(len(gram)))
+        self._spent = ridge * (weights**2).sum(axis=1)
+        self._w = weights.copy()
+        self._alive = np.ones(len(gram), np.bool_)
+        self._place = np.arange(len(gram))  # column -> row of the present matrices
+        self._left = [np.asarray(c, np.int64) for c in columns]
+        self._sizes = np.array([len(c) for c in columns])
+        self._overlap = int(self._sizes.sum()) > len(np.unique(np.concatenate(self._left)))
+
+    def price(self, units: IntArray) -> FloatArray:
+        """Return what removing each of some units next would add to the error."""
+        found = np.zeros(len(units))
+        sizes = self._sizes[units]
+        for size in np.unique(sizes[sizes > 0]):
+            chosen = np.flatnonzero(sizes == size)
+            at = self._place[np.stack([self._left[units[k]] for k in chosen])]
+            w = self._w[at]
+            if size == 1:
+                found[chosen] = (w[:, 0] ** 2).sum(axis=1) / self._inverse[at[:, 0], at[:, 0]]
+            else:
+                blocks = self._inverse[at[:, :, None], at[:, None, :]]
+                found[chosen] = (w * np.linalg.solve(blocks, w)).sum(axis=(1, 2))
+            found[chosen] -= self._spent[at].sum(axis=1)
+        return found
+
+    def remove(self, unit: int) -> None:
+        """Remove the columns of a unit."""
+        gone = self._left[unit]
+        if not len(gone):
+            return
+        at = self._place[gone]
+        block, rows = self._inverse[np.ix_(at, at)], self._inverse[at]
+        self._w -= rows.T @ np.linalg.solve(block, self._w[at])
+        self._inverse -= rows.T @ np.linalg.solve(block, rows)
+        self._alive[gone] = False
+        for other in range(len(self._left)) if self._overlap else (unit,):
+            self._left[other] = self._left[other][self._alive[self._left[other]]]
+            self._sizes[other] = len(self._left[other])
+        live = np.flatnonzero(self._alive)
+        if len(live) < _SHRINK * len(self._inverse):
+            kept = self._place[live]
+            self._inverse = self._inverse[np.ix_(kept, kept)]
+            self._w, self._spent = self._w[kept], self._spent[kept]
+            self._place = np.full(len(self._place), -1)
+            self._place[live] = np.arange(len(live))
+
+
+def eliminate(problems: Sequence[Regression], fixed: FloatArray) -> FloatArray:
+    """Return the error reached when each unit went, float64[n]: greedily, the cheapest unit first.
+
+    Args:
+        problems: the layers that are refitted; their state is used up.
+        fixed: float64[n], what a unit costs elsewhere, whatever else goes.
+    """
+    phi = np.empty(len(fixed))
+    left = np.arange(len(fixed))
+    total = 0.0
+    while len(left):
+        prices = fixed[left] + sum(p.price(left) for p in problems)
+        best = int(np.argmin(prices))
+        total += max(0.0, float(prices[best]))
+        phi[left[best]] = total
+        for problem in problems:
+            problem.remove(int(left[best]))
+        left = np.delete(left, best)
+    return phi
+
+
+# --- layers and their Gram matrices ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What some ops compute from one tensor; ops that read it in the same way are one layer with more outputs.
+
+    Attributes:
+        site: where it reads.
+        blocks: groups of channels that do not mix (grouped Conv), 1 elsewhere.
+        kernels: float64[blocks, inputs, taps, outputs], outputs scaled to a total variance of 1 later; None: two
+            computed tensors are multiplied.
+        starts: where the outputs of each op begin, to scale each by its own variance.
+        units: place of the unit of the group at each channel and slot, -1 = none; int64[channels, slots].
+    """
+
+    site: Site
+    blocks: int
+    kernels: FloatArray | None
+    starts: tuple[int, ...]
+    units: IntArray
+    n_units: int
+
+    @property
+    def refitted(self) -> bool:
+        """Whether a repair could refit it."""
+        return self.kernels is not None and self.kernels.shape[1] * self.kernels.shape[2] <= MAX_COEFFICIENTS
+
+    def columns(self, block: int) -> list[IntArray]:
+        """Return, by unit, the inputs (channel x tap) of a block that go with it."""
+        taps_ = 1 if self.kernels is None else self.kernels.shape[2]
+        size = len(self.units) // self.blocks
+        mine = self.units[block * size : (block + 1) * size]
+        found = []
+        for unit in range(self.n_units):
+            channels = np.flatnonzero((mine == unit).any(axis=1))
+            found.append((channels[:, None] * taps_ + np.arange(taps_)).ravel())
+        return found
+
+
+def layers_of(setting: Setting, group: Group) -> list[Layer]:
+    """Return the layers that sum units of a group away; those that read the same values are put together."""
+    traced = setting.traced
+    nodes = traced.shaped.graph.nodes
+    place = np.full(traced.labels.n_units + 1, -1)
+    place[group.units] = np.arange(len(group))
+    together: dict[tuple[object, ...], list[Site]] = {}
+    for site in sites_of(setting, group):
+        node = nodes[site.node]
+        how: tuple[object, ...] = ("tensor",)
+        if site.weight is None:
+            how = ("computed",)
+        elif is_op(node, "Conv", "ConvTranspose"):
+            kernel = traced.shaped.shapes[node.input[1]][2:]
+            how = (node.op_type, site.weight.groups, kernel, repr(sorted(attributes(node).items())))
+        together.setdefault((site.tensor, site.axis, *how), []).append(site)
+    layers = []
+    for sites in together.values():
+        first = sites[0]
+        units = place[traced.labels.units(first.tensor, first.axis)]
+        if first.weight is None:
+            layers.append(Layer(first, 1, None, (0,), units, len(group)))
+            continue
+        kernels = [_kernels(setting, site) for site in sites]
+        starts = tuple(np.cumsum([0, *(k.shape[3] for k in kernels)]).tolist())
+        layers.append(Layer(first, len(kernels[0]), np.concatenate(kernels, axis=3), starts, units, len(group)))
+    return layers
+
+
+def _kernels(setting: Setting, site: Site) -> FloatArray:
+    """Return the weights of an op as [blocks, inputs, taps, outputs of a block]."""
+    w = site.weight
+    assert w is not None
+    name = setting.traced.shaped.graph.nodes[site.node].input[w.input]
+    values = static_values(setting.traced.shaped.graph.model, setting.traced.backend, [name])[name]
+    kernel = np.moveaxis(values.astype(np.float64), (w.sums, w.makes), (0, 1)) * w.scale
+    kernel = kernel.reshape(*kernel.shape[:2], -1).transpose(0, 2, 1)
+    ins, taps_, outs = kernel.shape
+    if w.groups == 1:
+        return kernel[None]
+    if w.sums == 1:  # Conv: the inputs of one block, all outputs
+        return kernel.reshape(ins, taps_, w.groups, outs // w.groups).transpose(2, 0, 1, 3)
+    return kernel.reshape(w.groups, ins // w.groups, taps_, outs)  # ConvTranspose: all inputs
+
+
+@dataclass
+class _Gram:
+    """Sums over rows of one block of a layer: the Gram matrix, or its blocks of each unit alone."""
+
+    sums: FloatArray
+    squares: FloatArray
+    rows: int = 0
+
+    def centred(self) -> FloatArray:
+        """Return the covariance matrix."""
+        mean = self.sums / self.rows
+        return self.squares / self.rows - mean[..., :, None] * mean[..., None, :]
+
+
+def _grams(setting: Setting, layer: Layer, rng: np.random.Generator) -> list[list[_Gram]]:
+    """Return by block: the one Gram matrix where the layer is refitted, else one a unit."""
+    channels = len(layer.units) // layer.blocks
+    taps_ = 1 if layer.kernels is None else layer.kernels.shape[2]
+    everything = [np.arange(channels * taps_)]
+    parts = [everything if layer.refitted else layer.columns(b) for b in range(layer.blocks)]
+    grams = [[_Gram(np.zeros(len(c)), np.zeros((len(c), len(c)))) for c in columns] for columns in parts]
+    rows = max(ROWS, 3 * channels * taps_) if layer.refitted else ROWS
+    for design in designs(setting, layer, rows, rng):
+        split = design.reshape(len(design), layer.blocks, channels * taps_).astype(np.float64)
+        for b, columns in enumerate(parts):
+            for gram, chosen in zip(grams[b], columns, strict=True):
+                x = split[:, b] if chosen is everything[0] else split[:, b, chosen]
+                gram.sums += x.sum(axis=0)
+                gram.squares += x.T @ x
+                gram.rows += len(x)
+    return grams
+
+
+def designs(setting: Setting, layer: Layer, rows: int, rng: np.random.Generator) -> Iterator[Array]:
+    """Yield inputs of a layer [rows, channels, taps], about `rows` in all, from all images."""
+    traced, site = setting.traced, layer.site
+    shapes, kinds = traced.shaped.shapes, traced.shaped.kinds
+    node = traced.shaped.graph.nodes[site.node]
+    model = traced.shaped.graph.model
+    inputs = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
+    session = None
+    if site.tensor not in inputs:
+        part = extract(model, inputs, {site.tensor: kinds.get(site.tensor, TensorProto.FLOAT)})
+        session = traced.backend.session(part)
+    size = 4 * math.prod(shapes[site.tensor]) // traced.batch + 1
+    reads = None
+    if layer.kernels is not None and is_op(node, "Conv", "ConvTranspose"):
+        space, made = shapes[site.tensor][2:], shapes[node.output[0]][2:]
+        reads = taps(node.op_type, attributes(node), space, made, shapes[node.input[1]][2:])
+    for count, feeds in batches(traced, setting.data, int(np.clip(_CHUNK_BYTES // size, 1, 32))):
+        x = feeds[site.tensor] if session is None else _only(session.run(_wanted(session.inputs, feeds)))
+        share = math.ceil(rows * count / len(setting.data))
+        if reads is not None:
+            x = x[:count]
+            at = np.sort(rng.permutation(len(reads))[: max(1, share // count)])
+            yield patches(x, reads[at]).transpose(0, 2, 1, 3).reshape(-1, x.shape[1], reads.shape[1])
+        else:
+            flat = np.moveaxis(x, site.axis, -1).reshape(-1, x.shape[site.axis], 1)
+            yield flat[np.sort(rng.permutation(len(flat))[:share])]
+
+
+def _wanted(names: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: feeds[name] for name in names}
+
+
+def _only(values: Sequence[Array]) -> Array:
+    (value,) = values
+    return value
+
+
+def _scaled(layer: Layer, grams: Sequence[FloatArray]) -> FloatArray:
+    """Return the kernels [blocks, inputs x taps, outputs], each op's outputs scaled to a total variance of 1."""
+    assert layer.kernels is not None
+    kernels = layer.kernels.reshape(layer.blocks, -1, layer.kernels.shape[3]).copy()
+    each = np.stack([np.einsum("pm,pq,qm->m", k, g, k, optimize=True) for k, g in zip(kernels, grams, strict=True)])
+    for start, stop in zip(layer.starts, layer.starts[1:], strict=False):
+        kernels[:, :, start:stop] /= math.sqrt(max(float(each[:, start:stop].sum()), 1e-30))
+    return kernels
+
+
+def _problems(layer: Layer, grams: Sequence[Sequence[_Gram]]) -> list[Regression]:
+    """Return the regressions of a layer, one a block."""
+    matrices = [_only_gram(found).centred() for found in grams]
+    kernels = _scaled(layer, matrices)
+    ridges = [RIDGE * float(np.trace(g)) / len(g) + 1e-30 for g in matrices]
+    return [
+        Regression(g, k, layer.columns(b), ridge)
+        for b, (g, k, ridge) in enumerate(zip(matrices, kernels, ridges, strict=True))
+    ]
+
+
+def _only_gram(grams: Sequence[_Gram]) -> _Gram:
+    (gram,) = grams
+    return gram
+
+
+def _alone(layer: Layer, grams: Sequence[Sequence[_Gram]]) -> FloatArray:
+    """Return what each unit alone adds to a layer that is not refitted, as a share of the sum over units."""
+    found = np.zeros(layer.n_units)
+    for b, by_unit in enumerate(grams):
+        columns = layer.columns(b)
+        for unit, gram in enumerate(by_unit):
+            if not len(columns[unit]):
+                continue
+            if layer.kernels is None:
+                found[unit] += float(np.trace(gram.squares)) / max(1, gram.rows)
+            else:
+                w = layer.kernels[b].reshape(-1, layer.kernels.shape[3])[columns[unit]]
+                found[unit] += float((w * (gram.centred() @ w)).sum())
+    return found / max(float(found.sum()), 1e-30)

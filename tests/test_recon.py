@@ -1,0 +1,137 @@
+"""Reconstruction-greedy: downdates against fresh ridge solutions, and the order they give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import onnxshap
+from onnxshap.calibrate import batches, free_batch
+from onnxshap.core import FloatArray, IntArray
+from onnxshap.data import random_data
+from onnxshap.game import Setting
+from onnxshap.graph import extract
+from onnxshap.methods.recon import Regression, designs, eliminate, layers_of, recon
+from onnxshap.payoffs import MSE
+from onnxshap.shapes import input_specs
+from tests.exactness import TOLERANCE
+from tests.test_rules import _NO_ROWS, CASES, Case
+
+MODELS = Path(__file__).parent.parent / "models"
+
+
+def left_over(gram: FloatArray, weights: FloatArray, gone: IntArray, ridge: float) -> float:
+    """The best refit's squared error plus its ridge toward the present weights, by one fresh solution."""
+    kept = np.setdiff1d(np.arange(len(gram)), gone)
+    change = -weights.copy()
+    system = gram[np.ix_(kept, kept)] + ridge * np.eye(len(kept))
+    change[kept] = np.linalg.solve(system, gram[np.ix_(kept, gone)] @ weights[gone])
+    return float((change * (gram @ change)).sum() + ridge * (change[kept] ** 2).sum())
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32), taps=st.integers(1, 3), shared=st.booleans())
+def test_downdates_are_fresh_solutions(seed: int, taps: int, shared: bool) -> None:
+    rng = np.random.default_rng(seed)
+    n, p = 5, 5 * taps
+    x = rng.normal(size=(40, p)) @ rng.normal(size=(p, p))
+    gram, weights, ridge = x.T @ x / 40, rng.normal(size=(p, 3)), 0.05
+    columns = [np.arange(u * taps, (u + 1) * taps) for u in range(n)]
+    if shared:
+        columns[0] = np.append(columns[0], p - 1)  # a product: the last column goes with two units
+    problem = Regression(gram, weights, columns, ridge)
+    gone = np.zeros(0, np.int64)
+    reached = 0.0
+    for unit in rng.permutation(n):
+        prices = problem.price(np.arange(n))
+        after = [left_over(gram, weights, np.union1d(gone, columns[u]).astype(np.int64), ridge) for u in range(n)]
+        np.testing.assert_allclose(prices, np.array(after) - reached, rtol=1e-7, atol=1e-8)
+        problem.remove(int(unit))
+        gone = np.union1d(gone, columns[unit]).astype(np.int64)
+        reached = after[unit]
+
+
+def test_twins_stand_in_for_each_other_and_copies_go_first() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 4))
+    x[:, 3] = x[:, 0]  # unit 3 gives what unit 0 gives
+    weights = np.array([[1.0], [2.0], [3.0], [1.0]])
+    problem = Regression(x.T @ x / 200, weights, [np.array([u]) for u in range(4)], 1e-9)
+    phi = eliminate([problem], np.zeros(4))
+    first, *rest = np.argsort(phi)
+    assert first in (0, 3) and phi[first] < 1e-6
+    assert sorted(rest) == sorted({0, 1, 2, 3} - {int(first)})
+    assert phi.max() == pytest.approx(float(((x @ weights) ** 2).mean()), rel=1e-6)
+
+
+def test_what_a_unit_costs_elsewhere_counts() -> None:
+    gram = np.eye(3)
+    problem = Regression(gram, np.array([[1.0], [2.0], [3.0]]), [np.array([u]) for u in range(3)], 0.0)
+    assert eliminate([problem], np.array([20.0, 0, 0])).argsort().tolist() == [1, 2, 0]
+
+
+def test_greedy_is_close_to_the_best_subset() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(300, 8)) @ rng.normal(size=(8, 8))
+    gram, weights = x.T @ x / 300, rng.normal(size=(8, 4))
+    columns = [np.array([u]) for u in range(8)]
+    phi = eliminate([Regression(gram, weights, columns, 1e-6)], np.zeros(8))
+    ranked = np.argsort(phi)
+    best = min(left_over(gram, weights, np.array(c), 1e-6) for c in combinations(range(8), 4))
+    assert phi[ranked[3]] == pytest.approx(left_over(gram, weights, ranked[:4], 1e-6), rel=1e-6)
+    assert phi[ranked[3]] <= 2 * best
+
+
+@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw"])
+def test_recon_beats_random_under_least_squares(name: str) -> None:
+    accuracy = {}
+    for method in ("recon", "random"):
+        result = onnxshap.prune(
+            MODELS / f"{name}.onnx",
+            MODELS / "fashion_calibration.npz",
+            eval_data=MODELS / "fashion_test.npz",
+            keep_macs=0.25,
+            method=method,
+            samples=128,
+        )
+        accuracy[method] = result.after.score["accuracy"]
+    assert accuracy["recon"] > accuracy["random"]
+    assert result.scores.evals == 0
+
+
+@pytest.mark.parametrize("one", CASES, ids=lambda c: c.name)
+def test_regressions_are_what_the_layers_compute(one: Case) -> None:
+    traced = onnxshap.trace(one.model)
+    if not traced.groups or one.tolerance != TOLERANCE or one.name in _NO_ROWS:  # half precision; no images to batch
+        return
+    free = free_batch(traced)
+    specs = input_specs(traced.shaped.graph.model)
+    fixed = {n: replace(s, shape=traced.shaped.inputs[n]) for n, s in specs.items()}
+    data = random_data(fixed, 4 * traced.batch, 0)
+    setting = Setting(free, data, MSE(), [])
+    for group in traced.groups:
+        values = recon(setting, group, np.random.default_rng(0), None)
+        assert values.phi.shape == (len(group),) and np.isfinite(values.phi).all()
+        for layer in layers_of(setting, group):
+            if not layer.refitted or layer.kernels is None:
+                continue
+            node = free.shaped.graph.nodes[layer.site.node]
+            blocks, ins, taps, outs = layer.kernels.shape
+            design = np.concatenate(list(designs(setting, layer, 10**6, np.random.default_rng(0)))).astype(np.float64)
+            split = design.reshape(len(design), blocks, ins * taps)
+            made = np.einsum("rbp,bpm->rbm", split, layer.kernels.reshape(blocks, ins * taps, outs))
+            weight = layer.site.weight
+            assert weight is not None
+            kinds = {i.name: i.type.tensor_type.elem_type for i in free.shaped.graph.model.graph.input}
+            part = extract(free.shaped.graph.model, kinds, {node.output[0]: free.shaped.kinds[node.output[0]]})
+            found = [free.backend.session(part).run(feeds)[0][:n] for n, feeds in batches(free, data, 100)]
+            y = np.concatenate(found).astype(np.float64)
+            spread = y.var(axis=tuple(a for a in range(y.ndim) if a != weight.out))
+            first = made[..., : layer.starts[1]].reshape(len(made), -1)
+            np.testing.assert_allclose(first.var(axis=0), spread, rtol=1e-4, atol=1e-8)

@@ -1,20 +1,26 @@
 """Cuts half of every group of every model of a folder and checks the result: coverage and exactness.
 
-    python benchmarks/zoo.py FOLDER_OF_ONNX_FILES [--share 0.5] [--seed 0]
+    python benchmarks/zoo_export.py FOLDER                     # writes the models
+    python benchmarks/zoo.py FOLDER [--share 0.5] [--seed 0] [--match 'own.*'] [--rows FILE.jsonl]
 
 For every file: whether the cut file runs with the right shapes; its largest difference from the masked model and from
 the original with the removed slices zeroed, over the largest output (zeros left behind, random choice); MACs and
-parameters kept; the share of the weight tensors (rank >= 2, read by Conv, ConvTranspose, Gemm or MatMul) that lost
-slices; seconds for trace, plan, cut; and why axes stay. A line a model, a summary at the end.
+parameters kept; the share of the weight tensors (rank >= 2, read by Conv, ConvTranspose, Gemm, MatMul, Einsum or a
+recurrent op) that lost slices, and why the others stay; seconds for trace, plan, cut. Then one line for each kind of
+net: `convolutional` has most of its MACs in Conv and multiplies no two computed tensors, `attention` does multiply
+some, the others are `linear`. `--rows` keeps what was measured, a later run goes on behind it.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -31,7 +37,9 @@ from onnxshap.shapes import input_specs
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.zeroing import relative_error, run, zeroed
 
-LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+CONV = ("Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv")
+LINEAR = (*CONV, "Gemm", "MatMul", "MatMulInteger", "Einsum", "LSTM", "GRU", "RNN")
+EXACT = 1e-4
 
 
 def random_plan(traced: onnxshap.Traced, share: float, seed: int) -> Mapping[str, NDArray[np.bool_]]:
@@ -41,21 +49,50 @@ def random_plan(traced: onnxshap.Traced, share: float, seed: int) -> Mapping[str
     return onnxshap.make_plan(candidates, onnxshap.Budget(units=share, multiple_of=1), lambda keep: {}, traced.covers)
 
 
-def touched(traced: onnxshap.Traced, keep: Mapping[str, NDArray[np.bool_]]) -> tuple[int, int]:
-    """Return how many weight tensors lose slices, of how many."""
-    live, cut, total = traced.alive(keep), 0, 0
+def touched(traced: onnxshap.Traced, keep: Mapping[str, NDArray[np.bool_]]) -> tuple[int, Counter[str]]:
+    """Return of how many weight tensors some slices go, and why the others stay."""
+    live, cut, stay = traced.alive(keep), 0, Counter[str]()
     for node in traced.shaped.graph.nodes:
         if node.op_type not in LINEAR:
             continue
-        for name in node.input[:2]:
+        for name in node.input[:3] if node.op_type in ("LSTM", "GRU", "RNN") else node.input[:2]:
             shape = traced.shaped.shapes.get(name, ())
-            if name in traced.shaped.constants and len(shape) >= 2:
-                total += 1
-                cut += any(live.cut(name, axis) for axis in range(len(shape)))
-    return cut, total
+            if name not in traced.shaped.constants or len(shape) < 2:
+                continue
+            if any(live.cut(name, axis) for axis in range(len(shape))):
+                cut += 1
+            else:
+                stay[_why(traced, name, shape)] += 1
+    return cut, stay
 
 
-def check(path: Path, share: float, seed: int) -> dict[str, object]:
+def _why(traced: onnxshap.Traced, name: str, shape: tuple[int, ...]) -> str:
+    """Return the reasons that stand at a weight's first two axes, the longest of them."""
+    found = []
+    for axis in range(len(shape)):
+        classes = traced.labels.axis(name, axis)
+        if shape[axis] > 1 and classes is not None:
+            found.append(traced.labels.reasons.get(int(classes[0]), "nothing that can be cut makes it"))
+    return " / ".join(found[:2]) or "it has no axis to cut"
+
+
+def kind(traced: onnxshap.Traced) -> str:
+    """Return what sort of net this is."""
+    constants, cost = traced.shaped.constants, Counter[bool]()
+    for node in traced.shaped.graph.nodes:
+        if node.op_type in ("MatMul", "Einsum", "Attention", "MultiHeadAttention") and constants.isdisjoint(
+            node.input[:2]
+        ):
+            return "attention"
+        if node.op_type in LINEAR:
+            weight = next((i for i in node.input[:2] if i in constants), "")
+            per_position = np.prod(traced.shaped.shapes.get(weight, (0,)))
+            positions = np.prod(traced.shaped.shapes.get(node.output[0], (1,)))
+            cost[node.op_type in CONV] += int(per_position * positions)
+    return "convolutional" if cost[True] >= cost[False] else "linear"
+
+
+def check(path: Path, share: float, seed: int) -> dict[str, Any]:
     """Return one row of the table."""
     source = onnx.load(path)
     start = time.perf_counter()
@@ -72,52 +109,86 @@ def check(path: Path, share: float, seed: int) -> dict[str, object]:
     }
     got, before = run(small, feeds), run(source, feeds)
     masks = {mask_name(g): keep[g.name][None].astype(np.float32) for g in traced.groups}
-    masked = run(onnxshap.insert_masks(free_batch(traced)), {**feeds, **masks})
+    freed = free_batch(traced)
+    masked = run(onnxshap.insert_masks(freed), {**feeds, **masks})
     redone = run(zeroed(source, onnxshap.removed_slices(traced, keep)), feeds)
-    cut, total = touched(traced, keep)
+    cut, stay = touched(traced, keep)
     live, cost = traced.alive(keep), traced.cost
     return {
+        "kind": kind(traced),
+        "nodes": len(source.graph.node),
+        "groups": len(traced.groups),
+        "batch": "free" if traced.shaped.free_batch else "freed" if freed.shaped.free_batch else "fixed",
         "shapes": [a.shape for a in got] == [a.shape for a in before],
         "masked": relative_error(got, masked),
         "zeroed": relative_error(got, redone),
         "macs": cost.macs(live) / max(1, cost.macs()),
         "params": cost.params(live) / max(1, cost.params()),
-        "touched": cut / max(1, total),
-        "nodes": len(source.graph.node),
-        "groups": len(traced.groups),
+        "touched": cut / max(1, cut + stay.total()),
         "seconds": seconds,
-        "frozen": Counter(f.reason for f in traced.frozen).most_common(2),
+        "stays": stay.most_common(2),
     }
+
+
+def line(name: str, row: Mapping[str, Any]) -> str:
+    """Return a row as a line of the table."""
+    if "failed" in row:
+        return f"| {name} | failed: {row['failed']} |"
+    why = "; ".join(f"{count} x {reason}" for reason, count in row["stays"])
+    return (
+        f"| {name} | {row['kind']} | {row['nodes']} | {row['groups']} | {row['batch']} "
+        f"| {'ok' if row['shapes'] else 'WRONG'} | {row['masked']:.0e} | {row['zeroed']:.0e} | {row['macs']:.2f} "
+        f"| {row['params']:.2f} | {row['touched']:.2f} | {row['seconds']:.1f} | {why} |"
+    )
+
+
+def summary(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a line for each kind of net."""
+    lines = [
+        "| kind | files | exact | masked, worst | zeroed, worst | MACs | params | >= 95 % of weights cut | s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in ("convolutional", "linear", "attention", "all"):
+        some = [r for r in rows.values() if name == "all" or r.get("kind") == name]
+        done = [r for r in some if "failed" not in r]
+        if not done:
+            continue
+        exact = sum(r["shapes"] and r["masked"] < EXACT and r["zeroed"] < EXACT for r in done)
+        deep = sum(r["touched"] >= 0.95 for r in done)
+        means = [np.mean([r[key] for r in done]) for key in ("macs", "params")]
+        lines.append(
+            f"| {name} | {len(some)} | {exact} | {max(r['masked'] for r in done):.0e} "
+            f"| {max(r['zeroed'] for r in done):.0e} | {means[0]:.3f} | {means[1]:.3f} "
+            f"| {deep} ({deep / len(done):.0%}) | {sum(r['seconds'] for r in done):.0f} |"
+        )
+    return "\n".join(lines)
 
 
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--share", default=0.5, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(folder: Path, share: float, seed: int) -> None:
+@click.option("--match", default="*", show_default=True, help="Names of files, without .onnx.")
+@click.option("--rows", "store", type=click.Path(dir_okay=False, path_type=Path), help="Keeps rows between runs.")
+def main(folder: Path, share: float, seed: int, match: str, store: Path | None) -> None:
     """Print the table."""
-    rows: list[dict[str, object]] = []
-    print("| model | nodes | groups | shapes | masked | zeroed | MACs | params | weights cut | s | what stays |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    files = sorted(folder.glob("*.onnx"))
-    for path in files:
-        try:
-            row = check(path, share, seed)
-        except Exception as error:  # noqa: BLE001 - a benchmark reports every failure and goes on
-            print(f"| {path.stem} | failed: {type(error).__name__}: {str(error)[:200]} |", flush=True)
-            continue
-        rows.append(row)
-        why = "; ".join(f"{count} x {reason}" for reason, count in row["frozen"])  # type: ignore[attr-defined]
-        print(
-            f"| {path.stem} | {row['nodes']} | {row['groups']} | {'ok' if row['shapes'] else 'WRONG'} "
-            f"| {row['masked']:.1e} | {row['zeroed']:.1e} | {row['macs']:.3f} | {row['params']:.3f} "
-            f"| {row['touched']:.2f} | {row['seconds']:.1f} | {why} |",
-            flush=True,
-        )
-    exact = sum(bool(r["shapes"]) and r["masked"] < 1e-4 and r["zeroed"] < 1e-4 for r in rows)  # type: ignore[operator]
-    kept = np.mean([float(r["params"]) for r in rows]) if rows else float("nan")  # type: ignore[arg-type]
-    deep = sum(float(r["touched"]) >= 0.95 for r in rows)  # type: ignore[arg-type]
-    print(f"\n{exact} of {len(files)} exact; mean params kept {kept:.3f}; {deep} cut >= 95 % of their weight tensors")
+    rows: dict[str, dict[str, Any]] = {}
+    if store is not None and store.exists():
+        rows = {row.pop("name"): row for row in map(json.loads, store.read_text().splitlines())}
+    columns = "model | kind | nodes | groups | batch | shapes | masked | zeroed | MACs | params | cut | s | stays"
+    print(f"| {columns} |\n" + "|---" * 13 + "|")
+    found = sorted(p for p in folder.glob("*.onnx") if fnmatch(p.stem, match))
+    for path in found:
+        if path.stem not in rows:
+            try:
+                rows[path.stem] = check(path, share, seed)
+            except Exception as error:  # noqa: BLE001 - a benchmark reports every failure and goes on
+                rows[path.stem] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+            if store is not None:
+                with store.open("a") as file:
+                    file.write(json.dumps({"name": path.stem, **rows[path.stem]}) + "\n")
+        print(line(path.stem, rows[path.stem]), flush=True)
+    print("\n" + summary({p.stem: rows[p.stem] for p in found}))
 
 
 if __name__ == "__main__":

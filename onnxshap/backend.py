@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 _FATAL = 4
+_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*\.(?:cc|h):\d+ (?:[^()]*::~?\w+\([^()]*\) |\S+ (?=[A-Z]))?")
+"""Where in its sources onnxruntime gave up: nothing that a user can use."""
+_NEWER = re.compile(r".*Opset (\d+) is under development.*domain (\S+) is till opset (\d+).*")
 
 
 class Session(Protocol):
@@ -69,7 +73,8 @@ def _native_stderr_silenced() -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """Return the first non-empty line of an error's message, cut to a readable length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    text = _CODE.sub("", lines[0]) if lines else type(error).__name__
+    text = _NEWER.sub(r"opset \1 of \2 is newer than \3, the last that it knows", text)
     return text if len(text) <= 300 else text[:297] + "..."
 
 
@@ -127,7 +132,10 @@ class OrtBackend:
             with _native_stderr_silenced():
                 session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
         except Exception as error:
-            raise ModelError(f"onnxruntime cannot load the model: {first_line(error)}") from error
+            reason = first_line(error).rstrip(".")
+            raise ModelError(
+                f"onnxruntime {ort.__version__} cannot load the model: {reason}; export it again, for what it knows"
+            ) from error
         if session.get_providers()[0] != wanted:
             raise OnnxshapError(
                 f"provider {self.provider} is not usable here (onnxruntime fell back to "

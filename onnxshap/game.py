@@ -11,9 +11,10 @@ from onnx import ModelProto, TensorProto
 from onnxshap.backend import Session
 from onnxshap.calibrate import batches
 from onnxshap.core import Array, CoalitionMatrix, Dataset, FloatArray, ImageIndex, Payoff
-from onnxshap.graph import extract, reads
+from onnxshap.graph import extract
 from onnxshap.groups import Group
 from onnxshap.masking import Means, Probe, insert_masks, mask_name, row_wise
+from onnxshap.structure import reads
 from onnxshap.tracing import Traced
 
 MEMORY = 2**30

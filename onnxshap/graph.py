@@ -32,6 +32,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnxshap.backend import first_line
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
+from onnxshap.structure import check_structure, order, outer_names, subgraphs
 
 PROTOBUF_LIMIT = 2**31 - 2**16
 """Bytes above which a model is stored with external data."""
@@ -90,6 +91,8 @@ def load(source: str | Path | bytes | ModelProto) -> ModelProto:
         model.CopyFrom(source)
         return _require_graph(model, "the model given")
     where = "the bytes given" if isinstance(source, bytes) else str(source)
+    if not where:
+        raise ModelError("the model's path is empty; give the path of an .onnx model")
     try:
         model = (
             onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source), format="protobuf")
@@ -112,6 +115,10 @@ def load(source: str | Path | bytes | ModelProto) -> ModelProto:
 def _require_graph(model: ModelProto, where: str) -> ModelProto:
     if not model.graph.node or not model.graph.output or model.ir_version == 0:
         raise ModelError(f"{where}: not an ONNX model (no nodes or no outputs); give an exported .onnx file")
+    try:
+        check_structure(model)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
     return model
 
 
@@ -125,12 +132,20 @@ def normalise(model: ModelProto) -> Graph:
     normal = ModelProto()
     normal.CopyFrom(model)
     graph = normal.graph
+    _sort(graph)
     _constants_to_initializers(graph)
     _drop_overridable_inputs(graph)
     origin = _unshare(graph)
     del graph.value_info[:]
     normal.ir_version = max(4, model.ir_version)
     return Graph(normal, model.ir_version, origin)
+
+
+def _sort(graph: GraphProto) -> None:
+    """Put nodes behind what they read, where a file has them otherwise."""
+    places = order(graph.node)
+    if places is not None and places != list(range(len(places))):
+        _replace_nodes(graph, [graph.node[k] for k in places])
 
 
 def _constant_value(node: NodeProto) -> TensorProto | None:
@@ -181,26 +196,6 @@ def _drop_overridable_inputs(graph: GraphProto) -> None:
         del graph.input[:]
         for data in kept:
             graph.input.add().ParseFromString(data)
-
-
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """Yield the graphs in a node's attributes (bodies of If, Loop, Scan)."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            yield from attribute.graphs
-
-
-def outer_names(graph: GraphProto) -> set[str]:
-    """Return every name that a subgraph and its subgraphs read, its own names included."""
-    names = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    return names.union(*(outer_names(g) for node in graph.node for g in subgraphs(node)))
-
-
-def reads(node: NodeProto) -> list[str]:
-    """Return every tensor that a node reads, those that its subgraphs take from outside included."""
-    return [*(name for name in node.input if name), *(n for g in subgraphs(node) for n in outer_names(g))]
 
 
 def _unshare(graph: GraphProto) -> dict[str, str]:

@@ -20,7 +20,8 @@ from onnxshap.backend import Backend
 from onnxshap.core import Array
 from onnxshap.data import InputSpec, random_data
 from onnxshap.errors import DataError, ModelError
-from onnxshap.graph import Graph, attributes, is_op, outer_names, subgraphs, tensor
+from onnxshap.graph import Graph, attributes, is_op, tensor
+from onnxshap.structure import outer_names, subgraphs
 
 Shape = tuple[int, ...]
 _BATCH = 2
@@ -32,6 +33,7 @@ _INTEGER_OPS = (
 )
 """What exporters that fold no constants put bounds and sizes together with."""
 _PREFIX = "onnxshap.shape."
+_KNOWN_TYPES = frozenset(helper.get_all_tensor_dtypes()) - {TensorProto.UNDEFINED}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def input_specs(model: ModelProto) -> dict[str, InputSpec]:
     """Return name -> dtype and shape (None where free) of the inputs that have no initializer.
 
     Raises:
-        ModelError: an input is no tensor (a sequence or an optional).
+        ModelError: an input is no tensor (a sequence or an optional), or of no type or shape.
     """
     initialized = {t.name for t in model.graph.initializer}
     specs = {}
@@ -76,7 +78,17 @@ def input_specs(model: ModelProto) -> dict[str, InputSpec]:
         if item.type.WhichOneof("value") != "tensor_type":
             raise ModelError(f"input {item.name!r} is no tensor; only models with tensor inputs can be pruned")
         kind = item.type.tensor_type
+        if kind.elem_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+            raise ModelError(f"input {item.name!r} is complex, which onnxruntime does not take; export real numbers")
+        if kind.elem_type not in _KNOWN_TYPES:
+            raise ModelError(f"input {item.name!r} has no known element type; export the model again")
+        if not kind.HasField("shape"):
+            raise ModelError(f"input {item.name!r} declares no shape, not even its rank; export the model with shapes")
         dims = kind.shape.dim
+        if any(d.WhichOneof("value") == "dim_value" and d.dim_value == 0 for d in dims):
+            raise ModelError(
+                f"input {item.name!r} has a dimension of size 0; export the model with sizes, or free dims"
+            )
         shape = tuple(d.dim_value if d.WhichOneof("value") == "dim_value" and d.dim_value > 0 else None for d in dims)
         specs[item.name] = InputSpec(item.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape)
     return specs
@@ -95,7 +107,7 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
     """
     specs = input_specs(graph.model)
     if not specs:
-        raise ModelError("the model has no inputs; there is nothing to calibrate on")
+        raise ModelError("the model has no inputs, so it computes a constant; export it with its inputs")
     if unknown := sorted(set(shapes or {}) - set(specs)):
         raise ModelError(f"a shape is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
     first = _first_run(graph, backend, specs, shapes or {})
@@ -171,7 +183,7 @@ def _first_run(
             reason = reason or error
     tried = "; ".join(", ".join(f"{k}{list(v)}" for k, v in s.items()) for s in sizes_tried[:3])
     raise ModelError(
-        f"the model does not run at {tried}: {reason}; give data, or --input-shape NAME=1,3,48,192"
+        f"the model does not run at {tried}: {reason}; give data that it takes, or --input-shape NAME=1,3,48,192"
     ) from reason
 
 
@@ -229,11 +241,16 @@ def _run(graph: Graph, backend: Backend, specs: Mapping[str, InputSpec], sizes: 
         model.graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.INT64, None))
     values = [n for n in names if n in arithmetic]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    fixed = {n: InputSpec(n, s.dtype, sizes[n]) for n, s in specs.items()}
-    feeds = {n: random_data({n: s}, (sizes[n] or (1,))[0], 0).inputs[n] for n, s in fixed.items()}
+    feeds = {n: _noise(InputSpec(n, s.dtype, sizes[n])) for n, s in specs.items()}
     got = backend.session(model, optimize=False).run(feeds)
     shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(names, got, strict=False)}
     return _Run(sizes, shapes, dict(zip(values, got[len(names) :], strict=True)))
+
+
+def _noise(spec: InputSpec) -> Array:
+    if spec.dtype.kind == "O":
+        return np.full(spec.shape, "", object)
+    return random_data({spec.name: spec}, (*spec.shape, 1)[0], 0).inputs[spec.name].reshape(spec.shape)
 
 
 def _shape_arithmetic(model: ModelProto) -> set[str]:

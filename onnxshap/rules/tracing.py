@@ -9,11 +9,12 @@ import numpy as np
 from onnx import NodeProto, numpy_helper
 
 from onnxshap.fixups import Selection
-from onnxshap.graph import attributes, is_op, outer_names, reads, subgraphs
+from onnxshap.graph import attributes, is_op
 from onnxshap.labels import Axes, Labels, Op, RuleError, Site, Tensor, Trace, resolve
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.zeros import gives_zero
 from onnxshap.shapes import Shape, Shaped
+from onnxshap.structure import outer_names, reads, subgraphs
 
 _SMALL, _FEW = 65536, 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""

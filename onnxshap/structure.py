@@ -1,0 +1,121 @@
+"""What nodes read and make, through subgraphs; and whether a graph is one: every name made once, before it is read."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+
+from onnxshap.errors import ModelError
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """Yield the graphs in a node's attributes (bodies of If, Loop, Scan)."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def outer_names(graph: GraphProto) -> set[str]:
+    """Return every name that a subgraph and its subgraphs take from outside."""
+    names = {name for node in graph.node for name in reads(node)} | {o.name for o in graph.output}
+    own = {name for node in graph.node for name in node.output} | {i.name for i in graph.input}
+    return names - own - {t.name for t in graph.initializer} - {t.values.name for t in graph.sparse_initializer}
+
+
+def reads(node: NodeProto) -> list[str]:
+    """Return every tensor that a node reads, those that its subgraphs take from outside included."""
+    return [*(name for name in node.input if name), *(n for g in subgraphs(node) for n in outer_names(g))]
+
+
+def title(node: NodeProto) -> str:
+    """Return what a message calls a node: its name, or its first output's, and its op."""
+    name = node.name or next((o for o in node.output if o), "")
+    return f"{name!r} ({node.op_type})"
+
+
+def check_structure(model: ModelProto) -> None:
+    """Check that a model's graph is well formed.
+
+    Raises:
+        ModelError: a name is made twice or never, no operator set is imported, or the graph has a cycle.
+    """
+    if not model.opset_import and not all(node.domain for node in model.graph.node):
+        raise ModelError("it imports no operator set, so its ops have no meaning; export it again")
+    _check_graph(model.graph, frozenset(), "")
+
+
+def _check_graph(graph: GraphProto, outside: frozenset[str], where: str) -> None:
+    inputs = [i.name for i in graph.input]
+    stored = [t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
+    made = [name for node in graph.node for name in node.output if name]
+    for what, names in (("graph inputs", inputs), ("initializers", stored), ("outputs of nodes", made)):
+        if (name := _repeated(names)) is not None:
+            raise ModelError(f"two {what} are named {name!r}{where}; give every tensor one name, or export it again")
+    given = set(inputs) | set(stored)
+    if clash := next((name for name in made if name in given), None):
+        raise ModelError(
+            f"{clash!r} is made by a node and given as an input or initializer{where}; "
+            "give every tensor one name, or export it again"
+        )
+    known = frozenset(outside.union(given, made))
+    for node in graph.node:
+        missing = next((name for name in node.input if name and name not in known), None)
+        if missing is not None:
+            raise ModelError(
+                f"node {title(node)} reads {missing!r}{where}, which nothing makes; mend the graph, or export it again"
+            )
+        for body in subgraphs(node):
+            _check_graph(body, known, f" in a body of {title(node)}")
+    if missing := next((o.name for o in graph.output if o.name not in known), None):
+        raise ModelError(f"output {missing!r}{where} is made by no node; mend the graph, or export it again")
+    if order(graph.node) is None:
+        raise ModelError(f"the graph has a cycle{where}: {_cycle(graph.node)}; mend it, or export it again")
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+
+
+def order(nodes: Sequence[NodeProto]) -> list[int] | None:
+    """Return the indices of nodes so that each comes behind what it reads, as near as can be to the order given.
+
+    None where there is a cycle.
+    """
+    producers = {name: k for k, node in enumerate(nodes) for name in node.output if name}
+    needs = [{producers[name] for name in reads(node) if name in producers} for node in nodes]
+    readers: list[list[int]] = [[] for _ in nodes]
+    for k, sources in enumerate(needs):
+        for source in sources:
+            readers[source].append(k)
+    waiting = [len(sources) for sources in needs]
+    ready = [k for k, count in enumerate(waiting) if not count]
+    found = []
+    while ready:
+        k = heapq.heappop(ready)
+        found.append(k)
+        for reader in readers[k]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heapq.heappush(ready, reader)
+    return found if len(found) == len(nodes) else None
+
+
+def _cycle(nodes: Sequence[NodeProto], most: int = 4) -> str:
+    """Return the names of nodes on a cycle."""
+    producers = {name: node for node in nodes for name in node.output if name}
+    sources = {id(node): [producers[name] for name in reads(node) if name in producers] for node in nodes}
+    left = {id(node): node for node in nodes}
+    while ends := [key for key in left if not any(id(s) in left for s in sources[key])]:
+        for key in ends:
+            del left[key]
+    path = [next(iter(left.values()))]
+    while (source := next(s for s in sources[id(path[-1])] if id(s) in left)) not in path:
+        path.append(source)
+    ring = path[path.index(source) :]
+    names = [title(node) for node in reversed(ring)]
+    return " -> ".join([*names[:most], *(["..."] if len(names) > most else []), names[0]])

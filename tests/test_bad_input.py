@@ -1,0 +1,284 @@
+"""Models that cannot be served: exit code 1, one line that says what, where and what to do, and nothing written."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
+
+from tests.exactness import net
+from tests.test_cli import call, refused
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of its own inside another one."""
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    yield tmp_path
+
+
+def good() -> ModelProto:
+    text = "(float[N,4] x) => (float[N,3] y) {\n [a] h = MatMul(x, w)\n [b] r = Relu(h)\n [c] y = MatMul(r, v)\n}"
+    return net(text, w=(4, 8), v=(8, 3))
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def node(model: ModelProto, kind: str, inputs: list[str], outputs: list[str]) -> None:
+    model.graph.node.append(helper.make_node(kind, inputs, outputs, name="new"))
+
+
+def cycle(m: ModelProto) -> None:
+    m.graph.node[0].input[0] = "r"
+
+
+def undefined(m: ModelProto) -> None:
+    m.graph.node[1].input[0] = "nowhere"
+
+
+def undefined_in_a_body(m: ModelProto) -> None:
+    body = helper.make_graph(
+        [helper.make_node("Neg", ["nowhere"], ["n"], name="inner")],
+        "body",
+        [],
+        [helper.make_empty_tensor_value_info("n")],
+    )
+    m.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    m.graph.node.append(helper.make_node("If", ["yes"], ["o"], name="choice", then_branch=body, else_branch=body))
+
+
+def two_nodes_make_one(m: ModelProto) -> None:
+    node(m, "Relu", ["h"], ["r"])
+
+
+def one_node_makes_it_twice(m: ModelProto) -> None:
+    node(m, "Split", ["r"], ["s", "s"])
+
+
+def two_initializers(m: ModelProto) -> None:
+    m.graph.initializer.append(m.graph.initializer[0])
+
+
+def initializer_and_node(m: ModelProto) -> None:
+    node(m, "Relu", ["h"], ["w"])
+
+
+def input_and_node(m: ModelProto) -> None:
+    node(m, "Relu", ["h"], ["x"])
+
+
+def two_inputs(m: ModelProto) -> None:
+    m.graph.input.append(m.graph.input[0])
+
+
+def no_such_output(m: ModelProto) -> None:
+    m.graph.output[0].name = "nowhere"
+
+
+def newer_opset(m: ModelProto) -> None:
+    m.opset_import[0].version = 99
+
+
+def newer_ir(m: ModelProto) -> None:
+    m.ir_version = 99
+
+
+def no_opset(m: ModelProto) -> None:
+    del m.opset_import[:]
+
+
+def unknown_op(m: ModelProto) -> None:
+    m.graph.node[1].op_type = "Relux"
+
+
+def unknown_domain(m: ModelProto) -> None:
+    m.graph.node[1].domain = "acme"
+    m.opset_import.append(helper.make_opsetid("acme", 1))
+
+
+def no_nodes(m: ModelProto) -> None:
+    del m.graph.node[:]
+
+
+def no_outputs(m: ModelProto) -> None:
+    del m.graph.output[:]
+
+
+def no_inputs(m: ModelProto) -> None:
+    del m.graph.input[:]
+    m.graph.initializer.append(helper.make_tensor("x", TensorProto.FLOAT, [1, 4], [1.0] * 4))
+
+
+def further_input(kind: TypeProto) -> Callable[[ModelProto], None]:
+    def add(m: ModelProto) -> None:
+        m.graph.input.append(helper.make_value_info("more", kind))
+
+    return add
+
+
+def tensor_input(kind: int, shape: list[int | str] | None) -> Callable[[ModelProto], None]:
+    return further_input(helper.make_tensor_type_proto(kind, shape))
+
+
+def values_missing(m: ModelProto) -> None:
+    m.graph.initializer[0].ClearField("raw_data")
+
+
+def values_of_another_shape(m: ModelProto) -> None:
+    m.graph.initializer[0].dims[0] = 5
+
+
+def negative_size(m: ModelProto) -> None:
+    m.graph.initializer[0].dims[0] = -4
+
+
+def unknown_type(m: ModelProto) -> None:
+    m.graph.initializer[0].data_type = 99
+
+
+def widths_that_do_not_meet(m: ModelProto) -> None:
+    m.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 5
+
+
+def constant_without_value(m: ModelProto) -> None:
+    node(m, "Constant", [], ["k"])
+
+
+FLOATS = helper.make_tensor_type_proto(TensorProto.FLOAT, [2])
+BROKEN: list[tuple[Callable[[ModelProto], None], str]] = [
+    (cycle, "m.onnx: the graph has a cycle: 'b' (Relu) -> 'a' (MatMul) -> 'b' (Relu); mend it"),
+    (undefined, "m.onnx: node 'b' (Relu) reads 'nowhere', which nothing makes; mend"),
+    (undefined_in_a_body, "node 'inner' (Neg) reads 'nowhere' in a body of 'choice' (If), which nothing makes"),
+    (two_nodes_make_one, "two outputs of nodes are named 'r'; give every tensor one name"),
+    (one_node_makes_it_twice, "two outputs of nodes are named 's'"),
+    (two_initializers, "two initializers are named 'w'"),
+    (initializer_and_node, "'w' is made by a node and given as an input or initializer"),
+    (input_and_node, "'x' is made by a node and given as an input"),
+    (two_inputs, "two graph inputs are named 'x'"),
+    (no_such_output, "output 'nowhere' is made by no node"),
+    (newer_opset, "opset 99 of ai.onnx is newer than"),
+    (newer_ir, "Unsupported model IR version: 99, max supported"),
+    (no_opset, "it imports no operator set"),
+    (unknown_op, "Relux"),
+    (unknown_domain, "acme:Relu(-1) is not a registered function/op; export it again"),
+    (no_nodes, "not an ONNX model (no nodes or no outputs)"),
+    (no_outputs, "not an ONNX model (no nodes or no outputs)"),
+    (no_inputs, "the model has no inputs"),
+    (further_input(helper.make_sequence_type_proto(FLOATS)), "input 'more' is no tensor"),
+    (further_input(helper.make_optional_type_proto(FLOATS)), "input 'more' is no tensor"),
+    (further_input(helper.make_map_type_proto(TensorProto.INT64, FLOATS)), "input 'more' is no tensor"),
+    (further_input(TypeProto()), "input 'more' is no tensor"),
+    (tensor_input(TensorProto.UNDEFINED, [2]), "input 'more' has no known element type"),
+    (tensor_input(99, [2]), "input 'more' has no known element type"),
+    (tensor_input(TensorProto.COMPLEX64, [2]), "input 'more' is complex"),
+    (tensor_input(TensorProto.FLOAT, None), "input 'more' declares no shape"),
+    (tensor_input(TensorProto.FLOAT, ["N", 0]), "input 'more' has a dimension of size 0"),
+    (values_missing, "does not match expected count from shape (32)"),
+    (values_of_another_shape, "cannot load the model"),
+    (negative_size, "cannot load the model"),
+    (unknown_type, "Tensor 'w' does not have valid data type"),
+    (widths_that_do_not_meet, "Incompatible dimensions"),
+    (constant_without_value, "Constant node: new has no data attributes"),
+]
+
+
+@pytest.mark.parametrize("command", ["inspect", "prune"])
+@pytest.mark.parametrize(("harm", "words"), BROKEN, ids=lambda v: getattr(v, "__name__", "") if callable(v) else "")
+def test_broken_graphs_are_refused(command: str, harm: Callable[[ModelProto], None], words: str) -> None:
+    model = good()
+    harm(model)
+    Path("m.onnx").write_bytes(model.SerializeToString())
+    said = refused(command, "m.onnx")
+    assert words in said
+    assert "onnxruntime_src" not in said
+    assert "[ONNXRuntimeError]" not in said
+
+
+def test_paths_that_are_no_files_are_refused() -> None:
+    Path("folder.onnx").mkdir()
+    for command in ("inspect", "prune", "score", "eval"):
+        assert "the model's path is empty; give the path" in refused(command, "")
+        assert "folder.onnx: cannot be read (Is a directory); give" in refused(command, "folder.onnx")
+
+
+def test_string_inputs_are_traced_and_need_data() -> None:
+    model = good()
+    tensor_input(TensorProto.STRING, ["N", 2])(model)
+    onnx.save(model, "m.onnx")
+    assert call("inspect", "m.onnx").exit_code == 0
+    assert "input 'more' is object, not float, integer or bool: give data" in refused("prune", "m.onnx")
+
+
+def test_nodes_in_any_order_are_sorted() -> None:
+    model = good()
+    nodes = [NodeProto.FromString(n.SerializeToString()) for n in reversed(model.graph.node)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    Path("m.onnx").write_bytes(model.SerializeToString())
+    assert call("prune", "m.onnx", "--keep-units", "0.5").exit_code == 0
+    small = onnx.load("m.pruned.onnx")
+    onnx.checker.check_model(small)
+    assert [n.name for n in small.graph.node] [:3] == ["a", "b", "c"]
+
+
+# --- hostile bytes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(300))
+def test_damaged_files_end_in_one_line(seed: int) -> None:
+    """Cut short, bits flipped, bytes replaced, parts doubled: served or refused, but never a traceback."""
+    dice = random.Random(seed)
+    data = bytearray(damageable().SerializeToString())
+    for _ in range(dice.choice((1, 1, 2, 8))):
+        at = dice.randrange(len(data))
+        match dice.randrange(5):
+            case 0:
+                del data[at:]
+            case 1 | 2:
+                data[at] ^= 1 << dice.randrange(8)
+            case 3:
+                data[at] = dice.randrange(256)
+            case _:
+                data[at:at] = data[at : at + dice.randrange(1, 64)]
+        if not data:
+            break
+    Path("m.onnx").write_bytes(data)
+    for arguments in (("inspect", "m.onnx"), ("prune", "m.onnx", "-q", "--keep-units", "0.5", "--samples", "2")):
+        result = call(*arguments)
+        assert result.exit_code in (0, 1, 3), result.stderr
+        assert "Traceback" not in result.stderr
+        assert "internal error" not in result.stderr, result.stderr
+        assert result.stderr.count("\n") == (result.exit_code != 0), result.stderr
+        assert Path("m.pruned.onnx").exists() == (arguments[0] == "prune" and result.exit_code == 0)
+
+
+def damageable() -> ModelProto:
+    """A small net with most parts that a file can have."""
+    rng = np.random.default_rng(0)
+    return net(
+        """(float[N,2,4,4] x, int64[N,1] k) => (float[N,3] y) {
+            [conv] a = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w, b)
+            [norm] n = BatchNormalization(a, var_s, var_b, var_m, var_v)
+            r = Relu(n)
+            p = GlobalAveragePool(r)
+            f = Reshape(p, shape)
+            e = Gather<axis=0>(table, k)
+            s = Squeeze(e, one)
+            t = Add(f, s)
+            [out] y = Gemm<alpha=0.5, transB=1>(t, v)
+        }""",
+        **dict.fromkeys(("b", "var_s", "var_b", "var_m", "var_v"), (6,)),
+        w=(6, 2, 3, 3),
+        v=(3, 6),
+        table=rng.normal(size=(4, 6)),
+        shape=np.array([0, 6]),
+        one=np.array([1]),
+    )

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -241,16 +242,16 @@ def _run(graph: Graph, backend: Backend, specs: Mapping[str, InputSpec], sizes: 
         model.graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.INT64, None))
     values = [n for n in names if n in arithmetic]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    feeds = {n: _noise(InputSpec(n, s.dtype, sizes[n])) for n, s in specs.items()}
+    feeds = {n: _noise(n, s.dtype, sizes[n]) for n, s in specs.items()}
     got = backend.session(model, optimize=False).run(feeds)
     shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(names, got, strict=False)}
     return _Run(sizes, shapes, dict(zip(values, got[len(names) :], strict=True)))
 
 
-def _noise(spec: InputSpec) -> Array:
-    if spec.dtype.kind == "O":
-        return np.full(spec.shape, "", object)
-    return random_data({spec.name: spec}, (*spec.shape, 1)[0], 0).inputs[spec.name].reshape(spec.shape)
+def _noise(name: str, dtype: np.dtype[Any], shape: Shape) -> Array:
+    if dtype.kind == "O":
+        return np.full(shape, "", object)
+    return random_data({name: InputSpec(name, dtype, shape)}, (*shape, 1)[0], 0).inputs[name].reshape(shape)
 
 
 def _shape_arithmetic(model: ModelProto) -> set[str]:

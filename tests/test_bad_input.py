@@ -225,7 +225,7 @@ def test_nodes_in_any_order_are_sorted() -> None:
     assert call("prune", "m.onnx", "--keep-units", "0.5").exit_code == 0
     small = onnx.load("m.pruned.onnx")
     onnx.checker.check_model(small)
-    assert [n.name for n in small.graph.node] [:3] == ["a", "b", "c"]
+    assert [n.name for n in small.graph.node][:3] == ["a", "b", "c"]
 
 
 # --- hostile bytes ---------------------------------------------------------------------------------------------------
@@ -275,10 +275,10 @@ def damageable() -> ModelProto:
             t = Add(f, s)
             [out] y = Gemm<alpha=0.5, transB=1>(t, v)
         }""",
-        **dict.fromkeys(("b", "var_s", "var_b", "var_m", "var_v"), (6,)),
+        b=(6,), var_s=(6,), var_b=(6,), var_m=(6,), var_v=(6,),
         w=(6, 2, 3, 3),
         v=(3, 6),
         table=rng.normal(size=(4, 6)),
         shape=np.array([0, 6]),
         one=np.array([1]),
-    )
+    )  # fmt: skip

@@ -1,10 +1,10 @@
-"""Train the two example networks on Fashion-MNIST and export them, with slices of the data, for tests and benchmarks.
+"""Train the example networks on Fashion-MNIST and export them, with slices of the data, for tests and benchmarks.
 
-python models/train.py [vgg|resdw|all|data] [--data DIR] [--out DIR] [--seed N] [--epochs N] [--threads N]
+python models/train.py [vgg|resdw|resnet20|all|data] [--data DIR] [--out DIR] [--seed N] [--epochs N] [--threads N]
 
-`vgg` goes through torch's dynamo exporter and `resdw` through the legacy one, so that the files show the habits of
-both. Runs repeat for the same seed, thread count and torch release. The last epoch's weights are exported: the test
-set is looked at once, on the finished file.
+`vgg` and `resnet20` go through torch's dynamo exporter and `resdw` through the legacy one, so that the files show the
+habits of both. Runs repeat for the same seed, thread count and torch release. The last epoch's weights are exported:
+the test set is looked at once, on the finished file.
 """
 
 import gzip
@@ -122,6 +122,18 @@ def resdw() -> nn.Module:
     )
 
 
+def resnet20() -> nn.Module:
+    """Return the ResNet-20 of He et al. 2016 (CIFAR's; projections on the shortcuts), on 28 x 28 pixels."""
+    widths = [(16, 1), (16, 1), (16, 1), (32, 2), (32, 1), (32, 1), (64, 2), (64, 1), (64, 1)]
+    blocks, c_in = [], 16
+    for c_out, stride in widths:
+        blocks.append(BasicBlock(c_in, c_out, stride))
+        c_in = c_out
+    return nn.Sequential(
+        Normalize(), *conv_bn(1, 16), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)
+    )
+
+
 def export_dynamo(net: nn.Module, path: Path) -> None:
     """Write `net` with torch's dynamo exporter, opset 18."""
     image = torch.zeros(2, 1, 28, 28)
@@ -159,6 +171,7 @@ class Recipe:
 RECIPES = {
     "vgg": Recipe(vgg, export_dynamo, epochs=24, max_lr=0.008),
     "resdw": Recipe(resdw, export_legacy, epochs=14, max_lr=0.008),
+    "resnet20": Recipe(resnet20, export_dynamo, epochs=6, max_lr=0.008),
 }
 
 

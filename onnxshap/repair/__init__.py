@@ -1,0 +1,19 @@
+"""Least-squares repair: after the cut, every linear op is refitted to give what it gave before.
+
+Layer by layer from input to output, on the cut model's own inputs (earlier layers repaired already), against the
+original model's values: ridge regression toward the present weights, closed form, from Gram matrices in float64.
+
+- What a layer answers for (`targets`): its output, or, where that goes into a residual sum, the *sum*, which also
+  repairs what the skip path lost. Where the activation behind it is flat (below 0 before a ReLU), any value in the flat
+  part is as good as the original's, and the fit is free to take it.
+- The ridge is chosen on held-out images, layer by layer; a layer whose held-out error no ridge lowers is left as it is.
+
+Source: He et al. 2017 (channel pruning, eq. 3), Hoerl and Kennard 1970, Zhang et al. 2015 (nonlinear responses,
+eq. 6-9); differs: ridge toward the present weights, sum targets, sequential on repaired inputs, and the auxiliary
+variable is projected on the flat part instead of penalised.
+"""
+
+from onnxshap.repair.fitting import refit
+from onnxshap.repair.regression import FEWEST_IMAGES, Refit
+
+__all__ = ["FEWEST_IMAGES", "Refit", "refit"]

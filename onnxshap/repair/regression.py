@@ -1,0 +1,209 @@
+"""Ridge regression toward present weights, on stored rows, with responses that may be flat."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from onnxshap.core import FloatArray
+from onnxshap.errors import DataError
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Ridge candidates, in units of the mean squared input."""
+ROUNDS = 8
+"""Rounds of fitting and projecting where responses are flat; later ones hardly change anything."""
+FEWEST_IMAGES = 20
+_BLOCK = 4096
+Single = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What the repair did to one layer.
+
+    Attributes:
+        node: the layer's name.
+        before, after: mean squared error of what it answers for on held-out images, over the variance.
+        ridge: the ridge chosen; None = left as it was.
+    """
+
+    node: str
+    before: float
+    after: float
+    ridge: float | None
+
+
+@dataclass(frozen=True)
+class Response:
+    """What becomes of a layer's output u: t = scale u + shift + addend, read by what is flat outside of `flat`."""
+
+    scale: FloatArray | float = 1.0
+    shift: FloatArray | float = 0.0
+    flat: tuple[float, float] = (-math.inf, math.inf)
+
+    def of(self, u: FloatArray, addend: FloatArray | None) -> FloatArray:
+        """Return t."""
+        t = u * self.scale + self.shift
+        return t if addend is None else t + addend
+
+    def needed(self, t: FloatArray, addend: FloatArray | None) -> FloatArray:
+        """Return the u that gives t."""
+        u = t if addend is None else t - addend
+        return (u - self.shift) / self.scale
+
+    @property
+    def bent(self) -> bool:
+        """Whether there is a flat part."""
+        return self.flat != (-math.inf, math.inf)
+
+    def error(self, t: FloatArray, wanted: FloatArray) -> float:
+        """Return the summed squared error as the reader sees it."""
+        return float(((np.clip(t, *self.flat) - np.clip(wanted, *self.flat)) ** 2).sum())
+
+    def projected(self, t: FloatArray, wanted: FloatArray) -> FloatArray:
+        """Return the wanted values, the flat ones replaced by the nearest flat values to t."""
+        low, high = self.flat
+        return np.where(wanted <= low, np.minimum(t, low), np.where(wanted >= high, np.maximum(t, high), wanted))
+
+
+@dataclass
+class Rows:
+    """Rows of a grouped regression.
+
+    Attributes:
+        response: what becomes of the outputs.
+        x: float32[groups, rows, inputs] pieces.
+        wanted: float64[groups, rows, outputs] pieces: what the response should be.
+        addend: the same, what is added on the way; empty = nothing.
+    """
+
+    response: Response
+    x: list[Single] = field(default_factory=list)
+    wanted: list[FloatArray] = field(default_factory=list)
+    addend: list[FloatArray] = field(default_factory=list)
+
+    def add(self, x: Single, wanted: FloatArray, addend: FloatArray | None = None) -> None:
+        """Add rows."""
+        self.x.append(x)
+        self.wanted.append(wanted)
+        if addend is not None:
+            self.addend.append(addend)
+
+    def __len__(self) -> int:
+        return sum(piece.shape[1] for piece in self.x)
+
+    def plus(self, other: Rows) -> Rows:
+        """Return the rows of both."""
+        return Rows(self.response, self.x + other.x, self.wanted + other.wanted, self.addend + other.addend)
+
+    def pieces(self) -> list[tuple[Single, FloatArray, FloatArray | None]]:
+        """Return (x, wanted, addend) pieces."""
+        addends: list[FloatArray | None] = list(self.addend) or [None] * len(self.x)
+        return list(zip(self.x, self.wanted, addends, strict=True))
+
+    def error(self, coefficients: FloatArray) -> float:
+        """Return the mean squared error of [groups, inputs, outputs] as the reader sees it, over the variance."""
+        total = 0.0
+        sums: list[FloatArray] = []
+        for x, wanted, addend in self.pieces():
+            total += self.response.error(self.response.of(x @ coefficients, addend), wanted)
+            sums.append(np.clip(wanted, *self.response.flat))
+        every = np.concatenate(sums, axis=1)
+        variance = float(((every - every.mean(axis=1, keepdims=True)) ** 2).sum())
+        return total / max(variance, 1e-30)
+
+    def gram(self) -> FloatArray:
+        """Return inputs x inputs, float64[groups, inputs, inputs]."""
+        groups, _, inputs = self.x[0].shape
+        total = np.zeros((groups, inputs, inputs))
+        for x in self.x:
+            for start in range(0, x.shape[1], _BLOCK):
+                part = x[:, start : start + _BLOCK].astype(np.float64)
+                total += part.transpose(0, 2, 1) @ part
+        return total
+
+    def cross(self, present: FloatArray, coefficients: FloatArray | None) -> FloatArray:
+        """Return inputs x (needed - present outputs), float64[groups, inputs, outputs].
+
+        Args:
+            present: the coefficients that the ridge pulls to.
+            coefficients: those whose flat outputs count as right; None = aim at the wanted values themselves.
+        """
+        total = np.zeros(present.shape)
+        for x, wanted, addend in self.pieces():
+            aim = wanted
+            if coefficients is not None:
+                aim = self.response.projected(self.response.of(x @ coefficients, addend), wanted)
+            rest = self.response.needed(aim, addend) - x @ present
+            total += x.transpose(0, 2, 1).astype(np.float64) @ rest
+        return total
+
+
+@dataclass
+class _Solver:
+    """One factorised system (Gram + ridge)."""
+
+    gram: FloatArray
+    ridge: float
+    penalised: int
+
+    def __post_init__(self) -> None:
+        diagonal = np.einsum("gii->gi", self.gram)
+        strength = self.ridge * diagonal[:, : self.penalised].mean(axis=1, keepdims=True)
+        penalty = np.full(diagonal.shape, 1.0) * strength
+        penalty[:, self.penalised :] *= 1e-3  # the bias
+        penalty += 1e-12 * diagonal.max() + 1e-30
+        system = self.gram + np.eye(self.gram.shape[1]) * penalty[:, None, :]
+        self._factors = [scipy.linalg.cho_factor(one, lower=True, overwrite_a=True) for one in system]
+
+    def __call__(self, cross: FloatArray) -> FloatArray:
+        return np.stack([scipy.linalg.cho_solve(f, c) for f, c in zip(self._factors, cross, strict=True)])
+
+
+def solve(
+    train: Rows, held_out: Rows, present: FloatArray, penalised: int
+) -> tuple[FloatArray, float, float, float | None]:
+    """Return new coefficients, the held-out errors before and after, and the ridge chosen (None: left as they were).
+
+    Args:
+        train, held_out: rows; without held-out ones the training rows choose.
+        present: float64[groups, inputs, outputs], the last inputs may be a bias.
+        penalised: how many inputs are not the bias.
+    """
+    judge = held_out if len(held_out) else train
+    before = judge.error(present)
+    gram, cross = train.gram(), train.cross(present, None)
+    trials = {ridge: present + _Solver(gram, ridge, penalised)(cross) for ridge in RIDGES}
+    errors = {ridge: judge.error(found) for ridge, found in trials.items()}
+    best = min(errors, key=lambda ridge: errors[ridge])
+    both = train.plus(held_out)
+    whole = both.gram()
+    solver, rounds, after = _Solver(gram, best, penalised), 0, errors[best]
+    if train.response.bent:
+        found = trials[best]
+        for number in range(1, ROUNDS + 1):
+            found = present + solver(train.cross(present, found))
+            error = judge.error(found)
+            if error < after:
+                rounds, after = number, error
+    if not after < before:
+        return present, before, before, None
+    final = _Solver(whole, best, penalised)
+    found = present + final(both.cross(present, None))
+    for _ in range(rounds):
+        found = present + final(both.cross(present, found))
+    return found, before, after, best
+
+
+def require_images(count: int) -> None:
+    """Refuse too few images.
+
+    Raises:
+        DataError: fewer than 20.
+    """
+    if count < FEWEST_IMAGES:
+        raise DataError(f"lstsq needs at least {FEWEST_IMAGES} images, there are {count}; give more, or --repair fold")

@@ -1,0 +1,189 @@
+"""Which ops of a cut model are refitted, and what each of them has to get right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from onnxshap.core import Array, FloatArray
+from onnxshap.graph import array, attributes, is_op, reads
+from onnxshap.labels import Liveness, Site, Weight
+from onnxshap.shapes import static_values
+from onnxshap.tracing import Traced
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear op of the cut model, as a regression.
+
+    Attributes:
+        index: its node in the cut model.
+        x, y: tensors in and out (`y` after the bias, under its name in both models).
+        channels, outputs: channel axes of `x` and `y`.
+        weight: how it multiplies.
+        bias: name of the constant added to `y`, None where there is none yet or cannot be one.
+        target: the tensor to get right: `y`, or what a BatchNormalization or a residual sum makes of it.
+        addend: what is added on the way, None = nothing.
+        affine: per-channel scale and shift on the way, before the addend.
+        flat: what reads the target tells values below the first and above the second apart from neither.
+    """
+
+    index: int
+    x: str
+    y: str
+    channels: int
+    outputs: int
+    weight: Weight
+    bias: str | None
+    target: str
+    addend: str | None = None
+    affine: tuple[FloatArray, FloatArray] | None = None
+    flat: tuple[float, float] = (-math.inf, math.inf)
+
+
+def find_layers(traced: Traced, model: ModelProto, live: Liveness) -> list[Layer]:
+    """Return the linear ops of a cut model behind the first cut, in order, with their targets.
+
+    Args:
+        traced: the original.
+        model: the cut model (`rewrite.cut`).
+        live: what is left.
+    """
+    return _Finder(traced, model, live).layers()
+
+
+@dataclass
+class _Finder:
+    traced: Traced
+    model: ModelProto
+    live: Liveness
+    readers: dict[str, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.produced = {o: k for k, node in enumerate(self.model.graph.node) for o in node.output}
+        for k, node in enumerate(self.model.graph.node):
+            for name in reads(node):
+                self.readers.setdefault(name, []).append(k)
+        self.stored = {t.name: t for t in self.model.graph.initializer}
+        self.outputs = {o.name for o in self.model.graph.output}
+
+    def layers(self) -> list[Layer]:
+        changed = self._behind_cuts()
+        layers: list[Layer] = []
+        for site in self.traced.labels.trace.linear:
+            y = self.traced.shaped.graph.nodes[site.node].output[0]
+            if y not in changed or y not in self.produced or site.weight is None:
+                continue
+            index, bias = self.produced[y], None
+            node = self.model.graph.node[index]
+            if is_op(node, "Add") and node.name == f"{y}.fold":
+                index, bias = self.produced[node.input[0]], node.input[1]
+            elif site.weight.bias is not None and len(node.input) > site.weight.bias[0]:
+                bias = node.input[site.weight.bias[0]] or None
+            if bias is not None and not self._per_channel(bias, site, y):
+                continue  # a computed or broadcast bias: what the op adds is not known
+            layers.append(Layer(index, site.tensor, y, site.axis, site.weight.out, site.weight, bias, y))
+        layers.sort(key=lambda layer: layer.index)
+        result = []
+        for number, layer in enumerate(layers):
+            found = self._aimed(layer)
+            # the last op to be refitted answers for the sum
+            if found.addend is not None and {k.index for k in layers[number:]} & self._ancestors(found.addend):
+                found = layer
+            result.append(replace(found, flat=self._flat(found.target)))
+        return result
+
+    def _per_channel(self, bias: str, site: Site, y: str) -> bool:
+        assert site.weight is not None
+        width = self.live.width(y, site.weight.out, self.traced.shaped.shapes[y][site.weight.out])
+        return bias in self.stored and math.prod(self.stored[bias].dims) == width
+
+    def _behind_cuts(self) -> set[str]:
+        """Return the tensors whose values the plan changes."""
+        changed: set[str] = set()
+        cut_sites = {(s.node, s.input) for s in self.traced.labels.trace.sites if self.live.cut(s.tensor, s.axis)}
+        for index, node in enumerate(self.traced.shaped.graph.nodes):
+            if any(name in changed for name in node.input) or any(place[0] == index for place in cut_sites):
+                changed.update(node.output)
+        return changed
+
+    def _ancestors(self, name: str) -> set[int]:
+        found: set[int] = set()
+        pending = [name]
+        while pending:
+            k = self.produced.get(pending.pop())
+            if k is not None and k not in found:
+                found.add(k)
+                pending.extend(self.model.graph.node[k].input)
+        return found
+
+    def _aimed(self, layer: Layer) -> Layer:
+        """Return the layer with what BatchNormalization and a residual sum make of its output as the target."""
+        aimed, name = layer, layer.y
+        while name not in self.outputs and len(self.readers.get(name, ())) == 1:
+            node = self.model.graph.node[self.readers[name][0]]
+            if is_op(node, "BatchNormalization") and aimed is layer and node.input[0] == name:
+                affine = self._affine(node)
+                if affine is None:
+                    return layer
+                aimed = replace(layer, target=node.output[0], affine=affine)
+                name = node.output[0]
+            elif is_op(node, "Add", "Sum") and len(node.input) == 2:
+                other = node.input[1] if node.input[0] == name else node.input[0]
+                same = self.traced.shaped.shapes.get(other) == self.traced.shaped.shapes.get(layer.y)
+                computed = other in self.produced and other not in self.traced.shaped.constants
+                return (
+                    replace(aimed, target=node.output[0], addend=other)
+                    if computed and same and other != name
+                    else aimed
+                )
+            else:
+                break
+        return aimed
+
+    def _affine(self, node: NodeProto) -> tuple[FloatArray, FloatArray] | None:
+        values = static_values(self.model, self.traced.backend, list(node.input[1:5]))
+        scale, shift, mean, variance = (values[n].astype(np.float64) for n in node.input[1:5])
+        scale = scale / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
+        if (np.abs(scale) < 1e-6 * np.abs(scale).max()).any():
+            return None
+        return scale, shift - mean * scale
+
+    def _flat(self, name: str) -> tuple[float, float]:
+        """Return the bounds outside of which nothing that reads a tensor tells its values apart."""
+        low, high = math.inf, -math.inf
+        for k in self.readers.get(name, ()) if name not in self.outputs else ():
+            found = self._flat_of(self.model.graph.node[k], name)
+            low, high = min(low, found[0]), max(high, found[1])
+        return (low, high) if low < high else (-math.inf, math.inf)
+
+    def _flat_of(self, node: NodeProto, name: str) -> tuple[float, float]:
+        if is_op(node, *_MONOTONE) and node.input[0] == name:
+            return self._flat(node.output[0])
+        if is_op(node, "Relu"):
+            return 0.0, math.inf
+        given = attributes(node)
+        if is_op(node, "Clip"):
+            low, high = (
+                self._number(node.input[k]) if len(node.input) > k and node.input[k] else given.get(key, default)
+                for k, key, default in ((1, "min", -math.inf), (2, "max", math.inf))
+            )
+            if low is not None and high is not None:
+                return float(low), float(high)
+        if is_op(node, "HardSigmoid"):
+            alpha, beta = given.get("alpha", 0.2), given.get("beta", 0.5)
+            return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else (-math.inf, math.inf)
+        if is_op(node, "HardSwish"):
+            return -3.0, math.inf
+        return -math.inf, math.inf
+
+    def _number(self, name: str) -> float | None:
+        values: Array | None = array(self.stored[name]) if name in self.stored else None
+        return float(values.ravel()[0]) if values is not None and values.size == 1 else None
+
+
+_MONOTONE = ("Flatten", "Identity", "MaxPool", "GlobalMaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""They move or choose values, whatever a monotone function makes of them."""

@@ -1,0 +1,96 @@
+"""Activations of a model on all images, asked for from input to output; what lies behind is not computed again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnx import ModelProto, TensorProto
+
+from onnxshap.core import Array
+from onnxshap.graph import extract, reads
+from onnxshap.tracing import Traced
+
+MEMORY = 2**30
+"""Bytes of activations that a walk may hold between two calls; past it they are computed again."""
+
+
+@dataclass
+class Walk:
+    """Runs a model piece by piece over fixed batches.
+
+    The model may be edited between calls, at nodes that what was asked for does not depend on.
+
+    Attributes:
+        free: tells the shapes of the tensors (before the cut: upper bounds) and the backend.
+        model: the model.
+        batches: feeds by input name.
+        memory: most bytes held.
+    """
+
+    free: Traced
+    model: ModelProto
+    batches: Sequence[Mapping[str, Array]]
+    memory: int = MEMORY
+    _held: list[dict[str, Array]] = field(default_factory=list)
+    _done: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._kinds = {i.name: i.type.tensor_type.elem_type for i in self.model.graph.input}
+        self._held = [dict(feeds) for feeds in self.batches]
+
+    def __call__(self, names: Sequence[str]) -> Iterator[list[Array]]:
+        """Yield the values of some tensors, batch by batch."""
+        nodes = self.model.graph.node
+        done = self._needed(names)
+        if done is None:  # something behind was let go
+            self._held, self._done = [dict(feeds) for feeds in self.batches], set()
+            done = self._needed(names) or set()
+        given = set(self._held[0])
+        ahead = {n for k, node in enumerate(nodes) if k not in done for n in reads(node)}
+        ahead |= {o.name for o in self.model.graph.output}
+        frontier = [n for k in sorted(done) for n in nodes[k].output if n in ahead]
+        keep = self._bytes([*frontier, *(n for n in given if n in ahead)]) <= self.memory
+        wanted = list(dict.fromkeys([*names, *(frontier if keep else ())]))
+        computed = [n for n in wanted if n not in given]
+        session = None
+        if computed:
+            inputs = {n: self._kind(n) for n in self._held[0]}
+            part = extract(self.model, inputs, {n: self._kind(n) for n in computed})
+            session = self.free.backend.session(part)
+        for number, held in enumerate(self._held):
+            found = dict(held)
+            if session is not None:
+                values = session.run({n: held[n] for n in session.inputs})
+                found.update(zip(computed, values, strict=True))
+            yield [found[n] for n in names]
+            if keep:
+                self._held[number] = {n: v for n, v in found.items() if n in ahead}
+        if keep:
+            self._done = done
+
+    def _needed(self, names: Sequence[str]) -> set[int] | None:
+        """Return the nodes behind some tensors, all before them included; None where one of them was let go."""
+        nodes = self.model.graph.node
+        produced = {o: k for k, node in enumerate(nodes) for o in node.output}
+        done, pending = set(self._done), list(names)
+        while pending:
+            name = pending.pop()
+            k = produced.get(name)
+            if name in self._held[0] or k is None:
+                continue
+            if k in self._done:
+                return None
+            if k not in done:
+                done.add(k)
+                pending.extend(reads(nodes[k]))
+        return done
+
+    def _kind(self, name: str) -> int:
+        return self._kinds.get(name) or self.free.shaped.kinds.get(name, TensorProto.FLOAT)
+
+    def _bytes(self, names: Sequence[str]) -> int:
+        images = sum(len(next(iter(feeds.values()))) for feeds in self.batches)
+        shapes = (self.free.shaped.shapes.get(n, ()) for n in names)
+        return sum(4 * math.prod(shape) // self.free.batch * images for shape in shapes)

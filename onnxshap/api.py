@@ -26,7 +26,7 @@ from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit
-from onnxshap.rewrite import cut, removed_slices
+from onnxshap.rewrite import drop_units, removed_slices
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced, trace
 from onnxshap.verify import Verified, check_loads, verify
@@ -384,17 +384,14 @@ def prune(
         repaired_on = sample(dataset, _REPAIR_IMAGES, seed)
         repair = repair or ("lstsq" if data is not None and len(repaired_on) >= FEWEST_IMAGES else "fold")
         left = {} if repair == "none" else site_means(free, repaired_on)
-        rough = cut(traced, keep, left)
-        small = finish(rough, traced.shaped.graph)
+        small = drop_units(traced, keep, left)
     with clock.stage("verify"):
         progress("cut", 1, 3)
         checked = verify(traced, free, keep, left, small, dataset)
     layers: list[Refit] = []
     if repair == "lstsq":
         with clock.stage("repair"):
-            refitted, layers = refit(
-                traced, free, keep, rough, repaired_on, seed, lambda n, m: progress("repair", n, m)
-            )
+            refitted, layers = refit(traced, free, keep, left, repaired_on, seed, lambda n, m: progress("repair", n, m))
             small = finish(refitted, traced.shaped.graph)
             check_loads(traced, small)
     with clock.stage("measure"):

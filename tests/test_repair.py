@@ -1,0 +1,149 @@
+"""Least squares: exact where exactness is possible, never worse on held-out images, and the pieces it is made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+from onnx import ModelProto, numpy_helper
+
+import onnxshap
+from onnxshap.calibrate import free_batch, run_all, site_means
+from onnxshap.core import Array, Dataset
+from onnxshap.errors import DataError
+from onnxshap.repair import refit
+from onnxshap.repair.regression import Response, Rows, solve
+from onnxshap.repair.targets import find_layers
+from onnxshap.repair.walk import Walk
+from onnxshap.rewrite import cut
+
+NET = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N,3,6,6] x) => (float[N,4] y) {
+  a = Conv<pads=[1,1,1,1]>(x, wa, ba)
+  ar = Relu(a)
+  b = Conv<pads=[1,1,1,1]>(ar, wb, bb)
+  s = Add(b, ar)
+  sr = Relu(s)
+  m = ReduceMean<axes=[2,3], keepdims=0>(sr)
+  y = Gemm(m, wc, bc)
+}
+"""
+SHAPES = {"wa": (8, 3, 3, 3), "ba": (8,), "wb": (8, 8, 3, 3), "bb": (8,), "wc": (8, 4), "bc": (4,)}
+
+
+def net(twins: bool = False, batch: int | None = None) -> ModelProto:
+    """Return a residual net; with `twins` the first layer's channels come in equal pairs."""
+    text = NET.replace("[N,", f"[{batch},") if batch else NET
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(1)
+    for name, shape in SHAPES.items():
+        values = rng.normal(size=shape).astype(np.float32)
+        if twins and name in ("wa", "ba"):
+            values[1::2] = values[::2]
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    return model
+
+
+def images(count: int = 60) -> Dataset:
+    """Return random images."""
+    return Dataset({"x": np.random.default_rng(2).normal(size=(count, 3, 6, 6)).astype(np.float32)}, None, "random")
+
+
+def repaired(model: ModelProto, keep: list[bool], data: Dataset) -> tuple[list[Array], list[Array], list[Array]]:
+    """Return the outputs of the original, of the folded cut and of the refitted cut on other images."""
+    traced = onnxshap.trace(model)
+    free = free_batch(traced)
+    (group,) = traced.groups
+    plan = {group.name: np.array(keep)}
+    means = site_means(free, data)
+    small, _ = refit(traced, free, plan, means, data)
+    other = Dataset({"x": np.random.default_rng(3).normal(size=(40, 3, 6, 6)).astype(np.float32)}, None, "random")
+    return tuple(run_all(free, m, other) for m in (model, cut(traced, plan, means), small))  # type: ignore[return-value]
+
+
+def error(found: list[Array], wanted: list[Array]) -> float:
+    """Return the mean squared error over the variance."""
+    return float(np.mean((found[0] - wanted[0]) ** 2) / wanted[0].var())
+
+
+def test_twins_are_restored() -> None:
+    """Where each removed channel has an equal one that stays, the refit net computes what the original did."""
+    text = NET.replace("s = Add(b, ar)", "s = Relu(b)")
+    model = net(twins=True)
+    chain = onnx.parser.parse_model(text)
+    chain.graph.initializer.extend(model.graph.initializer)
+    traced = onnxshap.trace(chain)
+    first = next(g for g in traced.groups if "a" in g.name)
+    plan = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
+    plan[first.name] = np.arange(8) % 2 == 0
+    data = images()
+    small, reports = refit(traced, free_batch(traced), plan, site_means(traced, data), data)
+    wanted, found = run_all(traced, chain, data), run_all(traced, small, data)
+    assert error(found, wanted) < 1e-4
+    assert reports[0].after < 1e-4 < reports[0].before
+
+
+def test_better_on_images_it_never_saw() -> None:
+    wanted, folded, refitted = repaired(net(), [True] * 5 + [False] * 3, images(200))
+    assert error(refitted, wanted) < 0.8 * error(folded, wanted)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_fixed_batches(batch: int) -> None:
+    """A file for one batch size is fitted like one for all."""
+    free = repaired(net(), [True] * 5 + [False] * 3, images())[2]
+    fixed = net(batch=batch)
+    traced = onnxshap.trace(fixed)
+    (group,) = traced.groups
+    plan = {group.name: np.array([True] * 5 + [False] * 3)}
+    small, _ = refit(traced, free_batch(traced), plan, site_means(free_batch(traced), images()), images())
+    other = Dataset({"x": np.random.default_rng(3).normal(size=(40, 3, 6, 6)).astype(np.float32)}, None, "random")
+    assert small.graph.input[0].type.tensor_type.shape.dim[0].dim_value == batch
+    np.testing.assert_allclose(run_all(traced, small, other)[0], free[0], rtol=1e-3, atol=1e-4)
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(DataError, match="at least 20 images, there are 7"):
+        repaired(net(), [True] * 5 + [False] * 3, images(7))
+
+
+def test_targets_are_sums_and_flat_where_a_relu_follows() -> None:
+    traced = onnxshap.trace(net())
+    (group,) = traced.groups
+    plan = {group.name: np.arange(8) < 5}
+    layers = find_layers(traced, cut(traced, plan), traced.alive(plan))
+    assert [(layer.target, layer.addend, layer.flat[0]) for layer in layers] == [
+        ("s", "ar", 0.0),
+        ("y", None, -np.inf),
+    ]
+
+
+def test_flat_responses_fit_better_than_linear_ones() -> None:
+    """Below the bend the reader sees nothing, so the fit need not spend coefficients there."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 2000, 6)).astype(np.float32)
+    hidden = x @ rng.normal(size=(6, 3)) + 0.5 * rng.normal(size=(1, 2000, 3)) ** 2 - 1
+    after = {}
+    for low in (-np.inf, 0.0):
+        train, held_out = (Rows(Response(flat=(low, np.inf))) for _ in range(2))
+        train.add(x[:, :1500], hidden[:, :1500])
+        held_out.add(x[:, 1500:], hidden[:, 1500:])
+        found, before, now, ridge = solve(train, held_out, np.zeros((1, 6, 3)), 6)
+        assert ridge is not None and now < before
+        judge = Rows(Response(flat=(0.0, np.inf)), [x], [hidden])
+        after[low] = judge.error(found)
+    assert after[0.0] < 0.95 * after[-np.inf]
+
+
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_a_walk_gives_what_a_run_gives(memory: int) -> None:
+    model = net()
+    traced = onnxshap.trace(model)
+    data = images(10)
+    batches = [dict(data.take(slice(s, s + 4)).inputs) for s in (0, 4, 8)]
+    walk = Walk(traced, traced.shaped.graph.model, batches, memory)
+    whole = run_all(traced, model, data)[0]
+    for names in (["ar"], ["s", "ar"], ["b"], ["m"], ["y"]):  # b lies behind s
+        found = [np.concatenate(parts) for parts in zip(*walk(names), strict=True)]
+    np.testing.assert_allclose(found[0], whole, rtol=1e-5)

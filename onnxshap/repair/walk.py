@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from onnx import ModelProto, TensorProto
 
 from onnxshap.core import Array
-from onnxshap.graph import extract, reads
+from onnxshap.graph import extract
+from onnxshap.structure import reads
 from onnxshap.tracing import Traced
 
 MEMORY = 2**30

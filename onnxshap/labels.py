@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from onnxshap.balance import balanced_sets
 from onnxshap.core import Array, BoolArray, IntArray
 from onnxshap.errors import ModelError
 from onnxshap.fixups import Fixup
@@ -47,12 +48,14 @@ class Tensor:
         shape: its concrete shape.
         constant: it is computed from initializers alone.
         value: its values, where it is a small initializer.
+        stored: it is an initializer itself.
     """
 
     name: str
     shape: tuple[int, ...]
     constant: bool
     value: Array | None = None
+    stored: bool = False
 
     @property
     def rank(self) -> int:
@@ -147,6 +150,26 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Balance:
+    """Every row of `blocks` [groups, channels of a group] loses equally many positions, whichever they are.
+
+    Attributes:
+        blocks: atoms of the channels, group by group.
+        weight: axis of the weight that counts the channels of one group, each group's own, if they meet it there.
+        source: the tensor that meets it there; its removed channels have to vanish, no slice of the weight is theirs.
+    """
+
+    blocks: IntArray
+    weight: AxisKey | None = None
+    source: str | None = None
+
+    @property
+    def equal_places(self) -> tuple[IntArray, IntArray]:
+        """The ties of the simplest balance: the i-th channels of all groups go together."""
+        return self.blocks[1:].ravel(), np.broadcast_to(self.blocks[:1], self.blocks[1:].shape).ravel()
+
+
+@dataclass(frozen=True)
 class Frozen:
     """Atoms that stay, and why."""
 
@@ -163,6 +186,7 @@ class Trace:
     ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
+    balances: list[Balance] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     linear: list[Site] = field(default_factory=list)
     made: list[AxisKey] = field(default_factory=list)
@@ -293,6 +317,10 @@ class Axes:
             return
         self.trace.macs.append(tuple((t.name, a % t.rank) for t, a in axes))
 
+    def balance(self, blocks: IntArray, weight: AxisKey | None = None, source: str | None = None) -> None:
+        """State that every row of `blocks`, channels of one group each, loses equally many; arguments as in Balance."""
+        self.trace.balances.append(Balance(blocks, weight, source))
+
     def fix(self, fixup: Fixup) -> None:
         """State that a constant of this node restates widths and must follow them."""
         self.trace.fixups.append(fixup)
@@ -395,6 +423,16 @@ class Labels:
         classes = self.axis(tensor, axis)
         return np.empty((0, self.slots.shape[1]), np.intp) if classes is None else self.slots[classes]
 
+    def uneven(self, balance: Balance) -> bool:
+        """Return whether the i-th channels of the groups of a Conv are not the same units."""
+        found = self.classes[balance.blocks]
+        return bool((found[1:] != found[:1]).any())
+
+    @functools.cached_property
+    def blockwise(self) -> dict[AxisKey, IntArray]:
+        """Axis of a grouped weight -> the channels' atoms [groups, positions] that its positions stand for."""
+        return {b.weight: b.blocks for b in self.trace.balances if b.weight is not None and self.uneven(b)}
+
     def alive(self, keep: BoolArray) -> Liveness:
         """Return which positions stay when the units with `keep` bool[n_units] stay."""
         padded = np.append(keep, True)
@@ -429,7 +467,7 @@ def resolve(trace: Trace) -> Labels:
 
     Products are resolved to a fixpoint: a frozen factor turns a product into ties with the others, a merged position
     that is frozen freezes its factors, two equal factorisations tie factor to factor, and whatever two products cannot
-    both express freezes the smaller factor.
+    both express freezes the smaller factor. Then classes are joined until all of them leave grouped Convs balanced.
     """
     ties = list(trace.ties)
     frozen = list(trace.frozen)
@@ -439,6 +477,8 @@ def resolve(trace: Trace) -> Labels:
         for item in frozen:
             is_frozen[classes[item.atoms]] = True
         products, new_ties, new_frozen = _simplify(trace.products, classes, is_frozen)
+        if not new_ties and not new_frozen:
+            new_ties, new_frozen = _balanced(trace.balances, products, classes, is_frozen)
         if not new_ties and not new_frozen:
             break
         ties += new_ties
@@ -565,6 +605,71 @@ def _reconcile(products: Sequence[Product], classes: NDArray[np.intp], changes: 
             return None
         owner.update((c, (product, i)) for i, c in enumerate(found.tolist()))
     return None
+
+
+def _balanced(
+    balances: Sequence[Balance], products: Sequence[Product], classes: NDArray[np.intp], frozen: BoolArray
+) -> tuple[list[tuple[IntArray, IntArray]], list[Frozen]]:
+    """Return the ties that make every class take equally many channels from every group, and what cannot be made to."""
+    changes, merged = _Changes(), np.zeros(len(frozen), np.bool_)
+    for product in products:
+        merged[classes[product.merged]] = True
+    members, open_ = [np.unique(classes[b.blocks]) for b in balances], []
+    for balance, found in zip(balances, members, strict=True):
+        if merged[found].any():
+            changes.ties.append(balance.equal_places)  # heads x head size: no sets of single classes
+        else:
+            open_.append(balance)
+    if changes.ties and any((classes[a] != classes[b]).any() for a, b in changes.ties):
+        return changes.ties, []
+    representative = np.full(len(frozen), -1, np.int64)
+    for balance in open_:
+        representative[classes[balance.blocks]] = balance.blocks
+    ties, stuck = [], []
+    for some in _linked(open_, classes):
+        alive = np.unique(np.concatenate([classes[b.blocks].ravel() for b in some]))
+        alive = alive[~frozen[alive]]
+        counts, relations = _counts(some, classes, alive)
+        if all((counts[:, r] == counts[:, r.start : r.start + 1]).all() for r in relations):
+            continue
+        sets, left = balanced_sets(counts, relations)
+        total = counts[left].sum(axis=0)
+        if all((total[r] == total[r.start]).all() for r in relations):
+            sets.append(left)
+        elif left:
+            stuck.append(Frozen(representative[alive[left]], "the groups of a Conv would be left unequal without it"))
+        ties += [
+            (representative[alive[s[1:]]], np.full(len(s) - 1, representative[alive[s[0]]])) for s in sets if len(s) > 1
+        ]
+    return ties, stuck
+
+
+def _linked(balances: Sequence[Balance], classes: NDArray[np.intp]) -> list[list[Balance]]:
+    """Return the balances that share classes together, in the order of their first class."""
+    found = [np.unique(classes[b.blocks]) for b in balances]
+    size = int(max([0, *(int(f.max(initial=0)) + 1 for f in found)]))
+    component = _components(size, [(f[1:], np.full(len(f) - 1, f[0])) for f in found if len(f)])
+    parts: dict[int, list[Balance]] = {}
+    for balance, own in sorted(zip(balances, found, strict=True), key=lambda p: p[0].blocks.ravel().tolist()):
+        if len(own):
+            parts.setdefault(int(component[own[0]]), []).append(balance)
+    return [parts[k] for k in sorted(parts)]
+
+
+def _counts(
+    balances: Sequence[Balance], classes: NDArray[np.intp], alive: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], list[slice]]:
+    """Return int[classes alive, columns], how many channels of every group a class holds, and each balance's columns.
+
+    Balances that count the same are one.
+    """
+    tables: dict[bytes, NDArray[np.intp]] = {}
+    for balance in balances:
+        rows = [np.bincount(classes[block], minlength=int(alive.max(initial=0)) + 1)[alive] for block in balance.blocks]
+        table = np.stack(rows, axis=1)
+        tables.setdefault(table.tobytes(), table)
+    ends = np.cumsum([0, *(t.shape[1] for t in tables.values())]).tolist()
+    return np.concatenate(list(tables.values()), axis=1), [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
 def common_factors(source: Sequence[int], target: Sequence[int]) -> list[int] | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxshap.core import Array, BoolArray, FloatArray
+from onnxshap.core import Array, BoolArray, FloatArray, IntArray
 from onnxshap.graph import array, finish, tensor
 from onnxshap.labels import Liveness, Site
 from onnxshap.masking import Means, responses
@@ -70,8 +70,18 @@ class _Rewrite:
             if axes:
                 values = array(stored)
                 for axis in axes:
-                    values = values.compress(self.alive(name, axis), axis)
+                    blocks = self.traced.labels.blockwise.get((name, axis))
+                    if blocks is None:
+                        values = values.compress(self.alive(name, axis), axis)
+                    else:
+                        values = self._compress_groups(values, axis, blocks)
                 self.set_constant(name, values)
+
+    def _compress_groups(self, values: Array, axis: int, blocks: IntArray) -> Array:
+        """Cut an axis of which every group, a run of the first axis, loses positions of its own."""
+        alive = self.live.classes[self.traced.labels.classes[blocks]]
+        parts = np.split(values, len(blocks))
+        return np.concatenate([part.compress(kept, axis) for part, kept in zip(parts, alive, strict=True)])
 
     def fold(self, site: Site, table: FloatArray, means: FloatArray) -> None:
         """Add to a consumer's bias what the dead positions of its input leave behind."""
@@ -147,7 +157,8 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
 
     Zeroing these slices in the input file computes the same as the cut file (without repair). Slices whose zeroing
     would not be harmless (the divisor of a Div, an exponent) are left out: they act on channels that are zero anyway.
-    So are those of constants that the input file computes from shapes.
+    So are those of constants that the input file computes from shapes, and the channels that a grouped Conv weighs
+    group by group, each its own.
 
     Returns:
         One entry for every cut axis: {initializer, node, input, axis, indices}; `node` is the first output of the node
@@ -164,7 +175,7 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
             if name not in constants or graph.origin.get(name, name) not in given or (node.op_type, k) in _NOT_ZEROABLE:
                 continue
             for axis in range(len(traced.shaped.shapes[name])):
-                if live.cut(name, axis):
+                if live.cut(name, axis) and (name, axis) not in traced.labels.blockwise:
                     dead = np.flatnonzero(~_must(live.axis(name, axis)))
                     found.append(
                         {

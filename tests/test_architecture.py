@@ -13,7 +13,7 @@ import onnxshap
 ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "core"}),
-    frozenset({"backend", "data", "estimators", "fixups", "payoffs", "plan", "structure", "taps"}),
+    frozenset({"backend", "balance", "data", "estimators", "fixups", "payoffs", "plan", "structure", "taps"}),
     frozenset({"graph", "labels"}),
     frozenset({"shapes"}),
     frozenset({"rules", "groups", "cost"}),

@@ -16,6 +16,7 @@ from hypothesis.strategies import DrawFn
 from onnxshap.core import IntArray
 from onnxshap.labels import (
     Axes,
+    Balance,
     Frozen,
     Labels,
     Op,
@@ -286,6 +287,59 @@ def test_a_merged_axis_that_is_merged_again_keeps_the_smaller_factor() -> None:
     assert units(labels, "inner") == [*units(labels, "b"), *units(labels, "b")]
 
 
+def test_two_groupings_of_an_axis_share_their_units() -> None:
+    r = Relations()
+    a = r.axis("a", 8, made=True)
+    dealt = a.reshape(2, 4).T.ravel()  # a channel shuffle between two grouped Convs
+    r.trace.balances += [Balance(a.reshape(2, 4)), Balance(dealt.reshape(2, 4))]
+    labels = r.resolve()
+    assert labels.n_units == 4
+    for unit in range(4):
+        mine = np.array(units(labels, "a")) == unit
+        assert mine.reshape(2, 4).sum(axis=1).tolist() == [1, 1]
+        assert mine[dealt].reshape(2, 4).sum(axis=1).tolist() == [1, 1]
+    assert labels.uneven(r.trace.balances[0])
+    assert labels.uneven(r.trace.balances[1])
+
+
+def test_one_grouping_pairs_equal_places() -> None:
+    r = Relations()
+    r.trace.balances.append(Balance(r.axis("a", 6, made=True).reshape(3, 2)))
+    labels = r.resolve()
+    assert units(labels, "a") == [0, 1, 0, 1, 0, 1]
+    assert not labels.uneven(r.trace.balances[0])
+
+
+def test_groups_of_unlike_classes_take_as_many_as_it_needs() -> None:
+    r = Relations()
+    stem, body = r.axis("stem", 2, made=True), r.axis("body", 4, made=True)
+    r.trace.tie(body[:2], body[2:])  # two of them in one group for one in the other
+    r.trace.balances.append(Balance(np.concatenate([body[:3], stem[:1], stem[1:], body[3:]]).reshape(2, 3)))
+    labels = r.resolve()
+    assert units(labels, "body") == [0, 1, 0, 1]
+    assert units(labels, "stem") == [0, 0]
+
+
+def test_a_group_with_a_channel_that_stays_keeps_one_more() -> None:
+    r = Relations()
+    a = r.axis("a", 6, made=True)
+    r.trace.freeze(a[:1], "an output")
+    r.trace.balances.append(Balance(a.reshape(2, 3)))
+    labels = r.resolve()
+    assert units(labels, "a") == [-1, 0, 1, 0, 1, -1]
+    assert "unequal" in labels.reasons[int(labels.classes[a[5]])]
+
+
+def test_a_balanced_axis_of_heads_goes_by_equal_places() -> None:
+    r = Relations()
+    merged, heads, size = r.axis("merged", 8), r.axis("heads", 2, made=True), r.axis("size", 4, made=True)
+    r.product(merged, heads, size)
+    r.trace.balances.append(Balance(merged.reshape(2, 4)))
+    labels = r.resolve()
+    assert units(labels, "size") != [-1] * 4
+    assert not labels.uneven(r.trace.balances[0])
+
+
 @st.composite
 def traces(draw: DrawFn) -> Trace:
     """Draw relations between a few axes: ties of axes and of pieces, frozen positions, products."""
@@ -309,6 +363,10 @@ def traces(draw: DrawFn) -> Trace:
         a = draw(st.sampled_from(axes))
         i = draw(st.integers(0, len(a) - 1))
         r.trace.freeze(a[i : i + draw(st.integers(1, 3))], "frozen")
+    for _ in range(draw(st.integers(0, 2))):
+        a = draw(st.sampled_from(axes))
+        groups = draw(st.sampled_from([g for g in range(1, len(a) + 1) if len(a) % g == 0]))
+        r.trace.balances.append(Balance(np.array(draw(st.permutations(a.tolist())), np.int64).reshape(groups, -1)))
     return r.trace
 
 
@@ -326,6 +384,8 @@ def test_every_plan_keeps_every_relation(trace: Trace, keep: Any) -> None:
     for product in trace.products:
         wanted = functools.reduce(np.logical_and.outer, (alive[f] for f in product.factors))
         assert np.array_equal(alive[product.merged], wanted), product
+    for balance in trace.balances:
+        assert len(np.unique(alive[balance.blocks].sum(axis=1))) == 1
 
 
 @settings(max_examples=300, deadline=None)
@@ -333,10 +393,10 @@ def test_every_plan_keeps_every_relation(trace: Trace, keep: Any) -> None:
 def test_the_order_of_relations_does_not_matter(trace: Trace, random: Any) -> None:
     ties = [random.sample(pair, 2) for pair in trace.ties]
     frozen = [Frozen(f.atoms[::-1], f.reason) for f in trace.frozen]
-    products = list(trace.products)
-    for items in (ties, frozen, products):
+    products, balances = list(trace.products), list(trace.balances)
+    for items in (ties, frozen, products, balances):
         random.shuffle(items)
-    shuffled = replace(trace, ties=[(a, b) for a, b in ties], frozen=frozen, products=products)
+    shuffled = replace(trace, ties=[(a, b) for a, b in ties], frozen=frozen, products=products, balances=balances)
     one, other = resolve(trace), resolve(shuffled)
     assert one.n_units == other.n_units
     assert np.array_equal(one.classes, other.classes)

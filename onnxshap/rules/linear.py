@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from onnxshap.fixups import GroupCount
-from onnxshap.labels import Axes, Op, RuleError, Weight
+from onnxshap.labels import Axes, Balance, Op, RuleError, Weight
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
 
@@ -41,7 +41,8 @@ def _grouped(op: Op, ax: Axes, weight_in: int, weight_out: int) -> None:
     """Relate a grouped Conv or ConvTranspose by whichever leaves more units.
 
     Whole groups: all channels in and out of one group are one unit, nothing is summed away (depthwise is this case).
-    Equal places: the i-th channel in of every group is one unit, and the j-th channel out of every group is one.
+    Equal numbers: a unit is a channel in of every group, or a channel out of every group, whichever go together best;
+    where every group has weights of its own for them, those are cut group by group.
     """
     x, w, y = op.need(0), op.need(1), op.out()
     groups = int(op.attributes["group"])
@@ -65,9 +66,13 @@ def _grouped(op: Op, ax: Axes, weight_in: int, weight_out: int) -> None:
         if w.constant:
             ax.linear(0, 1, weight)
     else:
-        for block in (channels_in, channels_out):
-            ax.tie(block[1:], block[:1].repeat(groups - 1, axis=0))
-        ax.tie(shared, (channels_in if weight_in == 1 else channels_out)[0])
+        meets = channels_in if weight_in == 1 else channels_out
+        own = (w.name, shared_axis) if w.stored else None
+        ax.balance(channels_in, own if weight_in == 1 else None, x.name if weight_in == 1 else None)
+        ax.balance(channels_out, own if weight_out == 1 else None)
+        if own is None:
+            ax.tie(*Balance(meets).equal_places)
+        ax.tie(shared, meets[0])
         ax.make(1)
         if w.constant:
             ax.contract(0, 1, weight)

@@ -10,9 +10,9 @@ from onnx import NodeProto, numpy_helper
 
 from onnxshap.fixups import Selection
 from onnxshap.graph import attributes, is_op
-from onnxshap.labels import Axes, Labels, Op, RuleError, Site, Tensor, Trace, resolve
+from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Site, Tensor, Trace, resolve
 from onnxshap.rules.registry import RULES
-from onnxshap.rules.zeros import gives_zero
+from onnxshap.rules.zeros import Zeros
 from onnxshap.shapes import Shape, Shaped
 from onnxshap.structure import outer_names, reads, subgraphs
 
@@ -43,17 +43,31 @@ def trace_graph(shaped: Shaped) -> Labels:
         elif index not in inside:
             _trace_node(trace, ops, index, node)
     labels = resolve(trace)
-    while leaks := [site for site in trace.sites if site.weight is None and not _vanishes(shaped, labels, site)]:
+    while True:
+        zeros = Zeros(shaped, labels)
+        leaks = [s for s in trace.sites if s.weight is None and not _vanishes(zeros, shaped, labels, s)]
+        uneven = [b for b in trace.balances if labels.uneven(b) and not _removable(zeros, labels, b)]
+        if not leaks and not uneven:
+            return labels
         # zeroing the constants would not express the cut: stay on the safe side
         for site in leaks:
             trace.freeze(
                 trace.axes[site.tensor, site.axis], "two computed tensors are summed over it, neither is zero there"
             )
+        for balance in uneven:
+            trace.tie(*balance.equal_places)
         labels = resolve(trace)
-    return labels
 
 
-def _vanishes(shaped: Shaped, labels: Labels, site: Site) -> bool:
+def _removable(zeros: Zeros, labels: Labels, balance: Balance) -> bool:
+    """Return whether the channels that groups of a Conv lose are zero there, if it has no slice of weights for them."""
+    if balance.source is None:
+        return True
+    units = labels.slots[labels.classes[balance.blocks]]
+    return zeros.gives_zero(balance.source, np.unique(units[units >= 0]))
+
+
+def _vanishes(zeros: Zeros, shaped: Shaped, labels: Labels, site: Site) -> bool:
     """Return whether one of the tensors that meet at a site is zero wherever a unit of its axis is removed.
 
     There is no weight at the site to be cut: the sum loses exactly the removed positions only if what makes them up,
@@ -62,7 +76,7 @@ def _vanishes(shaped: Shaped, labels: Labels, site: Site) -> bool:
     units = labels.units(site.tensor, site.axis)
     wanted = np.unique(units[units >= 0])
     node = shaped.graph.nodes[site.node]
-    return not len(wanted) or any(gives_zero(shaped, labels, name, wanted) for name in node.input if name)
+    return not len(wanted) or any(zeros.gives_zero(name, wanted) for name in node.input if name)
 
 
 def _freeze_tensor(trace: Trace, tensor: Tensor, reason: str) -> None:
@@ -88,7 +102,7 @@ class _Ops:
                 stored.data_type == stored.FLOAT and np.prod(shape) <= _FEW
             )
             value = numpy_helper.to_array(stored) if small else None
-        return Tensor(name, shape, name in self._shaped.constants, value)
+        return Tensor(name, shape, name in self._shaped.constants, value, stored is not None)
 
     def op(self, index: int, node: NodeProto) -> Op:
         """Return a node as rules see it."""
@@ -113,6 +127,7 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
         len(trace.made),
         len(trace.macs),
         len(trace.products),
+        len(trace.balances),
     )
     if known is not None:
         try:
@@ -120,7 +135,10 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
         except RuleError as refusal:
             reason = str(refusal)
             axes.mentioned.clear()
-            lists = (trace.ties, trace.fixups, trace.sites, trace.linear, trace.made, trace.macs, trace.products)
+            lists = (
+                *(trace.ties, trace.fixups, trace.sites, trace.linear, trace.made, trace.macs, trace.products),
+                trace.balances,
+            )
             for items, length in zip(lists, before, strict=True):
                 del items[length:]  # type: ignore[attr-defined]
     for tensor in tensors:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,39 +48,77 @@ FIRST = frozenset(
     }
 )
 """Zero where their first input is."""
-_DEPTH = 64
 
 
-def gives_zero(shaped: Shaped, labels: Labels, name: str, units: NDArray[np.intp], depth: int = 0) -> bool:
-    """Return whether a tensor is zero at every position that depends on a unit, once that unit's slices are zero.
+class Zeros:
+    """Whether tensors vanish where units are removed, found out once for every set of units."""
 
-    False where that is not known.
-    """
-    producers = shaped.producers
-    if name not in producers:
-        return name in shaped.constants and holds(shaped, labels, name, units)
-    if depth > _DEPTH:
+    def __init__(self, shaped: Shaped, labels: Labels) -> None:
+        self._shaped, self._labels = shaped, labels
+        self._units: dict[str, frozenset[int]] = {}
+        self._known: dict[frozenset[int], dict[str, bool]] = {}
+
+    def gives_zero(self, name: str, units: NDArray[np.intp]) -> bool:
+        """Return whether a tensor is zero at every position that depends on a unit, once that unit's slices are zero.
+
+        False where that is not known.
+        """
+        wanted = frozenset(units.tolist())
+        known = self._known.setdefault(wanted, {})
+        pending = [name]
+        while pending:
+            current = pending[-1]
+            verdict = known.get(current, self._verdict(current, wanted, known))
+            if verdict is None:
+                node = self._shaped.graph.nodes[self._shaped.producers[current]]
+                pending.append(next(i for i in node.input if i and self._look_up(i, wanted, known) is None))
+            else:
+                known[current] = verdict
+                pending.pop()
+        return known[name]
+
+    def _look_up(self, name: str, wanted: frozenset[int], known: dict[str, bool]) -> bool | None:
+        """Return the verdict on a tensor, None where there is none so far."""
+        if name not in self._shaped.producers:
+            return name in self._shaped.constants and wanted <= self._held(name)
+        return known.get(name)
+
+    def _verdict(self, name: str, wanted: frozenset[int], known: dict[str, bool]) -> bool | None:
+        """Return the verdict on a tensor, None where that hangs on an input without one."""
+
+        def zero(source: str) -> bool | None:
+            return self._look_up(source, wanted, known)
+
+        if name not in self._shaped.producers:
+            return zero(name)
+        node = self._shaped.graph.nodes[self._shaped.producers[name]]
+        if node.op_type in FIRST:
+            return zero(node.input[0])
+        if node.op_type in ALL:
+            inputs = [i for i in node.input if i and (node.op_type != "Concat" or wanted & self._held(i))]
+            return bool(inputs) and _all(map(zero, inputs))
+        if node.op_type == "BatchNormalization":
+            x, scale, shift, mean = map(zero, node.input[:4])  # (x - mean) scale + shift
+            return _all((shift, _any((scale, _all((mean, x))))))
+        if node.op_type in ANY:
+            biases = [i for i in node.input[2:3] if i and node.op_type in ("Conv", "ConvTranspose", "Gemm")]
+            return _all((*map(zero, biases), _any(zero(i) for i in node.input[:2] if i)))
         return False
-    node = shaped.graph.nodes[producers[name]]
 
-    def zero(source: str) -> bool:
-        return gives_zero(shaped, labels, source, units, depth + 1)
-
-    if node.op_type in FIRST:
-        return zero(node.input[0])
-    if node.op_type in ALL:
-        holding = [
-            i for i in node.input if i and (node.op_type != "Concat" or holds(shaped, labels, i, units, some=True))
-        ]
-        return bool(holding) and all(zero(i) for i in holding)
-    if node.op_type in ANY:
-        biases = [i for i in node.input[2:3] if i and node.op_type in ("Conv", "ConvTranspose", "Gemm")]
-        return any(zero(i) for i in node.input[:2] if i) and all(zero(i) for i in biases)
-    return False
+    def _held(self, name: str) -> frozenset[int]:
+        """Return the units that have positions on a tensor's axes."""
+        if name not in self._units:
+            axes = [a for a in range(len(self._shaped.shapes.get(name, ()))) if (name, a) not in self._labels.blockwise]
+            found = [np.unique(self._labels.units(name, axis)).tolist() for axis in axes]
+            self._units[name] = frozenset(unit for some in found for unit in some)
+        return self._units[name]
 
 
-def holds(shaped: Shaped, labels: Labels, name: str, units: NDArray[np.intp], *, some: bool = False) -> bool:
-    """Return whether all (or `some`) of the units have positions on one of a tensor's axes."""
-    on_axes = [labels.units(name, axis).ravel() for axis in range(len(shaped.shapes.get(name, ())))]
-    found = np.isin(units, np.concatenate(on_axes)) if on_axes else np.zeros(len(units), np.bool_)
-    return bool(found.any() if some else found.all())
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    found = set(verdicts)
+    return False if False in found else None if None in found else True
+
+
+def _any(verdicts: Iterable[bool | None]) -> bool | None:
+    found = set(verdicts)
+    return True if True in found else None if None in found else False

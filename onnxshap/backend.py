@@ -41,6 +41,10 @@ class Session(Protocol):
     def outputs(self) -> Sequence[str]:
         """Output names, in order."""
 
+    @property
+    def kinds(self) -> Sequence[int]:
+        """ONNX element types of the outputs, 0 where one is no tensor."""
+
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """Return the outputs in order; raises ModelError when the model refuses the feeds."""
 
@@ -78,11 +82,25 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+def _element_type(text: str) -> int:
+    """Return the ONNX element type of onnxruntime's `tensor(float)`, 0 of anything else.
+
+    >>> _element_type("tensor(uint8)") == onnx.TensorProto.UINT8
+    True
+    """
+    name = text.removeprefix("tensor(").removesuffix(")").upper()
+    return dict(onnx.TensorProto.DataType.items()).get(name, 0) if text.startswith("tensor(") else 0
+
+
 @dataclass(frozen=True)
 class _OrtSession:
     inner: ort.InferenceSession
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        return tuple(_element_type(o.type) for o in self.inner.get_outputs())
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from onnxshap.codes import foldable
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import DataError, ModelError
 from onnxshap.fixups import Selection, SingleAxes, Widths, set_attribute
@@ -208,8 +209,8 @@ def channel_means(
 
 
 def site_means(traced: Traced, data: Dataset) -> dict[SiteKey, FloatArray]:
-    """Return, for every site whose consumer has constant weights, the calibration mean of each channel."""
-    sites = [s for s in traced.labels.trace.sites if s.weight is not None]
+    """Return, for every site whose consumer can take them up, the calibration mean of each channel."""
+    sites = [s for s in traced.labels.trace.sites if foldable(traced.shaped, s)]
     sites = [s for s in sites if (traced.labels.units(s.tensor, s.axis) >= 0).any()]
     means = channel_means(traced, data, [(s.tensor, s.axis) for s in sites])
     return {(s.node, s.input): means[s.tensor, s.axis] for s in sites}

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnxshap.labels import Labels, Liveness
 from onnxshap.shapes import Shaped
 
-_INTEGERS = frozenset("iub")
+_NOT_WEIGHTS = frozenset({TensorProto.BOOL, TensorProto.STRING, TensorProto.INT16, TensorProto.UINT16})
+_NOT_WEIGHTS |= {TensorProto.INT32, TensorProto.UINT32, TensorProto.INT64, TensorProto.UINT64}
+_HALF_BYTES = frozenset({TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1})
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class _Block:
 class Cost:
     """What a plan costs; `None` = the whole model.
 
-    MACs are those of Conv, ConvTranspose, Gemm and MatMul, one input image; parameters are the elements of floating
-    point constants; bytes are those of all constants.
+    MACs are those of Conv, ConvTranspose, Gemm and MatMul, one input image; parameters are the elements of constants
+    that are floats or codes of at most 8 bits; bytes are those of all constants.
     """
 
     _macs: tuple[_Block, ...]
@@ -43,7 +45,7 @@ class Cost:
         return round(sum(block.size(live) for block in self._macs))
 
     def params(self, live: Liveness | None = None) -> int:
-        """Return the number of floating-point parameters."""
+        """Return the number of parameters."""
         return round(sum(block.size(live) for block in self._params))
 
     def bytes(self, live: Liveness | None = None) -> int:
@@ -63,9 +65,9 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
     generated = [(n.output[0], shaped.kinds.get(n.output[0], 1)) for n in shaped.graph.nodes
                  if n.op_type == "ConstantOfShape" and n.output[0] in shaped.constants]  # fmt: skip
     for name, kind in [*((t.name, t.data_type) for t in shaped.graph.model.graph.initializer), *generated]:
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
         axes = tuple((name, axis) for axis in range(len(shaped.shapes[name])))
-        size.append(block(axes, dtype.itemsize))
-        if dtype.kind not in _INTEGERS:
+        itemsize = np.dtype(helper.tensor_dtype_to_np_dtype(kind)).itemsize
+        size.append(block(axes, 0.5 if kind in _HALF_BYTES else itemsize))
+        if kind not in _NOT_WEIGHTS:
             params.append(block(axes, 1))
     return Cost(macs, tuple(params), tuple(size))

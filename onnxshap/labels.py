@@ -131,13 +131,18 @@ class Weight:
 
 @dataclass(frozen=True)
 class Site:
-    """Input `input` of node `node` is summed over `axis` of `tensor`: the place to mask it."""
+    """Input `input` of node `node` is summed over `axis` of `tensor`: the place to mask it.
+
+    Where the tensor holds codes, `zero` is the input with their zero point (an absent one is 0): what a removed
+    position holds.
+    """
 
     node: int
     input: int
     tensor: str
     axis: int
     weight: Weight | None
+    zero: int | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,7 @@ class Trace:
     producers: dict[AxisKey, int] = field(default_factory=dict)
     macs: list[tuple[AxisKey, ...]] = field(default_factory=list)
     fixups: list[Fixup] = field(default_factory=list)
+    mixes_rows: bool = False
 
     def fresh(self, size: int) -> IntArray:
         """Return `size` new atoms."""
@@ -293,10 +299,10 @@ class Axes:
         for axis in range(self.op.out(out).rank) if axes is None else axes:
             self.tie(self.input(inp, axis), self.output(out, axis))
 
-    def contract(self, k: int, axis: int, weight: Weight | None = None) -> None:
-        """State that input `k` is summed over `axis`, against `weight` if that is a constant."""
+    def contract(self, k: int, axis: int, weight: Weight | None = None, zero: int | None = None) -> None:
+        """State that input `k` is summed over `axis`, against `weight` if that is a constant; `zero` as in `Site`."""
         tensor = self.op.need(k)
-        self.trace.sites.append(Site(self.op.index, k, tensor.name, axis % tensor.rank, weight))
+        self.trace.sites.append(Site(self.op.index, k, tensor.name, axis % tensor.rank, weight, zero))
         if weight is not None:
             self.linear(k, axis, weight)
 
@@ -304,6 +310,10 @@ class Axes:
         """State that the op is linear in input `k`, channels on `axis`, with constant weights."""
         tensor = self.op.need(k)
         self.trace.linear.append(Site(self.op.index, k, tensor.name, axis % tensor.rank, weight))
+
+    def mix_rows(self) -> None:
+        """State that what the op gives for an image depends on the other images of the batch."""
+        self.trace.mixes_rows = True
 
     def make(self, axis: int, out: int = 0) -> None:
         """State that the positions of an output's axis are made here, by weights."""
@@ -325,19 +335,29 @@ class Axes:
         """State that a constant of this node restates widths and must follow them."""
         self.trace.fixups.append(fixup)
 
-    def relate(self, spec: str, scale: float = 1.0, spread: float = 1.0, bias: tuple[int, float] | None = None) -> None:
+    def relate(
+        self,
+        spec: str,
+        scale: float = 1.0,
+        spread: float = 1.0,
+        bias: tuple[int, float] | None = None,
+        inputs: Sequence[int] | None = None,
+        zero: int | None = None,
+    ) -> None:
         """State all relations of a (multi-)linear op or a per-channel op in one line.
 
         The terms name the axes of inputs and outputs in order; absent optional inputs are skipped. A name on both sides
         ties; a name on inputs alone is contracted; `_` is frozen. A named output axis that comes from constants alone
         is made here. Where something is contracted, the op's MACs are the product of all named widths, times the
         unnamed axes of the constant operand and of the output. `scale`, `spread` and `bias` are those of `Weight`.
+        `inputs` are those that the terms name, default all; `zero` is that of `Site`: such ops on codes leave nothing.
         """
         op, (ins, outs) = self.op, parse_spec(spec)
+        chosen = [(k, op.input(k)) for k in (range(len(op.inputs)) if inputs is None else inputs)]
         operands = [
             (side, k, t, term.expand(t.rank, spec))
-            for side, tensors, terms in (("in", op.inputs, ins), ("out", op.outputs, outs))
-            for k, (t, term) in enumerate(zip(tensors, terms, strict=False))
+            for side, tensors, terms in (("in", chosen, ins), ("out", list(enumerate(op.outputs)), outs))
+            for (k, t), term in zip(tensors, terms, strict=False)
             if t is not None
         ]
         first: dict[str, IntArray] = {}
@@ -359,7 +379,7 @@ class Axes:
             self.make(axis, k)
         contracted = {name: places["in"] for name, places in at.items() if not places["out"]}
         for name, places in contracted.items():
-            self._contract_name(name, places, at, scale, spread, bias)
+            self._contract_name(name, places, at, scale, spread, bias, zero)
         if contracted:
             weight = operands[1][2]
             named = [(p["in"] + p["out"])[0][1:] for p in at.values()]
@@ -372,7 +392,14 @@ class Axes:
             self.macs(*named, *unnamed)
 
     def _contract_name(
-        self, name: str, places: _Places, at: _Named, scale: float, spread: float, bias: tuple[int, float] | None
+        self,
+        name: str,
+        places: _Places,
+        at: _Named,
+        scale: float,
+        spread: float,
+        bias: tuple[int, float] | None,
+        zero: int | None,
     ) -> None:
         running = [p for p in places if not p[1].constant]
         constant = [p for p in places if p[1].constant]
@@ -380,11 +407,11 @@ class Axes:
             (k, _, axis), (w, _, w_axis) = running[0], constant[0]
             others = [(a, p["out"]) for n, p in at.items() if n != name for i, _, a in p["in"] if i == w]
             weight = None
-            if len(others) == 1 and others[0][1] and len(places) == 2:
+            if len(others) == 1 and others[0][1] and len(places) == 2 and zero is None:
                 weight = Weight(w, w_axis, others[0][0], others[0][1][0][2], scale, spread, bias=bias)
-            self.contract(k, axis, weight)
+            self.contract(k, axis, weight, zero)
         elif running:
-            self.contract(running[0][0], running[0][2])
+            self.contract(running[0][0], running[0][2], None, zero)
 
 
 _Places = list[tuple[int, Tensor, int]]

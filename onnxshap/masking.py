@@ -25,6 +25,7 @@ from onnxshap.shapes import static_values
 from onnxshap.tracing import Traced, trace
 
 PREFIX = "onnxshap.mask."
+_CODES = frozenset({TensorProto.INT8, TensorProto.UINT8})
 SiteKey = tuple[int, int]
 """Node index and input number of a site."""
 Means = Mapping[SiteKey, FloatArray]
@@ -72,7 +73,7 @@ def insert_masks(
 def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:
     """Return whether rows of masks can go with rows of images at every site of the groups."""
     units = np.concatenate([g.units for g in groups] or [np.empty(0, np.intp)])
-    return all(
+    return not traced.labels.trace.mixes_rows and all(
         traced.batch_axis(site.tensor) is not None
         for site in traced.labels.trace.sites
         if np.isin(traced.labels.units(site.tensor, site.axis), units).any()
@@ -159,11 +160,12 @@ class _Masks:
         """Multiply the mask into a site's input and, for mean filling, add what the means leave to its output."""
         row = self._axis_mask(site.tensor, site.axis)
         source = node.input[site.input]  # masked already where another of its axes is summed over here too
-        key = ("masked", source, str(site.axis))
+        zero = node.input[site.zero] if site.zero is not None and site.zero < len(node.input) else ""
+        key = ("masked", source, str(site.axis), zero)
         if key not in self.made:
-            self.made[key] = output = f"{source}.masked{site.axis}"
-            shaped = self._broadcast(row, site.tensor, site.axis, f"{row}.for.{site.tensor}.{site.axis}")
-            self.before.setdefault(site.node, []).extend(self._apply(site, source, shaped, output))
+            self.made[key] = output = f"{source}.masked{site.axis}" + (f".{zero}" if zero else "")
+            shaped = self._broadcast(row, site.tensor, site.axis, f"{row}.for.{output}")
+            self.before.setdefault(site.node, []).extend(self._apply(site, source, shaped, output, zero))
         node.input[site.input] = self.made[key]
         if table is None or site.weight is None:
             return
@@ -179,7 +181,10 @@ class _Masks:
         node.output[0] = raw
         self.after.setdefault(site.node, []).append(self._node("Add", [raw, shaped], result))
 
-    def _apply(self, site: Site, source: str, mask: str, output: str) -> list[NodeProto]:
+    def _apply(self, site: Site, source: str, mask: str, output: str, zero: str) -> list[NodeProto]:
+        kind = self.traced.shaped.kinds.get(site.tensor, TensorProto.FLOAT)
+        if kind in _CODES:
+            return self._apply_to_codes(source, mask, output, zero, kind)
         if self.probe is None:
             return [self._node("Mul", [source, mask], output)]
         added = self.probe[site.tensor, site.axis]
@@ -190,6 +195,18 @@ class _Masks:
             self._node("Mul", [f"{output}.minus", signs], f"{output}.added"),
             self._node("Add", [source, f"{output}.added"], output),
         ]
+
+    def _apply_to_codes(self, source: str, mask: str, output: str, zero: str, kind: int) -> list[NodeProto]:
+        """Return the nodes of (codes - zero point) * mask + zero point; there is no arithmetic on 8-bit integers."""
+        made = [self._node("Cast", [source], f"{output}.float", to=TensorProto.FLOAT)]
+        if zero:
+            made.append(self._node("Cast", [zero], f"{output}.zero", to=TensorProto.FLOAT))
+            made.append(self._node("Sub", [f"{output}.float", f"{output}.zero"], f"{output}.apart"))
+            made.append(self._node("Mul", [f"{output}.apart", mask], f"{output}.scaled"))
+            made.append(self._node("Add", [f"{output}.scaled", f"{output}.zero"], f"{output}.whole"))
+        else:
+            made.append(self._node("Mul", [f"{output}.float", mask], f"{output}.whole"))
+        return [*made, self._node("Cast", [f"{output}.whole"], output, to=kind)]
 
     def _one(self) -> str:
         if ("one",) not in self.made:
@@ -261,7 +278,7 @@ class _Masks:
         target = self._constant(f"{output}.shape", np.array(wanted, np.int64))
         self.head.append(self._node("Reshape", [row, target], output))
         kind = shaped.kinds.get(name, TensorProto.FLOAT)
-        if kind != TensorProto.FLOAT:
+        if kind != TensorProto.FLOAT and kind not in _CODES:
             self.head.append(self._node("Cast", [output], f"{output}.cast", to=kind))
             output = f"{output}.cast"
         return output

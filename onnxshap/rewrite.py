@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from onnxshap.codes import ZERO_POINTS, dequantize
 from onnxshap.core import Array, BoolArray, FloatArray, IntArray
-from onnxshap.graph import array, finish, tensor
+from onnxshap.fixups import set_attribute
+from onnxshap.graph import array, attributes, finish, tensor
 from onnxshap.labels import Liveness, Site
 from onnxshap.masking import Means, responses
+from onnxshap.shapes import static_values
 from onnxshap.tracing import Keep, Traced
 
 
@@ -99,11 +102,13 @@ class _Rewrite:
             if not present:
                 while len(node.input) <= number:
                     node.input.append("")
-                node.input[number] = self.new_constant(f"{node.output[0]}.bias", (kept / factor).astype(dtype))
+                node.input[number] = self._new_bias(site, (kept / factor).astype(dtype))
                 return
             if present in self.constants:
                 old = self.constant(present).astype(np.float64)
                 self.set_constant(present, (old + kept / factor).astype(dtype))
+                return
+            if self._fold_into_codes(present, kept / factor):
                 return
         rank = len(self.traced.shaped.shapes[node.output[0]])
         wide = kept.reshape([-1 if axis == weight.out else 1 for axis in range(weight.out, rank)]).astype(dtype)
@@ -111,6 +116,38 @@ class _Rewrite:
         bias = self.new_constant(f"{result}.bias", wide)
         node.output[0] = raw
         self.appended[site.node] = [helper.make_node("Add", [raw, bias], [result], name=f"{result}.fold")]
+
+    def _new_bias(self, site: Site, values: Array) -> str:
+        """Return a bias: a constant, or where inputs and weights are codes, codes too."""
+        node, weight = self.node(site.node), site.weight
+        assert weight is not None
+        hint = f"{node.output[0]}.bias"
+        scales = []
+        for name in (node.input[site.input], node.input[weight.input]):
+            source = dequantize(self.traced.shaped, name)
+            if source is None or source.input[1] not in self.constants:
+                return self.new_constant(hint, values)
+            scales.append(self.constant(source.input[1]).astype(np.float64).ravel())
+        scale = scales[0] * scales[1]
+        names = [self.new_constant(f"{hint}.codes", np.rint(values / scale).astype(np.int32))]
+        names.append(self.new_constant(f"{hint}.scale", scale.astype(values.dtype) if scale.size > 1
+                                       else scale.astype(values.dtype).reshape(())))  # fmt: skip
+        made = helper.make_node("DequantizeLinear", names, [hint], name=hint)
+        if scale.size > 1:
+            set_attribute(made, "axis", 0)
+        self.replaced[site.node] = [made, node]
+        return hint
+
+    def _fold_into_codes(self, bias: str, values: Array) -> bool:
+        """Add to a bias that is dequantised from int32 codes; return whether it is one."""
+        source = dequantize(self.traced.shaped, bias)
+        if source is None or any(name not in self.constants for name in source.input[:2]):
+            return False
+        codes, scale = (self.constant(name) for name in source.input[:2])
+        if codes.dtype != np.int32:
+            return False
+        self.set_constant(source.input[0], (codes + np.rint(values / scale.astype(np.float64))).astype(np.int32))
+        return True
 
     def finished(self) -> ModelProto:
         """Return the model with its nodes replaced."""
@@ -161,7 +198,8 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
     group by group, each its own.
 
     Returns:
-        One entry for every cut axis: {initializer, node, input, axis, indices}; `node` is the first output of the node
+        One entry for every cut axis: {initializer, node, input, axis, indices}, and `value` where zero is written as
+        another code (a zero point, broadcast over the slices); `node` is the first output of the node
         that reads the initializer at `input`, which tells the uses of a shared one apart.
     """
     live, graph = traced.alive(keep), traced.shaped.graph
@@ -177,19 +215,42 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
             for axis in range(len(traced.shaped.shapes[name])):
                 if live.cut(name, axis) and (name, axis) not in traced.labels.blockwise:
                     dead = np.flatnonzero(~_must(live.axis(name, axis)))
-                    found.append(
-                        {
-                            "initializer": graph.origin.get(name, name),
-                            "node": graph.origin.get(node.output[0], node.output[0]),
-                            "input": k,
-                            "axis": axis,
-                            "indices": dead.tolist(),
-                        }
-                    )
+                    item = {
+                        "initializer": graph.origin.get(name, name),
+                        "node": graph.origin.get(node.output[0], node.output[0]),
+                        "input": k,
+                        "axis": axis,
+                        "indices": dead.tolist(),
+                    }
+                    if (value := _code_of_zero(traced, live, node, k, axis)) != 0:
+                        item["value"] = value
+                    found.append(item)
     return found
 
 
-_NOT_ZEROABLE = {("Div", 1), ("Pow", 0), ("Pow", 1), ("Mod", 1), ("BatchNormalization", 4), ("Clip", 1), ("Clip", 2)}
+def _code_of_zero(traced: Traced, live: Liveness, node: NodeProto, k: int, axis: int) -> Any:
+    """Return what stands for zero in a slice of input `k`: 0, or the zero point of codes, broadcast over the slice."""
+    number = ZERO_POINTS.get((node.op_type, k), len(node.input))
+    name = node.input[number] if number < len(node.input) else ""
+    if not name or name not in traced.shaped.constants:
+        return 0
+    zero = static_values(traced.shaped.graph.model, traced.backend, [name])[name].astype(np.int64)
+    if zero.size == 1:
+        return int(zero.ravel()[0])
+    rank = len(traced.shaped.shapes[node.input[k]])
+    by_type = {"DequantizeLinear": int(attributes(node).get("axis", 1)), "QLinearConv": 0, "ConvInteger": 0}
+    own = by_type.get(node.op_type, -1) % rank
+    if own == axis or zero.ndim > 1:  # cut with the codes: both become 0
+        return 0
+    if (zero == zero[:1]).all():
+        return int(zero[0])
+    return zero.reshape([-1 if a == own else 1 for a in range(rank)]).tolist()
+
+
+_NOT_ZEROABLE = {
+    *(("QuantizeLinear", 1), ("QLinearConv", 4), ("QLinearMatMul", 4), ("QGemm", 4)),
+    *(("Div", 1), ("Pow", 0), ("Pow", 1), ("Mod", 1), ("BatchNormalization", 4), ("Clip", 1), ("Clip", 2)),
+}
 
 
 def _must(found: BoolArray | None) -> BoolArray:

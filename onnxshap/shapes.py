@@ -120,9 +120,22 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
     kinds = {t.name: t.data_type for t in folded.model.graph.initializer}
     for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
         kinds[value.name] = value.type.tensor_type.elem_type
+    kinds |= _unknown_kinds(folded, backend, kinds)
     known = {t.name: tuple(t.dims) for t in folded.model.graph.initializer} | dict(first.shapes)
     varying = _varying(first.shapes, second.shapes if second else {})
     return Shaped(folded, known, kinds, first.inputs, free_batch, _constants(folded.model), varying)
+
+
+def _unknown_kinds(graph: Graph, backend: Backend, kinds: Mapping[str, int]) -> dict[str, int]:
+    """Return the element types that ONNX cannot infer, behind ops of other domains, as the runtime sees them."""
+    unknown = [o for node in graph.nodes for o in node.output if o and not kinds.get(o)]
+    if not unknown:
+        return {}
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
+    return dict(zip(unknown, backend.session(model, optimize=False).kinds, strict=True))
 
 
 def _varying(one: Mapping[str, Shape], other: Mapping[str, Shape]) -> frozenset[tuple[str, int]]:

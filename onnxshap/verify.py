@@ -7,18 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from onnxshap.backend import first_line
 from onnxshap.calibrate import run_all
+from onnxshap.codes import is_coding
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError, ModelError, VerifyError
 from onnxshap.masking import Means, insert_masks, mask_name
+from onnxshap.shapes import Shaped
 from onnxshap.tracing import Keep, Traced
 
 TOLERANCE = 1e-4
-"""Largest allowed difference over the largest magnitude of an output, float32; float16 gets its own."""
+"""Largest allowed difference over the largest magnitude of an output, where all is computed in float32 or better."""
 _HALF_TOLERANCE = 2e-2
+_CODE_TOLERANCE = 5e-2
+"""Where activations become 8-bit codes: rounding tips some to the next code, a 1/255 of the range each."""
 _ROUNDING = 1e-6
 """Absolute difference that float32 arithmetic on numbers of order one leaves: all that shows of a Sigmoid of -36."""
 _CHECKED_IMAGES = 16
@@ -67,13 +71,20 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
             f"the cut model does not run: {error}; nothing was written, please report the model"
         ) from error
     found = compare(got, wanted, natural)
-    half = any(a.dtype == np.float16 for a in wanted)
-    if not (found.rel_err <= (_HALF_TOLERANCE if half else TOLERANCE) or found.max_abs_err <= _ROUNDING):
+    if not (found.rel_err <= tolerance(traced.shaped) or found.max_abs_err <= _ROUNDING):
         raise VerifyError(
             f"the cut model differs from its masked twin by {found.rel_err:.2g} of its largest output; "
             "nothing was written, please report the model"
         )
     return found
+
+
+def tolerance(shaped: Shaped) -> float:
+    """Return how far rounding may take two forms of a model apart, by the coarsest type that it computes in."""
+    if any(is_coding(node) for node in shaped.graph.nodes):
+        return _CODE_TOLERANCE
+    computed = {shaped.kinds.get(o) for node in shaped.graph.nodes for o in node.output}
+    return _HALF_TOLERANCE if computed & {TensorProto.FLOAT16, TensorProto.BFLOAT16} else TOLERANCE
 
 
 def check_loads(traced: Traced, small: ModelProto) -> None:

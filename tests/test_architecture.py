@@ -16,7 +16,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"backend", "balance", "data", "estimators", "fixups", "payoffs", "plan", "structure", "taps"}),
     frozenset({"graph", "labels"}),
     frozenset({"shapes"}),
-    frozenset({"rules", "groups", "cost"}),
+    frozenset({"rules", "groups", "cost", "codes"}),
     frozenset({"tracing"}),
     frozenset({"masking"}),
     frozenset({"calibrate", "rewrite"}),

@@ -63,6 +63,11 @@ def _typed(dtype: Any, **shapes: tuple[int, ...]) -> dict[str, Any]:
     return {name: (rng.normal(size=shape) / 3).astype(dtype) for name, shape in shapes.items()}
 
 
+def _codes(shape: tuple[int, ...], dtype: Any = np.int8) -> Any:
+    low, high = (0, 255) if dtype == np.uint8 else (-99, 99)
+    return np.random.default_rng(len(shape)).integers(low, high, shape).astype(dtype)
+
+
 # fmt: off
 # --- linear ----------------------------------------------------------------------------------------------------------
 
@@ -716,7 +721,7 @@ case("qkv by gather", net("""(float[N,5,12] x) => (float[N,5,12] y) {
 }""", w0=(12, 36), w1=(12, 12), apart=[0, 0, 3, 3, 4], together=[0, 0, 12], i0=np.array(0), i1=np.array(1),
     i2=np.array(2)), [3, 4])
 
-# --- blocks, repeats, codes ------------------------------------------------------------------------------------------
+# --- blocks, repeats -------------------------------------------------------------------------------------------------
 
 case("depth to space, depth first", net("""(float[N,3,6,6] x) => (float[N,2,12,12] y) {
     a = Conv(x, w0)
@@ -734,10 +739,16 @@ case("space to depth", net("""(float[N,3,6,6] x) => (float[N,2,3,3] y) {
     y = Conv(d, w1)
 }""", w0=(5, 3, 1, 1), w1=(2, 20, 1, 1)), [5])
 case("tile", conv_net("b = Tile(a, repeats)", repeats=[1, 1, 2, 1]), [8])
+# --- codes -----------------------------------------------------------------------------------------------------------
+
 case("codes of a channel each", conv_net("""
     q = QuantizeLinear<axis=1>(a, s, z)
     b = DequantizeLinear<axis=1>(q, s, z)
 """, s=np.linspace(0.02, 0.05, 8, dtype=np.float32), z=np.full(8, 128, np.uint8)), [8], tolerance=2e-1)
+case("codes as onnxruntime writes them", conv_net("""
+    q = com.microsoft.QuantizeLinear(a, s, z)
+    b = com.microsoft.DequantizeLinear(q, s, z)
+""", imports=', "com.microsoft" : 1', s=2.0**-5, z=np.array(120, np.uint8)), [8], tolerance=5e-2)
 case("int8 weights", conv_net("""
     w = DequantizeLinear<axis=0>(codes, s, z)
     r = Relu(a)
@@ -745,6 +756,127 @@ case("int8 weights", conv_net("""
     b = Relu(c)
 """, d=6, codes=np.random.default_rng(0).integers(-99, 99, (6, 8, 3, 3)).astype(np.int8),
     s=np.linspace(0.001, 0.002, 6, dtype=np.float32), z=np.zeros(6, np.int8)), [8, 6])
+case("uint8 weights around a zero point", conv_net("""
+    w = DequantizeLinear(codes, s, z)
+    r = Sigmoid(a)
+    b = Conv<pads=[1,1,1,1]>(r, w)
+""", d=6, codes=_codes((6, 8, 3, 3), np.uint8), s=0.001, z=np.array(99, np.uint8)), [8, 6])
+case("uint8 weights around a zero point a channel", conv_net("""
+    w = DequantizeLinear<axis=0>(codes, s, z)
+    r = Sigmoid(a)
+    b = Conv<pads=[1,1,1,1]>(r, w)
+""", d=6, codes=_codes((6, 8, 3, 3), np.uint8), s=[0.001] * 6, z=np.arange(94, 100, dtype=np.uint8)), [8, 6])
+
+
+def qdq_net() -> onnx.ModelProto:
+    """Return Conv, Relu, Conv without a bias on QDQ codes with scales of powers of two."""
+    return net("""(float[N,3,6,6] x) => (float[N,2,4,4] y) {
+        q0 = QuantizeLinear(x, s, z)
+        d0 = DequantizeLinear(q0, s, z)
+        v0 = DequantizeLinear(w0, sw, zw)
+        c0 = DequantizeLinear(b0, sb)
+        a = Conv<pads=[1,1,1,1]>(d0, v0, c0)
+        r = Relu(a)
+        q1 = QuantizeLinear(r, s, z)
+        d1 = DequantizeLinear(q1, s, z)
+        v1 = DequantizeLinear<axis=0>(w1, s1, z1)
+        y = Conv(d1, v1)
+    }""", w0=_codes((8, 3, 3, 3)), sw=2.0**-7, zw=np.array(0, np.int8), b0=_codes((8,), np.int32), sb=2.0**-12,
+        w1=_codes((2, 8, 3, 3)), s1=[2.0**-7, 2.0**-8], z1=np.zeros(2, np.int8), s=2.0**-5, z=np.array(120, np.uint8))
+
+
+case("QDQ", qdq_net(), [8], tolerance=1e-3)
+
+
+def coded_net(body: str, *, w9: tuple[int, ...] = (2, 8, 1, 1), c: int = 8, **more: Any) -> onnx.ModelProto:
+    """Return a QLinearConv(3 -> c) as `a`, the body from `a` to `b`, and a QLinearConv to 2 channels as `y`.
+
+    All scales are powers of two, so that every form of the net rounds alike.
+    """
+    return net(f"""(float[N,3,6,6] x) => (float[N,2,P,Q] y) {{
+        q = QuantizeLinear(x, s, z)
+        a = QLinearConv<pads=[1,1,1,1]>(q, s, z, w0, sw, zw, s, z, b0)
+        {body}
+        o = QLinearConv(b, s, z, w9, s9, z9, s, z)
+        y = DequantizeLinear(o, s, z)
+    }}""", imports=', "com.microsoft" : 1', w0=_codes((c, 3, 3, 3)), b0=_codes((c,), np.int32), w9=_codes(w9),
+        s=2.0**-5, z=np.array(120, np.uint8), sw=2.0**-7, zw=np.array(0, np.int8), s9=[2.0**-7] * 2,
+        z9=np.zeros(2, np.int8), **more)
+
+
+case("QLinearConv", coded_net("""
+    c = QLinearConv<pads=[1,1,1,1]>(a, s, z, w1, s1, z1, s, z, b1)
+    b = MaxPool<kernel_shape=[2,2]>(c)
+""", w1=_codes((8, 8, 3, 3)), s1=[2.0**-k for k in (6, 7, 8, 6, 7, 8, 6, 7)], z1=np.zeros(8, np.int8),
+    b1=_codes((8,), np.int32)), [8, 8])
+case("QLinearConv, depthwise and grouped", coded_net("""
+    c = QLinearConv<group=8, pads=[1,1,1,1]>(a, s, z, w1, sw, zw, s, z, b1)
+    b = QLinearConv<group=2>(c, s, z, w2, sw, zw, s, z)
+""", w1=_codes((8, 1, 3, 3)), b1=_codes((8,), np.int32), w2=_codes((8, 4, 1, 1))), [4, 4])
+case("QLinearConv, uint8 weights", coded_net("b = QLinearConv(a, s, z, w1, sw, z1, s, z)",
+     w1=_codes((8, 8, 3, 3), np.uint8), z1=np.array(101, np.uint8)), [8, 8])
+case("QLinearAdd, QLinearMul, QLinearSigmoid, QLinearLeakyRelu, QLinearConcat and pools", coded_net("""
+    c = QLinearConv<pads=[1,1,1,1]>(a, s, z, w1, sw, zw, s, z)
+    d = com.microsoft.QLinearAdd(a, s, z, c, s, z, s, z)
+    g = com.microsoft.QLinearGlobalAveragePool(d, s, z, s, z)
+    h = com.microsoft.QLinearSigmoid(g, s, z, s, z)
+    m = com.microsoft.QLinearMul(d, s, z, h, s, z, s, z)
+    l = com.microsoft.QLinearLeakyRelu(m, s, z, s, z)
+    p = com.microsoft.QLinearAveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(l, s, z, s, z)
+    e = QLinearConv(a, s, z, w2, sw, zw, s, z)
+    b = com.microsoft.QLinearConcat<axis=1>(s, z, p, s, z, e, s, z)
+""", w1=_codes((8, 8, 3, 3)), w2=_codes((5, 8, 1, 1)), w9=(2, 13, 1, 1)), [8, 5])
+case("QLinearSoftmax over space", coded_net(
+    "b = com.microsoft.QLinearSoftmax<axis=3, opset=13>(a, s, z, s, z)"), [8])
+case("QLinearMatMul and QGemm", net("""(float[N,6] x) => (float[N,3] y) {
+    q = QuantizeLinear(x, s, z)
+    a = QLinearMatMul(q, s, z, w0, s0, z0, s, z)
+    b = com.microsoft.QGemm<transB=1>(a, s, z, w1, s1, z1, b1, s, z)
+    c = QLinearMatMul(b, s, z, w2, sw, zw, s, z)
+    y = com.microsoft.QGemm(c, s, z, w3, sw, zw)
+}""", imports=', "com.microsoft" : 1', w0=_codes((6, 8)), s0=[2.0**-k for k in (6, 7, 8, 6, 7, 8, 6, 7)],
+    z0=np.zeros(8, np.int8), w1=_codes((7, 8)), s1=[2.0**-7] * 7, z1=np.zeros(7, np.int8), b1=_codes((7,), np.int32),
+    w2=_codes((7, 5)), w3=_codes((5, 3)), s=2.0**-5, z=np.array(120, np.uint8), sw=2.0**-7,
+    zw=np.array(0, np.int8)), [8, 7, 5])
+case("dynamic: ConvInteger", net("""(float[N,3,6,6] x) => (float[N,2,4,4] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+    r = Relu(a)
+    q, s, z = DynamicQuantizeLinear(r)
+    i = ConvInteger<pads=[1,1,1,1]>(q, w1, z, z1)
+    f = Cast<to=1>(i)
+    t = Mul(s, s1)
+    m = Mul(f, t)
+    n = Add(m, b1)
+    b = Clip(n, lo, hi)
+    q2, s2, z2 = DynamicQuantizeLinear(b)
+    i2 = ConvInteger(q2, w2, z2)
+    f2 = Cast<to=1>(i2)
+    y = Mul(f2, s2)
+}""", w0=(8, 3, 3, 3), b0=(8,), w1=_codes((6, 8, 3, 3), np.uint8), z1=np.array(128, np.uint8), s1=0.002, b1=(6, 1, 1),
+    lo=0.0, hi=6.0, w2=_codes((2, 6, 3, 3))), [8, 6], tolerance=2e-2)
+case("dynamic: the range is taken over channels that do not vanish", conv_net("""
+    r = Sigmoid(a)
+    q, s, z = DynamicQuantizeLinear(r)
+    f = DequantizeLinear(q, s, z)
+    b = Relu(f)
+"""), [], "range of codes is taken over it")
+case("dynamic: MatMulInteger", net("""(float[N,5,6] x) => (float[N,5,3] y) {
+    q, s, z = DynamicQuantizeLinear(x)
+    a = MatMulInteger(q, w0, z, z0)
+    f = Cast<to=1>(a)
+    m = Mul(f, s)
+    n = Add(m, b0)
+    g = Gelu(n)
+    q2, s2, z2 = DynamicQuantizeLinear(g)
+    y = com.microsoft.MatMulIntegerToFloat(q2, w1, s2, s1, z2, z1, b1)
+}""", imports=', "com.microsoft" : 1', opset=20, w0=_codes((6, 8)), z0=np.zeros(8, np.int8), b0=(8,),
+    w1=_codes((8, 3), np.uint8), s1=0.002, z1=np.array(128, np.uint8), b1=(3,)), [8], tolerance=2e-2)
+case("dynamic: DynamicQuantizeMatMul", net("""(float[N,5,6] x) => (float[N,5,3] y) {
+    a = com.microsoft.DynamicQuantizeMatMul(x, w0, s0, z0, b0)
+    r = Relu(a)
+    y = com.microsoft.DynamicQuantizeMatMul(r, w1, s1, z1)
+}""", imports=', "com.microsoft" : 1', w0=_codes((6, 8)), s0=[0.002] * 8, z0=np.zeros(8, np.int8), b0=(8,),
+    w1=_codes((8, 3), np.uint8), s1=[0.002], z1=np.array([128], np.uint8)), [8], tolerance=2e-2)
 
 # --- how exporters write ---------------------------------------------------------------------------------------------
 
@@ -883,8 +1015,9 @@ _NO_ROWS = {
     *("gemm C column", "gemm C full", "gemm with computed bias", "conv with computed weights"),
     *("a branch reads a weight and a bias that are cut", "a weight is a model output"),
     *("resize by sizes", "concat with an expanded constant", "constant of shape"),
+    *("dynamic: ConvInteger", "dynamic: MatMulInteger", "dynamic: DynamicQuantizeMatMul"),
 }
-"""Nets that hold their images on another axis than the first, or spell out in constants how many they are."""
+"""Nets whose images lie on another axis than the first, are counted in constants, or share a range of codes."""
 
 
 @pytest.mark.parametrize("one", CASES, ids=lambda c: c.name)
@@ -902,7 +1035,7 @@ def test_case(one: Case) -> None:
 
 def _types() -> Iterator[str]:
     for one in CASES:
-        yield from (n.op_type for n in one.model.graph.node)
+        yield from (f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in one.model.graph.node)
 
 
 def test_every_rule_has_a_case() -> None:

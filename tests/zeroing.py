@@ -30,7 +30,7 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
         array = values.setdefault(key, stored[item["initializer"]].copy())
         where: list[Any] = [slice(None)] * array.ndim
         where[item["axis"]] = item["indices"]
-        array[tuple(where)] = 0
+        array[tuple(where)] = np.asarray(item.get("value", 0), array.dtype)  # codes: the zero point
     readers = {n.output[0]: n for n in graph.node}
     for number, ((output, index), array) in enumerate(values.items()):
         name = f"zeroed_{number}"

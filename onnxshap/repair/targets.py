@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from onnx import ModelProto, NodeProto
 
+from onnxshap.codes import on_codes
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.labels import Liveness, Site, Weight
@@ -76,8 +77,8 @@ class _Finder:
         layers: list[Layer] = []
         for site in self.traced.labels.trace.linear:
             y = self.traced.shaped.graph.nodes[site.node].output[0]
-            if y not in changed or y not in self.produced or site.weight is None:
-                continue
+            if y not in changed or y not in self.produced or site.weight is None or on_codes(self.traced.shaped, site):
+                continue  # codes are not made anew
             index, bias = self.produced[y], None
             node = self.model.graph.node[index]
             if is_op(node, "Add") and node.name == f"{y}.fold":

@@ -7,7 +7,7 @@ a rule that refuses (`RuleError`): frozen, with the reason kept for the report.
 
 from __future__ import annotations
 
-from onnxshap.rules import linear, movement, norm, pointwise, pool, reduce, selection
+from onnxshap.rules import linear, movement, norm, pointwise, pool, quantised, reduce, selection
 from onnxshap.rules.registry import RULES, Rule, rule
 from onnxshap.rules.tracing import trace_graph
 
@@ -19,6 +19,7 @@ __all__ = [
     "norm",
     "pointwise",
     "pool",
+    "quantised",
     "reduce",
     "rule",
     "selection",

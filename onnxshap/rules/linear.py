@@ -19,6 +19,15 @@ def conv(op: Op, ax: Axes) -> None:
         _grouped(op, ax, weight_in=1, weight_out=0)
 
 
+def convolve(op: Op, ax: Axes, x: int, w: int, bias: int | None, zero: int) -> None:
+    """Relate a Conv on codes: which inputs are data, weights, bias and the zero point of the data."""
+    if int(op.attributes.get("group", 1)) == 1:
+        inputs = (x, w) if bias is None else (x, w, bias)
+        ax.relate("n i _*, o i _*, o -> n o _*", inputs=inputs, zero=zero)
+    else:
+        _grouped(op, ax, weight_in=1, weight_out=0, x=x, w=w, bias=bias, zero=zero)
+
+
 @rule("ConvTranspose")
 def conv_transpose(op: Op, ax: Axes) -> None:
     """As Conv, the weight's first two axes swapped; every input position is multiplied, not every output position."""
@@ -37,52 +46,63 @@ def _spread(op: Op) -> float:
     return 1.0 / float(math.prod(op.attributes.get("strides", (1,))))
 
 
-def _grouped(op: Op, ax: Axes, weight_in: int, weight_out: int) -> None:
+def _grouped(
+    op: Op,
+    ax: Axes,
+    weight_in: int,
+    weight_out: int,
+    x: int = 0,
+    w: int = 1,
+    bias: int | None = 2,
+    zero: int | None = None,
+) -> None:
     """Relate a grouped Conv or ConvTranspose by whichever leaves more units.
 
     Whole groups: all channels in and out of one group are one unit, nothing is summed away (depthwise is this case).
     Equal numbers: a unit is a channel in of every group, or a channel out of every group, whichever go together best;
     where every group has weights of its own for them, those are cut group by group.
     """
-    x, w, y = op.need(0), op.need(1), op.out()
+    data, weights, y = op.need(x), op.need(w), op.out()
     groups = int(op.attributes["group"])
-    per_in, per_out = x.shape[1] // groups, y.shape[1] // groups
-    channels_in = ax.input(0, 1).reshape(groups, per_in)
+    per_in, per_out = data.shape[1] // groups, y.shape[1] // groups
+    channels_in = ax.input(x, 1).reshape(groups, per_in)
     channels_out = ax.output(0, 1).reshape(groups, per_out)
-    ax.tie(ax.input(0, 0), ax.output(0, 0))
+    ax.tie(ax.input(x, 0), ax.output(0, 0))
     shared_axis = 1  # both weight layouts keep the positions that all groups share on axis 1
     full_axis, full = (0, channels_out) if weight_out == 0 else (0, channels_in)
-    ax.tie(ax.input(1, full_axis), full.ravel())
-    if op.input(2) is not None:
-        ax.tie(ax.input(2, 0), channels_out.ravel())
-    shared = ax.input(1, shared_axis)
+    ax.tie(ax.input(w, full_axis), full.ravel())
+    if bias is not None and op.input(bias) is not None:
+        ax.tie(ax.input(bias, 0), channels_out.ravel())
+    shared = ax.input(w, shared_axis)
     spread = _spread(op) if op.type == "ConvTranspose" else 1.0
-    weight = Weight(1, weight_in, weight_out, 1, 1.0, spread, groups, (2, 1.0))
+    weight = Weight(w, weight_in, weight_out, 1, 1.0, spread, groups, (2, 1.0)) if zero is None else None
     if groups >= per_in + per_out or per_in == per_out == 1:
         for block in (channels_in, channels_out):
             ax.tie(block[:, 1:], block[:, :1].repeat(block.shape[1] - 1, axis=1))
         ax.tie(channels_in[:, 0], channels_out[:, 0])
         ax.freeze(shared, "every group of the Conv shares it")
-        if w.constant:
-            ax.linear(0, 1, weight)
+        if weights.constant and weight is not None:
+            ax.linear(x, 1, weight)
     else:
         meets = channels_in if weight_in == 1 else channels_out
-        own = (w.name, shared_axis) if w.stored else None
-        ax.balance(channels_in, own if weight_in == 1 else None, x.name if weight_in == 1 else None)
+        own = (weights.name, shared_axis) if weights.stored else None
+        ax.balance(channels_in, own if weight_in == 1 else None, data.name if weight_in == 1 else None)
         ax.balance(channels_out, own if weight_out == 1 else None)
         if own is None:
             ax.tie(*Balance(meets).equal_places)
         ax.tie(shared, meets[0])
         ax.make(1)
-        if w.constant:
-            ax.contract(0, 1, weight)
+        if weights.constant:
+            ax.contract(x, 1, weight, zero)
         else:
             ax.freeze(channels_in, f"{op.type} has computed weights")
-    source = x.name if weight_in == 1 else y.name
-    ax.fix(GroupCount(op.index, source, w.name, shared_axis))
-    positions = y if op.type == "Conv" else x
-    ax.macs((x, 0), *((w, a) for a in range(w.rank)), *((positions, a) for a in range(2, positions.rank)))
-    for tensor in (x, w, y):
+    source = data.name if weight_in == 1 else y.name
+    ax.fix(GroupCount(op.index, source, weights.name, shared_axis))
+    positions = data if op.type == "ConvTranspose" else y
+    ax.macs(
+        (data, 0), *((weights, a) for a in range(weights.rank)), *((positions, a) for a in range(2, positions.rank))
+    )
+    for tensor in (data, weights, y):
         for axis in range(2, tensor.rank):
             ax.freeze(ax.trace.axis(tensor, axis), f"{op.type} mixes this axis as a whole")
 

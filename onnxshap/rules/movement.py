@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -128,10 +128,15 @@ def tile(op: Op, ax: Axes) -> None:
 @rule("Concat")
 def concat(op: Op, ax: Axes) -> None:
     """Inputs stand one after the other on one axis."""
+    concatenate(op, ax, range(len(op.inputs)))
+
+
+def concatenate(op: Op, ax: Axes, inputs: Sequence[int]) -> None:
+    """Relate inputs that stand one after the other on axis `axis`."""
     y = op.out()
     axis = int(op.attributes.get("axis", 1)) % y.rank
-    ends = np.cumsum([t.shape[axis] for t in op.inputs if t is not None])
-    for k, part in enumerate(np.split(ax.output(0, axis), ends[:-1])):
+    ends = np.cumsum([op.need(k).shape[axis] for k in inputs])
+    for k, part in zip(inputs, np.split(ax.output(0, axis), ends[:-1]), strict=True):
         ax.tie(ax.input(k, axis), part)
         ax.same((a for a in range(y.rank) if a != axis), inp=k)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxshap.labels import Axes, Op, RuleError
+from onnxshap.labels import Axes, Op
 from onnxshap.rules.registry import rule
 
 
@@ -73,20 +73,6 @@ def unary(op: Op, ax: Axes) -> None:
 def elementwise(op: Op, ax: Axes) -> None:
     """Any number of inputs, broadcast."""
     broadcast(op, ax)
-
-
-@rule("QuantizeLinear", "DequantizeLinear")
-def quantize(op: Op, ax: Axes) -> None:
-    """A scale and a zero point for all, or one a position of an axis."""
-    ax.same()
-    scale = op.need(1)
-    if scale.rank == 1 and scale.shape[0] > 1 and not op.attributes.get("block_size"):
-        axis = int(op.attributes.get("axis", 1)) % op.out().rank
-        for k in range(1, len(op.inputs)):
-            if op.input(k) is not None:
-                ax.tie(ax.input(k, 0), ax.output(0, axis))
-    elif scale.rank > 1:
-        raise RuleError("scales of blocks")
 
 
 @rule("Dropout")

@@ -18,6 +18,7 @@ from onnxshap.structure import outer_names, reads, subgraphs
 
 _SMALL, _FEW = 65536, 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""
+_COMPUTED = "two computed tensors are summed over it, neither is zero there"
 _MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
 
@@ -51,9 +52,9 @@ def trace_graph(shaped: Shaped) -> Labels:
             return labels
         # zeroing the constants would not express the cut: stay on the safe side
         for site in leaks:
-            trace.freeze(
-                trace.axes[site.tensor, site.axis], "two computed tensors are summed over it, neither is zero there"
-            )
+            ranged = len(shaped.graph.nodes[site.node].input) == 1
+            why = "the range of codes is taken over it, and it is not zero there" if ranged else _COMPUTED
+            trace.freeze(trace.axes[site.tensor, site.axis], why)
         for balance in uneven:
             trace.tie(*balance.equal_places)
         labels = resolve(trace)

@@ -6,47 +6,30 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import NodeProto
 
+from onnxshap.graph import array, attributes
 from onnxshap.labels import Labels
 from onnxshap.shapes import Shaped
 
-ALL = frozenset({"Add", "Concat", "Max", "Min", "Sub", "Sum"})
+ALL = frozenset(("Add", "Concat", "Max", "Min", "Sub", "Sum"))
 """Zero where all of their inputs are."""
-ANY = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Mul"})
-"""Zero where one of their factors is, but for a bias (input 2 of Conv, ConvTranspose and Gemm)."""
-FIRST = frozenset(
-    {
-        *(
-            "Abs",
-            "Asin",
-            "Atan",
-            "AveragePool",
-            "Cast",
-            "Ceil",
-            "Celu",
-            "Div",
-            "Elu",
-            "Erf",
-            "Expand",
-            "Flatten",
-            "Floor",
-        ),
-        *(
-            "Gather",
-            "Gelu",
-            "GlobalAveragePool",
-            "HardSwish",
-            "Identity",
-            "LeakyRelu",
-            "MaxPool",
-            "Mish",
-            "Neg",
-            "PRelu",
-        ),
-        *("Relu", "Reshape", "Round", "Selu", "Sign", "Sin", "Sinh", "Slice", "Softsign", "Split", "Sqrt", "Squeeze"),
-        *("Swish", "Tan", "Tanh", "Transpose", "Unsqueeze"),
-    }
-)
+PRODUCTS = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), ((0, 1), (2,))),
+    **dict.fromkeys(("ConvInteger", "Einsum", "FusedMatMul", "MatMul", "MatMulInteger", "Mul"), ((0, 1), ())),
+    "MatMulIntegerToFloat": ((0, 1), (6,)),
+    "DynamicQuantizeMatMul": ((0, 1), (4,)),
+}
+"""Zero where one of their factors (inputs) is, and all of their addends (inputs)."""
+FIRST: frozenset[str] = frozenset([
+    *("Abs", "Asin", "Atan", "AveragePool", "Cast", "CastLike", "Ceil", "Celu", "CumSum", "DepthToSpace"),
+    *("DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand", "Flatten", "Floor"),
+    *("Gather", "Gelu", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "HardSwish", "Identity"),
+    *("LeakyRelu", "LpPool", "MaxPool", "Mish", "Neg", "PRelu", "QuickGelu", "ReduceL1", "ReduceL2", "ReduceMax"),
+    *("ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Selu", "Shrink", "Sign"),
+    *("Sin", "Sinh", "Slice", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Swish", "Tan", "Tanh"),
+    *("Tile", "Transpose", "Trilu", "Unsqueeze", "Upsample"),
+])  # fmt: skip
 """Zero where their first input is."""
 
 
@@ -100,9 +83,14 @@ class Zeros:
         if node.op_type == "BatchNormalization":
             x, scale, shift, mean = map(zero, node.input[:4])  # (x - mean) scale + shift
             return _all((shift, _any((scale, _all((mean, x))))))
-        if node.op_type in ANY:
-            biases = [i for i in node.input[2:3] if i and node.op_type in ("Conv", "ConvTranspose", "Gemm")]
-            return _all((*map(zero, biases), _any(zero(i) for i in node.input[:2] if i)))
+        if node.op_type == "Clip":
+            return zero(node.input[0]) if _clips_around_zero(self._shaped, node) else False
+        if node.op_type in PRODUCTS:
+            factors, addends = (
+                [zero(node.input[k]) for k in numbers if k < len(node.input) and node.input[k]]
+                for numbers in PRODUCTS[node.op_type]
+            )
+            return _all((*addends, _any(factors)))
         return False
 
     def _held(self, name: str) -> frozenset[int]:
@@ -122,3 +110,14 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
     found = set(verdicts)
     return True if True in found else None if None in found else False
+
+
+def _clips_around_zero(shaped: Shaped, node: NodeProto) -> bool:
+    given, stored = attributes(node), shaped.graph.initializers
+    if any(i and i not in stored for i in node.input[1:]):
+        return False
+    low, high = (
+        array(stored[node.input[k]]) if len(node.input) > k and node.input[k] else given.get(name, 0.0)
+        for k, name in ((1, "min"), (2, "max"))
+    )
+    return bool(np.all(np.less_equal(low, 0)) and np.all(np.greater_equal(high, 0)))

@@ -1,0 +1,58 @@
+"""Quantised graphs in QDQ form: DequantizeLinear -> op -> QuantizeLinear, which runtimes fuse into one integer op.
+
+Codes stay as they are and nothing may come between: what a cut leaves behind goes into the bias, whose int32 codes are
+fine enough, or is given up.
+"""
+
+from __future__ import annotations
+
+from onnx import NodeProto
+
+from onnxshap.graph import is_op
+from onnxshap.labels import Site
+from onnxshap.shapes import Shaped
+
+_CODING = ("Quantize", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
+
+ZERO_POINTS = {
+    ("DequantizeLinear", 0): 2,
+    **{(op, a): z for op in ("QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul")
+       for a, z in ((0, 2), (3, 5))},
+    **{(op, a): z for op in ("ConvInteger", "MatMulInteger") for a, z in ((0, 2), (1, 3))},
+    ("MatMulIntegerToFloat", 0): 4,
+    ("MatMulIntegerToFloat", 1): 5,
+    ("DynamicQuantizeMatMul", 1): 3,
+}  # fmt: skip
+"""Op and input that holds codes -> the input with their zero point."""
+
+
+def is_coding(node: NodeProto) -> bool:
+    """Return whether a node rounds activations to codes."""
+    return node.op_type.startswith(_CODING)
+
+
+def dequantize(shaped: Shaped, name: str) -> NodeProto | None:
+    """Return the DequantizeLinear that makes a tensor, None where something else does."""
+    index = shaped.producers.get(name)
+    node = None if index is None else shaped.graph.nodes[index]
+    return node if node is not None and is_op(node, "DequantizeLinear") else None
+
+
+def on_codes(shaped: Shaped, site: Site) -> bool:
+    """Return whether the weights of a site are codes."""
+    node = shaped.graph.nodes[site.node]
+    return site.weight is not None and dequantize(shaped, node.input[site.weight.input]) is not None
+
+
+def foldable(shaped: Shaped, site: Site) -> bool:
+    """Return whether means can be left behind at a site: its op has constant weights, and room for them.
+
+    An op between codes without a bias has none: an Add behind it would keep runtimes from fusing it.
+    """
+    if site.weight is None:
+        return False
+    node = shaped.graph.nodes[site.node]
+    between = on_codes(shaped, site) and dequantize(shaped, node.input[site.input]) is not None
+    if not between or site.weight.bias is not None:
+        return True
+    return not any(is_op(n, "QuantizeLinear") and n.input[0] in node.output for n in shaped.graph.nodes)

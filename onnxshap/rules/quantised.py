@@ -1,0 +1,180 @@
+"""Ops on 8-bit codes: code - zero point, times a scale. Codes are cut, never made anew.
+
+A removed position holds the zero point, so that it adds nothing (`Site.zero`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxshap.labels import Axes, Op, RuleError
+from onnxshap.rules.linear import convolve
+from onnxshap.rules.movement import concatenate
+from onnxshap.rules.pointwise import broadcast
+from onnxshap.rules.registry import rule
+
+_MS = "com.microsoft"
+
+
+def _per_tensor(op: Op, *inputs: int) -> None:
+    """Refuse scales and zero points of these inputs that differ from position to position."""
+    for k in inputs:
+        if (given := op.input(k)) is not None and max((1, *given.shape)) > 1:
+            raise RuleError(f"{op.type} has a scale or zero point a position for its input {k}")
+
+
+def _along(op: Op, ax: Axes, inputs: Sequence[int], weight: int, axis: int) -> None:
+    """Tie scales and zero points that there is one of for every position of an axis of the weights."""
+    for k in inputs:
+        given = op.input(k)
+        if given is not None and max((1, *given.shape)) > 1:
+            if given.rank != 1:
+                raise RuleError(f"{op.type} has scales of blocks")
+            ax.tie(ax.input(k, 0), ax.input(weight, axis))
+
+
+@rule("QuantizeLinear", "DequantizeLinear", f"{_MS}.QuantizeLinear", f"{_MS}.DequantizeLinear")
+def quantize(op: Op, ax: Axes) -> None:
+    """A scale and a zero point for all, or one a position of an axis."""
+    ax.same()
+    scale = op.need(1)
+    if scale.rank == 1 and scale.shape[0] > 1 and not op.attributes.get("block_size"):
+        axis = int(op.attributes.get("axis", 1)) % op.out().rank
+        for k in range(1, len(op.inputs)):
+            if op.input(k) is not None:
+                ax.tie(ax.input(k, 0), ax.output(0, axis))
+    elif scale.rank > 1:
+        raise RuleError("scales of blocks")
+
+
+@rule("DynamicQuantizeLinear")
+def dynamic_quantize(op: Op, ax: Axes) -> None:
+    """The range of codes is that of all values and 0: a zero does not change it, so positions are masked here."""
+    ax.same()
+    for axis in range(op.need(0).rank):
+        ax.contract(0, axis)
+    ax.mix_rows()
+
+
+@rule("QLinearConv")
+def qlinear_conv(op: Op, ax: Axes) -> None:
+    """As Conv: x, its scale and zero point, w, its scale and zero point, those of y, bias."""
+    _per_tensor(op, 1, 2, 6, 7)
+    convolve(op, ax, x=0, w=3, bias=8, zero=2)
+    _along(op, ax, (4, 5), weight=3, axis=0)
+
+
+@rule("ConvInteger")
+def conv_integer(op: Op, ax: Axes) -> None:
+    """As Conv, on codes: x, w, their zero points; gives int32."""
+    _per_tensor(op, 2)
+    convolve(op, ax, x=0, w=1, bias=None, zero=2)
+    _along(op, ax, (3,), weight=1, axis=0)
+
+
+def _matmul(op: Op, ax: Axes, b: int, zeros: tuple[int | None, int | None]) -> None:
+    """Relate A (input 0) times B (input `b`) of codes with their zero points."""
+    a, w, y = op.need(0), op.need(b), op.out()
+    if min(a.rank, w.rank) < 2:
+        raise RuleError(f"{op.type} with a vector")
+    ax.tie(ax.input(0, -2), ax.output(0, -2))
+    ax.tie(ax.input(b, -1), ax.output(0, -1))
+    ax.tie(ax.input(0, -1), ax.input(b, -2))
+    broadcast(op, ax, inputs=(0, b), skip=2)
+    if a.constant and not w.constant:
+        ax.contract(b, -2, zero=zeros[1])
+        ax.make(-2)
+    elif not a.constant:
+        ax.contract(0, -1, zero=zeros[0])
+        if w.constant:
+            ax.make(-1)
+    ax.macs(*((y, axis) for axis in range(y.rank)), (a, a.rank - 1))
+
+
+@rule("QLinearMatMul")
+def qlinear_matmul(op: Op, ax: Axes) -> None:
+    """A, its scale and zero point, B, its scale and zero point, those of Y."""
+    _per_tensor(op, 1, 2, 6, 7)
+    _matmul(op, ax, b=3, zeros=(2, 5))
+    _along(op, ax, (4, 5), weight=3, axis=-1)
+
+
+@rule("MatMulInteger")
+def matmul_integer(op: Op, ax: Axes) -> None:
+    """A, B, their zero points; gives int32."""
+    _per_tensor(op, 2)
+    _matmul(op, ax, b=1, zeros=(2, 3))
+    _along(op, ax, (3,), weight=1, axis=-1)
+
+
+@rule(f"{_MS}.MatMulIntegerToFloat")
+def matmul_integer_to_float(op: Op, ax: Axes) -> None:
+    """A, B, their scales, their zero points, bias; gives floats."""
+    _per_tensor(op, 2, 4)
+    _matmul(op, ax, b=1, zeros=(4, 5))
+    _along(op, ax, (3, 5, 6), weight=1, axis=-1)
+
+
+@rule(f"{_MS}.DynamicQuantizeMatMul")
+def dynamic_quantize_matmul(op: Op, ax: Axes) -> None:
+    """Floats A, their range taken as they come; B, its scale and zero point, bias; gives floats."""
+    if not op.need(1).constant:
+        raise RuleError(f"{op.type} has computed weights")
+    _matmul(op, ax, b=1, zeros=(None, None))
+    _along(op, ax, (2, 3, 4), weight=1, axis=-1)
+    for axis in range(op.need(0).rank - 1):
+        ax.contract(0, axis)
+    ax.mix_rows()
+
+
+@rule(f"{_MS}.QGemm")
+def qgemm(op: Op, ax: Axes) -> None:
+    """As Gemm: A, its scale and zero point, B, its scale and zero point, C, those of Y."""
+    _per_tensor(op, 1, 2, 7, 8)
+    rows, inner_a = (1, 0) if op.attributes.get("transA") else (0, 1)
+    inner_b, columns = (1, 0) if op.attributes.get("transB") else (0, 1)
+    a, b, y = op.need(0), op.need(3), op.out()
+    if not b.constant or a.constant:
+        raise RuleError(f"{op.type} has computed weights")
+    ax.tie(ax.input(0, rows), ax.output(0, 0))
+    ax.tie(ax.input(3, columns), ax.output(0, 1))
+    ax.tie(ax.input(0, inner_a), ax.input(3, inner_b))
+    ax.contract(0, inner_a, zero=2)
+    ax.make(1)
+    _along(op, ax, (4, 5), weight=3, axis=columns)
+    if op.input(6) is not None:
+        broadcast(op, ax, inputs=(6,))
+    ax.macs((y, 0), (y, 1), (a, inner_a))
+
+
+@rule(f"{_MS}.QLinearAdd", f"{_MS}.QLinearMul")
+def qlinear_binary(op: Op, ax: Axes) -> None:
+    """A, its scale and zero point, B, its scale and zero point, those of C."""
+    broadcast(op, ax, inputs=(0, 3))
+
+
+@rule(f"{_MS}.QLinearLeakyRelu", f"{_MS}.QLinearSigmoid")
+def qlinear_unary(op: Op, ax: Axes) -> None:
+    """X, its scale and zero point, those of Y."""
+    ax.same()
+
+
+@rule(f"{_MS}.QLinearAveragePool", f"{_MS}.QLinearGlobalAveragePool")
+def qlinear_pool(op: Op, ax: Axes) -> None:
+    """Windows of space, channel by channel."""
+    ax.same((0, op.out().rank - 1 if op.attributes.get("channels_last") else 1))
+
+
+@rule(f"{_MS}.QLinearSoftmax")
+def qlinear_softmax(op: Op, ax: Axes) -> None:
+    """Divides by a sum over its axis; for opsets before 13 over that axis and all behind it."""
+    rank = op.out().rank
+    axis = int(op.attributes.get("axis", -1)) % rank
+    last = axis + 1 if int(op.attributes.get("opset", 13)) >= 13 else rank
+    ax.same(a for a in range(rank) if not axis <= a < last)
+
+
+@rule(f"{_MS}.QLinearConcat")
+def qlinear_concat(op: Op, ax: Axes) -> None:
+    """Scale and zero point of Y, then every input with its own."""
+    concatenate(op, ax, range(2, len(op.inputs), 3))

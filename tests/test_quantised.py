@@ -1,0 +1,140 @@
+"""int8 nets as onnxruntime.quantization writes them: cut exactly, codes as they were, still fused by the runtime."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+import onnxshap
+from tests.exactness import check_exact
+from tests.zeroing import run
+
+MODELS = Path(__file__).parent.parent / "models"
+ONE_CODE = 5e-2
+"""Rounding may tip a code: the nets' outputs are 8-bit codes of which random inputs use about a third."""
+FORMS: Mapping[str, Mapping[str, Any]] = {
+    "qdq": {"quant_format": QuantFormat.QDQ},
+    "qdq a channel": {"quant_format": QuantFormat.QDQ, "per_channel": True},
+    "qdq uint8": {
+        "quant_format": QuantFormat.QDQ,
+        "weight_type": QuantType.QUInt8,
+        "activation_type": QuantType.QUInt8,
+    },
+    "qoperator": {"quant_format": QuantFormat.QOperator},
+    "qoperator a channel": {"quant_format": QuantFormat.QOperator, "per_channel": True},
+    "dynamic": {},
+    "dynamic uint8 weights": {"weight_type": QuantType.QUInt8},
+}
+
+
+class _Images(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self) -> None:
+        images = np.load(MODELS / "fashion_calibration.npz")["image"][:64]
+        self._feeds: Iterator[dict[str, NDArray[Any]]] = iter([{"image": x} for x in np.split(images, 4)])
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        return next(self._feeds, None)
+
+
+NETS = (
+    *(("fashion_vgg", form) for form in ("qdq", "qdq uint8", "qoperator a channel", "dynamic uint8 weights")),
+    *(("fashion_resdw", form) for form in ("qdq a channel", "qoperator", "dynamic")),
+)
+
+
+@pytest.fixture(scope="module", params=NETS, ids=", ".join)
+def quantised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a float model and the same in int8."""
+    net, form = request.param
+    source, folder = MODELS / f"{net}.onnx", tmp_path_factory.mktemp("int8")
+    model, path = onnx.load(source), folder / f"{net}.int8.onnx"
+    del model.graph.value_info[:]  # the dynamic quantiser leaves stale ones
+    onnx.save(model, folder / source.name)
+    logging.disable(logging.WARNING)  # it asks for a pre-processing that these nets do not need
+    try:
+        if "quant_format" in FORMS[form]:
+            quantize_static(folder / source.name, path, _Images(), **FORMS[form])
+        else:
+            quantize_dynamic(folder / source.name, path, **FORMS[form])
+    finally:
+        logging.disable(logging.NOTSET)
+    return source, path
+
+
+def widths(model: ModelProto | Path) -> list[int]:
+    return [len(g) for g in onnxshap.trace(model).groups]
+
+
+def test_int8_nets_are_cut_as_far_as_their_float_originals_and_exactly(quantised: tuple[Path, Path]) -> None:
+    source, path = quantised
+    assert widths(path) == widths(source)
+    found = check_exact(onnx.load(path), tolerance=ONE_CODE)
+    assert found.masked == 0.0, "integers do not round: masked and rewritten are the same"
+    assert found.zeroed == 0.0
+    assert found.kept < 0.5
+
+
+def test_an_int8_net_is_pruned_from_data_to_file(quantised: tuple[Path, Path], tmp_path: Path) -> None:
+    source, path = quantised
+    result = onnxshap.prune(
+        path,
+        MODELS / "fashion_calibration.npz",
+        keep_macs=0.75,
+        method="activation",
+        samples=32,
+    )
+    onnxshap.save(result.model, tmp_path / "small.onnx")
+    assert result.after.macs <= 0.75 * result.before.macs
+    assert result.before.macs == onnxshap.trace(source).cost.macs()
+    assert result.before.params > 0.95 * onnxshap.trace(source).cost.params(), "codes are parameters"
+    assert _codes(result.model) <= _codes(onnx.load(path)), "codes are not made anew"
+    assert _ops(tmp_path / "small.onnx", tmp_path) == _ops(path, tmp_path), "the runtime fuses what it fused"
+
+
+def _codes(model: ModelProto) -> Counter[int]:
+    """Return how often each code occurs in the weights."""
+    found = Counter[int]()
+    for item in model.graph.initializer:
+        if item.data_type in (item.INT8, item.UINT8):
+            found.update(numpy_helper.to_array(item).ravel().tolist())
+    return found
+
+
+def _ops(path: Path, folder: Path) -> Counter[str]:
+    """Return the ops that onnxruntime runs, after its optimizations."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Counter(n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node)
+
+
+def test_an_exhausted_int8_layer_gets_the_means_into_its_bias() -> None:
+    """A QDQ Conv without a bias gets one of int32 codes; float weights behind codes stay out of the way."""
+    from tests.test_rules import qdq_net
+
+    model = qdq_net()
+    traced = onnxshap.trace(model)
+    rng = np.random.default_rng(0)
+    data = onnxshap.Dataset({"x": rng.normal(size=(8, 3, 6, 6)).astype(np.float32)})
+    keep = {g.name: np.arange(len(g)) < 2 for g in traced.groups}
+    folded = onnxshap.drop_units(traced, keep, onnxshap.site_means(traced, data))
+    onnx.checker.check_model(folded, full_check=True)
+    assert [n.op_type for n in folded.graph.node if n.op_type == "Add"] == []
+    wanted = run(
+        onnxshap.insert_masks(traced, means=onnxshap.site_means(traced, data)),
+        {**data.inputs, **{f"onnxshap.mask.{n}": k[None].astype(np.float32) for n, k in keep.items()}},
+    )
+    assert np.abs(run(folded, dict(data.inputs))[0] - wanted[0]).max() < 2.0**-9  # half a step of the bias' codes

@@ -116,7 +116,7 @@ def measure(model: str, seed: int, methods: Sequence[str], samples: int) -> Foun
         started = time.perf_counter()
         method, baseline = ("shapley", "zero") if row == ZERO_FILLED else (row, "mean")
         scores = score(
-            traced, bench.pool, method=method, payoff="ce", baseline=baseline, samples=samples, seed=seed
+            traced, bench.pool, method=method, payoff="ce", baseline=baseline, samples=samples, decided=0, seed=seed
         )  # fmt: skip
         plans = {macs: bench.plan(scores.values, macs) for macs in BUDGETS}
         accuracy[row] = np.array([bench.cut_accuracies(plans[macs]) for macs in BUDGETS])

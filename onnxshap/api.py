@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from onnx import ModelProto
 
-from onnxshap import payoffs
+from onnxshap import __version__, payoffs
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, BoolArray, Dataset, Payoff, Values
@@ -22,11 +22,16 @@ from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.game import Setting
 from onnxshap.graph import finish, load, save
 from onnxshap.groups import Group, select
+from onnxshap.jobs import fingerprint
+from onnxshap.journal import Journal
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import GAMELESS, METHODS
+from onnxshap.methods.base import Tell
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit
 from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.runners import Cluster, Processes, Runner
+from onnxshap.scoring import DECIDED, Rules, score_groups
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced, trace
 from onnxshap.verify import Verified, check_loads, verify
@@ -195,9 +200,14 @@ def score(
     exclude: Sequence[str] = (),
     samples: int | None = None,
     max_evals: int | None = None,
+    max_seconds: float | None = None,
+    decided: float = DECIDED,
     seed: int = 0,
     backend: OrtBackend | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    journal: str | Path | None = None,
+    workers: int = 0,
+    cluster: str | None = None,
     progress: Progress = silent,
 ) -> Scores:
     """Return the values of every group of a model; higher = keep.
@@ -214,10 +224,16 @@ def score(
         samples: most calibration images to score with; None = 128, fewer where they would take more than
             `WORK` multiply-accumulates, 1024 for methods without a game (the result says how many were used).
         max_evals: most (image, coalition) rows, shared by the groups in proportion to their units.
+        max_seconds: most wall-clock time, shared in the same way; every group gets one block of images at least.
+        decided: a group ends early when the expected share of misplaced units, were half of them cut, is below; 0 =
+            never. The values tell which rule ended each group (`core.Values.stopped`).
         seed: of all randomness.
         backend: provider and threads.
         input_shapes: for inputs with free dimensions, where there is no data.
-        progress: told after every group.
+        journal: where results are kept as they come, so that a killed run goes on; the caller deletes it.
+        workers: processes of this machine to score with, 0 = this one alone; the values are the same.
+        cluster: address of a dask.distributed scheduler to score with.
+        progress: told after every block of images.
 
     Raises:
         ModelError, DataError, BudgetError: as their names say.
@@ -227,7 +243,8 @@ def score(
     setting = _setting(
         free_batch(traced), sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline
     )
-    return _score(setting, traced, groups, method, seed, max_evals, progress)
+    rules = Rules(max_evals, max_seconds, decided)
+    return _score(setting, traced, groups, method, seed, rules, progress, journal, workers, cluster)
 
 
 def affordable(traced: Traced, groups: Sequence[Group], samples: int | None, method: str = "shapley") -> int:
@@ -244,12 +261,10 @@ def affordable(traced: Traced, groups: Sequence[Group], samples: int | None, met
 
 
 def sample(data: Dataset, count: int, seed: int) -> Dataset:
-    """Return at most `count` images, drawn without replacement and kept in order."""
+    """Return at most `count` images in random order, so that any first ones of them are a sample too."""
     if count < 1:
         raise BudgetError(f"samples is {count}; give at least 1 image")
-    if len(data) <= count:
-        return data
-    return data.take(np.sort(np.random.default_rng([seed, 1]).choice(len(data), count, replace=False)))
+    return data.take(np.random.default_rng([seed, 1]).permutation(len(data))[:count])
 
 
 def _reference(traced: Traced, model: ModelProto, data: Dataset) -> list[Array]:
@@ -282,32 +297,51 @@ def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | 
 
 
 def _score(
-    setting: Setting,
-    traced: Traced,
-    groups: Sequence[Group],
-    method: str,
-    seed: int,
-    max_evals: int | None,
-    progress: Progress,
-) -> Scores:
+    setting: Setting, traced: Traced, groups: Sequence[Group], method: str, seed: int, rules: Rules, progress: Progress,
+    journal: str | Path | None, workers: int, cluster: str | None,
+) -> Scores:  # fmt: skip
     if method not in METHODS:
         raise OnnxshapError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
-    total = sum(len(g) for g in groups)
-    place = {g.name: k for k, g in enumerate(traced.groups)}
-    values, done = {}, 0
-    progress("score", 0, total)
-    for group in groups:
-        limit = None if max_evals is None else max_evals * len(group) // max(1, total)
-        rng = np.random.default_rng([seed, 2, place[group.name]])
-        try:
-            values[group.name] = METHODS[method](setting, group, rng, limit)
-        except BudgetError as error:
-            share = "" if limit is None else f" (its share of {max_evals} evaluations is {limit})"
-            raise BudgetError(f"group {group.name!r}{share}: {error}") from error
-        done += len(group)
-        progress("score", done, total)
+    model = digest(traced.source)
+    kept = None if journal is None else Journal(journal, _header(setting, groups, model, method, seed, rules))
+    values = score_groups(
+        setting, groups, method, seed, rules, lambda done, total: progress("score", done, total), kept,
+        _runner(setting, method, workers, cluster),
+    )  # fmt: skip
     used = setting.payoff.name if any(v.evals for v in values.values()) else None
-    return Scores(values, method, used, seed, len(setting.data), setting.data.source, digest(traced.source))
+    return Scores(values, method, used, seed, len(setting.data), setting.data.source, model)
+
+
+def _header(
+    setting: Setting, groups: Sequence[Group], model: str, method: str, seed: int, rules: Rules
+) -> dict[str, str | int | None]:
+    """Return all that the results of a job depend on, as a journal keeps it."""
+    backend = setting.traced.backend
+    return {
+        "version": __version__,
+        "model": model,
+        "data": fingerprint(setting.data),
+        "seed": seed,
+        "method": method,
+        "payoff": repr(setting.payoff) if setting.payoff.name in payoffs.NAMES else setting.payoff.name,
+        "baseline": "mean" if setting.means else "zero",
+        "max-evals": rules.max_evals,
+        "choice of groups": " ".join(g.name for g in groups),
+        "provider": backend.provider if isinstance(backend, OrtBackend) else "",
+    }
+
+
+def _runner(setting: Setting, method: str, workers: int, cluster: str | None) -> Callable[[Tell], Runner] | None:
+    """Return what makes the runner; methods without a game run in this process, with all of its threads."""
+    if workers < 0:
+        raise OnnxshapError(f"workers is {workers}; give 0 (this process alone) or more")
+    if workers and cluster:
+        raise OnnxshapError("give workers or a cluster, not both")
+    if method in GAMELESS:
+        return None
+    if cluster:
+        return lambda tell: Cluster(setting, method, cluster)
+    return (lambda tell: Processes(setting, method, workers)) if workers else None
 
 
 def prune(
@@ -329,10 +363,15 @@ def prune(
     repair: str | None = None,
     samples: int | None = None,
     max_evals: int | None = None,
+    max_seconds: float | None = None,
+    decided: float = DECIDED,
     seed: int = 0,
     values: Scores | None = None,
     backend: OrtBackend | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    journal: str | Path | None = None,
+    workers: int = 0,
+    cluster: str | None = None,
     output: str | Path | None = None,
     progress: Progress = silent,
 ) -> Pruned:
@@ -340,7 +379,8 @@ def prune(
 
     Args:
         model: as in `score`, and so are `data`, `labels`, `method`, `payoff`, `baseline`, `include`, `exclude`,
-            `samples`, `max_evals`, `seed`, `backend`, `input_shapes` and `progress`.
+            `samples`, `max_evals`, `max_seconds`, `decided` (at the cut of the budget), `seed`, `backend`,
+            `input_shapes`, `journal`, `workers`, `cluster` and `progress`.
         eval_data: held-out data for the scores before and after; default the calibration data.
         keep_macs, keep_params: share of the whole that may stay; both hold where both are given.
         keep_units: share of every group that stays, no search.
@@ -365,9 +405,8 @@ def prune(
         groups = select(traced.groups, include, exclude) if traced.groups else []
         if not groups:
             raise BudgetError(f"nothing can be cut: {_why_nothing(traced)}")
-        check_reachable(
-            [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups], budget, lambda plan: _shares(traced, plan)
-        )
+        blank = [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
+        check_reachable(blank, budget, lambda plan: _shares(traced, plan))
         free = free_batch(traced)
         held_out = calibration(traced, eval_data, seed=seed) if eval_data is not None else dataset
         progress("trace", 1, 1)
@@ -375,7 +414,10 @@ def prune(
         setting = _setting(free, sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline)
         reference, judge = _judge(traced, held_out, setting.payoff)
         found = _check_values(values, traced, groups) if values is not None else None
-        found = found or _score(setting, traced, groups, method, seed, max_evals, progress)
+        if found is None:
+            likely = make_plan(blank, budget, lambda plan: _shares(traced, plan), traced.covers)
+            rules = Rules(max_evals, max_seconds, decided, {name: int(kept.sum()) for name, kept in likely.items()})
+            found = _score(setting, traced, groups, method, seed, rules, progress, journal, workers, cluster)
     with clock.stage("plan"):
         progress("cut", 0, 3)
         candidates = [Candidate(g.name, g.units, found.values[g.name].phi) for g in groups]

@@ -299,6 +299,14 @@ score_options = _options(
         "--samples", type=int, help="Most images to score with.  [default: 128, fewer for models that take long]"
     ),
     click.option("--max-evals", type=click.IntRange(1), help="Most (image, coalition) evaluations."),
+    click.option("--max-seconds", type=float, help="Most seconds of scoring."),
+    click.option(
+        "--decided", type=float, default=0.1, show_default=True,
+        help="End a group when the expected share of misplaced units is below; 0: never.",
+    ),
+    click.option("--journal", metavar="FILE", help="Where results are kept until the end: a killed run goes on there."),
+    click.option("--workers", type=click.IntRange(0), default=0, help="Processes to score with, on this machine."),
+    click.option("--cluster", metavar="ADDRESS", help="A dask.distributed scheduler to score with, tcp://host:8786."),
     click.option("--include", multiple=True, metavar="GLOB", help="Only groups or nodes of that name; repeatable."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="No groups or nodes of that name; repeatable."),
 )  # fmt: skip
@@ -363,7 +371,8 @@ def prune(
     ctx: click.Context, model: str, output: str | None, keep_macs: float | None, keep_params: float | None,
     keep_units: float | None, multiple_of: int | None, min_units: int, data: str | None, labels: str | None,
     payoff: str | None, seed: int, eval_data: str | None, method: str, baseline: str, samples: int | None,
-    max_evals: int | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str | None,
+    max_evals: int | None, max_seconds: float | None, decided: float, journal: str | None, workers: int,
+    cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str | None,
     report_path: str | None, dry_run: bool, as_json: bool, input_shapes: Shapes, provider: str, threads: int,
 ) -> None:  # fmt: skip
     """Write a smaller MODEL with the same inputs and outputs.
@@ -375,19 +384,20 @@ def prune(
     screen = ctx.find_object(Screen) or Screen()
     _need_data(data, labels)
     if values is not None:
-        _no_effect(ctx, "--values", "method", "max_evals")
+        _no_effect(ctx, "--values", "method", "max_evals", "max_seconds", "decided", "journal", "workers", "cluster")
     unbudgeted = keep_macs is None and keep_params is None and keep_units is None
     _say_defaults(screen, data, payoff, budget=not unbudgeted)
     written = None if dry_run else output or str(_beside(model, ".pruned.onnx"))
     sources = {"the model": model, "--data": data, "--labels": labels, "--eval-data": eval_data, "--values": values}
     if not dry_run:
-        _check_outputs({"-o": written, "--report": report_path}, sources)
+        _check_outputs({"-o": written, "--report": report_path, "--journal": journal}, sources)
     with screen.progress() as tell:
         result = api.prune(
             model, data, labels=labels, eval_data=eval_data,
             keep_macs=DEFAULT_KEEP_MACS if unbudgeted else keep_macs, keep_params=keep_params, keep_units=keep_units,
             multiple_of=multiple_of, min_units=min_units, include=include, exclude=exclude, method=method,
-            payoff=payoff, baseline=baseline, repair=repair, samples=samples, max_evals=max_evals, seed=seed,
+            payoff=payoff, baseline=baseline, repair=repair, samples=samples, max_evals=max_evals,
+            max_seconds=max_seconds, decided=decided, journal=journal, workers=workers, cluster=cluster, seed=seed,
             values=None if values is None else report.read_values(values), backend=_backend(provider, threads),
             input_shapes=dict(input_shapes), output=written, progress=tell,
         )  # fmt: skip
@@ -398,6 +408,8 @@ def prune(
     for line in report.frozen_lines(found):
         screen.detail(line)
     screen.detail("seconds: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()))
+    if journal is not None:
+        Path(journal).unlink(missing_ok=True)
     screen.note("dry run: nothing written" if dry_run else f"wrote {_and(written, report_path)}")
 
 
@@ -412,24 +424,31 @@ def prune(
 @click.pass_obj
 def score(
     screen: Screen, model: str, output: str | None, data: str | None, labels: str | None, payoff: str | None,
-    seed: int, method: str, baseline: str, samples: int | None, max_evals: int | None, include: tuple[str, ...],
+    seed: int, method: str, baseline: str, samples: int | None, max_evals: int | None, max_seconds: float | None,
+    decided: float, journal: str | None, workers: int, cluster: str | None, include: tuple[str, ...],
     exclude: tuple[str, ...], as_json: bool, input_shapes: Shapes, provider: str, threads: int,
 ) -> None:  # fmt: skip
-    """Value the units of MODEL; `prune --values` takes the file."""
+    """Value the units of MODEL; `prune --values` takes the file.
+
+    Results are kept in a journal beside the output until it is written: the same command goes on after a kill.
+    """
     from onnxshap import api, report
 
     _need_data(data, labels)
     _say_defaults(screen, data, payoff)
     written = output or str(_beside(model, ".values.json"))
-    _check_outputs({"-o": written}, {"the model": model, "--data": data, "--labels": labels})
+    kept = journal or f"{written}.journal"
+    _check_outputs({"-o": written, "--journal": kept}, {"the model": model, "--data": data, "--labels": labels})
     with screen.progress() as tell:
         tell("trace", 0, 1)
         found = api.score(
             model, data, labels=labels, method=method, payoff=payoff, baseline=baseline, include=include,
-            exclude=exclude, samples=samples, max_evals=max_evals, seed=seed, backend=_backend(provider, threads),
-            input_shapes=dict(input_shapes), progress=tell,
+            exclude=exclude, samples=samples, max_evals=max_evals, max_seconds=max_seconds, decided=decided, seed=seed,
+            backend=_backend(provider, threads), input_shapes=dict(input_shapes), journal=kept, workers=workers,
+            cluster=cluster, progress=tell,
         )  # fmt: skip
     report.write_json(report.values_report(found), written)
+    Path(kept).unlink(missing_ok=True)
     _print(as_json, report.values_report(found), [report.values_table(found)])
     screen.note(f"wrote {written}")
 

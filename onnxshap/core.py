@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,11 +77,15 @@ class Values:
         phi: float64[n_units], in payoff units for game-based methods.
         stderr: float64[n_units], standard error over images; 0 where the method is exact.
         evals: (image, coalition) rows that were evaluated.
+        images: calibration images they rest on; 0 where nobody counted.
+        stopped: which rule ended the scoring: samples (all images were used), max-evals, max-seconds or decided.
     """
 
     phi: FloatArray
     stderr: FloatArray
     evals: int = 0
+    images: int = field(default=0, repr=False)
+    stopped: str = field(default="", repr=False)
 
 
 class Estimator(Protocol):

@@ -154,7 +154,7 @@ class _Masks:
         return name
 
     def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
-        return helper.make_node(kind, list(inputs), [output], name=output, **attributes)
+        return helper.make_node(kind, list(inputs), [output], name=PREFIX + output, **attributes)
 
     def _mask(self, node: NodeProto, site: Site, table: FloatArray | None) -> None:
         """Multiply the mask into a site's input and, for mean filling, add what the means leave to its output."""

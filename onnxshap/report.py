@@ -89,6 +89,8 @@ def _group(result: Pruned, group: Group) -> Report:
         "removed": np.flatnonzero(~keep).tolist(),
         "values": None if values is None else _numbers(values.phi),
         "stderr": None if values is None else _numbers(values.stderr),
+        "images": None if values is None else values.images,
+        "stopped": None if values is None else values.stopped,
         "producers": list(group.producers),
         "consumers": list(group.consumers),
     }
@@ -144,7 +146,13 @@ def values_report(scores: Scores) -> Report:
         "images": scores.images,
         "source": scores.source,
         "groups": {
-            name: {"values": _numbers(v.phi), "stderr": _numbers(v.stderr), "evals": v.evals}
+            name: {
+                "values": _numbers(v.phi),
+                "stderr": _numbers(v.stderr),
+                "evals": v.evals,
+                "images": v.images,
+                "stopped": v.stopped,
+            }
             for name, v in scores.values.items()
         },
     }
@@ -253,7 +261,8 @@ def _scores(found: Any) -> Scores:
         phi, stderr = _floats(group, "values", where), _floats(group, "stderr", where)
         if len(phi) != len(stderr):
             raise ValueError(f"{where} has {len(phi)} values and {len(stderr)} stderr")
-        values[name] = Values(phi, stderr, _field(group, "evals", int, where))
+        images, stopped = _field(group, "images", int, where), _field(group, "stopped", str, where)
+        values[name] = Values(phi, stderr, _field(group, "evals", int, where), images, stopped)
     payoff = None if found.get("payoff") is None else _field(found, "payoff", str)
     return Scores(
         values=values,
@@ -364,11 +373,12 @@ def inspection_tables(report: Report) -> list[RenderableType]:
 
 def values_table(scores: Scores) -> Table:
     """Return the spread of every group's values."""
-    table = _table("group", ">units", ">least", ">median", ">largest", ">standard error")
+    columns = (">units", ">least", ">median", ">largest", ">standard error", ">images", "ended by")
+    groups = _table("group", *columns)
     for name, v in scores.values.items():
         spread = (v.phi.min(), np.median(v.phi), v.phi.max(), v.stderr.mean())
-        _row(table, name, len(v.phi), *(f"{value:.4g}" for value in spread))
-    return table
+        _row(groups, name, len(v.phi), *(f"{value:.4g}" for value in spread), v.images, v.stopped)
+    return groups
 
 
 def frozen_lines(report: Report) -> list[str]:

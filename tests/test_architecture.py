@@ -13,7 +13,9 @@ import onnxshap
 ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "core"}),
-    frozenset({"backend", "balance", "data", "estimators", "fixups", "payoffs", "plan", "structure", "taps"}),
+    frozenset(
+        {"backend", "balance", "data", "estimators", "fixups", "journal", "payoffs", "plan", "structure", "taps"}
+    ),
     frozenset({"graph", "labels"}),
     frozenset({"shapes"}),
     frozenset({"rules", "groups", "cost", "codes"}),
@@ -22,6 +24,9 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"calibrate", "rewrite"}),
     frozenset({"game", "measure", "repair", "verify"}),
     frozenset({"methods"}),
+    frozenset({"jobs"}),
+    frozenset({"runners"}),
+    frozenset({"scoring"}),
     frozenset({"api"}),
     frozenset({"report"}),
     frozenset({"cli"}),
@@ -34,6 +39,7 @@ OWNERS = {
     "click": {"cli"},
     "rich": {"cli", "report"},
     "PIL": {"data"},
+    "distributed": {"runners"},
 }
 """Foreign library -> the modules that may import it, wherever in the file."""
 FILES = sorted(ROOT.rglob("*.py"))

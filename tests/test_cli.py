@@ -20,6 +20,7 @@ import onnxshap
 from onnxshap import api, cli
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, VerifyError
+from onnxshap.methods import Whole
 from onnxshap.payoffs import NAMES
 from tests.test_report import NET, net
 
@@ -319,7 +320,7 @@ def test_outputs_with_inf_are_refused(here: Path) -> None:
 
 
 def test_evaluation_data_are_checked_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(onnxshap.METHODS, "shapley", unreachable)
+    monkeypatch.setitem(onnxshap.METHODS, "shapley", Whole(unreachable))
     np.savez("unlabelled.npz", image=IMAGES)
     np.savez("bad.npz", image=IMAGES, labels=LABELS + 9)
     common = ("prune", "m.onnx", "--data", "d.npz", "--eval-data")
@@ -333,7 +334,7 @@ def unreachable(*_: object) -> Any:
 
 
 def test_impossible_budgets_are_refused_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(onnxshap.METHODS, "shapley", unreachable)
+    monkeypatch.setitem(onnxshap.METHODS, "shapley", Whole(unreachable))
     common = ("prune", "m.onnx", "--data", "d.npz")
     assert "keep-macs 0.01 cannot be reached: the smallest allowed plan keeps 0.125" in refused(
         *common, "--keep-macs", "0.01"
@@ -442,6 +443,18 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
         "7",
         "--max-evals",
         "99",
+        *(
+            "--max-seconds",
+            "9",
+            "--decided",
+            "0.2",
+            "--journal",
+            "j.journal",
+            "--workers",
+            "2",
+            "--cluster",
+            "tcp://c:1",
+        ),
         "--include",
         "i",
         "--include",
@@ -468,7 +481,8 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
     }  # fmt: skip
     scored = {
         "payoff": "mse", "method": "l2", "baseline": "zero", "samples": 7, "max_evals": 99, "include": ("i", "j"),
-        "exclude": ("e",),
+        "exclude": ("e",), "max_seconds": 9.0, "decided": 0.2, "journal": "j.journal", "workers": 2,
+        "cluster": "tcp://c:1",
     }  # fmt: skip
     pruned = {
         "keep_macs": 0.4, "keep_params": 0.6, "keep_units": 0.7, "multiple_of": 4, "min_units": 2,

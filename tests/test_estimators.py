@@ -196,7 +196,7 @@ def test_own_permutations_beat_shared_ones_and_pairs_beat_single_walks() -> None
     assert paired < single / 2
 
 
-@pytest.mark.parametrize("estimator", [Permutation(reduce="mean+2std"), SharedPermutation(reduce="mean+2std")])
+@pytest.mark.parametrize("estimator", [Permutation(reduction="mean+2std"), SharedPermutation(reduction="mean+2std")])
 def test_mean_plus_two_sigma_over_images(estimator: Estimator) -> None:
     weights = rng(4).normal(size=(5, 3))
     close(estimator(additive(weights), rng()).phi, weights.mean(axis=0) + 2 * weights.std(axis=0))

@@ -17,6 +17,7 @@ from onnxshap.core import FloatArray, IntArray
 from onnxshap.data import random_data
 from onnxshap.game import Setting
 from onnxshap.graph import extract
+from onnxshap.methods.base import untold
 from onnxshap.methods.recon import Regression, designs, eliminate, layers_of, recon
 from onnxshap.payoffs import MSE
 from onnxshap.shapes import input_specs
@@ -116,7 +117,7 @@ def test_regressions_are_what_the_layers_compute(one: Case) -> None:
     data = random_data(fixed, 4 * traced.batch, 0)
     setting = Setting(free, data, MSE(), [])
     for group in traced.groups:
-        values = recon(setting, group, np.random.default_rng(0), None)
+        values = recon(setting, group, np.random.default_rng(0), None, untold)
         assert values.phi.shape == (len(group),) and np.isfinite(values.phi).all()
         for layer in layers_of(setting, group):
             if not layer.refitted or layer.kernels is None:

@@ -7,13 +7,14 @@ from math import comb
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game, IntArray, Values
+from onnxshap.core import FloatArray, Game, IntArray
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.rows import NO_UNITS, evaluate_each, image_blocks, over_images
+from onnxshap.estimators.images import PerImage, Schedule, fixed_cost
+from onnxshap.estimators.rows import evaluate_each, image_blocks
 
 
 @dataclass(frozen=True)
-class Exact:
+class Exact(PerImage):
     """Exact Shapley values: all 2^n coalitions on every image.
 
     Attributes:
@@ -39,25 +40,29 @@ class Exact:
 
     max_units: int = 16
 
-    def __call__(self, game: Game, rng: np.random.Generator) -> Values:  # noqa: D102
-        n = game.n_units
-        if n == 0:
-            return NO_UNITS
+    def plan(  # noqa: D102
+        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+    ) -> Schedule:
+        n = n_units
         if n > self.max_units:
             raise BudgetError(
                 f"exact Shapley values of {n} units need 2^{n} coalitions per image, more than max_units = "
                 f"{self.max_units} allows; use the permutation estimator or raise max_units"
             )
+        return fixed_cost(n_images, 2**n, rng, max_evals)
+
+    def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
+        n, images = game.n_units, schedule.images
         count = 2**n
         members = (np.arange(count)[:, None] >> np.arange(n)) & 1 == 1
         table = members.astype(np.float32)
         weights = _shapley_weights(members.sum(axis=1), n)
         signed = np.where(members, weights[:, :1], weights[:, 1:])
-        images = np.arange(game.n_images)
-        phi = np.empty((game.n_images, n))
-        for block in image_blocks(game.n_images, count, n):
-            phi[block] = evaluate_each(game, images[block], count, lambda rows: table[rows]) @ signed
-        return over_images(phi, evals=game.n_images * count)
+        phi = np.empty((len(images), n))
+        for block in image_blocks(len(images), count, n):
+            payoffs = evaluate_each(game, images[block], count, lambda rows: table[rows])
+            phi[block] = [row @ signed for row in payoffs]  # one by one: no result depends on the others of its block
+        return phi
 
 
 def _shapley_weights(sizes: IntArray, n: int) -> FloatArray:

@@ -14,7 +14,8 @@ from typing import Literal, assert_never
 import numpy as np
 
 from onnxshap.core import FloatArray, Game, Values
-from onnxshap.estimators.rows import NO_UNITS, over_images, single_drops
+from onnxshap.estimators.images import PerImage, Schedule, fixed_cost
+from onnxshap.estimators.rows import over_images, single_drops
 
 EPS = 2.0**-7
 """Default step of the mask. The truncation error grows with eps, float32 rounding of the payoff with 1 / eps: against
@@ -24,7 +25,7 @@ power of two, so that 1 - eps and the division are exact."""
 
 
 @dataclass(frozen=True)
-class Taylor:
+class Taylor(PerImage):
     """First-order Taylor scores from the slopes d_c of the payoff along the masks (see the module).
 
     Attributes:
@@ -51,11 +52,16 @@ class Taylor:
     eps: float = EPS
     batch: int = 32
 
-    def __call__(self, game: Game, rng: np.random.Generator) -> Values:  # noqa: D102
-        if game.n_units == 0:
-            return NO_UNITS
-        slopes = single_drops(game, self.eps)
-        return over_images(self._scores(slopes), evals=game.n_images * (game.n_units + 1))
+    def plan(  # noqa: D102
+        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+    ) -> Schedule:
+        return fixed_cost(n_images, n_units + 1, rng, max_evals)
+
+    def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
+        return single_drops(game, schedule.images, self.eps)
+
+    def reduce(self, per_image: FloatArray, schedule: Schedule) -> Values:  # noqa: D102
+        return over_images(self._scores(per_image), evals=int(schedule.rows.sum()))
 
     def _scores(self, slopes: FloatArray) -> FloatArray:
         match self.kind:
@@ -71,7 +77,7 @@ class Taylor:
 
 
 @dataclass(frozen=True)
-class Fisher:
+class Fisher(PerImage):
     """Mean over images of d_c^2, the diagonal of the empirical Fisher information of the masks (see the module).
 
     Attributes:
@@ -94,7 +100,10 @@ class Fisher:
 
     eps: float = EPS
 
-    def __call__(self, game: Game, rng: np.random.Generator) -> Values:  # noqa: D102
-        if game.n_units == 0:
-            return NO_UNITS
-        return over_images(single_drops(game, self.eps) ** 2, evals=game.n_images * (game.n_units + 1))
+    def plan(  # noqa: D102
+        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+    ) -> Schedule:
+        return fixed_cost(n_images, n_units + 1, rng, max_evals)
+
+    def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
+        return single_drops(game, schedule.images, self.eps) ** 2

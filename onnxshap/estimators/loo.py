@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.core import Game, Values
-from onnxshap.estimators.rows import NO_UNITS, over_images, single_drops
+from onnxshap.core import FloatArray, Game
+from onnxshap.estimators.images import PerImage, Schedule, fixed_cost
+from onnxshap.estimators.rows import single_drops
 
 
 @dataclass(frozen=True)
-class LeaveOneOut:
+class LeaveOneOut(PerImage):
     """v(all) - v(all without c) for every unit c, mean over images.
 
     Call:
@@ -30,7 +31,10 @@ class LeaveOneOut:
     array([1., 0., 0.])
     """
 
-    def __call__(self, game: Game, rng: np.random.Generator) -> Values:  # noqa: D102
-        if game.n_units == 0:
-            return NO_UNITS
-        return over_images(single_drops(game, step=1.0), evals=game.n_images * (game.n_units + 1))
+    def plan(  # noqa: D102
+        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+    ) -> Schedule:
+        return fixed_cost(n_images, n_units + 1, rng, max_evals)
+
+    def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
+        return single_drops(game, schedule.images, step=1.0)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.core import Game, ImageIndex, IntArray, Values
+from onnxshap.core import FloatArray, Game, Values
 from onnxshap.errors import BudgetError
+from onnxshap.estimators.images import PerImage, Schedule, draw_key
 from onnxshap.estimators.rows import (
-    NO_UNITS,
     Reduce,
     draw_orders,
     end_payoffs,
@@ -20,7 +20,7 @@ from onnxshap.estimators.rows import (
 
 
 @dataclass(frozen=True)
-class Permutation:
+class Permutation(PerImage):
     """Shapley values estimated from walks full -> empty, an antithetic pair of permutations of its own per image.
 
     Attributes:
@@ -29,7 +29,7 @@ class Permutation:
         max_evals: (image, coalition) rows at most, counting the full and the empty coalition of every image used; None:
             all images, all pairs. A smaller budget is spent in rounds: first one walk for every image, then their
             second walks, then second pairs; where it does not reach all images, random ones are used.
-        reduce: "mean" over images, or "mean+2std" (mean plus two population standard deviations over images).
+        reduction: "mean" over images, or "mean+2std" (mean plus two population standard deviations over images).
         min_units: coalitions smaller than this, but for the empty one, are not evaluated (a cut never gets there): the
             last `min_units` units of a walk share equally what they are worth together. Cheaper, and sums still hold,
             but dummies get a share; 0 and 1 evaluate all.
@@ -57,41 +57,52 @@ class Permutation:
     pairs: int = 1
     antithetic: bool = True
     max_evals: int | None = None
-    reduce: Reduce = "mean"
+    reduction: Reduce = "mean"
     min_units: int = 0
 
     def __post_init__(self) -> None:
         if self.pairs < 1:
             raise BudgetError(f"pairs is {self.pairs}; every image needs at least one pair of walks")
 
-    def __call__(self, game: Game, rng: np.random.Generator) -> Values:  # noqa: D102
-        n = game.n_units
-        if n == 0:
-            return NO_UNITS
-        inner = max(0, n - max(1, self.min_units))
-        images, walks = self._spend(game.n_images, inner, rng)
-        full, empty = end_payoffs(game, images)
-        phi = np.empty((len(images), n))
-        for block in image_blocks(len(images), inner * int(walks.max()), n):
-            counts = walks[block]
-            # Image by image, so that no result depends on how many rows fit into a call.
-            orders = np.concatenate([draw_orders(rng, n, count, antithetic=self.antithetic) for count in counts])
-            owner = np.repeat(np.arange(block.start, block.stop), counts)
-            gains = walk_gains(game, images[owner], orders, full[owner], empty[owner], inner)
-            phi[block] = np.add.reduceat(gains, np.cumsum(counts) - counts) / counts[:, None]
-        return over_images(phi, evals=2 * len(images) + inner * int(walks.sum()), reduce=self.reduce)
-
-    def _spend(self, n_images: int, inner: int, rng: np.random.Generator) -> tuple[ImageIndex, IntArray]:
-        """Return the images to use, ascending, and how many walks each of them makes, at least one."""
+    def plan(  # noqa: D102
+        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+    ) -> Schedule:
+        budgets = [budget for budget in (self.max_evals, max_evals) if budget is not None]
+        inner = self._inner(n_units)
         most, first = 2 * self.pairs, 2 + inner
-        budget = n_images * (2 + most * inner) if self.max_evals is None else self.max_evals
+        whole = n_images * (2 + most * inner)
+        budget = min(budgets, default=whole)
         if budget < first:
             raise BudgetError(
                 f"max_evals is {budget}, less than one walk ({first} evaluations); raise it to {first} or more, "
                 f"{n_images * first} for one walk on each of the {n_images} images"
             )
+        key = draw_key(rng)
         used = min(n_images, budget // first)
         further = min((budget - used * first) // inner, used * (most - 1)) if inner else 0
         images = np.sort(rng.permutation(n_images)[:used])
         walks = 1 + (further + np.arange(used)) // used  # as even as can be, used + further in all
-        return images, walks
+        return Schedule(images, walks, 2 + inner * walks, key, budget < whole)
+
+    def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
+        n, images, walks = game.n_units, schedule.images, schedule.walks
+        inner = self._inner(n)
+        full, empty = end_payoffs(game, images)
+        phi = np.empty((len(images), n))
+        for block in image_blocks(len(images), inner * int(walks.max()), n):
+            counts = walks[block]
+            orders = np.concatenate([
+                draw_orders(np.random.default_rng([schedule.key, image]), n, count, antithetic=self.antithetic)
+                for image, count in zip(images[block].tolist(), counts.tolist(), strict=True)
+            ])  # fmt: skip
+            owner = np.repeat(np.arange(block.start, block.stop), counts)
+            gains = walk_gains(game, images[owner], orders, full[owner], empty[owner], inner)
+            phi[block] = np.add.reduceat(gains, np.cumsum(counts) - counts) / counts[:, None]
+        return phi
+
+    def reduce(self, per_image: FloatArray, schedule: Schedule) -> Values:  # noqa: D102
+        return over_images(per_image, int(schedule.rows.sum()), self.reduction)
+
+    def _inner(self, n_units: int) -> int:
+        """Return how many coalitions of a walk are evaluated besides the full and the empty one."""
+        return max(0, n_units - max(1, self.min_units))

@@ -68,8 +68,8 @@ def end_payoffs(game: Game, images: ImageIndex) -> tuple[FloatArray, FloatArray]
     return payoffs[:, 0], payoffs[:, 1]
 
 
-def single_drops(game: Game, step: float) -> FloatArray:
-    """Return (v(1) - v(1 - step e_c)) / step, float64[n_images, n_units]: n_units + 1 rows an image.
+def single_drops(game: Game, images: ImageIndex, step: float) -> FloatArray:
+    """Return (v(1) - v(1 - step e_c)) / step, float64[images, n_units]: n_units + 1 rows an image.
 
     `step` 1 removes the unit; a small one gives the derivative along its mask.
     """
@@ -79,7 +79,7 @@ def single_drops(game: Game, step: float) -> FloatArray:
         lowered = rows[:, None] == np.arange(1, n + 1)  # row 0 is the full coalition
         return np.where(lowered, np.float32(1 - step), np.float32(1))
 
-    payoffs = evaluate_each(game, np.arange(game.n_images), n + 1, coalitions)
+    payoffs = evaluate_each(game, images, n + 1, coalitions)
     return (payoffs[:, :1] - payoffs[:, 1:]) / step
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.core import Game, Values
+from onnxshap.core import FloatArray, Game, Values
 from onnxshap.errors import BudgetError
+from onnxshap.estimators.images import PerImage, Schedule, draw_key, fixed_cost
 from onnxshap.estimators.rows import (
-    NO_UNITS,
     Reduce,
     draw_orders,
     end_payoffs,
@@ -20,12 +20,12 @@ from onnxshap.estimators.rows import (
 
 
 @dataclass(frozen=True)
-class SharedPermutation:
+class SharedPermutation(PerImage):
     """Shapley values estimated from walks full -> empty along the same few permutations for every image.
 
     Attributes:
         permutations: independent uniform permutations, shared by all images.
-        reduce: "mean" over images, or the "mean+2std" of the paper's experiments.
+        reduction: "mean" over images, or the "mean+2std" of the paper's experiments.
 
     Call:
         Returns phi float64[n_units], with "mean" summing to v(all) - v(none); stderr float64[n_units], the standard
@@ -48,23 +48,30 @@ class SharedPermutation:
     """
 
     permutations: int = 5
-    reduce: Reduce = "mean"
+    reduction: Reduce = "mean"
+    decidable = False  # images do not average the noise of the permutations out
 
     def __post_init__(self) -> None:
         if self.permutations < 1:
             raise BudgetError(f"permutations is {self.permutations}; at least one is needed")
 
-    def __call__(self, game: Game, rng: np.random.Generator) -> Values:  # noqa: D102
-        n, walks = game.n_units, self.permutations
-        if n == 0:
-            return NO_UNITS
-        orders = draw_orders(rng, n, walks, antithetic=False)
-        images = np.arange(game.n_images)
+    def plan(  # noqa: D102
+        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+    ) -> Schedule:
+        key = draw_key(rng)
+        return fixed_cost(n_images, 2 + self.permutations * (n_units - 1), rng, max_evals, key)
+
+    def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
+        n, walks, images = game.n_units, self.permutations, schedule.images
+        orders = draw_orders(np.random.default_rng(schedule.key), n, walks, antithetic=False)
         full, empty = end_payoffs(game, images)
-        phi = np.empty((game.n_images, n))
-        for block in image_blocks(game.n_images, walks * (n - 1), n):
-            owner = np.repeat(images[block], walks)
-            tiled = np.tile(orders, (len(images[block]), 1))
-            gains = walk_gains(game, owner, tiled, full[owner], empty[owner], n - 1)
+        phi = np.empty((len(images), n))
+        for block in image_blocks(len(images), walks * (n - 1), n):
+            owner = np.repeat(np.arange(block.start, block.stop), walks)
+            tiled = np.tile(orders, (block.stop - block.start, 1))
+            gains = walk_gains(game, images[owner], tiled, full[owner], empty[owner], n - 1)
             phi[block] = gains.reshape(-1, walks, n).mean(axis=1)
-        return over_images(phi, evals=game.n_images * (2 + walks * (n - 1)), reduce=self.reduce)
+        return phi
+
+    def reduce(self, per_image: FloatArray, schedule: Schedule) -> Values:  # noqa: D102
+        return over_images(per_image, int(schedule.rows.sum()), self.reduction)

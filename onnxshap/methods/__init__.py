@@ -15,49 +15,32 @@ random              uniform, seeded
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-
-from onnxshap.core import Estimator, Values
 from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, SharedPermutation, Taylor
-from onnxshap.game import GroupGame, Setting
-from onnxshap.groups import Group
-from onnxshap.methods.base import Method
+from onnxshap.methods.base import ByImage, Method, Whole
 from onnxshap.methods.recon import recon
 from onnxshap.methods.sensitivity import sensitivity
 from onnxshap.methods.statistics import activations, norm, random
 
-__all__ = ["GAMELESS", "METHODS", "Method"]
-
-
-def _played(estimator: Estimator, *, baseline: str | None = None) -> Method:
-    def method(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None) -> Values:
-        chosen = replace(setting, means={}) if baseline == "zero" else setting
-        limited = replace(estimator, max_evals=max_evals) if isinstance(estimator, Permutation) else estimator
-        return limited(GroupGame(chosen, group), rng)
-
-    return method
-
+__all__ = ["GAMELESS", "METHODS", "ByImage", "Method", "Whole"]
 
 METHODS: dict[str, Method] = {
-    "shapley": _played(Permutation()),
-    "permutation-shared": _played(SharedPermutation()),
-    "exact": _played(Exact()),
-    "loo": _played(LeaveOneOut()),
-    "taylor": _played(Taylor("abs"), baseline="zero"),
-    "taylor-signed": _played(Taylor("signed"), baseline="zero"),
-    "taylor-sq": _played(Taylor("square"), baseline="zero"),
-    "fisher": _played(Fisher(), baseline="zero"),
-    "recon": recon,
-    "sensitivity": sensitivity,
+    "shapley": ByImage(Permutation()),
+    "permutation-shared": ByImage(SharedPermutation()),
+    "exact": ByImage(Exact()),
+    "loo": ByImage(LeaveOneOut()),
+    "taylor": ByImage(Taylor("abs"), zero_filled=True),
+    "taylor-signed": ByImage(Taylor("signed"), zero_filled=True),
+    "taylor-sq": ByImage(Taylor("square"), zero_filled=True),
+    "fisher": ByImage(Fisher(), zero_filled=True),
+    "sensitivity": Whole(sensitivity),
+    "recon": Whole(recon, games=False),
     "activation": activations("abs"),
     "apoz": activations("positive"),
     "l1": norm(1),
     "l2": norm(2),
-    "random": random,
+    "random": Whole(random, games=False),
 }
 """Name -> method."""
 
-GAMELESS = frozenset({"recon", "activation", "apoz", "l1", "l2", "random"})
+GAMELESS = frozenset(name for name, method in METHODS.items() if isinstance(method, Whole) and not method.games)
 """Methods that evaluate no rows: an image costs them one run at most, so they take more images."""

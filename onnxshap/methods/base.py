@@ -3,16 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxshap.core import FloatArray, Values
-from onnxshap.game import Setting
+from onnxshap.estimators.images import PerImage
+from onnxshap.game import GroupGame, Setting
 from onnxshap.groups import Group
 from onnxshap.labels import Site
 
-Method = Callable[[Setting, Group, np.random.Generator, int | None], Values]
-"""Setting, group, randomness, most rows (None = no limit) -> values."""
+Tell = Callable[[float], None]
+"""Told how much of a group is done, 0 to 1."""
+
+
+def untold(share: float) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class ByImage:
+    """A method that plays a game image by image: its work can be split, stopped early and resumed.
+
+    Attributes:
+        estimator: plays the group's game.
+        zero_filled: removed units leave nothing in the game, whatever the baseline (gradients are of the masks alone).
+    """
+
+    estimator: PerImage
+    zero_filled: bool = False
+
+    def game(self, setting: Setting, group: Group) -> GroupGame:
+        """Return the game, its sessions open."""
+        return GroupGame(replace(setting, means={}) if self.zero_filled else setting, group)
+
+    def __call__(
+        self, setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None = None
+    ) -> Values:
+        """Return the values of a group at once, as `scoring` puts them together of blocks of images."""
+        schedule = self.estimator.plan(len(setting.data), len(group), rng, max_evals)
+        return self.estimator.reduce(self.estimator.per_image(self.game(setting, group), schedule), schedule)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A method that needs all images of a group together.
+
+    Attributes:
+        function: setting, group, randomness, most rows (None = no limit), whom to tell -> values.
+        games: whether it evaluates rows; one that does not costs one run an image at most.
+    """
+
+    function: Callable[[Setting, Group, np.random.Generator, int | None, Tell], Values]
+    games: bool = True
+
+    def __call__(
+        self, setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None = None,
+        tell: Tell = untold,
+    ) -> Values:  # fmt: skip
+        """Return the values of a group."""
+        return self.function(setting, group, rng, max_evals, tell)
+
+
+Method = ByImage | Whole
 
 
 def sites_of(setting: Setting, group: Group) -> list[Site]:

@@ -37,7 +37,7 @@ from onnxshap.game import Setting
 from onnxshap.graph import attributes, extract, is_op
 from onnxshap.groups import Group
 from onnxshap.labels import Site
-from onnxshap.methods.base import sites_of
+from onnxshap.methods.base import Tell, sites_of
 from onnxshap.shapes import static_values
 from onnxshap.taps import patches, taps
 
@@ -51,11 +51,13 @@ _SHRINK = 0.75
 _CHUNK_BYTES = 2**28
 
 
-def recon(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None) -> Values:
+def recon(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
     """Return the error of the refitted consumers once each unit has gone (see the module)."""
     fixed = np.zeros(len(group))
     problems = []
-    for layer in layers_of(setting, group):
+    layers = layers_of(setting, group)
+    for number, layer in enumerate(layers):
+        tell(number / (len(layers) + 1))
         grams = _grams(setting, layer, rng)
         if layer.refitted:
             problems += _problems(layer, grams)

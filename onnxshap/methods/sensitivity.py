@@ -8,13 +8,13 @@ from onnxshap.core import Values
 from onnxshap.estimators.rows import single_drops
 from onnxshap.game import GroupGame, Setting
 from onnxshap.groups import Group
-from onnxshap.methods.base import sites_of
+from onnxshap.methods.base import Tell, sites_of
 
 _PROBE_STEP = 2.0**-6
 _PROBES = 8
 
 
-def sensitivity(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None) -> Values:
+def sensitivity(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
     """Return the mean over images of the gradient's size over each channel's positions.
 
     Source: TorchPruner's sensitivity, sum over h, w of abs(g). Differs: without a backward pass the derivative along
@@ -22,7 +22,8 @@ def sensitivity(setting: Setting, group: Group, rng: np.random.Generator, max_ev
     positions (Hutchinson 1990); one draw alone ranks wide layers hardly better than chance.
     """
     squares, evals = np.zeros((len(setting.data), len(group))), 0
-    for _ in range(_PROBES):
+    for number in range(_PROBES):
+        tell(number / _PROBES)
         probe = {}
         for site in sites_of(setting, group):
             shape = list(setting.traced.shaped.shapes[site.tensor])
@@ -31,7 +32,7 @@ def sensitivity(setting: Setting, group: Group, rng: np.random.Generator, max_ev
                 shape[batch] = 1
             probe[site.tensor, site.axis] = rng.choice(np.array([-1.0, 1.0], np.float32), shape)
         game = GroupGame(setting, group, probe)
-        squares += single_drops(game, _PROBE_STEP) ** 2 / _PROBES
+        squares += single_drops(game, np.arange(game.n_images), _PROBE_STEP) ** 2 / _PROBES
         evals += game.evals
     slopes = np.sqrt(squares)
     stderr = slopes.std(axis=0, ddof=1) / np.sqrt(len(slopes)) if len(slopes) > 1 else np.zeros(len(group))

@@ -17,24 +17,24 @@ from onnxshap.core import FloatArray, Values
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, is_op
 from onnxshap.groups import Group
-from onnxshap.methods.base import Method, per_unit, sites_of
+from onnxshap.methods.base import Tell, Whole, per_unit, sites_of
 from onnxshap.shapes import static_values
 
 
-def activations(transform: str) -> Method:
+def activations(transform: str) -> Whole:
     """Return the method that averages a transform of the activations."""
 
-    def method(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None) -> Values:
+    def method(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
         places = [(s.tensor, s.axis) for s in sites_of(setting, group)]
         return per_unit(setting, group, channel_means(setting.traced, setting.data, places, transform))
 
-    return method
+    return Whole(method, games=False)
 
 
-def norm(order: int) -> Method:
+def norm(order: int) -> Whole:
     """Return the method that takes a norm of the weights."""
 
-    def method(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None) -> Values:
+    def method(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
         totals = np.zeros(setting.traced.labels.n_units)
         for (tensor, axis), producer in setting.traced.labels.trace.producers.items():
             units = setting.traced.labels.units(tensor, axis)
@@ -46,7 +46,7 @@ def norm(order: int) -> Method:
                 np.add.at(totals, units[real, slot], powers[real])
         return Values(totals[group.units] ** (1 / order), np.zeros(len(group)))
 
-    return method
+    return Whole(method, games=False)
 
 
 def _weight_powers(setting: Setting, tensor: str, axis: int, producer: int, order: int) -> FloatArray:
@@ -77,6 +77,6 @@ def _batch_norm_scale(setting: Setting, tensor: str) -> FloatArray | float:
     return 1.0
 
 
-def random(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None) -> Values:
+def random(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
     """Return uniform values."""
     return Values(rng.random(len(group)), np.zeros(len(group)))

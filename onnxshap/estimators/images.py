@@ -1,0 +1,103 @@
+"""Estimators whose figures of one image depend on that image alone: they can be split, merged, stopped and resumed.
+
+`plan` draws everything that is random, `per_image` evaluates any part of the plan on its own, `reduce` turns the
+figures of all images into values. Parts may be evaluated anywhere, in any order: the values are the same to the last
+bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxshap.core import FloatArray, Game, ImageIndex, IntArray, Values
+from onnxshap.errors import BudgetError
+from onnxshap.estimators.rows import NO_UNITS, over_images
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which images are played, and how.
+
+    Attributes:
+        images: int64[k], ascending.
+        walks: int64[k], how many draws every image gets; estimators of a fixed cost do not read it.
+        rows: int64[k], evaluations every image costs.
+        key: what random draws are made from, together with the image's number.
+        short: whether `max_evals` left images or draws out.
+    """
+
+    images: ImageIndex
+    walks: IntArray
+    rows: IntArray
+    key: int = 0
+    short: bool = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, start: int, stop: int) -> Schedule:
+        """Return the images from place `start` to before `stop`."""
+        at = slice(start, stop)
+        return Schedule(self.images[at], self.walks[at], self.rows[at], self.key, self.short)
+
+
+@dataclass(frozen=True)
+class PerImage(ABC):
+    """An estimator that is a mean (or another reduction) over images of figures that each image has on its own."""
+
+    decidable: ClassVar[bool] = True
+    """Whether the standard error over images covers all there is to know about a unit's rank."""
+
+    def __call__(self, game: Game, rng: np.random.Generator) -> Values:
+        """Return the values of a game's units, all images at once."""
+        if game.n_units == 0:
+            return NO_UNITS
+        schedule = self.plan(game.n_images, game.n_units, rng)
+        return self.reduce(self.per_image(game, schedule), schedule)
+
+    @abstractmethod
+    def plan(self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None) -> Schedule:
+        """Return what to play.
+
+        Args:
+            n_images: of the game.
+            n_units: of the game.
+            rng: the only source of randomness.
+            max_evals: rows at most; images, drawn at random, are left out where it does not reach all of them.
+
+        Raises:
+            BudgetError: `max_evals` does not reach one image.
+        """
+
+    @abstractmethod
+    def per_image(self, game: Game, schedule: Schedule) -> FloatArray:
+        """Return the figures of the scheduled images, float64[images, n_units]; each row depends on its image only."""
+
+    def reduce(self, per_image: FloatArray, schedule: Schedule) -> Values:
+        """Return the values that the figures of all images make."""
+        return over_images(per_image, evals=int(schedule.rows.sum()))
+
+
+def fixed_cost(n_images: int, rows: int, rng: np.random.Generator, max_evals: int | None, key: int = 0) -> Schedule:
+    """Return the schedule of an estimator that takes the same number of rows for every image.
+
+    Raises:
+        BudgetError: `max_evals` is less than one image takes.
+    """
+    used = n_images if max_evals is None else min(n_images, max_evals // rows)
+    if used < 1:
+        raise BudgetError(
+            f"max_evals is {max_evals}, less than one image takes ({rows} evaluations); raise it to {rows} or more, "
+            f"{n_images * rows} for all {n_images} images"
+        )
+    images = np.arange(n_images) if used == n_images else np.sort(rng.permutation(n_images)[:used])
+    return Schedule(images, np.ones(used, np.int64), np.full(used, rows), key, used < n_images)
+
+
+def draw_key(rng: np.random.Generator) -> int:
+    """Return a number that the draws of all images are made from."""
+    return int(rng.integers(2**63))

@@ -1,0 +1,125 @@
+"""The work of scoring as jobs that can run anywhere, in any order, and be repeated: the values stay the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxshap.core import Dataset, FloatArray
+from onnxshap.errors import BudgetError
+from onnxshap.estimators.images import Schedule
+from onnxshap.game import GroupGame, Setting
+from onnxshap.groups import Group
+from onnxshap.methods import METHODS, ByImage
+from onnxshap.methods.base import Tell, untold
+
+
+@dataclass(frozen=True)
+class Job:
+    """A block of images of one group, or a whole group.
+
+    Attributes:
+        group: name.
+        block: number of the block within the group.
+        schedule: the images and what is random about them; None: the whole group.
+        seed: of a whole group's randomness.
+        max_evals: of a whole group.
+    """
+
+    group: str
+    block: int
+    schedule: Schedule | None
+    seed: tuple[int, ...] = ()
+    max_evals: int | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job found.
+
+    Attributes:
+        figures: float64[images, n_units] of a block, else float64[2, n_units], values and their standard errors.
+        evals: rows evaluated.
+    """
+
+    figures: FloatArray
+    evals: int
+
+
+class Player:
+    """Runs jobs of one setting; the game of the last group stays open."""
+
+    def __init__(self, setting: Setting, method: str) -> None:
+        self._setting, self._method = setting, METHODS[method]
+        self._groups: Mapping[str, Group] = {g.name: g for g in setting.traced.groups}
+        self._open: tuple[str, GroupGame] | None = None
+
+    def play(self, job: Job, tell: Tell = untold) -> Result:
+        """Return what a job finds.
+
+        Raises:
+            DataError, ModelError, BudgetError: as the payoff, the model and the method do.
+        """
+        group, method = self._groups[job.group], self._method
+        if isinstance(method, ByImage):
+            assert job.schedule is not None
+            if self._open is None or self._open[0] != job.group:
+                self._open = None  # closed before the next one opens: sessions and activations hold memory
+                self._open = job.group, method.game(self._setting, group)
+            figures = method.estimator.per_image(self._open[1], job.schedule)
+            return Result(figures, int(job.schedule.rows.sum()))
+        try:
+            values = method(self._setting, group, np.random.default_rng(job.seed), job.max_evals, tell)
+        except BudgetError as error:
+            raise _of_group(job.group, job.max_evals, error) from error
+        return Result(np.stack([values.phi, values.stderr]), values.evals)
+
+
+def fingerprint(data: Dataset) -> str:
+    """Return the sha256 of a data set, names and shapes included."""
+    found = hashlib.sha256()
+    for name, values in (*sorted(data.inputs.items()), ("", data.labels)):
+        if values is not None:
+            found.update(repr((name, values.dtype.str, values.shape)).encode())
+            found.update(np.ascontiguousarray(values).data)
+    return found.hexdigest()
+
+
+def blocks(schedule: Schedule, most: int = 16) -> Sequence[Schedule]:
+    """Return a schedule in blocks: an eighth of the images each, at most 16 and at least one."""
+    size = int(np.clip(len(schedule) // 8, 1, most))
+    return [schedule.part(start, start + size) for start in range(0, len(schedule), size)]
+
+
+def plan_group(
+    setting: Setting, group: Group, place: int, method: str, seed: int, max_evals: int | None
+) -> tuple[Schedule | None, list[Job]]:
+    """Return the schedule of a group (None: it cannot be split) and its jobs, in order.
+
+    Args:
+        setting: of the games.
+        group: what to score.
+        place: its number among the model's groups, so that its randomness does not depend on what else is scored.
+        method: its name.
+        seed: the run's.
+        max_evals: the group's share.
+
+    Raises:
+        BudgetError: the share is too small.
+    """
+    chosen, key = METHODS[method], (seed, 2, place)
+    if not isinstance(chosen, ByImage):
+        return None, [Job(group.name, 0, None, key, max_evals)]
+    try:
+        schedule = chosen.estimator.plan(len(setting.data), len(group), np.random.default_rng(key), max_evals)
+    except BudgetError as error:
+        raise _of_group(group.name, max_evals, error) from error
+    return schedule, [Job(group.name, number, part) for number, part in enumerate(blocks(schedule))]
+
+
+def _of_group(name: str, max_evals: int | None, error: BudgetError) -> BudgetError:
+    share = "" if max_evals is None else f" (its share of the evaluations is {max_evals})"
+    return BudgetError(f"group {name!r}{share}: {error}")

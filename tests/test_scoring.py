@@ -1,0 +1,407 @@
+"""The score stage: rules that end a group, journals that outlive a kill, workers that may die, and what is refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxshap
+from onnxshap import api, scoring
+from onnxshap.core import Array, Values
+from onnxshap.errors import BudgetError, DataError, OnnxshapError
+from onnxshap.journal import Journal
+from onnxshap.scoring import misplaced
+from tests.exactness import net as build
+
+RNG = np.random.default_rng(4)
+IMAGES = {"x": RNG.normal(size=(96, 3, 6, 6)).astype(np.float32), "labels": RNG.integers(0, 5, 96)}
+
+
+def net() -> onnx.ModelProto:
+    """Two groups, of 12 and 20 units."""
+    return build(
+        """(float[N,3,6,6] x) => (float[N,5] y) {
+            [a] a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+            ar = Relu(a)
+            [b] b = Conv<pads=[1,1,1,1]>(ar, w1, b1)
+            br = Relu(b)
+            p = GlobalAveragePool(br)
+            f = Flatten(p)
+            [c] y = Gemm(f, w2, b2)
+        }""",
+        w0=(12, 3, 3, 3), b0=(12,), w1=(20, 12, 3, 3), b1=(20,), w2=(20, 5), b2=(5,),
+    )  # fmt: skip
+
+
+def score(**options: Any) -> onnxshap.Scores:
+    return onnxshap.score(net(), IMAGES, **({"decided": 0, "samples": 64} | options))
+
+
+def same(a: onnxshap.Scores, b: onnxshap.Scores) -> bool:
+    return a.values.keys() == b.values.keys() and all(
+        a.values[k].phi.tobytes() == b.values[k].phi.tobytes()
+        and a.values[k].stderr.tobytes() == b.values[k].stderr.tobytes()
+        and a.values[k].evals == b.values[k].evals
+        for k in a.values
+    )
+
+
+def rules(found: onnxshap.Scores) -> dict[str, tuple[str, int]]:
+    return {name: (v.stopped, v.images) for name, v in found.values.items()}
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_samples_are_used_where_no_rule_ends_a_group() -> None:
+    assert rules(score()) == {"a": ("samples", 64), "b": ("samples", 64)}
+    assert rules(score(method="l1")) == {"a": ("samples", 64), "b": ("samples", 64)}
+
+
+def test_a_group_ends_when_its_cut_is_decided() -> None:
+    found = score(decided=0.45)
+    assert rules(found) == {"a": ("decided", 32), "b": ("decided", 32)}
+    assert found.evals == 32 * (2 + 2 * 11) + 32 * (2 + 2 * 19)
+    values = found.values["a"]
+    assert misplaced(values.phi, values.stderr, 6) < 0.45
+    assert same(found, score(decided=0.45))
+
+
+def test_shared_permutations_never_look_decided() -> None:
+    assert rules(score(method="permutation-shared", decided=0.9))["a"] == ("samples", 64)
+
+
+def test_misplaced_share() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.arange(20.0)
+    wrong = []
+    for _ in range(2000):
+        ranked = np.argsort(-(truth + rng.normal(size=20) * 2))[:10]
+        wrong.append(np.mean(ranked < 10))
+    # against the true values: what the formula estimates
+    assert misplaced(truth, np.full(20, 2.0), 10) == pytest.approx(np.mean(wrong), abs=0.02)
+    assert misplaced(truth, np.full(20, 2.0), 20) == misplaced(truth, np.zeros(20), 5) == 0
+
+
+def test_evaluations_are_shared_in_proportion_to_units() -> None:
+    found = score(max_evals=640)
+    assert rules(found)["a"][0] == rules(found)["b"][0] == "max-evals"
+    assert found.values["a"].evals <= 240 and found.values["b"].evals <= 400
+    assert 600 < found.evals <= 640
+    loo = score(method="loo", max_evals=640)
+    assert loo.values["a"].evals == 240 // 13 * 13 and loo.values["a"].images == 240 // 13
+    with pytest.raises(BudgetError, match=r"group 'a' \(its share of the evaluations is 3\): .*raise it to 13"):
+        score(max_evals=10)
+
+
+def test_seconds_end_groups_after_one_block_at_least() -> None:
+    found = score(max_seconds=1e-9)
+    assert rules(found) == {"a": ("max-seconds", 8), "b": ("max-seconds", 8)}
+    assert rules(score(max_seconds=1e9))["a"] == ("samples", 64)
+    with pytest.raises(BudgetError, match="max-seconds is 0"):
+        score(max_seconds=0)
+    with pytest.raises(BudgetError, match="decided is 1"):
+        score(decided=1)
+
+
+def test_time_that_a_group_leaves_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(np.arange(0, 1000, 1.0))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    found = rules(score(max_seconds=40))
+    assert (found["b"][0] == "max-seconds" and found["b"][1] > found["a"][1]) or found["a"][0] == "samples"
+
+
+def test_progress_moves_within_a_group() -> None:
+    seen: list[tuple[int, int]] = []
+    score(progress=lambda stage, done, total: seen.append((done, total)) if stage == "score" else None)
+    done = [d for d, _ in seen]
+    assert done == sorted(done) and done[0] == 0 and done[-1] == seen[-1][1] == 64 * 32
+    assert len(set(done)) == 17  # eight blocks a group
+    seen.clear()
+    score(method="sensitivity", progress=lambda stage, d, t: seen.append((d, t)) if stage == "score" else None)
+    assert len({d for d, _ in seen}) > 8
+
+
+def test_the_cut_that_has_to_be_decided_is_that_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, int] = {}
+
+    def record(*arguments: Any, **_: Any) -> dict[str, Values]:
+        seen.update(arguments[4].keep)
+        raise DataError("recorded")
+
+    monkeypatch.setattr(api, "score_groups", record)
+    with pytest.raises(DataError, match="recorded"):
+        onnxshap.prune(net(), IMAGES, keep_units=0.25, samples=4)
+    assert seen == {"a": 3, "b": 5}
+
+
+def test_reports_tell_the_rule(tmp_path: Path) -> None:
+    from onnxshap import report
+
+    found = score(max_evals=640)
+    report.write_json(report.values_report(found), tmp_path / "v.json")
+    assert rules(report.read_values(tmp_path / "v.json")) == rules(found)
+    pruned = onnxshap.prune(net(), IMAGES, keep_units=0.5, values=found, repair="fold")
+    groups = report.prune_report(pruned, model="m", output=None, seed=0)["groups"]
+    assert [(g["stopped"], g["images"]) for g in groups] == list(rules(found).values())
+
+
+# --- journal ---------------------------------------------------------------------------------------------------------
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+def until(blocks: int) -> Any:
+    """Progress that ends the run after some blocks."""
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage == "score" and done >= blocks * 8 * 12:
+            raise KilledError
+
+    return tell
+
+
+@pytest.mark.parametrize("blocks", [1, 5, 8, 12])
+def test_a_journal_goes_on_where_a_run_was_cut_short(tmp_path: Path, blocks: int) -> None:
+    path = tmp_path / "j"
+    with pytest.raises(KilledError):
+        score(journal=path, progress=until(blocks))
+    before = path.read_bytes()
+    assert before.count(b"\n") >= blocks
+    calls: list[int] = []
+    found = score(journal=path, progress=lambda stage, done, total: calls.append(done))
+    assert same(found, score())
+    assert path.read_bytes().startswith(before)
+    assert len(calls) < 17  # what the journal knew was not computed again
+    assert same(score(journal=path), found)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "header"])
+def test_a_damaged_end_is_computed_again(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "j"
+    score(journal=path)
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    if damage == "cut":
+        path.write_bytes(content[:-40])
+    elif damage == "flipped":
+        lines[5] = lines[5].replace(b'"evals": ', b'"evals": 1', 1)
+        path.write_bytes(b"".join(lines))
+    else:
+        path.write_bytes(lines[0][:20])
+    assert same(score(journal=path), score())
+    records = path.read_bytes().splitlines()
+    assert len(records) == 17 and all(json.loads(line) for line in records)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"seed": 1}, "data"),  # other images are drawn
+        ({"samples": 32}, "data"),
+        ({"method": "loo"}, "method"),
+        ({"baseline": "zero"}, "baseline"),
+        ({"payoff": "kl"}, "payoff"),
+        ({"max_evals": 5000}, "max-evals"),
+        ({"include": ["a"]}, "choice of groups"),
+    ],
+)
+def test_a_journal_of_another_run_is_refused(tmp_path: Path, options: dict[str, Any], what: str) -> None:
+    path = tmp_path / "j"
+    score(journal=path)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=f"j: the journal of a run with another {what}; delete it to start over"):
+        score(journal=path, **options)
+    assert path.read_bytes() == before
+
+
+def test_a_journal_of_another_model_or_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "j"
+    score(journal=path)
+    other = net()
+    other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones((12, 3, 3, 3), np.float32), "w0"))
+    with pytest.raises(DataError, match="another model"):
+        onnxshap.score(other, IMAGES, decided=0, samples=64, journal=path)
+    monkeypatch.setattr(api, "__version__", "9.9")
+    with pytest.raises(DataError, match="another version"):
+        score(journal=path)
+    path.write_bytes(b"\x08\x08:")
+    with pytest.raises(DataError, match="is no journal of onnxshap; give another path"):
+        score(journal=path)
+    with pytest.raises(OnnxshapError, match="the journal cannot be read"):
+        score(journal=tmp_path)
+
+
+def test_a_full_disk_is_one_error_and_the_journal_stays_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "j"
+    written = 0
+    write = os.write
+
+    def full(file: int, line: Any) -> int:
+        nonlocal written
+        if written + len(line) > 20_000:
+            rest = 20_000 - written
+            written = 20_000
+            if rest:
+                return write(file, bytes(line)[:rest])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += len(line)
+        return write(file, line)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OnnxshapError, match=r"No space left on device\); what it holds is good: make room"):
+        score(journal=path)
+    monkeypatch.undo()
+    assert Journal(path, json.loads(path.read_bytes().splitlines()[0])).found
+    assert same(score(journal=path), score())
+
+
+def test_a_killed_command_goes_on_and_writes_the_same_bytes(tmp_path: Path) -> None:
+    onnx.save(net(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", **IMAGES)  # type: ignore[arg-type]
+    command = [sys.executable, "-m", "onnxshap", "score", "m.onnx", "--data", "d.npz", "--decided", "0", "-o"]
+    environment = os.environ | {"PYTHONPATH": str(Path(onnxshap.__file__).parent.parent)}
+    slow = [
+        sys.executable, "-c",
+        "import os, sys, time; from onnxshap import journal, cli; add = journal.Journal.add\n"
+        "def slowly(*a): add(*a); time.sleep(0.2)\n"
+        "journal.Journal.add = slowly; sys.argv[0] = 'onnxshap'; cli.main()",
+        *command[3:],
+    ]  # fmt: skip
+    kept = tmp_path / "v.json.journal"
+    with subprocess.Popen([*slow, "v.json"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while (not kept.exists() or kept.read_bytes().count(b"\n") < 4) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert kept.read_bytes().count(b"\n") >= 4 and not (tmp_path / "v.json").exists()
+    for name in ("v.json", "whole.json"):
+        subprocess.run([*command, name], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (tmp_path / "v.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.npz", "m.onnx", "v.json", "whole.json"]
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def margin(outputs: Any, labels: Array | None) -> Array:
+    """A payoff that workers can import."""
+    return np.asarray(outputs[0].max(axis=1), np.float64)
+
+
+def deadly(outputs: Any, labels: Array | None) -> Array:
+    """Ends the worker that asks for it."""
+    if multiprocessing.parent_process() is not None:
+        os._exit(1)
+    return margin(outputs, labels)
+
+
+def broken(outputs: Any, labels: Array | None) -> Array:
+    """Fails."""
+    raise KeyError("no such class")
+
+
+def test_workers_find_the_same_and_a_killed_one_changes_nothing(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill(stage: str, done: int, total: int) -> None:
+        children = multiprocessing.active_children()
+        if stage == "score" and done > 0 and children and not killed:
+            killed.append(children[0].pid or 0)
+            os.kill(killed[0], signal.SIGKILL)
+
+    path = tmp_path / "j"
+    found = score(workers=2, progress=kill, payoff=margin, journal=path)
+    assert killed and same(found, score(payoff=margin))
+    assert "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] != "0"
+    keys = [(r["group"], r["block"]) for r in map(json.loads, path.read_bytes().splitlines()[1:])]
+    assert len(keys) == len(set(keys)) == 16  # nothing lost, nothing twice
+
+
+def test_workers_that_keep_dying_and_failing_payoffs_are_one_error() -> None:
+    with pytest.raises(OnnxshapError, match="workers keep dying"):
+        score(workers=1, payoff=deadly)
+    with pytest.raises(DataError, match=r"payoff 'custom': the function failed \(KeyError: 'no such class'\)"):
+        score(workers=1, payoff=broken)
+    with pytest.raises(OnnxshapError, match="cannot be sent to workers"):
+        score(workers=1, payoff=lambda outputs, labels: outputs[0][:, 0])
+    with pytest.raises(OnnxshapError, match="workers is -1"):
+        score(workers=-1)
+
+
+def test_methods_without_a_game_need_no_workers() -> None:
+    assert same(score(workers=2, method="recon"), score(method="recon"))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (broken, "the function failed .KeyError"),
+        (lambda outputs, labels: np.full(len(labels), np.nan), "gave nan in row 0: return finite numbers"),
+        (lambda outputs, labels: outputs[0], r"gave shape \[\d+, 5\] for \d+ rows: return one number a row"),
+        (lambda outputs, labels: "many", "the function failed .ValueError"),
+    ],
+)
+def test_payoffs_that_fail_are_one_error(function: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        score(payoff=function, journal=tmp_path / "j")
+    assert not (tmp_path / "j").exists()
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(scoring, "FEWEST", 32)
+    for address in ("tcp://127.0.0.1:9", "nonsense://here", "no-address"):
+        with pytest.raises(OnnxshapError, match=f"cluster '{address}' cannot be reached"):
+            score(cluster=address)
+    with pytest.raises(OnnxshapError, match="workers or a cluster, not both"):
+        score(cluster="tcp://127.0.0.1:9", workers=1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_finds_the_same_and_may_lose_a_worker() -> None:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        killed: list[int] = []
+
+        def kill(stage: str, done: int, total: int) -> None:
+            if stage == "score" and done > 0 and not killed:
+                killed.append(next(iter(cluster.workers.values())).process.pid)
+                os.kill(killed[0], signal.SIGKILL)
+
+        found = score(cluster=cluster.scheduler_address, payoff=margin, progress=kill)
+        assert killed and same(found, score(payoff=margin))
+        with pytest.raises(DataError, match=r"payoff 'custom': the function failed \(KeyError: 'no such class'\)"):
+            score(cluster=cluster.scheduler_address, payoff=broken)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_that_disappears_is_one_error_and_the_journal_goes_on(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    path = tmp_path / "j"
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+
+        def end(stage: str, done: int, total: int) -> None:
+            if stage == "score" and done > 0:
+                cluster.close()
+
+        with pytest.raises(
+            OnnxshapError, match=r"cluster 'tcp.*' was lost .*run the same command again with --journal"
+        ):
+            score(cluster=cluster.scheduler_address, payoff=margin, progress=end, journal=path)
+    assert len(path.read_bytes().splitlines()) > 1
+    assert same(score(payoff=margin, journal=path), score(payoff=margin))

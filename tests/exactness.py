@@ -6,7 +6,7 @@ Three ways to the same cut: masks multiplied in (`insert_masks`), slices removed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,8 @@ def check_exact(
     *,
     tolerance: float = TOLERANCE,
     keep: Mapping[str, BoolArray] | None = None,
-    input_shapes: Mapping[str, Shape] | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    data: Dataset | None = None,
 ) -> Exactness:
     """Assert that a random plan's masked, rewritten and zeroed models are one function; return how exactly.
 
@@ -121,11 +122,12 @@ def check_exact(
         tolerance: largest error, relative to the largest magnitude of an output.
         keep: this plan instead of a random one.
         input_shapes: for free dimensions, as in `trace`.
+        data: inputs; default random ones.
     """
     rng = np.random.default_rng(seed)
     traced = trace(model, input_shapes=input_shapes)
     plan = dict(keep) if keep is not None else draw_plan(traced, keep_share, rng)
-    data = random_feeds(model, traced.shaped.inputs, seed)
+    given, data = data, data or random_feeds(model, traced.shaped.inputs, seed)
     feeds = dict(data.inputs)
     original = run(model, feeds)
     assert all(np.isfinite(o).all() for o in original if o.dtype.kind == "f"), "the net itself gives NaN or Inf"
@@ -166,7 +168,7 @@ def check_exact(
         masked=masked_error,
         mean=mean_error,
         zeroed=zeroed_error,
-        rows=_check_rows(free_batch(traced), means, rng, tolerance),
+        rows=_check_rows(free_batch(traced), means, rng, tolerance, given),
         kept=_weight(small) / max(1, _weight(model)),
     )
 
@@ -191,13 +193,15 @@ def _valid(model: ModelProto) -> bool:
     return True
 
 
-def _check_rows(traced: Traced, means: Means, rng: np.random.Generator, tolerance: float) -> float | None:
+def _check_rows(
+    traced: Traced, means: Means, rng: np.random.Generator, tolerance: float, given: Dataset | None
+) -> float | None:
     """Return the error of one coalition an image against image by image; None where rows cannot be told apart."""
     if not traced.groups or not traced.shaped.free_batch or not row_wise(traced, traced.groups):
         return None
-    n, specs = IMAGES, input_specs(traced.shaped.graph.model)
+    n, specs = len(given) if given else IMAGES, input_specs(traced.shaped.graph.model)
     sized = {k: InputSpec(k, s.dtype, (None, *traced.shaped.inputs[k][1:])) for k, s in specs.items()}
-    data = random_data(sized, n, 0)
+    data = given or random_data(sized, n, 0)
     model = insert_masks(traced, means=means)
     rows = {mask_name(g): (rng.random((n, len(g))) < 0.5).astype(np.float32) for g in traced.groups}
     together = run(model, {**data.inputs, **rows})

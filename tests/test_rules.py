@@ -68,6 +68,12 @@ def _codes(shape: tuple[int, ...], dtype: Any = np.int8) -> Any:
     return np.random.default_rng(len(shape)).integers(low, high, shape).astype(dtype)
 
 
+def _called_like_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
+
+
 # fmt: off
 # --- linear ----------------------------------------------------------------------------------------------------------
 
@@ -317,6 +323,48 @@ case("reduce everything stays", conv_net("""
     m = ReduceMax<keepdims=0>(a)
     b = Div(a, m)
 """), [], "ReduceMax reduces over it")
+case("sums over channels that vanish", conv_net("""
+    r = Relu(a)
+    t = ReduceSum<keepdims=0>(r, axes)
+    u = Unsqueeze(t, axes)
+    e = ReduceL2<axes=[1]>(r)
+    f = ReduceSumSquare<axes=[1]>(a)
+    g = ReduceL1<axes=[1]>(a)
+    b = Concat<axis=1>(u, e, f, g)
+""", d=4, axes=[1]), [8])
+case("sums over channels that do not vanish stay", conv_net("""
+    r = Sigmoid(a)
+    b = ReduceSum(r, axes)
+""", d=1, axes=[1]), [], "ReduceSum sums over it")
+case("layer norm in one pass, as jax writes it", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    t = ReduceSum(a, axes)
+    m = Mul(t, share)
+    q = Mul(a, a)
+    u = ReduceSum(q, axes)
+    v = Mul(u, share)
+    m2 = Mul(m, m)
+    w = Sub(v, m2)
+    e = Add(w, one)
+    r = Sqrt(e)
+    i = Reciprocal(r)
+    s = Mul(i, scale)
+    d = Sub(a, m)
+    z = Mul(d, s)
+    y = MatMul(z, w1)
+}""", w0=(12, 8), axes=[2], share=0.125, one=1.0, scale=(8,), w1=(8, 3)), [8])
+case("expand to sizes from the data", net("""(float[N,3,6,6] x, float[N,5] h) => (float[N,2,6,6] y) {
+    a = Conv(x, w0)
+    g = MatMul(h, w1)
+    k = Unsqueeze(g, axes)
+    s = Shape(x)
+    n = Slice(s, zero, one)
+    t = Concat<axis=0>(n, rest)
+    e = Expand(k, t)
+    c = Concat<axis=1>(a, e)
+    y = Conv(c, w2)
+}""", w0=(8, 3, 1, 1), w1=(5, 4), axes=[2, 3], zero=[0], one=[1], rest=[4, 6, 6], w2=(2, 12, 1, 1)), [8],
+    "Expand gets its sizes from the data")
 case("reduce nothing", conv_net("b = ReduceSum<noop_with_empty_axes=1>(a, axes)", opset=13,
      axes=np.zeros(0, np.int64)), [8])
 case("reduce without kept dims", net("""(float[N,3,8,8] x) => (float[N,4] y) {
@@ -859,7 +907,7 @@ case("dynamic: the range is taken over channels that do not vanish", conv_net(""
     q, s, z = DynamicQuantizeLinear(r)
     f = DequantizeLinear(q, s, z)
     b = Relu(f)
-"""), [], "range of codes is taken over it")
+"""), [], "range of codes over it")
 case("dynamic: MatMulInteger", net("""(float[N,5,6] x) => (float[N,5,3] y) {
     q, s, z = DynamicQuantizeLinear(x)
     a = MatMulInteger(q, w0, z, z0)
@@ -900,6 +948,7 @@ case("constant nodes", conv_net("""
     p = Add(q, v)
     b = Transpose<perm=[0,3,1,2]>(p)
 """), [8])
+case("nodes called like their outputs", _called_like_outputs(conv_net("b = Conv(a, w1)", w1=(8, 8, 1, 1))), [8, 8])
 case("IR 3: initializers are inputs", conv_net("b = Relu(a)", opset=8, ir=3), [8])
 for version in range(7, 23):
     case(f"opset {version}", conv_net("b = Relu(a)", opset=version, ir=10), [8])

@@ -145,10 +145,15 @@ def concatenate(op: Op, ax: Axes, inputs: Sequence[int]) -> None:
 def expand(op: Op, ax: Axes) -> None:
     """Axes of size 1 are stretched, the others pass through; what a stretched axis repeats is as wide as it is told."""
     y = op.out()
-    target = op.ints(1) or []
     for axis in range(y.rank):
         ax.output(0, axis)
     broadcast(op, ax, inputs=(0,))
+    if op.need(1).value is None:  # sizes from the data: images keep apart, and nothing can go
+        for axis in range(y.rank):
+            ax.freeze(ax.output(0, axis), "Expand gets its sizes from the data")
+
+        return
+    target = op.ints(1) or []
     ax.fix(Widths(op.index, tuple((i, y.name, i + y.rank - len(target)) for i in range(len(target))), input=1))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from onnxshap.labels import Axes, Op
 from onnxshap.rules.registry import rule
 
+_SUMS = ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
+
 
 def reduced_axes(op: Op) -> set[int]:
     """Return the axes >= 0 that a Reduce op or an ArgMax reduces."""
@@ -22,14 +24,18 @@ def reduced_axes(op: Op) -> set[int]:
     *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
 )
 def reduction(op: Op, ax: Axes) -> None:
-    """What is left of the axes keeps its order."""
+    """What is left of the axes keeps its order; sums take no notice of positions that are zero."""
     gone = reduced_axes(op)
     kept = [axis for axis in range(op.need(0).rank) if axis not in gone]
     where = kept if op.attributes.get("keepdims", 1) else range(len(kept))
     for axis, target in zip(kept, where, strict=True):
         ax.tie(ax.input(0, axis), ax.output(0, target))
     for axis in gone:
-        ax.freeze(ax.input(0, axis), f"{op.type} reduces over it")
+        atoms = ax.input(0, axis)
+        if op.type in _SUMS:
+            ax.contract(0, axis)
+        else:
+            ax.freeze(atoms, f"{op.type} reduces over it")
 
 
 @rule("CumSum")

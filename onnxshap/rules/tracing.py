@@ -18,6 +18,12 @@ from onnxshap.structure import outer_names, reads, subgraphs
 
 _SMALL, _FEW = 65536, 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""
+_NOT_ZERO = {
+    **dict.fromkeys(("DynamicQuantizeLinear", "DynamicQuantizeMatMul"),
+                    "{} takes the range of codes over it, and it is not zero there"),
+    **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare"),
+                    "{} sums over it, and it is not zero there"),
+}  # fmt: skip
 _COMPUTED = "two computed tensors are summed over it, neither is zero there"
 _MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
@@ -52,9 +58,10 @@ def trace_graph(shaped: Shaped) -> Labels:
             return labels
         # zeroing the constants would not express the cut: stay on the safe side
         for site in leaks:
-            ranged = len(shaped.graph.nodes[site.node].input) == 1
-            why = "the range of codes is taken over it, and it is not zero there" if ranged else _COMPUTED
-            trace.freeze(trace.axes[site.tensor, site.axis], why)
+            node = shaped.graph.nodes[site.node]
+            trace.freeze(
+                trace.axes[site.tensor, site.axis], _NOT_ZERO.get(node.op_type, _COMPUTED).format(node.op_type)
+            )
         for balance in uneven:
             trace.tie(*balance.equal_places)
         labels = resolve(trace)

@@ -217,7 +217,9 @@ def score(
         data: a path, arrays by input name, one array, or a Dataset; None = random inputs.
         labels: a path with the labels, where `data` has none.
         method: one of `METHODS`.
-        payoff: ce, kl, mse, accuracy, or a callable (outputs, labels) -> float[rows]; None = by data and outputs.
+        payoff: ce, kl, mse, accuracy, or a callable (outputs, labels) -> float[rows]; None = by data and outputs. A
+            callable may also give one number for all images together (mean average precision, word error rate, F1);
+            a row of the game is then a run of all of them, and shapley-regression the method to take.
         baseline: what masks put in a removed channel's place: its calibration `mean`, or `zero`.
         include: globs of group or node names; empty = all.
         exclude: the same, left whole.
@@ -291,7 +293,9 @@ def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | 
     names = [o.name for o in free.shaped.graph.model.graph.output]
     if baseline not in BASELINES:
         raise OnnxshapError(f"baseline {baseline!r} is unknown; choose one of {', '.join(BASELINES)}")
-    chosen = payoffs.Custom(payoff) if callable(payoff) else _choose(payoff, reference, data, names)
+    chosen = (
+        payoffs.custom(payoff, reference, data.labels) if callable(payoff) else _choose(payoff, reference, data, names)
+    )
     means = site_means(free, data) if baseline == "mean" else {}
     return Setting(free, data, chosen, reference, means)
 

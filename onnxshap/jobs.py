@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxshap.core import Dataset, FloatArray
-from onnxshap.errors import BudgetError
+from onnxshap.errors import BudgetError, DataError
 from onnxshap.estimators.images import Schedule
 from onnxshap.game import GroupGame, Setting
 from onnxshap.groups import Group
 from onnxshap.methods import METHODS, ByImage
 from onnxshap.methods.base import Tell, untold
+from onnxshap.methods.overall import OverallGame
+from onnxshap.payoffs import OverAll
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Player:
     def __init__(self, setting: Setting, method: str) -> None:
         self._setting, self._method = setting, METHODS[method]
         self._groups: Mapping[str, Group] = {g.name: g for g in setting.traced.groups}
-        self._open: tuple[str, GroupGame] | None = None
+        self._open: tuple[str, GroupGame | OverallGame] | None = None
 
     def play(self, job: Job, tell: Tell = untold) -> Result:
         """Return what a job finds.
@@ -112,9 +114,16 @@ def plan_group(
     """
     chosen, key = METHODS[method], (seed, 2, place)
     if not isinstance(chosen, ByImage):
+        if chosen.plays and isinstance(setting.payoff, OverAll):
+            raise DataError(
+                f"payoff {setting.payoff.name!r} is one number for all images, method {method!r} needs one each; use "
+                "shapley-regression"
+            )
         return None, [Job(group.name, 0, None, key, max_evals)]
+    images = chosen.images(setting)
+    limit = None if max_evals is None else max_evals * images // len(setting.data)
     try:
-        schedule = chosen.estimator.plan(len(setting.data), len(group), np.random.default_rng(key), max_evals)
+        schedule = chosen.estimator.plan(images, len(group), np.random.default_rng(key), limit)
     except BudgetError as error:
         raise _of_group(group.name, max_evals, error) from error
     return schedule, [Job(group.name, number, part) for number, part in enumerate(blocks(schedule))]

@@ -85,6 +85,8 @@ class _Group:
     jobs: list[Job]
     estimator: PerImage | None
     images: int
+    row_images: int
+    """Images that a row of the game runs: one, or all where the payoff is of all together."""
     results: dict[int, Result] = field(default_factory=dict)
     submitted: int = 0
     counted: int = 0
@@ -112,7 +114,9 @@ class _Group:
             return False
         found = self.values()
         keep = rules.keep.get(self.group.name, len(self.group) // 2)
-        return found.images >= FEWEST and misplaced(found.phi, found.stderr, keep) < rules.decided
+        return (
+            self.row_images == 1 and found.images >= FEWEST and misplaced(found.phi, found.stderr, keep) < rules.decided
+        )
 
     def values(self) -> Values:
         """Return the values that the blocks from the first on make."""
@@ -122,7 +126,8 @@ class _Group:
             return Values(phi, stderr, found[0].evals, self.images, self.stopped)
         per_image = np.concatenate([r.figures for r in found])
         values = self.estimator.reduce(per_image, self.schedule.part(0, len(per_image)))
-        return replace(values, images=len(per_image), stopped=self.stopped)
+        images, evals = len(per_image) * self.row_images, values.evals * self.row_images
+        return replace(values, evals=evals, images=images, stopped=self.stopped)
 
     @property
     def steps(self) -> int:
@@ -172,7 +177,9 @@ def score_groups(
     for group in groups:
         limit = None if rules.max_evals is None else rules.max_evals * len(group) // max(1, total)
         schedule, jobs = plan_group(setting, group, places[group.name], method, seed, limit)
-        states[group.name] = _Group(group, schedule, jobs, estimator, len(setting.data))
+        images = len(setting.data)
+        row_images = images // chosen.images(setting) if isinstance(chosen, ByImage) else 1
+        states[group.name] = _Group(group, schedule, jobs, estimator, images, row_images)
     _Loop(setting, states, method, rules, progress, journal, runner).run()
     return {name: state.values() for name, state in states.items()}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onnxshap.core import Estimator, FloatArray, Game
 from onnxshap.errors import BudgetError
-from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, SharedPermutation, Taylor, rows
+from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, Regression, SharedPermutation, Taylor, rows
 from tests.games import SOLVED, FunctionGame, Solved, TableGame, Witness, additive, brute_force, majority
 
 SHAPLEY: dict[str, Estimator] = {
@@ -23,6 +23,8 @@ SHAPLEY: dict[str, Estimator] = {
     "independent": Permutation(antithetic=False),
     "budget": Permutation(pairs=2, max_evals=31),
     "shared": SharedPermutation(permutations=3),
+    "stratified": Permutation(pairs=2, stratified=True),
+    "regression": Regression(),
 }
 FIRST_ORDER: dict[str, Estimator] = {
     "loo": LeaveOneOut(),
@@ -147,6 +149,8 @@ def test_exact_refuses_groups_that_are_too_large() -> None:
         Permutation(max_evals=5 * 4),
         Permutation(max_evals=7),
         SharedPermutation(1),
+        Permutation(stratified=True),
+        Permutation(pairs=2, stratified=True, antithetic=False),
     ],
     ids=str,
 )
@@ -194,6 +198,46 @@ def test_own_permutations_beat_shared_ones_and_pairs_beat_single_walks() -> None
     shared, single, paired = error(SharedPermutation(2)), error(Permutation(antithetic=False)), error(Permutation())
     assert single < shared / 8
     assert paired < single / 2
+
+
+def test_regression_beats_permutations_where_there_is_one_number_for_all_images() -> None:
+    power = rng(5).uniform(0.3, 2, size=14)
+    pairs = rng(6).normal(size=(14, 14)) * 0.1
+    game = FunctionGame(
+        14, 1, lambda _, s: np.sqrt(1 + (s * power).sum(axis=1)) + np.tanh(np.einsum("ra,ab,rb->r", s, pairs, s))
+    )
+    exact = Exact()(game, rng()).phi
+
+    def error(estimator: Estimator) -> float:
+        return float(((repeated(estimator, game, seeds=30) - exact) ** 2).mean())
+
+    assert error(Regression(10)) < error(Permutation(pairs=5))
+    assert error(Regression(10)) < error(Regression(5)) / 2 < error(Regression(2)) / 4
+    assert error(Regression(2)) < exact.var()  # the fewest that are allowed
+
+
+def test_regression_keeps_its_budget() -> None:
+    game = Witness(random_game(7, 7, 2))
+    values = Regression(4).reduce(np.zeros((2, 7)), Regression(4).plan(2, 7, rng(), max_evals=50))
+    assert values.evals == 2 * (2 + 22)
+    with pytest.raises(
+        BudgetError, match="max_evals is 31, less than two coalitions a unit on 2 images; raise it to 32"
+    ):
+        Regression().plan(2, 7, rng(), max_evals=31)
+    assert Regression(4)(game, rng()).evals == game.rows == 2 * (2 + 28)
+    walks = game.coalitions.reshape(2, 30, 7)
+    assert (walks[0] == walks[1]).all() and (walks[0, 2:16] == 1 - walks[0, 16:]).all()
+
+
+def test_stratified_walks_put_every_unit_once_into_every_place() -> None:
+    game = Witness(random_game(10, 5, 10))
+    Permutation(stratified=True, antithetic=False)(game, rng())
+    walks = game.coalitions[20:].reshape(10, 2, 4, 5)[:, 0]  # images, steps, units
+    places = walks.sum(axis=1).astype(int)  # how many steps a unit stays: its place
+    for square in (places[:5], places[5:]):
+        assert (np.sort(square, axis=0) == np.arange(5)[:, None]).all()
+        assert (np.sort(square, axis=1) == np.arange(5)).all()
+    assert (places[:5] != places[5:]).any()
 
 
 @pytest.mark.parametrize("estimator", [Permutation(reduction="mean+2std"), SharedPermutation(reduction="mean+2std")])
@@ -311,7 +355,7 @@ def test_a_seed_repeats_bit_for_bit(estimator: Estimator) -> None:
     assert first.stderr.tobytes() == again.stderr.tobytes()
 
 
-@pytest.mark.parametrize("estimator", [e for e in SHAPLEY.values() if not isinstance(e, Exact)], ids=repr)
+@pytest.mark.parametrize("estimator", [e for e in SHAPLEY.values() if not isinstance(e, Exact | Regression)], ids=repr)
 def test_another_seed_draws_other_permutations(estimator: Estimator) -> None:
     game = random_game(11, 5, 3)
     assert (estimator(game, rng(1)).phi != estimator(game, rng(2)).phi).any()

@@ -158,6 +158,68 @@ def test_reports_tell_the_rule(tmp_path: Path) -> None:
     assert [(g["stopped"], g["images"]) for g in groups] == list(rules(found).values())
 
 
+# --- payoffs of all images together, and methods with payoffs of their own --------------------------------------------
+
+
+def macro_recall(outputs: Any, labels: Array | None) -> float:
+    """Mean over classes of the share that is found: no mean over images."""
+    assert labels is not None and len(labels) == len(outputs[0])
+    top = outputs[0].argmax(axis=1)
+    return float(np.mean([np.mean(top[labels == k] == k) for k in np.unique(labels)]))
+
+
+def mean_margin(outputs: Any, labels: Array | None) -> float:
+    return float(margin(outputs, labels).mean())
+
+
+def test_a_payoff_may_be_one_number_for_all_images() -> None:
+    found = score(payoff=macro_recall, method="shapley-regression", samples=24)
+    assert rules(found) == {"a": ("samples", 24), "b": ("samples", 24)}
+    assert found.evals == 24 * (2 + 120 + 2 + 200)
+    whole = onnxshap.trace(net())
+    masks = {onnxshap.mask_name(g): np.zeros((1, len(g)), np.float32) for g in whole.groups if g.name == "a"}
+    from onnxshap.calibrate import free_batch, run_all, site_means
+
+    free = free_batch(whole)
+    data = api.sample(api.calibration(whole, IMAGES), 24, 0)
+    (a,) = [g for g in whole.groups if g.name == "a"]
+    masked = onnxshap.insert_masks(free, [a], site_means(free, data))
+    none = macro_recall(run_all(free, masked, data, masks), data.labels)
+    every = macro_recall(run_all(free, free.shaped.graph.model, data), data.labels)
+    assert found.values["a"].phi.sum() == pytest.approx(every - none, abs=1e-9)
+    assert same(score(payoff=macro_recall, method="shapley-regression", samples=24, workers=1), found)
+    limited = score(payoff=macro_recall, method="shapley-regression", samples=24, max_evals=24 * 160)
+    assert 24 * 140 < limited.evals <= 24 * 160
+
+
+@pytest.mark.parametrize("method", ["shapley", "loo", "exact"])
+def test_a_mean_over_images_is_worth_the_same_either_way(method: str) -> None:
+    options: dict[str, Any] = {"method": method, "samples": 8, "include": ["a"]}
+    one, each = score(payoff=mean_margin, **options), score(payoff=margin, **options)
+    assert one.values["a"].phi.sum() == pytest.approx(each.values["a"].phi.sum(), rel=1e-5) or method == "loo"
+    if method != "shapley":
+        np.testing.assert_allclose(one.values["a"].phi, each.values["a"].phi, rtol=1e-4, atol=1e-7)
+
+
+def test_methods_that_need_a_payoff_of_each_image_say_so() -> None:
+    with pytest.raises(DataError, match="method 'sensitivity' needs one each; use shapley-regression"):
+        score(payoff=mean_margin, method="sensitivity")
+    with pytest.raises(DataError, match="gave nan for all images: return one finite number"):
+        score(payoff=lambda outputs, labels: np.nan)
+
+
+def test_leave_one_out_of_the_outputs() -> None:
+    once, rounds = score(method="loo-logit"), score(method="loo-logit-iterated")
+    for name, values in once.values.items():
+        assert (values.phi >= 0).all()  # nothing cancels
+        order = np.argsort(rounds.values[name].phi, kind="stable")
+        first = order[: round(len(values.phi) / 7)]
+        assert set(first) <= set(np.argsort(values.phi)[: len(values.phi) // 2])
+    assert score(method="loo-logit-iterated", max_evals=600).evals <= 600
+    with pytest.raises(BudgetError, match=r"group 'a' .*less than one image takes"):
+        score(method="loo-logit-iterated", max_evals=40)
+
+
 # --- journal ---------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -49,8 +48,10 @@ class Schedule:
 class PerImage(ABC):
     """An estimator that is a mean (or another reduction) over images of figures that each image has on its own."""
 
-    decidable: ClassVar[bool] = True
-    """Whether the standard error over images covers all there is to know about a unit's rank."""
+    @property
+    def decidable(self) -> bool:
+        """Whether the standard error over images covers all that a unit's rank is uncertain about."""
+        return True
 
     def __call__(self, game: Game, rng: np.random.Generator) -> Values:
         """Return the values of a game's units, all images at once."""

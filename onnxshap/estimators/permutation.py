@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game, Values
+from onnxshap.core import FloatArray, Game, IntArray, Values
 from onnxshap.errors import BudgetError
 from onnxshap.estimators.images import PerImage, Schedule, draw_key
 from onnxshap.estimators.rows import (
@@ -14,6 +14,7 @@ from onnxshap.estimators.rows import (
     draw_orders,
     end_payoffs,
     image_blocks,
+    latin_order,
     over_images,
     walk_gains,
 )
@@ -33,6 +34,10 @@ class Permutation(PerImage):
         min_units: coalitions smaller than this, but for the empty one, are not evaluated (a cut never gets there): the
             last `min_units` units of a walk share equally what they are worth together. Cheaper, and sums still hold,
             but dummies get a share; 0 and 1 evaluate all.
+        min_share: the same, as a share of the units; the larger of the two counts.
+        stratified: the first walks of n_units images in a row put every unit once into every place (the rows of a
+            random Latin square), so that no unit's mean depends on which sizes of coalitions it met. Every walk alone
+            is a uniform permutation still; the standard errors, which take images as independent, err on the safe side.
 
     Call:
         Returns phi float64[n_units], with "mean" summing to the mean of v(all) - v(none) over the images used; stderr
@@ -42,8 +47,9 @@ class Permutation(PerImage):
     Raises:
         BudgetError: `pairs` < 1, or `max_evals` is less than one walk, n_units + 1 rows without `min_units`.
 
-    Source: Castro, Gomez, Tejada 2009 (ApproShapley), Ancona et al. 2020; differs: fresh permutations for every image
-    instead of the same for all, and antithetic pairs (Mitchell et al. 2022). Distinct images come before second
+    Source: Castro, Gomez, Tejada 2009 (ApproShapley), Ancona et al. 2020; strata: Castro et al. 2017; truncation:
+    Ghorbani and Zou 2019 (there once the payoff is near v(none), here by size). Differs: fresh permutations for every
+    image instead of the same for all, and antithetic pairs (Mitchell et al. 2022). Distinct images come before second
     permutations because the spread between images is the larger part of the error.
 
     >>> class Bonus:  # v = s0 + s0 s1
@@ -59,6 +65,8 @@ class Permutation(PerImage):
     max_evals: int | None = None
     reduction: Reduce = "mean"
     min_units: int = 0
+    min_share: float = 0.0
+    stratified: bool = False
 
     def __post_init__(self) -> None:
         if self.pairs < 1:
@@ -92,7 +100,7 @@ class Permutation(PerImage):
         for block in image_blocks(len(images), inner * int(walks.max()), n):
             counts = walks[block]
             orders = np.concatenate([
-                draw_orders(np.random.default_rng([schedule.key, image]), n, count, antithetic=self.antithetic)
+                self._orders(schedule.key, image, n, count)
                 for image, count in zip(images[block].tolist(), counts.tolist(), strict=True)
             ])  # fmt: skip
             owner = np.repeat(np.arange(block.start, block.stop), counts)
@@ -103,6 +111,20 @@ class Permutation(PerImage):
     def reduce(self, per_image: FloatArray, schedule: Schedule) -> Values:  # noqa: D102
         return over_images(per_image, int(schedule.rows.sum()), self.reduction)
 
+    @property
+    def decidable(self) -> bool:
+        """Whether it is the mean that ranks the units: the standard error is that of the mean."""
+        return self.reduction == "mean"
+
+    def _orders(self, key: int, image: int, n: int, count: int) -> IntArray:
+        if not self.stratified:
+            return draw_orders(np.random.default_rng([key, image]), n, count, antithetic=self.antithetic)
+        fresh = (count + 1) // 2 if self.antithetic else count
+        orders = np.stack([latin_order(key, image, walk, n) for walk in range(fresh)])
+        if self.antithetic:
+            orders = np.stack([orders, orders[:, ::-1]], axis=1).reshape(2 * fresh, n)
+        return orders[:count]
+
     def _inner(self, n_units: int) -> int:
         """Return how many coalitions of a walk are evaluated besides the full and the empty one."""
-        return max(0, n_units - max(1, self.min_units))
+        return max(0, n_units - max(1, self.min_units, round(self.min_share * n_units)))

@@ -95,6 +95,14 @@ def draw_orders(rng: np.random.Generator, n_units: int, walks: int, *, antitheti
     return orders[:walks]
 
 
+def latin_order(key: int, image: int, walk: int, n_units: int) -> IntArray:
+    """Return int64[n_units], row image % n_units of a random Latin square of orders; n_units images share a square."""
+    square, row = divmod(image, n_units)
+    rng = np.random.default_rng([key, square, walk])
+    units, places = rng.permutation(n_units), rng.permutation(n_units)
+    return np.asarray(units[(row + places) % n_units])
+
+
 def walk_gains(
     game: Game, images: ImageIndex, orders: IntArray, full: FloatArray, empty: FloatArray, inner: int
 ) -> FloatArray:

@@ -49,11 +49,15 @@ class SharedPermutation(PerImage):
 
     permutations: int = 5
     reduction: Reduce = "mean"
-    decidable = False  # images do not average the noise of the permutations out
 
     def __post_init__(self) -> None:
         if self.permutations < 1:
             raise BudgetError(f"permutations is {self.permutations}; at least one is needed")
+
+    @property
+    def decidable(self) -> bool:
+        """No: images do not average the noise of the permutations out."""
+        return False
 
     def plan(  # noqa: D102
         self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None

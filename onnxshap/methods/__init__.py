@@ -1,9 +1,17 @@
 """Every `--method` by name: a function from a setting and a group to values. Higher = keep.
 
 shapley             mean over images of the marginal contributions along each image's own permutations
-permutation-shared  the same, with the paper's few permutations that all images share (for comparison)
+shapley-stratified  the same, every unit once in every place of the walks of n images (Latin squares)
+shapley-truncated   the same without coalitions below a tenth of the units
+shapley-independent the same without reversed second walks
+shapley-regression  fit to coalitions that all images share, corrected for their size: for payoffs that are one number
+                    for all images
+shapley-mean+2sigma the first, reduced over images as in the paper's experiments
+permutation-shared  the first, with the paper's few permutations that all images share (for comparison)
 exact               Shapley values by enumeration, up to 16 units a group
 loo                 what removing the one unit costs
+loo-logit           how far removing the one unit moves the outputs
+loo-logit-iterated  the same in seven rounds, each without what went before
 taylor, taylor-signed, taylor-sq, fisher
                     first-order estimates of that cost, gradients by float masks
 sensitivity         size of the payoff's gradient over a channel's positions
@@ -15,8 +23,9 @@ random              uniform, seeded
 
 from __future__ import annotations
 
-from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, SharedPermutation, Taylor
+from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, Regression, SharedPermutation, Taylor
 from onnxshap.methods.base import ByImage, Method, Whole
+from onnxshap.methods.logits import distance, iterated
 from onnxshap.methods.recon import recon
 from onnxshap.methods.sensitivity import sensitivity
 from onnxshap.methods.statistics import activations, norm, random
@@ -25,14 +34,21 @@ __all__ = ["GAMELESS", "METHODS", "ByImage", "Method", "Whole"]
 
 METHODS: dict[str, Method] = {
     "shapley": ByImage(Permutation()),
+    "shapley-stratified": ByImage(Permutation(stratified=True)),
+    "shapley-truncated": ByImage(Permutation(min_share=0.1)),
+    "shapley-independent": ByImage(Permutation(antithetic=False)),
+    "shapley-regression": ByImage(Regression()),
+    "shapley-mean+2sigma": ByImage(Permutation(reduction="mean+2std")),
     "permutation-shared": ByImage(SharedPermutation()),
     "exact": ByImage(Exact()),
     "loo": ByImage(LeaveOneOut()),
+    "loo-logit": ByImage(LeaveOneOut(), payoff=distance),
+    "loo-logit-iterated": Whole(iterated),
     "taylor": ByImage(Taylor("abs"), zero_filled=True),
     "taylor-signed": ByImage(Taylor("signed"), zero_filled=True),
     "taylor-sq": ByImage(Taylor("square"), zero_filled=True),
     "fisher": ByImage(Fisher(), zero_filled=True),
-    "sensitivity": Whole(sensitivity),
+    "sensitivity": Whole(sensitivity, plays=True),
     "recon": Whole(recon, games=False),
     "activation": activations("abs"),
     "apoz": activations("positive"),

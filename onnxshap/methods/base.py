@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Values
+from onnxshap.core import FloatArray, Payoff, Values
 from onnxshap.estimators.images import PerImage
 from onnxshap.game import GroupGame, Setting
 from onnxshap.groups import Group
 from onnxshap.labels import Site
+from onnxshap.methods.overall import OverallGame
+from onnxshap.payoffs import OverAll
 
 Tell = Callable[[float], None]
 """Told how much of a group is done, 0 to 1."""
@@ -28,20 +30,29 @@ class ByImage:
     Attributes:
         estimator: plays the group's game.
         zero_filled: removed units leave nothing in the game, whatever the baseline (gradients are of the masks alone).
+        payoff: what it plays for; None = the setting's.
     """
 
     estimator: PerImage
     zero_filled: bool = False
+    payoff: Callable[[Setting], Payoff] | None = None
 
-    def game(self, setting: Setting, group: Group) -> GroupGame:
+    def game(self, setting: Setting, group: Group) -> GroupGame | OverallGame:
         """Return the game, its sessions open."""
-        return GroupGame(replace(setting, means={}) if self.zero_filled else setting, group)
+        chosen = replace(setting, means={}) if self.zero_filled else setting
+        if self.payoff is not None:
+            chosen = replace(chosen, payoff=self.payoff(setting))
+        return OverallGame(chosen, group) if isinstance(chosen.payoff, OverAll) else GroupGame(chosen, group)
+
+    def images(self, setting: Setting) -> int:
+        """Return how many images its game has: one where the payoff is of all of them together."""
+        return 1 if self.payoff is None and isinstance(setting.payoff, OverAll) else len(setting.data)
 
     def __call__(
         self, setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None = None
     ) -> Values:
         """Return the values of a group at once, as `scoring` puts them together of blocks of images."""
-        schedule = self.estimator.plan(len(setting.data), len(group), rng, max_evals)
+        schedule = self.estimator.plan(self.images(setting), len(group), rng, max_evals)
         return self.estimator.reduce(self.estimator.per_image(self.game(setting, group), schedule), schedule)
 
 
@@ -52,10 +63,12 @@ class Whole:
     Attributes:
         function: setting, group, randomness, most rows (None = no limit), whom to tell -> values.
         games: whether it evaluates rows; one that does not costs one run an image at most.
+        plays: whether it plays for the setting's payoff, which then has to be one of single images.
     """
 
     function: Callable[[Setting, Group, np.random.Generator, int | None, Tell], Values]
     games: bool = True
+    plays: bool = False
 
     def __call__(
         self, setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None = None,

@@ -1,0 +1,78 @@
+"""Leave-one-out by the distance of the outputs to the original's, at once and in rounds.
+
+loo-logit            mean over images of the squared distance that removing the one unit makes; n + 1 rows an image
+loo-logit-iterated   the same in seven rounds: a seventh of the units goes, the rest is measured again without them, by
+                     KL to the original where the outputs are class scores; about 4 n rows an image
+
+Source: Molchanov et al. 2017 (the oracle); differs: the distance of the outputs instead of the change of the loss,
+which changes sign and cancels over images. A unit's value in rounds is the distance reached when it has gone, so that
+values rank by round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from onnxshap import payoffs
+from onnxshap.core import BoolArray, FloatArray, ImageIndex, Payoff, Values
+from onnxshap.errors import BudgetError
+from onnxshap.estimators.rows import evaluate_each, image_blocks
+from onnxshap.game import GroupGame, Setting
+from onnxshap.groups import Group
+from onnxshap.methods.base import Tell
+
+ROUNDS = 7
+
+
+def distance(setting: Setting) -> Payoff:
+    """Return the payoff that is minus the squared distance of the outputs to the original's."""
+    return payoffs.choose("mse", setting.reference, None, _names(setting))
+
+
+def divergence(setting: Setting) -> Payoff:
+    """Return minus KL to the original where the outputs are class scores, else `distance`."""
+    if payoffs.choose(None, setting.reference, None, _names(setting)).name != "kl":
+        return distance(setting)
+    return payoffs.choose("kl", setting.reference, None, _names(setting))
+
+
+def _names(setting: Setting) -> list[str]:
+    return [o.name for o in setting.traced.shaped.graph.model.graph.output]
+
+
+def iterated(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
+    """Return the distance reached when each unit has gone, in rounds (see the module)."""
+    n = len(group)
+    images = np.arange(len(setting.data))
+    ends = [round(n * k / ROUNDS) for k in range(1, ROUNDS + 1)]
+    rows = sum(n - start for start in [0, *ends[:-1]])
+    if max_evals is not None and max_evals < rows * len(images):
+        if max_evals < rows:
+            raise BudgetError(f"max_evals is {max_evals}, less than one image takes ({rows} evaluations); raise it")
+        images = np.sort(rng.permutation(len(images))[: max_evals // rows])
+    game = GroupGame(replace(setting, payoff=divergence(setting)), group)
+    phi, present, reached = np.zeros(n), np.ones(n, np.bool_), 0.0
+    for number, end in enumerate(ends):
+        tell(number / ROUNDS)
+        lost = _lost(game, images, present)
+        for unit in sorted(np.flatnonzero(present), key=lambda u: (lost[u], u))[: end - int((~present).sum())]:
+            reached = max(reached, float(lost[unit]))
+            phi[unit] = reached
+            present[unit] = False
+    return Values(phi, np.zeros(n), rows * len(images))
+
+
+def _lost(game: GroupGame, images: ImageIndex, present: BoolArray) -> FloatArray:
+    """Return minus the mean payoff without the units that are gone and one more, float64[n]."""
+    left = np.flatnonzero(present)
+    base = present.astype(np.float32)
+    table = np.repeat(base[None], len(left), axis=0)
+    table[np.arange(len(left)), left] = 0
+    total = np.zeros(len(left))
+    for block in image_blocks(len(images), len(table), len(base)):
+        total += evaluate_each(game, images[block], len(table), lambda rows: table[rows]).sum(axis=0)
+    found = np.full(len(base), np.inf)
+    found[left] = -total / len(images)
+    return found

@@ -40,6 +40,7 @@ def refit(
     data: Dataset,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    nearest: bool = False,
 ) -> tuple[ModelProto, list[Refit]]:
     """Return the cut model (before `graph.finish`) with its linear ops refitted, and what became of each.
 
@@ -51,6 +52,7 @@ def refit(
         data: calibration images; a fifth of them is held out to choose the ridge.
         seed: draws the patches.
         progress: told after every layer.
+        nearest: only the layers that lose inputs themselves, not those behind them.
 
     Raises:
         DataError: fewer than 20 images.
@@ -58,6 +60,8 @@ def refit(
     require_images(len(data))
     model, live = cut(free, keep, means), traced.alive(keep)
     layers = find_layers(traced, model, live)
+    if nearest:
+        layers = [layer for layer in layers if live.cut(layer.x, layer.channels)]
     fitter = _Fitter(free, live, model, data, seed, layers)
     reports = []
     for number, layer in enumerate(layers):

@@ -1,11 +1,15 @@
 """Which units stay: values + costs + budget -> plan.
 
-Shares are uniform over the groups: comparing values across groups is unreliable (a group's values are measured with the
-others intact), and uniform widths are a strong baseline. The budget is met, never overshot: the widest plan within it.
+Where the loss at every width of every group is known (`curves`), widths are narrowed step by step, the least loss per
+share of the budget first, with the exact cost of every step next to the present widths of the neighbours. Where it is
+not, shares are uniform over the groups: comparing values across groups is unreliable (a group's values are measured
+with the others intact), and uniform widths are a strong baseline. The budget is met, never overshot.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,11 +67,19 @@ class Budget:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A group as the planner sees it: a name, unit ids, and the values of the units, higher = keep."""
+    """A group as the planner sees it.
+
+    Attributes:
+        name: its name.
+        units: unit ids.
+        phi: the values of the units, higher = keep.
+        loss: what is lost at width w, float64[units + 1], not increasing; None = unknown.
+    """
 
     name: str
     units: NDArray[np.intp]
     phi: FloatArray
+    loss: FloatArray | None = None
 
 
 def check_reachable(candidates: Sequence[Candidate], budget: Budget, measure: Measure) -> None:
@@ -107,11 +119,9 @@ def make_plan(
         raise BudgetError("no budget: give --keep-macs, --keep-params or --keep-units")
     smallest = planner.at(planner.widths(0.0))
     _check(measure(smallest), budget)
-    low, high = 0.0, 1.0
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _fits(measure(planner.at(planner.widths(middle))), budget) else (low, middle)
-    return _filled(planner, planner.widths(low), budget, measure)
+    if all(c.loss is not None for c in candidates):
+        return _allocated(planner, budget, measure)
+    return _uniform(planner, budget, measure)
 
 
 def _fits(kept: Mapping[str, float], budget: Budget) -> bool:
@@ -125,6 +135,58 @@ def _check(kept: Mapping[str, float], budget: Budget) -> None:
                 f"keep-{name} {share:g} cannot be reached: the smallest allowed plan keeps {kept[name]:.3f}; "
                 "ask for more, lower --min-units or --multiple-of, or exclude less"
             )
+
+
+def _allocated(planner: _Planner, budget: Budget, measure: Measure) -> dict[str, BoolArray]:
+    """Narrow the groups step by step, least loss per share of the budget first; then widen what still fits."""
+    widths = [len(c.units) for c in planner.candidates]
+
+    def excess(widths: Sequence[int]) -> float:
+        kept = measure(planner.at(widths))
+        return sum(max(0.0, kept[name] - share - 1e-12) for name, share in budget.shares.items())
+
+    def at(k: int, width: int) -> list[int]:
+        return [*widths[:k], width, *widths[k + 1 :]]
+
+    over = excess(widths)
+    # rates only rise while neighbours get narrower: a rate that is still the least once brought up to date is the least
+    queue = [(-math.inf, k) for k in range(len(widths))]
+    while over > 0 and queue:
+        _, k = heapq.heappop(queue)
+        width = planner.narrower(k, widths[k])
+        if width is None:
+            continue
+        saved = over - excess(at(k, width))
+        lost = planner.loss(k, width) - planner.loss(k, widths[k])
+        rate = lost / saved if saved > 0 else math.inf
+        if queue and (rate, k) > queue[0]:
+            if math.isinf(rate) and math.isinf(queue[0][0]) and queue[0][0] > 0:
+                break
+            heapq.heappush(queue, (rate, k))
+            continue
+        widths, over = at(k, width), over - saved
+        heapq.heappush(queue, (rate, k))
+    if over > 0:
+        return _uniform(planner, budget, measure)
+    open_groups = set(range(len(widths)))
+    while open_groups:
+        gains = {k: planner.loss(k, widths[k]) - planner.loss(k, planner.wider(k, widths[k])) for k in open_groups}
+        k = max(gains, key=lambda i: (gains[i], -i))
+        wider = planner.wider(k, widths[k])
+        if wider > widths[k] and excess(at(k, wider)) == 0:
+            widths = at(k, wider)
+        else:
+            open_groups.remove(k)
+    return planner.at(widths)
+
+
+def _uniform(planner: _Planner, budget: Budget, measure: Measure) -> dict[str, BoolArray]:
+    """Keep the same share of every group, then widen the relatively narrowest."""
+    low, high = 0.0, 1.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _fits(measure(planner.at(planner.widths(middle))), budget) else (low, middle)
+    return _filled(planner, planner.widths(low), budget, measure)
 
 
 def _filled(planner: _Planner, widths: list[int], budget: Budget, measure: Measure) -> dict[str, BoolArray]:
@@ -165,6 +227,24 @@ class _Planner:
     def _width(self, size: int, wanted: float, rounding: Callable[[float], float]) -> int:
         step = self._budget.step(size)
         return min(size, max(step, self._budget.min_units, int(rounding(wanted / step + 1e-9)) * step))
+
+    def narrower(self, k: int, width: int) -> int | None:
+        """Return the next width of a group below, None where there is none."""
+        step = self._budget.step(len(self.candidates[k].units))
+        below = (width - 1) // step * step
+        return below if below >= max(1, step, self._budget.min_units) else None
+
+    def wider(self, k: int, width: int) -> int:
+        """Return the next width of a group above, the same where there is none."""
+        size = len(self.candidates[k].units)
+        step = self._budget.step(size)
+        return min(size, (width // step + 1) * step)
+
+    def loss(self, k: int, width: int) -> float:
+        """Return what a group loses at a width."""
+        loss = self.candidates[k].loss
+        assert loss is not None
+        return float(loss[width])
 
     def at(self, widths: Sequence[int]) -> dict[str, BoolArray]:
         """Return the plan that keeps the best units of every group, and one of every cover."""

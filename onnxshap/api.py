@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +14,13 @@ from onnx import ModelProto
 from onnxshap import __version__, payoffs
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, site_means
+from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, Payoff, Values
+from onnxshap.cutter import Cutter, check_names, shares
 from onnxshap.data import DataLike, as_dataset, load_data, random_data
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.game import Setting
-from onnxshap.graph import finish, load, save
+from onnxshap.graph import load, save
 from onnxshap.groups import Group, select
 from onnxshap.jobs import fingerprint
 from onnxshap.journal import Journal
@@ -28,17 +28,17 @@ from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.base import Tell
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
-from onnxshap.repair import FEWEST_IMAGES, Refit, refit
-from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.repair import FEWEST_IMAGES, Refit
+from onnxshap.rewrite import removed_slices
 from onnxshap.runners import Cluster, Processes, Runner
 from onnxshap.scoring import DECIDED, Rules, score_groups
+from onnxshap.search import Drop, Judge, within_drop, within_latency
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced, trace
-from onnxshap.verify import Verified, check_loads, verify
+from onnxshap.verify import Verified
 
 ModelLike = str | Path | bytes | ModelProto | Traced
 BASELINES = ("mean", "zero")
-REPAIRS = ("lstsq", "fold", "none")
 RANDOM_IMAGES = 32
 SAMPLES = 128
 """Calibration images to score with, where nothing else is said."""
@@ -58,22 +58,6 @@ class Progress(Protocol):
 
 def silent(stage: str, done: int, total: int) -> None:
     """Show nothing."""
-
-
-@dataclass
-class Clock:
-    """Seconds per stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time of a block to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -120,6 +104,8 @@ class Pruned:
         refits: what least squares did to every layer.
         seconds: per stage.
         eval_images, eval_source: how many images the scores before and after are means of, and where they came from.
+        allocation: how widths were shared out.
+        drop: what is lost on the held-out images, where `max_drop` asked.
     """
 
     model: ModelProto
@@ -135,6 +121,8 @@ class Pruned:
     seconds: Mapping[str, float]
     eval_images: int
     eval_source: str
+    allocation: str = "uniform"
+    drop: Drop | None = None
 
 
 def digest(model: ModelProto) -> str:
@@ -150,8 +138,6 @@ def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | N
     """
     specs = input_specs(traced.shaped.graph.model)
     if data is None:
-        from dataclasses import replace
-
         fixed = {
             n: replace(s, shape=(s.shape[0], *traced.shaped.inputs[n][1:])) if s.shape else s for n, s in specs.items()
         }
@@ -357,6 +343,9 @@ def prune(
     keep_macs: float | None = None,
     keep_params: float | None = None,
     keep_units: float | None = None,
+    keep_bytes: float | None = None,
+    target_latency: float | None = None,
+    max_drop: float | None = None,
     multiple_of: int | None = None,
     min_units: int = 1,
     include: Sequence[str] = (),
@@ -365,6 +354,7 @@ def prune(
     payoff: str | Callable[..., object] | None = None,
     baseline: str = "mean",
     repair: str | None = None,
+    allocation: str | None = None,
     samples: int | None = None,
     max_evals: int | None = None,
     max_seconds: float | None = None,
@@ -386,12 +376,18 @@ def prune(
             `samples`, `max_evals`, `max_seconds`, `decided` (at the cut of the budget), `seed`, `backend`,
             `input_shapes`, `journal`, `workers`, `cluster` and `progress`.
         eval_data: held-out data for the scores before and after; default the calibration data.
-        keep_macs, keep_params: share of the whole that may stay; both hold where both are given.
+        keep_macs, keep_params, keep_bytes: share of the whole that may stay; all that are given hold.
         keep_units: share of every group that stays, no search.
+        target_latency: most milliseconds a run of one image (or of the file's fixed batch) may take, measured.
+        max_drop: the smallest model that loses at most this on `eval_data`, else on two fifths of `data` held out:
+            accuracy where there are labels, agreement with the original's classes, or else the payoff.
         multiple_of: step of the widths; None = 8 or 4 for wide groups, what runtimes run well.
         min_units: least width of a group.
         repair: what is done about what the cut leaves behind: `lstsq` refits the consumers, `fold` puts calibration
             means into their biases, `none`; None = lstsq where there are data for it, else fold.
+        allocation: how widths are shared out: `curves`, by what each group loses at each width with the repair
+            that follows, measured, or `uniform`, the same share of every group; None = curves with lstsq, where
+            they take no more than `cutter.WORK` multiply-accumulates.
         values: values of an earlier run instead of scoring.
         output: where to write the model; whole or not at all, after all checks.
 
@@ -400,9 +396,8 @@ def prune(
         VerifyError: the cut model is not what its masked twin computes; nothing was written.
     """
     clock = Clock()
-    budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units)
-    if repair is not None and repair not in REPAIRS:
-        raise OnnxshapError(f"repair {repair!r} is unknown; choose one of {', '.join(REPAIRS)}")
+    budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units, keep_bytes)
+    check_names(repair, allocation)
     with clock.stage("trace"):
         progress("trace", 0, 1)
         traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
@@ -410,46 +405,60 @@ def prune(
         if not groups:
             raise BudgetError(f"nothing can be cut: {_why_nothing(traced)}")
         blank = [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
-        check_reachable(blank, budget, lambda plan: _shares(traced, plan))
+        searched = max_drop is not None or target_latency is not None
+        if keep_units is not None and searched:
+            raise BudgetError("keep-units leaves nothing to search; give --max-drop or --target-latency without it")
+        if budget.units is not None or budget.shares or not searched:
+            check_reachable(blank, budget, lambda plan: shares(traced, plan))
         free = free_batch(traced)
         held_out = calibration(traced, eval_data, seed=seed) if eval_data is not None else dataset
+        if max_drop is not None and eval_data is None:
+            dataset, held_out = _divided(dataset, seed)
         progress("trace", 1, 1)
     with clock.stage("score"):
         setting = _setting(free, sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline)
         reference, judge = _judge(traced, held_out, setting.payoff)
         found = _check_values(values, traced, groups) if values is not None else None
         if found is None:
-            likely = make_plan(blank, budget, lambda plan: _shares(traced, plan), traced.covers)
+            half = budget if budget.units is not None or budget.shares else replace(budget, macs=0.5)
+            likely = make_plan(blank, half, lambda plan: shares(traced, plan), traced.covers)
             rules = Rules(max_evals, max_seconds, decided, {name: int(kept.sum()) for name, kept in likely.items()})
             found = _score(setting, traced, groups, method, seed, rules, progress, journal, workers, cluster)
-    with clock.stage("plan"):
-        progress("cut", 0, 3)
-        candidates = [Candidate(g.name, g.units, found.values[g.name].phi) for g in groups]
-        keep = make_plan(candidates, budget, lambda plan: _shares(traced, plan), traced.covers)
-    with clock.stage("cut"):
-        repaired_on = sample(dataset, _REPAIR_IMAGES, seed)
-        repair = repair or ("lstsq" if data is not None and len(repaired_on) >= FEWEST_IMAGES else "fold")
-        left = {} if repair == "none" else site_means(free, repaired_on)
-        small = drop_units(traced, keep, left)
-    with clock.stage("verify"):
-        progress("cut", 1, 3)
-        checked = verify(traced, free, keep, left, small, dataset)
-    layers: list[Refit] = []
-    if repair == "lstsq":
-        with clock.stage("repair"):
-            refitted, layers = refit(traced, free, keep, left, repaired_on, seed, lambda n, m: progress("repair", n, m))
-            small = finish(refitted, traced.shaped.graph)
-            check_loads(traced, small)
+    phi = {g.name: found.values[g.name].phi for g in groups}
+    repaired_on = sample(dataset, _REPAIR_IMAGES, seed)
+    repair = repair or ("fold" if data is None else None)
+    cutter = Cutter(traced, free, groups, phi, repaired_on, repair, allocation, seed, progress, clock)
+    lost: Drop | None = None
+    if target_latency is not None:
+        budget, _ = within_latency(cutter, budget, target_latency, held_out)
+    if max_drop is None:
+        result = cutter.cut(cutter.plan(budget), dataset)
+    else:
+        against = Judge.of(traced, held_out, reference, judge)
+        result, lost = within_drop(cutter, budget, against, max_drop, dataset)
     with clock.stage("measure"):
         progress("cut", 2, 3)
-        before, after = _figures(traced, small, keep, held_out, reference, judge)
+        before, after = _figures(traced, result.model, result.keep, held_out, reference, judge)
         progress("cut", 3, 3)
     if output is not None:
-        save(small, output)
+        save(result.model, output)
     return Pruned(
-        small, keep, found, traced, before, after, removed_slices(traced, keep), checked, repair, layers, clock.seconds,
-        len(held_out), held_out.source,
+        result.model, result.keep, found, traced, before, after, removed_slices(traced, result.keep), result.verified,
+        str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source, str(cutter.allocation), lost,
     )  # fmt: skip
+
+
+def _divided(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Return the images to cut and repair with, and two fifths of them held out to judge the drop by."""
+    if len(data) < 2 * FEWEST_IMAGES:
+        raise DataError(
+            f"{data.source}: max-drop holds two fifths of the images out; there are {len(data)}, give at least "
+            f"{2 * FEWEST_IMAGES}, or --eval-data"
+        )
+    order = np.random.default_rng([seed, 6]).permutation(len(data))
+    split = 3 * len(data) // 5
+    kept, held_out = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
+    return kept, replace(held_out, source=f"{data.source}, held out")
 
 
 def _why_nothing(traced: Traced) -> str:
@@ -457,14 +466,6 @@ def _why_nothing(traced: Traced) -> str:
         return "--include and --exclude leave no group"
     reasons = list(dict.fromkeys(f"{f.tensor!r}: {f.reason}" for f in traced.frozen))
     return "; ".join(reasons[:3]) or "no weights make an axis (no Conv, Gemm or MatMul with constant weights)"
-
-
-def _shares(traced: Traced, keep: Mapping[str, BoolArray]) -> dict[str, float]:
-    live, cost = traced.alive(keep), traced.cost
-    return {
-        "macs": cost.macs(live) / max(1, cost.macs()),
-        "params": cost.params(live) / max(1, cost.params()),
-    }
 
 
 def _check_values(values: Scores, traced: Traced, groups: Sequence[Group]) -> Scores:

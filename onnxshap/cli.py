@@ -35,6 +35,8 @@ _STAGES = {
     "score": "scoring units",
     "cut": "cutting and checking",
     "repair": "refitting weights",
+    "curves": "measuring widths",
+    "search": "searching",
 }
 _PIPE_WIDTH = 1000
 _INTERRUPTED = 130
@@ -238,9 +240,15 @@ def _baselines() -> Iterable[str]:
 
 
 def _repairs() -> Iterable[str]:
-    from onnxshap.api import REPAIRS
+    from onnxshap.cutter import REPAIRS
 
     return REPAIRS
+
+
+def _allocations() -> Iterable[str]:
+    from onnxshap.cutter import ALLOCATIONS
+
+    return ALLOCATIONS
 
 
 # --- options that commands share -------------------------------------------------------------------------------------
@@ -349,7 +357,15 @@ def inspect(screen: Screen, model: str, as_json: bool, input_shapes: Shapes, pro
 @click.option("-o", "--output", metavar="FILE", help="The smaller model. [default: MODEL's stem + .pruned.onnx]")
 @click.option("--keep-macs", type=_Share(), help="Share of the multiply-accumulates to keep, as 0.5 or 50%.")
 @click.option("--keep-params", type=_Share(), help="Share of the parameters to keep.")
+@click.option("--keep-bytes", type=_Share(), help="Share of the weights' bytes to keep.")
 @click.option("--keep-units", type=_Share(), help="Share of every group to keep, no search.")
+@click.option("--target-latency", type=float, metavar="MS", help="Most milliseconds a run may take here, measured.")
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="X",
+    help="The smallest model that loses at most X accuracy (or agreement) on --eval-data, or on data held out.",
+)
 @click.option("--multiple-of", type=int, help="Widths are multiples of it. [default: 8 or 4 where groups are wide]")
 @click.option("--min-units", type=int, default=1, show_default=True, help="No group gets narrower.")
 @data_options
@@ -361,6 +377,11 @@ def inspect(screen: Screen, model: str, as_json: bool, input_shapes: Shapes, pro
     type=_OneOf(_repairs),
     help="What is done about what the cut leaves behind.  [default: lstsq with --data, else fold]",
 )
+@click.option(
+    "--allocation",
+    type=_OneOf(_allocations),
+    help="How widths are shared out.  [default: curves with lstsq, where affordable, else uniform]",
+)
 @click.option("--report", "report_path", type=_ReportPath(), metavar="FILE", help="Also write a .json or .html report.")
 @click.option("--dry-run", is_flag=True, help="Do everything, write nothing.")
 @json_option
@@ -369,10 +390,12 @@ def inspect(screen: Screen, model: str, as_json: bool, input_shapes: Shapes, pro
 @click.pass_context
 def prune(
     ctx: click.Context, model: str, output: str | None, keep_macs: float | None, keep_params: float | None,
-    keep_units: float | None, multiple_of: int | None, min_units: int, data: str | None, labels: str | None,
+    keep_bytes: float | None, keep_units: float | None, target_latency: float | None, max_drop: float | None,
+    multiple_of: int | None, min_units: int, data: str | None, labels: str | None,
     payoff: str | None, seed: int, eval_data: str | None, method: str, baseline: str, samples: int | None,
     max_evals: int | None, max_seconds: float | None, decided: float, journal: str | None, workers: int,
     cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str | None,
+    allocation: str | None,
     report_path: str | None, dry_run: bool, as_json: bool, input_shapes: Shapes, provider: str, threads: int,
 ) -> None:  # fmt: skip
     """Write a smaller MODEL with the same inputs and outputs.
@@ -385,7 +408,8 @@ def prune(
     _need_data(data, labels)
     if values is not None:
         _no_effect(ctx, "--values", "method", "max_evals", "max_seconds", "decided", "journal", "workers", "cluster")
-    unbudgeted = keep_macs is None and keep_params is None and keep_units is None
+    budgets = (keep_macs, keep_params, keep_bytes, keep_units, target_latency, max_drop)
+    unbudgeted = all(budget is None for budget in budgets)
     _say_defaults(screen, data, payoff, budget=not unbudgeted)
     written = None if dry_run else output or str(_beside(model, ".pruned.onnx"))
     sources = {"the model": model, "--data": data, "--labels": labels, "--eval-data": eval_data, "--values": values}
@@ -395,6 +419,7 @@ def prune(
         result = api.prune(
             model, data, labels=labels, eval_data=eval_data,
             keep_macs=DEFAULT_KEEP_MACS if unbudgeted else keep_macs, keep_params=keep_params, keep_units=keep_units,
+            keep_bytes=keep_bytes, target_latency=target_latency, max_drop=max_drop, allocation=allocation,
             multiple_of=multiple_of, min_units=min_units, include=include, exclude=exclude, method=method,
             payoff=payoff, baseline=baseline, repair=repair, samples=samples, max_evals=max_evals,
             max_seconds=max_seconds, decided=decided, journal=journal, workers=workers, cluster=cluster, seed=seed,

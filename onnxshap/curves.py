@@ -98,7 +98,7 @@ def convex(points: Mapping[int, float], units: int) -> FloatArray:
         units: the full width.
 
     >>> convex({4: 0.0, 2: 3.0, 1: 4.0}, 4).tolist()
-    [6.0, 4.5, 3.0, 1.5, 0.0]
+    [5.0, 3.75, 2.5, 1.25, 0.0]
     """
     widths = np.array(sorted(points))
     losses = np.maximum.accumulate(np.array([points[w] for w in widths])[::-1])[::-1]

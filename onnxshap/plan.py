@@ -21,7 +21,7 @@ from onnxshap.errors import BudgetError
 
 Keep = Mapping[str, BoolArray]
 Measure = Callable[[Keep], Mapping[str, float]]
-"""Plan -> share kept of `macs` and `params`."""
+"""Plan -> share kept of `macs`, `params` and `bytes`."""
 _STEPS = 40
 
 
@@ -33,6 +33,7 @@ class Budget:
         units: share of every group, no search.
         macs: share of the multiply-accumulates.
         params: share of the parameters.
+        bytes: share of the bytes of the constants.
         multiple_of: widths are multiples of it where a group is at least twice as wide; None = 8, 4 or 1 by width.
         min_units: no group gets narrower.
     """
@@ -42,9 +43,10 @@ class Budget:
     params: float | None = None
     multiple_of: int | None = None
     min_units: int = 1
+    bytes: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("units", "macs", "params"):
+        for name in ("units", "macs", "params", "bytes"):
             share = getattr(self, name)
             if share is not None and not 0 < share <= 1:
                 raise BudgetError(f"keep-{name} is {share:g}; give the share to keep, above 0 and at most 1")
@@ -56,7 +58,7 @@ class Budget:
     @property
     def shares(self) -> dict[str, float]:
         """The shares that need a search."""
-        return {name: share for name in ("macs", "params") if (share := getattr(self, name)) is not None}
+        return {name: share for name in ("macs", "params", "bytes") if (share := getattr(self, name)) is not None}
 
     def step(self, units: int) -> int:
         """Return the width step of a group."""
@@ -90,8 +92,14 @@ def check_reachable(candidates: Sequence[Candidate], budget: Budget, measure: Me
     """
     planner = _Planner(candidates, budget, ())
     if budget.units is None and not budget.shares:
-        raise BudgetError("no budget: give --keep-macs, --keep-params or --keep-units")
+        raise BudgetError("no budget: give --keep-macs, --keep-params, --keep-bytes or --keep-units")
     _check(measure(planner.at(planner.widths(0.0) if budget.units is None else planner.rounded(budget.units))), budget)
+
+
+def smallest(groups: Sequence[tuple[str, NDArray[np.intp]]], budget: Budget) -> dict[str, BoolArray]:
+    """Return the plan of the least widths that a budget's step and `min_units` allow; groups as (name, unit ids)."""
+    planner = _Planner([Candidate(name, units, np.zeros(len(units))) for name, units in groups], budget, ())
+    return planner.at(planner.widths(0.0))
 
 
 def make_plan(
@@ -116,7 +124,7 @@ def make_plan(
         _check(measure(keep), budget)
         return keep
     if not budget.shares:
-        raise BudgetError("no budget: give --keep-macs, --keep-params or --keep-units")
+        raise BudgetError("no budget: give --keep-macs, --keep-params, --keep-bytes or --keep-units")
     smallest = planner.at(planner.widths(0.0))
     _check(measure(smallest), budget)
     if all(c.loss is not None for c in candidates):

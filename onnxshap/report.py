@@ -6,6 +6,7 @@ give the same reports but for `seconds` and `latency_ms`.
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import io
 import json
@@ -58,6 +59,8 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "method": found.method,
         "payoff": found.payoff,
         "repair": result.repair,
+        "allocation": result.allocation,
+        "drop": None if result.drop is None else dataclasses.asdict(result.drop),
         "refits": [
             {"node": r.node, "before": _number(r.before), "after": _number(r.after), "ridge": r.ridge}
             for r in result.refits
@@ -308,8 +311,18 @@ def prune_tables(report: Report) -> list[RenderableType]:
     groups.add_section()
     _row(groups, "all", units, kept, f"{kept / max(1, units):.0%}", "")
     judged, checked = report["eval_data"], report["verify"]["rel_err"]
+    lost = report["drop"]
+    drop = (
+        ""
+        if lost is None
+        else (
+            f"Lost: {lost['mean']:.4f} +- {lost['stderr']:.4f} {lost['name']} on "
+            f"{_plural(lost['images'], 'held-out image')}.\n"
+        )
+    )
     foot = (
-        f"Values: {report['method']}{payoff}, {images} ({_source(data)}), {evals}; repair: {report['repair']}.\n"
+        f"Values: {report['method']}{payoff}, {images} ({_source(data)}), {evals}; repair: {report['repair']}, "
+        f"widths: {report['allocation']}.\n{drop}"
         f"Scores: mean over {_plural(judged['n'], 'image')} ({_source(judged)}), higher is better.\n"
         f"Checked before any refit: the cut model is the masked one within {checked:.1e} of its largest output."
     )

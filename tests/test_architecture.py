@@ -12,7 +12,7 @@ import onnxshap
 
 ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "core"}),
+    frozenset({"clock", "errors", "core"}),
     frozenset(
         {"backend", "balance", "data", "estimators", "fixups", "journal", "payoffs", "plan", "structure", "taps"}
     ),
@@ -23,7 +23,9 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"masking"}),
     frozenset({"calibrate", "rewrite"}),
     frozenset({"game", "measure", "repair", "verify"}),
-    frozenset({"methods"}),
+    frozenset({"curves", "methods"}),
+    frozenset({"cutter"}),
+    frozenset({"search"}),
     frozenset({"jobs"}),
     frozenset({"runners"}),
     frozenset({"scoring"}),

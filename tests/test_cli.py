@@ -17,8 +17,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import onnxshap
-from onnxshap import api, cli
+from onnxshap import api, cli, cutter
 from onnxshap.core import Array
+from onnxshap.cutter import ALLOCATIONS, REPAIRS
 from onnxshap.errors import ModelError, VerifyError
 from onnxshap.methods import Whole
 from onnxshap.payoffs import NAMES
@@ -394,7 +395,7 @@ def test_a_cut_that_fails_its_checks_exits_with_3_and_writes_nothing(
     def differs(*_: object) -> None:
         raise VerifyError("the cut model differs from its masked twin by 1")
 
-    monkeypatch.setattr(api, "verify", differs)
+    monkeypatch.setattr(cutter, "verify", differs)
     assert "differs" in refused("prune", "m.onnx", "--data", "d.npz", *FEW, "--report", "r.json", code=3)
 
 
@@ -470,6 +471,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
         "4",
         "--min-units",
         "2",
+        *("--keep-bytes", "0.8", "--target-latency", "1.5", "--max-drop", "0.01", "--allocation", "uniform"),
     )
     scoring = (*run, *data, *score, "j", "--exclude", "e")
     refused("prune", *scoring, *cut, "--eval-data", "e.npz", "--repair", "none", "-o", "out.onnx")
@@ -487,6 +489,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
     pruned = {
         "keep_macs": 0.4, "keep_params": 0.6, "keep_units": 0.7, "multiple_of": 4, "min_units": 2,
         "eval_data": "e.npz", "repair": "none", "output": "out.onnx", "values": None,
+        "keep_bytes": 0.8, "target_latency": 1.5, "max_drop": 0.01, "allocation": "uniform",
     }  # fmt: skip
     for found in given:
         found.pop("progress", None)
@@ -495,7 +498,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
 
 def test_choices_are_the_librarys(here: Path) -> None:
     text = " ".join(call("prune", "--help").stdout.split())
-    for names in (onnxshap.METHODS, NAMES, api.BASELINES, api.REPAIRS, onnxshap.backend.PROVIDERS):
+    for names in (onnxshap.METHODS, NAMES, api.BASELINES, REPAIRS, ALLOCATIONS, onnxshap.backend.PROVIDERS):
         assert f"[{'|'.join(names)}]" in text.replace("| ", "|")
 
 

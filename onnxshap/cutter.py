@@ -1,0 +1,165 @@
+"""From values and a budget to a verified, repaired model; one cutter serves many budgets of one set of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnx import ModelProto
+
+from onnxshap.calibrate import site_means
+from onnxshap.clock import Clock
+from onnxshap.core import BoolArray, Dataset, FloatArray
+from onnxshap.curves import affordable, loss_curves
+from onnxshap.errors import OnnxshapError
+from onnxshap.graph import finish
+from onnxshap.groups import Group
+from onnxshap.masking import Means
+from onnxshap.plan import Budget, Candidate, make_plan
+from onnxshap.repair import FEWEST_IMAGES, Refit, refit
+from onnxshap.rewrite import drop_units
+from onnxshap.tracing import Traced
+from onnxshap.verify import Verified, check_loads, verify
+
+REPAIRS = ("lstsq", "fold", "none")
+ALLOCATIONS = ("curves", "uniform")
+WORK = 2 * 10**13
+"""Multiply-accumulates that measuring the curves may take, where nothing else is said."""
+Tell = Callable[[str, int, int], None]
+
+
+def check_names(repair: str | None, allocation: str | None) -> None:
+    """Refuse unknown ones.
+
+    Raises:
+        OnnxshapError: one is unknown.
+    """
+    for name, value, known in (("repair", repair, REPAIRS), ("allocation", allocation, ALLOCATIONS)):
+        if value is not None and value not in known:
+            raise OnnxshapError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+
+
+def shares(traced: Traced, keep: Mapping[str, BoolArray]) -> dict[str, float]:
+    """Return what a plan keeps, as shares of the whole."""
+    live, cost = traced.alive(keep), traced.cost
+    return {
+        "macs": cost.macs(live) / max(1, cost.macs()),
+        "params": cost.params(live) / max(1, cost.params()),
+        "bytes": cost.bytes(live) / max(1, cost.bytes()),
+    }
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One cut model.
+
+    Attributes:
+        keep: the plan: group name -> bool[n_units].
+        model: the model, repaired.
+        verified: the cut model before any refit against its masked twin.
+        refits: what least squares did to every layer.
+    """
+
+    keep: Mapping[str, BoolArray]
+    model: ModelProto
+    verified: Verified
+    refits: list[Refit]
+
+
+@dataclass
+class Cutter:
+    """Cuts one model by one set of values.
+
+    Attributes:
+        traced, free: the model, as in its file and for evaluation.
+        groups: those that may be cut.
+        values: group name -> phi.
+        data: images to measure curves, to repair and to verify with.
+        repair: one of `REPAIRS`; None = lstsq where there are data for it, else fold.
+        allocation: how widths are shared out, one of `ALLOCATIONS`; None = curves where they are affordable and the
+            repair is lstsq, else uniform.
+        seed: of all randomness.
+        progress: told what is going on.
+        clock: told how long it took.
+    """
+
+    traced: Traced
+    free: Traced
+    groups: Sequence[Group]
+    values: Mapping[str, FloatArray]
+    data: Dataset
+    repair: str | None = None
+    allocation: str | None = None
+    seed: int = 0
+    progress: Tell = lambda stage, done, total: None
+    clock: Clock = field(default_factory=Clock)
+    _curves: Mapping[str, FloatArray] | None = None
+    _means: Means = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Settle what was left open.
+
+        Raises:
+            OnnxshapError: an unknown repair or allocation, or curves without images enough.
+        """
+        check_names(self.repair, self.allocation)
+        enough = len(self.data) >= FEWEST_IMAGES
+        self.repair = self.repair or ("lstsq" if enough else "fold")
+        asked = self.allocation == "curves"
+        images, self._fractions = affordable(self.traced, self.groups, len(self.data), float("inf") if asked else WORK)
+        if asked and not images:
+            raise OnnxshapError(f"allocation curves needs at least {round(FEWEST_IMAGES / 0.6)} images; give more data")
+        if self.allocation is None:
+            self.allocation = "curves" if images and self.repair == "lstsq" else "uniform"
+        self._images = images
+        if self.repair != "none":
+            self._means = site_means(self.free, self.data)
+
+    def plan(self, budget: Budget) -> dict[str, BoolArray]:
+        """Return the plan for a budget.
+
+        Raises:
+            BudgetError: it cannot be met.
+        """
+        curves: Mapping[str, FloatArray] = {}
+        if self.allocation == "curves" and budget.units is None:
+            with self.clock.stage("curves"):
+                curves = self._curves if self._curves is not None else self._measured()
+            self._curves = curves
+        candidates = [Candidate(g.name, g.units, self.values[g.name], curves.get(g.name)) for g in self.groups]
+        with self.clock.stage("plan"):
+            return make_plan(candidates, budget, lambda keep: shares(self.traced, keep), self.traced.covers)
+
+    def _measured(self) -> dict[str, FloatArray]:
+        part = self.data.take(slice(0, self._images))
+        return loss_curves(
+            self.traced, self.free, self.groups, self.values, part, self._fractions, self.seed,
+            lambda done, total: self.progress("curves", done, total),
+        )  # fmt: skip
+
+    def rough(self, keep: Mapping[str, BoolArray]) -> ModelProto:
+        """Return the cut model before any refit."""
+        return drop_units(self.traced, keep, self._means)
+
+    def cut(self, keep: Mapping[str, BoolArray], check: Dataset | None = None) -> Cut:
+        """Return the cut model, verified (on `check`, if given) and repaired.
+
+        Raises:
+            VerifyError: the cut model is not what its masked twin computes.
+        """
+        with self.clock.stage("cut"):
+            self.progress("cut", 0, 3)
+            small = self.rough(keep)
+        with self.clock.stage("verify"):
+            self.progress("cut", 1, 3)
+            checked = verify(self.traced, self.free, keep, self._means, small, self.data if check is None else check)
+        layers: list[Refit] = []
+        if self.repair == "lstsq":
+            with self.clock.stage("repair"):
+                refitted, layers = refit(
+                    self.traced, self.free, keep, self._means, self.data, self.seed,
+                    lambda done, total: self.progress("repair", done, total),
+                )  # fmt: skip
+                small = finish(refitted, self.traced.shaped.graph)
+                check_loads(self.traced, small)
+        return Cut(keep, small, checked, layers)

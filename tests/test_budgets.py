@@ -1,0 +1,131 @@
+"""Budgets: shares, bytes, curves of losses, milliseconds, and what is lost on held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from onnx import ModelProto, numpy_helper
+
+import onnxshap
+from onnxshap import search
+from onnxshap.core import BoolArray, Dataset
+from onnxshap.curves import affordable, convex
+from onnxshap.errors import BudgetError, DataError, OnnxshapError
+from onnxshap.plan import Budget, Candidate, make_plan
+from tests.test_repair import images
+from tests.test_repair import net as raw_net
+
+
+def net() -> ModelProto:
+    """Return a net whose classes are all met."""
+    model = raw_net()
+    logits = onnxshap.OrtBackend("cpu", 1).session(model).run(dict(images(200).inputs))[0]
+    bias = next(t for t in model.graph.initializer if t.name == "bc")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) - logits.mean(axis=0), "bc"))
+    return model
+
+
+def labelled(count: int = 200) -> Dataset:
+    """Return random images with the classes that `net` gives them."""
+    data = images(count)
+    logits = onnxshap.OrtBackend("cpu", 1).session(net()).run(dict(data.inputs))[0]
+    return Dataset(data.inputs, logits.argmax(axis=1), "random")
+
+
+def test_a_known_loss_decides_the_widths() -> None:
+    """Two equal groups: the one whose units cost nothing goes first, and only as far as the budget asks."""
+    phi = np.arange(8.0)
+    dear, cheap = np.linspace(80, 0, 9), np.linspace(0.8, 0, 9)
+    candidates = [Candidate("dear", np.arange(8), phi, dear), Candidate("cheap", np.arange(8, 16), phi, cheap)]
+
+    def measure(keep: Mapping[str, BoolArray]) -> dict[str, float]:
+        return {"macs": sum(k.sum() for k in keep.values()) / 16}
+
+    keep = make_plan(candidates, Budget(macs=0.75, multiple_of=1), measure)
+    assert (keep["dear"].sum(), keep["cheap"].sum()) == (8, 4)
+    assert keep["cheap"].tolist() == [False] * 4 + [True] * 4
+    keep = make_plan(candidates, Budget(macs=0.5, multiple_of=1, min_units=3), measure)
+    assert (keep["dear"].sum(), keep["cheap"].sum()) == (5, 3)
+    keep = make_plan(candidates, Budget(macs=0.7, multiple_of=2), measure)
+    assert (keep["dear"].sum(), keep["cheap"].sum()) == (8, 2)
+    with pytest.raises(BudgetError, match="cannot be reached"):
+        make_plan(candidates, Budget(macs=0.1, multiple_of=2), measure)
+
+
+def test_the_hull_is_convex_and_below() -> None:
+    points = {16: 0.0, 12: 3.0, 8: 3.5, 4: 9.0, 2: 9.0}
+    found = convex(points, 16)
+    assert (np.diff(found) <= 0).all() and (np.diff(found, 2) >= -1e-12).all()
+    assert all(found[width] <= loss + 1e-12 for width, loss in points.items())
+
+
+def test_measuring_costs_are_bounded() -> None:
+    traced = onnxshap.trace(net())
+    assert affordable(traced, traced.groups, 1000, 1e18)[0] == 500
+    assert affordable(traced, traced.groups, 1000, 1.0) == (0, ())
+    assert affordable(traced, traced.groups, 30, 1e18) == (0, ())
+
+
+def test_curves_are_the_default_and_uniform_can_be_asked_for() -> None:
+    data = labelled(80)
+    found = onnxshap.prune(net(), data, keep_macs=0.6, method="l1")
+    assert (found.allocation, found.repair) == ("curves", "lstsq")
+    assert onnxshap.prune(net(), data, keep_macs=0.6, method="l1", repair="fold").allocation == "uniform"
+    assert onnxshap.prune(net(), data, keep_macs=0.6, method="l1", allocation="uniform").allocation == "uniform"
+    with pytest.raises(OnnxshapError, match="'best' is unknown; choose one of curves, uniform"):
+        onnxshap.prune(net(), data, keep_macs=0.6, allocation="best")
+    with pytest.raises(OnnxshapError, match="needs at least 33 images"):
+        onnxshap.prune(net(), labelled(25), keep_macs=0.6, method="l1", allocation="curves")
+
+
+def test_bytes_are_a_budget() -> None:
+    found = onnxshap.prune(net(), labelled(40), keep_bytes=0.7, method="l1")
+    live, cost = found.traced.alive(found.keep), found.traced.cost
+    assert cost.bytes(live) <= 0.7 * cost.bytes()
+
+
+def test_max_drop_is_held_on_images_that_nothing_else_saw() -> None:
+    found = onnxshap.prune(net(), labelled(400), max_drop=0.4, method="l1", seed=1)
+    assert found.drop is not None and found.drop.name == "accuracy" and found.drop.bound <= 0.4
+    assert found.eval_source == "random, held out" and found.eval_images == found.drop.images == 160
+    assert found.after.macs < found.before.macs
+    assert found.before.score["accuracy"] - found.after.score["accuracy"] == pytest.approx(found.drop.mean)
+
+
+def test_max_drop_without_labels_is_about_agreement() -> None:
+    found = onnxshap.prune(net(), images(200), eval_data=images(100), max_drop=0.3, method="l1")
+    assert found.drop is not None and found.drop.name == "agreement" and found.drop.images == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_drop": -0.1}, "max-drop is -0.1; give 0 or more"),
+        ({"max_drop": 0.1, "keep_units": 0.5}, "keep-units leaves nothing to search"),
+        ({"target_latency": 1e-9}, "cannot be reached: the smallest allowed model runs in"),
+        ({"target_latency": 1e9}, "the model already runs in"),
+        ({"max_drop": 0.0, "keep_macs": 0.2}, "the budget beside it already loses"),
+    ],
+)
+def test_budgets_that_cannot_be_met(options: dict[str, float], words: str) -> None:
+    with pytest.raises(BudgetError, match=words):
+        onnxshap.prune(net(), labelled(100), method="l1", **options)  # type: ignore[arg-type]
+
+
+def test_max_drop_needs_images_to_hold_out() -> None:
+    with pytest.raises(DataError, match="give at least 40, or --eval-data"):
+        onnxshap.prune(net(), labelled(30), max_drop=0.1, method="l1")
+
+
+def test_a_latency_is_met_by_the_widest_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured times are noisy; here a run takes as long as the model is large."""
+
+    def sizes(_backend: object, models: list[ModelProto], *_: object) -> list[float]:
+        return [float(m.ByteSize()) for m in models]
+
+    monkeypatch.setattr(search, "latencies", sizes)
+    whole = net().ByteSize()
+    found = onnxshap.prune(net(), labelled(60), target_latency=0.7 * whole, method="l1", allocation="uniform")
+    assert 0.5 * whole < found.model.ByteSize() <= 0.75 * whole

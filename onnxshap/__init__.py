@@ -59,7 +59,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for a public one
         if name in __all__:
             import importlib
 
-            for home in ("errors", "api", "calibrate", "masking", "plan", "rewrite", "tracing"):
+            for home in ("errors", "api", "calibrate", "graph", "masking", "plan", "rewrite", "tracing"):
                 module = importlib.import_module(f"onnxshap.{home}")
                 if hasattr(module, name):
                     globals()[name] = getattr(module, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +17,9 @@ from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, Payoff, Values
 from onnxshap.cutter import Cutter, check_names, shares
 from onnxshap.data import DataLike, as_dataset, load_data, random_data
-from onnxshap.errors import BudgetError, DataError, OnnxshapError
+from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.game import Setting
-from onnxshap.graph import load, save
+from onnxshap.graph import Source, data_path, read, save
 from onnxshap.groups import Group, select
 from onnxshap.jobs import fingerprint
 from onnxshap.journal import Journal
@@ -36,8 +35,9 @@ from onnxshap.search import Drop, Judge, within_drop, within_latency
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced, trace
 from onnxshap.verify import Verified
+from onnxshap.weights import digest, file_size, put_in
 
-ModelLike = str | Path | bytes | ModelProto | Traced
+ModelLike = str | Path | bytes | ModelProto | Source | Traced
 BASELINES = ("mean", "zero")
 RANDOM_IMAGES = 32
 SAMPLES = 128
@@ -125,11 +125,6 @@ class Pruned:
     drop: Drop | None = None
 
 
-def digest(model: ModelProto) -> str:
-    """Return the sha256 of a model, as values files keep it."""
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-
-
 def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0) -> Dataset:
     """Return checked data for a model; random inputs where none are given.
 
@@ -159,11 +154,11 @@ def open_model(
     """
     if isinstance(model, Traced):
         return model, calibration(model, data, labels=labels, seed=seed)
-    source = load(model)
+    source = read(model)
     checked: Dataset | None = None
     shapes = dict(input_shapes or {})
     if data is not None:
-        specs = input_specs(source)
+        specs = input_specs(source.model)
         checked = (
             load_data(data, specs, labels=labels, seed=seed)
             if isinstance(data, str | Path)
@@ -401,6 +396,8 @@ def prune(
     with clock.stage("trace"):
         progress("trace", 0, 1)
         traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+        if output is not None and data_path(output).resolve() in [file.resolve() for file in traced.files]:
+            raise ModelError(f"{data_path(output)}: would replace data of the model; choose another output path")
         groups = select(traced.groups, include, exclude) if traced.groups else []
         if not groups:
             raise BudgetError(f"nothing can be cut: {_why_nothing(traced)}")
@@ -441,10 +438,11 @@ def prune(
         before, after = _figures(traced, result.model, result.keep, held_out, reference, judge)
         progress("cut", 3, 3)
     if output is not None:
-        save(result.model, output)
+        save(result.model, output, external=bool(traced.files))
     return Pruned(
-        result.model, result.keep, found, traced, before, after, removed_slices(traced, result.keep), result.verified,
-        str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source, str(cutter.allocation), lost,
+        put_in(result.model), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
+        result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
+        str(cutter.allocation), lost,
     )  # fmt: skip
 
 
@@ -498,7 +496,7 @@ def _figures(
     live, cost = traced.alive(keep), traced.cost
 
     def figures(model: ModelProto, found: Sequence[Array], macs: int, params: int, latency: float) -> Figures:
-        return Figures(macs, params, model.ByteSize(), latency, scores(found, reference, data.labels, names, judge))
+        return Figures(macs, params, file_size(model), latency, scores(found, reference, data.labels, names, judge))
 
     return (
         figures(traced.source, reference, cost.macs(), cost.params(), times[0]),
@@ -526,9 +524,10 @@ def compare(
     every = [traced]
     if other is not None:
         shapes = {name: list(value.shape) for name, value in dataset.inputs.items()}
-        second = other.source if isinstance(other, Traced) else load(other)
-        if set(input_specs(second)) != set(shapes):
-            have = ", ".join(map(repr, input_specs(second)))
+        second = other if isinstance(other, Traced) else read(other)
+        theirs = input_specs(second.source if isinstance(second, Traced) else second.model)
+        if set(theirs) != set(shapes):
+            have = ", ".join(map(repr, theirs))
             raise DataError(f"the second model's inputs are {have}, not those of the first; compare models of one kind")
         every.append(trace(second, input_shapes=shapes, backend=backend))
     names = [o.name for o in traced.shaped.graph.model.graph.output]
@@ -544,7 +543,7 @@ def compare(
         Figures(
             t.cost.macs(),
             t.cost.params(),
-            t.source.ByteSize(),
+            file_size(t.source),
             ms,
             scores(out, outputs[0], dataset.labels, names, fitted),
         )

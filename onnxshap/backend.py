@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 
+from onnxshap import weights
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, OnnxshapError
 
@@ -95,6 +97,7 @@ def _element_type(text: str) -> int:
 @dataclass(frozen=True)
 class _OrtSession:
     inner: ort.InferenceSession
+    held: object
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -129,10 +132,12 @@ class OrtBackend:
             ModelError: the model does not load.
             OnnxshapError: the provider is unknown, or not the one that onnxruntime really uses.
         """
-        inner = self._inner(model, optimize)
-        return _OrtSession(inner, tuple(i.name for i in inner.get_inputs()), tuple(o.name for o in inner.get_outputs()))
+        inner, held = self._inner(model, optimize)
+        return _OrtSession(
+            inner, held, tuple(i.name for i in inner.get_inputs()), tuple(o.name for o in inner.get_outputs())
+        )
 
-    def _inner(self, model: onnx.ModelProto, optimize: bool) -> ort.InferenceSession:
+    def _inner(self, model: onnx.ModelProto, optimize: bool) -> tuple[ort.InferenceSession, object]:
         if self.provider not in PROVIDERS:
             raise OnnxshapError(f"provider {self.provider!r} is unknown; choose one of {', '.join(PROVIDERS)}")
         wanted = PROVIDERS[self.provider]
@@ -142,10 +147,19 @@ class OrtBackend:
         options.inter_op_num_threads = 1
         # idle threads that spin would take the cores from numpy's, which works between the runs
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not optimize:  # run once or twice: a second copy of the weights would not pay
+            options.add_session_config_entry("session.disable_prepacking", "1")
         options.graph_optimization_level = (
             ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimize else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         )
         providers = [wanted] if wanted == PROVIDERS["cpu"] else [wanted, PROVIDERS["cpu"]]
+        external = {
+            t.name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(weights.values(t)))
+            for t in model.graph.initializer
+            if weights.is_kept(t)
+        }
+        if external:
+            options.add_external_initializers(list(external), list(external.values()))
         try:
             with _native_stderr_silenced():
                 session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
@@ -159,4 +173,4 @@ class OrtBackend:
                 f"provider {self.provider} is not usable here (onnxruntime fell back to "
                 f"{session.get_providers()[0]}); install its runtime or pass --provider cpu"
             )
-        return session
+        return session, external

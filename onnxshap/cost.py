@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxshap.labels import Labels, Liveness
+from onnxshap.core import FloatArray
+from onnxshap.labels import AxisKey, Labels, Liveness
 from onnxshap.shapes import Shaped
 
 _NOT_WEIGHTS = frozenset({TensorProto.BOOL, TensorProto.STRING, TensorProto.INT16, TensorProto.UINT16})
@@ -17,15 +20,27 @@ _HALF_BYTES = frozenset({TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4
 
 
 @dataclass(frozen=True)
-class _Block:
-    """A dense block whose size is the product of the live widths of its axes."""
+class _Widths:
+    """The axes that can be cut, axes that are alike once: how many of their positions stay."""
 
-    axes: tuple[tuple[str, int, int], ...]
-    factor: float
+    classes: NDArray[np.intp]
+    starts: NDArray[np.intp]
 
-    def size(self, live: Liveness | None) -> float:
-        widths = (size if live is None else live.width(tensor, axis, size) for tensor, axis, size in self.axes)
-        return self.factor * math.prod(widths)
+    def __call__(self, live: Liveness | None) -> FloatArray:
+        """Return float64[n_axes + 1]; the last is 1, for blocks of fewer axes."""
+        stays = np.ones(len(self.classes)) if live is None else live.classes[self.classes].astype(np.float64)
+        return np.append(np.add.reduceat(stays, self.starts) if len(self.starts) else [], 1.0)
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Dense blocks whose sizes are products of live widths: float64[n] factors, int[n, k] places of the widths."""
+
+    factors: FloatArray
+    axes: NDArray[np.intp]
+
+    def size(self, widths: FloatArray) -> int:
+        return round(float(self.factors @ widths[self.axes].prod(axis=1)))
 
 
 @dataclass(frozen=True)
@@ -36,38 +51,68 @@ class Cost:
     that are floats or codes of at most 8 bits; bytes are those of all constants.
     """
 
-    _macs: tuple[_Block, ...]
-    _params: tuple[_Block, ...]
-    _bytes: tuple[_Block, ...]
+    _widths: _Widths
+    _macs: _Blocks
+    _params: _Blocks
+    _bytes: _Blocks
 
     def macs(self, live: Liveness | None = None) -> int:
         """Return multiply-accumulates per image."""
-        return round(sum(block.size(live) for block in self._macs))
+        return self._macs.size(self._widths(live))
 
     def params(self, live: Liveness | None = None) -> int:
         """Return the number of parameters."""
-        return round(sum(block.size(live) for block in self._params))
+        return self._params.size(self._widths(live))
 
     def bytes(self, live: Liveness | None = None) -> int:
         """Return the bytes of all constants."""
-        return round(sum(block.size(live) for block in self._bytes))
+        return self._bytes.size(self._widths(live))
 
 
 def cost_of(shaped: Shaped, labels: Labels) -> Cost:
     """Return the cost functions of a graph at the shapes it was traced at."""
     batch = next((shape[0] for shape in shaped.inputs.values() if shape), 1)
+    places: dict[bytes, int] = {}
+    found: list[NDArray[np.intp]] = []
 
-    def block(axes: tuple[tuple[str, int], ...], factor: float) -> _Block:
-        return _Block(tuple((t, a, shaped.shapes[t][a]) for t, a in axes), factor)
+    def place(tensor: str, axis: int) -> int | None:
+        """Return the place of an axis among those that can be cut."""
+        classes = labels.axis(tensor, axis)
+        if classes is None or (labels.slots[classes] < 0).all():
+            return None
+        if (key := classes.tobytes()) not in places:
+            places[key] = len(found)
+            found.append(classes)
+        return places[key]
 
-    macs = tuple(block(axes, 1 / batch) for axes in labels.trace.macs)
-    params, size = [], []
+    def blocks(of: Sequence[tuple[tuple[AxisKey, ...], float]]) -> list[tuple[float, list[int]]]:
+        made = []
+        for axes, factor in of:
+            at = [(place(t, a), shaped.shapes[t][a]) for t, a in axes]
+            made.append((factor * math.prod(size for k, size in at if k is None), [k for k, _ in at if k is not None]))
+        return made
+
+    macs = blocks([(axes, 1 / batch) for axes in labels.trace.macs])
     generated = [(n.output[0], shaped.kinds.get(n.output[0], 1)) for n in shaped.graph.nodes
                  if n.op_type == "ConstantOfShape" and n.output[0] in shaped.constants]  # fmt: skip
-    for name, kind in [*((t.name, t.data_type) for t in shaped.graph.model.graph.initializer), *generated]:
-        axes = tuple((name, axis) for axis in range(len(shaped.shapes[name])))
-        itemsize = np.dtype(helper.tensor_dtype_to_np_dtype(kind)).itemsize
-        size.append(block(axes, 0.5 if kind in _HALF_BYTES else itemsize))
-        if kind not in _NOT_WEIGHTS:
-            params.append(block(axes, 1))
-    return Cost(macs, tuple(params), tuple(size))
+    stored = [
+        (tuple((name, axis) for axis in range(len(shaped.shapes[name]))), kind)
+        for name, kind in [*((t.name, t.data_type) for t in shaped.graph.model.graph.initializer), *generated]
+    ]
+    params = blocks([(axes, 1.0) for axes, kind in stored if kind not in _NOT_WEIGHTS])
+    size = blocks([(axes, _itemsize(kind)) for axes, kind in stored])
+    widest = max((len(at) for _, at in (*macs, *params, *size)), default=0)
+
+    def table(rows: Sequence[tuple[float, list[int]]]) -> _Blocks:
+        axes = np.full((len(rows), widest), len(found), np.intp)
+        for row, (_, at) in zip(axes, rows, strict=True):
+            row[: len(at)] = at
+        return _Blocks(np.array([factor for factor, _ in rows], np.float64), axes)
+
+    starts = np.cumsum([0, *map(len, found)])[:-1].astype(np.intp)
+    widths = _Widths(np.concatenate([*found, np.empty(0, np.intp)]), starts)
+    return Cost(widths, table(macs), table(params), table(size))
+
+
+def _itemsize(kind: int) -> float:
+    return 0.5 if kind in _HALF_BYTES else np.dtype(helper.tensor_dtype_to_np_dtype(kind)).itemsize

@@ -17,7 +17,7 @@ from onnxshap.groups import Group
 from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, make_plan
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit
-from onnxshap.rewrite import drop_units
+from onnxshap.rewrite import small_model
 from onnxshap.tracing import Traced
 from onnxshap.verify import Verified, check_loads, verify
 
@@ -139,7 +139,7 @@ class Cutter:
 
     def rough(self, keep: Mapping[str, BoolArray]) -> ModelProto:
         """Return the cut model before any refit."""
-        return drop_units(self.traced, keep, self._means)
+        return small_model(self.traced, keep, self._means)
 
     def cut(self, keep: Mapping[str, BoolArray], check: Dataset | None = None) -> Cut:
         """Return the cut model, verified (on `check`, if given) and repaired.

@@ -13,7 +13,7 @@ from onnxshap.calibrate import batches
 from onnxshap.core import Array, CoalitionMatrix, Dataset, FloatArray, ImageIndex, Payoff
 from onnxshap.graph import extract
 from onnxshap.groups import Group
-from onnxshap.masking import Means, Probe, insert_masks, mask_name, row_wise
+from onnxshap.masking import Means, Probe, mask_name, masked_model, row_wise
 from onnxshap.structure import reads
 from onnxshap.tracing import Traced
 
@@ -66,7 +66,7 @@ class GroupGame:
         self._setting, self._group = setting, group
         traced = setting.traced
         self.evals = 0
-        masked = insert_masks(traced, [group], setting.means, probe)
+        masked = masked_model(traced, [group], setting.means, probe)
         self._batched = traced.shaped.free_batch and row_wise(traced, [group])
         if not self._batched:
             self._session = traced.backend.session(masked)

@@ -15,9 +15,10 @@ import contextlib
 import hashlib
 import io
 import os
+import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnxshap import weights
 from onnxshap.backend import first_line
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
@@ -52,11 +54,13 @@ class Graph:
         model: the normalised model; treat as immutable.
         ir_version: the input file's; the normalised model has at least 4 (initializers need not be inputs).
         origin: name of an un-shared initializer copy -> its name in the input file.
+        kept: the large initializers, taken out of the model.
     """
 
     model: ModelProto
     ir_version: int
     origin: Mapping[str, str] = field(default_factory=dict)
+    kept: weights.Kept = field(default_factory=weights.Kept)
 
     @property
     def nodes(self) -> Sequence[NodeProto]:
@@ -80,36 +84,70 @@ def opset_of(model: ModelProto) -> int:
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
 
-def load(source: str | Path | bytes | ModelProto) -> ModelProto:
-    """Return the model of a path, of serialized bytes, or a copy of a ModelProto.
+@dataclass(frozen=True)
+class Source:
+    """A model as it was given, its large initializers taken out.
+
+    Attributes:
+        model: the model.
+        kept: the large initializers.
+        files: the files with external data that it refers to.
+    """
+
+    model: ModelProto
+    kept: weights.Kept = field(default_factory=weights.Kept)
+    files: tuple[Path, ...] = ()
+
+
+def read(source: str | Path | bytes | ModelProto | Source) -> Source:
+    """Return a checked model whose large initializers are taken out; external data are mapped, not read.
 
     Raises:
-        ModelError: no such file, not readable, truncated, or not ONNX.
+        ModelError: no such file, not readable, truncated, not ONNX, or not well formed.
     """
+    if isinstance(source, Source):
+        return source
     if isinstance(source, ModelProto):
-        model = ModelProto()
-        model.CopyFrom(source)
-        return _require_graph(model, "the model given")
+        return Source(*weights.take_out(_require_graph(source, "the model given")))
+    parsed, where, folder = _parse(source)
+    if any(map(weights.is_kept, weights.tensors(parsed))):
+        raise ModelError(f"{where}: its external data have a reserved name; export it again")
+    try:
+        light, kept = weights.take_out(parsed, folder)
+        files = {weights.external_file(t, folder) for t in weights.tensors(parsed) if weights.is_external(t)}
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    return Source(light, kept, tuple(sorted(files)))
+
+
+def load(source: str | Path | bytes | ModelProto) -> ModelProto:
+    """Return the model of a path, of serialized bytes, or a copy of a ModelProto; external data are read into it.
+
+    Raises:
+        ModelError: no such file, not readable, truncated, not ONNX, or not well formed.
+    """
+    found = read(source)  # holds the values while they are put in
+    return weights.put_in(found.model)
+
+
+def _parse(source: str | Path | bytes) -> tuple[ModelProto, str, Path | None]:
+    """Return a model without its external data, what messages call it, and its folder."""
     where = "the bytes given" if isinstance(source, bytes) else str(source)
     if not where:
         raise ModelError("the model's path is empty; give the path of an .onnx model")
     try:
-        model = (
-            onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(str(source), format="protobuf")
-        )
+        if isinstance(source, bytes):
+            model = onnx.load_from_string(source)
+        else:
+            model = onnx.load(str(source), format="protobuf", load_external_data=False)
     except FileNotFoundError as error:
-        if Path(where).exists():
-            raise ModelError(f"{where}: its external data file is missing: {first_line(error)}") from error
         raise ModelError(f"{where}: no such file; give the path of an .onnx model") from error
-    except OSError as error:
-        raise ModelError(
-            f"{where}: cannot be read ({error.strerror or first_line(error)}); give a readable .onnx file"
-        ) from error
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise ModelError(f"{where}: cannot be read ({reason}); give a readable .onnx file") from error
     except DecodeError as error:
         raise ModelError(f"{where}: not an ONNX file, or a truncated one; export or copy it again") from error
-    except (onnx.checker.ValidationError, ValueError) as error:
-        raise ModelError(f"{where}: its external data cannot be read: {first_line(error)}") from error
-    return _require_graph(model, where)
+    return _require_graph(model, where), where, None if isinstance(source, bytes) else Path(source).absolute().parent
 
 
 def _require_graph(model: ModelProto, where: str) -> ModelProto:
@@ -125,8 +163,13 @@ def _require_graph(model: ModelProto, where: str) -> ModelProto:
 # --- normalise -------------------------------------------------------------------------------------------------------
 
 
-def normalise(model: ModelProto) -> Graph:
-    """Return the model in the one form that the passes know; the computed function is the same."""
+def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
+    """Return the model in the one form that the passes know; the computed function is the same.
+
+    Args:
+        model: any model; not changed.
+        kept: its large initializers, where they are taken out.
+    """
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     normal = ModelProto()
@@ -138,7 +181,7 @@ def normalise(model: ModelProto) -> Graph:
     origin = _unshare(graph)
     del graph.value_info[:]
     normal.ir_version = max(4, model.ir_version)
-    return Graph(normal, model.ir_version, origin)
+    return Graph(normal, model.ir_version, origin, kept or weights.Kept())
 
 
 def _sort(graph: GraphProto) -> None:
@@ -261,7 +304,7 @@ def attributes(node: NodeProto) -> dict[str, Any]:
 
 def array(tensor: TensorProto) -> Array:
     """Return an initializer's values."""
-    return numpy_helper.to_array(tensor)
+    return weights.values(tensor)
 
 
 def tensor(name: str, values: Array) -> TensorProto:
@@ -364,22 +407,57 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         ModelError: the folder does not exist or cannot be written.
     """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be written ({error.strerror}); choose another output path") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with whole_files(path) as (temporary,):
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be written ({error.strerror}); choose another output path") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_files(*paths: Path) -> Iterator[list[Path]]:
+    """Yield a temporary path beside each path; all replace theirs when the block ends well, or none does.
+
+    Raises:
+        ModelError: a folder does not exist or cannot be written.
+    """
+    with contextlib.ExitStack() as cleanup:
+        current = paths[0]
+        try:
+            temporaries = []
+            for current in paths:
+                temporaries.append(_temporary(current))
+                cleanup.callback(temporaries[-1].unlink, missing_ok=True)
+            yield temporaries
+            for temporary in temporaries:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.chmod(0o666 & ~_umask())
+            with contextlib.ExitStack() as undo:
+                for current, temporary in zip(paths, temporaries, strict=True):
+                    if len(paths) > 1:
+                        undo.callback(_restorer(current, cleanup))
+                    temporary.replace(current)
+                undo.pop_all()
+        except OSError as error:
+            raise ModelError(f"{current}: cannot be written ({error.strerror}); choose another output path") from error
+
+
+def _temporary(path: Path) -> Path:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def _restorer(path: Path, cleanup: contextlib.ExitStack) -> Callable[[], object]:
+    """Return what puts the present file at a path back: kept under another name until all is done."""
+    if not path.exists():
+        return lambda: path.unlink(missing_ok=True)
+    backup = _temporary(path)
+    cleanup.callback(backup.unlink, missing_ok=True)
+    backup.unlink()
+    try:
+        os.link(path, backup)
+    except OSError:  # no file system of links
+        shutil.copyfile(path, backup)
+    return lambda: backup.replace(path)
 
 
 def _umask() -> int:
@@ -388,12 +466,30 @@ def _umask() -> int:
     return mask
 
 
-def save(model: ModelProto, path: str | Path) -> None:
-    """Write a model so that the file appears whole or not at all.
+def data_path(path: str | Path) -> Path:
+    """Return the path of the external data that belong to an output path."""
+    return Path(path).with_name(Path(path).name + ".data")
+
+
+def save(model: ModelProto, path: str | Path, *, external: bool = False) -> None:
+    """Write a model so that its file appears whole or not at all.
+
+    Args:
+        model: the model.
+        path: its file.
+        external: put large initializers into a file beside it (`data_path`); models beyond 2 GB always do.
 
     Raises:
         ModelError: the path cannot be written.
     """
-    data = model.SerializeToString(deterministic=True)
-    with whole_file(Path(path)) as temporary:
-        temporary.write_bytes(data)
+    path = Path(path)
+    light, kept = weights.take_out(model)
+    if not kept or (not external and weights.file_size(model) < PROTOBUF_LIMIT):
+        with whole_file(path) as temporary, temporary.open("wb") as stream:
+            weights.write_whole(light, stream)
+        return
+    with whole_files(data_path(path), path) as (data_file, model_file):
+        with data_file.open("wb") as stream:
+            weights.write_out(light, stream, data_path(path).name)
+        model_file.write_bytes(light.SerializeToString(deterministic=True))
+    del kept  # held until here

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -121,9 +121,14 @@ def covers(labels: Labels) -> list[NDArray[np.intp]]:
         elif len(rows) == np.prod([len(np.unique(column)) for column in rows.T]):
             found += [np.unique(column) for column in rows.T if (column >= 0).all()]
             whole.append(rows)
-    known = [{tuple(row) for row in rows} for rows in whole]
+    known = defaultdict(list)  # by one of their positions: only those can lie within an axis that has it
+    for rows in whole:
+        known[tuple(rows[0])].append({tuple(row) for row in rows})
     for rows, single in zip(open_, plain, strict=True):
-        if not single.any() and not any(grid <= {tuple(row) for row in rows} for grid in known):
+        if single.any():
+            continue
+        positions = {tuple(row) for row in rows}
+        if not any(grid <= positions for position in positions for grid in known.get(position, ())):
             found += [np.array([unit]) for unit in rows[0] if unit >= 0]
     return list({units.tobytes(): units for units in found}.values())
 

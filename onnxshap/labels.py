@@ -463,7 +463,8 @@ class Labels:
     def alive(self, keep: BoolArray) -> Liveness:
         """Return which positions stay when the units with `keep` bool[n_units] stay."""
         padded = np.append(keep, True)
-        return Liveness(self, np.asarray(padded[self.slots].all(axis=1)))
+        columns = (padded[column] for column in self.slots.T)  # far quicker than all() over a short axis
+        return Liveness(self, functools.reduce(np.logical_and, columns))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from onnxshap import weights
 from onnxshap.core import Array, FloatArray
 from onnxshap.errors import ModelError
 from onnxshap.graph import tensor
@@ -61,7 +62,13 @@ def insert_masks(
     Raises:
         ModelError: a group is not one of the model's.
     """
-    traced = trace(model)
+    return weights.put_in(masked_model(trace(model), groups, means, probe))
+
+
+def masked_model(
+    traced: Traced, groups: Sequence[Group] | None = None, means: Means | None = None, probe: Probe | None = None
+) -> ModelProto:
+    """Return what `insert_masks` does, the large initializers taken out."""
     chosen = traced.groups if groups is None else list(groups)
     known = {g.name: g for g in traced.groups}
     for group in chosen:

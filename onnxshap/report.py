@@ -22,6 +22,7 @@ from rich.console import Console, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnxshap import weights
 from onnxshap.api import Pruned, Scores
 from onnxshap.core import Array, Values
 from onnxshap.errors import DataError
@@ -122,7 +123,7 @@ def inspection(traced: Traced, *, model: str) -> Report:
         "model": model,
         "macs": cost.macs(),
         "params": cost.params(),
-        "bytes": traced.source.ByteSize(),
+        "bytes": weights.file_size(traced.source),
         "inputs": {name: list(shape) for name, shape in traced.shaped.inputs.items()},
         "groups": groups,
         "frozen": _frozen(traced),

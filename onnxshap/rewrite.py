@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from onnxshap import weights
 from onnxshap.codes import ZERO_POINTS, dequantize
 from onnxshap.core import Array, BoolArray, FloatArray, IntArray
 from onnxshap.fixups import set_attribute
@@ -70,15 +71,11 @@ class _Rewrite:
         """Cut every initializer to its live positions."""
         for name, stored in list(self.constants.items()):
             axes = [axis for axis in range(len(stored.dims)) if self.live.cut(name, axis)]
-            if axes:
-                values = array(stored)
-                for axis in axes:
-                    blocks = self.traced.labels.blockwise.get((name, axis))
-                    if blocks is None:
-                        values = values.compress(self.alive(name, axis), axis)
-                    else:
-                        values = self._compress_groups(values, axis, blocks)
-                self.set_constant(name, values)
+            blocks = {axis: self.traced.labels.blockwise.get((name, axis)) for axis in axes}
+            weights.compress(stored, {axis: self.alive(name, axis) for axis in axes if blocks[axis] is None})
+            for axis, classes in blocks.items():
+                if classes is not None:
+                    self.set_constant(name, self._compress_groups(self.constant(name), axis, classes))
 
     def _compress_groups(self, values: Array, axis: int, blocks: IntArray) -> Array:
         """Cut an axis of which every group, a run of the first axis, loses positions of its own."""
@@ -162,6 +159,11 @@ class _Rewrite:
 
 def drop_units(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
     """Return the model without the units that a plan drops, as it is written to a file; arguments as in `cut`."""
+    return weights.put_in(small_model(traced, keep, means))
+
+
+def small_model(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
+    """Return what `drop_units` does, the large initializers taken out."""
     return finish(cut(traced, keep, means), traced.shaped.graph)
 
 

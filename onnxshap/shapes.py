@@ -21,8 +21,9 @@ from onnxshap.backend import Backend
 from onnxshap.core import Array
 from onnxshap.data import InputSpec, random_data
 from onnxshap.errors import DataError, ModelError
-from onnxshap.graph import Graph, attributes, is_op, tensor
+from onnxshap.graph import Graph, array, attributes, is_op, tensor
 from onnxshap.structure import outer_names, subgraphs
+from onnxshap.weights import without_values
 
 Shape = tuple[int, ...]
 _BATCH = 2
@@ -111,24 +112,23 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
         raise ModelError("the model has no inputs, so it computes a constant; export it with its inputs")
     if unknown := sorted(set(shapes or {}) - set(specs)):
         raise ModelError(f"a shape is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
-    first = _first_run(graph, backend, specs, shapes or {})
+    probe = _Probe(graph, backend, specs)
+    first = _first_run(probe, specs, shapes or {})
     free_batch = all(s.shape and s.shape[0] is None for s in specs.values())
     varied = _varied(specs, first.inputs)
-    second = next((run for sizes in varied if (run := _try(graph, backend, specs, sizes))), None)
+    second = next((run for sizes in varied if (run := probe.attempt(sizes))), None)
     folded = _fold_shape_arithmetic(graph, first, second if varied else first)
-    inferred = onnx.shape_inference.infer_shapes(_light(folded.model))
-    kinds = {t.name: t.data_type for t in folded.model.graph.initializer}
-    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
-        kinds[value.name] = value.type.tensor_type.elem_type
-    kinds |= _unknown_kinds(folded, backend, kinds)
+    found = value_kinds(folded.model)
+    kinds = {name: kind for name, kind in found.items() if kind}
+    kinds |= _unknown_kinds(folded, backend, found)
     known = {t.name: tuple(t.dims) for t in folded.model.graph.initializer} | dict(first.shapes)
     varying = _varying(first.shapes, second.shapes if second else {})
     return Shaped(folded, known, kinds, first.inputs, free_batch, _constants(folded.model), varying)
 
 
-def _unknown_kinds(graph: Graph, backend: Backend, kinds: Mapping[str, int]) -> dict[str, int]:
+def _unknown_kinds(graph: Graph, backend: Backend, kinds: Mapping[str, int | None]) -> dict[str, int]:
     """Return the element types that ONNX cannot infer, behind ops of other domains, as the runtime sees them."""
-    unknown = [o for node in graph.nodes for o in node.output if o and not kinds.get(o)]
+    unknown = [o for node in graph.nodes for o in node.output if o and kinds.get(o, 0) == 0]
     if not unknown:
         return {}
     model = ModelProto()
@@ -147,7 +147,7 @@ def _varying(one: Mapping[str, Shape], other: Mapping[str, Shape]) -> frozenset[
 
 def static_values(model: ModelProto, backend: Backend, names: Sequence[str]) -> dict[str, Array]:
     """Return the values of tensors computed from initializers alone."""
-    known = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in set(names)}
+    known = {t.name: array(t) for t in model.graph.initializer if t.name in set(names)}
     rest = [name for name in names if name not in known]
     if rest:
         needed, nodes = set(rest), []
@@ -172,9 +172,7 @@ class _Run:
     values: Mapping[str, Array]
 
 
-def _first_run(
-    graph: Graph, backend: Backend, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]
-) -> _Run:
+def _first_run(probe: _Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]) -> _Run:
     """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
     sizes_tried = []
     reason: Exception | None = None
@@ -190,10 +188,8 @@ def _first_run(
             continue
         sizes_tried.append(sizes)
         try:
-            return _run(graph, backend, specs, sizes)
+            return probe.run(sizes)
         except (ModelError, DataError) as error:
-            if "cannot load" in str(error):
-                raise
             reason = reason or error
     tried = "; ".join(", ".join(f"{k}{list(v)}" for k, v in s.items()) for s in sizes_tried[:3])
     raise ModelError(
@@ -237,28 +233,50 @@ def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[d
     return [changed(2), changed(1)] if changed(2) != changed(1) else [changed(1)]
 
 
-def _try(graph: Graph, backend: Backend, specs: Mapping[str, InputSpec], sizes: Mapping[str, Shape]) -> _Run | None:
+class _Probe:
+    """The model with a `Shape` node behind every tensor, loaded once."""
+
+    def __init__(self, graph: Graph, backend: Backend, specs: Mapping[str, InputSpec]) -> None:
+        model = ModelProto()
+        model.CopyFrom(graph.model)
+        self._specs = specs
+        kinds = value_kinds(model)
+        made = [i.name for i in model.graph.input] + [o for n in model.graph.node for o in n.output if o]
+        self._names = [name for name in made if kinds.get(name, TensorProto.UNDEFINED) is not None]
+        arithmetic = _shape_arithmetic(model)
+        del model.graph.output[:]
+        for name in self._names:
+            model.graph.node.append(helper.make_node("Shape", [name], [_PREFIX + name]))
+            model.graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.INT64, None))
+        self._values = [n for n in self._names if n in arithmetic]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._values)
+        self._session = backend.session(model, optimize=False)
+
+    def run(self, sizes: Mapping[str, Shape]) -> _Run:
+        """Return the shapes at these sizes of the inputs; a ModelError where the model does not run."""
+        got = self._session.run({n: _noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()})
+        shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(self._names, got, strict=False)}
+        return _Run(sizes, shapes, dict(zip(self._values, got[len(self._names) :], strict=True)))
+
+    def attempt(self, sizes: Mapping[str, Shape]) -> _Run | None:
+        """Return the same, None where the model does not run."""
+        try:
+            return self.run(sizes)
+        except ModelError:
+            return None
+
+
+def value_kinds(model: ModelProto) -> dict[str, int | None]:
+    """Return name -> element type as inference knows it, None for what is no tensor (a sequence, an optional)."""
     try:
-        return _run(graph, backend, specs, sizes)
-    except ModelError:
-        return None
-
-
-def _run(graph: Graph, backend: Backend, specs: Mapping[str, InputSpec], sizes: Mapping[str, Shape]) -> _Run:
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    names = [i.name for i in model.graph.input] + [o for n in model.graph.node for o in n.output if o]
-    arithmetic = _shape_arithmetic(model)
-    del model.graph.output[:]
-    for name in names:
-        model.graph.node.append(helper.make_node("Shape", [name], [_PREFIX + name]))
-        model.graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.INT64, None))
-    values = [n for n in names if n in arithmetic]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    feeds = {n: _noise(n, s.dtype, sizes[n]) for n, s in specs.items()}
-    got = backend.session(model, optimize=False).run(feeds)
-    shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(names, got, strict=False)}
-    return _Run(sizes, shapes, dict(zip(values, got[len(names) :], strict=True)))
+        inferred = onnx.shape_inference.infer_shapes(without_values(model))
+    except (onnx.shape_inference.InferenceError, ValueError, TypeError):  # onnxruntime is the judge
+        inferred = model
+    kinds: dict[str, int | None] = {t.name: t.data_type for t in model.graph.initializer}
+    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+        other = value.type.WhichOneof("value") not in (None, "tensor_type")
+        kinds[value.name] = None if other else value.type.tensor_type.elem_type
+    return kinds
 
 
 def _noise(name: str, dtype: np.dtype[Any], shape: Shape) -> Array:
@@ -342,14 +360,3 @@ def _relative_target(node: NodeProto, first: _Run, second: _Run) -> Array | None
         else:
             target.append(-1)
     return np.array(target, np.int64) if target.count(-1) <= 1 else None
-
-
-def _light(model: ModelProto) -> ModelProto:
-    """Return the model with the payload of large initializers left out, for type inference."""
-    light = ModelProto()
-    light.CopyFrom(model)
-    for item in light.graph.initializer:
-        if int(np.prod(item.dims)) > 1024:
-            for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-                item.ClearField(name)
-    return light

@@ -30,16 +30,18 @@ class Traced:
     """A model with its labels and groups.
 
     Attributes:
-        source: the model as it was given.
+        source: the model as it was given, its large initializers taken out.
         shaped: its normal form, with shapes.
         labels: which positions go together.
         backend: what it runs on.
+        files: the files with external data that it came with.
     """
 
     source: ModelProto
     shaped: Shaped
     labels: Labels
     backend: Backend = field(default_factory=OrtBackend)
+    files: tuple[Path, ...] = ()
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -94,7 +96,7 @@ class Traced:
 
 
 def trace(
-    model: str | Path | bytes | ModelProto | Traced,
+    model: str | Path | bytes | ModelProto | graphs.Source | Traced,
     *,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     backend: Backend | None = None,
@@ -111,7 +113,7 @@ def trace(
     """
     if isinstance(model, Traced):
         return model
-    source = graphs.load(model)
+    given = graphs.read(model)
     engine = backend or OrtBackend()
-    shaped = shapes.infer(graphs.normalise(source), engine, input_shapes)
-    return Traced(source, shaped, trace_graph(shaped), engine)
+    shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes)
+    return Traced(given.model, shaped, trace_graph(shaped), engine, given.files)

@@ -14,9 +14,10 @@ from onnxshap.calibrate import run_all
 from onnxshap.codes import is_coding
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError, ModelError, VerifyError
-from onnxshap.masking import Means, insert_masks, mask_name
+from onnxshap.masking import Means, mask_name, masked_model
 from onnxshap.shapes import Shaped
 from onnxshap.tracing import Keep, Traced
+from onnxshap.weights import without_values
 
 TOLERANCE = 1e-4
 """Largest allowed difference over the largest magnitude of an output, where all is computed in float32 or better."""
@@ -26,7 +27,6 @@ _CODE_TOLERANCE = 5e-2
 _ROUNDING = 1e-6
 """Absolute difference that float32 arithmetic on numbers of order one leaves: all that shows of a Sigmoid of -36."""
 _CHECKED_IMAGES = 16
-_CHECKER_LIMIT = 2**31 - 2**16
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
     """
     check_loads(traced, small)
     part = data.take(slice(0, _CHECKED_IMAGES))
-    masked = insert_masks(free, None, means)
+    masked = masked_model(free, None, means)
     masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
     try:
         wanted = run_all(free, masked, part, masks)
@@ -91,11 +91,10 @@ def check_loads(traced: Traced, small: ModelProto) -> None:
     """Raise a VerifyError unless a cut model passes the checker, shape inference and onnxruntime's loader."""
 
     def problem(model: ModelProto) -> str | None:
-        if model.ByteSize() > _CHECKER_LIMIT:
-            return None
+        bare = without_values(model)
         try:
-            onnx.checker.check_model(model)
-            onnx.shape_inference.infer_shapes(model, strict_mode=True)
+            onnx.checker.check_model(bare)
+            onnx.shape_inference.infer_shapes(bare, strict_mode=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, TypeError) as error:
             return first_line(error)
         return None

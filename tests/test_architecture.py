@@ -13,6 +13,7 @@ import onnxshap
 ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "core"}),
+    frozenset({"weights"}),
     frozenset(
         {"backend", "balance", "data", "estimators", "fixups", "journal", "payoffs", "plan", "structure", "taps"}
     ),

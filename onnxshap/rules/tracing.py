@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto
 
 from onnxshap.fixups import Selection
-from onnxshap.graph import attributes, is_op
+from onnxshap.graph import array, attributes, is_op
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Site, Tensor, Trace, resolve
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.zeros import Zeros
@@ -109,7 +109,7 @@ class _Ops:
             small = stored.data_type in (stored.INT64, stored.INT32) or (
                 stored.data_type == stored.FLOAT and np.prod(shape) <= _FEW
             )
-            value = numpy_helper.to_array(stored) if small else None
+            value = array(stored) if small else None
         return Tensor(name, shape, name in self._shaped.constants, value, stored is not None)
 
     def op(self, index: int, node: NodeProto) -> Op:

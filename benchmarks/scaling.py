@@ -1,0 +1,240 @@
+"""Seconds and memory over the size of a model: trace, plan, cut and the checks of structure, nothing that needs data.
+
+    python benchmarks/scaling.py                 prints benchmarks/scaling.md
+    python benchmarks/scaling.py --quick         the small sizes only
+    python benchmarks/scaling.py --huge FOLDER   also a model beyond 2 GB, written there first
+
+Every row is a process of its own: one thread, weights in the model's file, peak resident memory as the system counts
+it (mapped pages included), less what the imports take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper
+from tables import made_by, table
+
+SIZES = (100, 300, 1200, 2500, 5000)
+QUICK = (100, 300)
+
+
+class _Net:
+    """A graph under construction; weights go into one file of external data where there is one."""
+
+    def __init__(self, data: Path | None = None) -> None:
+        self.nodes: list[NodeProto] = []
+        self.weights: list[TensorProto] = []
+        self.rng = np.random.default_rng(0)
+        self.data = data
+
+    def weight(self, *shape: int, scale: float = 1.0) -> str:
+        """Add noise, return its name."""
+        name = f"w{len(self.weights)}"
+        values = self.rng.standard_normal(shape, np.float32) * np.float32(scale / np.sqrt(np.prod(shape[1:])))
+        if self.data is None:
+            self.weights.append(onnx.numpy_helper.from_array(values, name))
+        else:
+            with self.data.open("ab") as file:
+                start = file.tell()
+                file.write(values.data)
+            stored = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
+            stored.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", self.data.name), ("offset", start), ("length", values.nbytes)):
+                stored.external_data.add(key=key, value=str(value))
+            self.weights.append(stored)
+        return name
+
+    def constant(self, *values: int) -> str:
+        """Add integers, return their name."""
+        name = f"c{len(self.weights)}"
+        self.weights.append(onnx.numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
+    def __call__(self, kind: str, *inputs: str, **attributes: object) -> str:
+        """Add a node, return its output's name."""
+        name = f"{kind}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def model(self, shape: list[int | str], last: str, out: list[int | str]) -> ModelProto:
+        """Return the model."""
+        given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", shape), (last, out)))
+        graph = helper.make_graph(self.nodes, "net", [given], [made], self.weights)
+        model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+        model.ir_version = 8
+        return model
+
+
+def residual(nodes: int, width: int = 32) -> ModelProto:
+    """Return a residual convolutional net: Conv, BatchNormalization, Relu, Conv, BatchNormalization, Add, Relu."""
+    net = _Net()
+
+    def norm(x: str) -> str:
+        scale, shift, mean = (net.weight(width, scale=0.1) for _ in range(3))
+        variance = net.weight(width)
+        net.weights[-1].CopyFrom(onnx.numpy_helper.from_array(np.ones(width, np.float32), variance))
+        return net("BatchNormalization", x, scale, shift, mean, variance)
+
+    x = net("Relu", net("Conv", "x", net.weight(width, 3, 3, 3), pads=[1] * 4))
+    while len(net.nodes) < nodes - 6:
+        h = net("Relu", norm(net("Conv", x, net.weight(width, width, 3, 3), pads=[1] * 4)))
+        h = norm(net("Conv", h, net.weight(width, width, 3, 3), pads=[1] * 4))
+        x = net("Relu", net("Add", h, x))
+    y = net("Gemm", net("Flatten", net("GlobalAveragePool", x)), net.weight(10, width), transB=1)
+    return net.model(["N", 3, 16, 16], y, ["N", 10])
+
+
+def transformer(nodes: int, width: int = 64) -> ModelProto:
+    """Return a transformer encoder as exporters write it: 27 nodes a block, heads split and merged by Reshape."""
+    net, heads, tokens = _Net(), 4, 8
+
+    def normed(x: str) -> str:
+        return net("LayerNormalization", x, net.weight(width), net.weight(width), axis=-1)
+
+    def linear(x: str, wide: int, out: int) -> str:
+        return net("Add", net("MatMul", x, net.weight(wide, out)), net.weight(out))
+
+    x = linear("x", 16, width)
+    while len(net.nodes) < nodes - 26:
+        h = normed(x)
+        q, k, v = (net("Reshape", linear(h, width, width), net.constant(0, tokens, heads, -1)) for _ in range(3))
+        q, v = (net("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, v))
+        scores = net("Softmax", net("MatMul", q, net("Transpose", k, perm=[0, 2, 3, 1])), axis=-1)
+        merged = net("Transpose", net("MatMul", scores, v), perm=[0, 2, 1, 3])
+        x = net("Add", x, linear(net("Reshape", merged, net.constant(0, tokens, width)), width, width))
+        hidden = net("Relu", linear(normed(x), width, 4 * width))
+        x = net("Add", x, linear(hidden, 4 * width, width))
+    y = net("MatMul", net("ReduceMean", x, axes=[1], keepdims=0), net.weight(width, 10))
+    return net.model(["N", tokens, 16], y, ["N", 10])
+
+
+def dense(layers: int, width: int, data: Path | None = None) -> ModelProto:
+    """Return a stack of big MatMuls: nothing but weights."""
+    net = _Net(data)
+    x = net("Relu", net("MatMul", "x", net.weight(16, width)))
+    for _ in range(layers):
+        x = net("Relu", net("MatMul", x, net.weight(width, width)))
+    return net.model(["N", 16], net("MatMul", x, net.weight(width, 10)), ["N", 10])
+
+
+def measure(path: Path) -> dict[str, float]:
+    """Return seconds a stage, and megabytes, of a model in a file; what a process of its own does."""
+    from onnxshap import graph, shapes, weights
+    from onnxshap.backend import OrtBackend
+    from onnxshap.plan import Budget, Candidate, make_plan
+    from onnxshap.rewrite import cut
+    from onnxshap.rules import trace_graph
+    from onnxshap.tracing import Traced
+    from onnxshap.verify import check_loads
+
+    found: dict[str, float] = {}
+    before = _peak()
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        found[name] = time.perf_counter() - start
+
+    backend = OrtBackend(threads=1)
+    with stage("read"):
+        source = graph.read(path)
+        normal = graph.normalise(source.model, source.kept)
+    with stage("shapes"):
+        shaped = shapes.infer(normal, backend)
+    with stage("labels"):
+        traced = Traced(source.model, shaped, trace_graph(shaped), backend, source.files)
+    with stage("groups"):
+        groups, cost = traced.groups, traced.cost
+        covers = traced.covers
+    with stage("plan"):
+        rng = np.random.default_rng(0)
+        candidates = [Candidate(g.name, g.units, rng.random(len(g))) for g in groups]
+
+        def shares(keep: dict[str, np.ndarray]) -> dict[str, float]:
+            live = traced.alive(keep)
+            return {"macs": cost.macs(live) / cost.macs(), "params": cost.params(live) / cost.params()}
+
+        keep = make_plan(candidates, Budget(None, 0.5, None, 1, 1), shares, covers)
+    with stage("cut"):
+        small = graph.finish(cut(traced, keep), shaped.graph)
+    with stage("checks"):
+        check_loads(traced, small)
+    with stage("save"), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        graph.save(small, Path(folder) / "small.onnx", external=bool(source.files))
+    model = weights.file_size(source.model) / 1e6
+    return found | {
+        "nodes": len(source.model.graph.node), "units": traced.labels.n_units, "model": model,
+        "small": weights.file_size(small) / 1e6, "peak": _peak() - before,
+    }  # fmt: skip
+
+
+def _peak() -> float:
+    """Return the largest resident memory so far, in megabytes."""
+    status = Path("/proc/self/status").read_text()  # getrusage counts the process that started this one too
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
+STAGES = ("read", "shapes", "labels", "groups", "plan", "cut", "checks")
+
+
+def row(name: str, build: Callable[[Path], ModelProto], folder: Path) -> list[str]:
+    """Return the row of one model, measured in a process of its own."""
+    path = folder / "model.onnx"
+    path.write_bytes(build(folder).SerializeToString())
+    command = [sys.executable, __file__, "--one", str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    total = sum(found[s] for s in STAGES)
+    for file in folder.iterdir():
+        file.unlink()
+    seconds = [*(found[s] for s in STAGES), total, 1000 * total / found["nodes"]]
+    sizes = [found[key] for key in ("model", "small", "peak")]
+    counts = [str(found[key]) for key in ("nodes", "units")]
+    ratio = found["peak"] / found["model"]
+    return [name, *counts, *(f"{s:.2f}" for s in seconds), *(f"{s:.0f}" for s in sizes), f"{ratio:.2f}"]
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--huge", type=Path)
+    options = parser.parse_args()
+    if options.one is not None:
+        print(json.dumps(measure(options.one)))
+        return
+    sizes = QUICK if options.quick else SIZES
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for size in sizes:
+            rows.append(row("residual", lambda _, n=size: residual(n), folder))
+        for size in sizes:
+            rows.append(row("transformer", lambda _, n=size: transformer(n), folder))
+        for width in (32, 128, 256)[: 1 if options.quick else 3]:
+            rows.append(row(f"residual, {width} wide", lambda _, w=width: residual(300, w), folder))
+        rows.append(row("dense, 4096 wide", lambda _: dense(4, 4096), folder))
+        if not options.quick:
+            rows.append(row("dense, external", lambda f: dense(6, 4096, f / "model.data"), folder))
+    if options.huge is not None:
+        options.huge.mkdir(parents=True, exist_ok=True)
+        rows.append(row("dense, beyond 2 GB", lambda f: dense(9, 8192, f / "model.data"), options.huge))
+    head = ["net", "nodes", "units", *STAGES, "total s", "ms a node", "model MB", "cut MB", "peak MB", "peak / model"]
+    print(f"# Scaling\n\n{made_by('one thread')}\n\n{table(head, rows)}")
+
+
+if __name__ == "__main__":
+    main()

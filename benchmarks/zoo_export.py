@@ -25,17 +25,17 @@ import click
 SEED = 0
 PTCV = (
     *("resnet18 96", "resnet50 96", "preresnet18 96", "resnext26_32x4d 96", "seresnet18 96", "senet16 96"),
-    *("densenet121 96", "dpn68 96", "mobilenet_wd2 96", "mobilenetv2_w1 96", "mobilenetv3_large_w1 96"),
+    *("densenet121 96", "dpn68 96", "mobilenet_w1 96", "mobilenetv2_w1 96", "mobilenetv3_large_w1 96"),
     *(
-        "efficientnet_b0 96",
+        "efficientnet_b0 224",
         "shufflenet_g3_w1 96",
-        "shufflenet_g1_wd2 96",
+        "shufflenet_g1_w1 96",
         "shufflenetv2_w1 96",
-        "shufflenetv2b_wd2 96",
+        "shufflenetv2b_w1 96",
     ),
     *("squeezenet_v1_1 96", "squeezeresnet_v1_1 96", "nasnet_4a1056 96", "xception 128", "inceptionv3 128"),
     *("inceptionv4 128", "darknet53 96", "darknet_tiny 96", "hrnet_w18_small_v1 96", "ghostnet 96", "mnasnet_a1 96"),
-    *("igcv3_wd2 96", "fishnet99 96", "regnetx002 96", "regnety002 96", "bagnet9 96", "dla34 96", "dla46xc 96"),
+    *("igcv3_w1 96", "fishnet99 96", "regnetx002 96", "regnety002 96", "bagnet9 96", "dla34 96", "dla46xc 96"),
     *("hardnet39ds 96", "peleenet 128", "sknet50 96", "resnesta18 96", "bam_resnet18 96", "cbam_resnet18 96"),
     *("condensenet74_c4_g4 96", "menet108_8x1_g3 96", "mixnet_s 96", "proxylessnas_mobile 96", "pyramidnet101_a360 96"),
     *("sparsenet121 96", "sqnxt23_w1 96", "vovnet27s 96", "wrn50_2 96", "xdensenet121_2 96", "diracnet18v2 96"),
@@ -527,10 +527,14 @@ def _library_net(source: str, model: str, size: int) -> Any:
     if source == "ptcv":
         from pytorchcv.model_provider import get_model
 
-        net = get_model(model, pretrained=False, in_size=(size, size))
+        try:
+            net = get_model(model, pretrained=False, in_size=(size, size))
+        except TypeError:  # it takes any size
+            net = get_model(model, pretrained=False)
         for module in net.modules():
-            if isinstance(getattr(module, "final_pool", None), torch.nn.AvgPool2d):
-                module.final_pool = torch.nn.AdaptiveAvgPool2d(1)  # its window fits inputs of 224 alone
+            for child, part in module.named_children():
+                if isinstance(part, torch.nn.AvgPool2d) and part.kernel_size not in (2, 3, (2, 2), (3, 3)):
+                    setattr(module, child, torch.nn.AdaptiveAvgPool2d(1))  # its window fits inputs of 224 alone
             if hasattr(module, "aux"):
                 module.aux = False
         return net

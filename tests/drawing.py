@@ -375,6 +375,23 @@ def depthwise(b: Builder, x: Value) -> Value:
     return b.node("Conv", [x.name, b.weight(out, 1, 3, 3), b.weight(out)], shape, group=x.shape[1], pads=[1] * 4)
 
 
+def dealt(b: Builder, x: Value) -> Value:
+    """A grouped Conv whose channels are dealt out to all groups of the next (ShuffleNet)."""
+    groups = b.one_of([g for g in (1, 2, 3) if x.shape[1] % g == 0])
+    first, second = b.integer(2, 3), b.integer(2, 3)
+    wide = first * second * b.integer(1, 2) * groups
+    y = b.node(
+        "Conv", [x.name, b.weight(wide, x.shape[1] // groups, 1, 1)], (x.shape[0], wide, *x.shape[2:]), group=groups
+    )
+    y = b.one_of([unary, batch_norm, depthwise, scale_or_shift])(b, y)
+    wide = y.shape[1]
+    apart = b.reshape(y, (y.shape[0], first, wide // first, *y.shape[2:]))
+    y = b.reshape(b.transpose(apart, [0, 2, 1, 3, 4]), y.shape)
+    out = second * b.integer(1, 3)
+    weight = b.weight(out, wide // second, 1, 1)
+    return b.node("Conv", [y.name, weight], (y.shape[0], out, *y.shape[2:]), group=second)
+
+
 def batch_norm(b: Builder, x: Value) -> Value:
     c = x.shape[1]
     inputs = [x.name, b.weight(c), b.weight(c), b.weight(c), b.weight(c, positive=True)]
@@ -513,7 +530,21 @@ _ANY: tuple[Op, ...] = (
 OPS: dict[int, tuple[Op, ...]] = {
     4: (
         *_ANY,
-        *(conv, conv, conv, conv, conv_transpose, depthwise, batch_norm, instance_norm, pool, global_pool, resize),
+        *(
+            conv,
+            conv,
+            conv,
+            conv,
+            conv_transpose,
+            depthwise,
+            dealt,
+            dealt,
+            batch_norm,
+            instance_norm,
+            pool,
+            global_pool,
+            resize,
+        ),
         *(excite, lrn, to_sequence, flatten, squeeze, depth_to_space, space_to_depth, group_norm, squeezed),
     ),
     3: (*_ANY, matmul, attention, attention, einsum, to_image, squeeze),

@@ -3,12 +3,14 @@
     python benchmarks/zoo_export.py FOLDER                     # writes the models
     python benchmarks/zoo.py FOLDER [--share 0.5] [--seed 0] [--match 'own.*'] [--rows FILE.jsonl]
 
-For every file: whether the cut file runs with the right shapes; its largest difference from the masked model and from
-the original with the removed slices zeroed, over the largest output (zeros left behind, random choice); MACs and
-parameters kept; the share of the weight tensors (rank >= 2, read by Conv, ConvTranspose, Gemm, MatMul, Einsum or a
-recurrent op) that lost slices, and why the others stay; seconds for trace, plan, cut. Then one line for each kind of
-net: `convolutional` has most of its MACs in Conv and multiplies no two computed tensors, `attention` does multiply
-some, the others are `linear`. `--rows` keeps what was measured, a later run goes on behind it.
+For every file: whether the batch is free, or can be freed for scoring; whether the cut file runs with the right shapes;
+its largest difference from the masked model and from the original with the removed slices zeroed, over the largest
+output (zeros left behind, random choice); that of three images with a coalition each from the same one by one (`-`:
+they cannot go together); MACs and parameters kept; the share of the weight tensors (rank >= 2, read by Conv,
+ConvTranspose, Gemm, MatMul, Einsum or a recurrent op) that lost slices, and why the others stay; seconds for trace,
+plan, cut. Then one line for each kind of net: `convolutional` has most of its MACs in Conv and multiplies no two
+computed tensors, `attention` does multiply some, the others are `linear`. `--rows` keeps what was measured, a later run
+goes on behind it.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from onnxshap.plan import Candidate
 from onnxshap.shapes import input_specs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.exactness import check_rows
 from tests.zeroing import relative_error, run, zeroed
 
 CONV = ("Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv")
@@ -97,7 +100,7 @@ def check(path: Path, share: float, seed: int) -> dict[str, Any]:
     source = onnx.load(path)
     start = time.perf_counter()
     traced = onnxshap.trace(source)
-    keep = random_plan(traced, share, seed)
+    keep = random_plan(traced, share, seed) if traced.groups else {}
     small = onnxshap.drop_units(traced, keep)
     seconds = time.perf_counter() - start
     specs = input_specs(traced.shaped.graph.model)
@@ -111,6 +114,7 @@ def check(path: Path, share: float, seed: int) -> dict[str, Any]:
     masks = {mask_name(g): keep[g.name][None].astype(np.float32) for g in traced.groups}
     freed = free_batch(traced)
     masked = run(onnxshap.insert_masks(freed), {**feeds, **masks})
+    rows = check_rows(freed, {}, np.random.default_rng(seed), EXACT) if traced.groups else None
     redone = run(zeroed(source, onnxshap.removed_slices(traced, keep)), feeds)
     cut, stay = touched(traced, keep)
     live, cost = traced.alive(keep), traced.cost
@@ -122,6 +126,7 @@ def check(path: Path, share: float, seed: int) -> dict[str, Any]:
         "shapes": [a.shape for a in got] == [a.shape for a in before],
         "masked": relative_error(got, masked),
         "zeroed": relative_error(got, redone),
+        "rows": rows,
         "macs": cost.macs(live) / max(1, cost.macs()),
         "params": cost.params(live) / max(1, cost.params()),
         "touched": cut / max(1, cut + stay.total()),
@@ -134,11 +139,13 @@ def line(name: str, row: Mapping[str, Any]) -> str:
     """Return a row as a line of the table."""
     if "failed" in row:
         return f"| {name} | failed: {row['failed']} |"
+    rows = "-" if row["rows"] is None else f"{row['rows']:.0e}"
     why = "; ".join(f"{count} x {reason}" for reason, count in row["stays"])
     return (
         f"| {name} | {row['kind']} | {row['nodes']} | {row['groups']} | {row['batch']} "
-        f"| {'ok' if row['shapes'] else 'WRONG'} | {row['masked']:.0e} | {row['zeroed']:.0e} | {row['macs']:.2f} "
-        f"| {row['params']:.2f} | {row['touched']:.2f} | {row['seconds']:.1f} | {why} |"
+        f"| {'ok' if row['shapes'] else 'WRONG'} | {row['masked']:.0e} | {row['zeroed']:.0e} | {rows} "
+        f"| {row['macs']:.2f}"
+        f" | {row['params']:.2f} | {row['touched']:.2f} | {row['seconds']:.1f} | {why} |"
     )
 
 
@@ -175,8 +182,10 @@ def main(folder: Path, share: float, seed: int, match: str, store: Path | None) 
     rows: dict[str, dict[str, Any]] = {}
     if store is not None and store.exists():
         rows = {row.pop("name"): row for row in map(json.loads, store.read_text().splitlines())}
-    columns = "model | kind | nodes | groups | batch | shapes | masked | zeroed | MACs | params | cut | s | stays"
-    print(f"| {columns} |\n" + "|---" * 13 + "|")
+    columns = (
+        "model | kind | nodes | groups | batch | shapes | masked | zeroed | rows | MACs | params | cut | s | stays"
+    )
+    print(f"| {columns} |\n" + "|---" * 14 + "|")
     found = sorted(p for p in folder.glob("*.onnx") if fnmatch(p.stem, match))
     for path in found:
         if path.stem not in rows:

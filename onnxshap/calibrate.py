@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from onnxshap.batching import freed_model
 from onnxshap.codes import foldable
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import DataError, ModelError
-from onnxshap.fixups import Selection, SingleAxes, Widths, set_attribute
-from onnxshap.graph import array, extract, is_op, tensor
+from onnxshap.graph import extract, tensor
 from onnxshap.masking import SiteKey
 from onnxshap.tracing import Traced
 
@@ -22,60 +22,19 @@ _STATISTICS = "onnxshap.statistics."
 def free_batch(traced: Traced) -> Traced:
     """Return the same model for evaluation, its batch axis free where the file fixes it and the model allows it.
 
-    Exporters write Reshape targets with the batch size spelled out; entries that are the batch axis become 0 or -1.
+    Exporters write sizes with the batch spelled out, and constants for one image; `batching` makes them follow it.
     Whether that worked is measured: two images at once must give what they give one by one, else the model is left
     alone and evaluated at its own batch size.
     """
     if traced.shaped.free_batch or any(not shape for shape in traced.shaped.inputs.values()):
         return traced
-    model = ModelProto()
-    model.CopyFrom(traced.shaped.graph.model)
-    stored = {t.name: t for t in model.graph.initializer}
-    for fixup in traced.labels.trace.fixups:
-        node = model.graph.node[fixup.node] if isinstance(fixup, Widths) else None
-        if node is None or not is_op(node, "Reshape") or len(node.input) < 2 or node.input[1] not in stored:
-            continue
-        target = array(stored[node.input[1]]).copy()
-        for axis in range(len(target)):
-            if traced.is_batch(node.output[0], axis):
-                copies = traced.is_batch(node.input[0], axis)
-                target[axis] = 0 if copies else -1
-        if np.count_nonzero(target == -1) <= 1:
-            _aim(node, stored, target)
-    for chain in (f for f in traced.labels.trace.fixups if isinstance(f, Selection) and len(f.nodes) > 1):
-        for node in (model.graph.node[k] for k in chain.nodes if traced.is_batch(chain.source, 0)):
-            if is_op(node, "Reshape") and node.input[1] in stored:
-                target = array(stored[node.input[1]]).copy()
-                target[0] = 0 if target[0] == traced.batch else target[0]
-                _aim(node, stored, target)
-    for fixup in traced.labels.trace.fixups:
-        if isinstance(fixup, SingleAxes):  # one image left over at the end is an axis of size 1 too
-            _name_axes(model, fixup)
-    for item in (*model.graph.input, *model.graph.output):
-        dims = item.type.tensor_type.shape.dim
-        if len(dims) and item.name in traced.shaped.shapes and traced.is_batch(item.name, 0):
-            dims[0].dim_param = "rows"
+    model = freed_model(traced.shaped)
+    if model is None:
+        return traced
     freed = replace(
         traced, shaped=replace(traced.shaped, graph=replace(traced.shaped.graph, model=model), free_batch=True)
     )
     return freed if _same_rows(traced, freed) else traced
-
-
-def _name_axes(model: ModelProto, squeeze: SingleAxes) -> None:
-    node = model.graph.node[squeeze.node]
-    if squeeze.as_input:
-        axes = tensor(f"{node.output[0]}.axes", np.array(squeeze.axes, np.int64))
-        model.graph.initializer.append(axes)
-        node.input[1:] = [axes.name]
-    else:
-        set_attribute(node, "axes", list(squeeze.axes))
-
-
-def _aim(node: NodeProto, stored: Mapping[str, TensorProto], target: Array) -> None:
-    """Give a Reshape another target, in which 0 copies (torch writes `allowzero`, where 0 is a size)."""
-    stored[node.input[1]].CopyFrom(tensor(node.input[1], target))
-    if any(a.name == "allowzero" for a in node.attribute):
-        set_attribute(node, "allowzero", 0)
 
 
 def _same_rows(traced: Traced, freed: Traced) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from onnxshap.backend import Session
+from onnxshap.batching import Images
 from onnxshap.calibrate import batches
 from onnxshap.core import Array, CoalitionMatrix, Dataset, FloatArray, ImageIndex, Payoff
 from onnxshap.graph import extract
@@ -121,10 +122,7 @@ class GroupGame:
         if self._cached[0] != chunk:
             self._cached = chunk, self._activations(chunk)
         at = images - chunk * self._chunk
-        feeds = {
-            name: np.take(value, at, axis=self._setting.traced.batch_axis(name))
-            for name, value in self._cached[1].items()
-        }
+        feeds = {name: self._images(name).take(value, at) for name, value in self._cached[1].items()}
         outputs = list(self._session.run({**feeds, mask_name(self._group): np.asarray(coalitions, np.float32)}))
         if len(self._outputs) == len(self._setting.reference):
             return self._payoff(outputs, images)
@@ -148,8 +146,11 @@ class GroupGame:
             for start in range(0, len(part), 32):
                 pieces.append(self._prefix.run(_wanted(self._prefix, part.take(slice(start, start + 32)).inputs)))
             for name, values in zip(computed, zip(*pieces, strict=True), strict=True):
-                found[name] = np.concatenate(values, axis=self._setting.traced.batch_axis(name) or 0)
+                found[name] = self._images(name).join(values)
         return found
+
+    def _images(self, name: str) -> Images:
+        return self._setting.traced.images(name) or Images(0)
 
 
 def _wanted(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -177,7 +178,7 @@ def _split(traced: Traced, masked: ModelProto, mask: str) -> _Split:
         name = pending.pop()
         if not name or name in stored or name == mask or producer.get(name) in behind:
             continue
-        if name in inputs or traced.batch_axis(name) is not None:
+        if name in inputs or traced.images(name) is not None:
             boundary[name] = None
         else:
             behind.add(producer[name])

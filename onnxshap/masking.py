@@ -7,7 +7,7 @@ output, row by row, just as the rewrite folds it into the consumer's bias.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxshap import weights
+from onnxshap.batching import Images
 from onnxshap.core import Array, FloatArray
 from onnxshap.errors import ModelError
 from onnxshap.graph import tensor
@@ -80,11 +81,13 @@ def masked_model(
 def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:
     """Return whether rows of masks can go with rows of images at every site of the groups."""
     units = np.concatenate([g.units for g in groups] or [np.empty(0, np.intp)])
-    return not traced.labels.trace.mixes_rows and all(
-        traced.batch_axis(site.tensor) is not None
-        for site in traced.labels.trace.sites
-        if np.isin(traced.labels.units(site.tensor, site.axis), units).any()
-    )
+    sites = [
+        site for site in traced.labels.trace.sites if np.isin(traced.labels.units(site.tensor, site.axis), units).any()
+    ]
+    outputs = [(traced.shaped.graph.nodes[s.node].output[0], s.weight.out) for s in sites if s.weight is not None]
+    places = [(traced.images(name), axis) for name, axis in (*((s.tensor, s.axis) for s in sites), *outputs)]
+    apart = all(place is not None and place.axis != axis for place, axis in places)
+    return apart and not traced.labels.trace.mixes_rows
 
 
 def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray]:
@@ -172,7 +175,9 @@ class _Masks:
         if key not in self.made:
             self.made[key] = output = f"{source}.masked{site.axis}" + (f".{zero}" if zero else "")
             shaped = self._broadcast(row, site.tensor, site.axis, f"{row}.for.{output}")
-            self.before.setdefault(site.node, []).extend(self._apply(site, source, shaped, output, zero))
+            self.before.setdefault(site.node, []).extend(
+                self._apart(site.tensor, site.axis, source, output, lambda x, y: self._apply(site, x, shaped, y, zero))
+            )
         node.input[site.input] = self.made[key]
         if table is None or site.weight is None:
             return
@@ -186,7 +191,30 @@ class _Masks:
         ]
         shaped = self._broadcast(left, result, site.weight.out, f"{left}.shaped")
         node.output[0] = raw
-        self.after.setdefault(site.node, []).append(self._node("Add", [raw, shaped], result))
+        self.after.setdefault(site.node, []).extend(
+            self._apart(result, site.weight.out, raw, result, lambda x, y: [self._node("Add", [x, shaped], y)])
+        )
+
+    def _images(self, name: str, axis: int) -> Images | None:
+        """Return where the images lie in a tensor, None where that is not known, or on the axis to be masked."""
+        place = self.traced.images(name)
+        return None if place is None or place.axis == axis else place
+
+    def _apart(
+        self, name: str, axis: int, source: str, output: str, nodes: Callable[[str, str], list[NodeProto]]
+    ) -> list[NodeProto]:
+        """Return nodes from `source` to `output`, between which the images have an axis for themselves."""
+        place, shape = self._images(name, axis), self.traced.shaped.shapes[name]
+        if place is None or place.alone:
+            return nodes(source, output)
+        split = self._constant(f"{output}.split", np.array(place.split(shape), np.int64))
+        whole = [-1 if axis == place.axis else size for axis, size in enumerate(shape)]
+        merged = self._constant(f"{output}.merged", np.array(whole, np.int64))
+        return [
+            self._node("Reshape", [source, split], f"{output}.apart"),
+            *nodes(f"{output}.apart", f"{output}.done"),
+            self._node("Reshape", [f"{output}.done", merged], output),
+        ]
 
     def _apply(self, site: Site, source: str, mask: str, output: str, zero: str) -> list[NodeProto]:
         kind = self.traced.shaped.kinds.get(site.tensor, TensorProto.FLOAT)
@@ -194,7 +222,9 @@ class _Masks:
             return self._apply_to_codes(source, mask, output, zero, kind)
         if self.probe is None:
             return [self._node("Mul", [source, mask], output)]
-        added = self.probe[site.tensor, site.axis]
+        added, place = self.probe[site.tensor, site.axis], self._images(site.tensor, site.axis)
+        if place is not None and not place.alone:
+            added = added.reshape(place.split(added.shape))
         one = self._constant(f"{output}.one", np.ones((), added.dtype))
         signs = self._constant(f"{output}.probe", added)
         return [
@@ -273,10 +303,12 @@ class _Masks:
 
     def _broadcast(self, row: str, name: str, axis: int, output: str) -> str:
         """Return `row` [rows, n] shaped and typed to multiply an axis of a tensor, rows on its batch axis."""
-        shaped = self.traced.shaped
-        rank, batch = len(shaped.shapes[name]), self.traced.batch_axis(name)
+        shaped, place = self.traced.shaped, self._images(name, axis)
+        rank, batch, size = len(shaped.shapes[name]), None if place is None else place.axis, shaped.shapes[name][axis]
+        if place is not None and not place.alone:
+            rank, batch, axis = rank + 2, place.axis + 1, axis + 2 * (axis > place.axis)
         wanted = [1] * rank
-        wanted[axis] = -1 if batch is None else shaped.shapes[name][axis]
+        wanted[axis] = -1 if batch is None else size
         if batch is not None:
             wanted[batch] = -1
             if batch > axis:

@@ -14,6 +14,7 @@ from onnx import ModelProto
 from onnxshap import graph as graphs
 from onnxshap import shapes
 from onnxshap.backend import Backend, OrtBackend
+from onnxshap.batching import Images, batch_of, find_images
 from onnxshap.core import BoolArray
 from onnxshap.cost import Cost, cost_of
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
@@ -66,12 +67,25 @@ class Traced:
     @property
     def batch(self) -> int:
         """The number of images it was traced with."""
-        return next((shape[0] for shape in self.shaped.inputs.values() if shape), 1)
+        return batch_of(self.shaped)
+
+    @cached_property
+    def _followed(self) -> Mapping[str, Images]:
+        return find_images(self.shaped)
+
+    def images(self, tensor: str) -> Images | None:
+        """Return where the images lie in a tensor, None where that is not known."""
+        rank = len(self.shaped.shapes.get(tensor, ()))
+        if (alone := next((axis for axis in range(rank) if self.is_batch(tensor, axis)), None)) is not None:
+            return Images(alone)
+        if any(axis for name, axis in self.shaped.varying if name in self.shaped.inputs):
+            return None  # what the images are merged with may be of any size
+        return self._followed.get(tensor)
 
     def batch_axis(self, tensor: str) -> int | None:
         """Return the axis of a tensor along which the images lie, None where there is none of just that size."""
-        rank = len(self.shaped.shapes.get(tensor, ()))
-        return next((axis for axis in range(rank) if self.is_batch(tensor, axis)), None)
+        place = self.images(tensor)
+        return place.axis if place is not None and place.alone else None
 
     def is_batch(self, tensor: str, axis: int) -> bool:
         """Return whether the images lie along an axis."""

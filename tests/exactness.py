@@ -168,7 +168,7 @@ def check_exact(
         masked=masked_error,
         mean=mean_error,
         zeroed=zeroed_error,
-        rows=_check_rows(free_batch(traced), means, rng, tolerance, given),
+        rows=check_rows(free_batch(traced), means, rng, tolerance, given),
         kept=_weight(small) / max(1, _weight(model)),
     )
 
@@ -193,8 +193,8 @@ def _valid(model: ModelProto) -> bool:
     return True
 
 
-def _check_rows(
-    traced: Traced, means: Means, rng: np.random.Generator, tolerance: float, given: Dataset | None
+def check_rows(
+    traced: Traced, means: Means, rng: np.random.Generator, tolerance: float, given: Dataset | None = None
 ) -> float | None:
     """Return the error of one coalition an image against image by image; None where rows cannot be told apart."""
     if not traced.groups or not traced.shaped.free_batch or not row_wise(traced, traced.groups):

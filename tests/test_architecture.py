@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"graph", "labels"}),
     frozenset({"shapes"}),
-    frozenset({"rules", "groups", "cost", "codes"}),
+    frozenset({"batching", "rules", "groups", "cost", "codes"}),
     frozenset({"tracing"}),
     frozenset({"masking"}),
     frozenset({"calibrate", "rewrite"}),

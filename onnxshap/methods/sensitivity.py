@@ -27,9 +27,9 @@ def sensitivity(setting: Setting, group: Group, rng: np.random.Generator, max_ev
         probe = {}
         for site in sites_of(setting, group):
             shape = list(setting.traced.shaped.shapes[site.tensor])
-            batch = setting.traced.batch_axis(site.tensor)
-            if batch is not None:
-                shape[batch] = 1
+            place = setting.traced.images(site.tensor)
+            if place is not None:
+                shape[place.axis] = place.outer * place.inner
             probe[site.tensor, site.axis] = rng.choice(np.array([-1.0, 1.0], np.float32), shape)
         game = GroupGame(setting, group, probe)
         squares += single_drops(game, np.arange(game.n_images), _PROBE_STEP) ** 2 / _PROBES

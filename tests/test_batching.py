@@ -1,0 +1,169 @@
+"""Where the images lie, and files of one image that take several."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+
+from onnxshap.batching import Images
+from onnxshap.calibrate import free_batch
+from onnxshap.tracing import trace
+from tests.exactness import check_exact, net
+from tests.zeroing import relative_error, run
+
+FIXED: dict[str, ModelProto] = {
+    "windows": net(
+        """(float[1,4,4,6] x) => (float[1,4,4,2] y) {
+    a = Reshape(x, apart)
+    b = Transpose<perm=[0,1,3,2,4,5]>(a)
+    c = Reshape(b, windows)
+    d = MatMul(c, w1)
+    e = Relu(d)
+    f = MatMul(e, w2)
+    m = Add(f, bias)
+    g = Reshape(m, back)
+    h = Transpose<perm=[0,1,3,2,4,5]>(g)
+    i = Reshape(h, image)
+    j = MatMul(i, w3)
+    k = Relu(j)
+    y = MatMul(k, w4)
+}""",
+        bias=(4, 4, 6),
+        apart=[1, 2, 2, 2, 2, 6],
+        windows=[4, 4, 6],
+        back=[1, 2, 2, 2, 2, 6],
+        image=[1, 4, 4, 6],
+        w1=(6, 8),
+        w2=(8, 6),
+        w3=(6, 5),
+        w4=(5, 2),
+    ),
+    "class token": net(
+        """(float[1,3,5] x) => (float[1,4,2] y) {
+    t = Expand(token, sizes)
+    a = Concat<axis=1>(t, x)
+    b = MatMul(a, w1)
+    c = Relu(b)
+    y = MatMul(c, w2)
+}""",
+        token=(1, 1, 5),
+        sizes=[1, 1, 5],
+        w1=(5, 6),
+        w2=(6, 2),
+    ),
+    "heads merged with images": net(
+        """(float[1,4,6] z) => (float[1,4,2] y) {
+    x = Transpose<perm=[1,0,2]>(z)
+    a = MatMul(x, w1)
+    b = Reshape(a, apart)
+    c = Transpose<perm=[1,0,2]>(b)
+    d = Relu(c)
+    e = Transpose<perm=[1,0,2]>(d)
+    f = Reshape(e, together)
+    g = MatMul(f, w2)
+    y = Transpose<perm=[1,0,2]>(g)
+}""",
+        w1=(6, 8),
+        apart=[4, 2, 4],
+        together=[4, 1, 8],
+        w2=(8, 2),
+    ),
+    "places merged with images": net(
+        """(float[1,4,6] z) => (float[1,4,2] y) {
+    x = Transpose<perm=[1,0,2]>(z)
+    a = Reshape(x, flat)
+    b = Gemm(a, w1)
+    c = Relu(b)
+    d = Gemm(c, w2)
+    e = Reshape(d, apart)
+    y = Transpose<perm=[1,0,2]>(e)
+}""",
+        flat=[4, 6],
+        w1=(6, 8),
+        w2=(8, 2),
+        apart=[4, 1, 2],
+    ),
+    "sizes of a Resize": net(
+        """(float[1,3,4,4] x) => (float[1,2,8,8] y) {
+    a = Conv(x, w1)
+    b = Resize<mode="linear">(a, , , sizes)
+    y = Conv(b, w2)
+}""",
+        w1=(6, 3, 1, 1),
+        sizes=[1, 6, 8, 8],
+        w2=(2, 6, 1, 1),
+    ),
+    "positions picked by the input": net(
+        """(int64[1,5] ids) => (float[1,5,2] y) {
+    p = GatherElements<axis=1>(positions, ids)
+    e = Gather(table, p)
+    a = MatMul(e, w1)
+    b = Relu(a)
+    y = MatMul(b, w2)
+}""",
+        positions=np.arange(5)[None],
+        table=(5, 4),
+        w1=(4, 6),
+        w2=(6, 2),
+    ),
+    "squeeze of all": net(
+        """(float[1,3,4,4] x) => (float[1,2] y) {
+    a = Conv(x, w1)
+    b = GlobalAveragePool(a)
+    c = Squeeze(b)
+    d = Reshape(c, row)
+    y = Gemm(d, w2)
+}""",
+        w1=(6, 3, 1, 1),
+        row=[1, 6],
+        w2=(6, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_files_of_one_image_take_several_with_a_coalition_each(name: str) -> None:
+    traced = trace(FIXED[name])
+    freed = free_batch(traced)
+    assert not traced.shaped.free_batch
+    assert freed.shaped.free_batch
+    assert len(freed.shaped.graph.nodes) >= len(traced.shaped.graph.nodes)
+    seen = check_exact(FIXED[name])
+    assert seen.rows is not None
+
+
+def test_images_are_found_inside_of_merged_axes() -> None:
+    traced = trace(FIXED["windows"])
+    assert traced.images("c") == Images(0, 1, 4)
+    assert traced.images("x") == Images(0)
+    assert traced.images("w1") is None
+    assert trace(FIXED["heads merged with images"]).images("b") == Images(1, 1, 2)
+    assert trace(FIXED["places merged with images"]).images("a") == Images(0, 4, 1)
+
+
+def test_images_of_merged_axes_are_taken_and_joined() -> None:
+    place = Images(1, 2, 3)
+    values = np.arange(2 * 12).reshape(2, 12)
+    first, last = place.take(values, [0]), place.take(values, [1])
+    assert first[0].tolist() == [0, 1, 2, 6, 7, 8]
+    assert np.array_equal(place.join([first, last]), values)
+    assert np.array_equal(place.take(values, [1, 0]), place.join([last, first]))
+
+
+def test_a_model_that_mixes_images_keeps_its_batch() -> None:
+    mixing = net(
+        """(float[1,4] x) => (float[1,2] y) {
+    a = Gemm(x, w1)
+    m = ReduceMean<axes=[0], keepdims=1>(a)
+    b = Sub(a, m)
+    c = Add(b, a)
+    y = Gemm(c, w2)
+}""",
+        w1=(4, 6),
+        w2=(6, 2),
+    )
+    freed = free_batch(trace(mixing))
+    assert not freed.shaped.free_batch
+    feeds = {"x": np.ones((1, 4), np.float32)}
+    assert relative_error(run(freed.shaped.graph.model, feeds), run(mixing, feeds)) == 0

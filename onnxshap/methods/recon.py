@@ -37,7 +37,7 @@ from onnxshap.game import Setting
 from onnxshap.graph import attributes, extract, is_op
 from onnxshap.groups import Group
 from onnxshap.labels import Site
-from onnxshap.methods.base import Tell, sites_of
+from onnxshap.methods.base import Tell, sites_of, untold
 from onnxshap.shapes import static_values
 from onnxshap.taps import patches, taps
 
@@ -53,6 +53,26 @@ _CHUNK_BYTES = 2**28
 
 def recon(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
     """Return the error of the refitted consumers once each unit has gone (see the module)."""
+    phi = eliminate(*regressions(setting, group, rng, tell=tell))
+    return Values(phi, np.zeros(len(group)))
+
+
+def regressions(
+    setting: Setting,
+    group: Group,
+    rng: np.random.Generator,
+    importance: Mapping[int, FloatArray] | None = None,
+    tell: Tell = untold,
+) -> tuple[list[Regression], FloatArray]:
+    """Return the layers behind a group as regressions, and what a unit costs in those that are not refitted.
+
+    Args:
+        setting: gives the model and the images.
+        group: its units are the columns.
+        rng: draws the rows.
+        importance: node -> float64[outputs], what a squared error of each output counts; default all the same.
+        tell: told how much is done.
+    """
     fixed = np.zeros(len(group))
     problems = []
     layers = layers_of(setting, group)
@@ -60,11 +80,10 @@ def recon(setting: Setting, group: Group, rng: np.random.Generator, max_evals: i
         tell(number / (len(layers) + 1))
         grams = _grams(setting, layer, rng)
         if layer.refitted:
-            problems += _problems(layer, grams)
+            problems += _problems(layer, grams, importance or {})
         else:
             fixed += _alone(layer, grams)
-    phi = eliminate(problems, fixed)
-    return Values(phi, np.zeros(len(group)))
+    return problems, fixed
 
 
 # --- the greedy elimination ------------------------------------------------------------------------------------------
@@ -105,6 +124,18 @@ class Regression:
                 blocks = self._inverse[at[:, :, None], at[:, None, :]]
                 found[chosen] = (w * np.linalg.solve(blocks, w)).sum(axis=(1, 2))
             found[chosen] -= self._spent[at].sum(axis=1)
+        return found
+
+    def weights(self, without: int | None = None) -> FloatArray:
+        """Return the refitted weights float64[p, m], zero where inputs are gone; of one unit more if asked for."""
+        found = np.zeros((len(self._alive), self._w.shape[1]))
+        w = self._w
+        gone = self._left[without] if without is not None else self._left[0][:0]
+        if len(gone):
+            at = self._place[gone]
+            w = w - self._inverse[:, at] @ np.linalg.solve(self._inverse[np.ix_(at, at)], w[at])
+        found[self._alive] = w[self._place[self._alive]]
+        found[gone] = 0
         return found
 
     def remove(self, unit: int) -> None:
@@ -163,6 +194,7 @@ class Layer:
         kernels: float64[blocks, inputs, taps, outputs], outputs scaled to a total variance of 1 later; None: two
             computed tensors are multiplied.
         starts: where the outputs of each op begin, to scale each by its own variance.
+        nodes: the ops.
         units: place of the unit of the group at each channel and slot, -1 = none; int64[channels, slots].
     """
 
@@ -170,6 +202,7 @@ class Layer:
     blocks: int
     kernels: FloatArray | None
     starts: tuple[int, ...]
+    nodes: tuple[int, ...]
     units: IntArray
     n_units: int
 
@@ -211,11 +244,12 @@ def layers_of(setting: Setting, group: Group) -> list[Layer]:
         first = sites[0]
         units = place[traced.labels.units(first.tensor, first.axis)]
         if first.weight is None:
-            layers.append(Layer(first, 1, None, (0,), units, len(group)))
+            layers.append(Layer(first, 1, None, (0,), (first.node,), units, len(group)))
             continue
         kernels = [_kernels(setting, site) for site in sites]
         starts = tuple(np.cumsum([0, *(k.shape[3] for k in kernels)]).tolist())
-        layers.append(Layer(first, len(kernels[0]), np.concatenate(kernels, axis=3), starts, units, len(group)))
+        nodes_ = tuple(site.node for site in sites)
+        layers.append(Layer(first, len(kernels[0]), np.concatenate(kernels, axis=3), starts, nodes_, units, len(group)))
     return layers
 
 
@@ -305,20 +339,23 @@ def _only(values: Sequence[Array]) -> Array:
     return value
 
 
-def _scaled(layer: Layer, grams: Sequence[FloatArray]) -> FloatArray:
+def _scaled(layer: Layer, grams: Sequence[FloatArray], importance: Mapping[int, FloatArray]) -> FloatArray:
     """Return the kernels [blocks, inputs x taps, outputs], each op's outputs scaled to a total variance of 1."""
     assert layer.kernels is not None
     kernels = layer.kernels.reshape(layer.blocks, -1, layer.kernels.shape[3]).copy()
+    for node, start, stop in zip(layer.nodes, layer.starts, layer.starts[1:], strict=False):
+        if node in importance:
+            kernels[:, :, start:stop] *= np.sqrt(importance[node]).reshape(layer.blocks, 1, -1)
     each = np.stack([np.einsum("pm,pq,qm->m", k, g, k, optimize=True) for k, g in zip(kernels, grams, strict=True)])
     for start, stop in zip(layer.starts, layer.starts[1:], strict=False):
         kernels[:, :, start:stop] /= math.sqrt(max(float(each[:, start:stop].sum()), 1e-30))
     return kernels
 
 
-def _problems(layer: Layer, grams: Sequence[Sequence[_Gram]]) -> list[Regression]:
+def _problems(layer: Layer, grams: Sequence[Sequence[_Gram]], importance: Mapping[int, FloatArray]) -> list[Regression]:
     """Return the regressions of a layer, one a block."""
     matrices = [_only_gram(found).centred() for found in grams]
-    kernels = _scaled(layer, matrices)
+    kernels = _scaled(layer, matrices, importance)
     ridges = [RIDGE * float(np.trace(g)) / len(g) + 1e-30 for g in matrices]
     return [
         Regression(g, k, layer.columns(b), ridge)

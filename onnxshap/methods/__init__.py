@@ -15,6 +15,8 @@ loo-logit-iterated  the same in seven rounds, each without what went before
 taylor, taylor-signed, taylor-sq, fisher
                     first-order estimates of that cost, gradients by float masks
 sensitivity         size of the payoff's gradient over a channel's positions
+spp                 probabilities to go, moved by rank round after round, so that decisions can be taken back
+lean                heaviest paths of operator norms through the whole network; weights alone
 recon               error that a refit of the layers behind leaves when the unit goes, greedily from the cheapest on
 activation, apoz    mean absolute activation; share of activations above zero
 l1, l2              norms of the weights that make the unit, BatchNormalization's scale folded in
@@ -25,9 +27,11 @@ from __future__ import annotations
 
 from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, Regression, SharedPermutation, Taylor
 from onnxshap.methods.base import ByImage, Method, Whole
+from onnxshap.methods.lean import lean
 from onnxshap.methods.logits import distance, iterated
 from onnxshap.methods.recon import recon
 from onnxshap.methods.sensitivity import sensitivity
+from onnxshap.methods.spp import spp
 from onnxshap.methods.statistics import activations, norm, random
 
 __all__ = ["GAMELESS", "METHODS", "ByImage", "Method", "Whole"]
@@ -49,7 +53,9 @@ METHODS: dict[str, Method] = {
     "taylor-sq": ByImage(Taylor("square"), zero_filled=True),
     "fisher": ByImage(Fisher(), zero_filled=True),
     "sensitivity": Whole(sensitivity, plays=True),
+    "spp": Whole(spp, plays=True),
     "recon": Whole(recon, games=False),
+    "lean": Whole(lean, games=False),
     "activation": activations("abs"),
     "apoz": activations("positive"),
     "l1": norm(1),

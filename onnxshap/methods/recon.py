@@ -246,14 +246,14 @@ def layers_of(setting: Setting, group: Group) -> list[Layer]:
         if first.weight is None:
             layers.append(Layer(first, 1, None, (0,), (first.node,), units, len(group)))
             continue
-        kernels = [_kernels(setting, site) for site in sites]
+        kernels = [kernels_of(setting, site) for site in sites]
         starts = tuple(np.cumsum([0, *(k.shape[3] for k in kernels)]).tolist())
         nodes_ = tuple(site.node for site in sites)
         layers.append(Layer(first, len(kernels[0]), np.concatenate(kernels, axis=3), starts, nodes_, units, len(group)))
     return layers
 
 
-def _kernels(setting: Setting, site: Site) -> FloatArray:
+def kernels_of(setting: Setting, site: Site) -> FloatArray:
     """Return the weights of an op as [blocks, inputs, taps, outputs of a block]."""
     w = site.weight
     assert w is not None

@@ -1,0 +1,141 @@
+"""One battery over every `--method`, and what is particular to some of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto, numpy_helper
+
+import onnxshap
+from onnxshap.methods import GAMELESS, METHODS
+from onnxshap.methods.lean import operator_norms
+from onnxshap.methods.spp import moves
+from tests.exactness import net as build
+
+RNG = np.random.default_rng(7)
+IMAGES = {"x": RNG.normal(size=(40, 3, 6, 6)).astype(np.float32), "labels": RNG.integers(0, 4, 40)}
+SHAPES: dict[str, Any] = {
+    "w0": (8, 3, 3, 3), "b0": (8,), "d": (8, 1, 3, 3), "w1": (8, 8, 1, 1), "b1": (8,), "w2": (12, 8, 3, 3),
+    "w3": (12, 4)
+}  # fmt: skip
+
+
+NOISY = {"random", "lean", "apoz", "spp", "shapley-regression"}
+"""Methods for which a unit without any effect is not worth exactly nothing."""
+
+
+def net(**changed: Any) -> ModelProto:
+    """A stem, a residual block with a depthwise Conv, a strided Conv, a classifier."""
+    model = build(
+        """(float[N,3,6,6] x) => (float[N,4] y) {
+            [stem] a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+            r = Relu(a)
+            [deep] t = Conv<pads=[1,1,1,1], group=8>(r, d)
+            u = Relu(t)
+            [point] v = Conv(u, w1, b1)
+            s = Add(r, v)
+            [down] q = Conv<pads=[1,1,1,1], strides=[2,2]>(s, w2)
+            z = Relu(q)
+            p = GlobalAveragePool(z)
+            f = Flatten(p)
+            [last] y = MatMul(f, w3)
+        }""",
+        **SHAPES,
+    )
+    for tensor in model.graph.initializer:
+        if tensor.name in changed:
+            values = changed[tensor.name](numpy_helper.to_array(tensor).copy())
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    return model
+
+
+def score(model: ModelProto, method: str, **options: Any) -> onnxshap.Scores:
+    return onnxshap.score(model, IMAGES, method=method, **({"samples": 24, "decided": 0} | options))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_values_every_unit_the_same_twice(method: str) -> None:
+    found, again = score(net(), method), score(net(), method)
+    assert {name: len(v.phi) for name, v in found.values.items()} == {"stem": 8, "down": 12}
+    for name, values in found.values.items():
+        assert np.isfinite(values.phi).all() and (values.stderr >= 0).all()
+        assert len(np.unique(values.phi)) > 1
+        assert values.phi.tobytes() == again.values[name].phi.tobytes()
+        assert (values.evals == 0) == (method in GAMELESS)
+        assert values.stopped == "samples" and values.images == 24
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - NOISY))
+def test_a_unit_that_nobody_hears_goes_first(method: str) -> None:
+    def dead(values: Any) -> Any:
+        values[3] = 0
+        return values
+
+    model = net(w3=dead, w2=dead)  # made of zeros, without a bias, and read with zeros
+    values = score(model, method).values["down"].phi
+    assert values[3] == pytest.approx(np.abs(values).min(), abs=1e-9) or values[3] == values.min()
+
+
+@pytest.mark.parametrize("method", ["loo-logit", "recon", "shapley", "spp", "taylor", "fisher", "shapley-regression"])
+def test_strong_units_stay(method: str) -> None:
+    def loud(values: Any) -> Any:
+        values[5] *= 6
+        return values
+
+    values = score(net(w3=loud), method).values["down"].phi
+    assert values[5] >= np.sort(values)[-3]
+
+
+def test_operator_norms_are_those_of_the_convolutions() -> None:
+    kernel = RNG.normal(size=(1, 3))
+    for stride in (1, 2, 3):
+        size = 48
+        rows = np.zeros((size, size))
+        for i in range(size):
+            for k in range(3):
+                rows[i, (i + k) % size] += kernel[0, k]
+        exact = np.linalg.norm(rows[::stride], 2)
+        assert operator_norms(kernel, (stride,))[0] == pytest.approx(exact, rel=0.03)
+    assert operator_norms(np.array([[-3.0]]), ()).tolist() == [[3.0]]
+
+
+def test_lean_keeps_the_heaviest_path_first() -> None:
+    def line(values: Any) -> Any:
+        values *= 0.1
+        values[2, 1] = 5.0
+        return values
+
+    def out(values: Any) -> Any:
+        values *= 0.1
+        values[2, 0] = 5.0
+        return values
+
+    model = net(w2=line, w3=out)  # the loudest way leads through stem 1 and down 2
+    values = score(model, "lean").values
+    assert values["down"].phi.argmax() == 2 and values["stem"].phi.argmax() == 1
+    assert values["down"].phi[2] == values["stem"].phi[1] == 0
+    assert len(np.unique(values["down"].phi)) > 6
+
+
+def test_probabilities_move_towards_the_number_wanted() -> None:
+    delta = moves(20, 8)
+    assert (np.diff(delta) <= 0).all() and delta[0] == 0.2
+    assert delta[8] == pytest.approx(0, abs=1e-12) and (delta[9:] < 0).all()
+    values = score(net(), "spp").values["down"].phi
+    assert (values <= -0.999).sum() >= 4  # gone for good
+    assert (values > -0.5).sum() >= 4
+
+
+def test_budgets_hold_for_methods_in_rounds() -> None:
+    for method in ("spp", "loo-logit-iterated"):
+        assert 0 < score(net(), method, max_evals=2000).evals <= 2000
+        with pytest.raises(onnxshap.BudgetError, match=r"group 'stem' .*less than one image takes"):
+            score(net(), method, max_evals=30)
+
+
+def test_lean_of_another_model_is_not_remembered() -> None:
+    first = score(net(), "lean").values["down"].phi
+    other = score(net(w3=lambda values: values[::-1]), "lean").values["down"].phi
+    assert (first != other).any()

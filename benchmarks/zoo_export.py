@@ -33,7 +33,7 @@ PTCV = (
         "shufflenetv2_w1 96",
         "shufflenetv2b_w1 96",
     ),
-    *("squeezenet_v1_1 96", "squeezeresnet_v1_1 96", "nasnet_4a1056 96", "xception 128", "inceptionv3 128"),
+    *("squeezenet_v1_1 96", "squeezeresnet_v1_1 96", "nasnet_4a1056 224", "xception 128", "inceptionv3 128"),
     *("inceptionv4 128", "darknet53 96", "darknet_tiny 96", "hrnet_w18_small_v1 96", "ghostnet 96", "mnasnet_a1 96"),
     *("igcv3_w1 96", "fishnet99 96", "regnetx002 96", "regnety002 96", "bagnet9 96", "dla34 96", "dla46xc 96"),
     *("hardnet39ds 96", "peleenet 128", "sknet50 96", "resnesta18 96", "bam_resnet18 96", "cbam_resnet18 96"),

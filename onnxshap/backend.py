@@ -20,6 +20,7 @@ import onnxruntime as ort
 from onnxshap import weights
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, OnnxshapError
+from onnxshap.structure import used_names
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -153,10 +154,11 @@ class OrtBackend:
             ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimize else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         )
         providers = [wanted] if wanted == PROVIDERS["cpu"] else [wanted, PROVIDERS["cpu"]]
+        read = used_names(model.graph)  # onnxruntime drops what nothing reads, and then misses it
         external = {
             t.name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(weights.values(t)))
             for t in model.graph.initializer
-            if weights.is_kept(t)
+            if weights.is_kept(t) and t.name in read
         }
         if external:
             options.add_external_initializers(list(external), list(external.values()))

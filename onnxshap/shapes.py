@@ -30,8 +30,8 @@ _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
 _RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 _INTEGER_OPS = (
-    *("Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Neg", "Reshape", "Slice", "Squeeze", "Sub"),
-    "Unsqueeze",
+    *("Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Gather", "Identity", "Mul", "Neg", "Reshape"),
+    *("Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
 )
 """What exporters that fold no constants put bounds and sizes together with."""
 _PREFIX = "onnxshap.shape."
@@ -290,21 +290,29 @@ def _shape_arithmetic(model: ModelProto) -> set[str]:
     static = {t.name for t in model.graph.initializer}
     integers = {t.name for t in model.graph.initializer if t.data_type in (TensorProto.INT64, TensorProto.INT32)}
     found: set[str] = set()
+    sized: set[str] = set()
     for node in model.graph.node:
         if any(True for _ in subgraphs(node)) or node.op_type in _RANDOM_OPS:
             continue
         inputs = [i for i in node.input if i]
         from_shape = is_op(node, "Shape", "Size") and inputs[0] not in static
         if from_shape or all(i in static for i in inputs):
-            static.update(node.output)
-            if from_shape or any(i in found for i in inputs) or _is_integer_arithmetic(node, integers):
-                found.update(o for o in node.output if o)
-                integers.update(o for o in node.output if o)
+            outputs = [o for o in node.output if o]
+            static.update(outputs)
+            from_shape = from_shape or any(i in sized for i in inputs)
+            if from_shape:
+                sized.update(outputs)
+            if from_shape or _is_integer_arithmetic(node, integers):
+                found.update(outputs)
+                integers.update(outputs)
     return found
 
 
 def _is_integer_arithmetic(node: NodeProto, integers: set[str]) -> bool:
-    if not is_op(node, *_INTEGER_OPS) or attributes(node).get("to", TensorProto.INT64) != TensorProto.INT64:
+    given = attributes(node)
+    if not is_op(node, *_INTEGER_OPS) or given.get("to", TensorProto.INT64) != TensorProto.INT64:
+        return False
+    if node.op_type == "ConstantOfShape" and ("value" not in given or given["value"].data_type != TensorProto.INT64):
         return False
     return integers.issuperset(i for i in node.input if i)
 
@@ -333,6 +341,8 @@ def _fold_shape_arithmetic(graph: Graph, first: _Run, second: _Run | None) -> Gr
             value = fixed.get(name)
             if value is None and name in first.values and k == 1 and is_op(node, "Reshape"):
                 value = _relative_target(node, first, second)
+            if value is None and name in first.values and k == 1 and is_op(node, "Expand"):
+                value = _stretches(node, first, second)
             if value is not None:
                 node.input[k] = f"{name}.folded{len(made)}"
                 made[node.input[k]] = value
@@ -344,6 +354,18 @@ def _fold_shape_arithmetic(graph: Graph, first: _Run, second: _Run | None) -> Gr
         elif all(o in first.values for o in node.output):
             model.graph.node.remove(node)
     return replace(graph, model=model)
+
+
+def _stretches(node: NodeProto, first: _Run, second: _Run) -> Array | None:
+    """Return a constant Expand target that holds for every size: 1 where nothing is stretched; None if none."""
+    shapes = [(run.shapes.get(node.input[0]), run.shapes.get(node.output[0])) for run in (first, second)]
+    target = []
+    for data, out in shapes:
+        if data is None or out is None:
+            return None
+        padded = (1,) * (len(out) - len(data)) + data
+        target.append([1 if a == b else b for a, b in zip(padded, out, strict=True)])
+    return np.array(target[0], np.int64) if target[0] == target[1] else None
 
 
 def _relative_target(node: NodeProto, first: _Run, second: _Run) -> Array | None:

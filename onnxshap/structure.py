@@ -31,6 +31,11 @@ def reads(node: NodeProto) -> list[str]:
     return [*(name for name in node.input if name), *(n for g in subgraphs(node) for n in outer_names(g))]
 
 
+def used_names(graph: GraphProto) -> set[str]:
+    """Return every name that a node of a graph or an output of it reads."""
+    return {name for node in graph.node for name in reads(node)} | {o.name for o in graph.output}
+
+
 def title(node: NodeProto) -> str:
     """Return what a message calls a node: its name, or its first output's, and its op."""
     name = node.name or next((o for o in node.output if o), "")

@@ -13,10 +13,8 @@ import onnxshap
 ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "core"}),
-    frozenset({"weights"}),
-    frozenset(
-        {"backend", "balance", "data", "estimators", "fixups", "journal", "payoffs", "plan", "structure", "taps"}
-    ),
+    frozenset({"structure", "weights"}),
+    frozenset({"backend", "balance", "data", "estimators", "fixups", "journal", "payoffs", "plan", "taps"}),
     frozenset({"graph", "labels"}),
     frozenset({"shapes"}),
     frozenset({"batching", "rules", "groups", "cost", "codes"}),

@@ -353,7 +353,19 @@ case("layer norm in one pass, as jax writes it", net("""(float[N,5,12] x) => (fl
     z = Mul(d, s)
     y = MatMul(z, w1)
 }""", w0=(12, 8), axes=[2], share=0.125, one=1.0, scale=(8,), w1=(8, 3)), [8])
-case("expand to sizes from the data", net("""(float[N,3,6,6] x, float[N,5] h) => (float[N,2,6,6] y) {
+case("expand to sizes from the data", net("""(float[N,3,H,6] x, float[N,5] h) => (float[N,2,H,6] y) {
+    a = Conv(x, w0)
+    g = MatMul(h, w1)
+    k = Unsqueeze(g, axes)
+    s = Shape(x)
+    n = Slice(s, two, three)
+    t = Concat<axis=0>(rest, n, six)
+    e = Expand(k, t)
+    c = Concat<axis=1>(a, e)
+    y = Conv(c, w2)
+}""", w0=(8, 3, 1, 1), w1=(5, 4), axes=[2, 3], two=[2], three=[3], rest=[1, 4], six=[6], w2=(2, 12, 1, 1)), [8],
+    "Expand gets its sizes from the data")
+case("expand over space by computed sizes", net("""(float[N,3,6,6] x, float[N,5] h) => (float[N,2,6,6] y) {
     a = Conv(x, w0)
     g = MatMul(h, w1)
     k = Unsqueeze(g, axes)
@@ -363,8 +375,7 @@ case("expand to sizes from the data", net("""(float[N,3,6,6] x, float[N,5] h) =>
     e = Expand(k, t)
     c = Concat<axis=1>(a, e)
     y = Conv(c, w2)
-}""", w0=(8, 3, 1, 1), w1=(5, 4), axes=[2, 3], zero=[0], one=[1], rest=[4, 6, 6], w2=(2, 12, 1, 1)), [8],
-    "Expand gets its sizes from the data")
+}""", w0=(8, 3, 1, 1), w1=(5, 4), axes=[2, 3], zero=[0], one=[1], rest=[4, 6, 6], w2=(2, 12, 1, 1)), [8, 4])
 case("reduce nothing", conv_net("b = ReduceSum<noop_with_empty_axes=1>(a, axes)", opset=13,
      axes=np.zeros(0, np.int64)), [8])
 case("reduce without kept dims", net("""(float[N,3,8,8] x) => (float[N,4] y) {
@@ -668,6 +679,32 @@ case("a grouped Conv over a concatenation of unlike parts", conv_net("""
     j = Concat<axis=1>(g, a)
     b = Conv<group=2>(j, w2)
 """, w1=(4, 4, 1, 1), w2=(8, 6, 1, 1)), [4, 4])
+case("expand to sizes that follow the batch", net("""(float[N,4,6] x) => (float[N,4,2] y) {
+    a = MatMul(x, w0)
+    u = Unsqueeze(a, two)
+    s = Shape(x)
+    n = Gather(s, zero)
+    t = Concat<axis=0>(n, rest)
+    e = Expand(u, t)
+    r = Reshape(e, merged)
+    y = MatMul(r, w1)
+}""", w0=(6, 8), two=[2], zero=[0], rest=[4, 3, 8], merged=[0, 4, 24], w1=(24, 2)), [8])
+case("expand to sizes put together of constants", net("""(float[N,4,6] x) => (float[N,4,2] y) {
+    a = MatMul(x, w0)
+    u = Unsqueeze(a, two)
+    o = ConstantOfShape<value=int64[1] {1}>(rank)
+    m = Mul(o, minus)
+    k = Equal(wanted, m)
+    t = Where(k, o, wanted)
+    e = Expand(u, t)
+    r = Reshape(e, merged)
+    y = MatMul(r, w1)
+}""", w0=(6, 8), two=[2], rank=[4], minus=-1, wanted=[-1, -1, 3, -1], merged=[0, 4, 24], w1=(24, 2)), [8])
+case("a large weight that nothing reads", net("""(float[N,6] x) => (float[N,2] y) {
+    a = Gemm(x, w0)
+    b = Relu(a)
+    y = Gemm(b, w1)
+}""", w0=(6, 8), w1=(8, 2), spare=(512, 512)), [8])
 case("channels last", net("""(float[N,8,8,3] x) => (float[N,8,8,2] y) {
     n = Transpose<perm=[0,3,1,2]>(x)
     a = Conv<pads=[1,1,1,1]>(n, w0)

@@ -6,9 +6,12 @@ A runner takes jobs and hands their results back in any order; results depend on
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
 import threading
+import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +27,10 @@ from onnxshap.jobs import Job, Player, Result
 from onnxshap.methods.base import Tell
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_GO_ON = "run the same command again with --journal to go on, or leave out --cluster"
+PATIENCE = 60.0
+"""Seconds to wait for a cluster's workers to come back."""
+_POLL = 0.01
 _MOST_LOSSES = 4
 """How often in a row all workers may be lost without one result."""
 
@@ -190,6 +197,10 @@ _players: dict[tuple[str, int], Player] = {}
 """Players of a cluster's worker, by payload and thread."""
 
 
+def _same(content: bytes) -> bytes:
+    return content
+
+
 def _play_anywhere(content: bytes, name: str, job: Job) -> Result:
     key = name, threading.get_ident()
     if key not in _players:
@@ -216,12 +227,15 @@ class Cluster:
                 f"cluster {address!r} cannot be reached ({_short(error)}); start it (dask scheduler, dask worker), or "
                 "leave out --cluster"
             ) from error
+        self._asked, self._there = 0.0, True
         self._jobs: dict[Any, Job] = {}
         self._done = distributed.as_completed(loop=self._client.loop, raise_errors=False)
         with self._lost():
             self._client.wait_for_workers(1, timeout=10)
-            self._content = self._client.scatter(content, broadcast=True)
-            self._name = self._content.key
+            self._name = "onnxshap-" + hashlib.sha256(content).hexdigest()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a large graph: unlike scattered data it is never lost
+                self._content = self._client.submit(_same, content, key=self._name)
             self.slots = 2 * max(1, sum(self._client.nthreads().values()))
 
     def submit(self, job: Job) -> None:
@@ -232,11 +246,30 @@ class Cluster:
             self._done.add(future)
 
     def next(self) -> tuple[Job, Result]:
-        """Return a finished job."""
+        """Return a finished job; waits a minute for workers where all are gone."""
         with self._lost():
+            alone_since = None
+            while not self._done.has_ready():
+                time.sleep(_POLL)
+                now = time.monotonic()
+                if self._client.status != "running":
+                    raise OnnxshapError(f"cluster {self._address!r} was lost; {_GO_ON}")
+                if self._workers():
+                    alone_since = None
+                elif alone_since is None:
+                    alone_since = now
+                elif now - alone_since > PATIENCE:
+                    raise OnnxshapError(f"cluster {self._address!r} has no worker left; start some and {_GO_ON}")
             future = next(self._done)
             job = self._jobs.pop(future)
-            return job, future.result(timeout=60)
+            return job, future.result(timeout=10 * PATIENCE)
+
+    def _workers(self) -> bool:
+        """Return whether there are workers; asks every second at most."""
+        now = time.monotonic()
+        if now - self._asked > 1:
+            self._asked, self._there = now, bool(self._client.nthreads())
+        return self._there
 
     @contextlib.contextmanager
     def _lost(self) -> Iterator[None]:
@@ -246,10 +279,7 @@ class Cluster:
         except OnnxshapError:
             raise
         except Exception as error:
-            raise OnnxshapError(
-                f"cluster {self._address!r} was lost ({_short(error)}); run the same command again with --journal to "
-                "go on, or leave out --cluster"
-            ) from error
+            raise OnnxshapError(f"cluster {self._address!r} was lost ({_short(error)}); {_GO_ON}") from error
 
     def close(self) -> None:
         """Drop what is running and leave."""

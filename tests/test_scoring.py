@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 import onnxshap
-from onnxshap import api, scoring
+from onnxshap import api, runners
 from onnxshap.core import Array, Values
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.journal import Journal
@@ -424,9 +424,8 @@ def test_payoffs_that_fail_are_one_error(function: Any, message: str, tmp_path: 
     assert not (tmp_path / "j").exists()
 
 
-def test_a_cluster_that_cannot_be_reached_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_cannot_be_reached_is_one_error() -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr(scoring, "FEWEST", 32)
     for address in ("tcp://127.0.0.1:9", "nonsense://here", "no-address"):
         with pytest.raises(OnnxshapError, match=f"cluster '{address}' cannot be reached"):
             score(cluster=address)
@@ -449,6 +448,22 @@ def test_a_cluster_finds_the_same_and_may_lose_a_worker() -> None:
         assert killed and same(found, score(payoff=margin))
         with pytest.raises(DataError, match=r"payoff 'custom': the function failed \(KeyError: 'no such class'\)"):
             score(cluster=cluster.scheduler_address, payoff=broken)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_whose_workers_all_leave_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(runners, "PATIENCE", 0.5)
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+
+        def leave(stage: str, done: int, total: int) -> None:
+            if stage == "score" and done > 0:
+                cluster.scale(0)
+
+        with pytest.raises(
+            OnnxshapError, match=r"cluster .tcp.* (has no worker left|was lost).* the same command again"
+        ):
+            score(cluster=cluster.scheduler_address, payoff=margin, progress=leave)
 
 
 @pytest.mark.filterwarnings("ignore")

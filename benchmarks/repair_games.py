@@ -12,6 +12,8 @@ cut-recon       the same marginal contributions, counted only while between 70 a
                 (a semivalue around the cut)
 recon-sensed    `recon` with every output's squared error counted by what it does to the logits: noise is added to one
                 channel of the consumer at a time (the diagonal of the residual covariance's weight)
+recon-sensed-half   the square root of that weight: halfway to `recon`
+recon-sensed-flat   with noise that is the same in all positions of an image
 refit-kl        seven rounds of leave-one-out: KL to the original outputs with the consumers refitted for every
                 coalition, from one Gram matrix
 shapley-refit   Shapley values of the same payoff, antithetic walks
@@ -135,7 +137,9 @@ class Behind:
         return -float(self.payoff(self.logits(ys), self.reference, None).mean())
 
 
-def sensed(setting: Setting, group: Group, rng: np.random.Generator) -> FloatArray:
+def sensed(
+    setting: Setting, group: Group, rng: np.random.Generator, power: float = 1.0, *, flat: bool = False
+) -> FloatArray:
     """Return the greedy's values with errors counted by what they do to the logits."""
     behind = Behind(setting, group)
     importance: dict[int, FloatArray] = {}
@@ -148,11 +152,12 @@ def sensed(setting: Setting, group: Group, rng: np.random.Generator) -> FloatArr
             at[out.out] = channel
             step = 0.3 * y[tuple(at)].std() + 1e-6
             noisy = y.copy()
-            noisy[tuple(at)] += step * rng.normal(size=noisy[tuple(at)].shape)
+            shape = noisy[tuple(at)].shape
+            noisy[tuple(at)] += step * rng.normal(size=(shape[0], *(1 if flat else n for n in shape[1:])))
             ys = [*behind.ys[:k], noisy, *behind.ys[k + 1 :]]
             moved = behind.logits(ys)[0] - behind.reference[0]
             found[channel] = (moved**2).sum(axis=1).mean() / step**2
-        importance[node] = found + 1e-3 * found.mean() + 1e-12
+        importance[node] = (found + 1e-3 * found.mean() + 1e-12) ** power
     return eliminate(*regressions(setting, group, rng, importance))
 
 
@@ -264,6 +269,8 @@ RANKINGS: Mapping[str, Ranking] = {
     "shapley-recon": shapley_recon,
     "cut-recon": cut_recon,
     "recon-sensed": sensed,
+    "recon-sensed-half": lambda setting, group, rng: sensed(setting, group, rng, 0.5),
+    "recon-sensed-flat": lambda setting, group, rng: sensed(setting, group, rng, flat=True),
     "refit-kl": refit_kl,
     "shapley-refit": shapley_refit,
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onnxshap.methods import METHODS
     from onnxshap.plan import Budget, make_plan
     from onnxshap.rewrite import drop_units, removed_slices
+    from onnxshap.sweeping import Sweep, sweep
     from onnxshap.tracing import Traced, trace
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "OrtBackend",
     "Pruned",
     "Scores",
+    "Sweep",
     "Traced",
     "Values",
     "VerifyError",
@@ -49,6 +51,7 @@ __all__ = [
     "save",
     "score",
     "site_means",
+    "sweep",
     "trace",
 ]
 
@@ -59,7 +62,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for a public one
         if name in __all__:
             import importlib
 
-            for home in ("errors", "api", "calibrate", "graph", "masking", "plan", "rewrite", "tracing"):
+            for home in ("errors", "api", "calibrate", "graph", "masking", "plan", "rewrite", "sweeping", "tracing"):
                 module = importlib.import_module(f"onnxshap.{home}")
                 if hasattr(module, name):
                     globals()[name] = getattr(module, name)

@@ -46,7 +46,8 @@ STATISTICS_SAMPLES = 1024
 """The same for methods that play no game: every image is run once."""
 WORK = 4 * 10**13
 """Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
-_REPAIR_IMAGES = 1024
+REPAIR_IMAGES = 1024
+"""Most calibration images to measure curves and to refit with."""
 
 
 class Progress(Protocol):
@@ -250,7 +251,7 @@ def sample(data: Dataset, count: int, seed: int) -> Dataset:
     return data.take(np.random.default_rng([seed, 1]).permutation(len(data))[:count])
 
 
-def _reference(traced: Traced, model: ModelProto, data: Dataset) -> list[Array]:
+def reference_of(traced: Traced, model: ModelProto, data: Dataset) -> list[Array]:
     """Return the outputs of the original model, which have to be finite."""
     reference = run_all(traced, model, data)
     for item, value in zip(model.graph.output, reference, strict=True):
@@ -261,7 +262,7 @@ def _reference(traced: Traced, model: ModelProto, data: Dataset) -> list[Array]:
     return reference
 
 
-def _choose(payoff: str | None, reference: Sequence[Array], data: Dataset, names: Sequence[str]) -> Payoff:
+def choose_payoff(payoff: str | None, reference: Sequence[Array], data: Dataset, names: Sequence[str]) -> Payoff:
     """Return the payoff fitted to the data; a refusal says which data."""
     try:
         return payoffs.choose(payoff, reference, data.labels, names)
@@ -270,12 +271,14 @@ def _choose(payoff: str | None, reference: Sequence[Array], data: Dataset, names
 
 
 def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str) -> Setting:
-    reference = _reference(free, free.shaped.graph.model, data)
+    reference = reference_of(free, free.shaped.graph.model, data)
     names = [o.name for o in free.shaped.graph.model.graph.output]
     if baseline not in BASELINES:
         raise OnnxshapError(f"baseline {baseline!r} is unknown; choose one of {', '.join(BASELINES)}")
     chosen = (
-        payoffs.custom(payoff, reference, data.labels) if callable(payoff) else _choose(payoff, reference, data, names)
+        payoffs.custom(payoff, reference, data.labels)
+        if callable(payoff)
+        else choose_payoff(payoff, reference, data, names)
     )
     means = site_means(free, data) if baseline == "mean" else {}
     return Setting(free, data, chosen, reference, means)
@@ -400,7 +403,7 @@ def prune(
             raise ModelError(f"{data_path(output)}: would replace data of the model; choose another output path")
         groups = select(traced.groups, include, exclude) if traced.groups else []
         if not groups:
-            raise BudgetError(f"nothing can be cut: {_why_nothing(traced)}")
+            raise BudgetError(f"nothing can be cut: {why_nothing(traced)}")
         blank = [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
         searched = max_drop is not None or target_latency is not None
         if keep_units is not None and searched:
@@ -410,7 +413,7 @@ def prune(
         free = free_batch(traced)
         held_out = calibration(traced, eval_data, seed=seed) if eval_data is not None else dataset
         if max_drop is not None and eval_data is None:
-            dataset, held_out = _divided(dataset, seed)
+            dataset, held_out = divided(dataset, seed)
         progress("trace", 1, 1)
     with clock.stage("score"):
         setting = _setting(free, sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline)
@@ -422,7 +425,7 @@ def prune(
             rules = Rules(max_evals, max_seconds, decided, {name: int(kept.sum()) for name, kept in likely.items()})
             found = _score(setting, traced, groups, method, seed, rules, progress, journal, workers, cluster)
     phi = {g.name: found.values[g.name].phi for g in groups}
-    repaired_on = sample(dataset, _REPAIR_IMAGES, seed)
+    repaired_on = sample(dataset, REPAIR_IMAGES, seed)
     repair = repair or ("fold" if data is None else None)
     cutter = Cutter(traced, free, groups, phi, repaired_on, repair, allocation, seed, progress, clock)
     lost: Drop | None = None
@@ -446,11 +449,15 @@ def prune(
     )  # fmt: skip
 
 
-def _divided(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """Return the images to cut and repair with, and two fifths of them held out to judge the drop by."""
+def divided(data: Dataset, seed: int, what: str = "max-drop") -> tuple[Dataset, Dataset]:
+    """Return the images to cut and repair with, and two fifths of them held out to judge the drop by.
+
+    Raises:
+        DataError: there are too few; `what` needs them.
+    """
     if len(data) < 2 * FEWEST_IMAGES:
         raise DataError(
-            f"{data.source}: max-drop holds two fifths of the images out; there are {len(data)}, give at least "
+            f"{data.source}: {what} holds two fifths of the images out; there are {len(data)}, give at least "
             f"{2 * FEWEST_IMAGES}, or --eval-data"
         )
     order = np.random.default_rng([seed, 6]).permutation(len(data))
@@ -459,7 +466,8 @@ def _divided(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     return kept, replace(held_out, source=f"{data.source}, held out")
 
 
-def _why_nothing(traced: Traced) -> str:
+def why_nothing(traced: Traced) -> str:
+    """Return why a model has nothing to cut."""
     if traced.groups:
         return "--include and --exclude leave no group"
     reasons = list(dict.fromkeys(f"{f.tensor!r}: {f.reason}" for f in traced.frozen))
@@ -478,8 +486,8 @@ def _check_values(values: Scores, traced: Traced, groups: Sequence[Group]) -> Sc
 def _judge(traced: Traced, data: Dataset, payoff: Payoff) -> tuple[list[Array], Payoff]:
     """Return the original outputs on held-out data and the payoff fitted to them; called before the long part."""
     names = [o.name for o in traced.shaped.graph.model.graph.output]
-    reference = _reference(traced, traced.source, data)
-    return reference, _choose(payoff.name, reference, data, names) if payoff.name in payoffs.NAMES else payoff
+    reference = reference_of(traced, traced.source, data)
+    return reference, choose_payoff(payoff.name, reference, data, names) if payoff.name in payoffs.NAMES else payoff
 
 
 def _figures(
@@ -532,7 +540,7 @@ def compare(
         every.append(trace(second, input_shapes=shapes, backend=backend))
     names = [o.name for o in traced.shaped.graph.model.graph.output]
     outputs = [run_all(t, t.source, dataset) for t in every]
-    fitted = _choose(payoff, outputs[0], dataset, names)
+    fitted = choose_payoff(payoff, outputs[0], dataset, names)
     for found in outputs[1:]:
         if [a.shape for a in found] != [a.shape for a in outputs[0]]:
             raise DataError("the two models have outputs of other shapes; compare models with the same outputs")

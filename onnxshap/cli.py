@@ -37,6 +37,7 @@ _STAGES = {
     "repair": "refitting weights",
     "curves": "measuring widths",
     "search": "searching",
+    "sweep": "cutting to every budget",
 }
 _PIPE_WIDTH = 1000
 _INTERRUPTED = 130
@@ -203,15 +204,26 @@ class _InputShape(click.ParamType):  # type: ignore[type-arg] # generic since cl
         return name, sizes
 
 
-class _ReportPath(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
-    """A path that ends in .json or .html."""
+class _Shares(_Share):
+    """Several shares, as 0.9,0.5 or 90%,50%."""
+
+    name = "shares"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return tuple(super(_Shares, self).convert(one.strip(), param, ctx) for one in value.split(","))
+
+
+class _FilePath(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
+    """A path with one of some suffixes."""
 
     name = "file"
 
+    def __init__(self, what: str, *suffixes: str) -> None:
+        self._what, self._suffixes = what, suffixes
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        suffixes = (".json", ".html")
-        if Path(value).suffix.lower() not in suffixes:
-            self.fail(f"{value!r}: a report ends in {' or '.join(suffixes)}", param, ctx)
+        if Path(value).suffix.lower() not in self._suffixes:
+            self.fail(f"{value!r}: {self._what} ends in {' or '.join(self._suffixes)}", param, ctx)
         return str(value)
 
 
@@ -297,8 +309,13 @@ data_options = _options(
     click.option("--payoff", type=_OneOf(_payoffs), help="What outputs are worth; by default what fits them."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all randomness."),
 )  # fmt: skip
+method_option = click.option(
+    "--method", type=_OneOf(_methods), default="shapley", show_default=True, help="How to value units."
+)
+journal_option = click.option(
+    "--journal", metavar="FILE", help="Where results are kept until the end: a killed run goes on there."
+)
 score_options = _options(
-    click.option("--method", type=_OneOf(_methods), default="shapley", show_default=True, help="How to value units."),
     click.option(
         "--baseline", type=_OneOf(_baselines), default="mean", show_default=True,
         help="What stands in for a removed unit while scoring.",
@@ -312,12 +329,28 @@ score_options = _options(
         "--decided", type=float, default=0.1, show_default=True,
         help="End a group when the expected share of misplaced units is below; 0: never.",
     ),
-    click.option("--journal", metavar="FILE", help="Where results are kept until the end: a killed run goes on there."),
     click.option("--workers", type=click.IntRange(0), default=0, help="Processes to score with, on this machine."),
     click.option("--cluster", metavar="ADDRESS", help="A dask.distributed scheduler to score with, tcp://host:8786."),
     click.option("--include", multiple=True, metavar="GLOB", help="Only groups or nodes of that name; repeatable."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="No groups or nodes of that name; repeatable."),
 )  # fmt: skip
+
+width_options = _options(
+    click.option("--multiple-of", type=int, help="Widths are multiples of it. [default: 8 or 4 where groups are wide]"),
+    click.option("--min-units", type=int, default=1, show_default=True, help="No group gets narrower."),
+)
+repair_options = _options(
+    click.option(
+        "--repair",
+        type=_OneOf(_repairs),
+        help="What is done about what the cut leaves behind.  [default: lstsq with --data, else fold]",
+    ),
+    click.option(
+        "--allocation",
+        type=_OneOf(_allocations),
+        help="How widths are shared out.  [default: curves with lstsq, where affordable, else uniform]",
+    ),
+)
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -366,23 +399,21 @@ def inspect(screen: Screen, model: str, as_json: bool, input_shapes: Shapes, pro
     metavar="X",
     help="The smallest model that loses at most X accuracy (or agreement) on --eval-data, or on data held out.",
 )
-@click.option("--multiple-of", type=int, help="Widths are multiples of it. [default: 8 or 4 where groups are wide]")
-@click.option("--min-units", type=int, default=1, show_default=True, help="No group gets narrower.")
+@width_options
 @data_options
 @click.option("--eval-data", metavar="DATA", help="Held-out data for the scores before and after. [default: --data]")
+@method_option
 @score_options
+@journal_option
 @click.option("--values", metavar="FILE", help="Values that `onnxshap score` wrote, instead of scoring.")
+@repair_options
 @click.option(
-    "--repair",
-    type=_OneOf(_repairs),
-    help="What is done about what the cut leaves behind.  [default: lstsq with --data, else fold]",
+    "--report",
+    "report_path",
+    type=_FilePath("a report", ".json", ".html"),
+    metavar="FILE",
+    help="Also write a .json or .html report.",
 )
-@click.option(
-    "--allocation",
-    type=_OneOf(_allocations),
-    help="How widths are shared out.  [default: curves with lstsq, where affordable, else uniform]",
-)
-@click.option("--report", "report_path", type=_ReportPath(), metavar="FILE", help="Also write a .json or .html report.")
 @click.option("--dry-run", is_flag=True, help="Do everything, write nothing.")
 @json_option
 @run_options
@@ -442,7 +473,9 @@ def prune(
 @model_argument
 @click.option("-o", "--output", metavar="FILE", help="The values file. [default: MODEL's stem + .values.json]")
 @data_options
+@method_option
 @score_options
+@journal_option
 @json_option
 @run_options
 @talk_options
@@ -476,6 +509,73 @@ def score(
     Path(kept).unlink(missing_ok=True)
     _print(as_json, report.values_report(found), [report.values_table(found)])
     screen.note(f"wrote {written}")
+
+
+@main.command()
+@model_argument
+@click.option("--keep", type=_Shares(), help="Shares of the MACs to keep, as 0.9,0.5.  [default: 0.9 down to 0.1]")
+@click.option("--max-drop", type=float, metavar="X", help="Mark the fewest MACs that lose at most X.")
+@width_options
+@data_options
+@click.option("--eval-data", metavar="DATA", help="Held-out data to judge by. [default: two fifths of --data]")
+@click.option("--method", "methods", type=_OneOf(_methods), multiple=True, help="How to value units; may be repeated.")
+@score_options
+@repair_options
+@click.option(
+    "-o", "--output", type=_FilePath("it", ".json"), metavar="FILE.json", help="Also write what --json prints."
+)
+@click.option(
+    "--plot",
+    type=_FilePath("a plot", ".svg", ".png", ".html"),
+    metavar="FILE",
+    help="Also draw it: .svg, .png or .html (needs `onnxshap[plot]`).",
+)
+@json_option
+@run_options
+@talk_options
+@click.pass_obj
+def sweep(
+    screen: Screen, model: str, keep: tuple[float, ...] | None, max_drop: float | None, multiple_of: int | None,
+    min_units: int, data: str | None, labels: str | None, payoff: str | None, seed: int, eval_data: str | None,
+    methods: tuple[str, ...], baseline: str, samples: int | None, max_evals: int | None, max_seconds: float | None,
+    decided: float, workers: int, cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...],
+    repair: str | None, allocation: str | None, output: str | None, plot: str | None, as_json: bool,
+    input_shapes: Shapes, provider: str, threads: int,
+) -> None:  # fmt: skip
+    """Show what MODEL loses, and saves, at many budgets: one scoring a method.
+
+    The knee is the point after which more is lost for what is saved.
+    """
+    from onnxshap import report, sweeping
+
+    if data is None:
+        raise click.UsageError("sweep needs --data")
+    _say_defaults(screen, data, payoff)
+    sources = {"the model": model, "--data": data, "--labels": labels, "--eval-data": eval_data}
+    _check_outputs({"-o": output, "--plot": plot}, sources)
+    if plot is not None:
+        from onnxshap.plot import require, write_plot
+
+        require()
+    with screen.progress() as tell:
+        result = sweeping.sweep(
+            model, data, labels=labels, eval_data=eval_data, methods=methods or ("shapley",),
+            keep=sweeping.KEEP if keep is None else keep, multiple_of=multiple_of, min_units=min_units,
+            include=include, exclude=exclude, payoff=payoff, baseline=baseline, repair=repair, allocation=allocation,
+            samples=samples, max_evals=max_evals, max_seconds=max_seconds, decided=decided, seed=seed,
+            workers=workers, cluster=cluster, backend=_backend(provider, threads), input_shapes=dict(input_shapes),
+            progress=tell,
+        )  # fmt: skip
+    found = report.sweep_report(result, model=model, seed=seed, max_drop=max_drop)
+    if output is not None:
+        report.write_json(found, output)
+    if plot is not None:
+        write_plot(found, plot)
+    _print(as_json, found, report.sweep_tables(found))
+    for share, why in result.left_out.items():
+        screen.note(f"left out {share:g}: {why}")
+    if output is not None or plot is not None:
+        screen.note(f"wrote {_and(output, plot)}")
 
 
 @main.command(name="eval")

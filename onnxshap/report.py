@@ -29,6 +29,7 @@ from onnxshap.errors import DataError
 from onnxshap.graph import whole_file
 from onnxshap.groups import Group
 from onnxshap.measure import Figures
+from onnxshap.sweeping import Curve, Point, Sweep
 from onnxshap.tracing import Traced
 
 SCHEMA_VERSION = 1
@@ -97,6 +98,51 @@ def _group(result: Pruned, group: Group) -> Report:
         "stopped": None if values is None else values.stopped,
         "producers": list(group.producers),
         "consumers": list(group.consumers),
+    }
+
+
+def sweep_report(result: Sweep, *, model: str, seed: int, max_drop: float | None = None) -> Report:
+    """Return the report of a sweep; `knee` and `within` name points by their `keep_macs`."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": model,
+        "seed": seed,
+        "score": result.score,
+        "max_drop": max_drop,
+        "data": {"n": result.images, "source": result.source},
+        "eval_data": {"n": result.eval_images, "source": result.eval_source},
+        "before": _figures(result.before),
+        "methods": [_curve(curve, result.before, max_drop) for curve in result.curves],
+        "left_out": [{"keep_macs": share, "reason": why} for share, why in result.left_out.items()],
+    }
+
+
+def _curve(curve: Curve, before: Figures, max_drop: float | None) -> Report:
+    knee, within = curve.knee(), None if max_drop is None else curve.within(max_drop)
+    return {
+        "method": curve.method,
+        "repair": curve.repair,
+        "allocation": curve.allocation,
+        "evals": curve.evals,
+        "seconds": dict(curve.seconds),
+        "knee": None if knee is None else knee.keep_macs,
+        "within": None if within is None else within.keep_macs,
+        "points": [_point(point, before) for point in curve.points],
+    }
+
+
+def _point(point: Point, before: Figures) -> Report:
+    found = point.figures
+    return {
+        "keep_macs": point.keep_macs,
+        **_figures(found),
+        "shares": {
+            "macs": found.macs / max(1, before.macs),
+            "params": found.params / max(1, before.params),
+            "bytes": found.bytes / max(1, before.bytes),
+            "latency": _number(point.latency),
+        },
+        "drop": {**dataclasses.asdict(point.drop), "stderr": _number(point.drop.stderr)},
     }
 
 
@@ -358,6 +404,45 @@ def figures_table(names: Sequence[str], figures: Sequence[Report], source: str) 
         label = f"{name} on noise" if source == "random" else name
         _row(table, label, *("-" if v is None else f"{v:z.4f}" for v in values), *([change] if pair else []))
     return table
+
+
+def sweep_tables(report: Report) -> list[RenderableType]:
+    """Return every point of every method; sizes and times as shares of the original's."""
+    score, before = report["score"], report["before"]
+    table = _table("method", ">budget", ">MACs", ">parameters", ">file", ">latency", f">{score}", ">lost", "")
+    _row(
+        table, "original", "", _count(before["macs"]), _count(before["params"]), _bytes(before["bytes"]),
+        _milliseconds(before["latency_ms"]), _written(before["score"].get(score)), "", "",
+    )  # fmt: skip
+    for curve in report["methods"]:
+        table.add_section()
+        for point in curve["points"]:
+            shares, drop, budget = point["shares"], point["drop"], point["keep_macs"]
+            marks = [mark for mark in ("knee", "within") if curve[mark] == budget]
+            _row(
+                table, curve["method"], f"{budget:g}",
+                *(f"x {shares[name]:.3f}" for name in ("macs", "params", "bytes", "latency")),
+                _written(point["score"].get(score)), f"{drop['mean']:+z.4f} +- {_written(drop['stderr'])}",
+                ", ".join(marks),
+            )  # fmt: skip
+    judged, limit = report["eval_data"], report["max_drop"]
+    how = dict.fromkeys(f"repair {c['repair']}, widths {c['allocation']}" for c in report["methods"])
+    lines = [
+        f"Cut and repaired with {_plural(report['data']['n'], 'image')} ({_source(report['data'])}): {'; '.join(how)}.",
+        f"{score}: mean over {_plural(judged['n'], 'image')} ({_source(judged)}); knee: farthest from the chord.",
+    ]
+    if limit is not None:
+        none = [c["method"] for c in report["methods"] if c["within"] is None]
+        lines.append(f"within: the fewest MACs that lose at most {limit:g}, one standard error included.")
+        lines += [f"No budget of {_list(none)} is within {limit:g}."] if none else []
+    if report["left_out"]:
+        budgets = ", ".join(f"{item['keep_macs']:g}" for item in report["left_out"])
+        lines.append(f"Left out: {budgets}; {report['left_out'][0]['reason']}.")
+    return [table, Text("\n".join(lines))]
+
+
+def _written(value: float | None) -> str:
+    return "-" if value is None else f"{value:z.4f}"
 
 
 def inspection_tables(report: Report) -> list[RenderableType]:

@@ -29,7 +29,9 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"runners"}),
     frozenset({"scoring"}),
     frozenset({"api"}),
+    frozenset({"sweeping"}),
     frozenset({"report"}),
+    frozenset({"plot"}),
     frozenset({"cli"}),
     frozenset({"__init__", "__main__"}),
 )
@@ -40,6 +42,7 @@ OWNERS = {
     "click": {"cli"},
     "rich": {"cli", "report"},
     "PIL": {"data"},
+    "matplotlib": {"plot"},
     "distributed": {"runners"},
 }
 """Foreign library -> the modules that may import it, wherever in the file."""

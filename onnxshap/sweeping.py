@@ -1,0 +1,272 @@
+"""What a model loses at many budgets, by one method or several: one set of values and of curves for all budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxshap import api, payoffs
+from onnxshap.api import ModelLike, Progress, silent
+from onnxshap.backend import OrtBackend
+from onnxshap.calibrate import free_batch, run_all
+from onnxshap.clock import Clock
+from onnxshap.core import Array, Dataset, FloatArray, Payoff
+from onnxshap.cutter import Cut, Cutter, check_names, shares
+from onnxshap.data import DataLike
+from onnxshap.errors import BudgetError, OnnxshapError
+from onnxshap.groups import Group, select
+from onnxshap.labels import Liveness
+from onnxshap.measure import Figures, latencies, scores
+from onnxshap.methods import METHODS
+from onnxshap.plan import Budget, Candidate, check_reachable
+from onnxshap.scoring import DECIDED
+from onnxshap.search import Drop, Judge
+from onnxshap.tracing import Traced
+from onnxshap.weights import file_size
+
+KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+"""Shares of the multiply-accumulates, where none are given."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model cut to one budget.
+
+    Attributes:
+        keep_macs: the budget, a share of the multiply-accumulates.
+        figures: of the cut model, its scores on the held-out images.
+        latency: its milliseconds as a share of the original's, both measured in turn.
+        drop: what it loses on the held-out images.
+    """
+
+    keep_macs: float
+    figures: Figures
+    latency: float
+    drop: Drop
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The points of one method.
+
+    Attributes:
+        method: its name.
+        repair: what was done about what the cuts left behind.
+        allocation: how widths were shared out.
+        evals: (image, coalition) rows of the scoring.
+        points: widest first.
+        seconds: per stage.
+    """
+
+    method: str
+    repair: str
+    allocation: str
+    evals: int
+    points: Sequence[Point]
+    seconds: Mapping[str, float]
+
+    def knee(self) -> Point | None:
+        """Return the point after which more is lost for what is saved: farthest from the chord, None where none is."""
+        macs = np.array([1.0, *(p.keep_macs for p in self.points)])
+        number = knee(macs, np.array([0.0, *(p.drop.mean for p in self.points)]))
+        return None if number is None else self.points[number - 1]
+
+    def within(self, most: float) -> Point | None:
+        """Return the narrowest point whose mean loss and one standard error of it are at most `most`, if any."""
+        return next((p for p in reversed(self.points) if p.drop.bound <= most), None)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `sweep` found.
+
+    Attributes:
+        before: figures of the original.
+        curves: one a method.
+        score: what is judged: accuracy, agreement with the original, or the payoff's name.
+        left_out: budgets that cannot be reached, and why.
+        images, source: calibration images, and where they came from.
+        eval_images, eval_source: the same of the held-out ones.
+    """
+
+    before: Figures
+    curves: Sequence[Curve]
+    score: str
+    left_out: Mapping[float, str]
+    images: int
+    source: str
+    eval_images: int
+    eval_source: str
+
+
+def knee(shares: FloatArray, losses: FloatArray) -> int | None:
+    """Return the place farthest from the chord of a falling curve, on axes from 0 to 1; None where it bulges nowhere.
+
+    Args:
+        shares: what is kept, from the whole to the least.
+        losses: what is lost at each.
+
+    >>> knee(np.array([1.0, 0.8, 0.6, 0.4, 0.2]), np.array([0.0, 0.01, 0.02, 0.1, 0.5]))
+    2
+    >>> knee(np.array([1.0, 0.5, 0.2]), np.array([0.0, 0.4, 0.5])) is None
+    True
+    """
+    if len(shares) < 3 or not losses[-1] > losses[0] or not shares[0] > shares[-1]:
+        return None
+    saved = (shares[0] - shares) / (shares[0] - shares[-1])
+    lost = (losses - losses[0]) / (losses[-1] - losses[0])
+    best = int(np.argmax(saved - lost))
+    return best if saved[best] - lost[best] > 1e-9 else None
+
+
+def sweep(
+    model: ModelLike,
+    data: DataLike,
+    *,
+    labels: str | Path | None = None,
+    eval_data: DataLike | None = None,
+    methods: Sequence[str] = ("shapley",),
+    keep: Sequence[float] = KEEP,
+    multiple_of: int | None = None,
+    min_units: int = 1,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    payoff: str | Callable[..., object] | None = None,
+    baseline: str = "mean",
+    repair: str | None = None,
+    allocation: str | None = None,
+    samples: int | None = None,
+    max_evals: int | None = None,
+    max_seconds: float | None = None,
+    decided: float = DECIDED,
+    seed: int = 0,
+    backend: OrtBackend | None = None,
+    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    workers: int = 0,
+    cluster: str | None = None,
+    progress: Progress = silent,
+) -> Sweep:
+    """Return what is lost, and what is saved, at every budget: one scoring and one set of curves a method.
+
+    Args:
+        model: as in `api.prune`, and so is everything that is not said here.
+        data: calibration data.
+        eval_data: held-out data to judge by; None = two fifths of `data` are held out.
+        methods: names of `METHODS`, one curve each.
+        keep: budgets, shares of the multiply-accumulates; those that cannot be reached are left out.
+
+    Raises:
+        ModelError, DataError, BudgetError, VerifyError: as in `api.prune`; BudgetError also where no budget can be
+            reached.
+    """
+    check_names(repair, allocation)
+    for name in methods:
+        if name not in METHODS:
+            raise OnnxshapError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
+    if not methods or not keep:
+        raise BudgetError("a sweep needs a method and a budget; give --method and --keep, or neither")
+    budgets = {k: Budget(macs=k, multiple_of=multiple_of, min_units=min_units) for k in sorted(set(keep))[::-1]}
+    progress("trace", 0, 1)
+    traced, dataset = api.open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+    groups = select(traced.groups, include, exclude) if traced.groups else []
+    if not groups:
+        raise BudgetError(f"nothing can be cut: {api.why_nothing(traced)}")
+    left_out = _unreachable(traced, groups, budgets)
+    if len(left_out) == len(budgets):
+        raise BudgetError(next(iter(left_out.values())))
+    if eval_data is None:
+        dataset, held_out = api.divided(dataset, seed, "a sweep")
+    else:
+        held_out = api.calibration(traced, eval_data, seed=seed)
+    bench = _Bench.of(traced, held_out, payoff)
+    free, repaired_on = free_batch(traced), api.sample(dataset, api.REPAIR_IMAGES, seed)
+    progress("trace", 1, 1)
+    curves: list[Curve] = []
+    total = len(methods) * (len(budgets) - len(left_out))
+    for method in dict.fromkeys(methods):
+        clock = Clock()
+        with clock.stage("score"):
+            found = api.score(
+                traced, dataset, method=method, payoff=payoff, baseline=baseline, include=include, exclude=exclude,
+                samples=samples, max_evals=max_evals, max_seconds=max_seconds, decided=decided, seed=seed,
+                workers=workers, cluster=cluster, progress=progress,
+            )  # fmt: skip
+        phi = {g.name: found.values[g.name].phi for g in groups}
+        told = _only(progress, "curves")
+        cutter = Cutter(traced, free, groups, phi, repaired_on, repair, allocation, seed, told, clock)
+        points: list[Point] = []
+        for share, budget in budgets.items():
+            if share not in left_out:
+                plan = cutter.plan(budget)
+                progress("sweep", len(curves) * total // len(methods) + len(points), total)
+                points.append(bench.point(share, cutter.cut(plan, dataset), clock))
+        curves.append(Curve(method, str(cutter.repair), str(cutter.allocation), found.evals, points, clock.seconds))
+    progress("sweep", total, total)
+    return Sweep(
+        bench.before(), curves, bench.judge.name, left_out, len(dataset), dataset.source, len(held_out), held_out.source
+    )
+
+
+def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float, Budget]) -> dict[float, str]:
+    """Return the budgets that the least widths exceed, and why."""
+    blank = [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
+    found = {}
+    for share, budget in budgets.items():
+        try:
+            check_reachable(blank, budget, lambda plan: shares(traced, plan))
+        except BudgetError as error:
+            found[share] = str(error)
+    return found
+
+
+def _only(progress: Progress, wanted: str) -> Progress:
+    """Return a progress that shows one stage."""
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage == wanted:
+            progress(stage, done, total)
+
+    return tell
+
+
+@dataclass
+class _Bench:
+    """Measures cut models against the original on held-out images."""
+
+    judge: Judge
+    payoff: Payoff
+    labels: Array | None
+    whole_ms: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, traced: Traced, data: Dataset, payoff: str | Callable[..., object] | None) -> _Bench:
+        names = [o.name for o in traced.shaped.graph.model.graph.output]
+        reference = api.reference_of(traced, traced.source, data)
+        if callable(payoff):
+            fitted: Payoff = payoffs.custom(payoff, reference, data.labels)
+        else:
+            fitted = api.choose_payoff(payoff, reference, data, names)
+        return cls(Judge.of(traced, data, reference, fitted), fitted, data.labels)
+
+    def point(self, share: float, cut: Cut, clock: Clock) -> Point:
+        traced, data = self.judge.traced, self.judge.data
+        with clock.stage("measure"):
+            batch = 1 if traced.shaped.free_batch else traced.batch
+            whole, ms = latencies(traced.backend, [traced.source, cut.model], data, batch)
+            self.whole_ms.append(whole)
+            figures = self._figures(cut.model, run_all(traced, cut.model, data), ms, traced.alive(cut.keep))
+            return Point(share, figures, ms / whole, self.judge.drop(cut))
+
+    def before(self) -> Figures:
+        traced = self.judge.traced
+        return self._figures(traced.source, self.judge.reference, float(np.median(self.whole_ms)))
+
+    def _figures(self, model: ModelProto, outputs: Sequence[Array], ms: float, live: Liveness | None = None) -> Figures:
+        traced, reference = self.judge.traced, self.judge.reference
+        names = [o.name for o in traced.shaped.graph.model.graph.output]
+        found = scores(outputs, reference, self.labels, names, self.payoff)
+        return Figures(traced.cost.macs(live), traced.cost.params(live), file_size(model), ms, found)

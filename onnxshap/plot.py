@@ -85,16 +85,18 @@ def _panel(axes: Axes, report: Report, key: str) -> None:
     """Draw the scores with the standard errors of the losses, the knee as a star, the last point within as a ring."""
     name = report["score"]
     whole = report["before"]["score"][name]
+    unnamed = {"knee", "within"}
     for number, curve in enumerate(report["methods"]):
-        points: list[dict[str, Any]] = sorted(curve["points"], key=lambda p: p["shares"][key])
+        points: list[dict[str, Any]] = curve["points"]
         x, y = [p["shares"][key] for p in points], [p["score"][name] for p in points]
         spread = [p["drop"]["stderr"] or 0.0 for p in points]
         colour = f"C{number % 10}"
-        axes.errorbar([*x, 1], [*y, whole], [*spread, 0], color=colour, marker=".", capsize=2, label=curve["method"])
+        axes.errorbar([1, *x], [whole, *y], [0, *spread], color=colour, marker=".", capsize=2, label=curve["method"])
         for mark, symbol, fill, size in (("knee", "*", "full", 14), ("within", "o", "none", 11)):
             at = [(p["shares"][key], p["score"][name]) for p in points if p["keep_macs"] == curve[mark]]
-            label = None if number else mark
             if at:
+                label = mark if mark in unnamed else None
+                unnamed.discard(mark)
                 axes.plot(*at[0], symbol, markersize=size, color=colour, fillstyle=fill, label=label, linestyle="")
     if report["max_drop"] is not None:
         axes.axhline(whole - report["max_drop"], linestyle="--", linewidth=1, color="0.5")

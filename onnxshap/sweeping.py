@@ -111,7 +111,7 @@ def knee(shares: FloatArray, losses: FloatArray) -> int | None:
         losses: what is lost at each.
 
     >>> knee(np.array([1.0, 0.8, 0.6, 0.4, 0.2]), np.array([0.0, 0.01, 0.02, 0.1, 0.5]))
-    2
+    3
     >>> knee(np.array([1.0, 0.5, 0.2]), np.array([0.0, 0.4, 0.5])) is None
     True
     """

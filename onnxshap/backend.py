@@ -150,6 +150,7 @@ class OrtBackend:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimize:  # run once or twice: a second copy of the weights would not pay
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # Shape nodes first: they let tensors go
         options.graph_optimization_level = (
             ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimize else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         )

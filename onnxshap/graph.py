@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from onnxshap import weights
 from onnxshap.backend import first_line
+from onnxshap.branches import conditions_of
+from onnxshap.branches import take_branches as take_branches_of
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
 from onnxshap.structure import check_structure, order, outer_names, subgraphs
@@ -176,12 +178,35 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     normal.CopyFrom(model)
     graph = normal.graph
     _sort(graph)
-    _constants_to_initializers(graph)
+    origin = _without_branches(graph)
     _drop_overridable_inputs(graph)
-    origin = _unshare(graph)
+    origin |= _unshare(graph, origin)
     del graph.value_info[:]
     normal.ir_version = max(4, model.ir_version)
     return Graph(normal, model.ir_version, origin, kept or weights.Kept())
+
+
+def take_branches(graph: Graph) -> Graph | None:
+    """Return a normalised graph without the If nodes whose condition is an initializer, None where it has none."""
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    origin = dict(graph.origin) | _without_branches(model.graph)
+    if len(origin) == len(graph.origin) and model.graph == graph.model.graph:
+        return None
+    return replace(graph, model=model, origin=origin | _unshare(model.graph, origin))
+
+
+def _without_branches(graph: GraphProto) -> dict[str, str]:
+    """Make Constant nodes initializers, and put the branch taken in place of each If whose condition is one."""
+    origin: dict[str, str] = {}
+    overridable = {i.name for i in graph.input}
+    while True:
+        _constants_to_initializers(graph)
+        asked = conditions_of(graph.node) - overridable
+        known = {t.name: bool(array(t).all()) for t in graph.initializer if t.name in asked}
+        if not known:
+            return origin
+        origin |= take_branches_of(graph, known)
 
 
 def _sort(graph: GraphProto) -> None:
@@ -241,14 +266,14 @@ def _drop_overridable_inputs(graph: GraphProto) -> None:
             graph.input.add().ParseFromString(data)
 
 
-def _unshare(graph: GraphProto) -> dict[str, str]:
+def _unshare(graph: GraphProto, before: Mapping[str, str]) -> dict[str, str]:
     """Give every use of an initializer, and of a ConstantOfShape, its own copy; return copy name -> original name.
 
     Where a subgraph or an output of the model reads the original, that is a use of its own.
     """
     pinned = {o.name for o in graph.output}.union(*(outer_names(g) for n in graph.node for g in subgraphs(n)))
     taken = {name for node in graph.node for name in (*node.input, *node.output)} | {t.name for t in graph.initializer}
-    origin: dict[str, str] = {}
+    origin: dict[str, str] = dict(before)
 
     def own_names(name: str, uses: list[tuple[NodeProto, int]]) -> Iterator[str]:
         number = 1

@@ -20,6 +20,7 @@ from onnxshap.graph import array, attributes, finish, tensor
 from onnxshap.labels import Liveness, Site
 from onnxshap.masking import Means, responses
 from onnxshap.shapes import static_values
+from onnxshap.structure import graphs_of
 from onnxshap.tracing import Keep, Traced
 
 
@@ -207,8 +208,9 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
     live, graph = traced.alive(keep), traced.shaped.graph
     constants = {t.name for t in graph.model.graph.initializer}
     constants |= {n.output[0] for n in graph.nodes if n.op_type == "ConstantOfShape"}
-    given = {t.name for t in traced.source.graph.initializer}
-    given |= {n.output[0] for n in traced.source.graph.node if n.op_type in ("Constant", "ConstantOfShape")}
+    every = list(graphs_of(traced.source.graph))
+    given = {t.name for part in every for t in part.initializer}
+    given |= {n.output[0] for part in every for n in part.node if n.op_type in ("Constant", "ConstantOfShape")}
     found = []
     for node in graph.nodes:
         for k, name in enumerate(node.input):

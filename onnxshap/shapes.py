@@ -21,7 +21,7 @@ from onnxshap.backend import Backend
 from onnxshap.core import Array
 from onnxshap.data import InputSpec, random_data
 from onnxshap.errors import DataError, ModelError
-from onnxshap.graph import Graph, array, attributes, is_op, tensor
+from onnxshap.graph import Graph, array, attributes, is_op, take_branches, tensor
 from onnxshap.structure import outer_names, subgraphs
 from onnxshap.weights import without_values
 
@@ -34,6 +34,7 @@ _INTEGER_OPS = (
     *("Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
 )
 """What exporters that fold no constants put bounds and sizes together with."""
+_LOSSY = ("Abs", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mod", "ReduceMax", "ReduceMin", "Round", "Sign")
 _PREFIX = "onnxshap.shape."
 _KNOWN_TYPES = frozenset(helper.get_all_tensor_dtypes()) - {TensorProto.UNDEFINED}
 
@@ -118,6 +119,8 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
     varied = _varied(specs, first.inputs)
     second = next((run for sizes in varied if (run := probe.attempt(sizes))), None)
     folded = _fold_shape_arithmetic(graph, first, second if varied else first)
+    if (simpler := take_branches(folded)) is not None:
+        return infer(simpler, backend, shapes)
     found = value_kinds(folded.model)
     kinds = {name: kind for name, kind in found.items() if kind}
     kinds |= _unknown_kinds(folded, backend, found)
@@ -331,7 +334,7 @@ def _fold_shape_arithmetic(graph: Graph, first: _Run, second: _Run | None) -> Gr
         return graph
     model = ModelProto()
     model.CopyFrom(graph.model)
-    fixed = {n: v for n, v in first.values.items() if n in second.values and np.array_equal(v, second.values[n])}
+    fixed = _fixed(graph.model, first, second)
     outputs = {o.name for o in model.graph.output}
     made: dict[str, Array] = {}
     for node in model.graph.node:
@@ -366,6 +369,24 @@ def _stretches(node: NodeProto, first: _Run, second: _Run) -> Array | None:
         padded = (1,) * (len(out) - len(data)) + data
         target.append([1 if a == b else b for a, b in zip(padded, out, strict=True)])
     return np.array(target[0], np.int64) if target[0] == target[1] else None
+
+
+def _fixed(model: ModelProto, first: _Run, second: _Run) -> dict[str, Array]:
+    """Return the shape arithmetic that does not depend on free dimensions: alike in both runs, and not by chance.
+
+    What compares, rounds or clips is often alike at two sizes and not at a third (`batch == 1`, `height % 32`): it is
+    fixed only where all that it is computed from is.
+    """
+    fixed = {n: v for n, v in first.values.items() if n in second.values and np.array_equal(v, second.values[n])}
+    known = {t.name for t in model.graph.initializer}
+    chance: set[str] = set()
+    for node in model.graph.node:
+        inputs = [name for name in node.input if name]
+        truths = any(n in first.values and first.values[n].dtype == np.bool_ for n in (*inputs, *node.output))
+        lossy = truths or is_op(node, *_LOSSY)
+        if not chance.isdisjoint(inputs) or (lossy and not all(n in fixed or n in known for n in inputs)):
+            chance.update(node.output)
+    return {name: value for name, value in fixed.items() if name not in chance}
 
 
 def _relative_target(node: NodeProto, first: _Run, second: _Run) -> Array | None:

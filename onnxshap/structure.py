@@ -19,6 +19,14 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
             yield from attribute.graphs
 
 
+def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
+    """Yield a graph and all graphs in its nodes."""
+    yield graph
+    for node in graph.node:
+        for body in subgraphs(node):
+            yield from graphs_of(body)
+
+
 def outer_names(graph: GraphProto) -> set[str]:
     """Return every name that a subgraph and its subgraphs take from outside."""
     names = {name for node in graph.node for name in reads(node)} | {o.name for o in graph.output}

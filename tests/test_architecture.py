@@ -14,7 +14,20 @@ ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "core"}),
     frozenset({"structure", "weights"}),
-    frozenset({"backend", "balance", "data", "estimators", "fixups", "journal", "payoffs", "plan", "taps"}),
+    frozenset(
+        {
+            "backend",
+            "balance",
+            "branches",
+            "data",
+            "estimators",
+            "fixups",
+            "journal",
+            "payoffs",
+            "plan",
+            "taps",
+        }
+    ),
     frozenset({"graph", "labels"}),
     frozenset({"shapes"}),
     frozenset({"batching", "rules", "groups", "cost", "codes"}),

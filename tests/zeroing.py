@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    for node in graph.node:
+    every = list(_graphs(graph))
+    stored = {t.name: numpy_helper.to_array(t) for g in every for t in g.initializer}
+    nodes = [n for g in every for n in g.node]
+    for node in nodes:
         if node.op_type == "Constant":
             stored[node.output[0]] = _constant(node)
         elif node.op_type == "ConstantOfShape" and node.input[0] in stored:
@@ -31,7 +33,7 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
         where: list[Any] = [slice(None)] * array.ndim
         where[item["axis"]] = item["indices"]
         array[tuple(where)] = np.asarray(item.get("value", 0), array.dtype)  # codes: the zero point
-    readers = {n.output[0]: n for n in graph.node}
+    readers = {n.output[0]: n for n in nodes}
     for number, ((output, index), array) in enumerate(values.items()):
         name = f"zeroed_{number}"
         graph.initializer.append(numpy_helper.from_array(array, name))
@@ -41,6 +43,13 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
             )
         readers[output].input[index] = name
     return copy
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for attribute in (a for n in graph.node for a in n.attribute):
+        for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+            yield from _graphs(body)
 
 
 def _constant(node: onnx.NodeProto) -> NDArray[Any]:

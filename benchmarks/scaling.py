@@ -4,8 +4,8 @@
     python benchmarks/scaling.py --quick    the small sizes only
     python benchmarks/scaling.py --huge     also a model beyond 2 GB (5 GB of memory, 4 GB of disk)
 
-Every row is a process of its own on one thread; seconds are those of the processor. Peak is the process' resident memory, pages of mapped files included,
-less what it has after its imports.
+Every row is a process of its own on one thread; seconds are the processor's. Peak is the process' resident memory,
+pages of mapped files included, less what it has after its imports.
 """
 
 from __future__ import annotations

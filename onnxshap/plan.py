@@ -9,8 +9,9 @@ with the others intact), and uniform widths are a strong baseline. The budget is
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from onnxshap.errors import BudgetError
 Keep = Mapping[str, BoolArray]
 Measure = Callable[[Keep], Mapping[str, float]]
 """Plan -> share kept of `macs`, `params` and `bytes`."""
+_MISSES = 64
 _STEPS = 40
 
 
@@ -198,19 +200,49 @@ def _uniform(planner: _Planner, budget: Budget, measure: Measure) -> dict[str, B
 
 
 def _filled(planner: _Planner, widths: list[int], budget: Budget, measure: Measure) -> dict[str, BoolArray]:
-    """Widen groups one step at a time, the relatively narrowest first, while the budget holds."""
-    open_groups = [k for k, c in enumerate(planner.candidates) if widths[k] < len(c.units)]
-    while open_groups:
-        k = min(open_groups, key=lambda i: (widths[i] / len(planner.candidates[i].units), i))
-        size = len(planner.candidates[k].units)
-        wider = [*widths[:k], min(size, widths[k] + budget.step(size)), *widths[k + 1 :]]
-        if _fits(measure(planner.at(wider)), budget):
-            widths = wider
-            if widths[k] == size:
-                open_groups.remove(k)
-        else:
-            open_groups.remove(k)
+    """Widen groups one step at a time, the relatively narrowest first, while the budget holds.
+
+    Steps that fit are found many at a time; after some that do not, the rest is left: what it could add is little.
+    """
+    shut: set[int] = set()
+    while len(shut) < _MISSES:
+        steps = _steps(planner, widths, budget, shut)
+        taken: list[tuple[int, int]] = []
+        low, fits = 0, True
+        while fits and (more := list(itertools.islice(steps, max(1, len(taken))))):
+            low = len(taken)
+            taken += more
+            fits = _fits(measure(planner.at(_after(widths, taken))), budget)
+        low, high = (len(taken), len(taken)) if fits else (low, len(taken) - 1)
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = _fits(measure(planner.at(_after(widths, taken[:middle]))), budget)
+            low, high = (middle, high) if fits else (low, middle - 1)
+        widths = _after(widths, taken[:low])
+        if low == len(taken):
+            break
+        shut.add(taken[low][0])
     return planner.at(widths)
+
+
+def _steps(planner: _Planner, widths: Sequence[int], budget: Budget, shut: set[int]) -> Iterator[tuple[int, int]]:
+    """Yield group and new width of one step after the other, the relatively narrowest of the groups not shut first."""
+    sizes = [len(c.units) for c in planner.candidates]
+    heap = [(widths[k] / size, k, widths[k]) for k, size in enumerate(sizes) if k not in shut and widths[k] < size]
+    heapq.heapify(heap)
+    while heap:
+        _, k, width = heapq.heappop(heap)
+        wider = min(sizes[k], width + budget.step(sizes[k]))
+        if wider < sizes[k]:
+            heapq.heappush(heap, (wider / sizes[k], k, wider))
+        yield k, wider
+
+
+def _after(widths: Sequence[int], steps: Sequence[tuple[int, int]]) -> list[int]:
+    found = list(widths)
+    for k, width in steps:
+        found[k] = width
+    return found
 
 
 class _Planner:
@@ -218,11 +250,15 @@ class _Planner:
 
     def __init__(self, candidates: Sequence[Candidate], budget: Budget, covers: Sequence[NDArray[np.intp]]) -> None:
         self.candidates, self._budget = list(candidates), budget
-        # best first; equal values stay in their order
-        self._ranked = [np.argsort(-c.phi, kind="stable") for c in candidates]
-        owner = {int(u): (k, i) for k, c in enumerate(candidates) for i, u in enumerate(c.units)}
-        inside = (c for c in covers if all(int(u) in owner for u in c))
-        self._covers = [[owner[int(u)] for u in c] for c in inside]
+        # all units in a row, group after group: their group, and their rank in it; equal values stay in their order
+        self._ends = np.cumsum([len(c.units) for c in candidates], dtype=np.intp)
+        self._group = np.repeat(np.arange(len(candidates)), [len(c.units) for c in candidates])
+        ranks = [np.argsort(np.argsort(-c.phi, kind="stable"), kind="stable") for c in candidates]
+        self._rank = np.concatenate([*ranks, np.empty(0, np.intp)])
+        places = {int(u): k for k, u in enumerate(u for c in candidates for u in c.units)}
+        self._covers = [np.array([places[int(u)] for u in c]) for c in covers if all(int(u) in places for u in c)]
+        self._members = np.concatenate([*self._covers, np.empty(0, np.intp)]).astype(np.intp)
+        self._starts = np.cumsum([0, *map(len, self._covers)])[:-1].astype(np.intp)
 
     def widths(self, share: float) -> list[int]:
         """Return the width of every group at a share, rounded down to its step."""
@@ -256,13 +292,14 @@ class _Planner:
 
     def at(self, widths: Sequence[int]) -> dict[str, BoolArray]:
         """Return the plan that keeps the best units of every group, and one of every cover."""
-        flags = []
-        for candidate, ranked, width in zip(self.candidates, self._ranked, widths, strict=True):
-            kept = np.zeros(len(candidate.units), np.bool_)
-            kept[ranked[:width]] = True
-            flags.append(kept)
-        for cover in self._covers:
-            if not any(flags[k][i] for k, i in cover):
-                k, i = max(cover, key=lambda place: (self.candidates[place[0]].phi[place[1]], -place[1]))
-                flags[k][i] = True
-        return {c.name: f for c, f in zip(self.candidates, flags, strict=True)}
+        flags = self._rank < np.asarray(widths, np.intp)[self._group]
+        covered = np.logical_or.reduceat(flags[self._members], self._starts) if self._covers else np.empty(0, np.bool_)
+        for cover in (self._covers[k] for k in np.flatnonzero(~covered)):
+            if not flags[cover].any():
+                flags[max(cover, key=self._worth)] = True
+        return {c.name: f for c, f in zip(self.candidates, np.split(flags, self._ends[:-1]), strict=True)}
+
+    def _worth(self, place: int) -> tuple[float, int]:
+        group = self._group[place]
+        unit = place - (self._ends[group] - len(self.candidates[group].units))
+        return float(self.candidates[group].phi[unit]), -int(unit)

@@ -34,6 +34,7 @@ from onnxshap.scoring import DECIDED, Rules, score_groups
 from onnxshap.search import Drop, Judge, within_drop, within_latency
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced, trace
+from onnxshap.tuning import Tuning
 from onnxshap.verify import Verified
 from onnxshap.weights import digest, file_size, put_in
 
@@ -107,6 +108,7 @@ class Pruned:
         eval_images, eval_source: how many images the scores before and after are means of, and where they came from.
         allocation: how widths were shared out.
         drop: what is lost on the held-out images, where `max_drop` asked.
+        tuning: what distillation did.
     """
 
     model: ModelProto
@@ -124,6 +126,7 @@ class Pruned:
     eval_source: str
     allocation: str = "uniform"
     drop: Drop | None = None
+    tuning: Tuning | None = None
 
 
 def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0) -> Dataset:
@@ -381,8 +384,9 @@ def prune(
             accuracy where there are labels, agreement with the original's classes, or else the payoff.
         multiple_of: step of the widths; None = 8 or 4 for wide groups, what runtimes run well.
         min_units: least width of a group.
-        repair: what is done about what the cut leaves behind: `lstsq` refits the consumers, `fold` puts calibration
-            means into their biases, `none`; None = lstsq where there are data for it, else fold.
+        repair: what is done about what the cut leaves behind: `lstsq` refits the consumers, `distill` (needs torch)
+            then tunes all weights against the original, `fold` puts calibration means into the consumers' biases,
+            `none`; None = lstsq where there are data for it, else fold.
         allocation: how widths are shared out: `curves`, by what each group loses at each width with the repair
             that follows, measured, or `uniform`, the same share of every group; None = curves with lstsq, where
             they take no more than `cutter.WORK` multiply-accumulates.
@@ -445,7 +449,7 @@ def prune(
     return Pruned(
         put_in(result.model), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
-        str(cutter.allocation), lost,
+        str(cutter.allocation), lost, result.tuning,
     )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ _STAGES = {
     "score": "scoring units",
     "cut": "cutting and checking",
     "repair": "refitting weights",
+    "distill": "tuning weights",
     "curves": "measuring widths",
     "search": "searching",
     "sweep": "cutting to every budget",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,9 +20,10 @@ from onnxshap.plan import Budget, Candidate, make_plan
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit
 from onnxshap.rewrite import small_model
 from onnxshap.tracing import Traced
+from onnxshap.tuning import Tuning
 from onnxshap.verify import Verified, check_loads, verify
 
-REPAIRS = ("lstsq", "fold", "none")
+REPAIRS = ("lstsq", "fold", "none", "distill")
 ALLOCATIONS = ("curves", "uniform")
 WORK = 2 * 10**13
 """Multiply-accumulates that measuring the curves may take, where nothing else is said."""
@@ -37,6 +39,16 @@ def check_names(repair: str | None, allocation: str | None) -> None:
     for name, value, known in (("repair", repair, REPAIRS), ("allocation", allocation, ALLOCATIONS)):
         if value is not None and value not in known:
             raise OnnxshapError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+
+
+def require_torch() -> None:
+    """Refuse distillation without torch.
+
+    Raises:
+        OnnxshapError: it is not installed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise OnnxshapError("repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
 
 
 def shares(traced: Traced, keep: Mapping[str, BoolArray]) -> dict[str, float]:
@@ -58,12 +70,14 @@ class Cut:
         model: the model, repaired.
         verified: the cut model before any refit against its masked twin.
         refits: what least squares did to every layer.
+        tuning: what distillation did after it.
     """
 
     keep: Mapping[str, BoolArray]
     model: ModelProto
     verified: Verified
     refits: list[Refit]
+    tuning: Tuning | None = None
 
 
 @dataclass
@@ -77,7 +91,7 @@ class Cutter:
         data: images to measure curves, to repair and to verify with.
         repair: one of `REPAIRS`; None = lstsq where there are data for it, else fold.
         allocation: how widths are shared out, one of `ALLOCATIONS`; None = curves where they are affordable and the
-            repair is lstsq, else uniform.
+            repair is lstsq or distill, else uniform.
         seed: of all randomness.
         progress: told what is going on.
         clock: told how long it took.
@@ -103,6 +117,8 @@ class Cutter:
             OnnxshapError: an unknown repair or allocation, or curves without images enough.
         """
         check_names(self.repair, self.allocation)
+        if self.repair == "distill":
+            require_torch()
         enough = len(self.data) >= FEWEST_IMAGES
         self.repair = self.repair or ("lstsq" if enough else "fold")
         asked = self.allocation == "curves"
@@ -110,7 +126,7 @@ class Cutter:
         if asked and not images:
             raise OnnxshapError(f"allocation curves needs at least {round(FEWEST_IMAGES / 0.6)} images; give more data")
         if self.allocation is None:
-            self.allocation = "curves" if images and self.repair == "lstsq" else "uniform"
+            self.allocation = "curves" if images and self.repair in ("lstsq", "distill") else "uniform"
         self._images = images
         if self.repair != "none":
             self._means = site_means(self.free, self.data)
@@ -154,12 +170,26 @@ class Cutter:
             self.progress("cut", 1, 3)
             checked = verify(self.traced, self.free, keep, self._means, small, self.data if check is None else check)
         layers: list[Refit] = []
-        if self.repair == "lstsq":
+        tuning: Tuning | None = None
+        if self.repair in ("lstsq", "distill"):
             with self.clock.stage("repair"):
                 refitted, layers = refit(
                     self.traced, self.free, keep, self._means, self.data, self.seed,
                     lambda done, total: self.progress("repair", done, total),
                 )  # fmt: skip
+            if self.repair == "distill":
+                with self.clock.stage("distill"):
+                    refitted, tuning = _tuned(self, keep, refitted)
+            with self.clock.stage("repair"):
                 small = finish(refitted, self.traced.shaped.graph)
                 check_loads(self.traced, small)
-        return Cut(keep, small, checked, layers)
+        return Cut(keep, small, checked, layers, tuning)
+
+
+def _tuned(cutter: Cutter, keep: Mapping[str, BoolArray], refitted: ModelProto) -> tuple[ModelProto, Tuning]:
+    from onnxshap.distill import distill  # needs torch
+
+    return distill(
+        cutter.traced, cutter.free, keep, cutter._means, refitted, cutter.data, cutter.seed,
+        progress=lambda done, total: cutter.progress("distill", done, total),
+    )  # fmt: skip

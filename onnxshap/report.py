@@ -63,6 +63,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "repair": result.repair,
         "allocation": result.allocation,
         "drop": None if result.drop is None else dataclasses.asdict(result.drop),
+        "tuning": None if result.tuning is None else dataclasses.asdict(result.tuning),
         "refits": [
             {"node": r.node, "before": _number(r.before), "after": _number(r.after), "ridge": r.ridge}
             for r in result.refits

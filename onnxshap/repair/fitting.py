@@ -17,6 +17,7 @@ from onnxshap.labels import Liveness, Weight
 from onnxshap.masking import Means
 from onnxshap.repair.regression import Refit, Response, Rows, Single, require_images, solve
 from onnxshap.repair.targets import Layer, find_layers
+from onnxshap.repair.transfer import transfer
 from onnxshap.repair.walk import Walk
 from onnxshap.rewrite import cut
 from onnxshap.shapes import static_values
@@ -69,7 +70,7 @@ def refit(
         if report is not None:
             reports.append(report)
         progress(number + 1, len(layers))
-    return fitter.moved_to(cut(traced, keep, means)), reports
+    return transfer(model, cut(traced, keep, means)), reports
 
 
 @dataclass
@@ -85,7 +86,6 @@ class _Fitter:
 
     def __post_init__(self) -> None:
         self._stored = {t.name: t for t in self.model.graph.initializer}
-        self._written: list[str] = []
         images = len(self.data)
         order = np.random.default_rng([self.seed, 3]).permutation(images)
         held_out = np.zeros(images, np.bool_)
@@ -161,7 +161,6 @@ class _Fitter:
             old = array(self._stored[layer.bias])
             factor = w.bias[1] if w.bias is not None else 1.0
             self._stored[layer.bias].CopyFrom(tensor(layer.bias, (bias / factor).reshape(old.shape).astype(old.dtype)))
-            self._written.append(layer.bias)
         elif w.bias is not None:
             while len(node.input) <= w.bias[0]:
                 node.input.append("")
@@ -176,7 +175,6 @@ class _Fitter:
             node.input[number] = name
             self._stored[name] = self.model.graph.initializer.add()
         self._stored[name].CopyFrom(tensor(name, values))
-        self._written.append(name)
 
     def _bias(self, layer: Layer) -> FloatArray | None:
         """Return the present bias float64[outputs]; zeros where one can be added, None where none can."""
@@ -224,15 +222,6 @@ class _Fitter:
         if ridge is not None:
             self._write(layer, solved[:, :inputs], solved[:, inputs:].reshape(-1) if with_bias else None)
         return Refit(node.name or layer.y, before, after, ridge)
-
-    def moved_to(self, other: ModelProto) -> ModelProto:
-        """Return another form of the cut model, with the same nodes, with the fitted weights."""
-        stored = {t.name: t for t in other.graph.initializer}
-        for name in self._written:
-            (stored[name] if name in stored else other.graph.initializer.add()).CopyFrom(self._stored[name])
-        for layer in self.layers:
-            other.graph.node[layer.index].CopyFrom(self.model.graph.node[layer.index])
-        return other
 
     def _total(self, layer: Layer) -> int:
         shape = self.free.shaped.shapes[layer.y]

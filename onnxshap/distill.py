@@ -1,0 +1,229 @@
+"""Label-free tuning of a cut model against the original, after the refit.
+
+The cut model is evaluated in torch straight from its ONNX graph (`torchgraph.py`); its floating-point initializers are
+tuned by Adam so that its outputs, and what its layers answer for on the way (`repair.targets`), become the original's
+on the calibration inputs and on mixtures, shifts and mirror images of them, which the original labels itself. A fifth
+of the images is held out: the weights kept are those of the best epoch there, the start included, so the held-out
+score is never worse than before.
+
+Needs the extra `onnxshap[distill]` (torch); nothing else imports it.
+
+Source: Hinton et al. 2015 (soft targets), Romero et al. 2015 (intermediate targets), Zhang et al. 2018 (mixtures).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from onnxshap import payoffs
+from onnxshap.core import Array, Dataset, IntArray
+from onnxshap.errors import DataError, ModelError
+from onnxshap.graph import extract, tensor
+from onnxshap.masking import Means
+from onnxshap.repair.targets import Layer, find_layers
+from onnxshap.repair.transfer import transfer
+from onnxshap.rewrite import cut
+from onnxshap.torchgraph import TorchGraph
+from onnxshap.tracing import Keep, Traced
+from onnxshap.tuning import Tuning
+
+EPOCHS = 40
+SECONDS = 480.0
+"""Most seconds; the schedule is set by what the first steps took."""
+BATCH = 50
+RATE = 2e-3
+HINTS = 20.0
+"""Weight of the intermediate targets (mean share of variance) beside the outputs."""
+MIXED = 0.5
+"""Share of the images that are mixed with another."""
+_TOLERANCE = 1e-3
+_HELD_OUT = 5
+_SHIFT = 1 / 14
+_TIMED = 3
+
+
+def distill(
+    traced: Traced,
+    free: Traced,
+    keep: Keep,
+    means: Means,
+    model: ModelProto,
+    data: Dataset,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    seconds: float = SECONDS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[ModelProto, Tuning]:
+    """Return the cut model (before `graph.finish`) with its weights tuned, and what that did.
+
+    Args:
+        traced, free: the original, as in its file and for evaluation.
+        keep: the plan.
+        means: as in `repair.refit`.
+        model: the refitted model (`repair.refit`).
+        data: calibration images; labels are not read.
+        seed: of the order and the mixtures.
+        epochs, seconds: how long at most.
+        progress: told after every epoch.
+
+    Raises:
+        DataError: fewer than 20 images.
+        ModelError: the model cannot be evaluated in torch exactly.
+    """
+    if len(data) < 4 * _HELD_OUT:
+        raise DataError(f"distill needs at least {4 * _HELD_OUT} images, there are {len(data)}; give more")
+    student = transfer(model, cut(free, keep, means))
+    tuner = _Tuner(free, find_layers(traced, student, traced.alive(keep)), student, keep, data, seed)
+    weights, tuning = tuner.run(epochs, seconds, progress)
+    for item in student.graph.initializer:
+        if item.name in weights:
+            item.CopyFrom(tensor(item.name, weights[item.name]))
+    return transfer(student, cut(traced, keep, means)), tuning
+
+
+class _Tuner:
+    def __init__(
+        self, free: Traced, layers: Sequence[Layer], student: ModelProto, keep: Keep, data: Dataset, seed: int
+    ) -> None:
+        self._free, self._data, self._seed = free, data, seed
+        self._rng = np.random.default_rng([seed, 7])
+        order = self._rng.permutation(len(data))
+        held = max(1, len(data) // _HELD_OUT)
+        self._train, self._held_out = np.sort(order[held:]), np.sort(order[:held])
+        source = free.shaped.graph.model
+        self._outputs = [o.name for o in source.graph.output]
+        self._hints = list({layer.target: layer for layer in layers if layer.target not in self._outputs}.values())
+        live = free.alive(keep)
+        self._alive = [live.axis(layer.target, layer.outputs) for layer in self._hints]
+        wanted = [*self._outputs, *(layer.target for layer in self._hints)]
+        kinds = {i.name: i.type.tensor_type.elem_type for i in source.graph.input}
+        self._wanted = wanted
+        part = extract(source, kinds, {n: free.shaped.kinds.get(n, 1) for n in wanted})
+        self._teacher = free.backend.session(part)
+        self._graph = TorchGraph(student)
+        self._check(student)
+        reference = self._targets(self._held_out)[: len(self._outputs)]
+        payoff = payoffs.choose(None, reference, None, self._outputs)
+        self._classes = payoff if isinstance(payoff, payoffs.KL) else None
+        self._scale = [max(float(np.var(r)), 1e-12) if r.dtype.kind == "f" else 0.0 for r in reference]
+
+    def _check(self, student: ModelProto) -> None:
+        """Refuse a model that torch does not compute as onnxruntime does."""
+        feeds = self._data.take(self._held_out[:8]).inputs
+        wanted = self._free.backend.session(student).run(dict(feeds))
+        with torch.no_grad():
+            found = self._graph(_tensors(feeds), self._outputs)
+        for name, a, b in zip(self._outputs, found, wanted, strict=True):
+            size = float(np.abs(b).max(initial=1e-6))
+            if tuple(a.shape) != b.shape or not np.abs(a.numpy() - b).max(initial=0.0) <= _TOLERANCE * size:
+                raise ModelError(f"output {name!r}: torch does not compute what onnxruntime does; use --repair lstsq")
+
+    def _targets(self, images: IntArray) -> list[Array]:
+        parts = [self._teacher.run(dict(self._data.take(images[s : s + BATCH]).inputs))
+                 for s in range(0, len(images), BATCH)]  # fmt: skip
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def _loss(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the losses of the outputs and of the hints."""
+        outputs = torch.zeros(())
+        count = len(self._outputs)
+        for k, (a, b, scale) in enumerate(zip(found[:count], wanted[:count], self._scale, strict=True)):
+            if not a.is_floating_point():
+                continue
+            if self._classes is not None and k == self._classes.output:
+                axis = 1 if self._classes.axis is None else self._classes.axis
+                p, q = (
+                    torch.log(x.clamp_min(1e-12)) if self._classes.probabilities else torch.log_softmax(x, axis)
+                    for x in (b, a)
+                )
+                outputs = outputs + (p.exp() * (p - q)).sum(axis).mean()
+            else:
+                outputs = outputs + ((a - b) ** 2).mean() / scale
+        hints = torch.zeros(())
+        for a, b, layer, alive in zip(found[count:], wanted[count:], self._hints, self._alive, strict=True):
+            if alive is not None:
+                b = b.index_select(layer.outputs, torch.from_numpy(np.flatnonzero(alive)))
+            a, b = (torch.clamp(x, *layer.flat) if layer.flat != (-math.inf, math.inf) else x for x in (a, b))
+            hints = hints + ((a - b) ** 2).mean() / b.var().clamp_min(1e-12)
+        return outputs, hints / max(1, len(self._hints))
+
+    def run(self, epochs: int, seconds: float, progress: Callable[[int, int], None]) -> tuple[dict[str, Array], Tuning]:
+        """Tune; return the best weights by initializer name."""
+        torch.manual_seed(self._seed)
+        optimizer = torch.optim.Adam(self._graph.weights, RATE)
+        steps = math.ceil(len(self._train) / BATCH)
+        before = after = self._judge()
+        best, kept, planned = 0, self._graph.arrays(), epochs
+        started, epoch = time.perf_counter(), 0
+        while epoch < planned:
+            order = self._rng.permutation(self._train)
+            for step in range(steps):
+                done = (epoch + step / steps) / planned
+                rate = RATE * min(1.0, 20 * done + 0.05) * 0.5 * (1 + math.cos(math.pi * done))
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                feeds = self._mixed(order[step * BATCH : (step + 1) * BATCH])
+                wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
+                outputs, hints = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
+                optimizer.zero_grad()
+                (outputs + HINTS * hints).backward()
+                optimizer.step()
+            epoch += 1
+            loss = self._judge()
+            if loss < after:
+                best, after, kept = epoch, loss, self._graph.arrays()
+            if epoch == _TIMED:
+                planned = max(epoch, min(epochs, int(seconds / (time.perf_counter() - started) * epoch)))
+            progress(epoch, planned)
+        return kept, Tuning(epoch, best, before, after)
+
+    def _judge(self) -> float:
+        """Return the held-out loss of the outputs."""
+        total = 0.0
+        with torch.no_grad():
+            for start in range(0, len(self._held_out), BATCH):
+                images = self._held_out[start : start + BATCH]
+                feeds = dict(self._data.take(images).inputs)
+                wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
+                outputs, _ = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
+                total += float(outputs) * len(images)
+        return total / len(self._held_out)
+
+    def _mixed(self, images: IntArray) -> dict[str, Array]:
+        """Return inputs, half of them mixed with others of the batch; images also shifted and mirrored."""
+        feeds = self._data.take(images).inputs
+        count = len(images)
+        partner = self._rng.permutation(count)
+        share = np.where(self._rng.random(count) >= MIXED, 1.0, self._rng.random(count))
+        found = {}
+        for name, value in feeds.items():
+            x = value
+            if x.dtype.kind == "f":
+                if x.ndim == 4:
+                    x = np.stack([self._moved(image) for image in x])
+                part = share.reshape(-1, *[1] * (x.ndim - 1))
+                x = (part * x + (1 - part) * x[partner]).astype(value.dtype)
+            found[name] = x
+        return found
+
+    def _moved(self, image: Array) -> Array:
+        """Return an image [c, h, w], mirrored or not and shifted; the edges are repeated."""
+        height, width = image.shape[1:]
+        rows, columns = (
+            np.clip(np.arange(size) + self._rng.integers(-reach, reach + 1), 0, size - 1)
+            for size, reach in ((height, round(height * _SHIFT)), (width, round(width * _SHIFT)))
+        )
+        if self._rng.random() < 0.5:
+            columns = columns[::-1]
+        return image[:, rows][:, :, columns]
+
+
+def _tensors(feeds: Mapping[str, Array]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}

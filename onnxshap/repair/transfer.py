@@ -1,0 +1,27 @@
+"""Weights from one form of a cut model to another with the same nodes."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, helper
+
+
+def transfer(source: ModelProto, target: ModelProto) -> ModelProto:
+    """Give `target` the floating-point initializers of `source`, in place, and return it.
+
+    The two forms differ in what spells the batch size out, in integers; nodes that read an initializer which the
+    target does not have yet (a new bias, an unfolded weight) read it there too.
+    """
+    stored = {t.name: t for t in target.graph.initializer}
+    added = set()
+    for item in source.graph.initializer:
+        if np.dtype(helper.tensor_dtype_to_np_dtype(item.data_type)).kind in "iubO":
+            continue
+        if item.name not in stored:
+            added.add(item.name)
+        (stored[item.name] if item.name in stored else target.graph.initializer.add()).CopyFrom(item)
+    for theirs, ours in zip(source.graph.node, target.graph.node, strict=True):
+        if added & set(theirs.input):
+            del ours.input[:]
+            ours.input.extend(theirs.input)
+    return target

@@ -1,0 +1,139 @@
+"""Distillation: the torch form of a graph is the graph, tuning helps on new images and never hurts held-out ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx.parser
+import pytest
+from onnx import ModelProto, numpy_helper
+
+import onnxshap
+from onnxshap.calibrate import free_batch, run_all, site_means
+from onnxshap.core import Dataset
+from onnxshap.errors import ModelError, OnnxshapError
+from onnxshap.repair import refit
+from tests.test_repair import error, images, net
+
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'onnxshap[distill]')")
+
+MODELS = Path(__file__).parent.parent / "models"
+
+
+def same(model: ModelProto, feeds: dict[str, np.ndarray]) -> None:
+    """Hold the torch form against onnxruntime, float64 against float32 apart."""
+    from onnxshap.torchgraph import TorchGraph
+
+    wanted = onnxshap.OrtBackend("cpu", 1).session(model).run(feeds)
+    names = [o.name for o in model.graph.output]
+    with torch.no_grad():
+        found = TorchGraph(model)({n: torch.from_numpy(v) for n, v in feeds.items()}, names)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a.numpy(), b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()))
+
+
+@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw", "fashion_resnet20"])
+def test_trained_nets_in_torch(name: str) -> None:
+    with np.load(MODELS / "fashion_test.npz") as data:
+        feeds = {"image": data["image"][:8]}
+    model = onnx.load(MODELS / f"{name}.onnx")
+    same(onnxshap.trace(model).shaped.graph.model, feeds)
+
+
+OPS = {
+    "asymmetric": "y = Conv<pads=[0,1,1,0], strides=[2,2]>(x, w)",
+    "same": 'y = Conv<auto_pad="SAME_LOWER", strides=[2,2]>(x, w)',
+    "transposed": "y = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1]>(x, w)",
+    "max": "y = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x)",
+    "average": "y = AveragePool<kernel_shape=[3,3], pads=[1,1,0,0]>(x)",
+    "counted": "y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x)",
+    "pad": "y = Pad(x, pads, value)",
+    "slice": "y = Slice(x, starts, ends, axes, steps)",
+    "split": "a, y = Split<axis=1>(x, sizes)",
+    "reduce": "y = ReduceMax<axes=[2], keepdims=0>(x)",
+    "gelu": "a = Erf(x) b = Mul(a, x) y = Softmax<axis=1>(b)",
+    "layer": "y = LayerNormalization<axis=-1>(x, scale, shift)",
+    "gather": "y = Gather<axis=1>(x, index)",
+    "shuffle": "y = DepthToSpace<blocksize=2>(x)",
+    "hard": "a = HardSwish(x) y = HardSigmoid(a)",
+    "resize": 'y = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(x, , scales)',
+    "nearest": 'y = Resize<mode="nearest", coordinate_transformation_mode="asymmetric">(x, , scales)',
+    "shape": "s = Shape(x) g = Gather(s, zero) u = Unsqueeze(g, zeros) c = Concat<axis=0>(u, minus) y = Reshape(x, c)",
+    "einsum": 'y = Einsum<equation="nchw,oc->nohw">(x, m)',
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_ops_in_torch(name: str) -> None:
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> net (float[N,4,8,6] x) => (float[] y) {{ {OPS[name]} }}'
+    )
+    rng = np.random.default_rng(0)
+    stored = {
+        "w": rng.normal(size=(4, 4, 3, 3)), "m": rng.normal(size=(5, 4)), "scale": rng.normal(size=6),
+        "shift": rng.normal(size=6), "value": np.array(0.5), "scales": np.array([1, 1, 2, 2]),
+    }  # fmt: skip
+    whole = {
+        "pads": [0, 0, 1, 0, 0, 0, 2, 1], "starts": [-1, 1], "ends": [-9, 6], "axes": [2, 3], "steps": [-2, 1],
+        "sizes": [1, 3], "index": [[1, -1], [0, 2]], "zero": 0, "zeros": [0], "minus": [-1],
+    }  # fmt: skip
+    read = {n for node in model.graph.node for n in node.input}
+    for key, value in {**stored, **whole}.items():
+        if key in read:
+            kind = np.float32 if key in stored else np.int64
+            model.graph.initializer.append(numpy_helper.from_array(np.array(value).astype(kind), key))
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    same(model, {"x": rng.normal(size=(2, 4, 8, 6)).astype(np.float32)})
+
+
+def cut_net(count: int) -> tuple[list[np.ndarray], ...]:
+    """Return outputs on new images: the original's, the refitted net's, the tuned net's; and what tuning did."""
+    from onnxshap.distill import distill
+
+    model, data = net(), images(count)
+    traced = onnxshap.trace(model)
+    free = free_batch(traced)
+    (group,) = traced.groups
+    plan, means = {group.name: np.arange(8) < 4}, site_means(free, data)
+    small, _ = refit(traced, free, plan, means, data)
+    before = ModelProto.FromString(small.SerializeToString())
+    tuned, tuning = distill(traced, free, plan, means, small, data, epochs=12)
+    assert tuning.after <= tuning.before
+    other = Dataset({"x": np.random.default_rng(3).normal(size=(80, 3, 6, 6)).astype(np.float32)}, None, "random")
+    return tuple(run_all(free, m, other) for m in (model, before, tuned))
+
+
+def test_tuning_gets_closer_on_images_it_never_saw() -> None:
+    wanted, refitted, tuned = cut_net(200)
+    assert error(tuned, wanted) < error(refitted, wanted)
+
+
+def test_prune_distills_and_repeats() -> None:
+    found = [onnxshap.prune(net(), images(60), keep_macs=0.6, method="l1", repair="distill") for _ in range(2)]
+    assert found[0].repair == "distill" and found[0].tuning is not None
+    assert found[0].tuning.after <= found[0].tuning.before
+    assert found[0].model == found[1].model
+
+
+def test_what_is_not_in_the_table_is_refused() -> None:
+    from onnxshap.torchgraph import TorchGraph
+
+    model = net()
+    model.graph.node[2].op_type = "Det"
+    with pytest.raises(ModelError, match="distill cannot evaluate Det; use --repair lstsq"):
+        TorchGraph(model)
+
+
+def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(OnnxshapError, match=r"pip install 'onnxshap\[distill\]'"):
+        onnxshap.prune(net(), images(60), keep_macs=0.6, method="l1", repair="distill")
+
+
+def test_torch_is_not_imported_otherwise() -> None:
+    code = "import sys, onnxshap, onnxshap.cli, onnxshap.cutter; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

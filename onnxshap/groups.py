@@ -39,11 +39,13 @@ class Group:
 
 @dataclass(frozen=True)
 class FrozenAxis:
-    """An axis that weights make and that stays, wholly or in part."""
+    """An axis that weights make and that stays, wholly or in part: why, and the node and op that make it."""
 
     tensor: str
     axis: int
     reason: str
+    node: str = ""
+    op: str = ""
 
 
 def node_name(shaped: Shaped, index: int) -> str:
@@ -90,7 +92,7 @@ def find_groups(shaped: Shaped, labels: Labels) -> list[Group]:
     return groups
 
 
-def frozen_axes(labels: Labels) -> list[FrozenAxis]:
+def frozen_axes(shaped: Shaped, labels: Labels) -> list[FrozenAxis]:
     """Return the axes that weights make and that cannot be cut everywhere, with the first reason."""
     found = []
     for tensor, axis in dict.fromkeys(labels.trace.made):
@@ -99,7 +101,9 @@ def frozen_axes(labels: Labels) -> list[FrozenAxis]:
         stuck = classes[(labels.slots[classes] < 0).all(axis=1)]
         if len(stuck):
             reason = labels.reasons.get(int(stuck[0]), "nothing that can be cut makes it")
-            found.append(FrozenAxis(tensor, axis, reason))
+            index = labels.trace.producers[tensor, axis]
+            op = shaped.graph.nodes[index].op_type
+            found.append(FrozenAxis(tensor, axis, reason, node_name(shaped, index), op))
     return found
 
 

@@ -28,6 +28,7 @@ from onnxshap.core import Array, Values
 from onnxshap.errors import DataError
 from onnxshap.graph import whole_file
 from onnxshap.groups import Group
+from onnxshap.kinds import kinds_of
 from onnxshap.measure import Figures
 from onnxshap.sweeping import Curve, Point, Sweep
 from onnxshap.tracing import Traced
@@ -150,14 +151,16 @@ def _point(point: Point, before: Figures) -> Report:
 def inspection(traced: Traced, *, model: str) -> Report:
     """Return what can be cut from a model and what cannot; `macs` and `params` of a group are what one unit costs."""
     cost = traced.cost
+    kinds = kinds_of(traced.shaped, traced.labels, traced.groups)
     groups = []
-    for group in traced.groups:
+    for group, kind in zip(traced.groups, kinds, strict=True):
         keep = np.ones(len(group), np.bool_)
         keep[0] = False
         live = traced.alive({group.name: keep})
         groups.append(
             {
                 "name": group.name,
+                "kind": kind,
                 "units": len(group),
                 "macs": cost.macs() - cost.macs(live),
                 "params": cost.params() - cost.params(live),
@@ -448,10 +451,10 @@ def _written(value: float | None) -> str:
 
 def inspection_tables(report: Report) -> list[RenderableType]:
     """Return the groups with what a unit costs, and the axes that stay with the reason."""
-    groups = _table("group", ">units", ">MACs/unit", ">params/unit", "~producers", "~consumers")
+    groups = _table("group", "kind", ">units", ">MACs/unit", ">params/unit", "~producers", "~consumers")
     for g in report["groups"]:
         producers, consumers = _list(g["producers"]), _list(g["consumers"])
-        _row(groups, g["name"], g["units"], _count(g["macs"]), _count(g["params"]), producers, consumers)
+        _row(groups, g["name"], g["kind"], g["units"], _count(g["macs"]), _count(g["params"]), producers, consumers)
     units = sum(g["units"] for g in report["groups"])
     inputs = ", ".join(f"{name} {shape}" for name, shape in report["inputs"].items())
     head = (
@@ -463,10 +466,10 @@ def inspection_tables(report: Report) -> list[RenderableType]:
     if report["groups"]:
         shown.append(groups)
     if report["frozen"]:
-        frozen = _table("axis that stays")
+        frozen = _table("axis that stays", "made by")
         frozen.add_column("reason", overflow="fold")
-        for tensor, axis, reason in _frozen_lines(report["frozen"]):
-            _row(frozen, f"{tensor}, axis {axis}", reason)
+        for f in report["frozen"]:
+            _row(frozen, f"{f['tensor']}, axis {f['axis']}", f"{f['node']} ({f['op']})", f["reason"])
         shown.append(frozen)
     return shown
 

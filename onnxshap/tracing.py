@@ -62,7 +62,7 @@ class Traced:
     @cached_property
     def frozen(self) -> list[FrozenAxis]:
         """Axes that weights make and that stay, with the reason."""
-        return frozen_axes(self.labels)
+        return frozen_axes(self.shaped, self.labels)
 
     @property
     def batch(self) -> int:

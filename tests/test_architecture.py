@@ -31,7 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"graph", "labels"}),
     frozenset({"shapes"}),
     frozenset({"batching", "rules", "groups", "cost", "codes"}),
-    frozenset({"tracing"}),
+    frozenset({"kinds", "tracing"}),
     frozenset({"masking"}),
     frozenset({"calibrate", "rewrite"}),
     frozenset({"game", "measure", "repair", "torchgraph", "verify"}),

@@ -230,7 +230,7 @@ def test_inspection_tells_what_one_unit_costs() -> None:
     assert found["macs"] == 8 * group["macs"] and found["params"] == 8 * group["params"] + 4
     text = text_of(*report.inspection_tables(json.loads(report.as_json(found))))
     row = next(line for line in text.splitlines() if line.startswith("first"))
-    assert row.split() == ["first", "8", "436", "32", "first", "last"]
+    assert row.split() == ["first", "channel", "8", "436", "32", "first", "last"]
     assert "scores, axis 1" in text and "model output" in text and "8 units in 1 group;" in text
 
 

@@ -537,6 +537,9 @@ def _library_net(source: str, model: str, size: int) -> Any:
                     setattr(module, child, torch.nn.AdaptiveAvgPool2d(1))  # its window fits inputs of 224 alone
             if hasattr(module, "aux"):
                 module.aux = False
+            if isinstance(index := getattr(module, "index", None), torch.Tensor) and not index.any():
+                wide = 2 * len(index) if hasattr(module, "linear") else len(index)  # CondenseNet: learned, here drawn
+                index.copy_(torch.randperm(wide)[: len(index)])
         return net
     if source == "timm":
         import timm

@@ -17,6 +17,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 _NODES = 1000
 """Branches that the search for one set may take."""
+_KINDS = 200
+"""Kinds of classes beyond which no small sets are to be expected: channels dealt out at random, many times over."""
 
 
 def balanced_sets(counts: NDArray[np.intp], relations: Sequence[slice]) -> tuple[list[list[int]], list[int]]:
@@ -33,6 +35,8 @@ def balanced_sets(counts: NDArray[np.intp], relations: Sequence[slice]) -> tuple
     ([[0, 3], [1, 2]], [])
     """
     kinds, inverse = np.unique(counts, axis=0, return_inverse=True)
+    if len(kinds) > _KINDS:
+        return [], list(range(len(counts)))
     kind_of = inverse.ravel()
     members = [deque(np.flatnonzero(kind_of == k).tolist()) for k in range(len(kinds))]
     unequal = np.concatenate([kinds[:, r.start + 1 : r.stop] - kinds[:, r.start : r.start + 1] for r in relations], 1)

@@ -141,6 +141,54 @@ class GroupCount:
 
 
 @dataclass(frozen=True)
+class HeadCount:
+    """An attribute that counts the positions of an axis."""
+
+    node: int
+    axis: str
+    attribute: str
+
+    def apply(self, edit: Edit) -> None:
+        """Count those that are left."""
+        if edit.cut(self.axis, 0):
+            set_attribute(edit.node(self.node), self.attribute, int(edit.alive(self.axis, 0).sum()))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An attribute that lists the widths of consecutive parts of an axis; by default they are equal."""
+
+    node: int
+    source: str
+    axis: int
+    sizes: tuple[int, ...]
+    attribute: str
+
+    def apply(self, edit: Edit) -> None:
+        """Write the widths that are left."""
+        if edit.cut(self.source, self.axis):
+            parts = np.split(edit.alive(self.source, self.axis), np.cumsum(self.sizes)[:-1])
+            set_attribute(edit.node(self.node), self.attribute, [int(part.sum()) for part in parts])
+
+
+@dataclass(frozen=True)
+class Default:
+    """An attribute whose default follows from a width: it is spelled out, so that a cut does not change it."""
+
+    node: int
+    source: str
+    axis: int
+    attribute: str
+    value: float
+
+    def apply(self, edit: Edit) -> None:
+        """Write it where it is not given."""
+        node = edit.node(self.node)
+        if edit.cut(self.source, self.axis) and all(a.name != self.attribute for a in node.attribute):
+            set_attribute(node, self.attribute, self.value)
+
+
+@dataclass(frozen=True)
 class Selection:
     """A Slice, Gather or shuffle: output positions `index` of the input's axis; becomes one Gather where it is cut.
 

@@ -36,6 +36,7 @@ from onnxshap.branches import conditions_of
 from onnxshap.branches import take_branches as take_branches_of
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
+from onnxshap.fused import unfuse
 from onnxshap.structure import check_structure, order, outer_names, subgraphs
 
 PROTOBUF_LIMIT = 2**31 - 2**16
@@ -180,6 +181,7 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     _sort(graph)
     origin = _without_branches(graph)
     _drop_overridable_inputs(graph)
+    origin |= {k: origin.get(v, v) for k, v in unfuse(graph, opset_of(normal)).items()}
     origin |= _unshare(graph, origin)
     del graph.value_info[:]
     normal.ir_version = max(4, model.ir_version)

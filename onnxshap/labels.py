@@ -311,6 +311,14 @@ class Axes:
         tensor = self.op.need(k)
         self.trace.linear.append(Site(self.op.index, k, tensor.name, axis % tensor.rank, weight))
 
+    def factor_name(self, name: str) -> str:
+        """Return the name under which `factor` keeps an axis that no tensor has."""
+        return f"{self.op.out().name}.{name}"
+
+    def factor(self, name: str, size: int) -> IntArray:
+        """Return the atoms of an axis that no tensor has (heads), for products and for counts that follow it."""
+        return self.trace.axis(Tensor(self.factor_name(name), (size,), constant=False), 0)
+
     def mix_rows(self) -> None:
         """State that what the op gives for an image depends on the other images of the batch."""
         self.trace.mixes_rows = True

@@ -175,7 +175,8 @@ def check_exact(
 
 def _check_file(small: ModelProto, model: ModelProto) -> None:
     """Assert that a cut model is valid and has the interface of the original."""
-    onnx.checker.check_model(small, full_check=_valid(model))
+    if _valid(model, full=False):  # onnxruntime's optimizer writes ops into ONNX's own domain
+        onnx.checker.check_model(small, full_check=_valid(model))
     assert [o.SerializeToString() for o in small.graph.output] == [o.SerializeToString() for o in model.graph.output]
     initialized = [{t.name for t in m.graph.initializer} for m in (small, model)]
     interface = [
@@ -185,9 +186,9 @@ def _check_file(small: ModelProto, model: ModelProto) -> None:
     assert interface[0] == interface[1]
 
 
-def _valid(model: ModelProto) -> bool:
+def _valid(model: ModelProto, *, full: bool = True) -> bool:
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(model, full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
         return False
     return True

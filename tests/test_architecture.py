@@ -22,6 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "data",
             "estimators",
             "fixups",
+            "fused",
             "journal",
             "payoffs",
             "plan",

@@ -824,6 +824,96 @@ case("space to depth", net("""(float[N,3,6,6] x) => (float[N,2,3,3] y) {
     y = Conv(d, w1)
 }""", w0=(5, 3, 1, 1), w1=(2, 20, 1, 1)), [5])
 case("tile", conv_net("b = Tile(a, repeats)", repeats=[1, 1, 2, 1]), [8])
+# --- fused by runtimes, attention as one op --------------------------------------------------------------------------
+
+MS = ', "com.microsoft" : 1'
+case("FusedConv", conv_net("""
+    c = com.microsoft.FusedConv<activation="Relu", pads=[1,1,1,1]>(a, w1, b1)
+    d = com.microsoft.FusedConv<activation="Clip", activation_params=[0.0,6.0]>(c, w2)
+    e = com.microsoft.FusedConv<activation="LeakyRelu", activation_params=[0.1]>(d, w3, b3, a)
+    b = com.microsoft.FusedConv(e, w4, b4, c)
+""", imports=MS, w1=(8, 8, 3, 3), b1=(8,), w2=(6, 8, 1, 1), w3=(8, 6, 1, 1), b3=(8,), w4=(8, 8, 1, 1), b4=(8,)),
+    [8, 8, 6])
+case("FusedConv with an activation of its own", conv_net(
+    'b = com.microsoft.FusedConv<activation="HardSigmoid", activation_params=[0.2,0.5], group=8>(a, w1, b1)',
+    imports=MS, w1=(8, 1, 1, 1), b1=(8,)), [8])
+case("FusedGemm, FusedMatMul and gelus", gemm_net("""
+    c = com.microsoft.FusedGemm<activation="LeakyRelu", activation_alpha=0.2, transB=1>(a, w1, b1)
+    d = com.microsoft.FusedMatMul<transB=1, alpha=0.5>(c, w2)
+    e = com.microsoft.BiasGelu(d, b2)
+    f = com.microsoft.FastGelu(e, b2)
+    g = com.microsoft.QuickGelu<alpha=1.5>(f)
+    b = com.microsoft.Gelu(g)
+""", imports=MS, w1=(7, 8), b1=(7,), w2=(8, 7), b2=(8,)), [8, 7, 8])
+case("FusedMatMul of queries and keys", net("""(float[N,5,12] x) => (float[N,5,12] y) {
+    q = MatMul(x, wq)
+    k = MatMul(x, wk)
+    s = com.microsoft.FusedMatMul<transB=1, alpha=0.25>(q, k)
+    p = Softmax(s)
+    v = MatMul(x, wv)
+    t = com.microsoft.TransposeMatMul(p, v)
+    y = com.microsoft.FusedMatMul<transB=1>(t, wo)
+}""", imports=MS, wq=(12, 6), wk=(12, 6), wv=(12, 8), wo=(12, 8)), [6, 8])
+case("SkipLayerNormalization", net("""(float[N,5,12] x) => (float[N,5,12] y) {
+    h = MatMul(x, w0)
+    g = com.microsoft.BiasGelu(h, b0)
+    m = MatMul(g, w1)
+    n, u, v, sum = com.microsoft.SkipLayerNormalization(m, x, s, t, b1)
+    h2 = MatMul(n, w2)
+    r = Relu(h2)
+    m2 = MatMul(r, w3)
+    n2 = com.microsoft.SkipSimplifiedLayerNormalization(m2, sum, s)
+    y = SimplifiedLayerNormalization(n2, s)
+}""", imports=MS, w0=(12, 8), b0=(8,), w1=(8, 12), s=(12,), t=(12,), b1=(12,), w2=(12, 6), w3=(6, 12)), [8, 6],
+    "SkipLayerNormalization keeps", "SkipSimplifiedLayerNormalization keeps")
+case("com.microsoft.Attention", net("""(float[N,5,12] x) => (float[N,5,12] y) {
+    a = com.microsoft.Attention<num_heads=3>(x, w0, b0)
+    b = com.microsoft.Attention<num_heads=2, qkv_hidden_sizes=[8,8,6]>(x, w1, b1, , , m)
+    c = Concat<axis=-1>(a, b)
+    y = MatMul(c, w2)
+}""", imports=MS, w0=(12, 36), b0=(36,), w1=(12, 22), b1=(22,), m=(1, 2, 5, 5), w2=(18, 12)), [3, 4, 2, 3])
+case("com.microsoft.Attention behind an embedding", net("""(int32[N,5] x) => (float[N,5,3] y) {
+    e, i = com.microsoft.EmbedLayerNormalization(x, , words, places, , s, t)
+    a = com.microsoft.Attention<num_heads=2>(e, w0, b0)
+    y = MatMul(a, w1)
+}""", imports=MS, words=(7, 8), places=(6, 8), s=(8,), t=(8,), w0=(8, 24), b0=(24,), w1=(8, 3)), [2, 4])
+case("com.microsoft.MultiHeadAttention", net("""(float[N,5,12] x) => (float[N,5,12] y) {
+    q = MatMul(x, wq)
+    r = com.microsoft.RotaryEmbedding(q, p, cos, sin)
+    k = MatMul(x, wk)
+    v = MatMul(x, wv)
+    a = com.microsoft.MultiHeadAttention<num_heads=3>(r, k, v, b0)
+    y = MatMul(a, wo)
+}""", imports=MS, wq=(12, 12), wk=(12, 12), wv=(12, 6), b0=(30,), wo=(6, 12), p=np.zeros(1, np.int64), cos=(9, 2),
+    sin=(9, 2)), [3, 2])
+_QKV = """(float[N,5,12] x) => (float[N,5,12] y) {
+    q = MatMul(x, wq)
+    k = MatMul(x, wk)
+    v = MatMul(x, wv)
+"""
+case("Attention on three axes", net(_QKV + """
+    a = Attention<q_num_heads=3, kv_num_heads=3>(q, k, v)
+    y = MatMul(a, wo)
+}""", opset=23, ir=11, wq=(12, 12), wk=(12, 12), wv=(12, 6), wo=(6, 12)), [3, 4, 2])
+case("Attention with shared keys", net(_QKV + """
+    a = Attention<q_num_heads=6, kv_num_heads=3>(q, k, v)
+    y = MatMul(a, wo)
+}""", opset=23, ir=11, wq=(12, 24), wk=(12, 12), wv=(12, 6), wo=(12, 12)), [3, 2, 4, 2])
+case("Attention on four axes, with rotary positions and a mask", net(_QKV.replace(" x)", " x, int64[N,5] p)") + """
+    q1 = Reshape(q, split)
+    k1 = Reshape(k, split)
+    v1 = Reshape(v, split)
+    q2 = Transpose<perm=[0,2,1,3]>(q1)
+    k2 = Transpose<perm=[0,2,1,3]>(k1)
+    v2 = Transpose<perm=[0,2,1,3]>(v1)
+    q3 = RotaryEmbedding(q2, cos, sin, p)
+    a = Attention(q3, k2, v2, m)
+    t = Transpose<perm=[0,2,1,3]>(a)
+    r = Reshape(t, merge)
+    y = MatMul(r, wo)
+}""", opset=23, ir=11, wq=(12, 12), wk=(12, 12), wv=(12, 12), wo=(12, 12), split=[0, 0, 3, 4], merge=[0, 0, -1],
+    cos=(9, 2), sin=(9, 2), m=(1, 3, 5, 5)), [3, 4])
+
 # --- codes -----------------------------------------------------------------------------------------------------------
 
 case("codes of a channel each", conv_net("""
@@ -1070,9 +1160,8 @@ case("two inputs", net("""(float[N,6] x, float[N,4] z) => (float[N,3] y) {
     y = Gemm(c, w2)
 }""", w0=(6, 8), w1=(4, 5), w2=(13, 3)), [8, 5])
 case("unknown op stays", conv_net("b = MeanVarianceNormalization(a)"), [], "MeanVarianceNormalization has no rule")
-case("op of another domain stays", conv_net(
-    "t = Transpose<perm=[0,2,3,1]>(a)\n g = com.microsoft.BiasGelu(t, v)\n b = Transpose<perm=[0,3,1,2]>(g)",
-    imports=', "com.microsoft" : 1', v=(8,)), [], "com.microsoft.BiasGelu has no rule")
+case("op of another domain stays", conv_net("b = com.microsoft.GridSample(a, grid)",
+    imports=MS, batch="2", grid=(2, 8, 8, 2)), [], "com.microsoft.GridSample has no rule")
 case("a branch reads a weight and a bias that are cut", net("""(float[N,3,8,8] x) => (float[N,2,8,8] y, float[8] z) {
     m = ReduceMax<keepdims=0>(x)
     c = Greater(m, zero)

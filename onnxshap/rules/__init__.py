@@ -7,13 +7,14 @@ a rule that refuses (`RuleError`): frozen, with the reason kept for the report.
 
 from __future__ import annotations
 
-from onnxshap.rules import linear, movement, norm, pointwise, pool, quantised, reduce, selection
+from onnxshap.rules import attention, linear, movement, norm, pointwise, pool, quantised, reduce, selection
 from onnxshap.rules.registry import RULES, Rule, rule
 from onnxshap.rules.tracing import trace_graph
 
 __all__ = [
     "RULES",
     "Rule",
+    "attention",
     "linear",
     "movement",
     "norm",

@@ -131,6 +131,31 @@ def einsum(op: Op, ax: Axes) -> None:
     ax.relate("->".join(",".join(" ".join(names[c] for c in t) for t in s.split(",")) for s in equation.split("->")))
 
 
+@rule("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul")
+def fused_matmul(op: Op, ax: Axes) -> None:
+    """MatMul of tensors whose last two axes may be turned, times alpha."""
+    a, b, y = op.need(0), op.need(1), op.out()
+    if min(a.rank, b.rank) < 2 or op.attributes.get("transBatchA") or op.attributes.get("transBatchB"):
+        raise RuleError(f"{op.type} with turned batches")
+    rows, inner_a = (-1, -2) if op.attributes.get("transA") else (-2, -1)
+    inner_b, columns = (-1, -2) if op.attributes.get("transB") else (-2, -1)
+    ax.tie(ax.input(0, rows), ax.output(0, -2))
+    ax.tie(ax.input(1, columns), ax.output(0, -1))
+    ax.tie(ax.input(0, inner_a), ax.input(1, inner_b))
+    broadcast(op, ax, inputs=(0, 1), skip=2)
+    if b.constant and not a.constant:
+        alpha = float(op.attributes.get("alpha", 1.0))
+        weight = Weight(1, inner_b % 2, columns % 2, y.rank - 1, alpha) if b.rank == 2 else None
+        ax.contract(0, inner_a, weight)
+        ax.make(-1)
+    elif a.constant and not b.constant:
+        ax.contract(1, inner_b)
+        ax.make(-2)
+    elif not a.constant:
+        ax.contract(0, inner_a)
+    ax.macs(*((y, axis) for axis in range(y.rank)), (a, a.rank + inner_a))
+
+
 @rule("MatMul")
 def matmul(op: Op, ax: Axes) -> None:
     """The last axis of A meets the last but one of B; leading axes broadcast."""

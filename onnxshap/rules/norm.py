@@ -23,7 +23,7 @@ def instance_normalization(op: Op, ax: Axes) -> None:
     ax.relate("n c _*, c, c -> n c _*")
 
 
-@rule("LayerNormalization", "RMSNormalization")
+@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def layer_normalization(op: Op, ax: Axes) -> None:
     """Statistics over the last axes, from `axis` on: those stay; the axes before them are apart."""
     axis = int(op.attributes.get("axis", -1)) % op.out().rank

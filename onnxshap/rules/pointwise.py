@@ -58,7 +58,7 @@ def broadcast(op: Op, ax: Axes, inputs: Sequence[int] | None = None, skip: int =
         "Sinh",
         "Softplus",
     ),
-    *("Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"),
+    *("com.microsoft.Gelu", "com.microsoft.QuickGelu", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"),
 )
 def unary(op: Op, ax: Axes) -> None:
     """One position in, the same position out."""
@@ -68,7 +68,7 @@ def unary(op: Op, ax: Axes) -> None:
 @rule(
     *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Clip", "Div", "Equal", "Greater"),
     *("GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum"),
-    *("Where", "Xor"),
+    *("Where", "Xor", "com.microsoft.BiasGelu", "com.microsoft.FastGelu"),
 )
 def elementwise(op: Op, ax: Axes) -> None:
     """Any number of inputs, broadcast."""

@@ -1,0 +1,189 @@
+"""Attention as one op, and what runtimes fuse around it. An axis of width heads x size is a product of the two.
+
+Heads go as wholes: queries, keys and values of one, and its part of the output. So do positions of the values, the same
+in every head, and in ONNX's own Attention those of queries and keys; where biases are added inside, those stay.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from onnxshap.core import IntArray
+from onnxshap.fixups import Default, HeadCount, Parts
+from onnxshap.labels import Axes, Op, Product, RuleError
+from onnxshap.rules.registry import rule
+
+_MS = "com.microsoft"
+_INSIDE = "{} sums over it inside"
+
+
+def _heads(op: Op, ax: Axes, count: int, name: str = "heads") -> IntArray:
+    """Return atoms for heads, on an axis of their own, so that their number can follow."""
+    return ax.factor(name, count)
+
+
+def _product(ax: Axes, merged: IntArray, *factors: IntArray) -> None:
+    shape = [len(f) for f in factors]
+    if math.prod(shape) != merged.size:
+        raise RuleError(f"{ax.op.type} has {merged.size} positions, not {' x '.join(map(str, shape))}")
+    ax.trace.products.append(Product(merged.reshape(shape), factors, ax.op.type))
+
+
+def _stuck(ax: Axes, size: int) -> IntArray:
+    """Return atoms of a factor that stays."""
+    atoms = ax.trace.fresh(size)
+    ax.freeze(atoms, _INSIDE.format(ax.op.type))
+    return atoms
+
+
+def _only_output(op: Op, *absent: int) -> None:
+    if any(o is not None for o in op.outputs[1:]) or any(op.input(k) is not None for k in absent):
+        raise RuleError(f"{op.type} with a cache or further outputs")
+
+
+@rule(f"{_MS}.Attention")
+def fused_attention(op: Op, ax: Axes) -> None:
+    """Input, weights [in, q + k + v], bias, mask, past, addend: the projections are made inside."""
+    _only_output(op, 4, 6)
+    x, w, y = op.need(0), op.need(1), op.out()
+    if not w.constant or op.attributes.get("do_rotary"):
+        raise RuleError(f"{op.type} with computed weights or rotary positions")
+    third = w.shape[1] // 3
+    sizes = [int(s) for s in op.attributes.get("qkv_hidden_sizes", [third] * 3)]
+    count = int(op.attributes["num_heads"])
+    ax.same((0, 1))
+    ax.tie(ax.input(0, 2), ax.input(1, 0))
+    ax.contract(0, 2)
+    heads = _heads(op, ax, count)
+    values = ax.trace.fresh(sizes[2] // count)
+    parts = np.split(ax.input(1, 1), np.cumsum(sizes)[:-1])
+    for part, size in zip(parts[:2], sizes, strict=False):
+        _product(ax, part, heads, _stuck(ax, size // count))
+    _product(ax, parts[2], heads, values)
+    _product(ax, ax.output(0, 2), heads, values)
+    if op.input(2) is not None:
+        ax.tie(ax.input(2, 0), ax.input(1, 1))
+    ax.make(2)
+    _addend(op, ax, 5, heads)
+    ax.macs((y, 0), (y, 1), (w, 0), (w, 1))
+    ax.fix(HeadCount(op.index, ax.factor_name("heads"), "num_heads"))
+    ax.fix(Parts(op.index, w.name, 1, tuple(sizes), "qkv_hidden_sizes"))
+    assert x.rank == 3
+
+
+def _addend(op: Op, ax: Axes, k: int, heads: IntArray) -> None:
+    """Relate what is added to the scores [batch, heads, queries, keys], if there is any."""
+    if (given := op.input(k)) is not None and given.rank == 4:
+        if given.shape[0] == op.out().shape[0]:
+            ax.tie(ax.input(k, 0), ax.output(0, 0))
+        if given.shape[1] == len(heads):
+            ax.tie(ax.input(k, 1), heads)
+
+
+@rule(f"{_MS}.MultiHeadAttention")
+def multi_head_attention(op: Op, ax: Axes) -> None:
+    """Queries, keys, values [batch, positions, heads x size], bias, padding, addend."""
+    _only_output(op, 6, 7, 8, 9)
+    q, k, v = op.need(0), op.need(1), op.need(2)
+    if not q.rank == k.rank == v.rank == 3:
+        raise RuleError(f"{op.type} with packed or cached keys")
+    count = int(op.attributes["num_heads"])
+    ax.same((0, 1))
+    for number in (1, 2):
+        ax.tie(ax.input(number, 0), ax.output(0, 0))
+    ax.tie(ax.input(1, 1), ax.input(2, 1))
+    heads = _heads(op, ax, count)
+    values = ax.trace.fresh(v.shape[2] // count)
+    for number, tensor in enumerate((q, k)):
+        _product(ax, ax.input(number, 2), heads, _stuck(ax, tensor.shape[2] // count))
+    _product(ax, ax.input(2, 2), heads, values)
+    _product(ax, ax.output(0, 2), heads, values)
+    if op.input(3) is not None:
+        together = np.concatenate([ax.input(number, 2) for number in range(3)])
+        ax.tie(ax.input(3, 0), together)
+    _addend(op, ax, 5, heads)
+    ax.fix(HeadCount(op.index, ax.factor_name("heads"), "num_heads"))
+
+
+@rule("Attention")
+def attention(op: Op, ax: Axes) -> None:
+    """Queries, keys, values, addend; [batch, heads, positions, size] or [batch, positions, heads x size].
+
+    With fewer heads of keys and values than of queries, every one of theirs serves a run of queries' heads.
+    """
+    _only_output(op, 4, 5, 6)
+    q, k, v = op.need(0), op.need(1), op.need(2)
+    flat = q.rank == 3
+    if not q.rank == k.rank == v.rank or q.rank not in (3, 4):
+        raise RuleError("Attention with inputs of different ranks")
+    many = int(op.attributes["q_num_heads"]) if flat else q.shape[1]
+    few = int(op.attributes["kv_num_heads"]) if flat else k.shape[1]
+    size = q.shape[2] // many if flat else q.shape[3]
+    sequence = 1 if flat else 2
+    ax.tie(ax.input(0, sequence), ax.output(0, sequence))
+    ax.tie(ax.input(1, sequence), ax.input(2, sequence))
+    for number in range(3):
+        ax.tie(ax.input(number, 0), ax.output(0, 0))
+    shared = (_heads(op, ax, few, "kv"),)
+    served = shared if many == few else (*shared, ax.trace.fresh(many // few))
+    heads = shared[0] if many == few else _heads(op, ax, many, "q")
+    if many != few:
+        _product(ax, heads, *served)
+    inner, values = ax.trace.fresh(size), ax.trace.fresh(v.shape[2] // few if flat else v.shape[3])
+    if flat:
+        for merged, factors in (
+            (ax.input(0, 2), (*served, inner)),
+            (ax.input(1, 2), (*shared, inner)),
+            (ax.input(2, 2), (*shared, values)),
+            (ax.output(0, 2), (*served, values)),
+        ):
+            _product(ax, merged, *factors)
+        ax.fix(HeadCount(op.index, ax.factor_name("q" if many != few else "kv"), "q_num_heads"))
+        ax.fix(HeadCount(op.index, ax.factor_name("kv"), "kv_num_heads"))
+    else:
+        for number, count, last in ((0, heads, inner), (1, shared[0], inner), (2, shared[0], values)):
+            ax.tie(ax.input(number, 1), count)
+            ax.tie(ax.input(number, 3), last)
+        ax.tie(ax.output(0, 1), heads)
+        ax.tie(ax.output(0, 3), values)
+    ax.contract(0, -1)
+    _addend(op, ax, 3, heads)
+    ax.fix(Default(op.index, q.name, q.rank - 1, "scale", 1 / math.sqrt(size)))
+
+
+@rule(f"{_MS}.RotaryEmbedding", "RotaryEmbedding")
+def rotary(op: Op, ax: Axes) -> None:
+    """Turns pairs of positions of a head by angles from a table: heads pass through."""
+    x = op.need(0)
+    if x.rank == 4:
+        ax.same((0, 1, 2))
+        return
+    table = op.need(2 if op.type.startswith(_MS) else 1)
+    count = int(op.attributes.get("num_heads", 0)) or x.shape[2] // (2 * table.shape[-1])
+    ax.same((0, 1))
+    heads = _heads(op, ax, count)
+    inner = _stuck(ax, x.shape[2] // count)
+    _product(ax, ax.input(0, 2), heads, inner)
+    _product(ax, ax.output(0, 2), heads, inner)
+    if op.attributes.get("num_heads"):
+        ax.fix(HeadCount(op.index, ax.factor_name("heads"), "num_heads"))
+
+
+@rule(f"{_MS}.SkipLayerNormalization", f"{_MS}.SkipSimplifiedLayerNormalization")
+def skip_layer_normalization(op: Op, ax: Axes) -> None:
+    """Statistics over the last axis of a sum; the others keep apart."""
+    for out, y in enumerate(op.outputs):
+        if y is not None:
+            for k in (0, 1):
+                if op.need(k).rank == y.rank and op.need(k).shape[:-1] == y.shape[:-1]:
+                    ax.same(range(y.rank - 1), k, out)
+
+
+@rule(f"{_MS}.EmbedLayerNormalization")
+def embed_layer_normalization(op: Op, ax: Axes) -> None:
+    """Tables looked up and summed, statistics over the last axis: images and positions keep apart."""
+    for out, y in enumerate(op.outputs):
+        if y is not None:
+            ax.same(range(2 if y.rank == 3 else 1), 0, out)

@@ -1,0 +1,110 @@
+"""Files that went through onnxruntime's optimizer: fused ops are cut as far as what they were made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import ModelProto
+
+import onnxshap
+from tests.exactness import check_exact, net
+
+MODELS = Path(__file__).parent.parent / "models"
+
+
+def optimised(model: ModelProto | Path, folder: Path) -> ModelProto:
+    """Return a model as onnxruntime's extended optimizations write it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    source = model if isinstance(model, Path) else model.SerializeToString()
+    ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimised.onnx")
+
+
+def encoder(layers: int = 2, hidden: int = 12, heads: int = 3) -> ModelProto:
+    """Return an encoder in the shape of BERT, written out as torch exports it."""
+    size, body, weights = hidden // heads, [], dict[str, Any]()
+    for n in range(layers):
+        for part in "qkvo":
+            weights |= {f"w{part}{n}": (hidden, hidden), f"b{part}{n}": (hidden,)}
+        weights |= {f"wi{n}": (hidden, 2 * hidden), f"bi{n}": (2 * hidden,), f"wj{n}": (2 * hidden, hidden)}
+        weights |= {f"{name}{n}": (hidden,) for name in ("bj", "s1_", "t1_", "s2_", "t2_")}
+        for part in "qkv":
+            turned = "[0,2,3,1]" if part == "k" else "[0,2,1,3]"
+            body.append(f"""
+                {part}m{n} = MatMul(x{n}, w{part}{n})
+                {part}a{n} = Add(b{part}{n}, {part}m{n})
+                {part}r{n} = Reshape({part}a{n}, apart)
+                {part}{n} = Transpose<perm={turned}>({part}r{n})""")
+        body.append(f"""
+            d{n} = MatMul(q{n}, k{n})
+            e{n} = Div(d{n}, root)
+            f{n} = Add(e{n}, mask)
+            p{n} = Softmax<axis=-1>(f{n})
+            g{n} = MatMul(p{n}, v{n})
+            h{n} = Transpose<perm=[0,2,1,3]>(g{n})
+            c{n} = Reshape(h{n}, together)
+            om{n} = MatMul(c{n}, wo{n})
+            oa{n} = Add(om{n}, bo{n})
+            r{n} = Add(oa{n}, x{n})
+            l{n} = LayerNormalization<axis=-1>(r{n}, s1_{n}, t1_{n})
+            im{n} = MatMul(l{n}, wi{n})
+            ia{n} = Add(im{n}, bi{n})
+            id{n} = Div(ia{n}, sqrt2)
+            ie{n} = Erf(id{n})
+            if{n} = Add(ie{n}, one)
+            ig{n} = Mul(ia{n}, if{n})
+            ih{n} = Mul(ig{n}, half)
+            jm{n} = MatMul(ih{n}, wj{n})
+            ja{n} = Add(jm{n}, bj{n})
+            u{n} = Add(ja{n}, l{n})
+            x{n + 1} = LayerNormalization<axis=-1>(u{n}, s2_{n}, t2_{n})""")
+    text = f"""(int64[N,5] ids) => (float[N,5,3] y) {{
+        words = Gather(table, ids)
+        e = Add(words, places)
+        x0 = LayerNormalization<axis=-1>(e, s, t)
+        {"".join(body)}
+        y = MatMul(x{layers}, w)
+    }}"""
+    return net(
+        text, table=(7, hidden), places=(1, 5, hidden), s=(hidden,), t=(hidden,), w=(hidden, 3), mask=(1, 1, 1, 5),
+        apart=[0, 0, heads, size], together=[0, 0, hidden], root=float(np.sqrt(size)), sqrt2=float(np.sqrt(2)), one=1.0,
+        half=0.5, **weights)  # fmt: skip
+
+
+def sizes(model: ModelProto | Path) -> Counter[int]:
+    return Counter(len(g) for g in onnxshap.trace(model).groups)
+
+
+@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw"])
+def test_fused_convolutions_are_cut_like_the_originals(name: str, tmp_path: Path) -> None:
+    model = optimised(MODELS / f"{name}.onnx", tmp_path)
+    assert "FusedConv" in {n.op_type for n in model.graph.node}
+    assert sizes(model) == sizes(MODELS / f"{name}.onnx")
+    assert check_exact(model).kept < 0.6
+
+
+def test_a_fused_net_is_pruned_from_data_to_file(tmp_path: Path) -> None:
+    optimised(MODELS / "fashion_vgg.onnx", tmp_path)
+    data = MODELS / "fashion_calibration.npz"
+    result = onnxshap.prune(tmp_path / "optimised.onnx", data, keep_units=0.75, method="activation", samples=32)
+    assert result.before.macs == onnxshap.trace(MODELS / "fashion_vgg.onnx").cost.macs()
+    assert result.after.macs < 0.75 * result.before.macs
+    assert any(layer.ridge is not None for layer in result.refits), "fused ops are refitted like others"
+
+
+def test_a_fused_encoder_loses_heads_and_hidden_units(tmp_path: Path) -> None:
+    model = optimised(encoder(), tmp_path)
+    fused = {n.op_type for n in model.graph.node if n.domain == "com.microsoft"}
+    assert {"BiasGelu", "SkipLayerNormalization"} <= fused, fused
+    assert sizes(model)[24] == 2, "hidden units of both layers"
+    assert sizes(model)[3] >= 2, "heads of both layers"
+    assert check_exact(model, tolerance=2e-5).dropped > 0

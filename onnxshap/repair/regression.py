@@ -15,7 +15,9 @@ from onnxshap.errors import DataError
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge candidates, in units of the mean squared input."""
 ROUNDS = 8
-"""Rounds of fitting and projecting where responses are flat; later ones hardly change anything."""
+"""Most rounds of fitting and projecting where responses are flat."""
+_GAIN = 0.01
+"""Share of the held-out error by which another round has to lower it."""
 FEWEST_IMAGES = 20
 _BLOCK = 4096
 Single = NDArray[np.float32]
@@ -110,7 +112,7 @@ class Rows:
         total = 0.0
         sums: list[FloatArray] = []
         for x, wanted, addend in self.pieces():
-            total += self.response.error(self.response.of(x @ coefficients, addend), wanted)
+            total += self.response.error(self.response.of(_product(x, coefficients), addend), wanted)
             sums.append(np.clip(wanted, *self.response.flat))
         every = np.concatenate(sums, axis=1)
         variance = float(((every - every.mean(axis=1, keepdims=True)) ** 2).sum())
@@ -137,10 +139,17 @@ class Rows:
         for x, wanted, addend in self.pieces():
             aim = wanted
             if coefficients is not None:
-                aim = self.response.projected(self.response.of(x @ coefficients, addend), wanted)
-            rest = self.response.needed(aim, addend) - x @ present
-            total += x.transpose(0, 2, 1).astype(np.float64) @ rest
+                aim = self.response.projected(self.response.of(_product(x, coefficients), addend), wanted)
+            rest = (self.response.needed(aim, addend) - _product(x, present)).astype(np.float32)
+            for start in range(0, x.shape[1], _BLOCK):
+                block = slice(start, start + _BLOCK)
+                total += x[:, block].transpose(0, 2, 1) @ rest[:, block]
         return total
+
+
+def _product(x: Single, coefficients: FloatArray) -> FloatArray:
+    """Return x @ coefficients; in float32, like the inputs, which is all that differences of responses need."""
+    return np.asarray(x @ coefficients.astype(np.float32), np.float64)
 
 
 @dataclass
@@ -188,8 +197,9 @@ def solve(
         for number in range(1, ROUNDS + 1):
             found = present + solver(train.cross(present, found))
             error = judge.error(found)
-            if error < after:
-                rounds, after = number, error
+            if not error < (1 - _GAIN) * after:
+                break
+            rounds, after = number, error
     if not after < before:
         return present, before, before, None
     final = _Solver(whole, best, penalised)

@@ -136,6 +136,8 @@ def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | N
         DataError: the data do not fit the model.
     """
     specs = input_specs(traced.shaped.graph.model)
+    if scalar := next((name for name, spec in specs.items() if not spec.shape), None):
+        raise DataError(f"input {scalar!r} is a scalar, without an axis for the images; export it as a constant")
     if data is None:
         fixed = {
             n: replace(s, shape=(s.shape[0], *traced.shaped.inputs[n][1:])) if s.shape else s for n, s in specs.items()

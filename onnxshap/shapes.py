@@ -124,6 +124,9 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
     found = value_kinds(folded.model)
     kinds = {name: kind for name, kind in found.items() if kind}
     kinds |= _unknown_kinds(folded, backend, found)
+    for item in folded.model.graph.output:
+        if not item.type.WhichOneof("value"):
+            item.type.tensor_type.elem_type = kinds.get(item.name, TensorProto.FLOAT)
     known = {t.name: tuple(t.dims) for t in folded.model.graph.initializer} | dict(first.shapes)
     varying = _varying(first.shapes, second.shapes if second else {})
     return Shaped(folded, known, kinds, first.inputs, free_batch, _constants(folded.model), varying)
@@ -257,7 +260,14 @@ class _Probe:
 
     def run(self, sizes: Mapping[str, Shape]) -> _Run:
         """Return the shapes at these sizes of the inputs; a ModelError where the model does not run."""
-        got = self._session.run({n: _noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()})
+        feeds = {n: _noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()}
+        try:
+            got = self._session.run(feeds)
+        except ModelError:
+            integers = {n: np.zeros_like(v) for n, v in feeds.items() if v.dtype.kind in "iu"}
+            if not integers:
+                raise
+            got = self._session.run(feeds | integers)  # indices of a table with fewer rows
         shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(self._names, got, strict=False)}
         return _Run(sizes, shapes, dict(zip(self._values, got[len(self._names) :], strict=True)))
 
@@ -285,6 +295,8 @@ def value_kinds(model: ModelProto) -> dict[str, int | None]:
 def _noise(name: str, dtype: np.dtype[Any], shape: Shape) -> Array:
     if dtype.kind == "O":
         return np.full(shape, "", object)
+    if not shape:
+        return np.ones((), dtype)
     return random_data({name: InputSpec(name, dtype, shape)}, (*shape, 1)[0], 0).inputs[name].reshape(shape)
 
 

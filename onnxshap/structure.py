@@ -58,6 +58,8 @@ def check_structure(model: ModelProto) -> None:
     """
     if not model.opset_import and not all(node.domain for node in model.graph.node):
         raise ModelError("it imports no operator set, so its ops have no meaning; export it again")
+    if (name := _repeated([o.name for o in model.graph.output])) is not None:
+        raise ModelError(f"output {name!r} is listed twice; list every output once, or export it again")
     _check_graph(model.graph, frozenset(), "")
 
 

@@ -103,7 +103,7 @@ def check_loads(traced: Traced, small: ModelProto) -> None:
     if (found := problem(small)) is not None and problem(traced.source) is None:
         raise VerifyError(f"the cut model is invalid: {found}; nothing was written, please report the model")
     try:
-        traced.backend.session(small)
+        traced.backend.session(small, optimize=False)  # optimised it is loaded for every run that follows
     except ModelError as error:
         raise VerifyError(f"the cut model does not load: {error}; nothing was written, please report it") from error
 

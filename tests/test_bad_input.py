@@ -78,6 +78,10 @@ def two_inputs(m: ModelProto) -> None:
     m.graph.input.append(m.graph.input[0])
 
 
+def two_outputs(m: ModelProto) -> None:
+    m.graph.output.append(m.graph.output[0])
+
+
 def no_such_output(m: ModelProto) -> None:
     m.graph.output[0].name = "nowhere"
 
@@ -162,6 +166,7 @@ BROKEN: list[tuple[Callable[[ModelProto], None], str]] = [
     (initializer_and_node, "'w' is made by a node and given as an input or initializer"),
     (input_and_node, "'x' is made by a node and given as an input"),
     (two_inputs, "two graph inputs are named 'x'"),
+    (two_outputs, "output 'y' is listed twice"),
     (no_such_output, "output 'nowhere' is made by no node"),
     (newer_opset, "opset 99 of ai.onnx is newer than"),
     (newer_ir, "Unsupported model IR version: 99, max supported"),
@@ -226,6 +231,47 @@ def test_nodes_in_any_order_are_sorted() -> None:
     small = onnx.load("m.pruned.onnx")
     onnx.checker.check_model(small)
     assert [n.name for n in small.graph.node][:3] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("int64", 1), ("uint8", 5), ("int32", 5)])
+def test_indices_that_noise_would_exceed_are_zero(kind: str, rows: int) -> None:
+    text = f"""(float[N,4] x, {kind}[N] k) => (float[N,3] y) {{
+        h = MatMul(x, w)
+        i = Cast<to=7>(k)
+        e = Gather(table, i)
+        t = Add(h, e)
+        y = MatMul(t, v)
+    }}"""
+    onnx.save(net(text, w=(4, 8), v=(8, 3), table=(rows, 8)), "m.onnx")
+    assert "8 units in 1 group" in call("inspect", "m.onnx").stdout
+
+
+def test_inputs_of_other_ranks_and_free_sizes_are_traced() -> None:
+    text = """(float[N,3,H,W] x, int64[N,T] k, float[N] s, float c) => (float[N,2,H,W] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w)
+        e = Gather(table, k)
+        m = ReduceMean<axes=[1], keepdims=0>(e)
+        u = Unsqueeze(m, last)
+        b = Add(a, u)
+        f = Unsqueeze(s, rest)
+        g = Mul(b, f)
+        z = Mul(g, c)
+        y = Conv(z, v)
+    }"""
+    model = net(text, w=(8, 3, 3, 3), v=(2, 8, 1, 1), table=(5, 8), last=np.array([2, 3]), rest=np.array([1, 2, 3]))
+    onnx.save(model, "m.onnx")
+    assert "8 units in 1 group" in call("inspect", "m.onnx").stdout
+    assert "input 'c' is a scalar, without an axis for the images; export it as a constant" in refused(
+        "prune", "m.onnx"
+    )
+
+
+def test_outputs_without_a_type_get_theirs() -> None:
+    model = good()
+    model.graph.output[0].ClearField("type")
+    onnx.save(model, "m.onnx")
+    assert call("prune", "m.onnx", "--keep-units", "0.5").exit_code == 0
+    assert onnx.load("m.pruned.onnx").graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
 
 
 # --- hostile bytes ---------------------------------------------------------------------------------------------------

@@ -186,6 +186,11 @@ def _peak() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
+NOTE = """Trace, plan, cut to half of the MACs, and the checks of structure; every row is a process of its \
+own. Seconds are the processor's (one thread; the machine was shared). Peak is resident memory, \
+pages of mapped files included, less what the process has after its imports: activations and \
+bookkeeping where weights are small, about twice the model where they are big (the weights once, and \
+onnxruntime's copy of them)."""
 STAGES = ("read", "shapes", "labels", "groups", "plan", "cut", "checks")
 
 
@@ -232,7 +237,7 @@ def main() -> None:
         if options.huge:
             rows.append(row("dense, beyond 2 GB", lambda f: dense(9, 8192, f / "model.data"), folder))
     head = ["net", "nodes", "units", *STAGES, "total s", "ms a node", "model MB", "cut MB", "peak MB", "peak / model"]
-    print(f"# Scaling\n\n{made_by('one thread')}\n\n{table(head, rows)}")
+    print(f"# Scaling\n\n{made_by('one thread')}\n\n{NOTE}\n\n{table(head, rows)}")
 
 
 if __name__ == "__main__":

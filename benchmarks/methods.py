@@ -3,9 +3,9 @@
     python benchmarks/methods.py > benchmarks/methods.md        # the reading under the tables is written by hand
 
 About a quarter of an hour with two processes of one thread. Per seed: 500 images are drawn from
-`models/fashion_calibration.npz`; every method scores on the same `--samples` of them (the default of `prune`), and the
-means that are folded and the least squares are fitted on all 500. Widths come from the budget alone, so that all
-methods cut the same number of units of every group. The seed draws the images, the permutations, the probes and the
+`models/fashion_calibration.npz`; every method that plays a game scores on the same `--samples` of them, those that play
+none on all 500 (the defaults of `prune`), and the means that are folded and the least squares are fitted on all 500.
+Widths come from the budget alone, so that all methods cut the same number of units of every group. The seed draws the images, the permutations, the probes and the
 random ranking. Accuracy is that of `models/fashion_test.npz`, 2000 images that are used for nothing else. Every cut
 model is compared with its masked twin (`verify`) before it is measured.
 
@@ -34,6 +34,7 @@ from onnxshap.api import calibration, open_model
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import BoolArray, FloatArray, Values
 from onnxshap.graph import finish
+from onnxshap.methods import GAMELESS
 from onnxshap.plan import Candidate
 from onnxshap.repair import refit
 from onnxshap.rewrite import drop_units
@@ -116,7 +117,8 @@ def measure(model: str, seed: int, methods: Sequence[str], samples: int) -> Foun
         started = time.perf_counter()
         method, baseline = ("shapley", "zero") if row == ZERO_FILLED else (row, "mean")
         scores = score(
-            traced, bench.pool, method=method, payoff="ce", baseline=baseline, samples=samples, decided=0, seed=seed
+            traced, bench.pool, method=method, payoff="ce", baseline=baseline, decided=0, seed=seed,
+            samples=None if method in GAMELESS else samples,
         )  # fmt: skip
         plans = {macs: bench.plan(scores.values, macs) for macs in BUDGETS}
         accuracy[row] = np.array([bench.cut_accuracies(plans[macs]) for macs in BUDGETS])
@@ -167,8 +169,8 @@ def main(models: Sequence[str], methods: Sequence[str], samples: int, seeds: int
     click.echo(made_by(f"{jobs} processes of one thread"))
     click.echo(
         f"\nTest accuracy in %, mean and standard deviation over seeds 0 to {seeds - 1}; columns are repair and "
-        f"`--keep-macs`. Scored on {samples} images with labels (payoff ce, mean-filled games unless said otherwise), "
-        f"repaired on {IMAGES}; all methods cut the same widths. 2000 test images: differences below about 1 point are "
+        f"`--keep-macs`. Scored on {samples} images with labels, without a game on all (payoff ce, mean-filled games unless said "
+        f"otherwise), repaired on {IMAGES}; all methods cut the same widths. 2000 test images: differences below about 1 point are "
         "noise of the test set as well. What is measured: the docstring of `benchmarks/methods.py`."
     )
     for model in models:

@@ -3,11 +3,12 @@
     python benchmarks/methods.py > benchmarks/methods.md        # the reading under the tables is written by hand
 
 About a quarter of an hour with two processes of one thread. Per seed: 500 images are drawn from
-`models/fashion_calibration.npz`; every method that plays a game scores on the same `--samples` of them, those that play
-none on all 500 (the defaults of `prune`), and the means that are folded and the least squares are fitted on all 500.
-Widths come from the budget alone, so that all methods cut the same number of units of every group. The seed draws the images, the permutations, the probes and the
-random ranking. Accuracy is that of `models/fashion_test.npz`, 2000 images that are used for nothing else. Every cut
-model is compared with its masked twin (`verify`) before it is measured.
+`models/fashion_calibration.npz`; every method that plays a game scores on the same `--samples` of them, those that
+play none on all 500 (the defaults of `prune`), and the means that are folded and the least squares are fitted on all
+500. Widths come from the budget alone, so that all methods cut the same number of units of every group. The seed
+draws the images, the permutations, the probes and the random ranking. Accuracy is that of `models/fashion_test.npz`,
+2000 images that are used for nothing else. Every cut model is compared with its masked twin (`verify`) before it is
+measured.
 
 none    what is removed leaves nothing
 fold    its calibration mean goes into the consumers' biases
@@ -169,8 +170,9 @@ def main(models: Sequence[str], methods: Sequence[str], samples: int, seeds: int
     click.echo(made_by(f"{jobs} processes of one thread"))
     click.echo(
         f"\nTest accuracy in %, mean and standard deviation over seeds 0 to {seeds - 1}; columns are repair and "
-        f"`--keep-macs`. Scored on {samples} images with labels, without a game on all (payoff ce, mean-filled games unless said "
-        f"otherwise), repaired on {IMAGES}; all methods cut the same widths. 2000 test images: differences below about 1 point are "
+        f"`--keep-macs`. Scored on {samples} images with labels, without a game on all (payoff ce, mean-filled games "
+        f"unless said otherwise), repaired on {IMAGES}; all methods cut the same widths. 2000 test images: differences "
+        "below about 1 point are "
         "noise of the test set as well. What is measured: the docstring of `benchmarks/methods.py`."
     )
     for model in models:

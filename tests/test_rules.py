@@ -74,6 +74,9 @@ def _called_like_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+MS = ', "com.microsoft" : 1'
+
+
 # fmt: off
 # --- linear ----------------------------------------------------------------------------------------------------------
 
@@ -806,6 +809,29 @@ case("qkv by gather", net("""(float[N,5,12] x) => (float[N,5,12] y) {
 }""", w0=(12, 36), w1=(12, 12), apart=[0, 0, 3, 3, 4], together=[0, 0, 12], i0=np.array(0), i1=np.array(1),
     i2=np.array(2)), [3, 4])
 
+case("sampling by grids", conv_net("""
+    c = GridSample(a, grid)
+    b = com.microsoft.GridSample(c, grid)
+""", imports=MS, batch="2", grid=(2, 8, 8, 2)), [8])
+case("regions", net("""(float[1,3,8,8] x) => (float[2,2,3,3] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0)
+    r = RoiAlign<output_height=4, output_width=4>(a, rois, index)
+    p = MaxRoiPool<pooled_shape=[3,3]>(r, boxes)
+    y = Conv(p, w1)
+}""", w0=(8, 3, 3, 3), rois=[[0, 0, 4, 4], [2, 2, 7, 7.0]], index=[0, 0], boxes=[[0, 0, 0, 3, 3], [1, 0, 0, 2, 2.0]],
+    w1=(2, 8, 1, 1)), [8])
+case("deformed taps", conv_net("""
+    o = Conv<pads=[1,1,1,1]>(x, w1)
+    b = DeformConv<pads=[1,1,1,1]>(a, w2, o, b2)
+""", opset=19, w1=(18, 3, 3, 3), w2=(8, 8, 3, 3), b2=(8,)), [8, 8])
+case("largest places, elements, triangles", conv_net("""
+    v, i = TopK<axis=3>(a, k)
+    g = GatherElements<axis=3>(a, i)
+    s = ScatterElements<axis=3>(v, j, g)
+    t = CastLike(s, one)
+    b = Trilu(t)
+""", opset=18, batch="2", k=[5], j=np.tile(np.arange(5), (2, 8, 8, 1)), one=1.0), [8])
+
 # --- blocks, repeats -------------------------------------------------------------------------------------------------
 
 case("depth to space, depth first", net("""(float[N,3,6,6] x) => (float[N,2,12,12] y) {
@@ -826,7 +852,6 @@ case("space to depth", net("""(float[N,3,6,6] x) => (float[N,2,3,3] y) {
 case("tile", conv_net("b = Tile(a, repeats)", repeats=[1, 1, 2, 1]), [8])
 # --- fused by runtimes, attention as one op --------------------------------------------------------------------------
 
-MS = ', "com.microsoft" : 1'
 case("FusedConv", conv_net("""
     c = com.microsoft.FusedConv<activation="Relu", pads=[1,1,1,1]>(a, w1, b1)
     d = com.microsoft.FusedConv<activation="Clip", activation_params=[0.0,6.0]>(c, w2)
@@ -1160,8 +1185,10 @@ case("two inputs", net("""(float[N,6] x, float[N,4] z) => (float[N,3] y) {
     y = Gemm(c, w2)
 }""", w0=(6, 8), w1=(4, 5), w2=(13, 3)), [8, 5])
 case("unknown op stays", conv_net("b = MeanVarianceNormalization(a)"), [], "MeanVarianceNormalization has no rule")
-case("op of another domain stays", conv_net("b = com.microsoft.GridSample(a, grid)",
-    imports=MS, batch="2", grid=(2, 8, 8, 2)), [], "com.microsoft.GridSample has no rule")
+case("op of another domain stays", gemm_net("""
+    u = com.microsoft.ExpandDims(a, last)
+    b = Squeeze(u, axes)
+""", imports=MS, last=np.array(2, np.int32), axes=[2]), [], "com.microsoft.ExpandDims has no rule")
 case("a branch reads a weight and a bias that are cut", net("""(float[N,3,8,8] x) => (float[N,2,8,8] y, float[8] z) {
     m = ReduceMax<keepdims=0>(x)
     c = Greater(m, zero)
@@ -1190,6 +1217,7 @@ _NO_ROWS = {
     *("gemm C column", "gemm C full", "gemm with computed bias", "conv with computed weights"),
     *("a branch reads a weight and a bias that are cut", "a weight is a model output"),
     *("resize by sizes", "concat with an expanded constant", "constant of shape"),
+    *("sampling by grids", "regions", "largest places, elements, triangles"),
     *("dynamic: ConvInteger", "dynamic: MatMulInteger", "dynamic: DynamicQuantizeMatMul"),
 }
 """Nets whose images lie on another axis than the first, are counted in constants, or share a range of codes."""

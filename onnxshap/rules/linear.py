@@ -28,6 +28,16 @@ def convolve(op: Op, ax: Axes, x: int, w: int, bias: int | None, zero: int) -> N
         _grouped(op, ax, weight_in=1, weight_out=0, x=x, w=w, bias=bias, zero=zero)
 
 
+@rule("DeformConv")
+def deform_conv(op: Op, ax: Axes) -> None:
+    """As Conv, its taps moved by offsets that all channels share: x, w, offsets, bias, mask."""
+    if int(op.attributes.get("group", 1)) != 1 or int(op.attributes.get("offset_group", 1)) != 1:
+        raise RuleError("DeformConv in groups")
+    ax.relate("n i _*, o i _*, n _*, o, n _* -> n o _*", bias=(3, 1.0))
+    # not refitted: what its taps read is not known
+    ax.trace.linear[:] = [site for site in ax.trace.linear if site.node != op.index]
+
+
 @rule("ConvTranspose")
 def conv_transpose(op: Op, ax: Axes) -> None:
     """As Conv, the weight's first two axes swapped; every input position is multiplied, not every output position."""

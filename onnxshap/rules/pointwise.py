@@ -81,3 +81,15 @@ def dropout(op: Op, ax: Axes) -> None:
     for k, out in enumerate(op.outputs):
         if out is not None:
             ax.same(out=k)
+
+
+@rule("CastLike")
+def cast_like(op: Op, ax: Axes) -> None:
+    """The second input lends its type alone."""
+    ax.same()
+
+
+@rule("Trilu")
+def trilu(op: Op, ax: Axes) -> None:
+    """Zeros beside a diagonal of the last two axes; those stay."""
+    ax.same(range(op.out().rank - 2))

@@ -41,3 +41,16 @@ def resize(op: Op, ax: Axes) -> None:
         else:
             entries = tuple((i, y.name, a) for i, a in enumerate(axes) if a in kept)
             ax.fix(Widths(op.index, entries, input=3))
+
+
+@rule("GridSample", "com.microsoft.GridSample")
+def grid_sample(op: Op, ax: Axes) -> None:
+    """Space is sampled where a grid says, channel by channel."""
+    ax.same((0, 1))
+    ax.tie(ax.input(1, 0), ax.output(0, 0))
+
+
+@rule("MaxRoiPool", "RoiAlign")
+def regions(op: Op, ax: Axes) -> None:
+    """Regions of images, channel by channel; there are as many as the regions."""
+    ax.same([1])

@@ -111,3 +111,23 @@ def pad(op: Op, ax: Axes) -> None:
         else:
             ax.freeze(ax.input(0, axis), "Pad repeats or drops positions")
             ax.freeze(ax.output(0, axis), "Pad repeats or drops positions")
+
+
+@rule("TopK")
+def top_k(op: Op, ax: Axes) -> None:
+    """The largest positions of one axis; the others keep apart."""
+    axis = int(op.attributes.get("axis", -1)) % op.need(0).rank
+    for out, y in enumerate(op.outputs):
+        if y is not None:
+            ax.same((a for a in range(y.rank) if a != axis), out=out)
+
+
+@rule("GatherElements", "ScatterElements")
+def elements(op: Op, ax: Axes) -> None:
+    """Positions of one axis, looked up for every place of the others; whole axes of equal size pass through."""
+    axis = int(op.attributes.get("axis", 0)) % op.out().rank
+    x, index = op.need(0), op.need(1)
+    for a in range(x.rank):
+        if a != axis and x.shape[a] == index.shape[a]:
+            for k in range(len(op.inputs)):
+                ax.same([a], k)

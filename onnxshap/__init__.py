@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxshap.rewrite import drop_units, removed_slices
     from onnxshap.sweeping import Sweep, sweep
     from onnxshap.tracing import Traced, trace
+    from onnxshap.unification import Unified, unify
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "Scores",
     "Sweep",
     "Traced",
+    "Unified",
     "Values",
     "VerifyError",
     "compare",
@@ -53,6 +55,7 @@ __all__ = [
     "site_means",
     "sweep",
     "trace",
+    "unify",
 ]
 
 if not TYPE_CHECKING:  # a type checker would take any name for a public one
@@ -62,7 +65,18 @@ if not TYPE_CHECKING:  # a type checker would take any name for a public one
         if name in __all__:
             import importlib
 
-            for home in ("errors", "api", "calibrate", "graph", "masking", "plan", "rewrite", "sweeping", "tracing"):
+            for home in (
+                "errors",
+                "api",
+                "calibrate",
+                "graph",
+                "masking",
+                "plan",
+                "rewrite",
+                "sweeping",
+                "tracing",
+                "unification",
+            ):
                 module = importlib.import_module(f"onnxshap.{home}")
                 if hasattr(module, name):
                     globals()[name] = getattr(module, name)

@@ -123,7 +123,7 @@ def channel_means(
         traced: a model whose batch is free, if it can be (`free_batch`).
         data: calibration images.
         places: tensors and their channel axes.
-        transform: what is averaged: identity, `abs`, or `positive` (1 where > 0).
+        transform: what is averaged: identity, `abs`, `square`, or `positive` (1 where > 0).
 
     Returns:
         (tensor, axis) -> float64[n].
@@ -142,6 +142,8 @@ def channel_means(
         source = f"{base}.x"
         if transform == "abs":
             graph.node.append(helper.make_node("Abs", [source], [f"{base}.t"]))
+        elif transform == "square":
+            graph.node.append(helper.make_node("Mul", [f"{base}.x", f"{base}.x"], [f"{base}.t"]))
         elif transform == "positive":
             graph.node.append(helper.make_node("Relu", [source], [f"{base}.relu"]))
             graph.node.append(helper.make_node("Sign", [f"{base}.relu"], [f"{base}.t"]))

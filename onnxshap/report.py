@@ -32,6 +32,7 @@ from onnxshap.kinds import kinds_of
 from onnxshap.measure import Figures
 from onnxshap.sweeping import Curve, Point, Sweep
 from onnxshap.tracing import Traced
+from onnxshap.unification import Size, Unified
 
 SCHEMA_VERSION = 1
 SUFFIXES = (".json", ".html")
@@ -145,6 +146,33 @@ def _point(point: Point, before: Figures) -> Report:
             "latency": _number(point.latency),
         },
         "drop": {**dataclasses.asdict(point.drop), "stderr": _number(point.drop.stderr)},
+    }
+
+
+def unify_report(result: Unified, *, model: str, output: str | None, seed: int) -> Report:
+    """Return the report of a unification; sizes in bytes."""
+
+    def figures(size: Size, score: Mapping[str, float]) -> Report:
+        return {
+            "bytes": size.bytes,
+            "compressed": dict(size.compressed),
+            "score": {name: _number(value) for name, value in score.items()},
+        }
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": model,
+        "output": output,
+        "seed": seed,
+        "codec": result.codec,
+        "block": result.block,
+        "blocks": {"n": result.blocks, "unified": result.chosen, "weights": result.weights},
+        "layers": dict(result.layers),
+        "data": {"n": result.images, "source": result.source},
+        "eval_data": {"n": result.eval_images, "source": result.eval_source},
+        "drop": {**dataclasses.asdict(result.drop), "stderr": _number(result.drop.stderr)},
+        "before": figures(result.before, result.score_before),
+        "after": figures(result.after, result.score_after),
     }
 
 
@@ -443,6 +471,30 @@ def sweep_tables(report: Report) -> list[RenderableType]:
         budgets = ", ".join(f"{item['keep_macs']:g}" for item in report["left_out"])
         lines.append(f"Left out: {budgets}; {report['left_out'][0]['reason']}.")
     return [table, Text("\n".join(lines))]
+
+
+def unify_tables(report: Report) -> list[RenderableType]:
+    """Return the bytes and the scores before and after."""
+    before, after = report["before"], report["after"]
+    table = _table("", ">before", ">after", ">change")
+    sizes = [("file", before["bytes"], after["bytes"])]
+    sizes += [(codec, before["compressed"][codec], after["compressed"][codec]) for codec in before["compressed"]]
+    for name, old, new in sizes:
+        _row(table, name, _bytes(old), _bytes(new), f"x {new / old:.3f}")
+    table.add_section()
+    for name, value in before["score"].items():
+        new = after["score"][name]
+        change = "" if value is None or new is None else f"{new - value:+z.4f}"
+        _row(table, name, _written(value), _written(new), change)
+    blocks, judged, lost = report["blocks"], report["eval_data"], report["drop"]
+    foot = (
+        f"{blocks['unified']} of {_plural(blocks['n'], 'block')} of {report['block']} weights share a magnitude "
+        f"({_plural(report['data']['n'], 'image')}, {_source(report['data'])}).\n"
+        f"Lost: {lost['mean']:.4f} +- {_written(lost['stderr'])} {lost['name']} on {_plural(judged['n'], 'image')} "
+        f"({_source(judged)}).\n"
+        "Smaller compressed only: the model runs as long, and takes as much memory, as before."
+    )
+    return [table, Text(foot)]
 
 
 def _written(value: float | None) -> str:

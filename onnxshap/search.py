@@ -76,8 +76,11 @@ class Judge:
 
     def drop(self, cut: Cut) -> Drop:
         """Return what a cut model loses."""
-        before = self._scores(self.reference)
-        lost = before - self._scores(run_all(self.traced, cut.model, self.data))
+        return self.lost(run_all(self.traced, cut.model, self.data))
+
+    def lost(self, outputs: Sequence[Array]) -> Drop:
+        """Return what a model loses whose outputs on the images are these."""
+        lost = self._scores(self.reference) - self._scores(outputs)
         stderr = float(lost.std(ddof=1) / np.sqrt(len(lost))) if len(lost) > 1 else float("inf")
         return Drop(self.name, float(lost.mean()), stderr, len(lost))
 

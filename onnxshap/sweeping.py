@@ -258,8 +258,9 @@ class _Bench:
             batch = 1 if traced.shaped.free_batch else traced.batch
             whole, ms = latencies(traced.backend, [traced.source, cut.model], data, batch)
             self.whole_ms.append(whole)
-            figures = self._figures(cut.model, run_all(traced, cut.model, data), ms, traced.alive(cut.keep))
-            return Point(share, figures, ms / whole, self.judge.drop(cut))
+            outputs = run_all(traced, cut.model, data)
+            figures = self._figures(cut.model, outputs, ms, traced.alive(cut.keep))
+            return Point(share, figures, ms / whole, self.judge.lost(outputs))
 
     def before(self) -> Figures:
         traced = self.judge.traced

@@ -44,7 +44,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"runners"}),
     frozenset({"scoring"}),
     frozenset({"api"}),
-    frozenset({"sweeping"}),
+    frozenset({"sweeping", "unification"}),
     frozenset({"report"}),
     frozenset({"plot"}),
     frozenset({"cli"}),

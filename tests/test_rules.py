@@ -832,6 +832,18 @@ case("largest places, elements, triangles", conv_net("""
     b = Trilu(t)
 """, opset=18, batch="2", k=[5], j=np.tile(np.arange(5), (2, 8, 8, 1)), one=1.0), [8])
 
+for op, gates in (("GRU", 3), ("LSTM", 4), ("RNN", 1)):
+    case(f"{op}: what goes in is cut, hidden units stay", net(f"""(float[N,7,6] x) => (float[N,7,3] y) {{
+        a = MatMul(x, w0)
+        r = Relu(a)
+        t = Transpose<perm=[1,0,2]>(r)
+        h = {op}<hidden_size=5, direction="bidirectional">(t, wi, wh, wb)
+        u = Transpose<perm=[2,0,1,3]>(h)
+        m = Reshape(u, together)
+        y = MatMul(m, w1)
+    }}""", w0=(6, 8), wi=(2, gates * 5, 8), wh=(2, gates * 5, 5), wb=(2, gates * 10), together=[0, 0, 10],
+        w1=(10, 3)), [8])
+
 # --- blocks, repeats -------------------------------------------------------------------------------------------------
 
 case("depth to space, depth first", net("""(float[N,3,6,6] x) => (float[N,2,12,12] y) {

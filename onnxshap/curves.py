@@ -16,7 +16,7 @@ from onnxshap import payoffs
 from onnxshap.calibrate import run_all, site_means
 from onnxshap.core import BoolArray, Dataset, FloatArray
 from onnxshap.groups import Group
-from onnxshap.repair import FEWEST_IMAGES, refit
+from onnxshap.repair import FEWEST_IMAGES, QUICK, refit
 from onnxshap.tracing import Traced
 
 FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
@@ -82,7 +82,9 @@ def loss_curves(
             if 0 < width < len(group) and width not in points:
                 keep = np.zeros(len(group), np.bool_)
                 keep[ranked[:width]] = True
-                model, _ = refit(free, free, {**whole, group.name: keep}, means, fitted, seed, nearest=True)
+                model, _ = refit(
+                    free, free, {**whole, group.name: keep}, means, fitted, seed, nearest=True, effort=QUICK
+                )
                 found = run_all(free, model, judged)
                 points[width] = max(0.0, best - float(np.mean(payoff(found, reference, None))))
             progress(number * len(fractions) + k + 1, len(groups) * len(fractions))

@@ -14,6 +14,6 @@ variable is projected on the flat part instead of penalised.
 """
 
 from onnxshap.repair.fitting import refit
-from onnxshap.repair.regression import FEWEST_IMAGES, Refit
+from onnxshap.repair.regression import FEWEST_IMAGES, FULL, QUICK, Effort, Refit
 
-__all__ = ["FEWEST_IMAGES", "Refit", "refit"]
+__all__ = ["FEWEST_IMAGES", "FULL", "QUICK", "Effort", "Refit", "refit"]

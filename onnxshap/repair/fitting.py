@@ -15,7 +15,7 @@ from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.graph import array, attributes, is_op, tensor
 from onnxshap.labels import Liveness, Weight
 from onnxshap.masking import Means
-from onnxshap.repair.regression import Refit, Response, Rows, Single, require_images, solve
+from onnxshap.repair.regression import FULL, Effort, Refit, Response, Rows, Single, require_images, solve
 from onnxshap.repair.targets import Layer, find_layers
 from onnxshap.repair.transfer import transfer
 from onnxshap.repair.walk import Walk
@@ -24,8 +24,6 @@ from onnxshap.shapes import static_values
 from onnxshap.taps import patches, taps
 from onnxshap.tracing import Keep, Traced
 
-ROWS = 20_000
-"""Patches a layer is fitted on, about; more where a layer has more coefficients."""
 MAX_COEFFICIENTS = 6_000
 """Coefficients per output above which a layer is left alone (the Gram matrix would not fit)."""
 _HELD_OUT = 5
@@ -42,6 +40,7 @@ def refit(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     nearest: bool = False,
+    effort: Effort = FULL,
 ) -> tuple[ModelProto, list[Refit]]:
     """Return the cut model (before `graph.finish`) with its linear ops refitted, and what became of each.
 
@@ -54,6 +53,7 @@ def refit(
         seed: draws the patches.
         progress: told after every layer.
         nearest: only the layers that lose inputs themselves, not those behind them.
+        effort: how much is spent on a layer.
 
     Raises:
         DataError: fewer than 20 images.
@@ -63,7 +63,7 @@ def refit(
     layers = find_layers(traced, model, live)
     if nearest:
         layers = [layer for layer in layers if live.cut(layer.x, layer.channels)]
-    fitter = _Fitter(free, live, model, data, seed, layers)
+    fitter = _Fitter(free, live, model, data, seed, layers, effort)
     reports = []
     for number, layer in enumerate(layers):
         report = fitter.fit(layer)
@@ -83,6 +83,7 @@ class _Fitter:
     data: Dataset
     seed: int
     layers: Sequence[Layer]
+    effort: Effort
 
     def __post_init__(self) -> None:
         self._stored = {t.name: t for t in self.model.graph.initializer}
@@ -102,7 +103,7 @@ class _Fitter:
 
     def _positions(self, layer: Layer, chunk: int, total: int) -> NDArray[np.intp]:
         """Return which flat output positions of a chunk's images are rows of a layer's regression, sorted."""
-        rows = max(ROWS, 3 * self._inputs(layer))
+        rows = max(self.effort.rows, 3 * self._inputs(layer))
         count = min(total, math.ceil(rows / max(1, len(self.data))))
         rng = np.random.default_rng([self.seed, 4, layer.index, chunk])
         return np.sort(rng.choice(total, count, replace=False))
@@ -218,7 +219,7 @@ class _Fitter:
                         _inputs_of(design[chosen], groups, with_bias),
                         *(_outputs_of(values[chosen], groups) for values in (wanted, *added)),
                     )
-        solved, before, after, ridge = solve(*rows, present, inputs)
+        solved, before, after, ridge = solve(*rows, present, inputs, self.effort)
         if ridge is not None:
             self._write(layer, solved[:, :inputs], solved[:, inputs:].reshape(-1) if with_bias else None)
         return Refit(node.name or layer.y, before, after, ridge)

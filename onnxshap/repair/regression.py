@@ -12,15 +12,31 @@ from numpy.typing import NDArray
 from onnxshap.core import FloatArray
 from onnxshap.errors import DataError
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Ridge candidates, in units of the mean squared input."""
-ROUNDS = 8
-"""Most rounds of fitting and projecting where responses are flat."""
 _GAIN = 0.01
 """Share of the held-out error by which another round has to lower it."""
 FEWEST_IMAGES = 20
 _BLOCK = 4096
 Single = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent on a layer.
+
+    Attributes:
+        rows: patches it is fitted on, about; more where a layer has more coefficients.
+        ridges: candidates, in units of the mean squared input.
+        rounds: most rounds of fitting and projecting where responses are flat.
+    """
+
+    rows: int
+    ridges: tuple[float, ...]
+    rounds: int
+
+
+FULL = Effort(20_000, (1e-4, 1e-3, 1e-2, 1e-1, 1.0), 8)
+QUICK = Effort(5_000, (1e-2,), 1)
+"""To compare widths by, not to keep."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +190,7 @@ class _Solver:
 
 
 def solve(
-    train: Rows, held_out: Rows, present: FloatArray, penalised: int
+    train: Rows, held_out: Rows, present: FloatArray, penalised: int, effort: Effort = FULL
 ) -> tuple[FloatArray, float, float, float | None]:
     """Return new coefficients, the held-out errors before and after, and the ridge chosen (None: left as they were).
 
@@ -182,11 +198,12 @@ def solve(
         train, held_out: rows; without held-out ones the training rows choose.
         present: float64[groups, inputs, outputs], the last inputs may be a bias.
         penalised: how many inputs are not the bias.
+        effort: how much is spent.
     """
     judge = held_out if len(held_out) else train
     before = judge.error(present)
     gram, cross = train.gram(), train.cross(present, None)
-    trials = {ridge: present + _Solver(gram, ridge, penalised)(cross) for ridge in RIDGES}
+    trials = {ridge: present + _Solver(gram, ridge, penalised)(cross) for ridge in effort.ridges}
     errors = {ridge: judge.error(found) for ridge, found in trials.items()}
     best = min(errors, key=lambda ridge: errors[ridge])
     both = train.plus(held_out)
@@ -194,7 +211,7 @@ def solve(
     solver, rounds, after = _Solver(gram, best, penalised), 0, errors[best]
     if train.response.bent:
         found = trials[best]
-        for number in range(1, ROUNDS + 1):
+        for number in range(1, effort.rounds + 1):
             found = present + solver(train.cross(present, found))
             error = judge.error(found)
             if not error < (1 - _GAIN) * after:

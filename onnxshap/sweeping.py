@@ -15,7 +15,7 @@ from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.clock import Clock
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
-from onnxshap.cutter import Cut, Cutter, check_names, shares
+from onnxshap.cutter import Cut, Cutter, check_names, require_torch, shares
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.groups import Group, select
@@ -164,6 +164,8 @@ def sweep(
             reached.
     """
     check_names(repair, allocation)
+    if repair == "distill":
+        require_torch()
     for name in methods:
         if name not in METHODS:
             raise OnnxshapError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
@@ -196,7 +198,7 @@ def sweep(
                 workers=workers, cluster=cluster, progress=progress,
             )  # fmt: skip
         phi = {g.name: found.values[g.name].phi for g in groups}
-        told = _only(progress, "curves")
+        told = _only(progress, "curves", "distill")
         cutter = Cutter(traced, free, groups, phi, repaired_on, repair, allocation, seed, told, clock)
         points: list[Point] = []
         for share, budget in budgets.items():
@@ -223,11 +225,11 @@ def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float
     return found
 
 
-def _only(progress: Progress, wanted: str) -> Progress:
-    """Return a progress that shows one stage."""
+def _only(progress: Progress, *wanted: str) -> Progress:
+    """Return a progress that shows some stages."""
 
     def tell(stage: str, done: int, total: int) -> None:
-        if stage == wanted:
+        if stage in wanted:
             progress(stage, done, total)
 
     return tell

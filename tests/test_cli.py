@@ -249,7 +249,7 @@ def test_input_shapes_choose_free_dimensions(here: Path) -> None:
 # --- bad input: exit code 1, one line, nothing written ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["inspect", "prune", "score", "eval"])
+@pytest.mark.parametrize("command", ["inspect", "prune", "score", "eval", "unify"])
 def test_missing_truncated_and_foreign_models_are_refused(here: Path, command: str) -> None:
     whole = Path("m.onnx").read_bytes()
     Path("truncated.onnx").write_bytes(whole[: len(whole) // 2])
@@ -286,7 +286,7 @@ NAN[5, 1, 2, 3], INF[6, 0, 0, 0] = np.nan, np.inf
         ({"image": IMAGES[:0]}, "is empty: give at least one image"),
     ],
 )
-@pytest.mark.parametrize("command", ["prune", "score", "eval"])
+@pytest.mark.parametrize("command", ["prune", "score", "eval", "unify"])
 def test_data_that_do_not_fit_are_refused(here: Path, command: str, arrays: dict[str, Array], words: str) -> None:
     np.savez("bad.npz", **arrays)  # type: ignore[arg-type]
     line = refused(command, "m.onnx", "--data", "bad.npz")
@@ -383,7 +383,7 @@ def test_a_folder_that_becomes_unwritable_leaves_nothing_behind(here: Path, monk
         raise OSError(28, "No space left on device")
 
     Path("m.pruned.onnx").write_text("before")
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("onnxshap.weights.write_whole", full)
     assert "m.pruned.onnx: cannot be written (No space left on device)" in refused(
         "prune", "m.onnx", "--data", "d.npz", *FEW
     )

@@ -4,7 +4,7 @@ A group ends by the first of these rules; all but `max_seconds` depend on the se
 
 samples      every calibration image was used
 max-evals    the group's share of the evaluations is spent
-max-seconds  the group's share of the time is spent, after at least one block of images
+max-seconds  the time is spent: a group gets its share and what others leave, one block of images at least
 decided      the expected share of misplaced units at the cut is small
 """
 
@@ -40,7 +40,8 @@ class Rules:
 
     Attributes:
         max_evals: rows in all, shared by the groups in proportion to their units.
-        max_seconds: wall clock, shared in the same way; what a group leaves goes to the next.
+        max_seconds: wall clock, shared in the same way; what a group leaves goes to the next, and what all leave to
+            those with the fewest images.
         decided: expected misplaced share below which a group ends; 0 = never.
         keep: group -> units that the plan will keep, about; half of the units where it is not said.
     """
@@ -239,20 +240,32 @@ class _Loop:
         return dict(zip(self.states, ends.tolist(), strict=True))
 
     def _next_job(self) -> Job | None:
-        """Return the next job that is needed; those that the journal knows are taken from there."""
+        """Return the next job that is needed, None where there is none to submit now.
+
+        Groups take turns by their shares of the time; what is left at the end goes to those with the fewest images.
+        """
+        elapsed = time.monotonic() - self._start
         for name, state in self.states.items():
-            while not state.stopped and state.submitted < len(state.jobs):
-                late = name in self._deadlines and time.monotonic() - self._start >= self._deadlines[name]
-                if late and state.submitted:
-                    state.expire()
-                    break
-                job = state.jobs[state.submitted]
-                state.submitted += 1
-                known = self.journal.found.get((job.group, job.block)) if self.journal else None
-                if known is None:
-                    self._current = state
-                    return job
-                state.take(job.block, Result(*known), self.rules)
+            late = elapsed >= self._deadlines.get(name, np.inf)
+            if not (late and state.submitted) and (job := self._job_of(state)) is not None:
+                return job
+        for state in sorted(self.states.values(), key=lambda s: s.submitted / len(s.jobs)):
+            if elapsed >= (self.rules.max_seconds or np.inf):
+                state.expire()
+            elif (job := self._job_of(state)) is not None:
+                return job
+        return None
+
+    def _job_of(self, state: _Group) -> Job | None:
+        """Return the next job of a group; those that the journal knows are taken from there."""
+        while not state.stopped and state.submitted < len(state.jobs):
+            job = state.jobs[state.submitted]
+            state.submitted += 1
+            known = self.journal.found.get((job.group, job.block)) if self.journal else None
+            if known is None:
+                self._current = state
+                return job
+            state.take(job.block, Result(*known), self.rules)
         return None
 
     def _tell(self, extra: float = 0.0) -> None:

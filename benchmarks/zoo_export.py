@@ -1,6 +1,6 @@
 """Exports architectures with random weights to ONNX, the input of `benchmarks/zoo.py`.
 
-    python benchmarks/zoo_export.py FOLDER [NAME ...] [--timeout 600]
+    python benchmarks/zoo_export.py FOLDER [NAME ...] [--exporters legacy,dynamo] [--timeout 600]
 
 Needs torch, torchvision, timm, transformers, pytorchcv, onnxscript, all of them without any download. Every name is
 exported by torch's legacy and dynamo exporters at their default opsets, one with a free batch and the other with a
@@ -33,7 +33,7 @@ PTCV = (
         "shufflenetv2_w1 96",
         "shufflenetv2b_w1 96",
     ),
-    *("squeezenet_v1_1 96", "squeezeresnet_v1_1 96", "nasnet_4a1056 224", "xception 128", "inceptionv3 128"),
+    *("squeezenet_v1_1 96", "squeezeresnet_v1_1 96", "nasnet_4a1056 96", "xception 128", "inceptionv3 128"),
     *("inceptionv4 128", "darknet53 96", "darknet_tiny 96", "hrnet_w18_small_v1 96", "ghostnet 96", "mnasnet_a1 96"),
     *("igcv3_w1 96", "fishnet99 96", "regnetx002 96", "regnety002 96", "bagnet9 96", "dla34 96", "dla46xc 96"),
     *("hardnet39ds 96", "peleenet 128", "sknet50 96", "resnesta18 96", "bam_resnet18 96", "cbam_resnet18 96"),
@@ -522,6 +522,7 @@ def build(name: str) -> tuple[Any, Any]:
 
 
 def _library_net(source: str, model: str, size: int) -> Any:
+    import numpy as np
     import torch
 
     if source == "ptcv":
@@ -533,7 +534,7 @@ def _library_net(source: str, model: str, size: int) -> Any:
             net = get_model(model, pretrained=False)
         for module in net.modules():
             for child, part in module.named_children():
-                if isinstance(part, torch.nn.AvgPool2d) and part.kernel_size not in (2, 3, (2, 2), (3, 3)):
+                if isinstance(part, torch.nn.AvgPool2d) and max(np.ravel(part.kernel_size)) > 5:
                     setattr(module, child, torch.nn.AdaptiveAvgPool2d(1))  # its window fits inputs of 224 alone
             if hasattr(module, "aux"):
                 module.aux = False
@@ -605,8 +606,8 @@ def export(net: Any, x: Any, path: Path, exporter: str, free: bool) -> None:
         )  # fmt: skip
 
 
-def export_all(name: str, number: int, folder: Path) -> None:
-    """Export a name both ways, print a JSON line for each."""
+def export_all(name: str, number: int, folder: Path, exporters: list[str]) -> None:
+    """Export a name every way, print a JSON line for each."""
     import numpy as np
     import onnxruntime as ort
     import torch
@@ -617,6 +618,8 @@ def export_all(name: str, number: int, folder: Path) -> None:
     with torch.no_grad():
         wanted = [o.numpy() for o in flat(net(x[:1]))]
     for k, exporter in enumerate(("legacy", "dynamo")):
+        if exporter not in exporters:
+            continue
         free = (number + k) % 2 == 0
         path = folder / f"{name.replace('@', '_')}.{exporter}{'.free' if free else ''}.onnx"
         row: dict[str, Any] = {"file": path.name, "ok": False}
@@ -643,15 +646,16 @@ def export_all(name: str, number: int, folder: Path) -> None:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("chosen", nargs=-1)
 @click.option("--timeout", default=600, show_default=True, help="Seconds a name.")
+@click.option("--exporters", default="legacy,dynamo", show_default=True)
 @click.option("--one", is_flag=True, hidden=True)
-def main(folder: Path, chosen: tuple[str, ...], timeout: int, one: bool) -> None:
+def main(folder: Path, chosen: tuple[str, ...], timeout: int, exporters: str, one: bool) -> None:
     """Export every name in a process of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     every = names()
     if one:
-        return export_all(chosen[0], every.index(chosen[0]), folder)
+        return export_all(chosen[0], every.index(chosen[0]), folder, exporters.split(","))
     for name in chosen or every:
-        command = [sys.executable, __file__, str(folder), name, "--one"]
+        command = [sys.executable, __file__, str(folder), name, "--one", "--exporters", exporters]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
             rows = [line[7:] for line in done.stdout.splitlines() if line.startswith("RESULT ")]

@@ -31,7 +31,7 @@ _FREE_SIZES = (64, 32, 224, 320, 16)
 _RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 _INTEGER_OPS = (
     *("Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Gather", "Identity", "Mul", "Neg", "Reshape"),
-    *("Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+    *("Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
 )
 """What exporters that fold no constants put bounds and sizes together with."""
 _LOSSY = ("Abs", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mod", "ReduceMax", "ReduceMin", "Round", "Sign")

@@ -703,6 +703,15 @@ case("expand to sizes put together of constants", net("""(float[N,4,6] x) => (fl
     r = Reshape(e, merged)
     y = MatMul(r, w1)
 }""", w0=(6, 8), two=[2], rank=[4], minus=-1, wanted=[-1, -1, 3, -1], merged=[0, 4, 24], w1=(24, 2)), [8])
+case("pads put together of constants", conv_net("""
+    z = ConstantOfShape<value=int64[1] {0}>(four)
+    j = Concat<axis=0>(given, z)
+    r = Reshape(j, pairs)
+    t = Transpose<perm=[1,0]>(r)
+    p = Reshape(t, flat)
+    q = Cast<to=7>(p)
+    b = Pad(a, q)
+""", four=[4], given=[0, 0, 0, 1], pairs=[2, 4], flat=[-1]), [8])
 case("a large weight that nothing reads", net("""(float[N,6] x) => (float[N,2] y) {
     a = Gemm(x, w0)
     b = Relu(a)

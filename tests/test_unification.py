@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
-from onnxshap import cli, unification
+from onnxshap import cli, payoffs, unification
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import BudgetError, OnnxshapError
-from onnxshap.unification import Blocks, find_blocks, order, unify_weights
+from onnxshap.unification import Blocks, find_blocks, order, unify_weights, weighted
 
 WIDE = """<ir_version: 8, opset_import: ["" : 17]>
 wide (float[N, 6, 5, 5] x) => (float[N, 4] y) {
@@ -118,6 +118,22 @@ def test_the_size_is_met_with_the_fewest_blocks(tmp_path: Path) -> None:
     assert less.drop.mean < found.drop.mean
     whole = onnxshap.unify(wide(), images(), keep_bytes=1.0)
     assert whole.chosen == 0 and whole.drop.mean == 0
+
+
+def test_layers_are_weighed_by_what_the_outputs_lose() -> None:
+    data = images()
+    traced, found = blocks_of(wide(), data)
+    every = list(found.values())
+    (reference,) = run_all(traced, traced.source, data)
+    payoff = payoffs.choose(None, [reference], None, ["y"])
+    first = 0
+    for one, scaled in zip(every, weighted(traced, every, data), strict=True):
+        numbers = np.arange(first, first + len(one.starts))
+        first += len(one.starts)
+        outputs = run_all(traced, unify_weights(traced, every, numbers), data)
+        lost = float(np.mean(payoff([reference], [reference], None) - payoff(outputs, [reference], None)))
+        assert scaled.losses.sum() == pytest.approx(lost)
+        np.testing.assert_allclose(scaled.losses / scaled.losses.sum(), one.losses / one.losses.sum())
 
 
 def test_shared_weights_stay_shared() -> None:

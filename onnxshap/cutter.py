@@ -95,6 +95,7 @@ class Cutter:
         seed: of all randomness.
         progress: told what is going on.
         clock: told how long it took.
+        curves: what groups lose at each width; measured where a plan first needs them, unless given.
     """
 
     traced: Traced
@@ -107,7 +108,7 @@ class Cutter:
     seed: int = 0
     progress: Tell = lambda stage, done, total: None
     clock: Clock = field(default_factory=Clock)
-    _curves: Mapping[str, FloatArray] | None = None
+    curves: Mapping[str, FloatArray] | None = None
     _means: Means = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -140,8 +141,8 @@ class Cutter:
         curves: Mapping[str, FloatArray] = {}
         if self.allocation == "curves" and budget.units is None:
             with self.clock.stage("curves"):
-                curves = self._curves if self._curves is not None else self._measured()
-            self._curves = curves
+                curves = self.curves if self.curves is not None else self._measured()
+            self.curves = curves
         candidates = [Candidate(g.name, g.units, self.values[g.name], curves.get(g.name)) for g in self.groups]
         with self.clock.stage("plan"):
             return make_plan(candidates, budget, lambda keep: shares(self.traced, keep), self.traced.covers)

@@ -8,6 +8,7 @@ planner's step-by-step choice is the best one for a sum of such losses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -31,8 +32,9 @@ _FIT = 0.6
 def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float) -> tuple[int, tuple[float, ...]]:
     """Return how many images, and which widths, measuring may take; (0, ()) where not even the least is affordable.
 
-    A width costs about two runs of the model on the images fitted on, and one on the others.
+    A width costs about two runs of the model on the images fitted on, one on the others, and the regressions.
     """
+    regressions = sum(_regressions(traced, group) for group in groups)
     for count, fractions in ((IMAGES, FRACTIONS), (200, FRACTIONS), (200, FEW), (100, FEW)):
         used = min(images, count)
         if (
@@ -41,6 +43,18 @@ def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float
         ):
             return used, fractions
     return 0, ()
+
+
+def _regressions(traced: Traced, group: Group) -> float:
+    """Return the multiply-accumulates of the Gram matrices of the layers that read a group, once."""
+    total, labels = 0.0, traced.labels
+    for site in labels.trace.sites:
+        if site.weight is None or not np.isin(labels.units(site.tensor, site.axis), group.units).any():
+            continue
+        shape = traced.shaped.shapes[traced.shaped.graph.nodes[site.node].input[site.weight.input]]
+        inputs = math.prod(shape) // shape[site.weight.makes]
+        total += QUICK.needed(inputs) * float(inputs) ** 2
+    return total
 
 
 def loss_curves(

@@ -103,6 +103,35 @@ def test_fixed_batches(batch: int) -> None:
     np.testing.assert_allclose(run_all(traced, small, other)[0], free[0], rtol=1e-3, atol=1e-4)
 
 
+TOKEN = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[1,4,6] x) => (float[1,4] y) {
+  t = Concat<axis=1>(token, x)
+  a = MatMul(t, wa)
+  r = Relu(a)
+  b = MatMul(r, wb)
+  y = ReduceMean<axes=[1], keepdims=0>(b)
+}
+"""
+
+
+def test_a_form_with_other_nodes_is_fitted_too() -> None:
+    """A class token of one image is stretched in the form that is evaluated, not in the file."""
+    model, rng = onnx.parser.parse_model(TOKEN), np.random.default_rng(0)
+    for name, shape in {"token": (1, 1, 6), "wa": (6, 8), "wb": (8, 4)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    traced = onnxshap.trace(model)
+    free = free_batch(traced)
+    assert len(free.shaped.graph.nodes) > len(traced.shaped.graph.nodes)
+    data = Dataset({"x": rng.normal(size=(80, 4, 6)).astype(np.float32)}, None, "random")
+    (group,) = traced.groups
+    plan, means = {group.name: np.arange(8) < 5}, site_means(free, data)
+    small, reports = refit(traced, free, plan, means, data)
+    assert reports[0].ridge is not None
+    wanted = run_all(traced, model, data)
+    assert error(run_all(traced, small, data), wanted) < error(run_all(traced, cut(traced, plan, means), data), wanted)
+
+
 def test_too_few_images() -> None:
     with pytest.raises(DataError, match="at least 20 images, there are 7"):
         repaired(net(), [True] * 5 + [False] * 3, images(7))

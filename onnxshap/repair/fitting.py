@@ -103,7 +103,7 @@ class _Fitter:
 
     def _positions(self, layer: Layer, chunk: int, total: int) -> NDArray[np.intp]:
         """Return which flat output positions of a chunk's images are rows of a layer's regression, sorted."""
-        rows = max(self.effort.rows, 3 * self._inputs(layer))
+        rows = self.effort.needed(self._inputs(layer))
         count = min(total, math.ceil(rows / max(1, len(self.data))))
         rng = np.random.default_rng([self.seed, 4, layer.index, chunk])
         return np.sort(rng.choice(total, count, replace=False))

@@ -27,15 +27,21 @@ class Effort:
         rows: patches it is fitted on, about; more where a layer has more coefficients.
         ridges: candidates, in units of the mean squared input.
         rounds: most rounds of fitting and projecting where responses are flat.
+        again: whether the held-out rows join in at the end.
     """
 
     rows: int
     ridges: tuple[float, ...]
     rounds: int
+    again: bool
+
+    def needed(self, inputs: int) -> int:
+        """Return the rows for a layer with so many inputs."""
+        return max(self.rows, (3 if self.again else 2) * inputs)
 
 
-FULL = Effort(20_000, (1e-4, 1e-3, 1e-2, 1e-1, 1.0), 8)
-QUICK = Effort(5_000, (1e-2,), 1)
+FULL = Effort(20_000, (1e-4, 1e-3, 1e-2, 1e-1, 1.0), 8, True)
+QUICK = Effort(5_000, (1e-2,), 1, False)
 """To compare widths by, not to keep."""
 
 
@@ -206,23 +212,23 @@ def solve(
     trials = {ridge: present + _Solver(gram, ridge, penalised)(cross) for ridge in effort.ridges}
     errors = {ridge: judge.error(found) for ridge, found in trials.items()}
     best = min(errors, key=lambda ridge: errors[ridge])
-    both = train.plus(held_out)
-    whole = both.gram()
-    solver, rounds, after = _Solver(gram, best, penalised), 0, errors[best]
+    found, rounds, after = trials[best], 0, errors[best]
     if train.response.bent:
-        found = trials[best]
+        solver, trial = _Solver(gram, best, penalised), found
         for number in range(1, effort.rounds + 1):
-            found = present + solver(train.cross(present, found))
-            error = judge.error(found)
+            trial = present + solver(train.cross(present, trial))
+            error = judge.error(trial)
             if not error < (1 - _GAIN) * after:
                 break
-            rounds, after = number, error
+            found, rounds, after = trial, number, error
     if not after < before:
         return present, before, before, None
-    final = _Solver(whole, best, penalised)
-    found = present + final(both.cross(present, None))
-    for _ in range(rounds):
-        found = present + final(both.cross(present, found))
+    if effort.again:
+        both = train.plus(held_out)
+        final = _Solver(both.gram(), best, penalised)
+        found = present + final(both.cross(present, None))
+        for _ in range(rounds):
+            found = present + final(both.cross(present, found))
     return found, before, after, best
 
 

@@ -1,4 +1,4 @@
-"""Weights from one form of a cut model to another with the same nodes."""
+"""Weights from one form of a cut model to another."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from onnx import ModelProto, helper
 def transfer(source: ModelProto, target: ModelProto) -> ModelProto:
     """Give `target` the floating-point initializers of `source`, in place, and return it.
 
-    The two forms differ in what spells the batch size out, in integers; nodes that read an initializer which the
-    target does not have yet (a new bias, an unfolded weight) read it there too.
+    The two forms differ in what spells the batch size out: integers, and nodes that compute them. Nodes that read an
+    initializer which the target does not have yet (a new bias, an unfolded weight) read it there too.
     """
     stored = {t.name: t for t in target.graph.initializer}
     added = set()
@@ -20,8 +20,11 @@ def transfer(source: ModelProto, target: ModelProto) -> ModelProto:
         if item.name not in stored:
             added.add(item.name)
         (stored[item.name] if item.name in stored else target.graph.initializer.add()).CopyFrom(item)
-    for theirs, ours in zip(source.graph.node, target.graph.node, strict=True):
-        if added & set(theirs.input):
-            del ours.input[:]
-            ours.input.extend(theirs.input)
+    nodes = {node.output[0]: node for node in target.graph.node}
+    for theirs in source.graph.node:
+        for k, name in enumerate(theirs.input):
+            if name in added:
+                ours = nodes[theirs.output[0]]
+                ours.input.extend([""] * (k + 1 - len(ours.input)))
+                ours.input[k] = name
     return target

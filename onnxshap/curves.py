@@ -37,10 +37,8 @@ def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float
     regressions = sum(_regressions(traced, group) for group in groups)
     for count, fractions in ((IMAGES, FRACTIONS), (200, FRACTIONS), (200, FEW), (100, FEW)):
         used = min(images, count)
-        if (
-            len(groups) * len(fractions) * used * (1 + _FIT) * traced.cost.macs() <= work
-            and used * _FIT >= FEWEST_IMAGES
-        ):
+        runs = len(groups) * used * (1 + _FIT) * traced.cost.macs()
+        if len(fractions) * (runs + 3 * regressions) <= work and used * _FIT >= FEWEST_IMAGES:
             return used, fractions
     return 0, ()
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import TensorProto
@@ -230,8 +230,10 @@ def layers_of(setting: Setting, group: Group) -> list[Layer]:
     place = np.full(traced.labels.n_units + 1, -1)
     place[group.units] = np.arange(len(group))
     together: dict[tuple[object, ...], list[Site]] = {}
+    refitted = {site.node for site in traced.labels.trace.linear}
     for site in sites_of(setting, group):
         node = nodes[site.node]
+        site = site if site.node in refitted else replace(site, weight=None)  # its rows are not known
         how: tuple[object, ...] = ("tensor",)
         if site.weight is None:
             how = ("computed",)

@@ -436,7 +436,7 @@ def prune(
     cutter = Cutter(traced, free, groups, phi, repaired_on, repair, allocation, seed, progress, clock)
     lost: Drop | None = None
     if target_latency is not None:
-        budget, _ = within_latency(cutter, budget, target_latency, held_out)
+        budget = within_latency(cutter, budget, target_latency, held_out)
     if max_drop is None:
         result = cutter.cut(cutter.plan(budget), dataset)
     else:

@@ -136,8 +136,8 @@ def within_drop(cutter: Cutter, budget: Budget, judge: Judge, most: float, check
     return best
 
 
-def within_latency(cutter: Cutter, budget: Budget, target: float, data: Dataset) -> tuple[Budget, float]:
-    """Return the widest budget whose model runs in `target` milliseconds, and the milliseconds measured.
+def within_latency(cutter: Cutter, budget: Budget, target: float, data: Dataset) -> Budget:
+    """Return the widest budget found whose model runs in `target` milliseconds.
 
     Bisection over the share of the multiply-accumulates; every trial is a real file, run in turn with the original.
 
@@ -161,14 +161,12 @@ def within_latency(cutter: Cutter, budget: Budget, target: float, data: Dataset)
             f"target-latency {target:g} ms cannot be reached: the smallest allowed model runs in {fastest:.3g} ms "
             f"(the original in {whole:.3g}); allow more, or lower --min-units or --multiple-of"
         )
-    reached = fastest
     for number in range(_STEPS):
         cutter.progress("search", number, _STEPS)
         share = (low + high) / 2
-        found = milliseconds(share)[1]
-        if found <= target:
-            low, reached = share, found
+        if milliseconds(share)[1] <= target:
+            low = share
         else:
             high = share
     cutter.progress("search", _STEPS, _STEPS)
-    return _tightened(budget, low), reached
+    return _tightened(budget, low)

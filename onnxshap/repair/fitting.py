@@ -70,7 +70,7 @@ def refit(
         if report is not None:
             reports.append(report)
         progress(number + 1, len(layers))
-    return transfer(model, cut(traced, keep, means)), reports
+    return (model if traced is free else transfer(model, cut(traced, keep, means))), reports
 
 
 @dataclass
@@ -101,25 +101,24 @@ class _Fitter:
         self._original = Walk(self.free, self.free.shaped.graph.model, feeds)
         self._present = Walk(self.free, self.model, feeds)
 
-    def _positions(self, layer: Layer, chunk: int, total: int) -> NDArray[np.intp]:
+    def _positions(self, layer: Layer, chunk: int, inputs: int) -> NDArray[np.intp]:
         """Return which flat output positions of a chunk's images are rows of a layer's regression, sorted."""
-        rows = self.effort.needed(self._inputs(layer))
-        count = min(total, math.ceil(rows / max(1, len(self.data))))
+        total = self._total(layer)
+        count = min(total, math.ceil(self.effort.needed(inputs) / max(1, len(self.data))))
         rng = np.random.default_rng([self.seed, 4, layer.index, chunk])
         return np.sort(rng.choice(total, count, replace=False))
 
-    def _inputs(self, layer: Layer) -> int:
-        return int(self._coefficients(layer).shape[1])
+    def _weights(self, layer: Layer) -> Array:
+        """Return the present weights as they stand in the graph, or are computed there."""
+        name = self.model.graph.node[layer.index].input[layer.weight.input]
+        if name in self._stored:
+            return array(self._stored[name])
+        return static_values(self.model, self.free.backend, [name])[name]
 
     def _coefficients(self, layer: Layer) -> FloatArray:
         """Return the present weights as [groups, inputs x taps, outputs of a group]."""
         node, w = self.model.graph.node[layer.index], layer.weight
-        name = node.input[w.input]
-        if name in self._stored:
-            values = array(self._stored[name])
-        else:
-            values = static_values(self.model, self.free.backend, [name])[name]
-        kernel = np.moveaxis(values.astype(np.float64), (w.sums, w.makes), (0, 1))
+        kernel = np.moveaxis(self._weights(layer).astype(np.float64), (w.sums, w.makes), (0, 1))
         kernel = kernel.reshape(*kernel.shape[:2], -1).transpose(0, 2, 1) * w.scale
         groups = self._groups(node, w)
         ins, taps_, outs = kernel.shape
@@ -137,12 +136,7 @@ class _Fitter:
 
     def _write(self, layer: Layer, coefficients: FloatArray, bias: FloatArray | None) -> None:
         node, w = self.model.graph.node[layer.index], layer.weight
-        name = node.input[w.input]
-        values = (
-            array(self._stored[name])
-            if name in self._stored
-            else static_values(self.model, self.free.backend, [name])[name]
-        )
+        values = self._weights(layer)
         moved = np.moveaxis(values, (w.sums, w.makes), (0, 1)).shape
         groups = self._groups(node, w)
         taps_ = math.prod(moved[2:])
@@ -177,10 +171,8 @@ class _Fitter:
             self._stored[name] = self.model.graph.initializer.add()
         self._stored[name].CopyFrom(tensor(name, values))
 
-    def _bias(self, layer: Layer) -> FloatArray | None:
-        """Return the present bias float64[outputs]; zeros where one can be added, None where none can."""
-        outputs = self._coefficients(layer)
-        width = outputs.shape[0] * outputs.shape[2]
+    def _bias(self, layer: Layer, width: int) -> FloatArray | None:
+        """Return the present bias float64[width]; zeros where one can be added, None where none can."""
         if layer.bias is not None:
             old = array(self._stored[layer.bias]).astype(np.float64)
             factor = layer.weight.bias[1] if layer.weight.bias is not None else 1.0
@@ -193,8 +185,9 @@ class _Fitter:
 
     def fit(self, layer: Layer) -> Refit | None:
         """Refit one layer in place; None where it is too large to."""
-        old, bias = self._coefficients(layer), self._bias(layer)
+        old = self._coefficients(layer)
         groups, inputs, outputs = old.shape
+        bias = self._bias(layer, groups * outputs)
         if inputs > MAX_COEFFICIENTS:
             return None
         node = self.model.graph.node[layer.index]
@@ -207,7 +200,7 @@ class _Fitter:
         alive = self.live.axis(layer.target, layer.outputs)
         pairs = zip(self._flags, self._original([layer.target]), self._present(names), strict=True)
         for number, (flags, (target,), (source, *addend)) in enumerate(pairs):
-            at = self._positions(layer, number, self._total(layer))
+            at = self._positions(layer, number, inputs)
             design = self._design(layer, node, _channels_second(source, layer.channels), at)
             wanted = _rows(target, layer.outputs, at)
             wanted = wanted if alive is None else wanted[..., alive]

@@ -41,6 +41,9 @@ class Edit(Protocol):
     def new_constant(self, hint: str, values: Array) -> str:
         """Add an initializer, return its name."""
 
+    def typed(self, values: Array, like: str) -> Array:
+        """Return values in the element type of a tensor."""
+
     def replace(self, index: int, nodes: list[NodeProto]) -> None:
         """Put other nodes in a node's place."""
 
@@ -186,6 +189,52 @@ class Default:
         node = edit.node(self.node)
         if edit.cut(self.source, self.axis) and all(a.name != self.attribute for a in node.attribute):
             set_attribute(node, self.attribute, self.value)
+
+
+@dataclass(frozen=True)
+class Divisor:
+    """A mean over axes of `source` goes on dividing by the widths that they had."""
+
+    node: int
+    source: str
+    axes: tuple[int, ...]
+
+    def apply(self, edit: Edit) -> None:
+        """Multiply the mean of what is left by its share."""
+        if not any(edit.cut(self.source, axis) for axis in self.axes):
+            return
+        share = np.prod([edit.alive(self.source, axis).mean() for axis in self.axes])
+        node = edit.node(self.node)
+        result, raw = node.output[0], f"{node.output[0]}.of_the_rest"
+        node.output[0] = raw
+        factor = edit.new_constant(f"{result}.share", edit.typed(share, result))
+        edit.replace(self.node, [node, helper.make_node("Mul", [raw, factor], [result], name=f"{result}.mean")])
+
+
+@dataclass(frozen=True)
+class RootMeanSquare:
+    """A norm that divides by the root mean square over the last axes goes on dividing by the widths that they had.
+
+    With a share s of them left, x / sqrt(s mean(x^2) + eps) = x / sqrt(mean(x^2) + eps / s) / sqrt(s).
+    """
+
+    node: int
+    source: str
+    axes: tuple[int, ...]
+    scale: int
+    default: float
+
+    def apply(self, edit: Edit) -> None:
+        """Change epsilon and scale."""
+        if not any(edit.cut(self.source, axis) for axis in self.axes):
+            return
+        share = float(np.prod([edit.alive(self.source, axis).mean() for axis in self.axes]))
+        node = edit.node(self.node)
+        given = next((a.f for a in node.attribute if a.name == "epsilon"), self.default)
+        set_attribute(node, "epsilon", given / share)
+        name = node.input[self.scale]
+        values = edit.constant(name)
+        edit.set_constant(name, (values / np.sqrt(share)).astype(values.dtype))
 
 
 @dataclass(frozen=True)

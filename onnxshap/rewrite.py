@@ -65,6 +65,10 @@ class _Rewrite:
         self.constants[name].CopyFrom(tensor(name, values))
         return name
 
+    def typed(self, values: Array, like: str) -> Array:
+        kind = self.traced.shaped.kinds.get(like, TensorProto.FLOAT)
+        return np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(kind))
+
     def replace(self, index: int, nodes: list[NodeProto]) -> None:
         self.replaced[index] = nodes
 

@@ -264,7 +264,32 @@ case("rms norm", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     n = RMSNormalization(a, s)
     h = MatMul(n, w1)
     y = MatMul(h, w2)
-}""", opset=23, ir=11, w0=(12, 8), s=(8,), w1=(8, 6), w2=(6, 3)), [6], "statistics over it")
+}""", opset=23, ir=11, w0=(12, 8), s=(8,), w1=(8, 6), w2=(6, 3)), [8, 6])
+case("rms norm of what does not vanish", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    h = MatMul(x, w0)
+    a = Sigmoid(h)
+    n = RMSNormalization<epsilon=0.1>(a, s)
+    y = MatMul(n, w2)
+}""", opset=23, ir=11, w0=(12, 8), s=(8,), w2=(8, 3)), [], "root mean square over it")
+case("rms norm with a computed scale", net("""(float[N,5,12] x, float[8] s) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    n = RMSNormalization(a, s)
+    y = MatMul(n, w2)
+}""", opset=23, ir=11, w0=(12, 8), w2=(8, 3)), [], "computed scale")
+case("fused rms norms over the trunk of a decoder", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    t = MatMul(x, w0)
+    n = SimplifiedLayerNormalization<epsilon=0.1>(t, s0)
+    h = MatMul(n, w1)
+    g = com.microsoft.QuickGelu(h)
+    m = MatMul(g, w2)
+    n2, u, v, sum = com.microsoft.SkipSimplifiedLayerNormalization<epsilon=0.2>(m, t, s1)
+    h2 = MatMul(n2, w3)
+    r = Relu(h2)
+    m2 = MatMul(r, w4)
+    n3 = com.microsoft.SkipSimplifiedLayerNormalization(m2, sum, s2)
+    y = MatMul(n3, w5)
+}""", imports=', "com.microsoft" : 1', w0=(12, 8), s0=(8,), s1=(8,), s2=(8,), w1=(8, 6), w2=(6, 8), w3=(8, 4),
+    w4=(4, 8), w5=(8, 3)), [8, 6, 4])
 case("group norm", conv_net("b = GroupNormalization<num_groups=4>(a, s, t)", opset=21, ir=10, s=(8,), t=(8,)), [4])
 case("group norm as torch writes it", conv_net("""
     r = Reshape(a, apart)
@@ -318,10 +343,58 @@ for op in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum
     if op != "Sum":
         case(f"Reduce{op}, axes as attribute", conv_net(
             f"{positive}\n b = Reduce{op}<axes=[-2,3]>(q)", opset=12, one=1.0), [8])
-case("reduce over channels stays", conv_net("""
+case("mean over channels", conv_net("""
     m = ReduceMean<axes=[1]>(a)
     b = Sub(a, m)
-"""), [], "ReduceMean reduces over it")
+"""), [8])
+case("means over channels and more", conv_net("""
+    r = Relu(a)
+    s = Sqrt(r)
+    m = ReduceMean<keepdims=0>(s, axes)
+    u = Unsqueeze(m, axes)
+    v = ReduceMean(s)
+    g = Add(u, v)
+    b = Mul(g, r)
+""", opset=18, axes=[1, 3]), [8])
+case("sums taken off their own channels do not vanish", conv_net("""
+    t = ReduceSum(a, axes)
+    d = Sub(a, t)
+    q = Mul(d, d)
+    v = ReduceSum(q, axes)
+    b = Mul(a, v)
+""", axes=[1]), [], "ReduceSum sums over it")
+case("mean over tokens that weights make", net("""(float[N,5,12] x) => (float[N,3] y) {
+    t = MatMul(w0, x)
+    m = ReduceMean<axes=[1], keepdims=0>(t)
+    y = MatMul(m, w1)
+}""", w0=(6, 5), w1=(12, 3)), [6])
+case("variance over channels stays", conv_net("""
+    m = ReduceMean<axes=[1]>(a)
+    d = Sub(a, m)
+    q = Mul(d, d)
+    v = ReduceMean<axes=[1]>(q)
+    b = Mul(a, v)
+"""), [], "ReduceMean sums over it")
+case("rms norm as torch writes it", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    q = Pow(a, two)
+    m = ReduceMean<axes=[-1]>(q)
+    e = Add(m, eps)
+    s = Sqrt(e)
+    i = Reciprocal(s)
+    n = Mul(a, i)
+    f = Mul(scale, n)
+    y = MatMul(f, w1)
+}""", w0=(12, 8), two=2.0, eps=1e-5, scale=(8,), w1=(8, 3)), [8])
+case("inverse squares stay", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    p = Abs(a)
+    h = Add(p, one)
+    q = Pow(h, less)
+    m = ReduceMean<axes=[-1]>(q)
+    f = Mul(a, m)
+    y = MatMul(f, w1)
+}""", w0=(12, 8), less=-2.0, one=1.0, w1=(8, 3)), [], "ReduceMean sums over it")
 case("reduce everything stays", conv_net("""
     m = ReduceMax<keepdims=0>(a)
     b = Div(a, m)
@@ -911,7 +984,7 @@ case("SkipLayerNormalization", net("""(float[N,5,12] x) => (float[N,5,12] y) {
     n2 = com.microsoft.SkipSimplifiedLayerNormalization(m2, sum, s)
     y = SimplifiedLayerNormalization(n2, s)
 }""", imports=MS, w0=(12, 8), b0=(8,), w1=(8, 12), s=(12,), t=(12,), b1=(12,), w2=(12, 6), w3=(6, 12)), [8, 6],
-    "SkipLayerNormalization keeps", "SkipSimplifiedLayerNormalization keeps")
+    "SkipLayerNormalization keeps")
 case("com.microsoft.Attention", net("""(float[N,5,12] x) => (float[N,5,12] y) {
     a = com.microsoft.Attention<num_heads=3>(x, w0, b0)
     b = com.microsoft.Attention<num_heads=2, qkv_hidden_sizes=[8,8,6]>(x, w1, b1, , , m)
@@ -1237,7 +1310,7 @@ _NO_ROWS = {
     *("gemm transA", "gemm with the constant on the left", "flatten with axis 2"),
     *("gemm C column", "gemm C full", "gemm with computed bias", "conv with computed weights"),
     *("a branch reads a weight and a bias that are cut", "a weight is a model output"),
-    *("resize by sizes", "concat with an expanded constant", "constant of shape"),
+    *("resize by sizes", "concat with an expanded constant", "constant of shape", "means over channels and more"),
     *("sampling by grids", "regions", "largest places, elements, triangles"),
     *("dynamic: ConvInteger", "dynamic: MatMulInteger", "dynamic: DynamicQuantizeMatMul"),
 }

@@ -13,6 +13,7 @@ import numpy as np
 from onnxshap.core import IntArray
 from onnxshap.fixups import Default, HeadCount, Parts
 from onnxshap.labels import Axes, Op, Product, RuleError
+from onnxshap.rules.norm import root_mean_square
 from onnxshap.rules.registry import rule
 
 _MS = "com.microsoft"
@@ -173,12 +174,17 @@ def rotary(op: Op, ax: Axes) -> None:
 
 @rule(f"{_MS}.SkipLayerNormalization", f"{_MS}.SkipSimplifiedLayerNormalization")
 def skip_layer_normalization(op: Op, ax: Axes) -> None:
-    """Statistics over the last axis of a sum; the others keep apart."""
+    """Statistics over the last axis of a sum, which stays if they are more than sums; the others keep apart."""
     for out, y in enumerate(op.outputs):
         if y is not None:
             for k in (0, 1):
                 if op.need(k).rank == y.rank and op.need(k).shape[:-1] == y.shape[:-1]:
                     ax.same(range(y.rank - 1), k, out)
+    if "Simplified" in op.type and op.input(3) is None and op.need(0).shape == op.need(1).shape:
+        last = op.need(0).rank - 1
+        root_mean_square(op, ax, (0, 1), [last], scale=2)
+        for out in (3,) if len(op.outputs) > 3 and op.outputs[3] is not None else ():
+            ax.same([last], 0, out)
 
 
 @rule(f"{_MS}.EmbedLayerNormalization")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from onnxshap.fixups import GroupCount
+from collections.abc import Sequence
+
+from onnxshap.fixups import GroupCount, RootMeanSquare
 from onnxshap.labels import Axes, Op, RuleError
 from onnxshap.rules.registry import rule
 
@@ -23,7 +25,7 @@ def instance_normalization(op: Op, ax: Axes) -> None:
     ax.relate("n c _*, c, c -> n c _*")
 
 
-@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+@rule("LayerNormalization")
 def layer_normalization(op: Op, ax: Axes) -> None:
     """Statistics over the last axes, from `axis` on: those stay; the axes before them are apart."""
     axis = int(op.attributes.get("axis", -1)) % op.out().rank
@@ -31,6 +33,28 @@ def layer_normalization(op: Op, ax: Axes) -> None:
     for a in range(axis, op.out().rank):
         ax.freeze(ax.input(0, a), f"{op.type} divides by statistics over it")
         ax.freeze(ax.output(0, a), f"{op.type} divides by statistics over it")
+
+
+@rule("RMSNormalization", "SimplifiedLayerNormalization")
+def rms_normalization(op: Op, ax: Axes) -> None:
+    """Divides by a root mean square, which is a sum: it goes on dividing by the width that the axes had."""
+    axis = int(op.attributes.get("axis", -1)) % op.out().rank
+    ax.same(range(axis))
+    root_mean_square(op, ax, (0,), range(axis, op.out().rank), scale=1)
+
+
+def root_mean_square(op: Op, ax: Axes, data: Sequence[int], axes: Sequence[int], scale: int) -> None:
+    """Relate the last axes, over which the squares of the sum of some inputs are taken."""
+    x, factor = op.need(data[0]), op.need(scale)
+    if not factor.stored or factor.shape != x.shape[axes[0] :]:
+        raise RuleError(f"{op.type} with a computed scale, or one for several positions")
+    for axis in axes:
+        for k in data:
+            ax.same([axis], k)
+            ax.contract(k, axis)
+        ax.tie(ax.input(scale, axis - x.rank), ax.output(0, axis))
+    default = 1e-12 if "Skip" in op.type else 1e-5
+    ax.fix(RootMeanSquare(op.index, x.name, tuple(axes), scale, default))
 
 
 @rule("GroupNormalization")

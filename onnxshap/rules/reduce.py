@@ -1,11 +1,12 @@
-"""Reductions: the axes that are reduced stay, the others pass through."""
+"""Reductions: sums and means lose what is zero, of other reductions the axes that are reduced stay."""
 
 from __future__ import annotations
 
+from onnxshap.fixups import Divisor
 from onnxshap.labels import Axes, Op
 from onnxshap.rules.registry import rule
 
-_SUMS = ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
+_SUMS = ("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
 
 
 def reduced_axes(op: Op) -> set[int]:
@@ -24,7 +25,10 @@ def reduced_axes(op: Op) -> set[int]:
     *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
 )
 def reduction(op: Op, ax: Axes) -> None:
-    """What is left of the axes keeps its order; sums take no notice of positions that are zero."""
+    """What is left of the axes keeps its order; sums take no notice of positions that are zero.
+
+    A mean is a sum over the width that the axis had, whatever is left of it.
+    """
     gone = reduced_axes(op)
     kept = [axis for axis in range(op.need(0).rank) if axis not in gone]
     where = kept if op.attributes.get("keepdims", 1) else range(len(kept))
@@ -36,6 +40,10 @@ def reduction(op: Op, ax: Axes) -> None:
             ax.contract(0, axis)
         else:
             ax.freeze(atoms, f"{op.type} reduces over it")
+    if 0 in gone and op.need(0).rank > 1:
+        ax.mix_rows()
+    if op.type == "ReduceMean" and gone:
+        ax.fix(Divisor(op.index, op.need(0).name, tuple(sorted(gone))))
 
 
 @rule("CumSum")

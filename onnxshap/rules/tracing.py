@@ -18,11 +18,14 @@ from onnxshap.structure import outer_names, reads, subgraphs
 
 _SMALL, _FEW = 65536, 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""
+SQUARES = ("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
+"""Ops that square and sum some inputs, and scale by another."""
 _NOT_ZERO = {
     **dict.fromkeys(("DynamicQuantizeLinear", "DynamicQuantizeMatMul"),
                     "{} takes the range of codes over it, and it is not zero there"),
-    **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare"),
+    **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"),
                     "{} sums over it, and it is not zero there"),
+    **dict.fromkeys(SQUARES, "{} takes the root mean square over it, and it is not zero there"),
 }  # fmt: skip
 _COMPUTED = "two computed tensors are summed over it, neither is zero there"
 _MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
@@ -84,7 +87,8 @@ def _vanishes(zeros: Zeros, shaped: Shaped, labels: Labels, site: Site) -> bool:
     units = labels.units(site.tensor, site.axis)
     wanted = np.unique(units[units >= 0])
     node = shaped.graph.nodes[site.node]
-    return not len(wanted) or any(zeros.gives_zero(name, wanted) for name in node.input if name)
+    factors = (site.tensor,) if node.op_type in SQUARES else node.input
+    return not len(wanted) or any(zeros.gives_zero(name, wanted) for name in factors if name)
 
 
 def _freeze_tensor(trace: Trace, tensor: Tensor, reason: str) -> None:

@@ -12,11 +12,12 @@ from onnxshap.graph import array, attributes
 from onnxshap.labels import Labels
 from onnxshap.shapes import Shaped
 
-ALL = frozenset(("Add", "Concat", "Max", "Min", "Sub", "Sum"))
-"""Zero where all of their inputs are."""
+ALL = frozenset(("Add", "Max", "Min", "SkipSimplifiedLayerNormalization", "Sub", "Sum"))
+"""Zero where all of their inputs are; one that is stretched over the units is not."""
 PRODUCTS = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), ((0, 1), (2,))),
     **dict.fromkeys(("ConvInteger", "Einsum", "FusedMatMul", "MatMul", "MatMulInteger", "Mul"), ((0, 1), ())),
+    **dict.fromkeys(("RMSNormalization", "SimplifiedLayerNormalization"), ((0, 1), ())),
     "MatMulIntegerToFloat": ((0, 1), (6,)),
     "DynamicQuantizeMatMul": ((0, 1), (4,)),
 }
@@ -72,23 +73,30 @@ class Zeros:
         def zero(source: str) -> bool | None:
             return self._look_up(source, wanted, known)
 
+        def added(source: str) -> bool | None:
+            return zero(source) if wanted <= self._held(source) else False
+
         if name not in self._shaped.producers:
             return zero(name)
         node = self._shaped.graph.nodes[self._shaped.producers[name]]
         if node.op_type in FIRST:
             return zero(node.input[0])
-        if node.op_type in ALL:
-            inputs = [i for i in node.input if i and (node.op_type != "Concat" or wanted & self._held(i))]
+        if node.op_type == "Concat":
+            inputs = [i for i in node.input if wanted & self._held(i)]
             return bool(inputs) and _all(map(zero, inputs))
+        if node.op_type in ALL:
+            return _all(map(added, filter(None, node.input)))
         if node.op_type == "BatchNormalization":
             x, scale, shift, mean = map(zero, node.input[:4])  # (x - mean) scale + shift
             return _all((shift, _any((scale, _all((mean, x))))))
+        if node.op_type == "Pow":
+            return zero(node.input[0]) if _is_positive(self._shaped, node.input[1]) else False
         if node.op_type == "Clip":
             return zero(node.input[0]) if _clips_around_zero(self._shaped, node) else False
         if node.op_type in PRODUCTS:
             factors, addends = (
-                [zero(node.input[k]) for k in numbers if k < len(node.input) and node.input[k]]
-                for numbers in PRODUCTS[node.op_type]
+                [verdict(node.input[k]) for k in numbers if k < len(node.input) and node.input[k]]
+                for numbers, verdict in zip(PRODUCTS[node.op_type], (zero, added), strict=True)
             )
             return _all((*addends, _any(factors)))
         return False
@@ -110,6 +118,11 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
     found = set(verdicts)
     return True if True in found else None if None in found else False
+
+
+def _is_positive(shaped: Shaped, name: str) -> bool:
+    stored = shaped.graph.initializers.get(name)
+    return stored is not None and bool((array(stored) > 0).all())
 
 
 def _clips_around_zero(shaped: Shaped, node: NodeProto) -> bool:

@@ -394,7 +394,7 @@ def test_rows_come_in_large_batches_that_end_with_an_image() -> None:
         assert (np.unique(images, return_counts=True)[1] == 126).all()
     game.calls.clear()
     LeaveOneOut()(game, rng())
-    assert [len(images) for images, _ in game.calls] == [63 * 65, 63 * 65, 63 * 65, 11 * 65]
+    assert [len(images) for images, _ in game.calls] == [200, 64 * 64, 64 * 64, 64 * 64, 8 * 64]
 
 
 def test_large_groups_keep_their_calls_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, assert_never
+from typing import Literal, Protocol, assert_never, runtime_checkable
 
 import numpy as np
 
@@ -68,19 +68,59 @@ def end_payoffs(game: Game, images: ImageIndex) -> tuple[FloatArray, FloatArray]
     return payoffs[:, 0], payoffs[:, 1]
 
 
+@runtime_checkable
+class Removes(Protocol):
+    """A game that knows a faster way for units that are removed one by one."""
+
+    def removals(self, images: ImageIndex, orders: IntArray, step: float, *, gone: bool) -> FloatArray:
+        """Return what `removals` does."""
+
+
+def removals(game: Game, images: ImageIndex, orders: IntArray, step: float = 1.0, *, gone: bool = True) -> FloatArray:
+    """Return payoffs float64[walks, m]: after each of m removals, in order.
+
+    Args:
+        game: a `Removes` is asked, for others the coalitions are spelled out.
+        images: int64[walks], whose walk it is.
+        orders: int64[walks, m], units.
+        step: what a removal takes off the unit's mask; 1 removes it.
+        gone: removed units stay away (`step` is 1 then); False: each removal is the only one.
+    """
+    if orders.size and isinstance(game, Removes):
+        return game.removals(images, orders, step, gone=gone)
+    return coalition_removals(game, images, orders, step, gone=gone)
+
+
+def coalition_removals(
+    game: Game, images: ImageIndex, orders: IntArray, step: float = 1.0, *, gone: bool = True
+) -> FloatArray:
+    """Return what `removals` does, of any game: every row's coalition is spelled out."""
+    walks, m = orders.shape
+    assert step == 1 or not gone
+    n = game.n_units
+    ranks = np.full((walks, n), m, np.int32)
+    np.put_along_axis(ranks, orders, np.arange(m, dtype=np.int32)[None], axis=1)
+
+    def coalitions(rows: IntArray) -> CoalitionMatrix:
+        walk, removed = rows // m, (rows % m)[:, None]
+        changed = ranks[walk] <= removed if gone else ranks[walk] == removed
+        return np.where(changed, np.float32(1 - step), np.float32(1))
+
+    return evaluate(game, np.repeat(images, m), coalitions, stride=m).reshape(walks, m)
+
+
 def single_drops(game: Game, images: ImageIndex, step: float) -> FloatArray:
     """Return (v(1) - v(1 - step e_c)) / step, float64[images, n_units]: n_units + 1 rows an image.
 
     `step` 1 removes the unit; a small one gives the derivative along its mask.
     """
     n = game.n_units
-
-    def coalitions(rows: IntArray) -> CoalitionMatrix:
-        lowered = rows[:, None] == np.arange(1, n + 1)  # row 0 is the full coalition
-        return np.where(lowered, np.float32(1 - step), np.float32(1))
-
-    payoffs = evaluate_each(game, images, n + 1, coalitions)
-    return (payoffs[:, :1] - payoffs[:, 1:]) / step
+    full = evaluate_each(game, images, 1, lambda rows: np.ones((len(rows), n), np.float32))
+    found = np.empty((len(images), n))
+    for block in image_blocks(len(images), n, n):
+        orders = np.tile(np.arange(n), (block.stop - block.start, 1))
+        found[block] = removals(game, images[block], orders, step, gone=False)
+    return (full - found) / step
 
 
 def draw_orders(rng: np.random.Generator, n_units: int, walks: int, *, antithetic: bool) -> IntArray:
@@ -120,14 +160,7 @@ def walk_gains(
         inner: coalitions evaluated per walk, 0 <= inner < n_units.
     """
     walks, n = orders.shape
-    ranks = np.empty((walks, n), np.int32)
-    np.put_along_axis(ranks, orders, np.arange(n, dtype=np.int32)[None], axis=1)
-
-    def coalitions(rows: IntArray) -> CoalitionMatrix:
-        walk, removed = rows // inner, rows % inner + 1
-        return (ranks[walk] >= removed[:, None]).astype(np.float32)
-
-    payoffs = evaluate(game, np.repeat(images, inner), coalitions, stride=inner).reshape(walks, inner)
+    payoffs = removals(game, images, orders[:, :inner])
     path = np.column_stack([full, payoffs, empty])
     drops = path[:, :-1] - path[:, 1:]
     drops[:, -1] /= n - inner

@@ -1,0 +1,140 @@
+"""The game of one group: (image, coalition) rows -> payoffs, computing everything before the first mask only once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxshap.backend import Session
+from onnxshap.calibrate import batches
+from onnxshap.core import CoalitionMatrix, FloatArray, ImageIndex, IntArray
+from onnxshap.estimators.rows import coalition_removals
+from onnxshap.game.activations import Activations, bytes_per_image
+from onnxshap.game.halves import halve
+from onnxshap.game.outputs import payoffs
+from onnxshap.game.pace import Pace
+from onnxshap.game.setting import Setting
+from onnxshap.game.walks import Walks, open_walks
+from onnxshap.groups import Group
+from onnxshap.masking import Probe, mask_name, masked_model, row_wise
+
+_ROW_BYTES = 2**22
+_MOST_ROWS = 1024
+
+
+class GroupGame:
+    """The game of one group: `core.Game`, and `estimators.rows.Removes`.
+
+    Rows are evaluated many at a time, each with an image and a coalition of its own, where the images lie on one axis
+    of every masked tensor; otherwise one at a time, with the whole model. Units removed one by one in front of a linear
+    op cost a subtraction there (`walks`).
+
+    Attributes:
+        evals: rows evaluated so far.
+    """
+
+    def __init__(self, setting: Setting, group: Group, probe: Probe | None = None) -> None:
+        self._setting, self._group = setting, group
+        self.evals = 0
+        self._model = masked_model(setting.traced, [group], setting.means, probe)
+        self._batched = setting.traced.shaped.free_batch and row_wise(setting.traced, [group])
+        self._walks: Walks | None = None
+        if self._batched and probe is None:
+            self._walks = open_walks(setting, group, self._model, mask_name(group))
+
+    @property
+    def n_units(self) -> int:
+        """Players: the units of the group."""
+        return len(self._group)
+
+    @property
+    def n_images(self) -> int:
+        """Calibration images."""
+        return len(self._setting.data)
+
+    @cached_property
+    def _masked(self) -> _Masked:
+        return _Masked(self._setting, self._group, self._model)
+
+    @cached_property
+    def _whole(self) -> Session:
+        return self._setting.traced.backend.session(self._model)
+
+    def __call__(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
+        """Return float64[rows]; fastest when rows of one image stand together.
+
+        Raises:
+            DataError: an output is not finite.
+            ModelError: the model refuses to run.
+        """
+        self.evals += len(images)
+        scores = np.empty(len(images))
+        if not self._batched:
+            for row, (image, coalition) in enumerate(zip(images, coalitions, strict=True)):
+                scores[row] = self._one(int(image), coalition)
+            return scores
+        left = np.ones(len(images), np.bool_)
+        if self._walks is not None:
+            for full, chosen in ((True, (coalitions == 1).all(axis=1)), (False, ~coalitions.any(axis=1))):
+                if chosen.any():
+                    scores[chosen] = self._walks.ends(images[chosen], full=full)
+                    left &= ~chosen
+        if left.any():
+            scores[left] = self._masked(images[left], coalitions[left])
+        return scores
+
+    def removals(self, images: ImageIndex, orders: IntArray, step: float = 1.0, *, gone: bool = True) -> FloatArray:
+        """Return the payoffs float64[walks, m] of units removed in some orders; see `estimators.rows.removals`."""
+        if self._walks is None:
+            return coalition_removals(self, images, orders, step, gone=gone)
+        self.evals += orders.size
+        return self._walks.removals(images, orders, step, gone=gone)
+
+    def _one(self, image: int, coalition: CoalitionMatrix) -> float:
+        at = np.array([image])
+        _, feeds = next(batches(self._setting.traced, self._setting.data.take(at), 1))
+        mask = {mask_name(self._group): np.asarray(coalition[None], np.float32)}
+        outputs = [value[:1] for value in self._whole.run({**feeds, **mask})]
+        return float(payoffs(self._setting, dict(enumerate(outputs)), at)[0])
+
+
+@dataclass
+class _Masked:
+    """Rows of any coalitions: the part of the model behind the first mask, many rows a run."""
+
+    setting: Setting
+    group: Group
+    model: ModelProto
+
+    def __post_init__(self) -> None:
+        traced, mask = self.setting.traced, mask_name(self.group)
+        halves = halve(traced, self.model, mask)
+        assert halves.suffix is not None, "a group reaches no output"
+        self._outputs = halves.outputs
+        self._kept = Activations(self.setting, halves.prefix, halves.boundary)
+        self._session = traced.backend.session(halves.suffix)
+        names = [o for node in halves.suffix.graph.node for o in node.output] + list(halves.boundary)
+        largest = max(bytes_per_image(traced, names), default=1)
+        most = int(np.clip(self.setting.memory // 8 // largest, 1, _MOST_ROWS))
+        self._pace = Pace(int(np.clip(_ROW_BYTES // largest, min(4, most), min(256, most))), most)
+
+    def __call__(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
+        scores = np.empty(len(images))
+        for part in self._kept.parts(images):
+            start = 0
+            while start < len(part):
+                rows = part[start : start + self._pace.rows]
+                begun = time.perf_counter()
+                scores[rows] = self._run(images[rows], coalitions[rows])
+                self._pace.tell(len(rows), time.perf_counter() - begun)
+                start += len(rows)
+        return scores
+
+    def _run(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
+        feeds = {**self._kept.take(images), mask_name(self.group): np.asarray(coalitions, np.float32)}
+        outputs = self._session.run({name: feeds[name] for name in self._session.inputs})
+        return payoffs(self.setting, dict(zip(self._outputs, outputs, strict=True)), images)

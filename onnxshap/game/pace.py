@@ -1,0 +1,47 @@
+"""How many rows a run takes: found by measuring the first runs, which do real work already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_TRIES = 3
+"""Runs of each size; the fastest counts, for the first one of a size also allocates."""
+_STEPS = (0, 1, -1, 2, -2)
+"""Doublings of the guess, in the order they are tried."""
+
+
+@dataclass
+class Pace:
+    """A search over a few sizes around a guess.
+
+    Rows do not depend on each other, so the values do not depend on the sizes that are tried.
+
+    Attributes:
+        guess: rows a run to start from.
+        most: rows a run at most.
+        fixed: keep to the guess.
+    """
+
+    guess: int
+    most: int
+    fixed: bool = False
+    _seen: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the next run."""
+        if self.fixed:
+            return self.guess
+        for size in self._sizes():
+            if len(self._seen.get(size, ())) < _TRIES:
+                return size
+        return min(self._seen, key=lambda size: (min(self._seen[size]), size))
+
+    def tell(self, rows: int, seconds: float) -> None:
+        """Take the time of a run; those of another size (the last rows of a block) say nothing."""
+        if not self.fixed and rows in self._sizes() and len(self._seen.setdefault(rows, [])) < _TRIES:
+            self._seen[rows].append(seconds / rows)
+
+    def _sizes(self) -> list[int]:
+        found = [int(self.guess * 2.0**step) for step in _STEPS]
+        return [size for size in dict.fromkeys(found) if 1 <= size <= self.most] or [self.guess]

@@ -1,0 +1,201 @@
+"""Running sums give what masks give, and nothing depends on how many rows go into a run or what fits in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxshap import payoffs
+from onnxshap.api import open_model
+from onnxshap.backend import OrtBackend
+from onnxshap.calibrate import free_batch, run_all, site_means
+from onnxshap.core import FloatArray
+from onnxshap.estimators.rows import coalition_removals, removals
+from onnxshap.game import GroupGame, Setting, pace, walks
+from onnxshap.groups import Group
+from tests.exactness import net
+
+IMAGES = 5
+
+NETS = {
+    "convolutions": net(
+        """(float[N,3,8,8] x) => (float[N,5] y) {
+            [a] a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+            ar = Relu(a)
+            [b] b = Conv<pads=[1,1,1,1], strides=[2,2], dilations=[1,1]>(ar, w1)
+            [s] s = Conv<strides=[2,2]>(ar, ws)
+            bs = Add(b, s)
+            br = Relu(bs)
+            p = GlobalAveragePool(br)
+            f = Flatten(p)
+            [c] y = Gemm(f, w2, b2)
+        }""",
+        w0=(9, 3, 3, 3), b0=(9,), w1=(7, 9, 3, 3), ws=(7, 9, 1, 1), w2=(7, 5), b2=(5,),
+    ),
+    "a trunk": net(
+        """(float[N,3,6,6] x) => (float[N,4,6,6] y, float[N,6] z) {
+            a = Conv(x, w0)
+            [in] i = Conv<pads=[1,1,1,1]>(a, w1)
+            ir = Relu(i)
+            o = Conv<pads=[1,1,1,1]>(ir, w2)
+            t = Add(a, o)
+            y = Conv(t, w3)
+            m = ReduceMean<axes=[2,3], keepdims=0>(t)
+            z = MatMul(m, w4)
+        }""",
+        w0=(8, 3, 1, 1), w1=(6, 8, 3, 3), w2=(8, 6, 3, 3), w3=(4, 8, 1, 1), w4=(8, 6),
+    ),
+    "transposed and in groups": net(
+        """(float[N,3,5,5] x) => (float[N,4] y) {
+            a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+            g = Conv<group=2, pads=[1,1,1,1]>(a, w1)
+            gr = Sigmoid(g)
+            u = ConvTranspose<strides=[2,2]>(gr, w2, b2)
+            ur = Relu(u)
+            v = ConvTranspose<group=2>(ur, w3)
+            m = ReduceMean<axes=[2,3], keepdims=0>(v)
+            y = MatMul(m, w4)
+        }""",
+        w0=(8, 3, 3, 3), b0=(8,), w1=(8, 4, 3, 3), w2=(8, 6, 2, 2), b2=(6,), w3=(6, 3, 3, 3), w4=(6, 4),
+    ),
+    "flattened, tokens": net(
+        """(float[N,3,4,4] x) => (float[N,3] y) {
+            a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+            f = Flatten(a)
+            h = Gemm<alpha=0.5, transB=1>(f, w1, b1)
+            hr = Relu(h)
+            t = Reshape(hr, shape)
+            m = MatMul(t, w2)
+            e = Tanh(m)
+            q = MatMul(e, w3)
+            y = ReduceMean<axes=[1], keepdims=0>(q)
+        }""",
+        w0=(6, 3, 3, 3), b0=(6,), w1=(12, 96), b1=(12,), shape=np.array([-1, 2, 6]), w2=(6, 10), w3=(10, 3),
+    ),
+    "concatenated": net(
+        """(float[N,3,6,6] x) => (float[N,4] y) {
+            a = Conv<pads=[1,1,1,1]>(x, w0)
+            b = Conv(x, w1)
+            ar = Relu(a)
+            c = Concat<axis=1>(ar, b, ar)
+            d = Conv<pads=[1,1,1,1]>(c, w2, b2)
+            e = Sigmoid(d)
+            m = ReduceMean<axes=[2,3], keepdims=0>(e)
+            y = MatMul(m, w3)
+        }""",
+        w0=(5, 3, 3, 3), w1=(4, 3, 1, 1), w2=(6, 14, 3, 3), b2=(6,), w3=(6, 4),
+    ),
+}  # fmt: skip
+
+
+def setting(model: onnx.ModelProto, *, filled: bool) -> Setting:
+    images = np.random.default_rng(1).normal(size=(IMAGES, *(d.dim_value for d in dims(model)))).astype(np.float32)
+    traced, data = open_model(model, {"x": images}, backend=OrtBackend("cpu", 1))
+    free = free_batch(traced)
+    reference = run_all(free, free.shaped.graph.model, data)
+    payoff = payoffs.choose("mse", reference, None, [o.name for o in model.graph.output])
+    return Setting(free, data, payoff, reference, site_means(free, data) if filled else {})
+
+
+def dims(model: onnx.ModelProto) -> list[onnx.TensorShapeProto.Dimension]:
+    return list(model.graph.input[0].type.tensor_type.shape.dim)[1:]
+
+
+def removed(game: GroupGame) -> tuple[FloatArray, ...]:
+    """Return payoffs of two walks an image and of single removals, and both ends."""
+    n, rng = game.n_units, np.random.default_rng(2)
+    images = np.arange(IMAGES).repeat(2)
+    orders = np.stack([rng.permutation(n) for _ in images])
+    ends = np.array([[1], [0]], np.float32).repeat(n, axis=1)
+    return (
+        game(np.zeros(2, np.int64), ends),
+        removals(game, images, orders[:, : n - 1]),
+        removals(game, images, orders, 0.25, gone=False),
+    )
+
+
+def close(game: GroupGame, spelled_out: GroupGame) -> None:
+    """Hold running sums to masks."""
+    n, rng = game.n_units, np.random.default_rng(3)
+    images = np.arange(IMAGES).repeat(2)
+    orders = np.stack([rng.permutation(n) for _ in images])
+    table = np.array([[1], [0]], np.float32).repeat(n, axis=1)
+    rows = np.arange(IMAGES).repeat(2), np.tile(table, (IMAGES, 1))
+    ends = spelled_out(*rows)
+    scale = np.abs(ends).max() + 1e-6
+    np.testing.assert_allclose(game(*rows), ends, atol=1e-5 * scale)
+    for step, gone in ((1.0, True), (1.0, False), (0.25, False)):
+        chosen = orders[:, : n - 1] if gone else orders
+        found = removals(game, images, chosen, step, gone=gone)
+        wanted = coalition_removals(spelled_out, images, chosen, step, gone=gone)
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["zeros", "means"])
+@pytest.mark.parametrize("name", NETS)
+def test_running_sums_are_masks(name: str, filled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = setting(NETS[name], filled=filled)
+    assert shared.traced.groups
+    walked = 0
+    for group in shared.traced.groups:
+        monkeypatch.setattr(walks, "_LEAST_WORK", 0)
+        game = GroupGame(shared, group)
+        walked += game._walks is not None
+        monkeypatch.setattr(walks, "_LEAST_WORK", np.inf)
+        close(game, GroupGame(shared, group))
+    assert walked >= len(shared.traced.groups) - (name == "transposed and in groups"), "running sums were not used"
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_rows_a_run_and_memory_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walks, "_LEAST_WORK", 16)
+    shared = setting(NETS[name], filled=True)
+    for group in shared.traced.groups:
+        wanted = removed(GroupGame(shared, group))
+        for rows in (1, 3, 64):
+            with monkeypatch.context() as patch:
+                patch.setattr(pace.Pace, "rows", rows)
+                patch.setattr(pace.Pace, "tell", lambda *_: None)
+                assert bits(removed(GroupGame(shared, group))) == bits(wanted)
+        tight = (replace(shared, memory=2**k) for k in range(31))
+        small = next(s for s in tight if walked(s, group) == walked(shared, group))
+        assert bits(removed(GroupGame(small, group))) == bits(wanted)
+
+
+def walked(shared: Setting, group: Group) -> bool:
+    return GroupGame(shared, group)._walks is not None
+
+
+def bits(found: tuple[FloatArray, ...]) -> list[bytes]:
+    return [values.tobytes() for values in found]
+
+
+def test_a_unit_that_nothing_reads_is_worth_nothing() -> None:
+    model = NETS["convolutions"]
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    for tensor in model.graph.initializer:
+        if tensor.name in {"w1", "ws"}:
+            values = np.array(onnx.numpy_helper.to_array(tensor))
+            values[:, 4] = 0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    shared = setting(model, filled=True)
+    game = GroupGame(shared, next(g for g in shared.traced.groups if len(g) == 9))
+    assert game._walks is not None
+    orders = np.array([[4, 0, 1, 2, 3], [0, 4, 1, 2, 3]])
+    found = removals(game, np.zeros(2, np.int64), orders)
+    assert found[0, 0] == game(np.zeros(1, np.int64), np.ones((1, 9), np.float32))[0]
+    assert found[1, 0] == found[1, 1]
+
+
+def test_the_fastest_size_is_found_by_runs_that_do_the_work() -> None:
+    found = pace.Pace(guess=16, most=64)
+    tried = []
+    for _ in range(20):
+        tried.append(found.rows)
+        found.tell(found.rows, found.rows * (1.0 if found.rows == 32 else 2.0))
+    assert set(tried) == {4, 8, 16, 32, 64}
+    assert found.rows == 32
+    assert pace.Pace(guess=16, most=64, fixed=True).rows == 16

@@ -25,7 +25,7 @@ from onnxshap.verify import Verified, check_loads, verify
 
 REPAIRS = ("lstsq", "fold", "none", "distill")
 ALLOCATIONS = ("curves", "uniform")
-WORK = 5 * 10**12
+WORK = 10**13
 """Multiply-accumulates that measuring the curves may take by default, a few minutes on two cores."""
 Tell = Callable[[str, int, int], None]
 

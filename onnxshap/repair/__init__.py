@@ -13,7 +13,8 @@ eq. 6-9); differs: ridge toward the present weights, sum targets, sequential on 
 variable is projected on the flat part instead of penalised.
 """
 
-from onnxshap.repair.fitting import refit
+from onnxshap.repair.fitting import batch_size, refit
 from onnxshap.repair.regression import FEWEST_IMAGES, FULL, QUICK, Effort, Refit
+from onnxshap.repair.walk import MEMORY, Walk, border
 
-__all__ = ["FEWEST_IMAGES", "FULL", "QUICK", "Effort", "Refit", "refit"]
+__all__ = ["FEWEST_IMAGES", "FULL", "MEMORY", "QUICK", "Effort", "Refit", "Walk", "batch_size", "border", "refit"]

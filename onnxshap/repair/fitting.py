@@ -41,6 +41,7 @@ def refit(
     progress: Callable[[int, int], None] = lambda done, total: None,
     nearest: bool = False,
     effort: Effort = FULL,
+    feeds: Sequence[Mapping[str, Array]] = (),
 ) -> tuple[ModelProto, list[Refit]]:
     """Return the cut model (before `graph.finish`) with its linear ops refitted, and what became of each.
 
@@ -54,6 +55,8 @@ def refit(
         progress: told after every layer.
         nearest: only the layers that lose inputs themselves, not those behind them.
         effort: how much is spent on a layer.
+        feeds: `data` in batches, with tensors that the plan leaves as they are (`walk.border`): nothing before them
+            is computed again.
 
     Raises:
         DataError: fewer than 20 images.
@@ -63,7 +66,7 @@ def refit(
     layers = find_layers(traced, model, live)
     if nearest:
         layers = [layer for layer in layers if live.cut(layer.x, layer.channels)]
-    fitter = _Fitter(free, live, model, data, seed, layers, effort)
+    fitter = _Fitter(free, live, model, data, seed, layers, effort, feeds)
     reports = []
     for number, layer in enumerate(layers):
         report = fitter.fit(layer)
@@ -71,6 +74,12 @@ def refit(
             reports.append(report)
         progress(number + 1, len(layers))
     return (model if traced is free else transfer(model, cut(traced, keep, means))), reports
+
+
+def batch_size(free: Traced, names: Sequence[str]) -> int:
+    """Return how many images a batch may hold, by the largest of some tensors."""
+    largest = max((4 * math.prod(free.shaped.shapes[n]) for n in names), default=1)
+    return int(np.clip(_BATCH_BYTES * free.batch // max(1, largest), 1, 32))
 
 
 @dataclass
@@ -84,6 +93,7 @@ class _Fitter:
     seed: int
     layers: Sequence[Layer]
     effort: Effort
+    feeds: Sequence[Mapping[str, Array]]
 
     def __post_init__(self) -> None:
         self._stored = {t.name: t for t in self.model.graph.initializer}
@@ -91,10 +101,8 @@ class _Fitter:
         order = np.random.default_rng([self.seed, 3]).permutation(images)
         held_out = np.zeros(images, np.bool_)
         held_out[order[: max(1, images // _HELD_OUT)]] = True
-        shapes = self.free.shaped.shapes
-        largest = max((4 * math.prod(shapes[n]) for k in self.layers for n in (k.x, k.y)), default=1)
-        size = int(np.clip(_BATCH_BYTES * self.free.batch // largest, 1, 32))
-        feeds = [dict(part) for _, part in batches(self.free, self.data, size)]
+        size = batch_size(self.free, [n for layer in self.layers for n in (layer.x, layer.y)])
+        feeds = self.feeds or [dict(part) for _, part in batches(self.free, self.data, size)]
         starts = np.cumsum([0, *(_images(part) for part in feeds)])
         # a fixed batch is filled up with repeats
         self._flags = [np.resize(held_out[s:], _images(part)) for s, part in zip(starts, feeds, strict=False)]

@@ -10,11 +10,29 @@ from onnx import ModelProto, TensorProto
 
 from onnxshap.core import Array
 from onnxshap.graph import extract
+from onnxshap.labels import Liveness
 from onnxshap.structure import reads
 from onnxshap.tracing import Traced
 
 MEMORY = 2**30
 """Bytes of activations that a walk may hold between two calls; past it they are computed again."""
+
+
+def border(traced: Traced, live: Liveness) -> list[str]:
+    """Return the tensors that a plan leaves as they are and that a node reads whose values or widths it changes."""
+    shaped, changed = traced.shaped, set[str]()
+    given = {t.name for t in shaped.graph.model.graph.initializer} | set(shaped.constants)
+    found: dict[str, None] = {}
+
+    def cut(name: str) -> bool:
+        return any(live.cut(name, axis) for axis in range(len(shaped.shapes.get(name, ()))))
+
+    for node in shaped.graph.nodes:
+        names = reads(node)
+        if any(n in changed or cut(n) for n in names) or any(cut(o) for o in node.output):
+            changed.update(node.output)
+            found.update(dict.fromkeys(n for n in names if n not in changed and n not in given and not cut(n)))
+    return list(found)
 
 
 @dataclass

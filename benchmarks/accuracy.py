@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import sys
 import time
 from collections.abc import Sequence
@@ -91,6 +92,11 @@ class Found:
             f"loss {figures[1]:.4f}, {macs:.4f} of the MACs, {seconds:.0f} s",
             err=True,
         )
+
+    def plus(self, new: Found) -> Found:
+        """Return the figures of both, the new ones where both have some."""
+        tables = [{**getattr(self, name), **getattr(new, name)} for name in ("accuracy", "loss", "seconds", "macs")]
+        return Found(self.model, self.seed, new.unpruned, *tables)
 
 
 def opened(task: Task) -> tuple[Traced, Dataset, Dataset]:
@@ -217,23 +223,30 @@ def leads(found: Sequence[Found], budgets: Sequence[float]) -> str:
 @click.option("--peers", is_flag=True, help="Also other pruners (needs those of peers.py).")
 @click.option("--ours/--no-ours", default=True, help="Our own stages.")
 @click.option("--imagenet", "images", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its folder.")
+@click.option("--results", type=click.Path(path_type=Path), help="A file that keeps rows from one run to the next.")
 @click.option("--jobs", default=2, show_default=True, help="Processes of one thread each.")
 def main(
     models: Sequence[str], method: str, budgets: Sequence[float], seeds: int, distilled: bool, peers: bool, ours: bool,
-    images: Path | None, jobs: int,
+    images: Path | None, results: Path | None, jobs: int,
 ) -> None:  # fmt: skip
     """Print the table of every model."""
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     models = models or (*MODELS, *(imagenet.NETS if images is not None else ()))
     if images is None and set(models) & set(imagenet.NETS):
         raise click.UsageError("nets with real weights need --imagenet DIR")
-    found = []
+    found: dict[tuple[str, int], Found] = {}
+    if results is not None and results.exists():
+        found = pickle.loads(results.read_bytes())
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         tasks = [
             Task(m, s, method, tuple(budgets), distilled, ours, peers, images) for s in range(seeds) for m in models
         ]
-        for done in as_completed([pool.submit(measure, task) for task in tasks]):
-            found.append(done.result())
+        for done in as_completed([pool.submit(measure, task) for task in tasks] if ours or peers else []):
+            new = done.result()
+            key = new.model, new.seed
+            found[key] = found[key].plus(new) if key in found else new
+            if results is not None:
+                results.write_bytes(pickle.dumps(found))
     click.echo("# Accuracy kept without fine-tuning\n")
     click.echo(made_by(f"{jobs} processes of one thread"))
     click.echo(
@@ -242,7 +255,7 @@ def main(
         "at a half."
     )
     for model in models:
-        every = sorted((f for f in found if f.model == model), key=lambda f: f.seed)
+        every = [found[model, s] for s in range(seeds)]
         click.echo("\n" + section(every, budgets))
 
 

@@ -263,7 +263,7 @@ def macs(file: ModelProto) -> int:
 
 
 def _searched(cut: Callable[[float], Any], cost: Callable[[Any], int], target: float) -> Any:
-    """Return the largest cut model that meets the target, by bisection of the share of channels that goes; None: none."""
+    """Return the largest cut model that meets the target, by bisection of the share of channels that goes."""
     low, high, best, most = 0.0, 1.0, None, -1.0
     for _ in range(STEPS):
         share = (low + high) / 2

@@ -1,0 +1,112 @@
+"""How much of the saved multiply-accumulates is seen as saved time in ONNX Runtime, by the step of the widths.
+
+    python benchmarks/latency.py [--imagenet DIR] [--keep 0.5] [--model NAME] [--step 8]
+
+Every net is cut to a share of its multiply-accumulates at uniform widths and at those the curves choose, in
+multiples of each step (`auto`: what `prune` does without --multiple-of). Files are run in turn with the original,
+one thread, batch 1 and 16; the least time of all turns counts, which is what a busy machine disturbs least. seen: time
+saved over multiply-accumulates saved. Nets with real weights need --imagenet (`imagenet.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import imagenet
+import numpy as np
+from onnx import ModelProto
+from tables import made_by, table
+
+from onnxshap.api import open_model, score
+from onnxshap.backend import OrtBackend
+from onnxshap.calibrate import free_batch
+from onnxshap.core import Dataset
+from onnxshap.cutter import Cutter
+from onnxshap.plan import Budget
+from onnxshap.tracing import Traced
+
+FOLDER = Path(__file__).parent.parent / "models"
+MODELS = ("fashion_vgg", "fashion_resdw", "fashion_resnet20")
+STEPS = (None, 1, 4, 8, 16)
+BATCHES = (1, 16)
+TURNS = 15
+SECONDS = 0.02
+"""A turn of one file takes at least this long: small nets run many times."""
+
+
+def least_times(traced: Traced, models: Sequence[ModelProto], data: Dataset, batch: int) -> list[float]:
+    """Return the least seconds of a run of each model over `TURNS` turns; the order of the files turns with them."""
+    feeds = dict(data.take(np.resize(np.arange(len(data)), batch)).inputs)
+    sessions = [traced.backend.session(model) for model in models]
+    started = time.perf_counter()
+    for session in sessions:
+        session.run(feeds)
+    runs = max(1, round(SECONDS / ((time.perf_counter() - started) / len(sessions))))
+    best = np.full(len(sessions), np.inf)
+    for turn in range(TURNS):
+        for k in np.roll(np.arange(len(sessions)), turn):
+            for _ in range(runs):
+                started = time.perf_counter()
+                sessions[k].run(feeds)
+                best[k] = min(best[k], time.perf_counter() - started)
+    return [float(seconds) for seconds in best]
+
+
+def opened(name: str, images: Path | None) -> tuple[Traced, Dataset]:
+    """Return a net and its images."""
+    backend = OrtBackend("cpu", 1)
+    if name in imagenet.NETS:
+        assert images is not None
+        return open_model(imagenet.exported(name), None, backend=backend)[0], imagenet.images(images)
+    return open_model(FOLDER / f"{name}.onnx", FOLDER / "fashion_calibration.npz", backend=backend)
+
+
+def rows_of(name: str, images: Path | None, keep: float, steps: Sequence[int | None]) -> list[list[str]]:
+    """Return the table's rows of one net."""
+    traced, data = opened(name, images)
+    data = data.take(np.random.default_rng(0).permutation(len(data))[:500])
+    phi = {n: v.phi for n, v in score(traced, data, method="l2").values.items()}
+    shares: list[tuple[str, str, float]] = []
+    models: list[ModelProto] = [traced.source]
+    for allocation in ("uniform", "curves"):
+        cutter = Cutter(traced, free_batch(traced), traced.groups, phi, data, "none", allocation)
+        for step in steps:
+            plan = cutter.plan(Budget(macs=keep, multiple_of=step))
+            kept = traced.cost.macs(traced.alive(plan)) / traced.cost.macs()
+            shares.append((allocation, "auto" if step is None else str(step), kept))
+            models.append(cutter.rough(plan))
+            click.echo(f"{name}: {shares[-1]}", err=True)
+    times = [least_times(traced, models, data, batch) for batch in BATCHES]
+    found = []
+    for k, (allocation, step, kept) in enumerate(shares, 1):
+        cells = []
+        for of_batch in times:
+            ratio = of_batch[k] / of_batch[0]
+            cells += [f"{ratio:.2f}", f"{(1 - ratio) / (1 - kept):.2f}"]
+        found.append([name, allocation, step, f"{kept:.3f}", *cells])
+    return found
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--model", "models", multiple=True, help="One of the nets; again for more.  [default: all]")
+@click.option("--step", "steps", multiple=True, type=int, help="Step of the widths; again for more.")
+@click.option("--keep", default=0.5, show_default=True, help="Share of the multiply-accumulates.")
+@click.option("--imagenet", "images", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its folder.")
+def main(models: Sequence[str], steps: Sequence[int], keep: float, images: Path | None) -> None:
+    """Print the table."""
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    models = models or (*MODELS, *(imagenet.NETS if images is not None else ()))
+    rows = [row for name in models for row in rows_of(name, images, keep, steps or STEPS)]
+    click.echo("# Time saved, by the step of the widths\n")
+    click.echo(made_by("one thread"))
+    click.echo(f"\nTimes over the original's at {keep:g} of its multiply-accumulates, least of {TURNS} turns.\n")
+    header = ["net", "widths", "step", "MACs", *(h for b in BATCHES for h in (f"time, batch {b}", "seen"))]
+    click.echo(table(header, rows))
+
+
+if __name__ == "__main__":
+    main()

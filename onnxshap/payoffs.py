@@ -57,9 +57,9 @@ class CrossEntropy:
             DataError: no labels, or labels that are no classes of the output; an output with NaN or Inf.
         """
         where = f"output {self.output}"
-        log_p = _log_p(_scores(outputs[self.output], self.axis, where), probabilities=self.probabilities)
-        classes = _class_labels(labels, log_p.shape, where, payoff=self.name)
-        return _row_mean(np.take_along_axis(log_p, classes[..., None], axis=-1))
+        shifted, norm = _shifted(_scores(outputs[self.output], self.axis, where), probabilities=self.probabilities)
+        classes = _class_labels(labels, shifted.shape, where, payoff=self.name)
+        return _row_mean(np.take_along_axis(shifted, classes[..., None], axis=-1) - norm)
 
 
 @dataclass(frozen=True)
@@ -413,13 +413,18 @@ def _are_probabilities(scores: FloatArray) -> bool:
     return bool((scores >= 0.0).all() and (np.abs(scores.sum(axis=-1) - 1.0) <= _CLOSE).all())
 
 
-def _log_p(scores: FloatArray, *, probabilities: bool) -> FloatArray:
-    """Return log probabilities float64[..., classes] that sum to 1 within rounding."""
+def _shifted(scores: FloatArray, *, probabilities: bool) -> tuple[FloatArray, FloatArray]:
+    """Return logits float64[..., classes] with a maximum of 0, and what normalises them, float64[..., 1]."""
     # A distribution's logarithm is a valid set of logits: normalising it again takes the rounding of its sum away.
     logits = np.log(np.maximum(scores, _FLOOR)) if probabilities else scores
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    normalised: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return normalised
+    return shifted, np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _log_p(scores: FloatArray, *, probabilities: bool) -> FloatArray:
+    """Return log probabilities float64[..., classes] that sum to 1 within rounding."""
+    shifted, norm = _shifted(scores, probabilities=probabilities)
+    return shifted - norm
 
 
 def _class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, payoff: str) -> IntArray:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+import numpy as np
 
 from onnxshap.core import Array, FloatArray, ImageIndex
 from onnxshap.game.setting import Setting
+
+_NUMBERS = 2**15
+"""Numbers of the outputs that a payoff gets at a time: what it makes of them stays in the processor's cache."""
 
 
 def payoffs(setting: Setting, changed: Mapping[int, Array], images: ImageIndex) -> FloatArray:
@@ -16,7 +21,13 @@ def payoffs(setting: Setting, changed: Mapping[int, Array], images: ImageIndex) 
         changed: number of a model output -> its values for the rows; the others are as in the original model.
         images: int64[rows].
     """
-    reference: Sequence[Array] = [value[images] for value in setting.reference]
-    labels = setting.data.labels
-    outputs = [changed.get(number, value) for number, value in enumerate(reference)]
-    return setting.payoff(outputs, reference, None if labels is None else labels[images])
+    a_row = sum(int(np.prod(value.shape[1:])) for value in setting.reference)
+    size = max(8, _NUMBERS // max(1, a_row))
+    found = np.empty(len(images))
+    for start in range(0, len(images), size):
+        rows = slice(start, start + size)
+        reference = [value[images[rows]] for value in setting.reference]
+        outputs = [changed[k][rows] if k in changed else value for k, value in enumerate(reference)]
+        labels = None if setting.data.labels is None else setting.data.labels[images[rows]]
+        found[rows] = setting.payoff(outputs, reference, labels)
+    return found

@@ -18,8 +18,9 @@ from onnx import ModelProto, NodeProto, helper
 
 from onnxshap.core import Array
 from onnxshap.fixups import set_attribute
+from onnxshap.folding import Shape
 from onnxshap.graph import array, attributes, is_op, tensor
-from onnxshap.shapes import Shape, Shaped
+from onnxshap.shapes import Shaped
 from onnxshap.structure import subgraphs
 
 _ROWS = "onnxshap.rows"

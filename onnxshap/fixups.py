@@ -33,7 +33,7 @@ class Edit(Protocol):
         """Return a node, to be changed in place."""
 
     def constant(self, name: str) -> Array:
-        """Return the present values of an initializer."""
+        """Return the present values of an initializer, or of that with what is known of a vector (`folding.Part`)."""
 
     def set_constant(self, name: str, values: Array) -> None:
         """Replace the values of an initializer."""

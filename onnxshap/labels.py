@@ -49,6 +49,8 @@ class Tensor:
         constant: it is computed from initializers alone.
         value: its values, where it is a small initializer.
         stored: it is an initializer itself.
+        part: its values as far as they are known, `COMPUTED` the other ones, where shape arithmetic computes it.
+        told: its axes whose sizes shape arithmetic reads.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Tensor:
     constant: bool
     value: Array | None = None
     stored: bool = False
+    part: Array | None = None
+    told: frozenset[int] = frozenset()
 
     @property
     def rank(self) -> int:
@@ -102,6 +106,12 @@ class Op:
             return [int(v) for v in np.ravel(given.value)]
         found = self.attributes.get(attribute) if attribute else None
         return None if found is None else [int(v) for v in np.ravel(found)]
+
+    def some_ints(self, k: int, attribute: str | None = None) -> list[int] | None:
+        """Return the same, `COMPUTED` in place of what follows free dimensions."""
+        if (given := self.input(k)) is not None and given.part is not None:
+            return [int(v) for v in given.part]
+        return self.ints(k, attribute)
 
 
 @dataclass(frozen=True)

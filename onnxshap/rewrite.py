@@ -50,9 +50,14 @@ class _Rewrite:
         return node
 
     def constant(self, name: str) -> Array:
-        return array(self.constants[name])
+        return array(self.constants[self._stored(name)])
+
+    def _stored(self, name: str) -> str:
+        part = self.traced.shaped.parts.get(name)
+        return name if part is None or part.stored is None else part.stored
 
     def set_constant(self, name: str, values: Array) -> None:
+        name = self._stored(name)
         doc = self.constants[name].doc_string
         self.constants[name].CopyFrom(tensor(name, values))
         self.constants[name].doc_string = doc
@@ -214,7 +219,8 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
     constants |= {n.output[0] for n in graph.nodes if n.op_type == "ConstantOfShape"}
     every = list(graphs_of(traced.source.graph))
     given = {t.name for part in every for t in part.initializer}
-    given |= {n.output[0] for part in every for n in part.node if n.op_type in ("Constant", "ConstantOfShape")}
+    given |= {n.output[0] for part in every for n in part.node if n.op_type == "Constant"}
+    given |= {n.output[0] for p in every for n in p.node if n.op_type == "ConstantOfShape" and n.input[0] in given}
     found = []
     for node in graph.nodes:
         for k, name in enumerate(node.input):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,11 +21,11 @@ from onnxshap.backend import Backend
 from onnxshap.core import Array
 from onnxshap.data import InputSpec, random_data
 from onnxshap.errors import DataError, ModelError
-from onnxshap.graph import Graph, array, attributes, is_op, take_branches, tensor
-from onnxshap.structure import outer_names, subgraphs
+from onnxshap.folding import Part, Run, Shape, fold
+from onnxshap.graph import Graph, array, attributes, is_op, take_branches
+from onnxshap.structure import subgraphs
 from onnxshap.weights import without_values
 
-Shape = tuple[int, ...]
 _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
 _RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -34,7 +34,6 @@ _INTEGER_OPS = (
     *("Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
 )
 """What exporters that fold no constants put bounds and sizes together with."""
-_LOSSY = ("Abs", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mod", "ReduceMax", "ReduceMin", "Round", "Sign")
 _PREFIX = "onnxshap.shape."
 _KNOWN_TYPES = frozenset(helper.get_all_tensor_dtypes()) - {TensorProto.UNDEFINED}
 
@@ -51,6 +50,8 @@ class Shaped:
         free_batch: whether axis 0 of the inputs may have any size.
         constants: names computed from initializers alone.
         varying: (tensor, axis) whose size follows the inputs' free dimensions.
+        told: (tensor, axis) whose size is read by arithmetic that is left.
+        parts: tensor name -> what is known of a vector of sizes that is computed.
     """
 
     graph: Graph
@@ -60,6 +61,8 @@ class Shaped:
     free_batch: bool
     constants: frozenset[str] = field(default_factory=frozenset)
     varying: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+    told: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+    parts: Mapping[str, Part] = field(default_factory=dict)
 
     @cached_property
     def producers(self) -> dict[str, int]:
@@ -118,7 +121,8 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
     free_batch = all(s.shape and s.shape[0] is None for s in specs.values())
     varied = _varied(specs, first.inputs)
     second = next((run for sizes in varied if (run := probe.attempt(sizes))), None)
-    folded = _fold_shape_arithmetic(graph, first, second if varied else first)
+    folding = fold(graph, first, second if varied else first)
+    folded = folding.graph
     if (simpler := take_branches(folded)) is not None:
         return infer(simpler, backend, shapes)
     found = value_kinds(folded.model)
@@ -129,7 +133,9 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
             item.type.tensor_type.elem_type = kinds.get(item.name, TensorProto.FLOAT)
     known = {t.name: tuple(t.dims) for t in folded.model.graph.initializer} | dict(first.shapes)
     varying = _varying(first.shapes, second.shapes if second else {})
-    return Shaped(folded, known, kinds, first.inputs, free_batch, _constants(folded.model), varying)
+    constants = _constants(folded.model)
+    known |= folding.shapes
+    return Shaped(folded, known, kinds, first.inputs, free_batch, constants, varying, folding.told, folding.parts)
 
 
 def _unknown_kinds(graph: Graph, backend: Backend, kinds: Mapping[str, int | None]) -> dict[str, int]:
@@ -171,14 +177,7 @@ def static_values(model: ModelProto, backend: Backend, names: Sequence[str]) -> 
     return {name: known[name] for name in names}
 
 
-@dataclass(frozen=True)
-class _Run:
-    inputs: Mapping[str, Shape]
-    shapes: Mapping[str, Shape]
-    values: Mapping[str, Array]
-
-
-def _first_run(probe: _Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]) -> _Run:
+def _first_run(probe: _Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]) -> Run:
     """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
     sizes_tried = []
     reason: Exception | None = None
@@ -258,7 +257,7 @@ class _Probe:
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._values)
         self._session = backend.session(model, optimize=False)
 
-    def run(self, sizes: Mapping[str, Shape]) -> _Run:
+    def run(self, sizes: Mapping[str, Shape]) -> Run:
         """Return the shapes at these sizes of the inputs; a ModelError where the model does not run."""
         feeds = {n: _noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()}
         try:
@@ -269,9 +268,9 @@ class _Probe:
                 raise
             got = self._session.run(feeds | integers)  # indices of a table with fewer rows
         shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(self._names, got, strict=False)}
-        return _Run(sizes, shapes, dict(zip(self._values, got[len(self._names) :], strict=True)))
+        return Run(sizes, shapes, dict(zip(self._values, got[len(self._names) :], strict=True)))
 
-    def attempt(self, sizes: Mapping[str, Shape]) -> _Run | None:
+    def attempt(self, sizes: Mapping[str, Shape]) -> Run | None:
         """Return the same, None where the model does not run."""
         try:
             return self.run(sizes)
@@ -338,80 +337,3 @@ def _constants(model: ModelProto) -> frozenset[str]:
         if all(i in known for i in node.input if i) and node.op_type not in _RANDOM_OPS and not any(subgraphs(node)):
             known.update(o for o in node.output if o)
     return frozenset(known)
-
-
-def _fold_shape_arithmetic(graph: Graph, first: _Run, second: _Run | None) -> Graph:
-    """Replace shape arithmetic by initializers where two runs agree, and computed Reshape targets by 0 and -1."""
-    if second is None or not first.values:
-        return graph
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    fixed = _fixed(graph.model, first, second)
-    outputs = {o.name for o in model.graph.output}
-    made: dict[str, Array] = {}
-    for node in model.graph.node:
-        if node.output[0] in first.values:
-            continue
-        for k, name in enumerate(node.input):
-            value = fixed.get(name)
-            if value is None and name in first.values and k == 1 and is_op(node, "Reshape"):
-                value = _relative_target(node, first, second)
-            if value is None and name in first.values and k == 1 and is_op(node, "Expand"):
-                value = _stretches(node, first, second)
-            if value is not None:
-                node.input[k] = f"{name}.folded{len(made)}"
-                made[node.input[k]] = value
-    model.graph.initializer.extend(tensor(name, value) for name, value in made.items())
-    used = outputs.union(*(outer_names(g) for n in model.graph.node for g in subgraphs(n)))
-    for node in reversed(list(model.graph.node)):
-        if any(o in used for o in node.output):
-            used.update(node.input)
-        elif all(o in first.values for o in node.output):
-            model.graph.node.remove(node)
-    return replace(graph, model=model)
-
-
-def _stretches(node: NodeProto, first: _Run, second: _Run) -> Array | None:
-    """Return a constant Expand target that holds for every size: 1 where nothing is stretched; None if none."""
-    shapes = [(run.shapes.get(node.input[0]), run.shapes.get(node.output[0])) for run in (first, second)]
-    target = []
-    for data, out in shapes:
-        if data is None or out is None:
-            return None
-        padded = (1,) * (len(out) - len(data)) + data
-        target.append([1 if a == b else b for a, b in zip(padded, out, strict=True)])
-    return np.array(target[0], np.int64) if target[0] == target[1] else None
-
-
-def _fixed(model: ModelProto, first: _Run, second: _Run) -> dict[str, Array]:
-    """Return the shape arithmetic that does not depend on free dimensions: alike in both runs, and not by chance.
-
-    What compares, rounds or clips is often alike at two sizes and not at a third (`batch == 1`, `height % 32`): it is
-    fixed only where all that it is computed from is.
-    """
-    fixed = {n: v for n, v in first.values.items() if n in second.values and np.array_equal(v, second.values[n])}
-    known = {t.name for t in model.graph.initializer}
-    chance: set[str] = set()
-    for node in model.graph.node:
-        inputs = [name for name in node.input if name]
-        truths = any(n in first.values and first.values[n].dtype == np.bool_ for n in (*inputs, *node.output))
-        lossy = truths or is_op(node, *_LOSSY)
-        if not chance.isdisjoint(inputs) or (lossy and not all(n in fixed or n in known for n in inputs)):
-            chance.update(node.output)
-    return {name: value for name, value in fixed.items() if name not in chance}
-
-
-def _relative_target(node: NodeProto, first: _Run, second: _Run) -> Array | None:
-    """Return a constant Reshape target that holds for every size: 0 copies, -1 takes up one dim; None if none."""
-    if attributes(node).get("allowzero") or node.output[0] not in first.shapes or 0 in first.shapes[node.output[0]]:
-        return None
-    target = []
-    pairs = [(run.shapes[node.input[0]], run.shapes[node.output[0]]) for run in (first, second)]
-    for axis, size in enumerate(pairs[0][1]):
-        if all(out[axis] == size for _, out in pairs):
-            target.append(size)
-        elif all(axis < len(data) and data[axis] == out[axis] for data, out in pairs):
-            target.append(0)
-        else:
-            target.append(-1)
-    return np.array(target, np.int64) if target.count(-1) <= 1 else None

@@ -30,6 +30,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"graph", "labels"}),
+    frozenset({"folding"}),
     frozenset({"shapes"}),
     frozenset({"batching", "rules", "groups", "cost", "codes"}),
     frozenset({"kinds", "tracing"}),

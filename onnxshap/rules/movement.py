@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnxshap.fixups import SingleAxes, Widths
+from onnxshap.folding import COMPUTED
 from onnxshap.labels import Axes, Op, Product, RuleError, common_factors
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
@@ -26,7 +27,8 @@ def reshape(op: Op, ax: Axes) -> None:
     """Equal axes are tied; merged and split axes become products of their common factors."""
     x, y = op.need(0), op.out()
     if op.type == "Reshape":
-        target = op.ints(1, "shape")
+        target = op.some_ints(1, "shape")
+        _freeze_computed(op, ax, target or [])
         if target is not None:
             entries = tuple((i, y.name, i) for i in range(y.rank))
             source = None if op.attributes.get("allowzero") else x.name
@@ -122,7 +124,7 @@ def space_to_depth(op: Op, ax: Axes) -> None:
 @rule("Tile")
 def tile(op: Op, ax: Axes) -> None:
     """Axes that are not repeated pass through."""
-    ax.same(axis for axis, count in enumerate(op.ints(1) or []) if count == 1)
+    ax.same(axis for axis, count in enumerate(op.some_ints(1) or []) if count == 1)
 
 
 @rule("Concat")
@@ -148,20 +150,38 @@ def expand(op: Op, ax: Axes) -> None:
     for axis in range(y.rank):
         ax.output(0, axis)
     broadcast(op, ax, inputs=(0,))
-    if op.need(1).value is None:  # sizes from the data: images keep apart, and nothing can go
+    given = op.need(1)
+    if given.value is None and given.part is None:  # sizes from the data: images keep apart, and nothing can go
         for axis in range(y.rank):
             ax.freeze(ax.output(0, axis), "Expand gets its sizes from the data")
-
         return
-    target = op.ints(1) or []
+    target = op.some_ints(1) or []
+    _freeze_computed(op, ax, target)
     ax.fix(Widths(op.index, tuple((i, y.name, i + y.rank - len(target)) for i in range(len(target))), input=1))
 
 
 @rule("ConstantOfShape")
 def constant_of_shape(op: Op, ax: Axes) -> None:
     """A constant as wide as it is told to be."""
-    op.ints(0)
     y = op.out()
     for axis in range(y.rank):
         ax.output(0, axis)
+    _freeze_computed(op, ax, op.some_ints(0) or [])
     ax.fix(Widths(op.index, tuple((i, y.name, i) for i in range(y.rank)), input=0))
+
+
+def _freeze_computed(op: Op, ax: Axes, target: Sequence[int]) -> None:
+    """Freeze the last axes of the output where their sizes are computed."""
+    for axis, size in enumerate(target, start=op.out().rank - len(target)):
+        if size == COMPUTED:
+            ax.freeze(ax.output(0, axis), f"{op.type} gets its size from the data")
+
+
+@rule("Shape", "Size")
+def sizes(op: Op, ax: Axes) -> None:
+    """Sizes that other ops are told: those that follow free dimensions (`folding`) stay, nothing reads the others."""
+    x = op.need(0)
+    for axis in range(x.rank):
+        atoms = ax.input(0, axis)
+        if axis in x.told:
+            ax.freeze(atoms, "its size is counted on elsewhere")

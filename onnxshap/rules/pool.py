@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxshap.fixups import Widths
+from onnxshap.folding import COMPUTED
 from onnxshap.labels import Axes, Op, RuleError
 from onnxshap.rules.registry import rule
 
@@ -26,21 +27,25 @@ def resize(op: Op, ax: Axes) -> None:
     scales = op.input(2 if op.type == "Resize" and op.opset >= 11 else 1)
     factors: dict[int, float] = {}
     if scales is not None and scales.shape != (0,):
-        if scales.value is None:
+        given = scales.value if scales.part is None else scales.part
+        if given is None:
             raise RuleError(f"{op.type} gets its scales from the data")
         axes = [int(a) % x.rank for a in op.attributes.get("axes", range(x.rank))]
-        factors = dict(zip(axes, np.ravel(scales.value).tolist(), strict=True))
+        factors = dict(zip(axes, np.ravel(given).tolist(), strict=True))
     # 8 channels at a scale of 1.1 are 8 channels, each of two
     kept = [a for a in (0, 1) if x.shape[a] == y.shape[a] and factors.get(a, 1.0) == 1.0]
     ax.same(kept)
     sizes = op.input(3) if op.type == "Resize" and op.opset >= 11 else None
     if sizes is not None and sizes.shape != (0,):
         axes = [int(a) % x.rank for a in op.attributes.get("axes", range(x.rank))]
-        if sizes.value is None:
-            ax.freeze(ax.input(0, 1), f"{op.type} gets its sizes from the data")
-        else:
-            entries = tuple((i, y.name, a) for i, a in enumerate(axes) if a in kept)
-            ax.fix(Widths(op.index, entries, input=3))
+        given = sizes.value if sizes.part is None else sizes.part
+        if given is None:
+            given = np.full(len(axes), COMPUTED)
+        for axis, size in zip(axes, np.ravel(given).tolist(), strict=True):
+            if size == COMPUTED and axis in kept:
+                ax.freeze(ax.input(0, axis), f"{op.type} gets its sizes from the data")
+        entries = tuple((i, y.name, a) for i, a in enumerate(axes) if a in kept and given[i] != COMPUTED)
+        ax.fix(Widths(op.index, entries, input=3))
 
 
 @rule("GridSample", "com.microsoft.GridSample")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxshap.fixups import Bounds, PadCount, Selection, Widths
+from onnxshap.folding import COMPUTED
 from onnxshap.labels import Axes, Op, RuleError
 from onnxshap.rules.registry import rule
 
@@ -24,7 +25,10 @@ def split(op: Op, ax: Axes) -> None:
         ax.tie(part, ax.output(out, axis))
         ax.same((a for a in range(x.rank) if a != axis), out=out)
     entries = tuple((out, t.name, axis) for out, t in enumerate(op.outputs) if t is not None)
-    if op.ints(1, "split") is None:
+    given = op.some_ints(1, "split")
+    if given is not None and COMPUTED in given:
+        raise RuleError("Split gets its sizes from the data")
+    if given is None:
         # equal parts without explicit sizes: they must stay equal
         parts = np.stack(np.split(ax.input(0, axis), ends[:-1])) if len(set(sizes)) == 1 else None
         if parts is None:
@@ -39,13 +43,17 @@ def split(op: Op, ax: Axes) -> None:
 def slice_(op: Op, ax: Axes) -> None:
     """Constant bounds select positions; a sliced axis with other steps than 1 needs a node of its own."""
     x, y = op.need(0), op.out()
-    starts, ends = op.ints(1, "starts"), op.ints(2, "ends")
+    starts, ends = op.some_ints(1, "starts"), op.some_ints(2, "ends")
     if starts is None or ends is None:
         raise RuleError("Slice without bounds")
     axes = [a % x.rank for a in op.ints(3, "axes") or range(len(starts))]
     steps = op.ints(4) or [1] * len(starts)
     ax.same(a for a in range(x.rank) if a not in axes)
     for entry, axis in enumerate(axes):
+        if COMPUTED in (starts[entry], ends[entry]):
+            ax.freeze(ax.input(0, axis), "Slice gets its bounds from the data")
+            ax.freeze(ax.output(0, axis), "Slice gets its bounds from the data")
+            continue
         window = slice(starts[entry], ends[entry], steps[entry])
         index = np.arange(x.shape[axis])[_clamped(window, x.shape[axis])]
         if steps[entry] == 1:
@@ -98,13 +106,16 @@ def gather(op: Op, ax: Axes) -> None:
 def pad(op: Op, ax: Axes) -> None:
     """Constant padding of an axis adds positions that hold the fill value; other modes repeat positions."""
     x, y = op.need(0), op.out()
-    given = op.ints(1, "pads") or op.ints(1, "paddings")
+    given = op.some_ints(1, "pads") or op.ints(1, "paddings")
     if given is None or op.input(3) is not None:
         raise RuleError("Pad with chosen axes or without amounts")
     for axis in range(x.rank):
         before, after = given[axis], given[axis + x.rank]
         if before == after == 0:
             ax.same([axis])
+        elif COMPUTED in (before, after):
+            ax.freeze(ax.input(0, axis), "Pad gets its pads from the data")
+            ax.freeze(ax.output(0, axis), "Pad gets its pads from the data")
         elif min(before, after) >= 0 and op.attributes.get("mode", "constant") == "constant":
             ax.tie(ax.input(0, axis), ax.output(0, axis)[before : before + x.shape[axis]])
             ax.fix(PadCount(op.index, y.name, axis, x.rank, before, after))

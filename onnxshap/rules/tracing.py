@@ -9,11 +9,12 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxshap.fixups import Selection
+from onnxshap.folding import Shape
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Site, Tensor, Trace, resolve
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.zeros import Zeros
-from onnxshap.shapes import Shape, Shaped
+from onnxshap.shapes import Shaped
 from onnxshap.structure import outer_names, reads, subgraphs
 
 _SMALL, _FEW = 65536, 16
@@ -114,7 +115,17 @@ class _Ops:
                 stored.data_type == stored.FLOAT and np.prod(shape) <= _FEW
             )
             value = array(stored) if small else None
-        return Tensor(name, shape, name in self._shaped.constants, value, stored is not None)
+        part = self._shaped.parts.get(name)
+        told = frozenset(axis for axis in range(len(shape)) if (name, axis) in self._shaped.told)
+        return Tensor(
+            name,
+            shape,
+            name in self._shaped.constants,
+            value,
+            stored is not None,
+            None if part is None else part.values,
+            told,
+        )
 
     def op(self, index: int, node: NodeProto) -> Op:
         """Return a node as rules see it."""

@@ -1,0 +1,294 @@
+"""Shape arithmetic folded: what is alike in two runs at different sizes does not depend on them and becomes a constant.
+
+What differs keeps following the input, and is taken apart from what does not: a Reshape target copies (0) or takes up
+(-1) the sizes that follow, a vector of sizes of which some follow is put together of those and of constants. So what is
+left of the arithmetic depends on free dimensions alone, and no width that a cut changes is hidden in it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper
+
+from onnxshap.core import Array, BoolArray
+from onnxshap.graph import Graph, attributes, is_op, tensor
+from onnxshap.structure import outer_names, subgraphs
+
+Shape = tuple[int, ...]
+COMPUTED = -(2**62)
+"""Stands for the entries of a vector of sizes that follow free dimensions."""
+_LOSSY = ("Abs", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mod", "ReduceMax", "ReduceMin", "Round", "Sign")
+_RESHAPING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_SIZES = {
+    **dict.fromkeys(("Expand", "Pad", "Reshape", "Split", "Tile", "Upsample"), (1,)),
+    "ConstantOfShape": (0,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2),
+}
+"""Op -> its inputs that are vectors of sizes, bounds or scales."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was seen at some sizes of the inputs: the shape of every tensor, the values of shape arithmetic."""
+
+    inputs: Mapping[str, Shape]
+    shapes: Mapping[str, Shape]
+    values: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of a vector that shape arithmetic computes.
+
+    Attributes:
+        values: its entries, `COMPUTED` those that follow free dimensions.
+        stored: the initializer with the other ones, None where there is none.
+    """
+
+    values: Array
+    stored: str | None = None
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A graph with its shape arithmetic folded.
+
+    Attributes:
+        graph: the graph.
+        told: (tensor, axis) whose size is read by arithmetic that is left.
+        parts: tensor name -> what is known of it.
+        shapes: those of the tensors that were added.
+    """
+
+    graph: Graph
+    told: frozenset[tuple[str, int]]
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+
+def fold(graph: Graph, first: Run, second: Run | None) -> Folded:
+    """Return the graph with its shape arithmetic folded, as far as two runs allow.
+
+    Args:
+        graph: a normalised graph.
+        first: a run.
+        second: one at other sizes, the same run where no size is free, None where there is none.
+    """
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    if second is None:
+        shapes = [n for n in model.graph.node if is_op(n, "Shape", "Size")]
+        return Folded(graph, frozenset((n.input[0], a) for n in shapes for a in _axes(n, first)))
+    stored = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    one, other = (replace(run, shapes=stored | dict(run.shapes)) for run in (first, second))
+    edit = _Folding(model, one, other)
+    edit.apply()
+    return Folded(replace(graph, model=model), frozenset(edit.told()), edit.parts, edit.shapes)
+
+
+def _axes(node: NodeProto, run: Run) -> range:
+    """Return the axes whose sizes a Shape gives."""
+    given = attributes(node)
+    axes = range(len(run.shapes.get(node.input[0], ())))
+    return axes if node.op_type == "Size" else axes[given.get("start", 0) : given.get("end")]
+
+
+@dataclass
+class _Folding:
+    """A model while its shape arithmetic is folded."""
+
+    model: ModelProto
+    first: Run
+    second: Run
+    parts: dict[str, Part] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    _before: defaultdict[int, list[NodeProto]] = field(default_factory=lambda: defaultdict(list))
+    _apart: set[str] = field(default_factory=set)
+    _made: int = 0
+
+    def __post_init__(self) -> None:
+        self._outside: frozenset[str] = frozenset()
+        self._nodes: list[NodeProto] = []
+        self._chance = _alike_by_chance(self.model, self.first, self.second)
+        self._opset = next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    def apply(self) -> None:
+        """Fold what every op reads, from the last to the first, and drop what nothing reads any more."""
+        graph = self.model.graph
+        used = {o.name for o in graph.output}.union(*(outer_names(g) for n in graph.node for g in subgraphs(n)))
+        self._outside = frozenset(used)
+        kept: list[int] = []
+        for index in reversed(range(len(graph.node))):
+            node = graph.node[index]
+            if all(o in self.first.values for o in node.output) and used.isdisjoint(node.output):
+                continue
+            kept.append(index)
+            for k, name in enumerate(node.input):
+                if name in self.first.values:
+                    node.input[k] = self._folded(index, node, k)
+            used.update(name for one in (node, *self._before[index]) for name in one.input)
+        nodes = [n for index in reversed(kept) for n in (*self._before[index], graph.node[index])]
+        self._nodes = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+        self._tell_what_follows()
+        del graph.node[:]
+        graph.node.extend(self._nodes)
+
+    def _folded(self, index: int, node: NodeProto, k: int) -> str:
+        """Return what an op reads in place of shape arithmetic."""
+        name = node.input[k]
+        value, other = self.first.values[name], self.second.values.get(name)
+        if other is None:
+            return name
+        if np.array_equal(value, other) and name not in self._chance:
+            return self._constant(name, value)
+        if is_op(node, "Reshape") and k == 1:
+            target = _relative_target(node, self.first, self.second)
+            if target is not None:
+                return self._constant(name, target)
+        if not is_op(node, *_SIZES) or k not in _SIZES[node.op_type] or value.ndim != 1 or value.shape != other.shape:
+            return name
+        unknown = (value != other) | self._chance.get(name, np.zeros(value.shape, np.bool_))
+        known = value
+        if is_op(node, "Expand"):
+            known, unknown = _stretches(node, len(value), self.first, self.second)
+        elif is_op(node, "Reshape"):
+            known, unknown = _copies(node, value, unknown, self.first, self.second)
+        if not unknown.any():
+            return self._constant(name, known)
+        if unknown.all() or value.dtype != np.int64:
+            self.parts[name] = Part(np.where(unknown, COMPUTED, known))
+            return name
+        if self._opset < 9:
+            return name
+        stored = self._constant(f"{name}.known", np.where(unknown, 1, known))
+        made = self._chosen(name, unknown, stored, self._before[index])
+        self.parts[made] = Part(np.where(unknown, COMPUTED, known), stored)
+        return made
+
+    def _constant(self, hint: str, values: Array) -> str:
+        """Add an initializer, return its name."""
+        self._made += 1
+        name = f"{hint}.folded{self._made}"
+        self.model.graph.initializer.append(tensor(name, values))
+        return name
+
+    def _chosen(self, name: str, follows: BoolArray, stored: str, nodes: list[NodeProto]) -> str:
+        """Add a node that takes the entries that follow from a tensor, the others from an initializer."""
+        condition = self._constant(f"{name}.follows", follows)
+        made = f"{condition}.chosen"
+        nodes.append(helper.make_node("Where", [condition, name, stored], [made], name=made))
+        self.shapes[made] = follows.shape
+        return made
+
+    def _tell_what_follows(self) -> None:
+        """Make the arithmetic that is left read no size that is alike in both runs."""
+        for node in list(self._nodes):
+            name = node.output[0]
+            if not is_op(node, "Shape") or name not in self.second.values or self._opset < 9:
+                continue
+            value, other = self.first.values[name], self.second.values[name]
+            readers = [r for r in self._nodes if name in r.input]
+            if (value != other).all() or all(self._takes_what_follows(r) for r in readers):
+                self._apart.add(name)
+                continue
+            if name in self._outside or name in self.parts:
+                continue
+            stored, added = self._constant(f"{name}.alike", value), list[NodeProto]()
+            made = self._chosen(name, value != other, stored, added)
+            for reader in readers:
+                for k, read in enumerate(reader.input):
+                    if read == name:
+                        reader.input[k] = made
+            self._nodes.insert(self._nodes.index(node) + 1, added[0])
+            self._apart.add(name)
+
+    def _takes_what_follows(self, node: NodeProto) -> bool:
+        """Return whether a node takes entries of a Shape of which every one follows free dimensions."""
+        name = node.output[0]
+        if name in self.parts:
+            return True
+        if not is_op(node, "Gather", "Slice") or name not in self.second.values:
+            return False
+        return bool(np.all(self.first.values[name] != self.second.values[name]))
+
+    def told(self) -> set[tuple[str, int]]:
+        """Return the axes whose sizes are read."""
+        found: set[tuple[str, int]] = set()
+        for node in self._nodes:
+            if is_op(node, "Shape", "Size"):
+                axes, name = list(_axes(node, self.first)), node.output[0]
+                if name in self._apart:
+                    follows = self.first.values[name] != self.second.values[name]
+                    axes = [axis for axis, does in zip(axes, follows, strict=True) if does]
+                found.update((node.input[0], axis) for axis in axes)
+        return found
+
+
+def _stretches(node: NodeProto, length: int, first: Run, second: Run) -> tuple[Array, BoolArray]:
+    """Return an Expand target that is 1 where nothing is stretched, and which of its entries follow free dimensions."""
+    targets = []
+    for run in (first, second):
+        data, out = run.shapes[node.input[0]], run.shapes[node.output[0]]
+        padded = (1,) * (len(out) - len(data)) + data
+        stretched = [1 if a == b else b for a, b in zip(padded, out, strict=True)]
+        targets.append(np.array(stretched[len(out) - length :], np.int64))
+    return targets[0], targets[0] != targets[1]
+
+
+def _copies(node: NodeProto, target: Array, unknown: BoolArray, first: Run, second: Run) -> tuple[Array, BoolArray]:
+    """Return a Reshape target that is 0 where it copies a size that follows, and which other entries follow."""
+    (data, out), (data2, out2) = ((run.shapes[node.input[0]], run.shapes[node.output[0]]) for run in (first, second))
+    copied = np.array([k < len(data) and data[k] == out[k] and data2[k] == out2[k] for k in range(len(out))], np.bool_)
+    if attributes(node).get("allowzero"):
+        return target, unknown
+    return np.where(unknown & copied, 0, target), unknown & ~copied
+
+
+def _alike_by_chance(model: ModelProto, first: Run, second: Run) -> dict[str, BoolArray]:
+    """Return which entries of shape arithmetic may be alike in both runs by chance, of the tensors that have such.
+
+    What compares, rounds or clips is often alike at two sizes and not at a third (`batch == 1`, `height % 32`): it does
+    not depend on them for certain only where all that it is computed from does not.
+    """
+    alike = {n for n, v in first.values.items() if n in second.values and np.array_equal(v, second.values[n])}
+    stored = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    chance: dict[str, BoolArray] = {}
+    for node in model.graph.node:
+        inputs = [name for name in node.input if name]
+        truths = any(n in first.values and first.values[n].dtype == np.bool_ for n in (*inputs, *node.output))
+        lossy = truths or is_op(node, *_LOSSY)
+        doubtful = [name for name in inputs if name in chance]
+        if not doubtful and not (lossy and not all(n in alike or n in stored for n in inputs)):
+            continue
+        for name in node.output:
+            shape = np.shape(first.values.get(name, ()))
+            chance[name] = np.ones(shape, np.bool_)
+            if is_op(node, *_RESHAPING) and inputs[0] in chance and chance[inputs[0]].size == chance[name].size:
+                chance[name] = chance[inputs[0]].reshape(shape)
+            elif is_op(node, "Concat") and len(shape) == 1 and all(n in first.values or n in stored for n in inputs):
+                sizes = [stored[n] if n in stored else first.values[n].shape for n in inputs]
+                chance[name] = np.concatenate(
+                    [chance.get(n, np.zeros(size, np.bool_)) for n, size in zip(inputs, sizes, strict=True)]
+                )
+    return chance
+
+
+def _relative_target(node: NodeProto, first: Run, second: Run) -> Array | None:
+    """Return a constant Reshape target that holds for every size: 0 copies, -1 takes up one dim; None if none."""
+    if attributes(node).get("allowzero") or node.output[0] not in first.shapes or 0 in first.shapes[node.output[0]]:
+        return None
+    target = []
+    pairs = [(run.shapes[node.input[0]], run.shapes[node.output[0]]) for run in (first, second)]
+    for axis, size in enumerate(pairs[0][1]):
+        if all(out[axis] == size for _, out in pairs):
+            target.append(size)
+        elif all(axis < len(data) and data[axis] == out[axis] for data, out in pairs):
+            target.append(0)
+        else:
+            target.append(-1)
+    return np.array(target, np.int64) if target.count(-1) <= 1 else None

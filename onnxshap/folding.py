@@ -261,7 +261,7 @@ def _alike_by_chance(model: ModelProto, first: Run, second: Run) -> dict[str, Bo
     for node in model.graph.node:
         inputs = [name for name in node.input if name]
         truths = any(n in first.values and first.values[n].dtype == np.bool_ for n in (*inputs, *node.output))
-        lossy = truths or is_op(node, *_LOSSY)
+        lossy = node.output[0] in first.values and (truths or is_op(node, *_LOSSY))
         doubtful = [name for name in inputs if name in chance]
         if not doubtful and not (lossy and not all(n in alike or n in stored for n in inputs)):
             continue

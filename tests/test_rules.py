@@ -508,6 +508,17 @@ case("resize, crop, pad, tile and split by sizes of inner tensors", net("""(floa
     y = Conv(b, w2)
 }""", w0=(8, 3, 3, 3), w1=(6, 8, 1, 1), w2=(2, 14, 1, 1), zero=[0], one=[1], two=[2], three=[3], four=[4],
     pads=[0, 0, 0, 0, 0, 0, 1, 0]), [8])
+case("sizes of what is rounded are sizes like others", conv_net("""
+    d = Div(a, three)
+    f = Round(d)
+    s = Shape(f)
+    c = Gather(s, one)
+    h = Div(c, two)
+    z = Sub(c, h)
+    l = Slice(a, nil, h, one)
+    r = Slice(a, h, c, one)
+    b = Concat<axis=1>(r, l)
+""", three=3.0, nil=[0], one=[1], two=[2]), [8])
 case("the number of elements is counted on", net("""(float[N,3,H,6] x) => (float[N,2,H,6] y) {
     a = Conv(x, w0)
     n = Size(a)

@@ -148,13 +148,14 @@ class HeadCount:
     """An attribute that counts the positions of an axis."""
 
     node: int
-    axis: str
+    source: str
     attribute: str
+    axis: int = 0
 
     def apply(self, edit: Edit) -> None:
         """Count those that are left."""
-        if edit.cut(self.axis, 0):
-            set_attribute(edit.node(self.node), self.attribute, int(edit.alive(self.axis, 0).sum()))
+        if edit.cut(self.source, self.axis):
+            set_attribute(edit.node(self.node), self.attribute, int(edit.alive(self.source, self.axis).sum()))
 
 
 @dataclass(frozen=True)

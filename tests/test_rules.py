@@ -240,13 +240,16 @@ case("einsum", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     o = Einsum<equation="bhqk,bhkd->bqhd">(p, k)
     y = Einsum<equation="bqhd,hdn->bqn">(o, wo)
 }""", wq=(12, 4, 2), wk=(12, 4, 2), wo=(2, 4, 3)), [4, 2])
-case("einsum with an ellipsis stays", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+case("einsum with an ellipsis", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     a = MatMul(x, w0)
-    y = Einsum<equation="...i,io->...o">(a, w1)
-}""", w0=(12, 8), w1=(8, 3)), [], "ellipsis")
-
-# --- norm ------------------------------------------------------------------------------------------------------------
-
+    b = Einsum<equation="...i,io">(a, w1)
+    c = Einsum<equation="...ti,ti->...ti">(b, g)
+    y = Einsum<equation="ij,...j->...i">(w2, c)
+}""", w0=(12, 8), w1=(8, 6), g=(5, 6), w2=(3, 6)), [8, 6])
+case("einsum that takes a diagonal stays", net("""(float[N,5,12] x) => (float[N,5] y) {
+    a = MatMul(x, w0)
+    y = Einsum<equation="nti,ii->nt">(a, w1)
+}""", w0=(12, 8), w1=(8, 8)), [], "takes a diagonal")
 case("batch norm", conv_net("""
     n = BatchNormalization(a, s1, b1, m1, var1)
     b = Sigmoid(n)
@@ -265,6 +268,18 @@ case("rms norm", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     h = MatMul(n, w1)
     y = MatMul(h, w2)
 }""", opset=23, ir=11, w0=(12, 8), s=(8,), w1=(8, 6), w2=(6, 3)), [8, 6])
+case("mean and variance over space", conv_net("""
+    n = Add(a, noise)
+    b = MeanVarianceNormalization<axes=[2,3]>(n)
+""", noise=(1, 1, 8, 8)), [8])
+case("mean and variance over images, space, and some axes", conv_net("""
+    n = Add(a, noise)
+    m = MeanVarianceNormalization(n)
+    u = Add(m, noise)
+    b = MeanVarianceNormalization<axes=[0,3]>(u)
+""", noise=(1, 1, 8, 8)), [8])
+case("mean and variance over channels stay", conv_net("b = MeanVarianceNormalization<axes=[1,2,3]>(a)"), [],
+     "MeanVarianceNormalization keeps")
 case("rms norm of what does not vanish", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     h = MatMul(x, w0)
     a = Sigmoid(h)
@@ -468,6 +483,32 @@ case("patches of free height and width", net("""(float[N,3,H,W] x) => (float[N,2
     q = Reshape(p, t2)
     y = Conv(q, w1)
 }""", w0=(8, 3, 1, 1), zero=[0], one=[1], two=[2], three=[3], four=[4], w1=(2, 32, 1, 1)), [8])
+case("rows of a table, looked up and written by constant places", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    t = MatMul(table, w0)
+    r = GatherND(t, places)
+    s = ScatterND(r, rows, b0)
+    a = MatMul(x, w1)
+    m = Mul(a, s)
+    g = com.microsoft.GatherND(m, first)
+    y = MatMul(m, w2)
+}""", imports=MS, table=(7, 4), w0=(4, 8), places=[[3], [0], [6], [0], [1]], rows=[[1], [4]], b0=(2, 8), w1=(12, 8),
+    first=[[0, 0]], w2=(8, 3)), [8])
+case("places written in images", net("""(float[N,5,12] x, int64[N,5] i) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    k = Clip(i, nil, one)
+    u = Unsqueeze(k, last)
+    g = GatherND<batch_dims=1>(a, u)
+    s = ScatterND(g, places, updates)
+    h = OneHot<axis=1>(k, two, values)
+    f = MatMul(h, s)
+    most = ReduceMax<axes=[1], keepdims=0>(k)
+    lengths = Add(most, one)
+    r = ReverseSequence<batch_axis=0, time_axis=1>(f, lengths)
+    c = Compress<axis=1>(r, both)
+    e = Einsum<equation="btc,qt->bqc">(c, k2)
+    y = MatMul(e, w1)
+}""", opset=13, w0=(12, 8), nil=0, one=1, last=[-1], two=2, values=[0.5, 1.5], places=[[0]], updates=(1, 5, 8),
+    both=[True, True], k2=(5, 2), w1=(8, 3)), [8])
 case("sizes of an inner tensor as a whole", net("""(float[N,3,H,W] x) => (float[N,2,H,W] y) {
     a = Conv(x, w0)
     s = Shape(a)
@@ -1014,8 +1055,9 @@ case("largest places, elements, triangles", conv_net("""
     g = GatherElements<axis=3>(a, i)
     s = ScatterElements<axis=3>(v, j, g)
     t = CastLike(s, one)
-    b = Trilu(t)
-""", opset=18, batch="2", k=[5], j=np.tile(np.arange(5), (2, 8, 8, 1)), one=1.0), [8])
+    tri = com.microsoft.Trilu(t)
+    b = Trilu(tri)
+""", opset=18, batch="2", k=[5], imports=MS, j=np.tile(np.arange(5), (2, 8, 8, 1)), one=1.0), [8])
 
 for op, gates in (("GRU", 3), ("LSTM", 4), ("RNN", 1)):
     case(f"{op}: what goes in is cut, hidden units stay", net(f"""(float[N,7,6] x) => (float[N,7,3] y) {{
@@ -1088,6 +1130,40 @@ case("SkipLayerNormalization", net("""(float[N,5,12] x) => (float[N,5,12] y) {
     y = SimplifiedLayerNormalization(n2, s)
 }""", imports=MS, w0=(12, 8), b0=(8,), w1=(8, 12), s=(12,), t=(12,), b1=(12,), w2=(12, 6), w3=(6, 12)), [8, 6],
     "SkipLayerNormalization keeps")
+for name, given, more in (
+    ("MatMulNBits", "g, q, s", {"s": (8, 4)}),
+    ("MatMulNBits with flat scales and a bias", "g, q, s, , , c", {"s": (32,), "c": (8,)}),
+):
+    case(name, net(f"""(float[N,5,12] x) => (float[N,5,3] y) {{
+        a = MatMul(x, w0)
+        g = Relu(a)
+        b = com.microsoft.MatMulNBits<K=64, N=8, bits=4, block_size=16>({given})
+        y = MatMul(b, w1)
+    }}""", imports=MS, w0=(12, 64), q=_codes((8, 4, 8), np.uint8), w1=(8, 3), **more), [4, 8])
+for name, zeros in (("blocks", _codes((8, 2), np.uint8)), ("flat", _codes((16,), np.uint8))):
+    case(f"MatMulNBits with zero points, {name}", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+        a = MatMul(x, w0)
+        b = com.microsoft.MatMulNBits<K=64, N=8, bits=4, block_size=16>(a, q, s, z)
+        y = MatMul(b, w1)
+    }""", imports=MS, w0=(12, 64), q=_codes((8, 4, 8), np.uint8), s=(8, 4), z=zeros, w1=(8, 3)), [8],
+        "in blocks that cannot be cut")
+for name, many, few, sizes in (("as many", 2, 2, [2]), ("fewer", 4, 2, [2, 2])):
+    case(f"com.microsoft.GroupQueryAttention, {name} heads of keys", net(f"""
+    (float[2,5,12] x) => (float[2,5,3] y) {{
+        q = MatMul(x, wq)
+        k = MatMul(x, wk)
+        v = MatMul(x, wv)
+        o = com.microsoft.GroupQueryAttention<num_heads={many}, kv_num_heads={few}>(q, k, v, , , lengths, total)
+        y = MatMul(o, wo)
+    }}""", imports=MS, wq=(12, 8 * many), wk=(12, 8 * few), wv=(12, 8 * few), wo=(8 * many, 3),
+        lengths=np.array([4, 4], np.int32), total=np.array(5, np.int32)), sizes)
+case("com.microsoft.GroupQueryAttention of one tensor, with a cache", net("""
+(float[2,1,12] x, float[2,2,4,8] pk, float[2,2,4,8] pv) => (float[2,1,3] y, float[2,2,5,8] k, float[2,2,5,8] v) {
+    q = MatMul(x, wq)
+    o, k, v = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2>(q, , , pk, pv, lengths, total)
+    y = MatMul(o, wo)
+}""", imports=MS, wq=(12, 64), wo=(32, 3), lengths=np.array([4, 4], np.int32), total=np.array(5, np.int32)), [2],
+    "all it is made of stays")
 case("com.microsoft.Attention", net("""(float[N,5,12] x) => (float[N,5,12] y) {
     a = com.microsoft.Attention<num_heads=3>(x, w0, b0)
     b = com.microsoft.Attention<num_heads=2, qkv_hidden_sizes=[8,8,6]>(x, w1, b1, , , m)
@@ -1221,8 +1297,10 @@ case("QLinearAdd, QLinearMul, QLinearSigmoid, QLinearLeakyRelu, QLinearConcat an
     l = com.microsoft.QLinearLeakyRelu(m, s, z, s, z)
     p = com.microsoft.QLinearAveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(l, s, z, s, z)
     e = QLinearConv(a, s, z, w2, sw, zw, s, z)
-    b = com.microsoft.QLinearConcat<axis=1>(s, z, p, s, z, e, s, z)
-""", w1=_codes((8, 8, 3, 3)), w2=_codes((5, 8, 1, 1)), w9=(2, 13, 1, 1)), [8, 5])
+    some = com.microsoft.QLinearWhere(even, p, s, z, l, s, z, s, z)
+    b = com.microsoft.QLinearConcat<axis=1>(s, z, some, s, z, e, s, z)
+""", even=np.arange(64).reshape(1, 1, 8, 8) % 2 == 0, w1=_codes((8, 8, 3, 3)),
+    w2=_codes((5, 8, 1, 1)), w9=(2, 13, 1, 1)), [8, 5])
 case("QLinearSoftmax over space", coded_net(
     "b = com.microsoft.QLinearSoftmax<axis=3, opset=13>(a, s, z, s, z)"), [8])
 case("QLinearMatMul and QGemm", net("""(float[N,6] x) => (float[N,3] y) {
@@ -1381,7 +1459,8 @@ case("two inputs", net("""(float[N,6] x, float[N,4] z) => (float[N,3] y) {
     c = Concat<axis=1>(a, b)
     y = Gemm(c, w2)
 }""", w0=(6, 8), w1=(4, 5), w2=(13, 3)), [8, 5])
-case("unknown op stays", conv_net("b = MeanVarianceNormalization(a)"), [], "MeanVarianceNormalization has no rule")
+case("unknown op stays", conv_net("b = CenterCropPad<axes=[2,3]>(a, size)", opset=18, size=[6, 6]), [],
+     "CenterCropPad has no rule")
 case("op of another domain stays", gemm_net("""
     u = com.microsoft.ExpandDims(a, last)
     b = Squeeze(u, axes)
@@ -1414,6 +1493,9 @@ _NO_ROWS = {
     *("gemm C column", "gemm C full", "gemm with computed bias", "conv with computed weights"),
     *("a branch reads a weight and a bias that are cut", "a weight is a model output"),
     *("resize by sizes", "concat with an expanded constant", "constant of shape", "means over channels and more"),
+    *("mean and variance over images, space, and some axes", "places written in images"),
+    *(f"com.microsoft.GroupQueryAttention, {keys} heads of keys" for keys in ("fewer", "as many")),
+    "com.microsoft.GroupQueryAttention of one tensor, with a cache",
     *("sampling by grids", "regions", "largest places, elements, triangles"),
     *("dynamic: ConvInteger", "dynamic: MatMulInteger", "dynamic: DynamicQuantizeMatMul"),
 }

@@ -108,6 +108,51 @@ def multi_head_attention(op: Op, ax: Axes) -> None:
     ax.fix(HeadCount(op.index, ax.factor_name("heads"), "num_heads"))
 
 
+@rule(f"{_MS}.GroupQueryAttention")
+def group_query_attention(op: Op, ax: Axes) -> None:
+    """Queries [batch, positions, heads x size], keys, values, cache, lengths; every head of keys serves a run of heads.
+
+    Queries, keys and values may come as one. The size of a head stays (rotary angles); with a cache, heads of keys are
+    those of the cache.
+    """
+    if any(op.input(k) is not None for k in range(12, 16)) or (len(op.outputs) > 3 and op.outputs[3] is not None):
+        raise RuleError(f"{op.type} with codes in its cache, norms inside or further outputs")
+    q, y = op.need(0), op.out()
+    many, few = int(op.attributes["num_heads"]), int(op.attributes["kv_num_heads"])
+    size = y.shape[2] // many
+    shared = _heads(op, ax, few, "kv")
+    served = (shared,) if many == few else (shared, ax.trace.fresh(many // few))
+    heads = shared if many == few else _heads(op, ax, many, "q")
+    if many != few:
+        _product(ax, heads, *served)
+    inner = _stuck(ax, size)
+    ax.same((0, 1))
+    ax.tie(ax.input(0, 1), ax.output(0, 1))
+    packed = op.input(1) is None
+    parts = np.split(ax.input(0, 2), np.cumsum([many, few]) * size) if packed else [ax.input(k, 2) for k in range(3)]
+    for merged, factors in zip(parts, (served, (shared,), (shared,)), strict=True):
+        _product(ax, merged, *factors, inner)
+    _product(ax, ax.output(0, 2), *served, inner)
+    for tensor in () if packed else (1, 2):
+        for axis in (0, 1):
+            ax.tie(ax.input(tensor, axis), ax.output(0, axis))
+    for k in (3, 4):
+        if op.input(k) is not None:
+            ax.tie(ax.input(k, 0), ax.output(0, 0))
+            ax.tie(ax.input(k, 1), shared)
+    for out in (1, 2):
+        if len(op.outputs) > out and op.outputs[out] is not None:
+            ax.tie(ax.output(out, 0), ax.output(0, 0))
+            ax.tie(ax.output(out, 1), shared)
+    if (lengths := op.input(5)) is not None and lengths.rank and lengths.shape[0] == q.shape[0]:
+        ax.tie(ax.input(5, 0), ax.output(0, 0))
+    _addend(op, ax, 10, heads)
+    if op.input(11) is not None:
+        ax.tie(ax.input(11, 0), heads)
+    ax.fix(HeadCount(op.index, ax.factor_name("q" if many != few else "kv"), "num_heads"))
+    ax.fix(HeadCount(op.index, ax.factor_name("kv"), "kv_num_heads"))
+
+
 @rule("Attention")
 def attention(op: Op, ax: Axes) -> None:
     """Queries, keys, values, addend; [batch, heads, positions, size] or [batch, positions, heads x size].

@@ -132,13 +132,30 @@ def gemm(op: Op, ax: Axes) -> None:
 @rule("Einsum")
 def einsum(op: Op, ax: Axes) -> None:
     """The equation names the axes; a name on inputs alone is summed over."""
-    equation = str(op.attributes["equation"]).replace(" ", "")
-    if "->" not in equation or "." in equation or not equation.replace("->", "").replace(",", "").isalpha():
-        raise RuleError("Einsum with an ellipsis or an implicit output")
-    names = {letter: f"n{k}" for k, letter in enumerate(sorted(set(equation) - set(",->")))}
-    if any(len(set(term)) < len(term) for term in equation.replace("->", ",").split(",")):
+    left, arrow, right = str(op.attributes["equation"]).replace(" ", "").partition("->")
+    ranks = [op.need(k).rank for k in range(len(op.inputs))]
+    terms = [_axis_names(term, rank) for term, rank in zip(left.split(","), ranks, strict=True)]
+    if arrow:
+        terms.append(_axis_names(right, op.out().rank))
+    else:  # what an ellipsis stands for, then the letters that stand once, in their order
+        once = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
+        terms.append([*sorted({c for t in terms for c in t if c.isdigit()}, reverse=True), *once])
+    if any(len(set(term)) < len(term) for term in terms):
         raise RuleError("Einsum that takes a diagonal")
-    ax.relate("->".join(",".join(" ".join(names[c] for c in t) for t in s.split(",")) for s in equation.split("->")))
+    names = {letter: f"n{k}" for k, letter in enumerate(sorted({c for term in terms for c in term}))}
+    inputs = [" ".join(names[c] for c in term) for term in terms]
+    ax.relate(",".join(inputs[:-1]) + "->" + inputs[-1])
+
+
+def _axis_names(term: str, rank: int) -> list[str]:
+    """Return a name for every axis of a term; those that its ellipsis stands for are numbers, from the last."""
+    before, dots, after = term.partition("...")
+    if not (before + after).isalpha() and before + after:
+        raise RuleError(f"Einsum with a term {term!r}")
+    hidden = rank - len(before) - len(after)
+    if hidden < 0 or (hidden and not dots):
+        raise RuleError(f"Einsum with a term {term!r} for {rank} axes")
+    return [*before, *(str(k) for k in reversed(range(hidden))), *after]
 
 
 @rule("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul")

@@ -96,3 +96,12 @@ def lp_normalization(op: Op, ax: Axes) -> None:
     """Divides by a norm over its axis."""
     axis = int(op.attributes.get("axis", -1)) % op.out().rank
     ax.same(a for a in range(op.out().rank) if a != axis)
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance_normalization(op: Op, ax: Axes) -> None:
+    """Statistics over some axes, by default over images and space: those stay."""
+    mixed = {int(a) % op.out().rank for a in op.attributes.get("axes", (0, 2, 3))}
+    ax.same(a for a in range(op.out().rank) if a not in mixed)
+    if 0 in mixed:
+        ax.mix_rows()

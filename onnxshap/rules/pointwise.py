@@ -89,7 +89,7 @@ def cast_like(op: Op, ax: Axes) -> None:
     ax.same()
 
 
-@rule("Trilu")
+@rule("Trilu", "com.microsoft.Trilu")
 def trilu(op: Op, ax: Axes) -> None:
     """Zeros beside a diagonal of the last two axes; those stay."""
     ax.same(range(op.out().rank - 2))

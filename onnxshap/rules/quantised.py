@@ -5,9 +5,11 @@ A removed position holds the zero point, so that it adds nothing (`Site.zero`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from onnxshap.labels import Axes, Op, RuleError
+from onnxshap.fixups import HeadCount
+from onnxshap.labels import Axes, Op, Product, RuleError
 from onnxshap.rules.linear import convolve
 from onnxshap.rules.movement import concatenate
 from onnxshap.rules.pointwise import broadcast
@@ -178,3 +180,56 @@ def qlinear_softmax(op: Op, ax: Axes) -> None:
 def qlinear_concat(op: Op, ax: Axes) -> None:
     """Scale and zero point of Y, then every input with its own."""
     concatenate(op, ax, range(2, len(op.inputs), 3))
+
+
+@rule(f"{_MS}.QLinearWhere")
+def qlinear_where(op: Op, ax: Axes) -> None:
+    """Condition, X, its scale and zero point, Y, its scale and zero point, those of Z."""
+    broadcast(op, ax, inputs=(0, 1, 4))
+
+
+@rule(f"{_MS}.MatMulNBits")
+def matmul_of_few_bits(op: Op, ax: Axes) -> None:
+    """A [..., K], codes [N, blocks, bytes], a scale a block (and a zero point), bias [N].
+
+    Blocks of inputs go as wholes, codes and scales of one with them; with zero points, which share bytes, none does.
+    """
+    a, codes, scales, y = op.need(0), op.need(1), op.need(2), op.out()
+    block, blocks, made = int(op.attributes["block_size"]), codes.shape[1], codes.shape[0]
+    if not codes.stored or op.input(4) is not None or math.prod(scales.shape) != made * blocks:
+        raise RuleError(f"{op.type} with computed or reordered codes")
+    ax.same(range(y.rank - 1))
+    ax.tie(ax.input(1, 0), ax.output(0, -1))
+    ax.make(-1)
+    if op.input(3) is not None or a.shape[-1] != block * blocks:
+        ax.freeze(ax.input(0, -1), f"{op.type} holds its weights in blocks that cannot be cut")
+        ax.freeze(ax.input(1, 1), f"{op.type} holds its weights in blocks that cannot be cut")
+    for position in ax.input(0, -1).reshape(blocks, block).T if a.shape[-1] == block * blocks else ():
+        ax.tie(position, ax.input(1, 1))
+    ax.contract(0, -1)
+    for k in (2, 3):
+        _of_blocks(op, ax, k, made, blocks)
+    if op.input(5) is not None:
+        ax.tie(ax.input(5, 0), ax.output(0, -1))
+    ax.macs(*((y, axis) for axis in range(y.rank)), (a, a.rank - 1))
+    ax.fix(HeadCount(op.index, y.name, "N", y.rank - 1))
+    ax.fix(HeadCount(op.index, a.name, "K", a.rank - 1))
+
+
+def _of_blocks(op: Op, ax: Axes, k: int, made: int, blocks: int) -> None:
+    """Relate scales or zero points of blocks, [N, blocks] or flat."""
+    given = op.input(k)
+    if given is None:
+        return
+    if given.rank == 2 and given.shape[0] == made:
+        ax.tie(ax.input(k, 0), ax.input(1, 0))
+        if given.shape[1] == blocks and k == 2:
+            ax.tie(ax.input(k, 1), ax.input(1, 1))
+    elif given.shape == (made * blocks,) and k == 2:
+        merged = ax.input(k, 0).reshape(made, blocks)
+        ax.trace.products.append(Product(merged, (ax.input(1, 0), ax.input(1, 1)), op.type))
+    elif given.rank == 1 and given.shape[0] % made == 0:
+        for part in ax.input(k, 0).reshape(made, -1).T:
+            ax.tie(part, ax.input(1, 0))
+    else:
+        raise RuleError(f"{op.type} with scales of an unknown layout")

@@ -142,3 +142,63 @@ def elements(op: Op, ax: Axes) -> None:
         if a != axis and x.shape[a] == index.shape[a]:
             for k in range(len(op.inputs)):
                 ax.same([a], k)
+
+
+@rule("GatherND", "com.microsoft.GatherND")
+def gather_nd(op: Op, ax: Axes) -> None:
+    """Places looked up by numbers for some axes; the axes behind those pass through."""
+    x, index = op.need(0), op.need(1)
+    images = int(op.attributes.get("batch_dims", 0))
+    looked_up = images + index.shape[-1]
+    for a in range(images):
+        ax.tie(ax.input(0, a), ax.output(0, a))
+    for k in range(index.rank - 1):
+        ax.tie(ax.input(1, k), ax.output(0, k))
+    for a in range(looked_up, x.rank):
+        target = index.rank - 1 + a - looked_up
+        ax.tie(ax.input(0, a), ax.output(0, target))
+        if x.constant and not index.constant:
+            ax.make(target)
+    for a in range(images, looked_up):
+        ax.freeze(ax.input(0, a), f"{op.type} looks positions up by number")
+
+
+@rule("ScatterND")
+def scatter_nd(op: Op, ax: Axes) -> None:
+    """Places written by numbers for some axes; the axes behind those pass through."""
+    x, index = op.need(0), op.need(1)
+    for k in range(index.rank - 1):
+        ax.tie(ax.input(1, k), ax.input(2, k))
+    for a in range(x.rank):
+        if a < index.shape[-1]:
+            ax.freeze(ax.input(0, a), f"{op.type} looks positions up by number")
+            ax.freeze(ax.output(0, a), f"{op.type} looks positions up by number")
+        else:
+            ax.same([a])
+            ax.tie(ax.input(2, index.rank - 1 + a - index.shape[-1]), ax.output(0, a))
+    if not x.constant:
+        ax.mix_rows()  # the numbers say which images are written
+
+
+@rule("OneHot")
+def one_hot(op: Op, ax: Axes) -> None:
+    """An axis of its own for what the indices count; theirs keep apart."""
+    index, y = op.need(0), op.out()
+    axis = int(op.attributes.get("axis", -1)) % y.rank
+    for a in range(index.rank):
+        ax.tie(ax.input(0, a), ax.output(0, a + (a >= axis)))
+
+
+@rule("ReverseSequence")
+def reverse_sequence(op: Op, ax: Axes) -> None:
+    """Turns time around up to a length for every image; the other axes pass through."""
+    time, images = int(op.attributes.get("time_axis", 0)), int(op.attributes.get("batch_axis", 1))
+    ax.same(a for a in range(op.out().rank) if a != time)
+    ax.tie(ax.input(1, 0), ax.output(0, images))
+
+
+@rule("Compress")
+def compress(op: Op, ax: Axes) -> None:
+    """Some positions of one axis, chosen by the data; the others keep apart."""
+    if (axis := op.attributes.get("axis")) is not None:
+        ax.same(a for a in range(op.out().rank) if a != int(axis) % op.out().rank)

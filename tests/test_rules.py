@@ -1299,7 +1299,7 @@ case("QLinearAdd, QLinearMul, QLinearSigmoid, QLinearLeakyRelu, QLinearConcat an
     e = QLinearConv(a, s, z, w2, sw, zw, s, z)
     some = com.microsoft.QLinearWhere(even, p, s, z, l, s, z, s, z)
     b = com.microsoft.QLinearConcat<axis=1>(s, z, some, s, z, e, s, z)
-""", even=np.arange(64).reshape(1, 1, 8, 8) % 2 == 0, w1=_codes((8, 8, 3, 3)),
+""", even=np.arange(36).reshape(1, 1, 6, 6) % 2 == 0, w1=_codes((8, 8, 3, 3)),
     w2=_codes((5, 8, 1, 1)), w9=(2, 13, 1, 1)), [8, 5])
 case("QLinearSoftmax over space", coded_net(
     "b = com.microsoft.QLinearSoftmax<axis=3, opset=13>(a, s, z, s, z)"), [8])

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap import __version__, payoffs
-from onnxshap.backend import OrtBackend
+from onnxshap.backend import OrtBackend, provider_of
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, Payoff, Values
@@ -217,7 +217,7 @@ def score(
         decided: a group ends early when the expected share of misplaced units, were half of them cut, is below; 0 =
             never. The values tell which rule ended each group (`core.Values.stopped`).
         seed: of all randomness.
-        backend: provider and threads.
+        backend: provider, threads and memory.
         input_shapes: for inputs with free dimensions, where there is no data.
         journal: where results are kept as they come, so that a killed run goes on; the caller deletes it.
         workers: processes of this machine to score with, 0 = this one alone; the values are the same.
@@ -320,7 +320,8 @@ def _header(
         "baseline": "mean" if setting.means else "zero",
         "max-evals": rules.max_evals,
         "choice of groups": " ".join(g.name for g in groups),
-        "provider": backend.provider if isinstance(backend, OrtBackend) else "",
+        "provider": provider_of(backend),
+        "memory": backend.memory,
     }
 
 

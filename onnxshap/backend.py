@@ -10,11 +10,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime as ort
 
 from onnxshap import weights
@@ -27,6 +28,11 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+AUTO = "auto"
+"""The provider name that stands for the fastest one that is usable here."""
+MEMORY = 2**30
+"""Bytes of activations that are kept at a time."""
+_DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
 _FATAL = 4
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*\.(?:cc|h):\d+ (?:[^()]*::~?\w+\([^()]*\) |\S+ (?=[A-Z]))?")
 """Where in its sources onnxruntime gave up: nothing that a user can use."""
@@ -55,8 +61,29 @@ class Session(Protocol):
 class Backend(Protocol):
     """Makes sessions out of models."""
 
+    @property
+    def memory(self) -> int:
+        """Bytes of activations that may be kept at a time, about."""
+
+    @property
+    def on_device(self) -> bool:
+        """Whether runs gain from tensors that stay where they run."""
+
     def session(self, model: onnx.ModelProto, *, optimize: bool = True) -> Session:
         """Return a session; raises ModelError when the model does not load."""
+
+    def resident(self, model: onnx.ModelProto) -> Resident:
+        """Return a session whose large inputs stay on the device; raises ModelError when the model does not load."""
+
+
+class Resident(Protocol):
+    """A loaded model, some of whose inputs are fed once and stay on the device."""
+
+    def keep(self, feeds: Mapping[str, Array]) -> None:
+        """Copy inputs to the device, where they stay until others of their names are."""
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Return the outputs in order, given the other inputs; raises ModelError when the model refuses them."""
 
 
 @contextlib.contextmanager
@@ -83,6 +110,13 @@ def first_line(error: BaseException) -> str:
     text = _CODE.sub("", lines[0]) if lines else type(error).__name__
     text = _NEWER.sub(r"opset \1 of \2 is newer than \3, the last that it knows", text)
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _nothing() -> onnx.ModelProto:
+    """Return the smallest model that a provider can be tried with."""
+    return onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 13]> nothing (float[1] x) => (float[1] y) { y = Identity(x) }'
+    )
 
 
 def _element_type(text: str) -> int:
@@ -114,6 +148,34 @@ class _OrtSession:
             raise ModelError(f"the model refused to run on {shapes}: {first_line(error)}") from error
 
 
+@dataclass
+class _OrtResident:
+    inner: ort.InferenceSession
+    held: object
+    device: str
+    kept: dict[str, ort.OrtValue] = field(default_factory=dict)
+
+    def keep(self, feeds: Mapping[str, Array]) -> None:
+        for name, value in feeds.items():
+            self.kept.pop(name, None)  # let go of before the next is made
+            self.kept[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), self.device, 0)
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        binding = self.inner.io_binding()
+        try:
+            for name, kept in self.kept.items():
+                binding.bind_ortvalue_input(name, kept)
+            for name, value in feeds.items():
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            for output in self.inner.get_outputs():
+                binding.bind_output(output.name, "cpu")
+            self.inner.run_with_iobinding(binding)
+            return list(binding.copy_outputs_to_cpu())
+        except Exception as error:
+            shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
+            raise ModelError(f"the model refused to run on {shapes}: {first_line(error)}") from error
+
+
 @dataclass(frozen=True)
 class OrtBackend:
     """onnxruntime on one provider.
@@ -121,10 +183,38 @@ class OrtBackend:
     Attributes:
         provider: cpu, cuda or tensorrt. A provider that silently falls back to another one is an error.
         threads: intra-op threads; 0 = all cores.
+        memory: bytes of activations that may be kept at a time, about.
     """
 
     provider: str = "cpu"
     threads: int = 0
+    memory: int = MEMORY
+
+    @classmethod
+    def fastest(cls, threads: int = 0, memory: int = MEMORY) -> OrtBackend:
+        """Return the backend of the first provider that really runs here: cuda, else the CPU.
+
+        TensorRT, which builds an engine for every shape of every session, has to be asked for by name.
+        """
+        tried = cls("cuda", threads, memory)
+        try:
+            tried.session(_nothing())
+        except OnnxshapError:
+            return replace(tried, provider="cpu")
+        return tried
+
+    @property
+    def on_device(self) -> bool:
+        """Whether runs gain from tensors that stay where they run: not where that is the processor."""
+        return self._device != "cpu"
+
+    @property
+    def _device(self) -> str:
+        return _DEVICES.get(self.provider, "cpu")
+
+    def resident(self, model: onnx.ModelProto) -> _OrtResident:
+        """Return a session whose large inputs stay on the device; raises as `session`."""
+        return _OrtResident(*self._inner(model, optimize=True), self._device)
 
     def session(self, model: onnx.ModelProto, *, optimize: bool = True) -> _OrtSession:
         """Return a session on the wanted provider.
@@ -177,3 +267,8 @@ class OrtBackend:
                 f"{session.get_providers()[0]}); install its runtime or pass --provider cpu"
             )
         return session, external
+
+
+def provider_of(backend: Backend) -> str:
+    """Return the name of the provider that runs, "" of a backend of another kind."""
+    return backend.provider if isinstance(backend, OrtBackend) else ""

@@ -190,6 +190,25 @@ class _Share(click.ParamType):  # type: ignore[type-arg] # generic since click 8
             self.fail(f"{value!r} is no share; give one like 0.5 or 50%", param, ctx)
 
 
+class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
+    """A number of bytes, as 1000000, 512M or 4G."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
+        powers = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+        try:
+            found = int(float(number) * 1024 ** powers[unit])
+        except (ValueError, KeyError, OverflowError):
+            found = 0
+        if found < 1:
+            self.fail(f"{value!r} is no size; give bytes, or one like 512M or 4G", param, ctx)
+        return found
+
+
 class _InputShape(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
     """An input's name and its shape, as NAME=1,3,48,192."""
 
@@ -241,9 +260,9 @@ def _payoffs() -> Iterable[str]:
 
 
 def _providers() -> Iterable[str]:
-    from onnxshap.backend import PROVIDERS
+    from onnxshap.backend import AUTO, PROVIDERS
 
-    return PROVIDERS
+    return (*PROVIDERS, AUTO)
 
 
 def _baselines() -> Iterable[str]:
@@ -303,7 +322,10 @@ run_options = _options(
         "--input-shape", "input_shapes", type=_InputShape(), multiple=True, metavar="NAME=1,3,48,192",
         help="Shape of an input with free dimensions, where there is no data; may be repeated.",
     ),
-    click.option("--provider", type=_OneOf(_providers), default="cpu", show_default=True, help="What runs the model."),
+    click.option(
+        "--provider", type=_OneOf(_providers), default="cpu", show_default=True,
+        help="What runs the model; auto: CUDA where it is usable, else the CPU.",
+    ),
     click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Threads; 0 = all cores."),
 )  # fmt: skip
 data_options = _options(
@@ -335,6 +357,10 @@ score_options = _options(
     click.option(
         "--decided", type=float, default=0.1, show_default=True,
         help="End a group when the expected share of misplaced units is below; 0: never.",
+    ),
+    click.option(
+        "--memory", type=_Bytes(), default="1G", show_default=True,
+        help="Activations to keep at a time while scoring, of each worker: bytes, or as 512M or 4G.",
     ),
     click.option("--workers", type=click.IntRange(0), default=0, help="Processes to score with, on this machine."),
     click.option("--cluster", metavar="ADDRESS", help="A dask.distributed scheduler to score with, tcp://host:8786."),
@@ -387,7 +413,7 @@ def inspect(screen: Screen, model: str, as_json: bool, input_shapes: Shapes, pro
 
     with screen.progress() as tell:
         tell("trace", 0, 1)
-        traced = trace(model, input_shapes=dict(input_shapes), backend=_backend(provider, threads))
+        traced = trace(model, input_shapes=dict(input_shapes), backend=_backend(screen, provider, threads))
         found = report.inspection(traced, model=model)
     _print(as_json, found, report.inspection_tables(found))
 
@@ -435,6 +461,7 @@ def prune(
     cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str | None,
     allocation: str | None,
     report_path: str | None, dry_run: bool, as_json: bool, input_shapes: Shapes, provider: str, threads: int,
+    memory: int,
 ) -> None:  # fmt: skip
     """Write a smaller MODEL with the same inputs and outputs.
 
@@ -461,8 +488,9 @@ def prune(
             multiple_of=multiple_of, min_units=min_units, include=include, exclude=exclude, method=method,
             payoff=payoff, baseline=baseline, repair=repair, samples=samples, max_evals=max_evals,
             max_seconds=max_seconds, decided=decided, journal=journal, workers=workers, cluster=cluster, seed=seed,
-            values=None if values is None else report.read_values(values), backend=_backend(provider, threads),
-            input_shapes=dict(input_shapes), output=written, progress=tell,
+            values=None if values is None else report.read_values(values),
+            backend=_backend(screen, provider, threads, memory), input_shapes=dict(input_shapes), output=written,
+            progress=tell,
         )  # fmt: skip
     found = report.prune_report(result, model=model, output=written, seed=seed)
     if report_path is not None and not dry_run:
@@ -491,7 +519,7 @@ def score(
     screen: Screen, model: str, output: str | None, data: str | None, labels: str | None, payoff: str | None,
     seed: int, method: str, baseline: str, samples: int | None, max_evals: int | None, max_seconds: float | None,
     decided: float, journal: str | None, workers: int, cluster: str | None, include: tuple[str, ...],
-    exclude: tuple[str, ...], as_json: bool, input_shapes: Shapes, provider: str, threads: int,
+    exclude: tuple[str, ...], as_json: bool, input_shapes: Shapes, provider: str, threads: int, memory: int,
 ) -> None:  # fmt: skip
     """Value the units of MODEL; `prune --values` takes the file.
 
@@ -509,8 +537,8 @@ def score(
         found = api.score(
             model, data, labels=labels, method=method, payoff=payoff, baseline=baseline, include=include,
             exclude=exclude, samples=samples, max_evals=max_evals, max_seconds=max_seconds, decided=decided, seed=seed,
-            backend=_backend(provider, threads), input_shapes=dict(input_shapes), journal=kept, workers=workers,
-            cluster=cluster, progress=tell,
+            backend=_backend(screen, provider, threads, memory), input_shapes=dict(input_shapes), journal=kept,
+            workers=workers, cluster=cluster, progress=tell,
         )  # fmt: skip
     report.write_json(report.values_report(found), written)
     Path(kept).unlink(missing_ok=True)
@@ -547,7 +575,7 @@ def sweep(
     methods: tuple[str, ...], baseline: str, samples: int | None, max_evals: int | None, max_seconds: float | None,
     decided: float, workers: int, cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...],
     repair: str | None, allocation: str | None, output: str | None, plot: str | None, as_json: bool,
-    input_shapes: Shapes, provider: str, threads: int,
+    input_shapes: Shapes, provider: str, threads: int, memory: int,
 ) -> None:  # fmt: skip
     """Show what MODEL loses, and saves, at many budgets: one scoring a method.
 
@@ -570,8 +598,8 @@ def sweep(
             keep=sweeping.KEEP if keep is None else keep, multiple_of=multiple_of, min_units=min_units,
             include=include, exclude=exclude, payoff=payoff, baseline=baseline, repair=repair, allocation=allocation,
             samples=samples, max_evals=max_evals, max_seconds=max_seconds, decided=decided, seed=seed,
-            workers=workers, cluster=cluster, backend=_backend(provider, threads), input_shapes=dict(input_shapes),
-            progress=tell,
+            workers=workers, cluster=cluster, backend=_backend(screen, provider, threads, memory),
+            input_shapes=dict(input_shapes), progress=tell,
         )  # fmt: skip
     found = report.sweep_report(result, model=model, seed=seed, max_drop=max_drop)
     if output is not None:
@@ -615,7 +643,7 @@ def unify(
     with screen.progress() as tell:
         result = unification.unify(
             model, data, labels=labels, eval_data=eval_data, keep_bytes=keep_bytes, block=block, codec=codec,
-            payoff=payoff, seed=seed, backend=_backend(provider, threads), input_shapes=dict(input_shapes),
+            payoff=payoff, seed=seed, backend=_backend(screen, provider, threads), input_shapes=dict(input_shapes),
             output=written, progress=tell,
         )  # fmt: skip
     found = report.unify_report(result, model=model, output=written, seed=seed)
@@ -640,7 +668,7 @@ def evaluate(
 
     _need_data(data, labels)
     _say_defaults(screen, data, payoff)
-    backend = _backend(provider, threads)
+    backend = _backend(screen, provider, threads)
     with screen.progress() as tell:
         tell("trace", 0, 1)
         traced, dataset = api.open_model(
@@ -657,10 +685,14 @@ def evaluate(
 Shapes = Sequence[tuple[str, list[int]]]
 
 
-def _backend(provider: str, threads: int) -> OrtBackend:
-    from onnxshap.backend import OrtBackend
+def _backend(screen: Screen, provider: str, threads: int, memory: int | None = None) -> OrtBackend:
+    from onnxshap.backend import AUTO, MEMORY, OrtBackend
 
-    return OrtBackend(provider, threads)
+    if provider != AUTO:
+        return OrtBackend(provider, threads, memory or MEMORY)
+    found = OrtBackend.fastest(threads, memory or MEMORY)
+    screen.note(f"provider: {found.provider}")
+    return found
 
 
 def _beside(model: str, suffix: str) -> Path:

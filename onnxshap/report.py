@@ -24,6 +24,7 @@ from rich.text import Text
 
 from onnxshap import weights
 from onnxshap.api import Pruned, Scores
+from onnxshap.backend import provider_of
 from onnxshap.core import Array, Values
 from onnxshap.errors import DataError
 from onnxshap.graph import whole_file
@@ -62,6 +63,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "seed": seed,
         "method": found.method,
         "payoff": found.payoff,
+        "provider": provider_of(result.traced.backend),
         "repair": result.repair,
         "allocation": result.allocation,
         "drop": None if result.drop is None else dataclasses.asdict(result.drop),

@@ -415,6 +415,8 @@ def test_a_cut_that_fails_its_checks_exits_with_3_and_writes_nothing(
         (("prune", "m.onnx", "--input-shape", "image"), "give one like NAME=1,3,48,192"),
         (("inspect", "m.onnx", "--input-shape", "image=1,0,3"), "give one like NAME=1,3,48,192"),
         (("inspect", "m.onnx", "--provider", "abacus"), "'abacus' is not one of 'cpu'"),
+        (("score", "m.onnx", "--memory", "many"), "'many' is no size; give bytes, or one like 512M or 4G"),
+        (("score", "m.onnx", "--memory", "0"), "'0' is no size; give bytes, or one like 512M or 4G"),
         (("shrink", "m.onnx"), "No such command 'shrink'"),
     ],
 )
@@ -442,6 +444,8 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
         "zero",
         "--samples",
         "7",
+        "--memory",
+        "2M",
         "--max-evals",
         "99",
         *(
@@ -482,6 +486,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
         "input_shapes": {"a": [1, 2], "b=c": [4]},
     }  # fmt: skip
     scored = {
+        "backend": onnxshap.OrtBackend("cuda", 3, 2**21),
         "payoff": "mse", "method": "l2", "baseline": "zero", "samples": 7, "max_evals": 99, "include": ("i", "j"),
         "exclude": ("e",), "max_seconds": 9.0, "decided": 0.2, "journal": "j.journal", "workers": 2,
         "cluster": "tcp://c:1",
@@ -498,8 +503,13 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
 
 def test_choices_are_the_librarys(here: Path) -> None:
     text = " ".join(call("prune", "--help").stdout.split())
-    for names in (onnxshap.METHODS, NAMES, api.BASELINES, REPAIRS, ALLOCATIONS, onnxshap.backend.PROVIDERS):
+    for names in (onnxshap.METHODS, NAMES, api.BASELINES, REPAIRS, ALLOCATIONS, [*onnxshap.backend.PROVIDERS, "auto"]):
         assert f"[{'|'.join(names)}]" in text.replace("| ", "|")
+
+
+def test_auto_says_what_it_took(here: Path) -> None:
+    said = fine("inspect", "m.onnx", "--provider", "auto").stderr
+    assert "provider: cpu" in said or "provider: cuda" in said
 
 
 def test_quiet_says_nothing_and_verbose_more(here: Path) -> None:

@@ -163,9 +163,13 @@ def test_rows_a_run_and_memory_change_no_bit(name: str, monkeypatch: pytest.Monk
                 patch.setattr(pace.Pace, "rows", rows)
                 patch.setattr(pace.Pace, "tell", lambda *_: None)
                 assert bits(removed(GroupGame(shared, group))) == bits(wanted)
-        tight = (replace(shared, memory=2**k) for k in range(31))
+        tight = (with_memory(shared, 2**k) for k in range(31))
         small = next(s for s in tight if walked(s, group) == walked(shared, group))
         assert bits(removed(GroupGame(small, group))) == bits(wanted)
+
+
+def with_memory(shared: Setting, memory: int) -> Setting:
+    return replace(shared, traced=replace(shared.traced, backend=OrtBackend("cpu", 1, memory)))
 
 
 def walked(shared: Setting, group: Group) -> bool:
@@ -202,3 +206,27 @@ def test_the_fastest_size_is_found_by_runs_that_do_the_work() -> None:
     assert set(tried) == {4, 8, 16, 32, 64}
     assert found.rows == 32
     assert pace.Pace(guess=16, most=64, fixed=True).rows == 16
+
+
+@pytest.mark.parametrize("memory", [2**30, 2**14])
+@pytest.mark.parametrize("name", NETS)
+def test_activations_that_stay_on_the_device_give_the_same(
+    name: str, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = with_memory(setting(NETS[name], filled=True), memory)
+    for group in shared.traced.groups:
+        monkeypatch.setattr(walks, "_LEAST_WORK", np.inf)
+        wanted = removed(GroupGame(shared, group))
+        with monkeypatch.context() as patch:  # the processor stands in for the device: the same calls, the same copies
+            patch.setattr(OrtBackend, "on_device", True)
+            game = GroupGame(shared, group)
+            found = removed(game)
+            assert game._masked._resident is not None
+        assert bits(found) == bits(wanted)
+
+
+def test_the_fastest_provider_is_one_that_runs_here() -> None:
+    found = OrtBackend.fastest(threads=2, memory=2**20)
+    assert (found.threads, found.memory) == (2, 2**20)
+    assert found.provider in {"cpu", "cuda"}
+    found.session(NETS["convolutions"])

@@ -1,6 +1,6 @@
 """Games: the payoffs of coalitions of one group's units, image by image."""
 
 from onnxshap.game.group import GroupGame
-from onnxshap.game.setting import MEMORY, Setting
+from onnxshap.game.setting import Setting
 
-__all__ = ["MEMORY", "GroupGame", "Setting"]
+__all__ = ["GroupGame", "Setting"]

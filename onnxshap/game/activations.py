@@ -48,12 +48,16 @@ class Activations:
 
     def take(self, images: ImageIndex, names: Sequence[str] | None = None) -> dict[str, Array]:
         """Return tensors of the images of one piece, one after the other; default all."""
+        first, kept = self.piece(images)
+        return {name: self._place(name).take(kept[name], images - first) for name in names or self._names}
+
+    def piece(self, images: ImageIndex) -> tuple[int, Mapping[str, Array]]:
+        """Return all tensors of the piece that some images lie in, and the number of its first image."""
         chunk = int(images[0]) // self._size
         if chunk != self._at:
             self._kept = {}  # let go of before the next ones are made
             self._kept, self._at = self._compute(chunk), chunk
-        at = images - chunk * self._size
-        return {name: self._place(name).take(self._kept[name], at) for name in names or self._names}
+        return chunk * self._size, self._kept
 
     def _compute(self, chunk: int) -> dict[str, Array]:
         part = self._setting.data.take(slice(chunk * self._size, (chunk + 1) * self._size))

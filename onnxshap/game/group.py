@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,7 @@ from onnxshap.calibrate import batches
 from onnxshap.core import CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import coalition_removals
 from onnxshap.game.activations import Activations, bytes_per_image
-from onnxshap.game.halves import halve
+from onnxshap.game.halves import ROWS, gathered, halve
 from onnxshap.game.outputs import payoffs
 from onnxshap.game.pace import Pace
 from onnxshap.game.setting import Setting
@@ -43,7 +44,7 @@ class GroupGame:
         self._model = masked_model(setting.traced, [group], setting.means, probe)
         self._batched = setting.traced.shaped.free_batch and row_wise(setting.traced, [group])
         self._walks: Walks | None = None
-        if self._batched and probe is None:
+        if self._batched and probe is None and not setting.traced.backend.on_device:
             self._walks = open_walks(setting, group, self._model, mask_name(group))
 
     @property
@@ -116,11 +117,18 @@ class _Masked:
         assert halves.suffix is not None, "a group reaches no output"
         self._outputs = halves.outputs
         self._kept = Activations(self.setting, halves.prefix, halves.boundary)
-        self._session = traced.backend.session(halves.suffix)
+        self._session = traced.backend.session(halves.suffix) if not self._stays(halves.boundary) else None
+        self._resident = (
+            traced.backend.resident(gathered(traced, halves.suffix, mask)) if self._session is None else None
+        )
+        self._piece = -1
         names = [o for node in halves.suffix.graph.node for o in node.output] + list(halves.boundary)
         largest = max(bytes_per_image(traced, names), default=1)
         most = int(np.clip(self.setting.memory // 8 // largest, 1, _MOST_ROWS))
-        self._pace = Pace(int(np.clip(_ROW_BYTES // largest, min(4, most), min(256, most))), most)
+        if traced.backend.on_device:
+            self._pace = Pace(most, most, fixed=True)  # its kernels may depend on the rows, and time is the copies'
+        else:
+            self._pace = Pace(int(np.clip(_ROW_BYTES // largest, min(4, most), min(256, most))), most)
 
     def __call__(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
         scores = np.empty(len(images))
@@ -134,7 +142,21 @@ class _Masked:
                 start += len(rows)
         return scores
 
+    def _stays(self, boundary: Sequence[str]) -> bool:
+        """Return whether the boundary's tensors stay on the device, rows picked there by their numbers."""
+        traced = self.setting.traced
+        return traced.backend.on_device and all(traced.batch_axis(name) is not None for name in boundary)
+
     def _run(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
-        feeds = {**self._kept.take(images), mask_name(self.group): np.asarray(coalitions, np.float32)}
-        outputs = self._session.run({name: feeds[name] for name in self._session.inputs})
+        mask = {mask_name(self.group): np.asarray(coalitions, np.float32)}
+        if self._session is not None:
+            feeds = {**self._kept.take(images), **mask}
+            outputs = self._session.run({name: feeds[name] for name in self._session.inputs})
+        else:
+            assert self._resident is not None
+            first, kept = self._kept.piece(images)
+            if first != self._piece:
+                self._resident.keep(kept)
+                self._piece = first
+            outputs = self._resident.run({**mask, ROWS: images - first})
         return payoffs(self.setting, dict(zip(self._outputs, outputs, strict=True)), images)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.graph import extract
 from onnxshap.structure import reads
 from onnxshap.tracing import Traced
+
+ROWS = "onnxshap.rows"
+"""Input of a gathered suffix: int64[rows], which of the images that it holds each row is of."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +88,23 @@ def halve(traced: Traced, masked: ModelProto, mask: str, given: Sequence[str] = 
     wanted = {graph.output[i].name: graph.output[i].type.tensor_type.elem_type for i in computed}
     suffix = extract(masked, fed, wanted) if wanted else None
     return Halves(prefix, suffix, order, outputs, computed, mask in seen)
+
+
+def gathered(traced: Traced, suffix: ModelProto, mask: str) -> ModelProto:
+    """Return a suffix that is fed tensors of many images once, and the numbers of its rows' images with every run."""
+    found = ModelProto()
+    found.CopyFrom(suffix)
+    gathers = []
+    for item in found.graph.input:
+        axis = None if item.name == mask else traced.batch_axis(item.name)
+        if axis is None:
+            continue
+        row = f"{item.name}.rows"
+        gathers.append(helper.make_node("Gather", [item.name, ROWS], [row], axis=axis, name=row))
+        for node in found.graph.node:
+            node.input[:] = [row if name == item.name else name for name in node.input]
+    nodes = [*gathers, *found.graph.node]
+    del found.graph.node[:]
+    found.graph.node.extend(nodes)
+    found.graph.input.append(helper.make_tensor_value_info(ROWS, TensorProto.INT64, ["rows"]))
+    return found

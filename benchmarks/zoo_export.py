@@ -54,6 +54,7 @@ PTCV = (
     ),
     *("sinet_cityscapes 256", "fastscnn_cityscapes 256", "lednet_cityscapes 128", "simplepose_resnet18_coco 128"),
 )
+PTCV_MORE = ("bn_vgg16 96", "resnext50_32x4d 96", "seresnet50 96")
 TIMM = (
     *(
         "vgg11_bn 64",
@@ -517,8 +518,8 @@ def crepe_net(size: str) -> tuple[Any, Any]:
 
 def names() -> list[str]:
     """Return the names of the zoo, `source.model`; image nets with `@size`."""
-    tables = {"ptcv": PTCV, "timm": TIMM, "tv": TV, "tvseg": TV_SEGMENTATION}
-    sized = [f"{source}.{line.replace(' ', '@')}" for source, table in tables.items() for line in table]
+    tables = (("ptcv", PTCV), ("timm", TIMM), ("tv", TV), ("tvseg", TV_SEGMENTATION), ("ptcv", PTCV_MORE))
+    sized = [f"{source}.{line.replace(' ', '@')}" for source, table in tables for line in table]
     own = ("yolov5n", "yolov8n", "ssd", "unet", "crnn", "pixelshuffle", "tcn", "pointnet", "video")
     hf = (
         *("bert", "distilbert", "roberta", "albert", "electra", "mobilebert", "gpt2", "opt", "llama", "qwen2", "qwen3"),

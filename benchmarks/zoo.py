@@ -9,13 +9,15 @@ output (zeros left behind, random choice); that of three images with a coalition
 they cannot go together); MACs and parameters kept; the share of the weight tensors (rank >= 2, read by Conv,
 ConvTranspose, Gemm, MatMul, Einsum or a recurrent op) that lost slices, and why the others stay; seconds for trace,
 plan, cut. Then one line for each kind of net: `convolutional` has most of its MACs in Conv and multiplies no two
-computed tensors, `attention` does multiply some, the others are `linear`. `--rows` keeps what was measured, a later run
+computed tensors, `attention` does multiply some, the others are `linear`; `the peers' 35` are the architectures on which
+other pruners were measured (`PEERS`). `--rows` keeps what was measured, a later run
 goes on behind it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -43,6 +45,16 @@ from tests.zeroing import relative_error, run, zeroed
 CONV = ("Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv")
 LINEAR = (*CONV, "Gemm", "MatMul", "MatMulInteger", "Einsum", "LSTM", "GRU", "RNN")
 EXACT = 1e-4
+PEERS = (
+    *("ptcv.bn_vgg16", "ptcv.resnet18", "ptcv.resnet50", "ptcv.preresnet18", "ptcv.resnext50_32x4d", "ptcv.seresnet50"),
+    *("ptcv.densenet121", "ptcv.mobilenet_w1", "ptcv.mobilenetv2_w1", "ptcv.mobilenetv3_large_w1", "ptcv.ghostnet"),
+    *("ptcv.shufflenetv2_w1", "ptcv.shufflenet_g3_w1", "ptcv.squeezenet_v1_1", "ptcv.inceptionv3", "ptcv.dpn68"),
+    *("ptcv.efficientnet_b0", "ptcv.regnetx002", "ptcv.dla34", "ptcv.hrnet_w18_small_v1", "ptcv.xception"),
+    *("ptcv.nasnet_4a1056", "ptcv.unet_cityscapes", "ptcv.deeplabv3_resnetd50b_voc", "ptcv.centernet_resnet18_voc"),
+    *("ptcv.proxylessnas_mobile", "timm.vit_tiny_patch16_224", "timm.swin_tiny_patch4_window7_224", "hf.segformer"),
+    *("timm.convnext_atto", "timm.mobilenetv4_conv_small", "timm.repvit_m0_9", "own.yolov5n", "hf.bert", "hf.llama"),
+)
+"""The 35 architectures on which peers were measured."""
 
 
 def random_plan(traced: onnxshap.Traced, share: float, seed: int) -> Mapping[str, NDArray[np.bool_]]:
@@ -149,14 +161,32 @@ def line(name: str, row: Mapping[str, Any]) -> str:
     )
 
 
+def architecture(name: str) -> str:
+    """Return the name of a file without the size of its images, its exporter and its batch."""
+    return (
+        re.sub(r"(_\d+)?\.(legacy|dynamo)(\.free)?$", "", name)
+        if not name.startswith(("own.", "hf."))
+        else (name.rsplit(".dynamo")[0].rsplit(".legacy")[0])
+    )
+
+
 def summary(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a line for each kind of net."""
     lines = [
         "| kind | files | exact | masked, worst | zeroed, worst | MACs | params | >= 95 % of weights cut | s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in ("convolutional", "linear", "attention", "all"):
-        some = [r for r in rows.values() if name == "all" or r.get("kind") == name]
+    peers = {name: row for name, row in rows.items() if architecture(name) in PEERS}
+    chosen = {
+        **{
+            name: [r for r in rows.values() if r.get("kind") == name]
+            for name in ("convolutional", "linear", "attention")
+        },
+        "all": list(rows.values()),
+        f"the peers' 35 ({len(set(map(architecture, peers)))} here)": list(peers.values()),
+        "convolutional ones of those": [r for r in peers.values() if r.get("kind") == "convolutional"],
+    }
+    for name, some in chosen.items():
         done = [r for r in some if "failed" not in r]
         if not done:
             continue

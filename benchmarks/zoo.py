@@ -9,9 +9,8 @@ output (zeros left behind, random choice); that of three images with a coalition
 they cannot go together); MACs and parameters kept; the share of the weight tensors (rank >= 2, read by Conv,
 ConvTranspose, Gemm, MatMul, Einsum or a recurrent op) that lost slices, and why the others stay; seconds for trace,
 plan, cut. Then one line for each kind of net: `convolutional` has most of its MACs in Conv and multiplies no two
-computed tensors, `attention` does multiply some, the others are `linear`; `the peers' 35` are the architectures on which
-other pruners were measured (`PEERS`). `--rows` keeps what was measured, a later run
-goes on behind it.
+computed tensors, `attention` does multiply some, the others are `linear`; `the peers' 35` are the architectures on
+which other pruners were measured (`PEERS`). `--rows` keeps what was measured, a later run goes on behind it.
 """
 
 from __future__ import annotations
@@ -163,11 +162,7 @@ def line(name: str, row: Mapping[str, Any]) -> str:
 
 def architecture(name: str) -> str:
     """Return the name of a file without the size of its images, its exporter and its batch."""
-    return (
-        re.sub(r"(_\d+)?\.(legacy|dynamo)(\.free)?$", "", name)
-        if not name.startswith(("own.", "hf."))
-        else (name.rsplit(".dynamo")[0].rsplit(".legacy")[0])
-    )
+    return re.sub(r"(_\d+)?\.(legacy|dynamo)(\.free)?$", "", name)
 
 
 def summary(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -54,7 +54,7 @@ PTCV = (
     ),
     *("sinet_cityscapes 256", "fastscnn_cityscapes 256", "lednet_cityscapes 128", "simplepose_resnet18_coco 128"),
 )
-PTCV_MORE = ("bn_vgg16 96", "resnext50_32x4d 96", "seresnet50 96")
+PTCV_MORE = ("bn_vgg16 224", "resnext50_32x4d 96", "seresnet50 96")
 TIMM = (
     *(
         "vgg11_bn 64",

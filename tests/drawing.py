@@ -336,6 +336,33 @@ def layer_norm(b: Builder, x: Value) -> Value | None:
     return b.node("LayerNormalization", inputs, x.shape, axis=axis, epsilon=0.1)
 
 
+def rms_norm(b: Builder, x: Value) -> Value:
+    """What exporters write for it, or what runtimes make of that."""
+    axis = x.rank - 1 if b.flag() else b.integer(1, x.rank - 1)
+    if axis == x.rank - 1 and b.flag():
+        inputs = [x.name, b.weight(x.shape[axis])]
+        return b.node("SimplifiedLayerNormalization", inputs, x.shape, axis=axis, epsilon=0.1)
+    squares = b.node("Mul", [x.name, x.name], x.shape)
+    shape = [1 if a == axis else size for a, size in enumerate(x.shape)]
+    mean = b.with_ints("ReduceMean", squares, "axes", [axis], shape, 18, keepdims=1)
+    above = b.node("Add", [mean.name, b.constant(0.1, np.float32)], shape)
+    root = b.node("Sqrt", [above.name], shape)
+    return b.node("Div", [x.name, root.name], x.shape)
+
+
+def own_sizes(b: Builder, x: Value) -> Value:
+    """Sizes are those that a tensor inside has: a constant is spread, or the tensor is merged and split again."""
+    sizes = b.node("Shape", [x.name], [x.rank])
+    if b.flag():
+        source = [size if b.flag() and a else 1 for a, size in enumerate(x.shape)]
+        wide = b.node("Expand", [b.weight(*source), sizes.name], x.shape)
+        return b.node("Mul", [x.name, wide.name], x.shape)
+    images = b.node("Slice", [sizes.name, b.constant([0]), b.constant([1])], [1])
+    target = b.node("Concat", [images.name, b.constant([-1])], [2], axis=0)
+    flat = b.node("Reshape", [x.name, target.name], [x.shape[0], int(np.prod(x.shape[1:]))])
+    return b.node("Reshape", [flat.name, sizes.name], x.shape)
+
+
 def tile(b: Builder, x: Value) -> Value | None:
     axis = b.integer(1, x.rank - 1)
     if np.prod(x.shape[1:]) > 256:
@@ -528,7 +555,7 @@ def gemm(b: Builder, x: Value) -> Value:
 _ANY: tuple[Op, ...] = (
     *(unary, scale_or_shift, prelu, join, join, gate, concat, concat, split, split, slice_, gather, pad, softmax),
     *(reduce, matmul, matmul_left, through_factors, reduced_factor, through_transpose, shuffle, expanded, filled),
-    *(product_of_two, layer_norm, tile),
+    *(product_of_two, layer_norm, rms_norm, own_sizes, tile),
 )
 OPS: dict[int, tuple[Op, ...]] = {
     4: (

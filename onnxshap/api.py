@@ -138,6 +138,12 @@ def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | N
     specs = input_specs(traced.shaped.graph.model)
     if scalar := next((name for name, spec in specs.items() if not spec.shape), None):
         raise DataError(f"input {scalar!r} is a scalar, without an axis for the images; export it as a constant")
+    sizes = {name: shape[0] for name, shape in traced.shaped.inputs.items() if shape}
+    if odd := next((name for name, size in sizes.items() if size != traced.batch), None):
+        raise DataError(
+            f"input {odd!r} has {sizes[odd]} entries on its first axis, {next(iter(sizes))!r} {traced.batch}; "
+            "the images must lie along the first axis of every input: export it so, or as a constant"
+        )
     if data is None:
         fixed = {
             n: replace(s, shape=(s.shape[0], *traced.shaped.inputs[n][1:])) if s.shape else s for n, s in specs.items()

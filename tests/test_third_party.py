@@ -136,6 +136,12 @@ def test_the_encoder_in_front_of_an_lstm_inside_if_is_cut_exactly(name: str) -> 
     assert relative_error(run(zeroed(model, onnxshap.removed_slices(traced, keep)), feeds), got) < 1e-5
 
 
+def test_a_state_whose_images_do_not_come_first_cannot_be_scored() -> None:
+    path = packaged("silero_vad", "data/silero_vad_half.onnx")
+    with pytest.raises(onnxshap.OnnxshapError, match="'state' has 2 entries on its first axis, 'input' 1"):
+        onnxshap.prune(path, keep_units=0.5, input_shapes={"input": [1, 576], "state": [2, 1, 128]})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["tiny", "full"])
 def test_pitch_trackers_with_norms_behind_the_activations_are_cut_exactly(size: str, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ class _Folding:
         if np.array_equal(value, other) and name not in self._chance:
             return self._constant(name, value)
         if is_op(node, "Reshape") and k == 1:
-            target = _relative_target(node, self.first, self.second)
+            target = _relative_target(node, self._sizes(node))
             if target is not None:
                 return self._constant(name, target)
         if not is_op(node, *_SIZES) or k not in _SIZES[node.op_type] or value.ndim != 1 or value.shape != other.shape:
@@ -155,9 +155,9 @@ class _Folding:
         unknown = (value != other) | self._chance.get(name, np.zeros(value.shape, np.bool_))
         known = value
         if is_op(node, "Expand"):
-            known, unknown = _stretches(node, len(value), self.first, self.second)
+            known, unknown = _stretches(self._sizes(node), len(value))
         elif is_op(node, "Reshape"):
-            known, unknown = _copies(node, value, unknown, self.first, self.second)
+            known, unknown = _copies(node, self._sizes(node), value, unknown)
         if not unknown.any():
             return self._constant(name, known)
         if unknown.all() or value.dtype != np.int64:
@@ -175,7 +175,13 @@ class _Folding:
         self._made += 1
         name = f"{hint}.folded{self._made}"
         self.model.graph.initializer.append(tensor(name, values))
+        self.shapes[name] = values.shape
         return name
+
+    def _sizes(self, node: NodeProto) -> list[tuple[Shape, Shape]]:
+        """Return the shapes of a node's data and output in both runs."""
+        data, out = node.input[0], node.output[0]
+        return [(self.shapes.get(data) or run.shapes[data], run.shapes[out]) for run in (self.first, self.second)]
 
     def _chosen(self, name: str, follows: BoolArray, stored: str, nodes: list[NodeProto]) -> str:
         """Add a node that takes the entries that follow from a tensor, the others from an initializer."""
@@ -229,20 +235,21 @@ class _Folding:
         return found
 
 
-def _stretches(node: NodeProto, length: int, first: Run, second: Run) -> tuple[Array, BoolArray]:
+def _stretches(sizes: list[tuple[Shape, Shape]], length: int) -> tuple[Array, BoolArray]:
     """Return an Expand target that is 1 where nothing is stretched, and which of its entries follow free dimensions."""
     targets = []
-    for run in (first, second):
-        data, out = run.shapes[node.input[0]], run.shapes[node.output[0]]
+    for data, out in sizes:
         padded = (1,) * (len(out) - len(data)) + data
         stretched = [1 if a == b else b for a, b in zip(padded, out, strict=True)]
         targets.append(np.array(stretched[len(out) - length :], np.int64))
     return targets[0], targets[0] != targets[1]
 
 
-def _copies(node: NodeProto, target: Array, unknown: BoolArray, first: Run, second: Run) -> tuple[Array, BoolArray]:
+def _copies(
+    node: NodeProto, sizes: list[tuple[Shape, Shape]], target: Array, unknown: BoolArray
+) -> tuple[Array, BoolArray]:
     """Return a Reshape target that is 0 where it copies a size that follows, and which other entries follow."""
-    (data, out), (data2, out2) = ((run.shapes[node.input[0]], run.shapes[node.output[0]]) for run in (first, second))
+    (data, out), (data2, out2) = sizes
     copied = np.array([k < len(data) and data[k] == out[k] and data2[k] == out2[k] for k in range(len(out))], np.bool_)
     if attributes(node).get("allowzero"):
         return target, unknown
@@ -278,16 +285,15 @@ def _alike_by_chance(model: ModelProto, first: Run, second: Run) -> dict[str, Bo
     return chance
 
 
-def _relative_target(node: NodeProto, first: Run, second: Run) -> Array | None:
+def _relative_target(node: NodeProto, sizes: list[tuple[Shape, Shape]]) -> Array | None:
     """Return a constant Reshape target that holds for every size: 0 copies, -1 takes up one dim; None if none."""
-    if attributes(node).get("allowzero") or node.output[0] not in first.shapes or 0 in first.shapes[node.output[0]]:
+    if attributes(node).get("allowzero") or 0 in sizes[0][1]:
         return None
     target = []
-    pairs = [(run.shapes[node.input[0]], run.shapes[node.output[0]]) for run in (first, second)]
-    for axis, size in enumerate(pairs[0][1]):
-        if all(out[axis] == size for _, out in pairs):
+    for axis, size in enumerate(sizes[0][1]):
+        if all(out[axis] == size for _, out in sizes):
             target.append(size)
-        elif all(axis < len(data) and data[axis] == out[axis] for data, out in pairs):
+        elif all(axis < len(data) and data[axis] == out[axis] for data, out in sizes):
             target.append(0)
         else:
             target.append(-1)

@@ -423,6 +423,26 @@ case("sums over channels that vanish", conv_net("""
     g = ReduceL1<axes=[1]>(a)
     b = Concat<axis=1>(u, e, f, g)
 """, d=4, axes=[1]), [8])
+case("sums over parts that were added to", conv_net("""
+    l, r = Split<axis=1>(a)
+    t = Tanh(l)
+    l2 = Add(l, t)
+    c = Concat<axis=1>(l2, r)
+    b = ReduceSum(c, axes)
+""", d=1, opset=13, axes=[1]), [4])
+case("a table spread over the images", net("""(int64[N,5] i) => (float[N,5,3] y) {
+    s = Shape(i)
+    u = Gather(s, nil)
+    c = Gather(s, one)
+    z = Range(none, c, step)
+    p = Mod(z, five)
+    t = Gather(table, p)
+    w = Concat<axis=0>(u, rest)
+    e = Expand(t, w)
+    a = MatMul(e, w0)
+    y = MatMul(a, w1)
+}""", nil=np.array([0]), one=np.array(1), none=np.array(0), step=np.array(1), five=np.array(5), rest=[5, 6],
+    table=(7, 6), w0=(6, 8), w1=(8, 3)), [8])
 case("sums over channels that do not vanish stay", conv_net("""
     r = Sigmoid(a)
     b = ReduceSum(r, axes)

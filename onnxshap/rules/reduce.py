@@ -40,7 +40,7 @@ def reduction(op: Op, ax: Axes) -> None:
             ax.contract(0, axis)
         else:
             ax.freeze(atoms, f"{op.type} reduces over it")
-    if 0 in gone and op.need(0).rank > 1:
+    if 0 in gone and op.need(0).rank > 1 and not op.need(0).constant:
         ax.mix_rows()
     if op.type == "ReduceMean" and gone:
         ax.fix(Divisor(op.index, op.need(0).name, tuple(sorted(gone))))

@@ -74,7 +74,7 @@ class Zeros:
             return self._look_up(source, wanted, known)
 
         def added(source: str) -> bool | None:
-            return zero(source) if wanted <= self._held(source) else False
+            return zero(source) if wanted & self._held(name) <= self._held(source) else False
 
         if name not in self._shaped.producers:
             return zero(name)

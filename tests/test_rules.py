@@ -1513,6 +1513,7 @@ _NO_ROWS = {
     *("gemm C column", "gemm C full", "gemm with computed bias", "conv with computed weights"),
     *("a branch reads a weight and a bias that are cut", "a weight is a model output"),
     *("resize by sizes", "concat with an expanded constant", "constant of shape", "means over channels and more"),
+    "a table spread over the images",
     *("mean and variance over images, space, and some axes", "places written in images"),
     *(f"com.microsoft.GroupQueryAttention, {keys} heads of keys" for keys in ("fewer", "as many")),
     "com.microsoft.GroupQueryAttention of one tensor, with a cache",

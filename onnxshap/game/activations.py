@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxshap.batching import Images
-from onnxshap.core import Array, ImageIndex
+from onnxshap.core import Array, ImageIndex, IntArray
 from onnxshap.game.setting import Setting
 from onnxshap.tracing import Traced
 
@@ -24,43 +24,61 @@ def bytes_per_image(traced: Traced, names: Sequence[str]) -> list[int]:
 
 
 class Activations:
-    """Some tensors of the calibration images.
+    """Some tensors of those calibration images that are asked for.
 
     Args:
         setting: of the games.
         model: computes those that are no model inputs, in their order; None: all are.
         names: of the tensors.
         share: of the setting's memory that they may take.
+
+    Attributes:
+        version: changes whenever other images are held.
     """
 
     def __init__(self, setting: Setting, model: ModelProto | None, names: Sequence[str], share: float = 1.0) -> None:
         traced = setting.traced
         self._setting, self._names = setting, names
         self._session = None if model is None else traced.backend.session(model)
-        most = int(share * setting.memory)
-        self._size = max(1, most // max(1, sum(bytes_per_image(traced, names))))
-        self._at, self._kept = -1, dict[str, Array]()
+        half = int(share * setting.memory) // 2  # joined to what is there, tensors are there twice for a moment
+        self._most = max(1, half // max(1, sum(bytes_per_image(traced, names))))
+        self._places = np.full(len(setting.data), -1)
+        self._held, self._kept = 0, dict[str, Array]()
+        self.version = 0
 
     def parts(self, images: ImageIndex) -> Iterator[NDArray[np.intp]]:
-        """Yield the places in `images` in pieces, of each of which all tensors are in memory at once."""
-        edges = np.flatnonzero(np.diff(images // self._size)) + 1
-        yield from np.split(np.arange(len(images)), edges)
+        """Yield the places in `images` in pieces, of each of which all tensors fit into memory at once."""
+        runs = np.concatenate([[0], np.flatnonzero(np.diff(images)) + 1])
+        yield from np.split(np.arange(len(images)), runs[self._most :: self._most])
 
     def take(self, images: ImageIndex, names: Sequence[str] | None = None) -> dict[str, Array]:
         """Return tensors of the images of one piece, one after the other; default all."""
-        first, kept = self.piece(images)
-        return {name: self._place(name).take(kept[name], images - first) for name in names or self._names}
+        at, kept = self.piece(images)
+        return {name: self._place(name).take(kept[name], at) for name in names or self._names}
 
-    def piece(self, images: ImageIndex) -> tuple[int, Mapping[str, Array]]:
-        """Return all tensors of the piece that some images lie in, and the number of its first image."""
-        chunk = int(images[0]) // self._size
-        if chunk != self._at:
-            self._kept = {}  # let go of before the next ones are made
-            self._kept, self._at = self._compute(chunk), chunk
-        return chunk * self._size, self._kept
+    def piece(self, images: ImageIndex) -> tuple[IntArray, Mapping[str, Array]]:
+        """Return tensors that hold all images of one piece, among others, and where each image lies in them.
 
-    def _compute(self, chunk: int) -> dict[str, Array]:
-        part = self._setting.data.take(slice(chunk * self._size, (chunk + 1) * self._size))
+        Asked for a whole piece first, no image of it is computed twice.
+        """
+        missing = np.unique(images[self._places[images] < 0])
+        if len(missing):
+            if self._held + len(missing) > self._most:
+                self._places[:] = -1
+                self._held, self._kept = 0, {}  # let go of before the next ones are made
+                missing = np.unique(images)
+            made = self._compute(missing)
+            self._kept = {
+                name: self._place(name).join([self._kept[name], made[name]]) if self._held else made[name]
+                for name in self._names
+            }
+            self._places[missing] = np.arange(self._held, self._held + len(missing))
+            self._held += len(missing)
+            self.version += 1
+        return self._places[images], self._kept
+
+    def _compute(self, images: ImageIndex) -> dict[str, Array]:
+        part = self._setting.data.take(images)
         found: dict[str, Array] = {n: part.inputs[n] for n in self._names if n in part.inputs}
         if self._session is not None:
             pieces = []

@@ -121,7 +121,7 @@ class _Masked:
         self._resident = (
             traced.backend.resident(gathered(traced, halves.suffix, mask)) if self._session is None else None
         )
-        self._piece = -1
+        self._version = -1
         names = [o for node in halves.suffix.graph.node for o in node.output] + list(halves.boundary)
         largest = max(bytes_per_image(traced, names), default=1)
         most = int(np.clip(self.setting.memory // 8 // largest, 1, _MOST_ROWS))
@@ -133,6 +133,7 @@ class _Masked:
     def __call__(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
         scores = np.empty(len(images))
         for part in self._kept.parts(images):
+            self._kept.piece(images[part])
             start = 0
             while start < len(part):
                 rows = part[start : start + self._pace.rows]
@@ -154,9 +155,9 @@ class _Masked:
             outputs = self._session.run({name: feeds[name] for name in self._session.inputs})
         else:
             assert self._resident is not None
-            first, kept = self._kept.piece(images)
-            if first != self._piece:
+            at, kept = self._kept.piece(images)
+            if self._kept.version != self._version:
                 self._resident.keep(kept)
-                self._piece = first
-            outputs = self._resident.run({**mask, ROWS: images - first})
+                self._version = self._kept.version
+            outputs = self._resident.run({**mask, ROWS: at})
         return payoffs(self.setting, dict(zip(self._outputs, outputs, strict=True)), images)

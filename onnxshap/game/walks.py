@@ -68,6 +68,7 @@ class Walks:
         coalition = np.full((1, self._n), full, np.float32)
         rows = self._pace.rows
         for part in self._kept.parts(images):
+            self._kept.piece(images[part])
             for start in range(0, len(part), rows):
                 at = part[start : start + rows]
                 if full:
@@ -84,6 +85,7 @@ class Walks:
         found = np.empty(walks * m)
         buffer = _Buffer(self, found)
         for part in self._kept.parts(images):
+            self._kept.piece(images[part])
             for walk in part:
                 buffer.walk(int(images[walk]), orders[walk], walk * m, step, gone=gone)
             buffer.flush()

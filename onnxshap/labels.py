@@ -144,7 +144,7 @@ class Site:
     """Input `input` of node `node` is summed over `axis` of `tensor`: the place to mask it.
 
     Where the tensor holds codes, `zero` is the input with their zero point (an absent one is 0): what a removed
-    position holds.
+    position holds. A `stored` one is weights: there is nothing to be seen of the images.
     """
 
     node: int
@@ -153,6 +153,7 @@ class Site:
     axis: int
     weight: Weight | None
     zero: int | None = None
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -312,7 +313,7 @@ class Axes:
     def contract(self, k: int, axis: int, weight: Weight | None = None, zero: int | None = None) -> None:
         """State that input `k` is summed over `axis`, against `weight` if that is a constant; `zero` as in `Site`."""
         tensor = self.op.need(k)
-        self.trace.sites.append(Site(self.op.index, k, tensor.name, axis % tensor.rank, weight, zero))
+        self.trace.sites.append(Site(self.op.index, k, tensor.name, axis % tensor.rank, weight, zero, tensor.constant))
         if weight is not None:
             self.linear(k, axis, weight)
 

@@ -168,6 +168,8 @@ class _Masks:
 
     def _mask(self, node: NodeProto, site: Site, table: FloatArray | None) -> None:
         """Multiply the mask into a site's input and, for mean filling, add what the means leave to its output."""
+        if self.probe is not None and site.stored:
+            return  # weights alone: nothing of the images is scaled there
         row = self._axis_mask(site.tensor, site.axis)
         source = node.input[site.input]  # masked already where another of its axes is summed over here too
         zero = node.input[site.zero] if site.zero is not None and site.zero < len(node.input) else ""

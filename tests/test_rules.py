@@ -1080,7 +1080,7 @@ case("largest places, elements, triangles", conv_net("""
 """, opset=18, batch="2", k=[5], imports=MS, j=np.tile(np.arange(5), (2, 8, 8, 1)), one=1.0), [8])
 
 for op, gates in (("GRU", 3), ("LSTM", 4), ("RNN", 1)):
-    case(f"{op}: what goes in is cut, hidden units stay", net(f"""(float[N,7,6] x) => (float[N,7,3] y) {{
+    case(f"{op}: what goes in and hidden units", net(f"""(float[N,7,6] x) => (float[N,7,3] y) {{
         a = MatMul(x, w0)
         r = Relu(a)
         t = Transpose<perm=[1,0,2]>(r)
@@ -1089,7 +1089,18 @@ for op, gates in (("GRU", 3), ("LSTM", 4), ("RNN", 1)):
         m = Reshape(u, together)
         y = MatMul(m, w1)
     }}""", w0=(6, 8), wi=(2, gates * 5, 8), wh=(2, gates * 5, 5), wb=(2, gates * 10), together=[0, 0, 10],
-        w1=(10, 3)), [8])
+        w1=(10, 3)), [8, 5])
+    case(f"{op}: states and a stack", net(f"""(float[2,7,6] x) => (float[2,7,3] y, float[1,2,3] z) {{
+        t = Transpose<perm=[1,0,2]>(x)
+        h, last = {op}<hidden_size=5>(t, wi, wh, wb, , h0)
+        k = Squeeze(h, axes)
+        g, end = {op}<hidden_size=4>(k, wi2, wh2)
+        u = Transpose<perm=[2,0,1,3]>(g)
+        m = Reshape(u, together)
+        y = MatMul(m, w1)
+        z = MatMul(last, w2)
+    }}""", wi=(1, gates * 5, 6), wh=(1, gates * 5, 5), wb=(1, gates * 10), h0=(1, 2, 5), axes=[1],
+        wi2=(1, gates * 4, 5), wh2=(1, gates * 4, 4), together=[0, 0, 4], w1=(4, 3), w2=(5, 3)), [5, 4])
 
 # --- blocks, repeats -------------------------------------------------------------------------------------------------
 
@@ -1514,13 +1525,18 @@ _NO_ROWS = {
     *("a branch reads a weight and a bias that are cut", "a weight is a model output"),
     *("resize by sizes", "concat with an expanded constant", "constant of shape", "means over channels and more"),
     "a table spread over the images",
+    *(
+        f"{op}: {what}"
+        for op in ("GRU", "LSTM", "RNN")
+        for what in ("what goes in and hidden units", "states and a stack")
+    ),
     *("mean and variance over images, space, and some axes", "places written in images"),
     *(f"com.microsoft.GroupQueryAttention, {keys} heads of keys" for keys in ("fewer", "as many")),
     "com.microsoft.GroupQueryAttention of one tensor, with a cache",
     *("sampling by grids", "regions", "largest places, elements, triangles"),
     *("dynamic: ConvInteger", "dynamic: MatMulInteger", "dynamic: DynamicQuantizeMatMul"),
 }
-"""Nets whose images lie on another axis than the first, are counted in constants, or share a range of codes."""
+"""Nets whose images lie on another axis than the first, are counted in constants, or share codes' range or masks."""
 
 
 @pytest.mark.parametrize("one", CASES, ids=lambda c: c.name)

@@ -84,7 +84,9 @@ Method = ByImage | Whole
 def sites_of(setting: Setting, group: Group) -> list[Site]:
     """Return the places where units of a group are summed away."""
     labels = setting.traced.labels
-    return [s for s in labels.trace.sites if np.isin(labels.units(s.tensor, s.axis), group.units).any()]
+    return [
+        s for s in labels.trace.sites if not s.stored and np.isin(labels.units(s.tensor, s.axis), group.units).any()
+    ]
 
 
 def per_unit(setting: Setting, group: Group, found: dict[tuple[str, int], FloatArray]) -> Values:

@@ -29,7 +29,8 @@ def border(traced: Traced, live: Liveness) -> list[str]:
 
     for node in shaped.graph.nodes:
         names = reads(node)
-        if any(n in changed or cut(n) for n in names) or any(cut(o) for o in node.output):
+        restated = any(o in shaped.parts for o in node.output)  # sizes, of which a plan may change some
+        if restated or any(n in changed or cut(n) for n in names) or any(cut(o) for o in node.output):
             changed.update(node.output)
             found.update(dict.fromkeys(n for n in names if n not in changed and n not in given and not cut(n)))
     return list(found)

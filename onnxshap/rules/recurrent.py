@@ -1,27 +1,45 @@
-"""Recurrent ops: what goes in is summed away by constant weights; the hidden width feeds itself and stays."""
+"""Recurrent ops: what goes in is summed away by constant weights, and so are hidden units, which feed themselves."""
 
 from __future__ import annotations
 
+from onnxshap.fixups import HeadCount
 from onnxshap.labels import Axes, Op, RuleError
 from onnxshap.rules.registry import rule
 
+_GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 
-@rule("GRU", "LSTM", "RNN")
+
+@rule(*_GATES)
 def recurrent(op: Op, ax: Axes) -> None:
-    """X [steps, images, in], W [directions, gates, in], R, B, lengths, states [directions, images, hidden]."""
+    """X [steps, images, in], W [directions, gates, in], R [.., gates, hidden], B, lengths, states [.., images, hidden].
+
+    A hidden unit is the same in all directions. Where it feeds itself it can be masked in the weights alone, which all
+    images share.
+    """
     if int(op.attributes.get("layout", 0)):
         raise RuleError(f"{op.type} with images first")
-    if not op.need(1).constant:
+    x, w, r = (op.need(k) for k in range(3))
+    if not w.constant or not r.constant:
         raise RuleError(f"{op.type} with computed weights")
-    images = ax.input(0, 1)
+    gates, images, hidden = _GATES[op.type], ax.input(0, 1), ax.input(2, 2)
     ax.tie(ax.input(0, 2), ax.input(1, 2))
     ax.contract(0, 2)
+    ax.contract(2, 2)
+    for k, count in ((1, gates), (2, gates), (3, 2 * gates), (7, gates - 1)):
+        if op.input(k) is not None:  # W, R, B of both, peepholes
+            for gate in ax.input(k, 1).reshape(count, len(hidden)):
+                ax.tie(gate, hidden)
     for out, y in enumerate(op.outputs):
         if y is not None:  # Y [steps, directions, images, hidden], then the last states
             ax.tie(ax.output(out, -2), images)
-            ax.freeze(ax.output(out, -1), f"{op.type} feeds its hidden units back, where nothing can be masked")
+            ax.tie(ax.output(out, -1), hidden)
+            ax.make(-1, out)
     if op.outputs and op.outputs[0] is not None:
         ax.tie(ax.output(0, 0), ax.input(0, 0))
     for k in (5, 6):
         if op.input(k) is not None:
             ax.tie(ax.input(k, 1), images)
+            ax.tie(ax.input(k, 2), hidden)
+    for weights in (w, r):
+        ax.macs((x, 0), (x, 1), *((weights, axis) for axis in range(3)))
+    ax.fix(HeadCount(op.index, r.name, "hidden_size", 2))

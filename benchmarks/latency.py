@@ -5,7 +5,8 @@
 Every net is cut to a share of its multiply-accumulates at uniform widths and at those the curves choose, in
 multiples of each step (`auto`: what `prune` does without --multiple-of). Files are run in turn with the original,
 one thread, batch 1 and 16; the least time of all turns counts, which is what a busy machine disturbs least. seen: time
-saved over multiply-accumulates saved. Nets with real weights need --imagenet (`imagenet.py`).
+saved over multiply-accumulates saved. The second table holds `--target-latency` to what the file then takes, over the
+original, measured the same way. Nets with real weights need --imagenet (`imagenet.py`).
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ import numpy as np
 from onnx import ModelProto
 from tables import made_by, table
 
-from onnxshap.api import open_model, score
+from onnxshap.api import open_model, prune, score
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch
 from onnxshap.core import Dataset
 from onnxshap.cutter import Cutter
+from onnxshap.measure import latencies
 from onnxshap.plan import Budget
 from onnxshap.tracing import Traced
 
 FOLDER = Path(__file__).parent.parent / "models"
 MODELS = ("fashion_vgg", "fashion_resdw", "fashion_resnet20")
 STEPS = (None, 1, 4, 8, 16)
+IMAGES = 100
 BATCHES = (1, 16)
+TARGETS = (0.8, 0.6)
 TURNS = 15
 SECONDS = 0.02
 """A turn of one file takes at least this long: small nets run many times."""
@@ -68,7 +72,7 @@ def opened(name: str, images: Path | None) -> tuple[Traced, Dataset]:
 def rows_of(name: str, images: Path | None, keep: float, steps: Sequence[int | None]) -> list[list[str]]:
     """Return the table's rows of one net."""
     traced, data = opened(name, images)
-    data = data.take(np.random.default_rng(0).permutation(len(data))[:500])
+    data = data.take(np.random.default_rng(0).permutation(len(data))[:IMAGES])
     phi = {n: v.phi for n, v in score(traced, data, method="l2").values.items()}
     shares: list[tuple[str, str, float]] = []
     models: list[ModelProto] = [traced.source]
@@ -91,6 +95,23 @@ def rows_of(name: str, images: Path | None, keep: float, steps: Sequence[int | N
     return found
 
 
+def targets_of(name: str, images: Path | None) -> list[list[str]]:
+    """Return what `--target-latency` gives, asked for some shares of the original's time: one row a net."""
+    traced, data = opened(name, images)
+    data = data.take(slice(0, IMAGES))
+    (whole,) = latencies(traced.backend, [traced.source], data, 1)
+    cells = []
+    for share in TARGETS:
+        found = prune(
+            traced, data, target_latency=share * whole, method="l2", allocation="uniform", repair="none",
+            backend=traced.backend,
+        )  # fmt: skip
+        times = least_times(traced, [traced.source, found.model], data, 1)
+        cells.append(f"{times[1] / times[0]:.3f}")
+        click.echo(f"{name}: asked for {share:g}, got {cells[-1]}", err=True)
+    return [[name, *cells]]
+
+
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--model", "models", multiple=True, help="One of the nets; again for more.  [default: all]")
 @click.option("--step", "steps", multiple=True, type=int, help="Step of the widths; again for more.")
@@ -106,6 +127,10 @@ def main(models: Sequence[str], steps: Sequence[int], keep: float, images: Path 
     click.echo(f"\nTimes over the original's at {keep:g} of its multiply-accumulates, least of {TURNS} turns.\n")
     header = ["net", "widths", "step", "MACs", *(h for b in BATCHES for h in (f"time, batch {b}", "seen"))]
     click.echo(table(header, rows))
+    click.echo("\nTime over the original's, of the file that `--target-latency` gives (uniform widths, batch 1):\n")
+    click.echo(
+        table(["net", *(f"asked for {t:g}" for t in TARGETS)], [r for n in models for r in targets_of(n, images)])
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from onnxshap.api import open_model
 from onnxshap.core import Array, Dataset
 from onnxshap.graph import array
 
-STEPS = 12
+STEPS = 10
 BATCH = 50
 SLACK = 1.005
 """A peer's cut may keep this much more than the budget: its widths come in steps of its own."""
@@ -157,6 +157,8 @@ def torch_pruning(
         "taylor": tp.importance.TaylorImportance,
         "random": tp.importance.RandomImportance,
     }
+    whole = _torch_macs(net, example)
+    uniform = _Shares()  # widths that follow from the share alone
     for criterion, everywhere in CRITERIA:
 
         def cut(share: float, criterion: str = criterion, everywhere: bool = everywhere) -> nn.Module:
@@ -173,8 +175,8 @@ def torch_pruning(
             return found
 
         for budget in budgets:
-            target = budget * _torch_macs(net, example)
-            pruned = _searched(cut, lambda found: _torch_macs(found, example), target)
+            shares = _Shares() if everywhere else uniform
+            pruned = shares.cut(cut, lambda found: _torch_macs(found, example), budget * whole)
             if pruned is None:
                 continue
             yield ("Torch-Pruning", criterion, WIDTHS[everywhere], "-"), budget, exported(pruned, example)
@@ -231,7 +233,8 @@ def onnxsim(file: ModelProto, pool: Dataset, budgets: Sequence[float]) -> Iterat
 
     feeds = [dict(pool.take(slice(s, s + BATCH)).inputs) for s in range(0, len(pool), BATCH)]
     whole = macs(file)
-    for criterion, everywhere in (("l2", False), ("wanda", False), ("l2", True), ("wanda", True)):
+    uniform = _Shares()
+    for criterion, everywhere in (("l2", False), ("wanda", False), ("l2", True)):
 
         def cut(share: float, criterion: str = criterion, everywhere: bool = everywhere) -> ModelProto:
             given = copy.deepcopy(file)
@@ -244,7 +247,7 @@ def onnxsim(file: ModelProto, pool: Dataset, budgets: Sequence[float]) -> Iterat
             )
 
         for budget in budgets:
-            pruned = _searched(cut, macs, budget * whole)
+            pruned = (_Shares() if everywhere else uniform).cut(cut, macs, budget * whole)
             if pruned is None:
                 continue  # it cannot cut so much
             yield ("onnxsim", criterion, WIDTHS[everywhere], "-"), budget, pruned
@@ -262,17 +265,25 @@ def macs(file: ModelProto) -> int:
     return traced.cost.macs()
 
 
-def _searched(cut: Callable[[float], Any], cost: Callable[[Any], int], target: float) -> Any:
-    """Return the largest cut model that meets the target, by bisection of the share of channels that goes."""
-    low, high, best, most = 0.0, 1.0, None, -1.0
-    for _ in range(STEPS):
-        share = (low + high) / 2
-        found = cut(share)
-        spent = cost(found)
-        if spent <= SLACK * target:
-            high = share
-            if spent > most:
-                best, most = found, spent
-        else:
-            low = share
-    return best
+class _Shares:
+    """The share of channels that has to go, by target; found once for all criteria that give the same widths."""
+
+    def __init__(self) -> None:
+        self._found: dict[float, float | None] = {}
+
+    def cut(self, cut: Callable[[float], Any], cost: Callable[[Any], int], target: float) -> Any:
+        """Return the largest cut model that meets the target, by bisection of the share; None where there is none."""
+        if target not in self._found:
+            low, high, best, most = 0.0, 1.0, None, -1
+            for _ in range(STEPS):
+                share = (low + high) / 2
+                spent = cost(cut(share))
+                if spent <= SLACK * target:
+                    high = share
+                    if spent > most:
+                        best, most = share, spent
+                else:
+                    low = share
+            self._found[target] = best
+        best = self._found[target]
+        return None if best is None else cut(best)

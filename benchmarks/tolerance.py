@@ -1,0 +1,75 @@
+"""Does `--max-drop` hold on images that the search never saw?
+
+    python benchmarks/tolerance.py [--model FILE] [--seeds 5] [--max-drop 0.01] [--method recon]
+
+Per net and seed 500 of the 1000 calibration images are given to `prune --max-drop`, which holds two fifths of them out
+to judge by; the labels are read by the judge only. What counts is what the net then loses on the 2000 test images,
+image by image against the original, beside the tolerance and the standard error of both estimates.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import click
+import numpy as np
+from tables import made_by, table
+
+from onnxshap.api import calibration, open_model, prune
+from onnxshap.backend import OrtBackend
+from onnxshap.calibrate import run_all
+
+FOLDER = Path(__file__).parent.parent / "models"
+MODELS = ("fashion_vgg.onnx", "fashion_resdw.onnx", "fashion_resnet20.onnx")
+IMAGES = 500
+Row = tuple[str, int, float, float, float, float, float]
+
+
+def measure(model: str, seed: int, method: str, most: float) -> Row:
+    """Return net, seed, share of MACs kept, what the judge saw lost (mean, error) and what the test images lost."""
+    backend = OrtBackend("cpu", 1)
+    traced, whole = open_model(FOLDER / model, FOLDER / "fashion_calibration.npz", backend=backend)
+    test = calibration(traced, FOLDER / "fashion_test.npz")
+    pool = whole.take(np.sort(np.random.default_rng(seed).choice(len(whole), IMAGES, replace=False)))
+    found = prune(traced, pool, max_drop=most, method=method, seed=seed, backend=backend)
+    right = [run_all(traced, net, test)[0].argmax(axis=1) == test.labels for net in (traced.source, found.model)]
+    lost = right[0].astype(np.float64) - right[1]
+    assert found.drop is not None
+    click.echo(f"{model}, seed {seed}: {found.drop.mean:.4f} judged, {lost.mean():.4f} on test images", err=True)
+    return (
+        model, seed, found.after.macs / found.before.macs, found.drop.mean, found.drop.stderr,
+        float(lost.mean()), float(lost.std(ddof=1) / np.sqrt(len(lost))),
+    )  # fmt: skip
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--model", "models", multiple=True, default=MODELS, help="A file of models/; again for more.")
+@click.option("--method", default="recon", show_default=True, help="What chooses the units.")
+@click.option("--max-drop", "most", default=0.01, show_default=True, help="The tolerance.")
+@click.option("--seeds", default=5, show_default=True, help="Seeds, counted from 0.")
+@click.option("--jobs", default=2, show_default=True, help="Processes of one thread each.")
+def main(models: Sequence[str], method: str, most: float, seeds: int, jobs: int) -> None:
+    """Print the table."""
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        tasks = [pool.submit(measure, m, s, method, most) for m in models for s in range(seeds)]
+        found = sorted((done.result() for done in as_completed(tasks)), key=lambda r: (models.index(r[0]), r[1]))
+    click.echo("# --max-drop on images it never saw\n")
+    click.echo(made_by(f"{jobs} processes of one thread"))
+    click.echo(f"\n`--max-drop {most:g}`: points of accuracy lost, with one standard error.\n")
+    rows = [
+        [m, str(seed), f"{macs:.3f}", f"{100 * a:.2f} ± {100 * b:.2f}", f"{100 * c:.2f} ± {100 * d:.2f}",
+         "yes" if c <= most + np.hypot(b, d) else "no"]
+        for m, seed, macs, a, b, c, d in found
+    ]  # fmt: skip
+    click.echo(
+        table(["net", "seed", "MACs kept", "lost, judged", "lost, test", "within the tolerance + its error"], rows)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """What is left of the accuracy without fine-tuning: our stages and other pruners in the low-data protocol of the paper.
 
-    python benchmarks/accuracy.py [--model NAME] [--method recon] [--seeds 3] [--budget 0.5] [--distill] [--peers]
+    python benchmarks/accuracy.py [--model NAME] [--method recon] [--seed 0] [--budget 0.5] [--distill] [--peers]
                                   [--imagenet DIR] [--jobs 2]
 
 For every net and every seed 500 calibration images are drawn; values, curves and repairs see only these (labels are
@@ -218,7 +218,7 @@ def leads(found: Sequence[Found], budgets: Sequence[float]) -> str:
 @click.option("--model", "models", multiple=True, help="One of the nets; again for more.  [default: all]")
 @click.option("--method", default="recon", show_default=True, help="What chooses the units.")
 @click.option("--budget", "budgets", multiple=True, type=float, default=BUDGETS, help="Share of the MACs; repeatable.")
-@click.option("--seeds", default=3, show_default=True, help="Seeds, counted from 0.")
+@click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1, 2), help="Repeatable.")
 @click.option("--distill", "distilled", is_flag=True, help="Also tune after the refit (needs torch).")
 @click.option("--peers", is_flag=True, help="Also other pruners (needs those of peers.py).")
 @click.option("--ours/--no-ours", default=True, help="Our own stages.")
@@ -226,8 +226,8 @@ def leads(found: Sequence[Found], budgets: Sequence[float]) -> str:
 @click.option("--results", type=click.Path(path_type=Path), help="A file that keeps rows from one run to the next.")
 @click.option("--jobs", default=2, show_default=True, help="Processes of one thread each.")
 def main(
-    models: Sequence[str], method: str, budgets: Sequence[float], seeds: int, distilled: bool, peers: bool, ours: bool,
-    images: Path | None, results: Path | None, jobs: int,
+    models: Sequence[str], method: str, budgets: Sequence[float], seeds: Sequence[int], distilled: bool, peers: bool,
+    ours: bool, images: Path | None, results: Path | None, jobs: int,
 ) -> None:  # fmt: skip
     """Print the table of every model."""
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
@@ -238,9 +238,7 @@ def main(
     if results is not None and results.exists():
         found = pickle.loads(results.read_bytes())
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        tasks = [
-            Task(m, s, method, tuple(budgets), distilled, ours, peers, images) for s in range(seeds) for m in models
-        ]
+        tasks = [Task(m, s, method, tuple(budgets), distilled, ours, peers, images) for s in seeds for m in models]
         for done in as_completed([pool.submit(measure, task) for task in tasks] if ours or peers else []):
             new = done.result()
             key = new.model, new.seed
@@ -250,12 +248,12 @@ def main(
     click.echo("# Accuracy kept without fine-tuning\n")
     click.echo(made_by(f"{jobs} processes of one thread"))
     click.echo(
-        f"\nTest accuracy in %, mean and standard deviation over seeds 0 to {seeds - 1}; columns are shares of the "
-        f"MACs kept; {IMAGES} images for everything. loss: mean cross entropy; seconds: of the cut and what follows; "
-        "at a half."
+        f"\nTest accuracy in %, mean and standard deviation over seeds {', '.join(map(str, seeds))}; columns are "
+        f"shares of the MACs kept; {IMAGES} images for everything. loss: mean cross entropy; seconds: of the cut and "
+        "what follows; both at a half."
     )
     for model in models:
-        every = [found[model, s] for s in range(seeds)]
+        every = [found[model, s] for s in seeds]
         click.echo("\n" + section(every, budgets))
 
 

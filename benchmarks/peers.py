@@ -286,4 +286,7 @@ class _Shares:
                     low = share
             self._found[target] = best
         best = self._found[target]
-        return None if best is None else cut(best)
+        found = None if best is None else cut(best)
+        if found is not None and cost(found) > SLACK * target:  # not the same widths after all
+            return _Shares().cut(cut, cost, target)
+        return found

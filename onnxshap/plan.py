@@ -65,7 +65,7 @@ class Budget:
     def step(self, units: int) -> int:
         """Return the width step of a group."""
         if self.multiple_of is None:
-            return 8 if units >= 64 else 4 if units >= 32 else 1
+            return 8 if units >= 64 else 4 if units >= 16 else 1
         return self.multiple_of if units >= 2 * self.multiple_of else 1
 
 

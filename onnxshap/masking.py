@@ -80,10 +80,7 @@ def masked_model(
 
 def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:
     """Return whether rows of masks can go with rows of images at every site of the groups."""
-    units = np.concatenate([g.units for g in groups] or [np.empty(0, np.intp)])
-    sites = [
-        site for site in traced.labels.trace.sites if np.isin(traced.labels.units(site.tensor, site.axis), units).any()
-    ]
+    sites = traced.sites(groups)
     outputs = [(traced.shaped.graph.nodes[s.node].output[0], s.weight.out) for s in sites if s.weight is not None]
     places = [(traced.images(name), axis) for name, axis in (*((s.tensor, s.axis) for s in sites), *outputs)]
     apart = all(place is not None and place.axis != axis for place, axis in places)
@@ -139,11 +136,7 @@ class _Masks:
         """Return the masked model."""
         masked = ModelProto()
         masked.CopyFrom(self.traced.shaped.graph.model)
-        units = np.zeros(self.traced.labels.n_units + 1, np.bool_)
-        for group in self.groups:
-            units[group.units] = True
-        trace_ = self.traced.labels.trace
-        touched = [s for s in trace_.sites if units[self.traced.labels.units(s.tensor, s.axis)].any()]
+        touched = self.traced.sites(self.groups)
         tables = responses(self.traced, [s for s in touched if (s.node, s.input) in self.means])
         for site in touched:
             self._mask(masked.graph.node[site.node], site, tables.get((site.node, site.input)))

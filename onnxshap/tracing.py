@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from onnxshap.batching import Images, batch_of, find_images
 from onnxshap.core import BoolArray
 from onnxshap.cost import Cost, cost_of
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
-from onnxshap.labels import Labels, Liveness
+from onnxshap.labels import Labels, Liveness, Site
 from onnxshap.rules import trace_graph
 from onnxshap.shapes import Shaped
 
@@ -95,6 +95,13 @@ class Traced:
             for name, shape in self.shaped.inputs.items()
             if shape and (batch := self.labels.axis(name, 0)) is not None
         )
+
+    def sites(self, groups: Iterable[Group]) -> list[Site]:
+        """Return the places where units of some groups are summed away, in graph order."""
+        units = np.zeros(self.labels.n_units + 1, np.bool_)
+        for group in groups:
+            units[group.units] = True
+        return [s for s in self.labels.trace.sites if units[self.labels.units(s.tensor, s.axis)].any()]
 
     def units(self, keep: Keep) -> BoolArray:
         """Return bool[n_units] of a plan."""

@@ -23,9 +23,6 @@ from onnxshap.game.walks import Walks, open_walks
 from onnxshap.groups import Group
 from onnxshap.masking import Probe, mask_name, masked_model, row_wise
 
-_ROW_BYTES = 2**22
-_MOST_ROWS = 1024
-
 
 class GroupGame:
     """The game of one group: `core.Game`, and `estimators.rows.Removes`.
@@ -124,11 +121,8 @@ class _Masked:
         self._version = -1
         names = [o for node in halves.suffix.graph.node for o in node.output] + list(halves.boundary)
         largest = max(bytes_per_image(traced, names), default=1)
-        most = int(np.clip(self.setting.memory // 8 // largest, 1, _MOST_ROWS))
-        if traced.backend.on_device:
-            self._pace = Pace(most, most, fixed=True)  # its kernels may depend on the rows, and time is the copies'
-        else:
-            self._pace = Pace(int(np.clip(_ROW_BYTES // largest, min(4, most), min(256, most))), most)
+        # on a device kernels may depend on the rows of a run, and the time is that of the copies
+        self._pace = Pace.of(self.setting.memory, largest, fixed=traced.backend.on_device)
 
     def __call__(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
         scores = np.empty(len(images))

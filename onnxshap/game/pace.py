@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 _TRIES = 3
 """Runs of each size; the fastest counts, for the first one of a size also allocates."""
+_CACHE = 2**22
+_MOST = 4096
 _STEPS = (0, 1, -1, 2, -2)
 """Doublings of the guess, in the order they are tried."""
 
@@ -26,6 +30,15 @@ class Pace:
     most: int
     fixed: bool = False
     _seen: dict[int, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, memory: int, largest: int, *, fixed: bool) -> Pace:
+        """Return the search for rows whose largest tensor takes some bytes each; fixed: as many rows as memory allows.
+
+        The guess is what lets the largest tensor stay in the processor's cache.
+        """
+        most = int(np.clip(memory // 8 // largest, 1, _MOST))
+        return cls(most if fixed else int(np.clip(_CACHE // largest, min(4, most), min(256, most))), most, fixed)
 
     @property
     def rows(self) -> int:

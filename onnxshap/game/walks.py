@@ -20,7 +20,6 @@ from onnxshap.game.outputs import payoffs
 from onnxshap.game.pace import Pace
 from onnxshap.game.setting import Setting
 from onnxshap.groups import Group
-from onnxshap.labels import Site
 
 _LEAST_WORK = 32
 """Multiplications for a number of an op's output below which one subtraction is no gain."""
@@ -28,8 +27,6 @@ _SHARE = 0.25
 """Of the memory, for one image's contributions."""
 _SHORT = 256
 """Numbers of a row up to which one call for many rows is faster than a call a row."""
-_ROW_BYTES = 2**22
-_MOST_ROWS = 4096
 
 
 class Walks:
@@ -57,9 +54,7 @@ class Walks:
         self._session = None if halves.suffix is None else traced.backend.session(halves.suffix)
         made = [] if halves.suffix is None else [o for node in halves.suffix.graph.node for o in node.output]
         largest = max(bytes_per_image(traced, [*made, *given, *self._others]), default=1)
-        most = int(np.clip(setting.memory // 8 // largest, 1, _MOST_ROWS))
-        guess = int(np.clip(_ROW_BYTES // largest, min(4, most), min(256, most)))
-        self._pace = Pace(most if self._session is None else guess, most, fixed=self._session is None)
+        self._pace = Pace.of(setting.memory, largest, fixed=self._session is None)
         self._image = -1
 
     def ends(self, images: ImageIndex, *, full: bool) -> FloatArray:
@@ -222,13 +217,9 @@ def open_walks(setting: Setting, group: Group, masked: ModelProto, mask: str) ->
     more for a number of its output than a subtraction does.
     """
     traced = setting.traced
-    sites = [
-        site
-        for site in traced.labels.trace.sites
-        if np.isin(traced.labels.units(site.tensor, site.axis), group.units).any()
-    ]
     reached = dependent(masked, mask)
-    first = [site for site in sites if not _behind(site, traced.shaped.graph.nodes[site.node].input, reached)]
+    nodes = traced.shaped.graph.nodes
+    first = [s for s in traced.sites([group]) if reached.isdisjoint([s.tensor, *nodes[s.node].input])]
     if not first:
         return None
     adders = find_adders(traced, group, first, setting.means)
@@ -239,7 +230,3 @@ def open_walks(setting: Setting, group: Group, masked: ModelProto, mask: str) ->
     if work < _LEAST_WORK or len(group) * sum(sizes) > _SHARE * setting.memory:
         return None
     return Walks(setting, group, masked, mask, adders)
-
-
-def _behind(site: Site, inputs: Sequence[str], reached: set[str]) -> bool:
-    return site.tensor in reached or any(name in reached for name in inputs)

@@ -82,11 +82,8 @@ Method = ByImage | Whole
 
 
 def sites_of(setting: Setting, group: Group) -> list[Site]:
-    """Return the places where units of a group are summed away."""
-    labels = setting.traced.labels
-    return [
-        s for s in labels.trace.sites if not s.stored and np.isin(labels.units(s.tensor, s.axis), group.units).any()
-    ]
+    """Return the places where units of a group are summed away and where there is something of the images to see."""
+    return [site for site in setting.traced.sites([group]) if not site.stored]
 
 
 def per_unit(setting: Setting, group: Group, found: dict[tuple[str, int], FloatArray]) -> Values:

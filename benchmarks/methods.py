@@ -42,7 +42,7 @@ from onnxshap.rewrite import drop_units
 from onnxshap.verify import verify
 
 FOLDER = Path(__file__).parent.parent / "models"
-MODELS = ("fashion_vgg.onnx", "fashion_resdw.onnx")
+MODELS = ("fashion_vgg.onnx", "fashion_resdw.onnx", "fashion_resnet20.onnx")
 BUDGETS = (0.75, 0.5, 0.25)
 REPAIRS = ("none", "fold", "lstsq")
 IMAGES = 500

@@ -100,6 +100,7 @@ def test_recon_beats_random_under_least_squares(name: str) -> None:
             keep_macs=0.25,
             method=method,
             samples=128,
+            multiple_of=1,  # what is compared is the choice of units, not how their number is rounded
         )
         accuracy[method] = result.after.score["accuracy"]
     assert accuracy["recon"] > accuracy["random"]

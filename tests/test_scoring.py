@@ -145,7 +145,7 @@ def test_the_cut_that_has_to_be_decided_is_that_of_the_budget(monkeypatch: pytes
 
     monkeypatch.setattr(api, "score_groups", record)
     with pytest.raises(DataError, match="recorded"):
-        onnxshap.prune(net(), IMAGES, keep_units=0.25, samples=4)
+        onnxshap.prune(net(), IMAGES, keep_units=0.25, samples=4, multiple_of=1)
     assert seen == {"a": 3, "b": 5}
 
 

@@ -12,13 +12,10 @@ models/, or the other 500 of the 1000 in DIR (`imagenet.py` says which). `--peer
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import pickle
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +23,7 @@ import click
 import imagenet
 import numpy as np
 from onnx import ModelProto
+from processes import measured
 from scipy.special import log_softmax
 from tables import made_by, mean_and_spread, table
 
@@ -230,21 +228,18 @@ def main(
     ours: bool, images: Path | None, results: Path | None, jobs: int,
 ) -> None:  # fmt: skip
     """Print the table of every model."""
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     models = models or (*MODELS, *(imagenet.NETS if images is not None else ()))
     if images is None and set(models) & set(imagenet.NETS):
         raise click.UsageError("nets with real weights need --imagenet DIR")
     found: dict[tuple[str, int], Found] = {}
     if results is not None and results.exists():
         found = pickle.loads(results.read_bytes())
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        tasks = [Task(m, s, method, tuple(budgets), distilled, ours, peers, images) for s in seeds for m in models]
-        for done in as_completed([pool.submit(measure, task) for task in tasks] if ours or peers else []):
-            new = done.result()
-            key = new.model, new.seed
-            found[key] = found[key].plus(new) if key in found else new
-            if results is not None:
-                results.write_bytes(pickle.dumps(found))
+    tasks = [(Task(m, s, method, tuple(budgets), distilled, ours, peers, images),) for s in seeds for m in models]
+    for new in measured(measure, tasks if ours or peers else [], jobs):
+        key = new.model, new.seed
+        found[key] = found[key].plus(new) if key in found else new
+        if results is not None:
+            results.write_bytes(pickle.dumps(found))
     click.echo("# Accuracy kept without fine-tuning\n")
     click.echo(made_by(f"{jobs} processes of one thread"))
     click.echo(

@@ -17,17 +17,15 @@ lstsq   folded, then the consumers are refitted by least squares
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 from onnx import ModelProto
+from processes import measured
 from tables import made_by, mean_and_spread, table
 
 from onnxshap import METHODS, Budget, Dataset, OrtBackend, Traced, make_plan, score, site_means
@@ -159,13 +157,9 @@ def main(models: Sequence[str], methods: Sequence[str], samples: int, seeds: int
     """Print the table of every model."""
     rows = [m for m in METHODS if m != "exact"]
     rows.insert(rows.index("shapley") + 1, ZERO_FILLED)
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-    found = []
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        # the larger model first, so that no process is left alone with it
-        tasks = [(m, s) for s in range(seeds) for m in reversed(models)]
-        for done in as_completed([pool.submit(measure, m, s, methods or rows, samples) for m, s in tasks]):
-            found.append(done.result())
+    # the larger model first, so that no process is left alone with it
+    tasks = [(m, s, methods or rows, samples) for s in range(seeds) for m in reversed(models)]
+    found = list(measured(measure, tasks, jobs))
     click.echo("# Accuracy after pruning, by method\n")
     click.echo(made_by(f"{jobs} processes of one thread"))
     click.echo(

@@ -11,14 +11,12 @@ cut), which tells rankings apart where the last cut leaves little.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import click
 import numpy as np
+from processes import measured
 from tables import made_by, mean_and_spread, table
 
 from onnxshap.api import calibration, open_model, prune
@@ -89,11 +87,7 @@ def _place(group: Group, order: dict[str, int]) -> int:
 @click.option("--jobs", default=2, show_default=True, help="Processes of one thread each.")
 def main(model: str, methods: Sequence[str], keeps: Sequence[float], seeds: int, jobs: int) -> None:
     """Print the table."""
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-    found = []
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(measure, model, seed, methods, keeps) for seed in range(seeds)]):
-            found.append(done.result())
+    found = list(measured(measure, [(model, seed, methods, keeps) for seed in range(seeds)], jobs))
     click.echo("# The paper's setting\n")
     click.echo(made_by(f"{jobs} processes of one thread"))
     click.echo(

@@ -9,14 +9,12 @@ image by image against the original, beside the tolerance and the standard error
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import click
 import numpy as np
+from processes import measured
 from tables import made_by, table
 
 from onnxshap.api import calibration, open_model, prune
@@ -54,10 +52,8 @@ def measure(model: str, seed: int, method: str, most: float) -> Row:
 @click.option("--jobs", default=2, show_default=True, help="Processes of one thread each.")
 def main(models: Sequence[str], method: str, most: float, seeds: int, jobs: int) -> None:
     """Print the table."""
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        tasks = [pool.submit(measure, m, s, method, most) for m in models for s in range(seeds)]
-        found = sorted((done.result() for done in as_completed(tasks)), key=lambda r: (models.index(r[0]), r[1]))
+    tasks = [(m, s, method, most) for m in models for s in range(seeds)]
+    found = sorted(measured(measure, tasks, jobs), key=lambda r: (models.index(r[0]), r[1]))
     click.echo("# --max-drop on images it never saw\n")
     click.echo(made_by(f"{jobs} processes of one thread"))
     click.echo(f"\n`--max-drop {most:g}`: points of accuracy lost, with one standard error.\n")

@@ -129,6 +129,11 @@ def _element_type(text: str) -> int:
     return dict(onnx.TensorProto.DataType.items()).get(name, 0) if text.startswith("tensor(") else 0
 
 
+def _refused(feeds: Mapping[str, Array], error: Exception) -> ModelError:
+    shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
+    return ModelError(f"the model refused to run on {shapes}: {first_line(error)}")
+
+
 @dataclass(frozen=True)
 class _OrtSession:
     inner: ort.InferenceSession
@@ -144,8 +149,7 @@ class _OrtSession:
         try:
             return list(self.inner.run(None, dict(feeds)))
         except Exception as error:
-            shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
-            raise ModelError(f"the model refused to run on {shapes}: {first_line(error)}") from error
+            raise _refused(feeds, error) from error
 
 
 @dataclass
@@ -172,8 +176,7 @@ class _OrtResident:
             self.inner.run_with_iobinding(binding)
             return list(binding.copy_outputs_to_cpu())
         except Exception as error:
-            shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
-            raise ModelError(f"the model refused to run on {shapes}: {first_line(error)}") from error
+            raise _refused(feeds, error) from error
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float
 
 def _regressions(traced: Traced, group: Group) -> float:
     """Return the multiply-accumulates of the Gram matrices of the layers that read a group, once."""
-    total, labels = 0.0, traced.labels
-    for site in labels.trace.sites:
-        if site.weight is None or not np.isin(labels.units(site.tensor, site.axis), group.units).any():
+    total = 0.0
+    for site in traced.sites([group]):
+        if site.weight is None:
             continue
         shape = traced.shaped.shapes[traced.shaped.graph.nodes[site.node].input[site.weight.input]]
         inputs = math.prod(shape) // shape[site.weight.makes]

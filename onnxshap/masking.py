@@ -101,18 +101,21 @@ def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray
         kernel = np.moveaxis(values[name].astype(np.float64), (w.sums, w.makes), (0, 1))
         table = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2) * w.scale * w.spread
         if w.groups > 1:
-            table = _block_diagonal(table, w)
+            table = block_diagonal(table, w)
         found[site.node, site.input] = table
     return found
 
 
-def _block_diagonal(table: FloatArray, weight: Weight) -> FloatArray:
-    """Spread a grouped weight, one of whose axes counts positions of one group, over all pairs of positions."""
+def block_diagonal(table: Array, weight: Weight) -> Array:
+    """Spread a grouped weight [in, out, ...], one of whose axes counts positions of one group, over all pairs of them.
+
+    Between groups there are zeros.
+    """
     groups = weight.groups
     # Conv: [in of a group, all out]; ConvTranspose: [all in, out of a group]
     blocks = np.split(table, groups, axis=1 if weight.sums == 1 else 0)
-    rows, columns = blocks[0].shape
-    full = np.zeros((rows * groups, columns * groups))
+    rows, columns = blocks[0].shape[:2]
+    full = np.zeros((rows * groups, columns * groups, *table.shape[2:]), table.dtype)
     for k, block in enumerate(blocks):
         full[k * rows : (k + 1) * rows, k * columns : (k + 1) * columns] = block
     return full

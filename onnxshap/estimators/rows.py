@@ -98,15 +98,32 @@ def coalition_removals(
     walks, m = orders.shape
     assert step == 1 or not gone
     n = game.n_units
-    ranks = np.full((walks, n), m, np.int32)
-    np.put_along_axis(ranks, orders, np.arange(m, dtype=np.int32)[None], axis=1)
+    ranks = removal_ranks(orders, n)
 
     def coalitions(rows: IntArray) -> CoalitionMatrix:
-        walk, removed = rows // m, (rows % m)[:, None]
-        changed = ranks[walk] <= removed if gone else ranks[walk] == removed
-        return np.where(changed, np.float32(1 - step), np.float32(1))
+        return removal_masks(ranks[rows // m], rows % m, step, gone=gone)
 
     return evaluate(game, np.repeat(images, m), coalitions, stride=m).reshape(walks, m)
+
+
+def removal_ranks(orders: IntArray, n_units: int) -> IntArray:
+    """Return int64[walks, n_units], the place of every unit in orders [walks, m]; m of those that are not in it."""
+    walks, m = orders.shape
+    ranks = np.full((walks, n_units), m)
+    np.put_along_axis(ranks, orders, np.arange(m)[None], axis=1)
+    return ranks
+
+
+def removal_masks(ranks: IntArray, removed: IntArray, step: float, *, gone: bool) -> CoalitionMatrix:
+    """Return the masks float32[rows, n_units] of rows whose last removal is number `removed` of their walk.
+
+    Args:
+        ranks: int64[rows, n_units] of their walks, or [1, n_units] of the one they are of.
+        removed: int64[rows], from 0.
+        step: as in `removals`, and so is `gone`.
+    """
+    changed = ranks <= removed[:, None] if gone else ranks == removed[:, None]
+    return np.where(changed, np.float32(1 - step), np.float32(1))
 
 
 def single_drops(game: Game, images: ImageIndex, step: float) -> FloatArray:

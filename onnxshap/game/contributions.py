@@ -19,7 +19,7 @@ from onnxshap.core import Array
 from onnxshap.graph import tensor
 from onnxshap.groups import Group
 from onnxshap.labels import Site
-from onnxshap.masking import Means, responses
+from onnxshap.masking import Means, block_diagonal, responses
 from onnxshap.shapes import static_values
 from onnxshap.tracing import Traced
 
@@ -152,7 +152,7 @@ def _adder(
     kernel = np.moveaxis(values, (weight.sums, weight.makes), (0, 1)) * np.float32(weight.scale)
     work = kernel.size / kernel.shape[1] * weight.spread / (1 if weight.sums == 1 else weight.groups)
     if weight.groups > 1:
-        kernel = _whole(kernel, weight.groups, shared_in=weight.sums == 1)
+        kernel = block_diagonal(kernel, weight)
     chosen = kernel[places]  # units there, positions of one, outputs, taps
     matrix, session = None, None
     if node.op_type in _GROUPED:
@@ -164,17 +164,6 @@ def _adder(
     if filled is not None:
         left = filled.astype(np.float32)[places].sum(axis=1, dtype=np.float32)
     return Adder(site.tensor, y, chosen.shape[2], work, site.axis, places, present, matrix, session, left)
-
-
-def _whole(kernel: Array, groups: int, *, shared_in: bool) -> Array:
-    """Spread a grouped convolution's weights, [in, out, taps], over all pairs of channels, zeros between groups."""
-    ins, outs = kernel.shape[0] * (groups if shared_in else 1), kernel.shape[1] * (1 if shared_in else groups)
-    found = np.zeros((ins, outs, *kernel.shape[2:]), kernel.dtype)
-    for k in range(groups):
-        rows = slice(k * ins // groups, (k + 1) * ins // groups)
-        columns = slice(k * outs // groups, (k + 1) * outs // groups)
-        found[rows, columns] = kernel[:, columns] if shared_in else kernel[rows]
-    return found
 
 
 def _apart(traced: Traced, node: NodeProto, site: Site, chosen: Array) -> ModelProto:

@@ -13,6 +13,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
+from onnxshap.estimators.rows import removal_masks, removal_ranks
 from onnxshap.game.activations import Activations, bytes_per_image
 from onnxshap.game.contributions import Adder, find_adders
 from onnxshap.game.halves import dependent, halve
@@ -154,6 +155,7 @@ class _Buffer:
         """Add the rows of a walk, whose payoffs go to `goal` and on."""
         added, whole = self._walks.load(image)
         state = [y.reshape(-1) for y in whole]
+        ranks = removal_ranks(order[None], len(added[0]))
         done = 0
         while done < len(order):
             if not self._values:
@@ -169,7 +171,7 @@ class _Buffer:
                     np.multiply(units_add[units], np.float32(-step), out=rows)
                     rows += state[number]
             if self._walks.masked:
-                self._coalitions.append(_coalitions(order, done, count, step, added[0].shape[0], gone=gone))
+                self._coalitions.append(removal_masks(ranks, np.arange(done, done + count), step, gone=gone))
             self._images[at] = image
             self._goals[at] = np.arange(goal + done, goal + done + count)
             self._filled += count
@@ -199,17 +201,6 @@ def _subtract(state: Array, added: Array, units: IntArray, rows: Array) -> None:
         before = row
 
 
-def _coalitions(order: IntArray, done: int, count: int, step: float, n: int, *, gone: bool) -> CoalitionMatrix:
-    """Return the masks of the rows `done` to `done + count` of a walk, float32[count, n]."""
-    if not gone:
-        rows = np.ones((count, n), np.float32)
-        rows[np.arange(count), order[done : done + count]] = 1 - step
-        return rows
-    ranks = np.full(n, len(order))
-    ranks[order] = np.arange(len(order))
-    return (ranks > np.arange(done, done + count)[:, None]).astype(np.float32)
-
-
 def open_walks(setting: Setting, group: Group, masked: ModelProto, mask: str) -> Walks | None:
     """Return the running sums of a group, None where they do not apply or do not pay.
 
@@ -220,13 +211,11 @@ def open_walks(setting: Setting, group: Group, masked: ModelProto, mask: str) ->
     reached = dependent(masked, mask)
     nodes = traced.shaped.graph.nodes
     first = [s for s in traced.sites([group]) if reached.isdisjoint([s.tensor, *nodes[s.node].input])]
-    if not first:
+    sizes = bytes_per_image(traced, [nodes[s.node].output[0] for s in first])
+    if not first or len(group) * sum(sizes) > _SHARE * setting.memory:
         return None
     adders = find_adders(traced, group, first, setting.means)
     if adders is None:
         return None
-    sizes = bytes_per_image(traced, [adder.y for adder in adders])
     work = sum(adder.work * size for adder, size in zip(adders, sizes, strict=True)) / sum(sizes)
-    if work < _LEAST_WORK or len(group) * sum(sizes) > _SHARE * setting.memory:
-        return None
-    return Walks(setting, group, masked, mask, adders)
+    return Walks(setting, group, masked, mask, adders) if work >= _LEAST_WORK else None

@@ -7,6 +7,7 @@ rewrite applies those that touch a cut axis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -192,6 +193,11 @@ class Default:
             set_attribute(node, self.attribute, self.value)
 
 
+def _share_left(edit: Edit, source: str, axes: Sequence[int]) -> float:
+    """Return the share of a tensor's positions along some axes that a cut leaves."""
+    return float(np.prod([edit.alive(source, axis).mean() for axis in axes]))
+
+
 @dataclass(frozen=True)
 class Divisor:
     """A mean over axes of `source` goes on dividing by the widths that they had."""
@@ -202,13 +208,13 @@ class Divisor:
 
     def apply(self, edit: Edit) -> None:
         """Multiply the mean of what is left by its share."""
-        if not any(edit.cut(self.source, axis) for axis in self.axes):
+        share = _share_left(edit, self.source, self.axes)
+        if share == 1:
             return
-        share = np.prod([edit.alive(self.source, axis).mean() for axis in self.axes])
         node = edit.node(self.node)
         result, raw = node.output[0], f"{node.output[0]}.of_the_rest"
         node.output[0] = raw
-        factor = edit.new_constant(f"{result}.share", edit.typed(share, result))
+        factor = edit.new_constant(f"{result}.share", edit.typed(np.array(share), result))
         edit.replace(self.node, [node, helper.make_node("Mul", [raw, factor], [result], name=f"{result}.mean")])
 
 
@@ -227,9 +233,9 @@ class RootMeanSquare:
 
     def apply(self, edit: Edit) -> None:
         """Change epsilon and scale."""
-        if not any(edit.cut(self.source, axis) for axis in self.axes):
+        share = _share_left(edit, self.source, self.axes)
+        if share == 1:
             return
-        share = float(np.prod([edit.alive(self.source, axis).mean() for axis in self.axes]))
         node = edit.node(self.node)
         given = next((a.f for a in node.attribute if a.name == "epsilon"), self.default)
         set_attribute(node, "epsilon", given / share)

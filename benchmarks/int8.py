@@ -63,9 +63,9 @@ def main():
         for name, path in (("whole", whole), (f"pruned to {options.keep_macs:.0%} of the MACs", pruned)):
             rows.append(row(f"{name}, float32", path, test["image"], test["labels"]))
             reader = Images(calibration["image"])
-            quantize_static(path, int8, reader, quant_format=QuantFormat.QDQ, per_channel=True)
+            quantize_static(path, int8, reader, quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True)
             rows.append(row(f"{name}, int8 static", int8, test["image"], test["labels"]))
-            quantize_dynamic(path, int8, weight_type=QuantType.QUInt8)
+            quantize_dynamic(path, int8, weight_type=QuantType.QUInt8, reduce_range=True)
             rows.append(row(f"{name}, int8 dynamic", int8, test["image"], test["labels"]))
     print(f"# Int8 after the cut: {options.model}.onnx\n")
     print(tables.made_by(f"{len(test['labels']):,} images of the test set") + "\n")

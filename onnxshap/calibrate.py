@@ -77,7 +77,14 @@ def batches(traced: Traced, data: Dataset, size: int) -> Iterator[tuple[int, Map
             yield len(part), part.inputs
 
 
-def run_all(traced: Traced, model: ModelProto, data: Dataset, extra: Mapping[str, Array] | None = None) -> list[Array]:
+def run_all(
+    traced: Traced,
+    model: ModelProto,
+    data: Dataset,
+    extra: Mapping[str, Array] | None = None,
+    *,
+    optimize: bool = True,
+) -> list[Array]:
     """Return the outputs of `model`, a form of the traced one, on all images.
 
     Args:
@@ -85,6 +92,7 @@ def run_all(traced: Traced, model: ModelProto, data: Dataset, extra: Mapping[str
         model: what to run.
         data: n images.
         extra: further feeds, the same for every batch (mask rows of 1).
+        optimize: let onnxruntime fuse nodes.
 
     Returns:
         One array an output, [n, ...].
@@ -92,7 +100,7 @@ def run_all(traced: Traced, model: ModelProto, data: Dataset, extra: Mapping[str
     Raises:
         DataError: an output has no entry for every image.
     """
-    session = traced.backend.session(model)
+    session = traced.backend.session(model, optimize=optimize)
     parts = []
     for count, feeds in batches(traced, data, 32):
         outputs = session.run({**feeds, **(extra or {})})

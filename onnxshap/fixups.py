@@ -219,6 +219,26 @@ class Divisor:
 
 
 @dataclass(frozen=True)
+class Extreme:
+    """The largest (Max) or smallest (Min) entry over axes of `source` goes on seeing the zeros of what is removed."""
+
+    node: int
+    source: str
+    axes: tuple[int, ...]
+    op: str
+
+    def apply(self, edit: Edit) -> None:
+        """Compare the extreme of what is left with zero."""
+        if _share_left(edit, self.source, self.axes) == 1:
+            return
+        node = edit.node(self.node)
+        result, raw = node.output[0], f"{node.output[0]}.of_the_rest"
+        node.output[0] = raw
+        zero = edit.new_constant(f"{result}.removed", edit.typed(np.array(0.0), result))
+        edit.replace(self.node, [node, helper.make_node(self.op, [raw, zero], [result], name=f"{result}.extreme")])
+
+
+@dataclass(frozen=True)
 class RootMeanSquare:
     """A norm that divides by the root mean square over the last axes goes on dividing by the widths that they had.
 

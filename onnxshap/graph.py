@@ -58,12 +58,14 @@ class Graph:
         ir_version: the input file's; the normalised model has at least 4 (initializers need not be inputs).
         origin: name of an un-shared initializer copy -> its name in the input file.
         kept: the large initializers, taken out of the model.
+        mixed: the initializers that the input file computes out of others.
     """
 
     model: ModelProto
     ir_version: int
     origin: Mapping[str, str] = field(default_factory=dict)
     kept: weights.Kept = field(default_factory=weights.Kept)
+    mixed: frozenset[str] = frozenset()
 
     @property
     def nodes(self) -> Sequence[NodeProto]:
@@ -196,6 +198,36 @@ def take_branches(graph: Graph) -> Graph | None:
     if len(origin) == len(graph.origin) and model.graph == graph.model.graph:
         return None
     return replace(graph, model=model, origin=origin | _unshare(model.graph, origin))
+
+
+def with_constants(graph: Graph, values: Mapping[str, Array]) -> Graph:
+    """Return a normalised graph in which some computed tensors are stored, and what computed them alone is gone."""
+    model, kept = weights.take_out(_stored(graph.model, values))
+    return replace(
+        graph,
+        model=model,
+        kept=weights.Kept(graph.kept | kept),
+        origin=dict(graph.origin) | _unshare(model.graph, graph.origin),
+        mixed=graph.mixed | values.keys(),
+    )
+
+
+def _stored(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
+    """Return a copy of a model with initializers in place of the nodes that compute some values."""
+    made = ModelProto()
+    made.CopyFrom(model)
+    read = Counter(name for node in made.graph.node for name in node.input)
+    read.update(o.name for o in made.graph.output)
+    read.update(name for node in made.graph.node for body in subgraphs(node) for name in outer_names(body))
+    nodes = []
+    for node in reversed(made.graph.node):
+        if all(name in values or not name or not read[name] for name in node.output):
+            read.subtract(node.input)
+        else:
+            nodes.append(node)
+    _replace_nodes(made.graph, reversed(nodes))
+    made.graph.initializer.extend(tensor(name, found) for name, found in values.items())
+    return made
 
 
 def _without_branches(graph: GraphProto) -> dict[str, str]:

@@ -18,12 +18,12 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxshap import weights
 from onnxshap.batching import Images
+from onnxshap.constants import static_values
 from onnxshap.core import Array, FloatArray
 from onnxshap.errors import ModelError
 from onnxshap.graph import tensor
 from onnxshap.groups import Group
 from onnxshap.labels import Site, Weight
-from onnxshap.shapes import static_values
 from onnxshap.tracing import Traced, trace
 
 PREFIX = "onnxshap.mask."

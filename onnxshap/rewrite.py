@@ -14,12 +14,12 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxshap import weights
 from onnxshap.codes import ZERO_POINTS, dequantize
+from onnxshap.constants import static_values
 from onnxshap.core import Array, BoolArray, FloatArray, IntArray
 from onnxshap.fixups import set_attribute
 from onnxshap.graph import array, attributes, finish, tensor
 from onnxshap.labels import Liveness, Site
 from onnxshap.masking import Means, responses
-from onnxshap.shapes import static_values
 from onnxshap.structure import graphs_of
 from onnxshap.tracing import Keep, Traced
 
@@ -212,7 +212,8 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
     Returns:
         One entry for every cut axis: {initializer, node, input, axis, indices}, and `value` where zero is written as
         another code (a zero point, broadcast over the slices); `node` is the first output of the node
-        that reads the initializer at `input`, which tells the uses of a shared one apart.
+        that reads the initializer at `input`, which tells the uses of a shared one apart. A weight that the file mixes
+        out of initializers (`constants`) goes by the name of the tensor that the layer reads.
     """
     live, graph = traced.alive(keep), traced.shaped.graph
     constants = {t.name for t in graph.model.graph.initializer}
@@ -221,6 +222,7 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
     given = {t.name for part in every for t in part.initializer}
     given |= {n.output[0] for part in every for n in part.node if n.op_type == "Constant"}
     given |= {n.output[0] for p in every for n in p.node if n.op_type == "ConstantOfShape" and n.input[0] in given}
+    given |= graph.mixed
     found = []
     for node in graph.nodes:
         for k, name in enumerate(node.input):

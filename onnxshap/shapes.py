@@ -18,17 +18,17 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxshap.backend import Backend
+from onnxshap.constants import constants_of, is_random, store_mixed
 from onnxshap.core import Array
 from onnxshap.data import InputSpec, random_data
 from onnxshap.errors import DataError, ModelError
 from onnxshap.folding import Part, Run, Shape, fold
-from onnxshap.graph import Graph, array, attributes, is_op, take_branches
+from onnxshap.graph import Graph, attributes, is_op, take_branches
 from onnxshap.structure import subgraphs
 from onnxshap.weights import without_values
 
 _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
-_RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 _INTEGER_OPS = (
     *("Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Gather", "Identity", "Mul", "Neg", "Reshape"),
     *("Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
@@ -116,6 +116,7 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
         raise ModelError("the model has no inputs, so it computes a constant; export it with its inputs")
     if unknown := sorted(set(shapes or {}) - set(specs)):
         raise ModelError(f"a shape is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
+    graph = store_mixed(graph, backend)
     probe = _Probe(graph, backend, specs)
     first = _first_run(probe, specs, shapes or {})
     free_batch = all(s.shape and s.shape[0] is None for s in specs.values())
@@ -133,7 +134,7 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
             item.type.tensor_type.elem_type = kinds.get(item.name, TensorProto.FLOAT)
     known = {t.name: tuple(t.dims) for t in folded.model.graph.initializer} | dict(first.shapes)
     varying = _varying(first.shapes, second.shapes if second else {})
-    constants = _constants(folded.model)
+    constants = constants_of(folded.model)
     known |= folding.shapes
     return Shaped(folded, known, kinds, first.inputs, free_batch, constants, varying, folding.told, folding.parts)
 
@@ -155,26 +156,6 @@ def _varying(one: Mapping[str, Shape], other: Mapping[str, Shape]) -> frozenset[
         (name, shape, other[name]) for name, shape in one.items() if name in other and len(other[name]) == len(shape)
     ]
     return frozenset((name, k) for name, a, b in pairs for k in range(len(a)) if a[k] != b[k])
-
-
-def static_values(model: ModelProto, backend: Backend, names: Sequence[str]) -> dict[str, Array]:
-    """Return the values of tensors computed from initializers alone."""
-    known = {t.name: array(t) for t in model.graph.initializer if t.name in set(names)}
-    rest = [name for name in names if name not in known]
-    if rest:
-        needed, nodes = set(rest), []
-        for node in reversed(model.graph.node):
-            if needed & set(node.output):
-                nodes.append(node)
-                needed |= set(node.input)
-        part = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-        part.graph.name = "constants"
-        part.graph.node.extend(reversed(nodes))
-        part.graph.initializer.extend(t for t in model.graph.initializer if t.name in needed)
-        part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in rest)
-        part = onnx.shape_inference.infer_shapes(part)
-        known.update(zip(rest, backend.session(part).run({}), strict=True))
-    return {name: known[name] for name in names}
 
 
 def _first_run(probe: _Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]) -> Run:
@@ -306,7 +287,7 @@ def _shape_arithmetic(model: ModelProto) -> set[str]:
     found: set[str] = set()
     sized: set[str] = set()
     for node in model.graph.node:
-        if any(True for _ in subgraphs(node)) or node.op_type in _RANDOM_OPS:
+        if is_random(node) or any(True for _ in subgraphs(node)):
             continue
         inputs = [i for i in node.input if i]
         from_shape = is_op(node, "Shape", "Size") and inputs[0] not in static
@@ -329,11 +310,3 @@ def _is_integer_arithmetic(node: NodeProto, integers: set[str]) -> bool:
     if node.op_type == "ConstantOfShape" and ("value" not in given or given["value"].data_type != TensorProto.INT64):
         return False
     return integers.issuperset(i for i in node.input if i)
-
-
-def _constants(model: ModelProto) -> frozenset[str]:
-    known = {t.name for t in model.graph.initializer}
-    for node in model.graph.node:
-        if all(i in known for i in node.input if i) and node.op_type not in _RANDOM_OPS and not any(subgraphs(node)):
-            known.update(o for o in node.output if o)
-    return frozenset(known)

@@ -30,7 +30,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"graph", "labels"}),
-    frozenset({"folding"}),
+    frozenset({"constants", "folding"}),
     frozenset({"shapes"}),
     frozenset({"batching", "rules", "groups", "cost", "codes"}),
     frozenset({"kinds", "tracing"}),

@@ -57,11 +57,11 @@ def accuracy(path: Path) -> float:
 def static(source: Path, target: Path) -> None:
     with np.load(MODELS / "fashion_calibration.npz") as stored:
         reader = Images(stored["image"][::5])
-    quantize_static(source, target, reader, quant_format=QuantFormat.QDQ, per_channel=True)
+    quantize_static(source, target, reader, quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True)
 
 
 def dynamic(source: Path, target: Path) -> None:
-    quantize_dynamic(source, target, weight_type=QuantType.QUInt8)
+    quantize_dynamic(source, target, weight_type=QuantType.QUInt8, reduce_range=True)
 
 
 @pytest.mark.parametrize("quantize", [static, dynamic])

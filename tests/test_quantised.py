@@ -64,9 +64,9 @@ def quantised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     logging.disable(logging.WARNING)  # it asks for a pre-processing that these nets do not need
     try:
         if "quant_format" in FORMS[form]:
-            quantize_static(folder / source.name, path, _Images(), **FORMS[form])
+            quantize_static(folder / source.name, path, _Images(), reduce_range=True, **FORMS[form])
         else:
-            quantize_dynamic(folder / source.name, path, **FORMS[form])
+            quantize_dynamic(folder / source.name, path, reduce_range=True, **FORMS[form])
     finally:
         logging.disable(logging.NOTSET)
     return source, path

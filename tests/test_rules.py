@@ -64,7 +64,8 @@ def _typed(dtype: Any, **shapes: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _codes(shape: tuple[int, ...], dtype: Any = np.int8) -> Any:
-    low, high = (0, 255) if dtype == np.uint8 else (-99, 99)
+    # 7 bits: without VNNI, onnxruntime sums products of uint8 and int8 in pairs of 16 bits
+    low, high = (0, 255) if dtype == np.uint8 else (-63, 64)
     return np.random.default_rng(len(shape)).integers(low, high, shape).astype(dtype)
 
 
@@ -411,9 +412,37 @@ case("inverse squares stay", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     y = MatMul(f, w1)
 }""", w0=(12, 8), less=-2.0, one=1.0, w1=(8, 3)), [], "ReduceMean sums over it")
 case("reduce everything stays", conv_net("""
-    m = ReduceMax<keepdims=0>(a)
-    b = Div(a, m)
-"""), [], "ReduceMax reduces over it")
+    m = ReduceProd<keepdims=0>(a)
+    b = Mul(a, m)
+"""), [], "ReduceProd reduces over it")
+case("extremes over channels see the zeros of what is gone", conv_net("""
+    g = ReduceMax<axes=[1]>(a)
+    l = ReduceMin<axes=[1,3]>(a)
+    p = Add(g, l)
+    b = Mul(a, p)
+""", opset=13), [8])
+case("extremes are compared from opset 12 on", conv_net("""
+    m = ReduceMax<axes=[1]>(a)
+    b = Mul(a, m)
+""", opset=11), [], "ReduceMax reduces over it")
+case("extremes over what is not zero there", conv_net("""
+    e = Exp(a)
+    m = ReduceMax<axes=[1]>(e)
+    b = Mul(a, m)
+""", opset=13), [], "ReduceMax takes the extreme over it")
+case("weights normalised over what they sum are stored as the layer reads them", net("""
+(float[N,3,6,6] x) => (float[N,2,6,6] y) {
+    l = ReduceL2<axes=[1,2,3]>(v)
+    d = Div(v, l)
+    w = Mul(d, g)
+    a = Conv(x, w)
+    r = Relu(a)
+    m = ReduceMean<axes=[1,2,3]>(u)
+    c = Sub(u, m)
+    b = Conv(r, c)
+    s = Relu(b)
+    y = Conv(s, w2)
+}""", opset=13, v=(8, 3, 1, 1), g=(8, 1, 1, 1), u=(5, 8, 1, 1), w2=(2, 5, 1, 1)), [8, 5])
 case("sums over channels that vanish", conv_net("""
     r = Relu(a)
     t = ReduceSum<keepdims=0>(r, axes)

@@ -26,6 +26,8 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
         elif node.op_type == "ConstantOfShape" and node.input[0] in stored:
             fill = numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1, np.float32)
             stored[node.output[0]] = np.full(stored[node.input[0]], fill[0], fill.dtype)
+    mixed = sorted({item["initializer"] for item in slices} - stored.keys())
+    stored |= zip(mixed, _computed(copy, mixed, set(stored)), strict=True)
     values: dict[tuple[str, int], NDArray[Any]] = {}
     for item in slices:
         key = item["node"], item["input"]
@@ -43,6 +45,19 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
             )
         readers[output].input[index] = name
     return copy
+
+
+def _computed(model: onnx.ModelProto, names: Sequence[str], known: set[str]) -> list[NDArray[Any]]:
+    """Return tensors that a model computes from its constants alone."""
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    del part.graph.node[:], part.graph.input[:], part.graph.output[:]
+    for node in model.graph.node:
+        if known.issuperset(filter(None, node.input)):
+            part.graph.node.append(node)
+            known.update(node.output)
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return run(onnx.shape_inference.infer_shapes(part), {}) if names else []
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

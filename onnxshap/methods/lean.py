@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxshap.constants import static_values
 from onnxshap.core import FloatArray, IntArray, Values
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, is_op
@@ -27,7 +28,6 @@ from onnxshap.groups import Group
 from onnxshap.labels import Site
 from onnxshap.methods.base import Tell
 from onnxshap.methods.recon import kernels_of
-from onnxshap.shapes import static_values
 from onnxshap.structure import reads
 from onnxshap.tracing import Traced
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from onnxshap.calibrate import batches
+from onnxshap.constants import static_values
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.graph import array, attributes, is_op, tensor
 from onnxshap.labels import Liveness, Weight
@@ -20,7 +21,6 @@ from onnxshap.repair.targets import Layer, find_layers
 from onnxshap.repair.transfer import transfer
 from onnxshap.repair.walk import Walk
 from onnxshap.rewrite import cut
-from onnxshap.shapes import static_values
 from onnxshap.taps import patches, taps
 from onnxshap.tracing import Keep, Traced
 

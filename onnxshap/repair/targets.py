@@ -9,10 +9,10 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxshap.codes import on_codes
+from onnxshap.constants import static_values
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.labels import Liveness, Site, Weight
-from onnxshap.shapes import static_values
 from onnxshap.structure import reads
 from onnxshap.tracing import Traced
 

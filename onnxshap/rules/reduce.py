@@ -1,11 +1,12 @@
-"""Reductions: sums and means lose what is zero, of other reductions the axes that are reduced stay."""
+"""Reductions: sums, means and extremes lose what is zero, of other reductions the axes that are reduced stay."""
 
 from __future__ import annotations
 
-from onnxshap.fixups import Divisor
+from onnxshap.fixups import Divisor, Extreme
 from onnxshap.labels import Axes, Op
 from onnxshap.rules.registry import rule
 
+_EXTREMES = {"ReduceMax": "Max", "ReduceMin": "Min"}
 _SUMS = ("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
 
 
@@ -27,7 +28,7 @@ def reduced_axes(op: Op) -> set[int]:
 def reduction(op: Op, ax: Axes) -> None:
     """What is left of the axes keeps its order; sums take no notice of positions that are zero.
 
-    A mean is a sum over the width that the axis had, whatever is left of it.
+    A mean is a sum over the width that the axis had, whatever is left of it; an extreme is compared with the zeros.
     """
     gone = reduced_axes(op)
     kept = [axis for axis in range(op.need(0).rank) if axis not in gone]
@@ -36,7 +37,7 @@ def reduction(op: Op, ax: Axes) -> None:
         ax.tie(ax.input(0, axis), ax.output(0, target))
     for axis in gone:
         atoms = ax.input(0, axis)
-        if op.type in _SUMS:
+        if op.type in _SUMS or _comparable(op):
             ax.contract(0, axis)
         else:
             ax.freeze(atoms, f"{op.type} reduces over it")
@@ -44,6 +45,13 @@ def reduction(op: Op, ax: Axes) -> None:
         ax.mix_rows()
     if op.type == "ReduceMean" and gone:
         ax.fix(Divisor(op.index, op.need(0).name, tuple(sorted(gone))))
+    if gone and _comparable(op):
+        ax.fix(Extreme(op.index, op.need(0).name, tuple(sorted(gone)), _EXTREMES[op.type]))
+
+
+def _comparable(op: Op) -> bool:
+    """Return whether an op takes an extreme that a Max or Min of its opset can compare with zero."""
+    return op.type in _EXTREMES and op.opset >= 12  # before, of floats alone
 
 
 @rule("CumSum")

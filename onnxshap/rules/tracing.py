@@ -26,6 +26,7 @@ _NOT_ZERO = {
                     "{} takes the range of codes over it, and it is not zero there"),
     **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"),
                     "{} sums over it, and it is not zero there"),
+    **dict.fromkeys(("ReduceMax", "ReduceMin"), "{} takes the extreme over it, and it is not zero there"),
     **dict.fromkeys(SQUARES, "{} takes the root mean square over it, and it is not zero there"),
 }  # fmt: skip
 _COMPUTED = "two computed tensors are summed over it, neither is zero there"

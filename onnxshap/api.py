@@ -394,8 +394,9 @@ def prune(
         multiple_of: step of the widths; None = 8 or 4 for wide groups, what runtimes run well.
         min_units: least width of a group.
         repair: what is done about what the cut leaves behind: `lstsq` refits the consumers, `distill` (needs torch)
-            then tunes all weights against the original, `fold` puts calibration means into the consumers' biases,
-            `none`; None = lstsq where there are data for it, else fold.
+            then tunes all weights against the original, `fold` puts calibration means into the consumers' biases
+            and re-estimates means and variances, `none`; None = lstsq where there are data for it, fold where
+            they are fewer, none where there are none.
         allocation: how widths are shared out: `curves`, by what each group loses at each width with the repair
             that follows, measured, or `uniform`, the same share of every group; None = curves with lstsq, where
             they take no more than `cutter.WORK` multiply-accumulates.
@@ -439,7 +440,7 @@ def prune(
             found = _score(setting, traced, groups, method, seed, rules, progress, journal, workers, cluster)
     phi = {g.name: found.values[g.name].phi for g in groups}
     repaired_on = sample(dataset, REPAIR_IMAGES, seed)
-    repair = repair or ("fold" if data is None else None)
+    repair = repair or ("none" if data is None else None)  # what noise leaves behind is not what images do
     cutter = Cutter(traced, free, groups, phi, repaired_on, repair, allocation, seed, progress, clock)
     lost: Drop | None = None
     if target_latency is not None:

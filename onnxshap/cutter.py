@@ -17,7 +17,7 @@ from onnxshap.graph import finish
 from onnxshap.groups import Group
 from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, make_plan
-from onnxshap.repair import FEWEST_IMAGES, Refit, refit
+from onnxshap.repair import FEWEST_IMAGES, Refit, refit, rematch
 from onnxshap.rewrite import small_model
 from onnxshap.tracing import Traced
 from onnxshap.tuning import Tuning
@@ -172,19 +172,26 @@ class Cutter:
             checked = verify(self.traced, self.free, keep, self._means, small, self.data if check is None else check)
         layers: list[Refit] = []
         tuning: Tuning | None = None
-        if self.repair in ("lstsq", "distill"):
+        if self.repair != "none":
             with self.clock.stage("repair"):
-                refitted, layers = refit(
-                    self.traced, self.free, keep, self._means, self.data, self.seed,
-                    lambda done, total: self.progress("repair", done, total),
-                )  # fmt: skip
+                repaired, layers = self._repaired(keep)
             if self.repair == "distill":
                 with self.clock.stage("distill"):
-                    refitted, tuning = _tuned(self, keep, refitted)
+                    repaired, tuning = _tuned(self, keep, repaired)
             with self.clock.stage("repair"):
-                small = finish(refitted, self.traced.shaped.graph)
+                small = finish(repaired, self.traced.shaped.graph)
                 check_loads(self.traced, small)
         return Cut(keep, small, checked, layers, tuning)
+
+    def _repaired(self, keep: Mapping[str, BoolArray]) -> tuple[ModelProto, list[Refit]]:
+        """Return the cut model with its channels' moments or its layers' responses made what they were."""
+
+        def tell(done: int, total: int) -> None:
+            self.progress("repair", done, total)
+
+        if self.repair == "fold":
+            return rematch(self.traced, self.free, keep, self._means, self.data, tell), []
+        return refit(self.traced, self.free, keep, self._means, self.data, self.seed, tell)
 
 
 def _tuned(cutter: Cutter, keep: Mapping[str, BoolArray], refitted: ModelProto) -> tuple[ModelProto, Tuning]:

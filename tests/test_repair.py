@@ -11,7 +11,8 @@ import onnxshap
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError
-from onnxshap.repair import refit
+from onnxshap.repair import refit, rematch
+from onnxshap.repair.moments import Moments
 from onnxshap.repair.regression import Response, Rows, solve
 from onnxshap.repair.targets import find_layers
 from onnxshap.repair.walk import Walk
@@ -87,6 +88,41 @@ def test_twins_are_restored() -> None:
 def test_better_on_images_it_never_saw() -> None:
     wanted, folded, refitted = repaired(net(), [True] * 5 + [False] * 3, images(200))
     assert error(refitted, wanted) < 0.8 * error(folded, wanted)
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+def test_moments_are_what_they_were(batch: int | None) -> None:
+    """Folded, a net gives its outputs the means and variances of the original's, whatever was lost on the way."""
+    model, data = net(batch=batch), images(200)
+    traced = onnxshap.trace(model)
+    free = free_batch(traced)
+    (group,) = traced.groups
+    plan, means = {group.name: np.arange(8) < 4}, site_means(free, data)
+    found = run_all(traced, rematch(traced, free, plan, means, data), data)[0]
+    wanted, folded = run_all(traced, model, data)[0], run_all(traced, cut(traced, plan, means), data)[0]
+    np.testing.assert_allclose(found.mean(axis=0), wanted.mean(axis=0), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.std(axis=0), wanted.std(axis=0), rtol=1e-3)
+    assert np.abs(folded.std(axis=0) / wanted.std(axis=0) - 1).max() > 0.05
+
+
+def test_moments_of_a_sum() -> None:
+    """What is added on the way counts; a channel that is constant gets its mean alone, few rows tell no variance."""
+    rng = np.random.default_rng(0)
+    u, a = rng.normal(size=(500, 3)), rng.normal(size=(500, 3))
+    u[:, 2] = 1.5
+    u[:, 1] += a[:, 1]
+    t = 3 * rng.normal(size=(500, 3)) + 1
+    moments = Moments()
+    for part in np.split(np.arange(500), 5):
+        moments.add(u[part], t[part], a[part])
+    scale, shift = moments.scale_and_shift()
+    found = scale * u + shift + a
+    np.testing.assert_allclose(found.mean(axis=0), t.mean(axis=0))
+    np.testing.assert_allclose(found.std(axis=0)[:2], t.std(axis=0)[:2])
+    assert scale[2] == 1
+    few = Moments()
+    few.add(u[:5], t[:5], None)
+    assert (few.scale_and_shift()[0] == 1).all()
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -8,13 +8,28 @@ original model's values: ridge regression toward the present weights, closed for
   part is as good as the original's, and the fit is free to take it.
 - The ridge is chosen on held-out images, layer by layer; a layer whose held-out error no ridge lowers is left as it is.
 
+Before that, and where there are too few images for it, `fold`: the means of removed channels in the consumers' biases,
+then per-channel means and variances made what they were (`moments`).
+
 Source: He et al. 2017 (channel pruning, eq. 3), Hoerl and Kennard 1970, Zhang et al. 2015 (nonlinear responses,
 eq. 6-9); differs: ridge toward the present weights, sum targets, sequential on repaired inputs, and the auxiliary
 variable is projected on the flat part instead of penalised.
 """
 
-from onnxshap.repair.fitting import batch_size, refit
+from onnxshap.repair.fitting import batch_size, refit, rematch
 from onnxshap.repair.regression import FEWEST_IMAGES, FULL, QUICK, Effort, Refit
 from onnxshap.repair.walk import MEMORY, Walk, border
 
-__all__ = ["FEWEST_IMAGES", "FULL", "MEMORY", "QUICK", "Effort", "Refit", "Walk", "batch_size", "border", "refit"]
+__all__ = [
+    "FEWEST_IMAGES",
+    "FULL",
+    "MEMORY",
+    "QUICK",
+    "Effort",
+    "Refit",
+    "Walk",
+    "batch_size",
+    "border",
+    "refit",
+    "rematch",
+]

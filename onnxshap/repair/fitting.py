@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from onnxshap.calibrate import batches
-from onnxshap.constants import static_values
 from onnxshap.core import Array, Dataset, FloatArray
-from onnxshap.graph import array, attributes, is_op, tensor
-from onnxshap.labels import Liveness, Weight
+from onnxshap.graph import attributes, is_op
+from onnxshap.labels import Liveness
 from onnxshap.masking import Means
+from onnxshap.repair.coefficients import Coefficients
+from onnxshap.repair.moments import FEWEST_ROWS, Moments
 from onnxshap.repair.regression import FULL, Effort, Refit, Response, Rows, Single, require_images, solve
 from onnxshap.repair.targets import Layer, find_layers
 from onnxshap.repair.transfer import transfer
@@ -25,7 +26,7 @@ from onnxshap.taps import patches, taps
 from onnxshap.tracing import Keep, Traced
 
 MAX_COEFFICIENTS = 6_000
-"""Coefficients per output above which a layer is left alone (the Gram matrix would not fit)."""
+"""Coefficients per output above which moments alone are matched (the Gram matrix would not fit)."""
 _HELD_OUT = 5
 _BATCH_BYTES = 2**26
 """Of the largest tensor that a batch of images may make."""
@@ -76,6 +77,29 @@ def refit(
     return (model if traced is free else transfer(model, cut(traced, keep, means))), reports
 
 
+def rematch(
+    traced: Traced,
+    free: Traced,
+    keep: Keep,
+    means: Means,
+    data: Dataset,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ModelProto:
+    """Return the cut model (before `graph.finish`) with its channels' means and variances made what they were.
+
+    Args:
+        traced, free, keep, means, progress: as for `refit`.
+        data: calibration images.
+    """
+    model, live = cut(free, keep, means), traced.alive(keep)
+    layers = find_layers(traced, model, live)
+    fitter = _Fitter(free, live, model, data, 0, layers, FULL, ())
+    for number, layer in enumerate(layers):
+        fitter.match(layer)
+        progress(number + 1, len(layers))
+    return model if traced is free else transfer(model, cut(traced, keep, means))
+
+
 def batch_size(free: Traced, names: Sequence[str]) -> int:
     """Return how many images a batch may hold, by the largest of some tensors."""
     largest = max((4 * math.prod(free.shaped.shapes[n]) for n in names), default=1)
@@ -96,7 +120,7 @@ class _Fitter:
     feeds: Sequence[Mapping[str, Array]]
 
     def __post_init__(self) -> None:
-        self._stored = {t.name: t for t in self.model.graph.initializer}
+        self._constants = Coefficients(self.free, self.model)
         images = len(self.data)
         order = np.random.default_rng([self.seed, 3]).permutation(images)
         held_out = np.zeros(images, np.bool_)
@@ -116,87 +140,13 @@ class _Fitter:
         rng = np.random.default_rng([self.seed, 4, layer.index, chunk])
         return np.sort(rng.choice(total, count, replace=False))
 
-    def _weights(self, layer: Layer) -> Array:
-        """Return the present weights as they stand in the graph, or are computed there."""
-        name = self.model.graph.node[layer.index].input[layer.weight.input]
-        if name in self._stored:
-            return array(self._stored[name])
-        return static_values(self.model, self.free.backend, [name])[name]
-
-    def _coefficients(self, layer: Layer) -> FloatArray:
-        """Return the present weights as [groups, inputs x taps, outputs of a group]."""
-        node, w = self.model.graph.node[layer.index], layer.weight
-        kernel = np.moveaxis(self._weights(layer).astype(np.float64), (w.sums, w.makes), (0, 1))
-        kernel = kernel.reshape(*kernel.shape[:2], -1).transpose(0, 2, 1) * w.scale
-        groups = self._groups(node, w)
-        ins, taps_, outs = kernel.shape
-        if groups == 1:
-            return kernel.reshape(1, ins * taps_, outs)
-        if w.sums == 1:  # Conv: the inputs of one group, all outputs
-            split = kernel.reshape(ins, taps_, groups, outs // groups).transpose(2, 0, 1, 3)
-        else:  # ConvTranspose: all inputs, the outputs of one group
-            split = kernel.reshape(groups, ins // groups, taps_, outs)
-        return split.reshape(groups, -1, split.shape[-1])
-
-    @staticmethod
-    def _groups(node: NodeProto, weight: Weight) -> int:
-        return int(attributes(node).get("group", 1)) if weight.groups > 1 else 1
-
-    def _write(self, layer: Layer, coefficients: FloatArray, bias: FloatArray | None) -> None:
-        node, w = self.model.graph.node[layer.index], layer.weight
-        values = self._weights(layer)
-        moved = np.moveaxis(values, (w.sums, w.makes), (0, 1)).shape
-        groups = self._groups(node, w)
-        taps_ = math.prod(moved[2:])
-        outs = coefficients.shape[2]
-        split = coefficients.reshape(groups, -1, taps_, outs)
-        if groups == 1:
-            kernel = split[0]
-        elif w.sums == 1:
-            kernel = split.transpose(1, 2, 0, 3).reshape(split.shape[1], taps_, groups * outs)
-        else:
-            kernel = split.reshape(-1, taps_, outs)
-        back = np.moveaxis((kernel / w.scale).transpose(0, 2, 1).reshape(moved), (0, 1), (w.sums, w.makes))
-        self._store(node, w.input, f"{layer.y}.weight", back.astype(values.dtype))
-        if bias is None:
-            return
-        if layer.bias is not None:
-            old = array(self._stored[layer.bias])
-            factor = w.bias[1] if w.bias is not None else 1.0
-            self._stored[layer.bias].CopyFrom(tensor(layer.bias, (bias / factor).reshape(old.shape).astype(old.dtype)))
-        elif w.bias is not None:
-            while len(node.input) <= w.bias[0]:
-                node.input.append("")
-            self._store(node, w.bias[0], f"{layer.y}.bias", (bias / w.bias[1]).astype(values.dtype))
-
-    def _store(self, node: NodeProto, number: int, hint: str, values: Array) -> None:
-        name = node.input[number]
-        if name not in self._stored:
-            name = hint
-            while name in self._stored:
-                name += "_"
-            node.input[number] = name
-            self._stored[name] = self.model.graph.initializer.add()
-        self._stored[name].CopyFrom(tensor(name, values))
-
-    def _bias(self, layer: Layer, width: int) -> FloatArray | None:
-        """Return the present bias float64[width]; zeros where one can be added, None where none can."""
-        if layer.bias is not None:
-            old = array(self._stored[layer.bias]).astype(np.float64)
-            factor = layer.weight.bias[1] if layer.weight.bias is not None else 1.0
-            return old.ravel() * factor
-        return np.zeros(width) if self._free_bias(layer) else None
-
-    def _free_bias(self, layer: Layer) -> bool:
-        slot, node = layer.weight.bias, self.model.graph.node[layer.index]
-        return slot is not None and (len(node.input) <= slot[0] or not node.input[slot[0]])
-
     def fit(self, layer: Layer) -> Refit | None:
-        """Refit one layer in place; None where it is too large to."""
-        old = self._coefficients(layer)
+        """Refit one layer in place; where it is too large to, its moments are matched, and None is returned."""
+        old = self._constants.read(layer)
         groups, inputs, outputs = old.shape
-        bias = self._bias(layer, groups * outputs)
+        bias = self._constants.bias(layer, groups * outputs)
         if inputs > MAX_COEFFICIENTS:
+            self.match(layer)
             return None
         node = self.model.graph.node[layer.index]
         with_bias = int(bias is not None)
@@ -222,8 +172,30 @@ class _Fitter:
                     )
         solved, before, after, ridge = solve(*rows, present, inputs, self.effort)
         if ridge is not None:
-            self._write(layer, solved[:, :inputs], solved[:, inputs:].reshape(-1) if with_bias else None)
+            self._constants.write(layer, solved[:, :inputs], solved[:, inputs:].reshape(-1) if with_bias else None)
         return Refit(node.name or layer.y, before, after, ridge)
+
+    def match(self, layer: Layer) -> None:
+        """Make the mean and the variance of a layer's channels what they were, in place; a few values tell neither."""
+        old = self._constants.read(layer)
+        groups, _, outputs = old.shape
+        bias = self._constants.bias(layer, groups * outputs)
+        scale, shift = layer.affine or (np.ones(groups * outputs), np.zeros(groups * outputs))
+        names = [layer.y, *([layer.addend] if layer.addend else [])]
+        alive = self.live.axis(layer.target, layer.outputs)
+        moments = Moments()
+        for (target,), values in zip(self._original([layer.target]), self._present(names), strict=True):
+            wanted, given, *added = (_every_row(v, layer.outputs) for v in (target, *values))
+            wanted = wanted if alive is None else wanted[:, alive]
+            moments.add(given * scale + shift, wanted, added[0] if added else None)
+        if moments.rows < FEWEST_ROWS:
+            return
+        factor, offset = moments.scale_and_shift()
+        offset = (factor * shift + offset - shift) / scale
+        added_bias = None if bias is None else bias * factor + offset
+        self._constants.write(layer, old * factor.reshape(groups, 1, outputs), added_bias)
+        moved = np.zeros_like(offset) if bias is None else offset
+        self._present.edited(layer.y, lambda y: _channels_last(y, layer.outputs, lambda v: v * factor + moved))
 
     def _total(self, layer: Layer) -> int:
         shape = self.free.shaped.shapes[layer.y]
@@ -257,6 +229,18 @@ def _rows(values: Array, channels: int, at: NDArray[np.intp]) -> FloatArray:
     moved = _channels_second(values, channels)
     flat = moved.reshape(*moved.shape[:2], -1)[:, :, at]
     return np.asarray(flat.transpose(0, 2, 1), np.float64)
+
+
+def _every_row(values: Array, channels: int) -> FloatArray:
+    """Return [rows, channels] of all positions of a tensor."""
+    moved = np.moveaxis(values, channels, -1)
+    return moved.reshape(-1, moved.shape[-1]).astype(np.float64)
+
+
+def _channels_last(values: Array, channels: int, change: Callable[[Array], Array]) -> Array:
+    """Return a tensor changed with its channels on the last axis."""
+    changed = np.moveaxis(change(np.moveaxis(values, channels, -1)), -1, channels)
+    return np.ascontiguousarray(changed, values.dtype)
 
 
 def _channels_second(values: Array, channels: int) -> Array:

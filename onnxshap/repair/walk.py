@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx import ModelProto, TensorProto
@@ -89,6 +89,12 @@ class Walk:
                 self._held[number] = {n: v for n, v in found.items() if n in ahead}
         if keep:
             self._done = done
+
+    def edited(self, name: str, change: Callable[[Array], Array]) -> None:
+        """Apply to the values held of a tensor what an edit of the node that makes it does to them."""
+        for held in self._held:
+            if name in held:
+                held[name] = change(held[name])
 
     def _needed(self, names: Sequence[str]) -> set[int] | None:
         """Return the nodes behind some tensors, all before them included; None where one of them was let go."""

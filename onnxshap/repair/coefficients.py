@@ -1,0 +1,99 @@
+"""The constants of a cut model's layers, read and written as regressions see them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from onnxshap.constants import static_values
+from onnxshap.core import Array, FloatArray
+from onnxshap.graph import array, attributes, tensor
+from onnxshap.labels import Weight
+from onnxshap.repair.targets import Layer
+from onnxshap.tracing import Traced
+
+
+class Coefficients:
+    """Weights and biases of the layers of a cut model, which is changed in place."""
+
+    def __init__(self, free: Traced, model: ModelProto) -> None:
+        self.free, self.model = free, model
+        self._stored = {t.name: t for t in model.graph.initializer}
+
+    def _weights(self, layer: Layer) -> Array:
+        """Return the present weights as they stand in the graph, or are computed there."""
+        name = self.model.graph.node[layer.index].input[layer.weight.input]
+        if name in self._stored:
+            return array(self._stored[name])
+        return static_values(self.model, self.free.backend, [name])[name]
+
+    def read(self, layer: Layer) -> FloatArray:
+        """Return the present weights as [groups, inputs x taps, outputs of a group]."""
+        node, w = self.model.graph.node[layer.index], layer.weight
+        kernel = np.moveaxis(self._weights(layer).astype(np.float64), (w.sums, w.makes), (0, 1))
+        kernel = kernel.reshape(*kernel.shape[:2], -1).transpose(0, 2, 1) * w.scale
+        groups = self._groups(node, w)
+        ins, taps_, outs = kernel.shape
+        if groups == 1:
+            return kernel.reshape(1, ins * taps_, outs)
+        if w.sums == 1:  # Conv: the inputs of one group, all outputs
+            split = kernel.reshape(ins, taps_, groups, outs // groups).transpose(2, 0, 1, 3)
+        else:  # ConvTranspose: all inputs, the outputs of one group
+            split = kernel.reshape(groups, ins // groups, taps_, outs)
+        return split.reshape(groups, -1, split.shape[-1])
+
+    @staticmethod
+    def _groups(node: NodeProto, weight: Weight) -> int:
+        return int(attributes(node).get("group", 1)) if weight.groups > 1 else 1
+
+    def write(self, layer: Layer, coefficients: FloatArray, bias: FloatArray | None) -> None:
+        """Store [groups, inputs x taps, outputs of a group] and the bias, None where there is none."""
+        node, w = self.model.graph.node[layer.index], layer.weight
+        values = self._weights(layer)
+        moved = np.moveaxis(values, (w.sums, w.makes), (0, 1)).shape
+        groups = self._groups(node, w)
+        taps_ = math.prod(moved[2:])
+        outs = coefficients.shape[2]
+        split = coefficients.reshape(groups, -1, taps_, outs)
+        if groups == 1:
+            kernel = split[0]
+        elif w.sums == 1:
+            kernel = split.transpose(1, 2, 0, 3).reshape(split.shape[1], taps_, groups * outs)
+        else:
+            kernel = split.reshape(-1, taps_, outs)
+        back = np.moveaxis((kernel / w.scale).transpose(0, 2, 1).reshape(moved), (0, 1), (w.sums, w.makes))
+        self._store(node, w.input, f"{layer.y}.weight", back.astype(values.dtype))
+        if bias is None:
+            return
+        if layer.bias is not None:
+            old = array(self._stored[layer.bias])
+            factor = w.bias[1] if w.bias is not None else 1.0
+            self._stored[layer.bias].CopyFrom(tensor(layer.bias, (bias / factor).reshape(old.shape).astype(old.dtype)))
+        elif w.bias is not None:
+            while len(node.input) <= w.bias[0]:
+                node.input.append("")
+            self._store(node, w.bias[0], f"{layer.y}.bias", (bias / w.bias[1]).astype(values.dtype))
+
+    def _store(self, node: NodeProto, number: int, hint: str, values: Array) -> None:
+        name = node.input[number]
+        if name not in self._stored:
+            name = hint
+            while name in self._stored:
+                name += "_"
+            node.input[number] = name
+            self._stored[name] = self.model.graph.initializer.add()
+        self._stored[name].CopyFrom(tensor(name, values))
+
+    def bias(self, layer: Layer, width: int) -> FloatArray | None:
+        """Return the present bias float64[width]; zeros where one can be added, None where none can."""
+        if layer.bias is not None:
+            old = array(self._stored[layer.bias]).astype(np.float64)
+            factor = layer.weight.bias[1] if layer.weight.bias is not None else 1.0
+            return old.ravel() * factor
+        return np.zeros(width) if self._free_bias(layer) else None
+
+    def _free_bias(self, layer: Layer) -> bool:
+        slot, node = layer.weight.bias, self.model.graph.node[layer.index]
+        return slot is not None and (len(node.input) <= slot[0] or not node.input[slot[0]])

@@ -5,27 +5,51 @@ Exporters write them by the dozen (`squeeze` where a size is not known, switches
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, MutableSequence
+from dataclasses import dataclass, field
 
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxshap.structure import subgraphs
+from onnxshap.structure import graphs_of, subgraphs
 
 
-def take_branches(graph: GraphProto, conditions: Mapping[str, bool]) -> dict[str, str]:
+@dataclass
+class Moved:
+    """What became of the tensors of branches that stand in the graph around them.
+
+    Attributes:
+        origin: name -> name in the branch, of every tensor that had to be renamed.
+        bodies: name -> the branch that its node was in, `output.then_branch` by the first output of the If; branches
+            in branches joined by `/`.
+    """
+
+    origin: dict[str, str] = field(default_factory=dict)
+    bodies: dict[str, str] = field(default_factory=dict)
+
+    def rename(self, new: str, old: str) -> None:
+        """Note that a tensor has another name now."""
+        self.origin[new] = self.origin.get(old, old)
+        if old in self.bodies:
+            self.bodies[new] = self.bodies[old]
+
+    def inside(self, node: NodeProto, branch: str) -> str:
+        """Return what a branch of an If is called."""
+        name = node.output[0]
+        here = f"{self.origin.get(name, name)}.{branch}"
+        return f"{self.bodies[name]}/{here}" if name in self.bodies else here
+
+
+def take_branches(graph: GraphProto, conditions: Mapping[str, bool], moved: Moved) -> None:
     """Replace the If nodes of a graph whose condition is known, those in the branches taken too.
 
     Args:
         graph: a graph, changed in place.
         conditions: names of tensors -> their value.
-
-    Returns:
-        New name -> name in the branch, of every tensor that had to be renamed.
+        moved: told of every tensor that is moved.
     """
-    taken = {t.name for t in graph.initializer} | {i.name for i in graph.input}
-    taken |= {name for node in graph.node for name in (*node.output, node.name)}
+    taken = names_in(graph)
     nodes: list[NodeProto] = []
-    origin: dict[str, str] = {}
     pending = list(reversed(graph.node))
     while pending:
         node = pending.pop()
@@ -34,55 +58,89 @@ def take_branches(graph: GraphProto, conditions: Mapping[str, bool]) -> dict[str
             continue
         wanted = "then_branch" if conditions[node.input[0]] else "else_branch"
         branch = next(a.g for a in node.attribute if a.name == wanted)
-        pending += reversed(_inlined(branch, node, taken, graph.initializer, origin))
-    if len(nodes) != len(graph.node) or origin:
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del graph.node[:]
-        graph.node.extend(copies)
-    return origin
+        where = moved.inside(node, wanted)
+        inner, handed = inlined(branch, where, taken, graph.initializer, moved, node.output)
+        through = [(i, o) for i, o in zip(handed, node.output, strict=True) if i != o]
+        inner += [helper.make_node("Identity", [i], [o], name=o) for i, o in through]
+        pending += reversed(inner)
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
-def _inlined(
-    branch: GraphProto, node: NodeProto, taken: set[str], stored: MutableSequence[TensorProto], origin: dict[str, str]
-) -> list[NodeProto]:
-    """Return a branch's nodes as they stand in place of its If; its initializers go to `stored`."""
-    made = {name for inner in branch.node for name in inner.output if name}
+def names_in(graph: GraphProto) -> Counter[str]:
+    """Return how often every name of a tensor or node is given in a graph and the graphs in its nodes."""
+    found = Counter[str]()
+    for part in graphs_of(graph):
+        found.update(_given(part))
+        found.update(i.name for i in part.input)
+    return found
+
+
+def _given(graph: GraphProto) -> Counter[str]:
+    found = Counter(t.name for t in graph.initializer)
+    for node in graph.node:
+        found.update(name for name in {*node.output, node.name} if name)
+    return found
+
+
+def inlined(
+    branch: GraphProto,
+    where: str,
+    taken: Counter[str],
+    stored: MutableSequence[TensorProto],
+    moved: Moved,
+    outputs: Iterable[str] = (),
+) -> tuple[list[NodeProto], list[str]]:
+    """Return a branch's nodes as they stand in the graph around it, and what its outputs are called there.
+
+    Args:
+        branch: the branch.
+        where: what it is called.
+        taken: how often every name is given, changed as names move.
+        stored: gets the branch's initializers.
+        moved: told of every tensor.
+        outputs: names for the branch's outputs, where it makes them and gives them once; default their own.
+    """
+    made = {name: None for inner in branch.node for name in inner.output if name}
     names: dict[str, str] = {}
-    copies = []
-    for inside, outside in zip((o.name for o in branch.output), node.output, strict=True):
+    for inside, outside in zip((o.name for o in branch.output), outputs, strict=False):
         if inside in made and inside not in names:
             names[inside] = outside
-        else:  # handed through from outside, or given twice
-            copies.append(helper.make_node("Identity", [inside], [outside], name=outside))
+    taken.subtract(_given(branch))
     for name in (*made, *(t.name for t in branch.initializer)):
         if name not in names:
-            names[name] = _unused(name, taken)
-    origin.update((new, old) for old, new in names.items() if new != old)
+            names[name] = unused(name, taken)
+    for old, new in names.items():
+        if new != old:
+            moved.origin[new] = old
+        moved.bodies[new] = where
     for item in branch.initializer:
         own = TensorProto()
         own.CopyFrom(item)
         own.name = names[item.name]
         stored.append(own)
-    moved = [NodeProto.FromString(inner.SerializeToString()) for inner in branch.node]
-    for inner in (*moved, *copies):
+    nodes = [NodeProto.FromString(inner.SerializeToString()) for inner in branch.node]
+    for inner in nodes:
         _rename(inner, names)
-        inner.name = _unused(inner.name, taken) if inner.name else ""
-    return [*moved, *copies]
+        inner.name = unused(inner.name, taken) if inner.name else ""
+    return nodes, [names.get(o.name, o.name) for o in branch.output]
 
 
-def _unused(name: str, taken: set[str]) -> str:
+def unused(name: str, taken: Counter[str]) -> str:
+    """Return a name that nothing has, as near as can be to one given; it is taken from now on."""
     new, number = name, 1
-    while new in taken:
+    while taken[new] > 0:
         new = f"{name}.{(number := number + 1)}"
-    taken.add(new)
+    taken[new] += 1
     return new
 
 
 def _rename(node: NodeProto, names: Mapping[str, str]) -> None:
     """Rename tensors in a node and, where they are taken from outside, in its bodies."""
-    for field in (node.input, node.output):
-        for k, name in enumerate(field):
-            field[k] = names.get(name, name)
+    for listed in (node.input, node.output):
+        for k, name in enumerate(listed):
+            listed[k] = names.get(name, name)
     for body in subgraphs(node):
         own = {i.name for i in body.input} | {t.name for t in body.initializer}
         own |= {name for inner in body.node for name in inner.output}

@@ -68,7 +68,7 @@ def _same_rows(traced: Traced, freed: Traced) -> bool:
 
 def batches(traced: Traced, data: Dataset, size: int) -> Iterator[tuple[int, Mapping[str, Array]]]:
     """Yield feeds of consecutive images and how many images they hold; a fixed batch is filled up with repeats."""
-    step = size if traced.shaped.free_batch else traced.batch
+    step = traced.batch if not traced.shaped.free_batch else 1 if traced.shaped.apart else size
     for start in range(0, len(data), step):
         part = data.take(slice(start, start + step))
         if len(part) < step and not traced.shaped.free_batch:

@@ -16,9 +16,8 @@ from onnx import ModelProto, NodeProto
 from onnxshap.backend import Backend
 from onnxshap.core import Array
 from onnxshap.graph import Graph, array, is_op, with_constants
-from onnxshap.structure import outer_names, subgraphs
+from onnxshap.structure import RANDOM_OPS, outer_names, subgraphs
 
-_RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 _MIXING = (
     *("BatchNormalization", "Conv", "ConvTranspose", "CumSum", "Einsum", "Gemm", "GroupNormalization"),
     *("InstanceNormalization", "LayerNormalization", "LpNormalization", "MatMul", "MeanVarianceNormalization"),
@@ -30,7 +29,7 @@ _MIXING = (
 
 def is_random(node: NodeProto) -> bool:
     """Return whether a node draws its values anew at every run."""
-    return is_op(node, *_RANDOM_OPS)
+    return is_op(node, *RANDOM_OPS)
 
 
 def is_constant(node: NodeProto, known: Iterable[str]) -> bool:

@@ -2,8 +2,8 @@
 
 `normalise` gives every later pass one form to think about, without changing what the model computes:
 Constant nodes are initializers, every initializer has one use, model-local functions are inlined, IR < 4 initializers
-are no inputs. `save` undoes what a user would mind: equal copies are merged again and IR < 4 files list their
-initializers as inputs.
+are no inputs. `finish` undoes what a user would mind: equal copies are merged again, lifted bodies of If nodes are back
+in their place, and IR < 4 files list their initializers as inputs.
 
 Edits happen on the ModelProto itself, so that metadata, doc strings, annotations and tensors we do not touch survive
 bit for bit; onnx-graphsurgeon (which drops some of these) cuts out the sub-models that are only evaluated.
@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,13 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from onnxshap import weights
 from onnxshap.backend import first_line
-from onnxshap.branches import conditions_of
+from onnxshap.branches import Moved, conditions_of
 from onnxshap.branches import take_branches as take_branches_of
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
 from onnxshap.fused import unfuse
-from onnxshap.structure import check_structure, order, outer_names, subgraphs
+from onnxshap.lifting import Lifted, lift, sink
+from onnxshap.structure import check_structure, graphs_of, order, outer_names, subgraphs
 
 PROTOBUF_LIMIT = 2**31 - 2**16
 """Bytes above which a model is stored with external data."""
@@ -56,16 +57,20 @@ class Graph:
     Attributes:
         model: the normalised model; treat as immutable.
         ir_version: the input file's; the normalised model has at least 4 (initializers need not be inputs).
-        origin: name of an un-shared initializer copy -> its name in the input file.
+        origin: name of an un-shared initializer copy, or of a tensor moved out of a branch -> its name in the file.
+        bodies: name of a tensor moved out of a branch -> the branch (`branches.Moved`).
         kept: the large initializers, taken out of the model.
         mixed: the initializers that the input file computes out of others.
+        lifted: the If nodes whose bodies stand in the main graph, until the model is finished.
     """
 
     model: ModelProto
     ir_version: int
     origin: Mapping[str, str] = field(default_factory=dict)
+    bodies: Mapping[str, str] = field(default_factory=dict)
     kept: weights.Kept = field(default_factory=weights.Kept)
     mixed: frozenset[str] = frozenset()
+    lifted: Lifted = field(default_factory=Lifted)
 
     @property
     def nodes(self) -> Sequence[NodeProto]:
@@ -181,23 +186,24 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     normal.CopyFrom(model)
     graph = normal.graph
     _sort(graph)
-    origin = _without_branches(graph)
+    moved = Moved()
+    _without_branches(graph, moved)
     _drop_overridable_inputs(graph)
-    origin |= {k: origin.get(v, v) for k, v in unfuse(graph, opset_of(normal)).items()}
-    origin |= _unshare(graph, origin)
+    _unfuse(graph, opset_of(normal), moved)
+    origin = _unshare(graph, moved.origin)
     del graph.value_info[:]
     normal.ir_version = max(4, model.ir_version)
-    return Graph(normal, model.ir_version, origin, kept or weights.Kept())
+    return Graph(normal, model.ir_version, origin, moved.bodies, kept or weights.Kept())
 
 
 def take_branches(graph: Graph) -> Graph | None:
     """Return a normalised graph without the If nodes whose condition is an initializer, None where it has none."""
     model = ModelProto()
     model.CopyFrom(graph.model)
-    origin = dict(graph.origin) | _without_branches(model.graph)
-    if len(origin) == len(graph.origin) and model.graph == graph.model.graph:
+    moved = Moved(dict(graph.origin), dict(graph.bodies))
+    if not _without_branches(model.graph, moved):
         return None
-    return replace(graph, model=model, origin=origin | _unshare(model.graph, origin))
+    return replace(graph, model=model, origin=_unshare(model.graph, moved.origin), bodies=moved.bodies)
 
 
 def with_constants(graph: Graph, values: Mapping[str, Array]) -> Graph:
@@ -230,17 +236,37 @@ def _stored(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
     return made
 
 
-def _without_branches(graph: GraphProto) -> dict[str, str]:
-    """Make Constant nodes initializers, and put the branch taken in place of each If whose condition is one."""
-    origin: dict[str, str] = {}
+def lift_branches(graph: Graph, chosen: Mapping[str, Collection[str]]) -> Graph:
+    """Return a normalised graph with bodies of If nodes in the main graph: first output -> branches."""
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    moved = Moved(dict(graph.origin), dict(graph.bodies))
+    lifted = lift(model.graph, chosen, graph.lifted, moved)
+    _without_branches(model.graph, moved)
+    _unfuse(model.graph, graph.opset, moved)
+    return replace(graph, model=model, origin=_unshare(model.graph, moved.origin), bodies=moved.bodies, lifted=lifted)
+
+
+def _unfuse(graph: GraphProto, opset: int, moved: Moved) -> None:
+    for new, old in unfuse(graph, opset).items():
+        moved.rename(new, old)
+
+
+def _without_branches(graph: GraphProto, moved: Moved) -> bool:
+    """Make Constant nodes initializers, and put the branch taken in place of each If whose condition is one.
+
+    Return whether there was one.
+    """
     overridable = {i.name for i in graph.input}
+    found = False
     while True:
         _constants_to_initializers(graph)
         asked = conditions_of(graph.node) - overridable
         known = {t.name: bool(array(t).all()) for t in graph.initializer if t.name in asked}
         if not known:
-            return origin
-        origin |= take_branches_of(graph, known)
+            return found
+        take_branches_of(graph, known, moved)
+        found = True
 
 
 def _sort(graph: GraphProto) -> None:
@@ -394,11 +420,27 @@ def extract(model: ModelProto, inputs: Mapping[str, int], outputs: Mapping[str, 
             node.outputs = [gs.Variable(f"{o.name}.cut") if o.name in inputs else o for o in node.outputs]
         graph.cleanup().toposort()
         part: ModelProto = gs.export_onnx(graph, do_type_check=False)
+    _keep_outside(part.graph, model.graph)
     del part.graph.value_info[:]
     del part.opset_import[:]
     part.opset_import.extend(model.opset_import)
     part.ir_version = model.ir_version
     return part
+
+
+def _keep_outside(part: GraphProto, whole: GraphProto) -> None:
+    """Take out of bodies the initializers of the graph around them, of which graphsurgeon writes copies there."""
+    stored = {t.name: t for t in whole.initializer}
+    present = {t.name for t in part.initializer}
+    for item in [g for node in part.node for body in subgraphs(node) for g in graphs_of(body)]:
+        copied = [t.name for t in item.initializer if t.name in stored]
+        own = [_copy_tensor(t) for t in item.initializer if t.name not in stored]
+        if copied:
+            del item.initializer[:]
+            item.initializer.extend(own)
+        missing = [name for name in copied if name not in present]
+        part.initializer.extend(stored[name] for name in missing)
+        present.update(missing)
 
 
 # --- save ------------------------------------------------------------------------------------------------------------
@@ -437,6 +479,7 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
         for k, name in enumerate(node.input):
             if name in merged:
                 node.input[k] = merged[name]
+    sink(graph, source.lifted, initializers=done.ir_version >= 4)
     if done.ir_version < 4:
         known = {i.name for i in graph.input}
         graph.input.extend(

@@ -212,8 +212,10 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
     Returns:
         One entry for every cut axis: {initializer, node, input, axis, indices}, and `value` where zero is written as
         another code (a zero point, broadcast over the slices); `node` is the first output of the node
-        that reads the initializer at `input`, which tells the uses of a shared one apart. A weight that the file mixes
-        out of initializers (`constants`) goes by the name of the tensor that the layer reads.
+        that reads the initializer at `input`, which tells the uses of a shared one apart; `body`, where that node
+        is in a branch of an If, is `output.then_branch` by the If's first output (in branches in branches joined by
+        `/`), which tells nodes of two branches apart. A weight that
+        the file mixes out of initializers (`constants`) goes by the name of the tensor that the layer reads.
     """
     live, graph = traced.alive(keep), traced.shaped.graph
     constants = {t.name for t in graph.model.graph.initializer}
@@ -240,6 +242,8 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
                     }
                     if (value := _code_of_zero(traced, live, node, k, axis)) != 0:
                         item["value"] = value
+                    if (branch := graph.bodies.get(node.output[0])) is not None:
+                        item["body"] = branch
                     found.append(item)
     return found
 

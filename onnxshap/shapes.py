@@ -8,7 +8,7 @@ with other sizes in the free dimensions. What is equal in both runs does not dep
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,9 +22,10 @@ from onnxshap.constants import constants_of, is_random, store_mixed
 from onnxshap.core import Array
 from onnxshap.data import InputSpec, random_data
 from onnxshap.errors import DataError, ModelError
-from onnxshap.folding import Part, Run, Shape, fold
-from onnxshap.graph import Graph, attributes, is_op, take_branches
-from onnxshap.structure import subgraphs
+from onnxshap.folding import Folded, Part, Run, Shape, fold
+from onnxshap.graph import Graph, attributes, extract, is_op, lift_branches, take_branches
+from onnxshap.lifting import BRANCHES, body, handed, is_if, join, liftable
+from onnxshap.structure import reads, subgraphs
 from onnxshap.weights import without_values
 
 _BATCH = 2
@@ -35,6 +36,17 @@ _INTEGER_OPS = (
 )
 """What exporters that fold no constants put bounds and sizes together with."""
 _PREFIX = "onnxshap.shape."
+_CHOOSABLE = frozenset(
+    (
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+        TensorProto.DOUBLE,
+        TensorProto.INT32,
+        TensorProto.INT64,
+        TensorProto.UINT8,
+    )
+)
+"""Element types of which onnxruntime has a Where."""
 _KNOWN_TYPES = frozenset(helper.get_all_tensor_dtypes()) - {TensorProto.UNDEFINED}
 
 
@@ -52,6 +64,7 @@ class Shaped:
         varying: (tensor, axis) whose size follows the inputs' free dimensions.
         told: (tensor, axis) whose size is read by arithmetic that is left.
         parts: tensor name -> what is known of a vector of sizes that is computed.
+        apart: whether the values of the images decide which branch is taken, so that each has to be run alone.
     """
 
     graph: Graph
@@ -63,6 +76,7 @@ class Shaped:
     varying: frozenset[tuple[str, int]] = field(default_factory=frozenset)
     told: frozenset[tuple[str, int]] = field(default_factory=frozenset)
     parts: Mapping[str, Part] = field(default_factory=dict)
+    apart: bool = False
 
     @cached_property
     def producers(self) -> dict[str, int]:
@@ -100,13 +114,22 @@ def input_specs(model: ModelProto) -> dict[str, InputSpec]:
     return specs
 
 
-def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | None]] | None = None) -> Shaped:
-    """Return the graph with concrete shapes, its constant shape arithmetic folded.
+def infer(
+    graph: Graph,
+    backend: Backend,
+    shapes: Mapping[str, Sequence[int | None]] | None = None,
+    samples: Sequence[Mapping[str, Array]] = (),
+) -> Shaped:
+    """Return the graph with concrete shapes, its constant shape arithmetic folded, its branches lifted.
+
+    Bodies of If nodes are lifted into the main graph as far as the graph runs with them there, at the sizes that it is
+    traced at; where there are samples, those alone that a sample takes.
 
     Args:
         graph: a normalised graph.
         backend: runs it, twice or more.
         shapes: input name -> shape of one image batch, from the data or the user; None or absent = find one that runs.
+        samples: inputs that the model is meant for.
 
     Raises:
         ModelError: the model does not run at the shapes given, or at any that were tried.
@@ -116,27 +139,139 @@ def infer(graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | No
         raise ModelError("the model has no inputs, so it computes a constant; export it with its inputs")
     if unknown := sorted(set(shapes or {}) - set(specs)):
         raise ModelError(f"a shape is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
-    graph = store_mixed(graph, backend)
-    probe = _Probe(graph, backend, specs)
-    first = _first_run(probe, specs, shapes or {})
-    free_batch = all(s.shape and s.shape[0] is None for s in specs.values())
-    varied = _varied(specs, first.inputs)
-    second = next((run for sizes in varied if (run := probe.attempt(sizes))), None)
-    folding = fold(graph, first, second if varied else first)
-    folded = folding.graph
-    if (simpler := take_branches(folded)) is not None:
-        return infer(simpler, backend, shapes)
-    found = value_kinds(folded.model)
+    seen = _see(graph, backend, shapes or {}, samples)
+    done: set[str] = set()
+    while open_ := _open_branches(seen.graph, done, samples, backend):
+        for chosen in _attempts(open_):
+            try:
+                lifted = _see(lift_branches(seen.graph, chosen), backend, shapes or {}, samples)
+            except ModelError:  # a branch that is not taken does not run at these sizes
+                continue
+            if lifted.second is not None or seen.second is None:
+                seen = lifted
+                done.update(chosen)
+                break
+        else:
+            done.add(next(iter(open_)))
+    return _shaped(seen, backend)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A graph with its shape arithmetic folded, and the runs that told how."""
+
+    graph: Graph
+    first: Run
+    second: Run | None
+    folded: Folded
+
+
+def _see(
+    graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | None]], samples: Sequence[Mapping[str, Array]]
+) -> _Seen:
+    """Return what two runs tell about a graph; raises a ModelError where it does not run."""
+    specs = input_specs(graph.model)
+    while True:
+        graph = store_mixed(graph, backend)
+        probe = _Probe(graph, backend, specs, samples[0] if samples else {})
+        first = _first_run(probe, specs, shapes)
+        varied = _varied(specs, first.inputs)
+        second = next((run for sizes in varied if (run := probe.attempt(sizes))), None) if varied else first
+        folding = fold(graph, first, second)
+        if (simpler := take_branches(folding.graph)) is None:
+            return _Seen(folding.graph, first, second, folding)
+        graph = simpler
+
+
+def _shaped(seen: _Seen, backend: Backend) -> Shaped:
+    """Return the graph with all that is known of its tensors; its lifted If nodes are joined where they can be."""
+    graph, first, second = seen.graph, seen.first, seen.second
+    found = value_kinds(graph.model)
     kinds = {name: kind for name, kind in found.items() if kind}
-    kinds |= _unknown_kinds(folded, backend, found)
-    for item in folded.model.graph.output:
+    kinds |= _unknown_kinds(graph, backend, found)
+    for item in graph.model.graph.output:
         if not item.type.WhichOneof("value"):
             item.type.tensor_type.elem_type = kinds.get(item.name, TensorProto.FLOAT)
-    known = {t.name: tuple(t.dims) for t in folded.model.graph.initializer} | dict(first.shapes)
+    known = {t.name: tuple(t.dims) for t in graph.model.graph.initializer} | dict(first.shapes)
+    known |= seen.folded.shapes
+    others = known | dict((second or first).shapes)
+    alike = [n.output[0] for n in graph.lifted.nodes if graph.opset >= 9 and _alike(n, graph, (known, others), kinds)]
+    if alike:
+        join(graph.model.graph, alike)
+    specs = input_specs(graph.model)
+    free_batch = all(s.shape and s.shape[0] is None for s in specs.values())
     varying = _varying(first.shapes, second.shapes if second else {})
-    constants = constants_of(folded.model)
-    known |= folding.shapes
-    return Shaped(folded, known, kinds, first.inputs, free_batch, constants, varying, folding.told, folding.parts)
+    told, parts, constants = seen.folded.told, seen.folded.parts, constants_of(graph.model)
+    apart = _decided_by(graph, [name for name, spec in specs.items() if spec.shape])
+    return Shaped(graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart)
+
+
+def _decided_by(graph: Graph, inputs: Collection[str]) -> bool:
+    """Return whether the condition of an If depends on the values of some inputs."""
+    reached = {n.input[0] for n in (*graph.nodes, *graph.lifted.nodes) if is_if(n)}
+    for node in reversed(graph.nodes):
+        if not reached.isdisjoint(node.output) and not is_op(node, "Shape", "Size"):
+            reached.update(reads(node))
+    return not reached.isdisjoint(inputs)
+
+
+def _alike(node: NodeProto, graph: Graph, runs: Sequence[Mapping[str, Shape]], kinds: Mapping[str, int]) -> bool:
+    """Return whether both bodies of a lifted If hand tensors of one shape and type through, for every output."""
+    present = next((n for n in graph.nodes if n.output[0] == node.output[0] and is_op(n, "If")), None)
+    sides = [None if present is None else handed(body(present, branch)) for branch in BRANCHES]
+    if present is None or sides[0] is None or sides[1] is None:
+        return False
+    ranks = [len(known.get(present.input[0], ())) for known in runs]
+    for yes, no, output in zip(sides[0], sides[1], present.output, strict=True):
+        names = [yes, no, *([output] if output else [])]
+        if len({kinds.get(name) for name in names}) > 1 or kinds.get(yes) not in _CHOOSABLE:
+            return False
+        for rank, known in zip(ranks, runs, strict=True):
+            if len({known.get(name) for name in names}) > 1 or len(known.get(yes, ())) < rank:
+                return False
+    return True
+
+
+def _open_branches(
+    graph: Graph, done: Collection[str], samples: Sequence[Mapping[str, Array]], backend: Backend
+) -> dict[str, list[str]]:
+    """Return first output -> branches, of the If nodes that may be lifted and were not tried."""
+    found = {n.output[0]: (n, liftable(n)) for n in graph.nodes if is_if(n) and n.output[0] not in done}
+    if samples and found:
+        taken = _taken(graph, {n.input[0] for n, _ in found.values()}, samples, backend)
+        wanted = {name: {BRANCHES[0] if value else BRANCHES[1] for value in taken[n.input[0]]}
+                  for name, (n, _) in found.items()}  # fmt: skip
+        found = {name: (n, [b for b in branches if b in wanted[name]]) for name, (n, branches) in found.items()}
+    return {name: branches for name, (_, branches) in found.items() if branches}
+
+
+def _taken(
+    graph: Graph, conditions: Collection[str], samples: Sequence[Mapping[str, Array]], backend: Backend
+) -> dict[str, set[bool]]:
+    """Return the values that conditions have on samples."""
+    computed = sorted(name for name in conditions if name not in samples[0])
+    kinds = {i.name: i.type.tensor_type.elem_type for i in graph.model.graph.input}
+    found: dict[str, set[bool]] = {name: set() for name in conditions}
+    session = (
+        backend.session(extract(graph.model, kinds, dict.fromkeys(computed, TensorProto.BOOL))) if computed else None
+    )
+    for sample in samples:
+        values = dict(sample)
+        if session is not None:
+            values |= zip(computed, session.run({n: sample[n] for n in session.inputs}), strict=True)
+        for name in conditions:
+            found[name].add(bool(np.all(values[name])))
+    return found
+
+
+def _attempts(branches: Mapping[str, list[str]]) -> Iterator[dict[str, list[str]]]:
+    """Yield what may be lifted at once, best first: all of it, then of the first If alone, both bodies or one."""
+    name = next(iter(branches))
+    if len(branches) > 1:
+        yield dict(branches)
+    yield {name: branches[name]}
+    if len(branches[name]) > 1:
+        yield from ({name: [branch]} for branch in branches[name])
 
 
 def _unknown_kinds(graph: Graph, backend: Backend, kinds: Mapping[str, int | None]) -> dict[str, int]:
@@ -222,10 +357,12 @@ def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[d
 class _Probe:
     """The model with a `Shape` node behind every tensor, loaded once."""
 
-    def __init__(self, graph: Graph, backend: Backend, specs: Mapping[str, InputSpec]) -> None:
+    def __init__(
+        self, graph: Graph, backend: Backend, specs: Mapping[str, InputSpec], sample: Mapping[str, Array]
+    ) -> None:
         model = ModelProto()
         model.CopyFrom(graph.model)
-        self._specs = specs
+        self._specs, self._sample = specs, sample
         kinds = value_kinds(model)
         made = [i.name for i in model.graph.input] + [o for n in model.graph.node for o in n.output if o]
         self._names = [name for name in made if kinds.get(name, TensorProto.UNDEFINED) is not None]
@@ -241,10 +378,11 @@ class _Probe:
     def run(self, sizes: Mapping[str, Shape]) -> Run:
         """Return the shapes at these sizes of the inputs; a ModelError where the model does not run."""
         feeds = {n: _noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()}
+        feeds |= {n: v for n, v in self._sample.items() if not self._specs[n].shape}
         try:
             got = self._session.run(feeds)
         except ModelError:
-            integers = {n: np.zeros_like(v) for n, v in feeds.items() if v.dtype.kind in "iu"}
+            integers = {n: np.zeros_like(v) for n, v in feeds.items() if v.dtype.kind in "iu" and n not in self._sample}
             if not integers:
                 raise
             got = self._session.run(feeds | integers)  # indices of a table with fewer rows
@@ -287,7 +425,7 @@ def _shape_arithmetic(model: ModelProto) -> set[str]:
     found: set[str] = set()
     sized: set[str] = set()
     for node in model.graph.node:
-        if is_random(node) or any(True for _ in subgraphs(node)):
+        if any(True for _ in subgraphs(node)) or is_random(node):
             continue
         inputs = [i for i in node.input if i]
         from_shape = is_op(node, "Shape", "Size") and inputs[0] not in static

@@ -9,6 +9,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from onnxshap.errors import ModelError
 
+RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+"""Ops that draw their values anew at every run."""
+
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """Yield the graphs in a node's attributes (bodies of If, Loop, Scan)."""

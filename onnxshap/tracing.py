@@ -15,7 +15,7 @@ from onnxshap import graph as graphs
 from onnxshap import shapes
 from onnxshap.backend import Backend, OrtBackend
 from onnxshap.batching import Images, batch_of, find_images
-from onnxshap.core import BoolArray
+from onnxshap.core import Array, BoolArray
 from onnxshap.cost import Cost, cost_of
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
 from onnxshap.labels import Labels, Liveness, Site
@@ -121,6 +121,7 @@ def trace(
     *,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     backend: Backend | None = None,
+    samples: Sequence[Mapping[str, Array]] = (),
 ) -> Traced:
     """Return a model with its labels and groups; a traced one as it is.
 
@@ -128,6 +129,7 @@ def trace(
         model: a path, serialized bytes or a ModelProto.
         input_shapes: concrete shapes for inputs with free dimensions.
         backend: what runs it; onnxruntime on the CPU by default.
+        samples: inputs that it is meant for: bodies of If nodes that none of them takes stay whole.
 
     Raises:
         ModelError: the model cannot be read or run.
@@ -136,5 +138,5 @@ def trace(
         return model
     given = graphs.read(model)
     engine = backend or OrtBackend()
-    shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes)
+    shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes, samples)
     return Traced(given.model, shaped, trace_graph(shaped), engine, given.files)

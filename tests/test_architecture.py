@@ -14,16 +14,17 @@ ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "core", "tuning"}),
     frozenset({"structure", "weights"}),
+    frozenset({"branches"}),
     frozenset(
         {
             "backend",
             "balance",
-            "branches",
             "data",
             "estimators",
             "fixups",
             "fused",
             "journal",
+            "lifting",
             "payoffs",
             "plan",
             "taps",

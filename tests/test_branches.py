@@ -1,4 +1,4 @@
-"""If nodes whose condition is known are gone before anything is traced; those that depend on the input stay."""
+"""If nodes whose condition is known are gone before anything is traced; the bodies of others are cut where they are."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import onnx
 import pytest
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+from onnxshap.core import Dataset
 from onnxshap.graph import normalise
 from onnxshap.rewrite import drop_units
 from onnxshap.tracing import trace
-from tests.exactness import check_exact, net
+from tests.exactness import Exactness, check_exact, net
 from tests.zeroing import relative_error, run
 
 RNG = np.random.default_rng(0)
@@ -115,8 +116,8 @@ def test_a_condition_on_sizes_is_decided_where_the_size_is_fixed(place: int, wan
     model = net(SIZES, w=(4, 6), v=(6, 5), place=np.array(place), wanted=np.array(wanted))
     choose(model, 5, "yes", "c", body(WIDE, wa=(6, 8), wb=(8, 6)), body(PLAIN))
     traced = trace(model)
-    assert ("If" not in ops(traced.shaped.graph.model)) == taken
     small = drop_units(traced, {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups})
+    assert ("If" not in ops(small)) == taken
     whole = drop_units(traced, {})
     for shape in ((1, 2, 7, 4), (2, 2, 7, 4), (1, 3, 5, 4)):
         x = {"x": RNG.normal(size=shape).astype(np.float32)}
@@ -149,19 +150,198 @@ def test_rests_of_sizes_are_not_fixed_because_two_sizes_have_the_same() -> None:
         assert relative_error(run(whole, x), run(model, x)) < 1e-6
 
 
-def test_branches_that_depend_on_the_input_stay_whole_and_freeze_what_they_read() -> None:
-    text = """(float[N,4] x) => (float[N,3] y) {
+SUM = """(float[N,4] x) => (float[N,3] y) {
+    total = ReduceSum<keepdims=0>(x)
+    yes = Greater(total, zero)
+    h = MatMul(x, w)
+    s = Relu(c)
+    y = MatMul(s, v)
+}"""
+
+
+def on_sum(yes: GraphProto, no: GraphProto, text: str = SUM, at: int = 3, **more: Any) -> ModelProto:
+    """A net whose If takes `yes` where the sum of its inputs is positive."""
+    model = net(text, **{"w": (4, 6), "v": (6, 3), "zero": np.float32(0), **more})
+    choose(model, at, "yes", "c", yes, no)
+    return model
+
+
+def both_ways(shape: tuple[int, ...] = (3, 4)) -> list[Dataset]:
+    """Inputs that take the one branch, and inputs that take the other."""
+    x = np.abs(RNG.normal(size=shape)).astype(np.float32)
+    return [Dataset({"x": x}), Dataset({"x": -x})]
+
+
+def check_both_ways(model: ModelProto, shape: tuple[int, ...] = (3, 4)) -> list[Exactness]:
+    """Assert exactness in both branches; the cut file has its If nodes where they were."""
+    traced = trace(model)
+    for keep in ({}, {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups}):
+        small = drop_units(traced, keep)
+        assert nested_ops(small.graph) == nested_ops(model.graph)
+    return [check_exact(model, data=data, seed=k) for data in both_ways(shape) for k in (0, 1)]
+
+
+def nested_ops(graph: GraphProto) -> list[Any]:
+    """The ops of a graph, and in place of bodies the ops of those; constants are no ops."""
+    found: list[Any] = []
+    for node in graph.node:
+        if node.op_type != "Constant":
+            found += [node.op_type, *(nested_ops(a.g) for a in node.attribute if a.type == onnx.AttributeProto.GRAPH)]
+    return found
+
+
+OTHER = "() => (float[N,6] e) {\n p = MatMul(h, ua)\n q = Tanh(p)\n e = MatMul(q, ub)\n}"
+
+
+def test_branches_that_depend_on_the_input_are_cut_inside() -> None:
+    model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), body(OTHER, ua=(6, 5), ub=(5, 6)))
+    names = [(g.name, len(g), g.consumers) for g in trace(model).groups]
+    assert names == [("h", 6, ("a", "p")), ("a", 8, ("t",)), ("t", 6, ("y",)), ("p", 5, ("e",))]
+    assert all(found.groups == 4 for found in check_both_ways(model))
+
+
+def test_what_a_branch_hands_through_goes_with_what_the_other_makes() -> None:
+    model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), body("() => (float[N,6] e) {\n e = Identity(h)\n}"))
+    assert [(g.name, g.producers) for g in trace(model).groups] == [("h", ("h", "t")), ("a", ("a",))]
+    check_both_ways(model)
+
+
+CONV = """(float[N,3,6,6] x) => (float[N,2,6,6] y) {
+    total = ReduceSum<keepdims=0>(x)
+    yes = Greater(total, zero)
+    h = Conv<pads=[1,1,1,1]>(x, w)
+    s = Relu(c)
+    y = Conv(s, v)
+}"""
+CONVS = """() => (float[N,6,6,6] t) {
+    a = Conv<pads=[1,1,1,1]>(h, wa, ba)
+    r = Relu(a)
+    t = Conv(r, wb, bb)
+}"""
+OTHERS = """() => (float[N,6,6,6] e) {
+    p = Conv<pads=[1,1,1,1]>(h, ua)
+    q = Sigmoid(p)
+    g = Conv(q, ub)
+    e = Add(g, x6)
+}"""
+
+
+def test_convs_in_both_branches_and_captured_tensors() -> None:
+    """One of the captured tensors is made for the branch alone, in the main graph, where it stays."""
+    text = CONV.replace("s = Relu", "x6 = Conv(x, w6)\n s = Relu")
+    yes = body(CONVS, wa=(8, 4, 3, 3), ba=(8,), wb=(6, 8, 1, 1), bb=(6,))
+    no = body(OTHERS, ua=(5, 4, 3, 3), ub=(6, 5, 1, 1))
+    model = on_sum(yes, no, text, 4, w=(4, 3, 3, 3), w6=(6, 3, 1, 1), v=(2, 6, 1, 1))
+    found = check_both_ways(model, (2, 3, 6, 6))
+    assert all(f.groups == 4 and f.kept < 0.7 for f in found)
+
+
+def test_branches_in_branches_that_depend_on_the_input() -> None:
+    inner = helper.make_node(
+        "If", ["large"], ["o"], name="inner",
+        then_branch=body("() => (float[N,6] t2) {\n a2 = MatMul(b, w2)\n r2 = Relu(a2)\n t2 = MatMul(r2, w3)\n}",
+                         w2=(7, 5), w3=(5, 6)),
+        else_branch=body("() => (float[N,6] e2) {\n e2 = MatMul(b, w4)\n}", w4=(7, 6)),
+    )  # fmt: skip
+    outer = body("() => (float[N,6] o) {\n a = MatMul(h, wa)\n b = Relu(a)\n large = Greater(total, ten)\n}", wa=(6, 7))
+    outer.node.append(inner)
+    model = on_sum(outer, body(PLAIN), ten=np.float32(10))
+    traced = trace(model)
+    assert [g.name for g in traced.groups] == ["h", "a", "a2"]
+    for scale in (1, 20):
+        for data in both_ways():
+            check_exact(model, data=Dataset({"x": data.inputs["x"] * scale}))
+    small = drop_units(traced, {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups})
+    assert nested_ops(small.graph) == nested_ops(model.graph)
+
+
+def test_an_if_that_gives_outputs_of_the_model_tensors_from_outside_and_initializers() -> None:
+    text = """(float[N,4] x) => (float[N,6] c, float[N,6] d, float[N,6] z) {
         total = ReduceSum<keepdims=0>(x)
         yes = Greater(total, zero)
         h = MatMul(x, w)
-        s = Relu(c)
-        y = MatMul(s, v)
+        z = Neg(f)
     }"""
-    model = net(text, w=(4, 6), v=(6, 3), zero=np.float32(0))
-    choose(model, 3, "yes", "c", body(WIDE, wa=(6, 8), wb=(8, 6)), body(PLAIN))
-    traced = trace(model)
-    assert not traced.groups
+    model = net(text, w=(4, 6), zero=np.float32(0))
+    text = "() => (float[N,6] t, float[N,6] i, float[N,6] u) {\n i = Identity(h)\n u = Neg(h)" + WIDE.split("{")[1]
+    yes = body(text, wa=(6, 8), wb=(8, 6))
+    no = body("() => (float[N,6] k, float[N,6] e, float[1,6] j) {\n e = Neg(h)\n k = Neg(e)\n}", j=(1, 6))
+    node = helper.make_node("If", ["yes"], ["c", "d", "f"], name="choice", then_branch=yes, else_branch=no)
+    model.graph.node.insert(3, node)
+    assert [g.name for g in trace(model).groups] == ["a"]
+    for data in both_ways():
+        check_exact(model, data=data)
+
+
+def test_names_that_both_branches_have() -> None:
+    model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), body(WIDE, wa=(6, 5), wb=(5, 6)))
+    assert [len(g) for g in trace(model).groups] == [6, 8, 6, 5]
+    check_both_ways(model)
+
+
+def test_branches_of_other_shapes_are_cut_up_to_their_border() -> None:
+    text = SUM.replace("s = Relu(c)", "m = ReduceMax<axes=[1], keepdims=1>(c)\n s = Add(m, six)")
+    no = body("() => (float[N,K] e) {\n p = MatMul(h, ua)\n q = Tanh(p)\n e = MatMul(q, ub)\n}", ua=(6, 5), ub=(5, 7))
+    model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), no, text, six=(6,))
+    model.graph.node[3].attribute[0].g.output[0].type.tensor_type.shape.dim[1].dim_param = "K"
+    assert [(g.name, len(g)) for g in trace(model).groups] == [("h", 6), ("a", 8), ("p", 5)]
+    check_both_ways(model)
+
+
+FAILS = """() => (float[N,6] e) {
+    two = Concat<axis=0>(seven, six)
+    e = Reshape(h, two)
+}"""
+
+
+def test_a_branch_that_does_not_run_where_it_is_not_taken_stays_whole() -> None:
+    """It runs on two images alone, seven of them: the other branch is cut all the same."""
+    no = body(FAILS)
+    no.initializer.append(numpy_helper.from_array(np.array([7]), "seven"))
+    no.initializer.append(numpy_helper.from_array(np.array([6]), "six"))
+    model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), no)
+    shapes = {"x": (3, 4)}
+    traced = trace(model, input_shapes=shapes)
+    assert [g.name for g in traced.groups] == ["a"]
     assert any("a branch of If reads it" in f.reason for f in traced.frozen)
+    positive = both_ways()[0]
+    check_exact(model, data=positive, input_shapes=shapes)
+    small = drop_units(traced, {"a": np.arange(8) < 4})
+    assert nested_ops(small.graph) == nested_ops(model.graph)
+    x = {"x": -np.abs(RNG.normal(size=(7, 4))).astype(np.float32)}
+    assert relative_error(run(small, x), run(model, x)) == 0
+    with pytest.raises(Exception, match="Reshape"):
+        run(small, {"x": x["x"][:3]})
+
+
+def test_a_branch_not_taken_is_not_run() -> None:
+    """What fails there fails in no file that is written, only where it is taken."""
+    no = body(OTHER.replace("e = MatMul(q, ub)", "k = MatMul(q, ub)\n e = Reshape(k, target)"), ua=(6, 5), ub=(5, 6))
+    no.initializer.append(numpy_helper.from_array(np.array([2, 6]), "target"))
+    model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), no)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    traced = trace(model)
+    assert [g.name for g in traced.groups] == ["h", "a", "t", "p"]
+    small = drop_units(traced, {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups})
+    small.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    run(small, {"x": np.ones((3, 4), np.float32)})
+    with pytest.raises(Exception, match="Reshape"):
+        run(small, {"x": -np.ones((3, 4), np.float32)})
+
+
+def test_random_numbers_in_a_branch_are_drawn_only_where_it_is_taken() -> None:
+    no = body("() => (float[N,6] e) {\n r = RandomNormalLike(h)\n e = Mul(h, r)\n}")
+    model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), no)
+    assert [g.name for g in trace(model).groups] == ["a"]
+    check_exact(model, data=both_ways()[0])
+
+
+def test_with_samples_only_what_they_take_is_cut() -> None:
+    model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), body(OTHER, ua=(6, 5), ub=(5, 6)))
+    yes, no = both_ways()
+    assert [g.name for g in trace(model, samples=[yes.inputs]).groups] == ["a"]
+    assert [g.name for g in trace(model, samples=[no.inputs]).groups] == ["p"]
+    assert [g.name for g in trace(model, samples=[yes.inputs, no.inputs]).groups] == ["h", "a", "t", "p"]
 
 
 def test_known_kinds_of_types_go_through() -> None:

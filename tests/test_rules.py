@@ -1539,12 +1539,12 @@ case("a weight is a model output", net("""(float[N,6] x) => (float[N,3] y, float
     y = MatMul(a, w1)
     z = ConstantOfShape(four)
 }""", w0=(6, 8), w1=(8, 3), four=[4]), [8])
-case("a branch reads a tensor", conv_net("""
+case("branches of If read a tensor", conv_net("""
     m = ReduceMax<keepdims=0>(x)
     c = Greater(m, zero)
     b = If (c) <then_branch = yes () => (float[N,8,8,8] t) { t = Relu(a) },
                 else_branch = no () => (float[N,8,8,8] e) { e = Neg(a) }>
-""", zero=0.0), [], "branch of If")
+""", zero=0.0), [8])
 
 
 # fmt: on
@@ -1553,7 +1553,7 @@ _NO_ROWS = {
     *("gemm C column", "gemm C full", "gemm with computed bias", "conv with computed weights"),
     *("a branch reads a weight and a bias that are cut", "a weight is a model output"),
     *("resize by sizes", "concat with an expanded constant", "constant of shape", "means over channels and more"),
-    "a table spread over the images",
+    *("a table spread over the images", "branches of If read a tensor"),
     *(
         f"{op}: {what}"
         for op in ("GRU", "LSTM", "RNN")

@@ -17,33 +17,26 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    every = list(_graphs(graph))
-    stored = {t.name: numpy_helper.to_array(t) for g in every for t in g.initializer}
-    nodes = [n for g in every for n in g.node]
-    for node in nodes:
-        if node.op_type == "Constant":
-            stored[node.output[0]] = _constant(node)
-        elif node.op_type == "ConstantOfShape" and node.input[0] in stored:
-            fill = numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1, np.float32)
-            stored[node.output[0]] = np.full(stored[node.input[0]], fill[0], fill.dtype)
-    mixed = sorted({item["initializer"] for item in slices} - stored.keys())
-    stored |= zip(mixed, _computed(copy, mixed, set(stored)), strict=True)
-    values: dict[tuple[str, int], NDArray[Any]] = {}
+    values: dict[tuple[str, str, int], NDArray[Any]] = {}
+    nodes = dict(_nodes(graph, "", {}))
+    known = {name for _, stored in nodes.values() for name in stored}
+    mixed = sorted({item["initializer"] for item in slices} - known)
+    computed = dict(zip(mixed, _computed(copy, mixed, known), strict=True))
     for item in slices:
-        key = item["node"], item["input"]
+        key = item.get("body", ""), item["node"], item["input"]
+        stored = computed | nodes[key[:2]][1]
         array = values.setdefault(key, stored[item["initializer"]].copy())
         where: list[Any] = [slice(None)] * array.ndim
         where[item["axis"]] = item["indices"]
         array[tuple(where)] = np.asarray(item.get("value", 0), array.dtype)  # codes: the zero point
-    readers = {n.output[0]: n for n in nodes}
-    for number, ((output, index), array) in enumerate(values.items()):
+    for number, ((body, output, index), array) in enumerate(values.items()):
         name = f"zeroed_{number}"
         graph.initializer.append(numpy_helper.from_array(array, name))
         if copy.ir_version < 4:
             graph.input.append(
                 helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
             )
-        readers[output].input[index] = name
+        nodes[body, output][0].input[index] = name
     return copy
 
 
@@ -60,11 +53,26 @@ def _computed(model: onnx.ModelProto, names: Sequence[str], known: set[str]) -> 
     return run(onnx.shape_inference.infer_shapes(part), {}) if names else []
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for attribute in (a for n in graph.node for a in n.attribute):
-        for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-            yield from _graphs(body)
+_Stored = dict[str, NDArray[Any]]
+
+
+def _nodes(
+    graph: onnx.GraphProto, body: str, outside: _Stored
+) -> Iterator[tuple[tuple[str, str], tuple[onnx.NodeProto, _Stored]]]:
+    """Yield (body, first output) -> node and the constants that it can read, of a graph and all bodies in it."""
+    stored = outside | {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            stored[node.output[0]] = _constant(node)
+        elif node.op_type == "ConstantOfShape" and node.input[0] in stored:
+            fill = numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1, np.float32)
+            stored[node.output[0]] = np.full(stored[node.input[0]], fill[0], fill.dtype)
+    for node in graph.node:
+        yield (body, node.output[0]), (node, stored)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                inside = f"{body}/{node.output[0]}.{attribute.name}".lstrip("/")
+                yield from _nodes(attribute.g, inside, stored)
 
 
 def _constant(node: onnx.NodeProto) -> NDArray[Any]:

@@ -38,7 +38,7 @@ def trace_graph(shaped: Shaped) -> Labels:
 
     Graph inputs, graph outputs, and whatever an op without a rule reads or writes stay as they are.
     """
-    trace, ops = Trace(), _Ops(shaped)
+    trace, ops = Trace(mixes_rows=shaped.apart), _Ops(shaped)
     graph = shaped.graph.model.graph
     for names, reason in (
         ([i.name for i in graph.input], "model input"),

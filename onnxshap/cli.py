@@ -360,7 +360,7 @@ score_options = _options(
     ),
     click.option(
         "--memory", type=_Bytes(), default="1G", show_default=True,
-        help="Activations to keep at a time while scoring, of each worker: bytes, or as 512M or 4G.",
+        help="Activations to keep at a time, of each worker: bytes, or as 512M or 4G.",
     ),
     click.option("--workers", type=click.IntRange(0), default=0, help="Processes to score with, on this machine."),
     click.option("--cluster", metavar="ADDRESS", help="A dask.distributed scheduler to score with, tcp://host:8786."),

@@ -20,7 +20,7 @@ from onnxshap.calibrate import batches, run_all, site_means
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray
 from onnxshap.graph import extract
 from onnxshap.groups import Group
-from onnxshap.repair import FEWEST_IMAGES, MEMORY, QUICK, Walk, batch_size, border, refit
+from onnxshap.repair import FEWEST_IMAGES, QUICK, Walk, batch_size, border, refit
 from onnxshap.structure import used_names
 from onnxshap.tracing import Traced
 
@@ -127,7 +127,7 @@ class _Before:
         shapes = self._free.shaped.shapes
         names = [n for n in border(self._free, self._free.alive({**whole, group.name: one})) if n in shapes]
         image = sum(4 * math.prod(shapes[n]) for n in names) / self._free.batch
-        if image * sum(len(next(iter(feeds.values()))) for feeds in self._inputs) > MEMORY:
+        if image * sum(len(next(iter(feeds.values()))) for feeds in self._inputs) > self._free.backend.memory:
             return self._inputs
         found = zip(self._inputs, self._walk(names), strict=True)
         return [{**feeds, **dict(zip(names, values, strict=True))} for feeds, values in found]

@@ -8,6 +8,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
+from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError
@@ -207,7 +208,8 @@ def test_a_walk_gives_what_a_run_gives(memory: int) -> None:
     traced = onnxshap.trace(model)
     data = images(10)
     batches = [dict(data.take(slice(s, s + 4)).inputs) for s in (0, 4, 8)]
-    walk = Walk(traced, traced.shaped.graph.model, batches, memory)
+    tight = onnxshap.trace(net(), backend=OrtBackend(memory=memory))
+    walk = Walk(tight, traced.shaped.graph.model, batches)
     whole = run_all(traced, model, data)[0]
     for names in (["ar"], ["s", "ar"], ["b"], ["m"], ["y"]):  # b lies behind s
         found = [np.concatenate(parts) for parts in zip(*walk(names), strict=True)]

@@ -18,12 +18,11 @@ variable is projected on the flat part instead of penalised.
 
 from onnxshap.repair.fitting import batch_size, refit, rematch
 from onnxshap.repair.regression import FEWEST_IMAGES, FULL, QUICK, Effort, Refit
-from onnxshap.repair.walk import MEMORY, Walk, border
+from onnxshap.repair.walk import Walk, border
 
 __all__ = [
     "FEWEST_IMAGES",
     "FULL",
-    "MEMORY",
     "QUICK",
     "Effort",
     "Refit",

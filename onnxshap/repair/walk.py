@@ -14,9 +14,6 @@ from onnxshap.labels import Liveness
 from onnxshap.structure import reads
 from onnxshap.tracing import Traced
 
-MEMORY = 2**30
-"""Bytes of activations that a walk may hold between two calls; past it they are computed again."""
-
 
 def border(traced: Traced, live: Liveness) -> list[str]:
     """Return the tensors that a plan leaves as they are and that a node reads whose values or widths it changes."""
@@ -40,19 +37,18 @@ def border(traced: Traced, live: Liveness) -> list[str]:
 class Walk:
     """Runs a model piece by piece over fixed batches.
 
-    The model may be edited between calls, at nodes that what was asked for does not depend on.
+    The model may be edited between calls, at nodes that what was asked for does not depend on. Activations are held
+    between two calls as far as the backend's memory goes; past it they are computed again.
 
     Attributes:
         free: tells the shapes of the tensors (before the cut: upper bounds) and the backend.
         model: the model.
         batches: feeds by input name.
-        memory: most bytes held.
     """
 
     free: Traced
     model: ModelProto
     batches: Sequence[Mapping[str, Array]]
-    memory: int = MEMORY
     _held: list[dict[str, Array]] = field(default_factory=list)
     _done: set[int] = field(default_factory=set)
 
@@ -71,7 +67,7 @@ class Walk:
         ahead = {n for k, node in enumerate(nodes) if k not in done for n in reads(node)}
         ahead |= {o.name for o in self.model.graph.output}
         frontier = [n for k in sorted(done) for n in nodes[k].output if n in ahead]
-        keep = self._bytes([*frontier, *(n for n in given if n in ahead)]) <= self.memory
+        keep = self._bytes([*frontier, *(n for n in given if n in ahead)]) <= self.free.backend.memory
         wanted = list(dict.fromkeys([*names, *(frontier if keep else ())]))
         computed = [n for n in wanted if n not in given]
         session = None

@@ -3,10 +3,10 @@
     python benchmarks/paper.py [--model FILE] [--method shapley] [--seeds 3] [--keep 0.5]
 
 No layer is repaired and removed units count as zeros while scoring (`zeros`), as in Ancona et al. 2020; beside it what
-changes where they count as their means, which are folded into the biases (`means`), and where the layers behind each
-cut are also refitted (`refit`). 500 labelled images, payoff cross entropy; the same share of every layer stays.
-Accuracy is that of the 2000 test images after the last cut, and over all steps (the mean of the accuracies after every
-cut), which tells rankings apart where the last cut leaves little.
+changes where they count as their means, which go into the biases before moments are matched (`means`), and where the
+layers behind each cut are also refitted (`refit`). 500 labelled images, payoff cross entropy; the same share of every
+layer stays. Accuracy is that of the 2000 test images after the last cut, and over all steps (the mean of the accuracies
+after every cut), which tells rankings apart where the last cut leaves little.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tables import made_by, table
 
 from onnxshap.api import open_model, prune, score
 from onnxshap.backend import OrtBackend
-from onnxshap.calibrate import free_batch
+from onnxshap.calibrate import free_batch, usual_batch
 from onnxshap.core import Dataset
 from onnxshap.cutter import Cutter
 from onnxshap.measure import latencies
@@ -99,7 +99,7 @@ def targets_of(name: str, images: Path | None) -> list[list[str]]:
     """Return what `--target-latency` gives, asked for some shares of the original's time: one row a net."""
     traced, data = opened(name, images)
     data = data.take(slice(0, IMAGES))
-    (whole,) = latencies(traced.backend, [traced.source], data, 1)
+    (whole,) = latencies(traced.backend, [traced.source], usual_batch(traced, data))
     cells = []
     for share in TARGETS:
         found = prune(

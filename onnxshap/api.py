@@ -12,11 +12,11 @@ from onnx import ModelProto
 
 from onnxshap import __version__, payoffs
 from onnxshap.backend import OrtBackend, provider_of
-from onnxshap.calibrate import free_batch, run_all, site_means
+from onnxshap.calibrate import free_batch, run_all, site_means, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, Payoff, Values
 from onnxshap.cutter import Cutter, check_names, shares
-from onnxshap.data import DataLike, as_dataset, load_data, random_data
+from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, load_data, random_data
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.game import Setting
 from onnxshap.graph import Source, data_path, read, save
@@ -136,18 +136,21 @@ def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | N
         DataError: the data do not fit the model.
     """
     specs = input_specs(traced.shaped.graph.model)
-    if scalar := next((name for name, spec in specs.items() if not spec.shape), None):
-        raise DataError(f"input {scalar!r} is a scalar, without an axis for the images; export it as a constant")
-    sizes = {name: shape[0] for name, shape in traced.shaped.inputs.items() if shape}
-    if odd := next((name for name, size in sizes.items() if size != traced.batch), None):
+    shaped, batch = traced.shaped, traced.batch
+    axes = {name: axis for name in shaped.inputs if (axis := shaped.batch_axis(name)) is not None}
+    sizes = {name: shaped.inputs[name][axis] for name, axis in axes.items()}
+    if odd := next((name for name, size in sizes.items() if size != batch), None):
         raise DataError(
-            f"input {odd!r} has {sizes[odd]} entries on its first axis, {next(iter(sizes))!r} {traced.batch}; "
-            "the images must lie along the first axis of every input: export it so, or as a constant"
+            f"input {odd!r} has {sizes[odd]} entries on axis {axes[odd]}, {next(iter(sizes))!r} {batch}; "
+            "a batch must have as many images in every input: export it so, or as a constant"
+        )
+    if batch > 1 and (whole := next((name for name in shaped.inputs if name not in axes), None)):
+        raise DataError(
+            f"input {whole!r} has no axis for the images, and the file fixes a batch of {batch}; "
+            "export it with a batch of 1, or with a free one"
         )
     if data is None:
-        fixed = {
-            n: replace(s, shape=(s.shape[0], *traced.shaped.inputs[n][1:])) if s.shape else s for n, s in specs.items()
-        }
+        fixed = {n: replace(s, shape=shaped.inputs[n]) for n, s in specs.items()}
         return random_data(fixed, RANDOM_IMAGES, seed)
     if isinstance(data, str | Path):
         return load_data(data, specs, labels=labels, seed=seed)
@@ -167,7 +170,6 @@ def open_model(
     if isinstance(model, Traced):
         return model, calibration(model, data, labels=labels, seed=seed)
     source = read(model)
-    checked: Dataset | None = None
     shapes = dict(input_shapes or {})
     if data is not None:
         specs = input_specs(source.model)
@@ -176,9 +178,23 @@ def open_model(
             if isinstance(data, str | Path)
             else as_dataset(data, specs)
         )
-        shapes = {name: list(value.shape) for name, value in checked.inputs.items()}
+        samples = _samples(checked, specs)
+        shapes = {name: list(value.shape) for name, value in samples[0].items()}
+        return trace(source, input_shapes=shapes, backend=backend, samples=samples), checked
     traced = trace(source, input_shapes=shapes, backend=backend)
-    return traced, checked if checked is not None else calibration(traced, None, seed=seed)
+    checked = calibration(traced, None, seed=seed)
+    if traced.shaped.graph.lifted.nodes:  # the branches that these inputs take
+        samples = _samples(checked, input_specs(source.model))
+        traced = trace(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples)
+    return traced, checked
+
+
+def _samples(data: Dataset, specs: Mapping[str, InputSpec]) -> list[dict[str, Array]]:
+    """Return some of the data as a model takes it, one image at a time, or as many as the file fixes."""
+    batch = {name: spec.batch for name, spec in specs.items()}
+    step = max([1, *(s.shape[a] or 1 for s in specs.values() if (a := s.batch) is not None)])
+    index = np.resize(np.arange(len(data)), step * max(1, min(len(data), SAMPLES) // step)).reshape(-1, step)
+    return [feeds_of(data.take(images).inputs, batch) for images in index]
 
 
 def score(
@@ -514,7 +530,7 @@ def _figures(
 ) -> tuple[Figures, Figures]:
     names = [o.name for o in traced.shaped.graph.model.graph.output]
     outputs = run_all(traced, small, data)
-    times = latencies(traced.backend, [traced.source, small], data, 1 if traced.shaped.free_batch else traced.batch)
+    times = latencies(traced.backend, [traced.source, small], usual_batch(traced, data))
     live, cost = traced.alive(keep), traced.cost
 
     def figures(model: ModelProto, found: Sequence[Array], macs: int, params: int, latency: float) -> Figures:
@@ -545,22 +561,21 @@ def compare(
     traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
     every = [traced]
     if other is not None:
-        shapes = {name: list(value.shape) for name, value in dataset.inputs.items()}
         second = other if isinstance(other, Traced) else read(other)
         theirs = input_specs(second.source if isinstance(second, Traced) else second.model)
-        if set(theirs) != set(shapes):
+        if set(theirs) != set(dataset.inputs):
             have = ", ".join(map(repr, theirs))
             raise DataError(f"the second model's inputs are {have}, not those of the first; compare models of one kind")
-        every.append(trace(second, input_shapes=shapes, backend=backend))
+        samples = _samples(dataset, theirs)
+        sizes = {name: value.shape for name, value in samples[0].items()}
+        every.append(trace(second, input_shapes=sizes, backend=backend, samples=samples))
     names = [o.name for o in traced.shaped.graph.model.graph.output]
     outputs = [run_all(t, t.source, dataset) for t in every]
     fitted = choose_payoff(payoff, outputs[0], dataset, names)
     for found in outputs[1:]:
         if [a.shape for a in found] != [a.shape for a in outputs[0]]:
             raise DataError("the two models have outputs of other shapes; compare models with the same outputs")
-    times = latencies(
-        traced.backend, [t.source for t in every], dataset, 1 if traced.shaped.free_batch else traced.batch
-    )
+    times = latencies(traced.backend, [t.source for t in every], usual_batch(traced, dataset))
     return [
         Figures(
             t.cost.macs(),

@@ -104,8 +104,9 @@ class _Walk:
     def run(self) -> None:
         """Visit every node; what it cannot follow gets no entry."""
         for name, shape in self.shaped.inputs.items():
-            if shape and shape[0] == self.batch:
-                self.found[name] = Images(0)
+            axis = self.shaped.batch_axis(name)
+            if axis is not None and shape[axis] == self.batch:
+                self.found[name] = Images(axis)
         for index, node in enumerate(self.shaped.graph.nodes):
             if any(True for _ in subgraphs(node)) or not any(i in self.found for i in node.input):
                 continue
@@ -267,14 +268,9 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-def batch_of(shaped: Shaped) -> int:
-    """Return the number of images that a graph was traced with."""
-    return next((shape[0] for shape in shaped.inputs.values() if shape), 1)
-
-
 def find_images(shaped: Shaped) -> Mapping[str, Images]:
     """Return tensor name -> the place of the images, for the tensors in which it is known."""
-    walk = _Walk(shaped, batch_of(shaped))
+    walk = _Walk(shaped, shaped.batch)
     walk.run()
     return walk.found
 
@@ -288,7 +284,7 @@ def freed_model(shaped: Shaped) -> ModelProto | None:
     New nodes stand at the end, which onnxruntime does not mind. Whether the model takes several images, and gives for
     each what it gave alone, is for the caller to measure.
     """
-    walk = _Walk(shaped, batch_of(shaped))
+    walk = _Walk(shaped, shaped.batch)
     walk.run()
     outputs = [o.name for o in shaped.graph.model.graph.output]
     if any(walk.found.get(name) != Images(0) for name in outputs):

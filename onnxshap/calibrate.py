@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnxshap.batching import freed_model
 from onnxshap.codes import foldable
 from onnxshap.core import Array, Dataset, FloatArray
+from onnxshap.data import feeds_of
 from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import extract, tensor
 from onnxshap.masking import SiteKey
@@ -26,7 +27,7 @@ def free_batch(traced: Traced) -> Traced:
     Whether that worked is measured: two images at once must give what they give one by one, else the model is left
     alone and evaluated at its own batch size.
     """
-    if traced.shaped.free_batch or any(not shape for shape in traced.shaped.inputs.values()):
+    if traced.shaped.free_batch or traced.shaped.alone:
         return traced
     model = freed_model(traced.shaped)
     if model is None:
@@ -72,9 +73,22 @@ def batches(traced: Traced, data: Dataset, size: int) -> Iterator[tuple[int, Map
     for start in range(0, len(data), step):
         part = data.take(slice(start, start + step))
         if len(part) < step and not traced.shaped.free_batch:
-            yield len(part), part.take(np.resize(np.arange(len(part)), step)).inputs
+            yield len(part), feeds_of(part.take(np.resize(np.arange(len(part)), step)).inputs, traced.shaped.batch_axes)
         else:
-            yield len(part), part.inputs
+            yield len(part), feeds_of(part.inputs, traced.shaped.batch_axes)
+
+
+def usual_batch(traced: Traced, data: Dataset) -> dict[str, Array]:
+    """Return feeds as a model is used and its latency measured: one image, or the batch that the file fixes."""
+    count = 1 if traced.shaped.free_batch else traced.batch
+    return feeds_of(data.take(np.resize(np.arange(len(data)), count)).inputs, traced.shaped.batch_axes)
+
+
+def by_image(traced: Traced, outputs: Sequence[Array]) -> list[Array]:
+    """Return outputs with the images on axis 0; where a model is run with one image, a whole output is that image's."""
+    if not traced.shaped.alone:
+        return list(outputs)
+    return [value if value.ndim and len(value) == 1 else value[None] for value in outputs]
 
 
 def run_all(
@@ -103,8 +117,8 @@ def run_all(
     session = traced.backend.session(model, optimize=optimize)
     parts = []
     for count, feeds in batches(traced, data, 32):
-        outputs = session.run({**feeds, **(extra or {})})
-        rows = len(next(iter(feeds.values())))
+        outputs = by_image(traced, session.run({**feeds, **(extra or {})}))
+        rows = traced.shaped.count(feeds)
         for name, value in zip(session.outputs, outputs, strict=True):
             if value.ndim == 0 or len(value) != rows:
                 raise DataError(

@@ -71,7 +71,6 @@ class Cost:
 
 def cost_of(shaped: Shaped, labels: Labels) -> Cost:
     """Return the cost functions of a graph at the shapes it was traced at."""
-    batch = next((shape[0] for shape in shaped.inputs.values() if shape), 1)
     places: dict[bytes, int] = {}
     found: list[NDArray[np.intp]] = []
 
@@ -92,7 +91,7 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
             made.append((factor * math.prod(size for k, size in at if k is None), [k for k, _ in at if k is not None]))
         return made
 
-    macs = blocks([(axes, 1 / batch) for axes in labels.trace.macs])
+    macs = blocks([(axes, 1 / shaped.batch) for axes in labels.trace.macs])
     generated = [(n.output[0], shaped.kinds.get(n.output[0], 1)) for n in shaped.graph.nodes
                  if n.op_type == "ConstantOfShape" and n.output[0] in shaped.constants]  # fmt: skip
     stored = [

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from onnxshap import payoffs
-from onnxshap.calibrate import batches, run_all, site_means
+from onnxshap.calibrate import batches, by_image, run_all, site_means
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray
 from onnxshap.graph import extract
 from onnxshap.groups import Group
@@ -127,7 +127,7 @@ class _Before:
         shapes = self._free.shaped.shapes
         names = [n for n in border(self._free, self._free.alive({**whole, group.name: one})) if n in shapes]
         image = sum(4 * math.prod(shapes[n]) for n in names) / self._free.batch
-        if image * sum(len(next(iter(feeds.values()))) for feeds in self._inputs) > self._free.backend.memory:
+        if image * sum(self._free.shaped.count(feeds) for feeds in self._inputs) > self._free.backend.memory:
             return self._inputs
         found = zip(self._inputs, self._walk(names), strict=True)
         return [{**feeds, **dict(zip(names, values, strict=True))} for feeds, values in found]
@@ -140,7 +140,7 @@ def _outputs(free: Traced, model: ModelProto, batches_: Sequence[Mapping[str, Ar
     given = {n: kinds.get(n) or free.shaped.kinds.get(n, TensorProto.FLOAT) for n in names}
     outputs = {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
     session = free.backend.session(extract(model, given, outputs))
-    parts = [session.run({n: feeds[n] for n in session.inputs}) for feeds in batches_]
+    parts = [by_image(free, session.run({n: feeds[n] for n in session.inputs})) for feeds in batches_]
     return [np.concatenate(column)[:images] for column in zip(*parts, strict=True)]
 
 

@@ -7,7 +7,9 @@
     Dataset | mapping of arrays | (inputs, labels) | array
 
 Whatever the way in, `check_data` is the one gate: names, dtypes, shapes, lengths, NaN. Axis 0 of every array counts
-images, also where the model has a fixed batch of 1 there; a rank-0 input has one scalar an image, array[n].
+images, also where the model has a fixed batch of 1 there, or its batch on another axis (a state [2, batch, 128] is
+array[n, 2, 128]). An input without a batch (a sampling rate, a threshold) is given whole for every image, a scalar as
+array[n], or once for all.
 """
 
 from __future__ import annotations
@@ -52,12 +54,31 @@ class InputSpec:
     Attributes:
         name: the graph input's name.
         dtype: its element type.
-        shape: its dims, None where free; axis 0 is the batch, whatever its value; () is one scalar an image.
+        shape: its dims, None where free.
+        batch: the axis of the images, whatever its size; None where there is none.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
+    batch: int | None = 0
+
+    @property
+    def entry(self) -> tuple[int | None, ...]:
+        """The dims of what one image gives."""
+        return tuple(size for axis, size in enumerate(self.shape) if axis != self.batch)
+
+
+def feeds_of(inputs: Mapping[str, Array], batch: Mapping[str, int | None]) -> dict[str, Array]:
+    """Return entries of images, along axis 0, as a model takes them: input -> the axis of its images.
+
+    Inputs without one are those of the first image.
+    """
+    found = {}
+    for name, value in inputs.items():
+        axis = batch.get(name, 0)
+        found[name] = np.asarray(value[0]) if axis is None else np.ascontiguousarray(np.moveaxis(value, 0, axis))
+    return found
 
 
 def load_data(
@@ -144,7 +165,7 @@ def random_data(specs: Mapping[str, InputSpec], n: int, seed: int) -> Dataset:
     """Return n images of noise that any model can run: source "random", no labels.
 
     Floats are normal(0, 1), uint8 (pixels) uniform in 0..255, bools fair coins, other integers 0 or 1: valid indices
-    of any table with two rows.
+    of any table with two rows. An integer without axes, which is a setting, is 1.
 
     Raises:
         DataError: n < 1, a free dim but for axis 0, or a dtype that is none of these.
@@ -178,6 +199,13 @@ def check_data(data: Dataset, specs: Mapping[str, InputSpec]) -> Dataset:
             f"{where}: has {_names(data.inputs)}, the model's inputs are {_names(specs)}: name the arrays as the inputs"
         )
     inputs = {name: _fit(data.inputs[name], spec, f"{where}: {name!r}") for name, spec in specs.items()}
+    once = {
+        name
+        for name, spec in specs.items()
+        if spec.batch is None and np.ndim(data.inputs[name]) < len(inputs[name].shape)
+    }
+    most = max((len(array) for name, array in inputs.items() if name not in once), default=1)
+    inputs |= {name: np.repeat(inputs[name], most, axis=0) for name in once}
     lengths = {name: len(array) for name, array in inputs.items()}
     if len(set(lengths.values())) > 1:
         have = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
@@ -192,12 +220,16 @@ def check_data(data: Dataset, specs: Mapping[str, InputSpec]) -> Dataset:
 def _fit(value: Any, spec: InputSpec, where: str) -> Array:
     """Return one input as a finite, contiguous array[n, ...] in the model's dtype."""
     array = _array(value, where)
-    wanted = (None, *spec.shape[1:])
+    if spec.batch is None and _matches(array.shape, spec.shape):
+        array = array[None]
+    wanted = (None, *spec.entry)
     free = ", ".join(["n", *("?" if length is None else str(length) for length in wanted[1:])])
     if array.ndim != len(wanted):
         hint = "give one entry an image along axis 0"
         if array.ndim == len(wanted) - 1 and _matches(array.shape, wanted[1:]):
             hint = "one image alone needs an axis in front, x[None]"
+        if spec.batch and array.ndim == len(wanted) + 1 and array.shape[spec.batch + 1] == 1:
+            hint = f"leave out axis {spec.batch + 1}, of its batch: x.squeeze({spec.batch + 1})"
         raise DataError(f"{where}: shape {list(array.shape)}, the model wants [{free}]: {hint}")
     if not _matches(array.shape[1:], wanted[1:]):
         axis = next(i for i in range(1, array.ndim) if not _matches(array.shape[i : i + 1], wanted[i : i + 1]))
@@ -275,13 +307,15 @@ def _array(value: Any, where: str) -> Array:
 def _random(spec: InputSpec, n: int, rng: np.random.Generator) -> Array:
     """Return array[n, ...] of noise for one input."""
     dtype = np.dtype(spec.dtype)
-    rest = [length for length in spec.shape[1:] if length is not None]
-    if len(rest) < len(spec.shape[1:]):
-        axis = spec.shape.index(None, 1)
+    rest = [length for length in spec.entry if length is not None]
+    if len(rest) < len(spec.entry):
+        axis = next(k for k, length in enumerate(spec.shape) if length is None and k != spec.batch)
         raise DataError(f"random data: axis {axis} of input {spec.name!r} is free: give its length, or give data")
     shape = (n, *rest)
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
+    if dtype.kind in "iu" and not spec.shape:
+        return np.ones(shape, dtype)
     if dtype.kind not in "biu":
         raise DataError(f"random data: input {spec.name!r} is {dtype}, not float, integer or bool: give data")
     return rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)

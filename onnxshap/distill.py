@@ -92,6 +92,8 @@ class _Tuner:
     def __init__(
         self, free: Traced, layers: Sequence[Layer], student: ModelProto, keep: Keep, data: Dataset, seed: int
     ) -> None:
+        if free.shaped.alone or free.shaped.apart:
+            raise ModelError("distillation runs many images at a time, the model takes one; use --repair lstsq")
         self._free, self._data, self._seed = free, data, seed
         self._rng = np.random.default_rng([seed, 7])
         order = self._rng.permutation(len(data))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from onnxshap import payoffs
 from onnxshap.backend import Backend
-from onnxshap.core import Array, Dataset, Payoff
+from onnxshap.core import Array, Payoff
 from onnxshap.errors import DataError
 
 _LATENCY_SECONDS = 1.0
@@ -37,9 +37,8 @@ class Figures:
     score: dict[str, float]
 
 
-def latencies(backend: Backend, models: Sequence[ModelProto], data: Dataset, batch: int) -> list[float]:
+def latencies(backend: Backend, models: Sequence[ModelProto], feeds: Mapping[str, Array]) -> list[float]:
     """Return the median milliseconds of a run of each model, runs interleaved so that drift hits all alike."""
-    feeds = dict(data.take(np.resize(np.arange(len(data)), batch)).inputs)
     sessions = [backend.session(model) for model in models]
     for session in sessions:
         session.run(feeds)

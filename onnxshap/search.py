@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxshap import payoffs
-from onnxshap.calibrate import run_all
+from onnxshap.calibrate import run_all, usual_batch
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
 from onnxshap.cutter import Cut, Cutter, shares
 from onnxshap.errors import BudgetError, DataError
@@ -147,12 +147,12 @@ def within_latency(cutter: Cutter, budget: Budget, target: float, data: Dataset)
         BudgetError: the original is fast enough, or the smallest allowed model is too slow.
     """
     traced = cutter.traced
-    batch = 1 if traced.shaped.free_batch else traced.batch
+    feeds = usual_batch(traced, data)
     wholes: list[float] = []
 
     def milliseconds(share: float) -> float:
         small = cutter.rough(cutter.plan(_tightened(budget, share)))
-        whole, found = latencies(traced.backend, [traced.source, small], data, batch)
+        whole, found = latencies(traced.backend, [traced.source, small], feeds)
         wholes.append(whole)
         return found / whole * float(np.median(wholes))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +65,7 @@ class Shaped:
         told: (tensor, axis) whose size is read by arithmetic that is left.
         parts: tensor name -> what is known of a vector of sizes that is computed.
         apart: whether the values of the images decide which branch is taken, so that each has to be run alone.
+        batch_axes: input -> the axis of its images, None where it has none; absent: axis 0.
     """
 
     graph: Graph
@@ -77,6 +78,27 @@ class Shaped:
     told: frozenset[tuple[str, int]] = field(default_factory=frozenset)
     parts: Mapping[str, Part] = field(default_factory=dict)
     apart: bool = False
+    batch_axes: Mapping[str, int | None] = field(default_factory=dict)
+
+    def batch_axis(self, name: str) -> int | None:
+        """Return the axis of the images in an input, None where it has none."""
+        return self.batch_axes.get(name, 0) if self.inputs[name] else None
+
+    @property
+    def alone(self) -> bool:
+        """Whether images do not lie along axis 0 of every input: such a model is run with one image at a time."""
+        return any(self.batch_axis(name) != 0 for name in self.inputs)
+
+    @property
+    def batch(self) -> int:
+        """The number of images that the model was traced with."""
+        sizes = (s[a] for name, s in self.inputs.items() if (a := self.batch_axis(name)) is not None)
+        return next(sizes, 1)
+
+    def count(self, feeds: Mapping[str, Array]) -> int:
+        """Return how many images feeds hold."""
+        sizes = (v.shape[a] for n, v in feeds.items() if n in self.inputs and (a := self.batch_axis(n)) is not None)
+        return next(sizes, 1)
 
     @cached_property
     def producers(self) -> dict[str, int]:
@@ -111,7 +133,30 @@ def input_specs(model: ModelProto) -> dict[str, InputSpec]:
             )
         shape = tuple(d.dim_value if d.WhichOneof("value") == "dim_value" and d.dim_value > 0 else None for d in dims)
         specs[item.name] = InputSpec(item.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape)
-    return specs
+    axes = _batch_axes({i.name: [d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input}, specs)
+    return {name: replace(spec, batch=axes[name]) for name, spec in specs.items()}
+
+
+def _batch_axes(names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpec]) -> dict[str, int | None]:
+    """Return where the images lie in every input, None where they do not.
+
+    Axis 0, if it is free or as long as that of the first input of which it is free; otherwise the axis that is named
+    as that one, or where that has no name the only other free one. Inputs that have none of these are whole for an
+    image, and a batch is then one image.
+    """
+    ranked = [name for name, spec in specs.items() if spec.shape]
+    first = next((name for name in ranked if specs[name].shape[0] is None), next(iter(ranked), ""))
+    size, title = (specs[first].shape[0], names[first][0]) if first else (None, "")
+    found: dict[str, int | None] = {}
+    for name, spec in specs.items():
+        named = [axis for axis, own in enumerate(names[name]) if own == title and spec.shape[axis] == size is None]
+        if not spec.shape or size not in (None, 1):
+            found[name] = 0 if spec.shape else None
+        elif 0 in named or (spec.shape[0] == size and not (named and title)):
+            found[name] = 0
+        else:
+            found[name] = named[0] if len(named) == 1 else None
+    return found
 
 
 def infer(
@@ -199,11 +244,12 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     if alike:
         join(graph.model.graph, alike)
     specs = input_specs(graph.model)
-    free_batch = all(s.shape and s.shape[0] is None for s in specs.values())
+    free_batch = all(s.batch == 0 and s.shape[0] is None for s in specs.values())
+    axes = {name: spec.batch for name, spec in specs.items()}
     varying = _varying(first.shapes, second.shapes if second else {})
     told, parts, constants = seen.folded.told, seen.folded.parts, constants_of(graph.model)
-    apart = _decided_by(graph, [name for name, spec in specs.items() if spec.shape])
-    return Shaped(graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart)
+    apart = _decided_by(graph, [name for name, spec in specs.items() if spec.batch is not None])
+    return Shaped(graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart, axes)
 
 
 def _decided_by(graph: Graph, inputs: Collection[str]) -> bool:
@@ -297,10 +343,11 @@ def _first_run(probe: _Probe, specs: Mapping[str, InputSpec], given: Mapping[str
     """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
     sizes_tried = []
     reason: Exception | None = None
-    for free, batch in itertools.product(_FREE_SIZES, (_BATCH, 1)):
+    alone = any(spec.batch != 0 for spec in specs.values())
+    for free, batch in itertools.product(_FREE_SIZES, (1,) if alone else (_BATCH, 1)):
         sizes = {
             name: tuple(
-                known if known is not None else (batch if axis == 0 else free)
+                known if known is not None else (batch if axis == spec.batch else free)
                 for axis, known in enumerate(_merged(spec, given.get(name)))
             )
             for name, spec in specs.items()
@@ -326,13 +373,13 @@ def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | N
             f"input {spec.name!r} has {len(spec.shape)} dimensions, the shape given {len(given)}: give one size each"
         )
     for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True)):
-        if axis and None not in (own, size) and own != size:
+        if axis != spec.batch and None not in (own, size) and own != size:
             raise ModelError(
                 f"input {spec.name!r} has {own} entries on axis {axis}, the shape given {size}: "
                 "only free dimensions can be chosen"
             )
     return [
-        own if own is not None else (None if axis == 0 else size)
+        own if own is not None else (None if axis == spec.batch else size)
         for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True))
     ]
 
@@ -343,7 +390,7 @@ def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[d
     def changed(grow: int) -> dict[str, Shape]:
         return {
             name: tuple(
-                size if spec.shape[axis] is not None else (size + 1 if axis == 0 else size * grow)
+                size if spec.shape[axis] is not None else (size + 1 if axis == spec.batch else size * grow)
                 for axis, size in enumerate(base[name])
             )
             for name, spec in specs.items()

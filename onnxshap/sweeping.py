@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnxshap import api, payoffs
 from onnxshap.api import ModelLike, Progress, silent
 from onnxshap.backend import OrtBackend
-from onnxshap.calibrate import free_batch, run_all
+from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
 from onnxshap.cutter import Cut, Cutter, check_names, require_torch, shares
@@ -257,8 +257,7 @@ class _Bench:
     def point(self, share: float, cut: Cut, clock: Clock) -> Point:
         traced, data = self.judge.traced, self.judge.data
         with clock.stage("measure"):
-            batch = 1 if traced.shaped.free_batch else traced.batch
-            whole, ms = latencies(traced.backend, [traced.source, cut.model], data, batch)
+            whole, ms = latencies(traced.backend, [traced.source, cut.model], usual_batch(traced, data))
             self.whole_ms.append(whole)
             outputs = run_all(traced, cut.model, data)
             figures = self._figures(cut.model, outputs, ms, traced.alive(cut.keep))

@@ -14,7 +14,7 @@ from onnx import ModelProto
 from onnxshap import graph as graphs
 from onnxshap import shapes
 from onnxshap.backend import Backend, OrtBackend
-from onnxshap.batching import Images, batch_of, find_images
+from onnxshap.batching import Images, find_images
 from onnxshap.core import Array, BoolArray
 from onnxshap.cost import Cost, cost_of
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
@@ -67,7 +67,7 @@ class Traced:
     @property
     def batch(self) -> int:
         """The number of images it was traced with."""
-        return batch_of(self.shaped)
+        return self.shaped.batch
 
     @cached_property
     def _followed(self) -> Mapping[str, Images]:
@@ -78,7 +78,8 @@ class Traced:
         rank = len(self.shaped.shapes.get(tensor, ()))
         if (alone := next((axis for axis in range(rank) if self.is_batch(tensor, axis)), None)) is not None:
             return Images(alone)
-        if any(axis for name, axis in self.shaped.varying if name in self.shaped.inputs):
+        given = self.shaped.inputs
+        if any(name in given and axis != self.shaped.batch_axis(name) for name, axis in self.shaped.varying):
             return None  # what the images are merged with may be of any size
         return self._followed.get(tensor)
 
@@ -92,8 +93,8 @@ class Traced:
         classes = self.labels.axis(tensor, axis)
         return classes is not None and any(
             np.array_equal(classes, batch)
-            for name, shape in self.shaped.inputs.items()
-            if shape and (batch := self.labels.axis(name, 0)) is not None
+            for name in self.shaped.inputs
+            if (own := self.shaped.batch_axis(name)) is not None and (batch := self.labels.axis(name, own)) is not None
         )
 
     def sites(self, groups: Iterable[Group]) -> list[Site]:

@@ -261,9 +261,14 @@ def test_inputs_of_other_ranks_and_free_sizes_are_traced() -> None:
     model = net(text, w=(8, 3, 3, 3), v=(2, 8, 1, 1), table=(5, 8), last=np.array([2, 3]), rest=np.array([1, 2, 3]))
     onnx.save(model, "m.onnx")
     assert "8 units in 1 group" in call("inspect", "m.onnx").stdout
-    assert "input 'c' is a scalar, without an axis for the images; export it as a constant" in refused(
-        "prune", "m.onnx"
-    )
+    assert call("prune", "m.onnx", "--keep-units", "0.5").exit_code == 0
+    assert list(onnx.load("m.pruned.onnx").graph.input) == list(model.graph.input)
+
+
+def test_a_fixed_batch_and_inputs_without_one_do_not_go_together() -> None:
+    text = "(float[4,6] x, float c) => (float[4,3] y) {\n a = MatMul(x, w)\n b = Mul(a, c)\n y = MatMul(b, v)\n}"
+    onnx.save(net(text, w=(6, 8), v=(8, 3)), "m.onnx")
+    assert "input 'c' has no axis for the images, and the file fixes a batch of 4" in refused("prune", "m.onnx")
 
 
 def test_outputs_without_a_type_get_theirs() -> None:

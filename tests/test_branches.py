@@ -10,6 +10,8 @@ import onnx
 import pytest
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+import onnxshap
+from onnxshap.calibrate import run_all
 from onnxshap.core import Dataset
 from onnxshap.graph import normalise
 from onnxshap.rewrite import drop_units
@@ -342,6 +344,49 @@ def test_with_samples_only_what_they_take_is_cut() -> None:
     assert [g.name for g in trace(model, samples=[yes.inputs]).groups] == ["a"]
     assert [g.name for g in trace(model, samples=[no.inputs]).groups] == ["p"]
     assert [g.name for g in trace(model, samples=[yes.inputs, no.inputs]).groups] == ["h", "a", "t", "p"]
+
+
+RATED = """(float[N,4] x, float[2,N,6] state, int64 rate) => (float[N,3] y, float[2,N,6] next) {
+    yes = Greater(rate, ten)
+    h = MatMul(x, w)
+    k = Add(h, state)
+    s = Relu(c)
+    y = MatMul(s, v)
+    next = Neg(k)
+}"""
+
+
+def rated() -> ModelProto:
+    model = net(RATED, w=(4, 6), v=(6, 3), ten=np.array(10))
+    yes = body(WIDE, wa=(6, 8), wb=(8, 6))
+    choose(model, 2, "yes", "c", yes, body(OTHER, ua=(6, 5), ub=(5, 6)))
+    return model
+
+
+@pytest.mark.parametrize("rates", [np.array(16), np.array(8), np.resize([8, 16], 24)])
+def test_a_setting_without_a_batch_and_a_state_with_its_batch_inside(rates: Any) -> None:
+    """Images are run one at a time, each with its own setting; only the branches that they take are cut."""
+    x, state = RNG.normal(size=(24, 4)), RNG.normal(size=(24, 2, 6))
+    data = {"x": x.astype(np.float32), "state": state.astype(np.float32), "rate": rates}
+    result = onnxshap.prune(rated(), data, keep_units=0.5, samples=4)
+    assert [g.name for g in result.traced.groups] == [
+        *(["a"] if 16 in rates else []),
+        *(["t"] if rates.size > 1 else []),
+        *(["p"] if 8 in rates else []),
+    ]
+    assert nested_ops(drop_units(result.traced, result.keep).graph) == nested_ops(rated().graph)
+    assert result.verified.rel_err < 1e-5
+    values = onnxshap.score(result.traced, data, samples=4).values["p" if 8 in rates else "a"]
+    assert (values.phi != 0).any()
+
+
+def test_the_images_of_a_batch_are_run_alone_where_they_decide() -> None:
+    model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), body(OTHER, ua=(6, 5), ub=(5, 6)))
+    x = RNG.normal(size=(24, 4)).astype(np.float32)
+    result = onnxshap.prune(model, x, keep_units=0.5, samples=4)
+    assert [g.name for g in result.traced.groups] == ["h", "a", "t", "p"]
+    alone = [run(model, {"x": x[k : k + 1]})[0] for k in range(24)]
+    assert relative_error(run_all(result.traced, model, Dataset({"x": x})), [np.concatenate(alone)]) == 0
 
 
 def test_known_kinds_of_types_go_through() -> None:

@@ -23,6 +23,7 @@ from onnxshap.data import (
     InputSpec,
     as_dataset,
     check_data,
+    feeds_of,
     load_data,
     random_data,
 )
@@ -700,6 +701,40 @@ def test_random_data_look_like_their_dtype() -> None:
     assert inputs["raw"].max() > 250
     assert set(np.unique(inputs["ids"])) == {0, 1}
     assert 0.4 < inputs["mask"].mean() < 0.6
+
+
+STATEFUL = {
+    "x": InputSpec("x", np.dtype(np.float32), (None, 4)),
+    "state": InputSpec("state", np.dtype(np.float32), (2, None, 3), 1),
+    "rate": InputSpec("rate", np.dtype(np.int64), (), None),
+    "window": InputSpec("window", np.dtype(np.float32), (5,), None),
+}
+
+
+def test_images_lie_along_axis_0_wherever_the_model_has_them() -> None:
+    state, rate = np.arange(30, dtype=np.float32).reshape(5, 2, 3), np.array([8, 16, 8, 16, 8])
+    given = {"x": np.ones((5, 4)), "state": state, "rate": rate, "window": np.ones(5)}
+    data = as_dataset(given, STATEFUL)
+    assert [data.inputs[name].shape for name in STATEFUL] == [(5, 4), (5, 2, 3), (5,), (5, 5)]
+    feeds = feeds_of(data.take(np.array([1])).inputs, {name: spec.batch for name, spec in STATEFUL.items()})
+    assert [feeds[name].shape for name in STATEFUL] == [(1, 4), (2, 1, 3), (), (5,)]
+    assert feeds["rate"] == 16
+    assert np.array_equal(feeds["state"][:, 0], state[1])
+
+
+def test_what_is_the_same_for_all_images_is_given_once() -> None:
+    given = {"x": np.ones((5, 4)), "state": np.ones((5, 2, 3)), "rate": np.array(16000), "window": np.ones((5, 5))}
+    data = as_dataset(given, STATEFUL)
+    assert data.inputs["rate"].tolist() == [16000] * 5
+    refused(lambda: as_dataset({**given, "rate": np.array([1, 2])}, STATEFUL), "different lengths", "'rate' 2")
+    refused(lambda: as_dataset({**given, "state": np.ones((5, 2, 1, 3))}, STATEFUL), "'state'", "x.squeeze(2)")
+
+
+def test_random_settings_are_one() -> None:
+    spec = InputSpec("state", np.dtype(np.float32), (2, 1, 3), 1)
+    data = random_data({**STATEFUL, "state": spec}, 3, 0)
+    assert data.inputs["rate"].tolist() == [1, 1, 1]
+    assert data.inputs["state"].shape == (3, 2, 3)
 
 
 def test_random_data_follow_their_seed() -> None:

@@ -71,8 +71,8 @@ def _nodes(
         yield (body, node.output[0]), (node, stored)
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                inside = f"{body}/{node.output[0]}.{attribute.name}".lstrip("/")
-                yield from _nodes(attribute.g, inside, stored)
+                inside = f"{node.output[0]}.{attribute.name}"
+                yield from _nodes(attribute.g, f"{body}/{inside}" if body else inside, stored)
 
 
 def _constant(node: onnx.NodeProto) -> NDArray[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap.backend import Session
-from onnxshap.calibrate import batches
+from onnxshap.calibrate import batches, by_image
 from onnxshap.core import CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import coalition_removals
 from onnxshap.game.activations import Activations, bytes_per_image
@@ -96,7 +96,7 @@ class GroupGame:
         at = np.array([image])
         _, feeds = next(batches(self._setting.traced, self._setting.data.take(at), 1))
         mask = {mask_name(self._group): np.asarray(coalition[None], np.float32)}
-        outputs = [value[:1] for value in self._whole.run({**feeds, **mask})]
+        outputs = [value[:1] for value in by_image(self._setting.traced, self._whole.run({**feeds, **mask}))]
         return float(payoffs(self._setting, dict(enumerate(outputs)), at)[0])
 
 

@@ -127,9 +127,11 @@ class _Fitter:
         held_out[order[: max(1, images // _HELD_OUT)]] = True
         size = batch_size(self.free, [n for layer in self.layers for n in (layer.x, layer.y)])
         feeds = self.feeds or [dict(part) for _, part in batches(self.free, self.data, size)]
-        starts = np.cumsum([0, *(_images(part) for part in feeds)])
+        starts = np.cumsum([0, *(self.free.shaped.count(part) for part in feeds)])
         # a fixed batch is filled up with repeats
-        self._flags = [np.resize(held_out[s:], _images(part)) for s, part in zip(starts, feeds, strict=False)]
+        self._flags = [
+            np.resize(held_out[s:], self.free.shaped.count(part)) for s, part in zip(starts, feeds, strict=False)
+        ]
         self._original = Walk(self.free, self.free.shaped.graph.model, feeds)
         self._present = Walk(self.free, self.model, feeds)
 
@@ -245,10 +247,6 @@ def _channels_last(values: Array, channels: int, change: Callable[[Array], Array
 
 def _channels_second(values: Array, channels: int) -> Array:
     return np.moveaxis(values, channels, 1) if values.ndim > 1 else values[:, None]
-
-
-def _images(feeds: Mapping[str, Array]) -> int:
-    return len(next(iter(feeds.values())))
 
 
 def _of_rows(flags: NDArray[np.bool_], rows: int) -> NDArray[np.bool_]:

@@ -113,6 +113,6 @@ class Walk:
         return self._kinds.get(name) or self.free.shaped.kinds.get(name, TensorProto.FLOAT)
 
     def _bytes(self, names: Sequence[str]) -> int:
-        images = sum(len(next(iter(feeds.values()))) for feeds in self.batches)
+        images = sum(self.free.shaped.count(feeds) for feeds in self.batches)
         shapes = (self.free.shaped.shapes.get(n, ()) for n in names)
         return sum(4 * math.prod(shape) // self.free.batch * images for shape in shapes)

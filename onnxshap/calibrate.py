@@ -192,8 +192,11 @@ def channel_means(
 
 
 def site_means(traced: Traced, data: Dataset) -> dict[SiteKey, FloatArray]:
-    """Return, for every site whose consumer can take them up, the calibration mean of each channel."""
+    """Return, for every site whose consumer can take them up, the calibration mean of each channel.
+
+    A branch of an If that the data do not take may give anything; what is not finite there counts as 0.
+    """
     sites = [s for s in traced.labels.trace.sites if foldable(traced.shaped, s)]
     sites = [s for s in sites if (traced.labels.units(s.tensor, s.axis) >= 0).any()]
     means = channel_means(traced, data, [(s.tensor, s.axis) for s in sites])
-    return {(s.node, s.input): means[s.tensor, s.axis] for s in sites}
+    return {(s.node, s.input): np.nan_to_num(means[s.tensor, s.axis], posinf=0.0, neginf=0.0) for s in sites}

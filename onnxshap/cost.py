@@ -48,7 +48,8 @@ class Cost:
     """What a plan costs; `None` = the whole model.
 
     MACs are those of Conv, ConvTranspose, Gemm and MatMul, one input image; parameters are the elements of constants
-    that are floats or codes of at most 8 bits; bytes are those of all constants.
+    that are floats or codes of at most 8 bits; bytes are those of all constants. Of an If, all bodies that are traced
+    count, each as if it were taken.
     """
 
     _widths: _Widths

@@ -66,6 +66,7 @@ class Shaped:
         parts: tensor name -> what is known of a vector of sizes that is computed.
         apart: whether the values of the images decide which branch is taken, so that each has to be run alone.
         batch_axes: input -> the axis of its images, None where it has none; absent: axis 0.
+        whole: first output of an If that is left -> why no cut goes through it.
     """
 
     graph: Graph
@@ -79,6 +80,7 @@ class Shaped:
     parts: Mapping[str, Part] = field(default_factory=dict)
     apart: bool = False
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
 
     def batch_axis(self, name: str) -> int | None:
         """Return the axis of the images in an input, None where it has none."""
@@ -249,7 +251,23 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     varying = _varying(first.shapes, second.shapes if second else {})
     told, parts, constants = seen.folded.told, seen.folded.parts, constants_of(graph.model)
     apart = _decided_by(graph, [name for name, spec in specs.items() if spec.batch is not None])
-    return Shaped(graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart, axes)
+    whole = {node.output[0]: _why_whole(node, graph.lifted.nodes) for node in graph.nodes if is_if(node)}
+    return Shaped(graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart, axes, whole)
+
+
+def _why_whole(node: NodeProto, lifted: Sequence[NodeProto]) -> str:
+    """Return why no cut goes through an If."""
+    missing = [branch for branch in BRANCHES if branch not in liftable(node)]
+    if node.output[0] in {one.output[0] for one in lifted}:
+        kept = [branch for branch in BRANCHES if handed(body(node, branch)) is None]
+        if not kept:
+            return "its branches give tensors of other shapes or types"
+    else:
+        kept = list(BRANCHES)
+    if set(kept) <= set(missing):
+        return f"its {kept[0]} draws random numbers or stores sparse ones, and stays whole"
+    names = " and ".join(kept)
+    return f"its {names} stays whole: not taken by the inputs, or not to be run at these sizes"
 
 
 def _decided_by(graph: Graph, inputs: Collection[str]) -> bool:

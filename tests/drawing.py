@@ -48,6 +48,7 @@ class Builder:
     initializers: dict[str, Array] = field(default_factory=dict)
     values: list[Value] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    made: int = 0
 
     # --- parts ---------------------------------------------------------------------------------------------------
 
@@ -80,7 +81,8 @@ class Builder:
     def node_of(
         self, kind: str, inputs: Sequence[str], shapes: Sequence[Sequence[int]], **attributes: Any
     ) -> list[Value]:
-        outputs = [Value(f"t{len(self.nodes)}_{k}", tuple(map(int, s))) for k, s in enumerate(shapes)]
+        outputs = [Value(f"t{self.made}_{k}", tuple(map(int, s))) for k, s in enumerate(shapes)]
+        self.made += 1
         self.nodes.append(helper.make_node(kind, list(inputs), [o.name for o in outputs], **attributes))
         self.used.update(inputs)
         return outputs
@@ -123,6 +125,34 @@ class Builder:
 
 
 Op = Callable[[Builder, Value], "Value | None"]
+
+
+# --- branches ------------------------------------------------------------------------------------------------------
+
+
+def pointwise(b: Builder, x: Value, width: int) -> Value:
+    """A linear layer that leaves all but the channels as they are."""
+    if x.rank == 4:
+        return b.node("Conv", [x.name, b.weight(width, x.shape[1], 1, 1)], (x.shape[0], width, *x.shape[2:]))
+    return b.node("MatMul", [x.name, b.weight(x.shape[-1], width)], (*x.shape[:-1], width))
+
+
+def branches(b: Builder, x: Value) -> Value | None:
+    """An If that the images decide, now and then; its bodies read tensors from outside, and each other's weights."""
+    if b.integer(0, 2):
+        return None
+    mean = b.node("ReduceMean", [x.name], (), keepdims=0)
+    condition = b.node("Greater", [mean.name, b.constant(b.one_of([-10, 0, 10]), np.float32)], ())
+    width, bodies, ends = b.integer(1, 6), [], []
+    for name in ("then_branch", "else_branch"):
+        outside, b.nodes = b.nodes, []
+        inner = pointwise(b, x, b.integer(1, 6)) if b.flag() else x
+        inner = b.one_of([unary, scale_or_shift, join, gate])(b, inner) if inner is x else unary(b, inner)
+        ends.append(pointwise(b, inner, width))
+        info = helper.make_tensor_value_info(ends[-1].name, TensorProto.FLOAT, None)
+        bodies.append((name, helper.make_graph(b.nodes, name, [], [info])))
+        b.nodes = outside
+    return b.node("If", [condition.name], ends[0].shape, **dict(bodies))
 
 
 # --- any rank ------------------------------------------------------------------------------------------------------
@@ -555,7 +585,7 @@ def gemm(b: Builder, x: Value) -> Value:
 _ANY: tuple[Op, ...] = (
     *(unary, scale_or_shift, prelu, join, join, gate, concat, concat, split, split, slice_, gather, pad, softmax),
     *(reduce, matmul, matmul_left, through_factors, reduced_factor, through_transpose, shuffle, expanded, filled),
-    *(product_of_two, layer_norm, rms_norm, own_sizes, tile),
+    *(product_of_two, layer_norm, rms_norm, own_sizes, tile, branches),
 )
 OPS: dict[int, tuple[Op, ...]] = {
     4: (

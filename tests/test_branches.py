@@ -11,7 +11,7 @@ import pytest
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 import onnxshap
-from onnxshap.calibrate import run_all
+from onnxshap.calibrate import run_all, site_means
 from onnxshap.core import Dataset
 from onnxshap.graph import normalise
 from onnxshap.rewrite import drop_units
@@ -305,7 +305,8 @@ def test_a_branch_that_does_not_run_where_it_is_not_taken_stays_whole() -> None:
     shapes = {"x": (3, 4)}
     traced = trace(model, input_shapes=shapes)
     assert [g.name for g in traced.groups] == ["a"]
-    assert any("a branch of If reads it" in f.reason for f in traced.frozen)
+    reasons = [f.reason for f in traced.frozen]
+    assert any("a branch of If reads it: its else_branch stays whole: not taken" in reason for reason in reasons)
     positive = both_ways()[0]
     check_exact(model, data=positive, input_shapes=shapes)
     small = drop_units(traced, {"a": np.arange(8) < 4})
@@ -335,6 +336,7 @@ def test_random_numbers_in_a_branch_are_drawn_only_where_it_is_taken() -> None:
     no = body("() => (float[N,6] e) {\n r = RandomNormalLike(h)\n e = Mul(h, r)\n}")
     model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), no)
     assert [g.name for g in trace(model).groups] == ["a"]
+    assert any("its else_branch draws random numbers" in f.reason for f in trace(model).frozen)
     check_exact(model, data=both_ways()[0])
 
 
@@ -378,6 +380,19 @@ def test_a_setting_without_a_batch_and_a_state_with_its_batch_inside(rates: Any)
     assert result.verified.rel_err < 1e-5
     values = onnxshap.score(result.traced, data, samples=4).values["p" if 8 in rates else "a"]
     assert (values.phi != 0).any()
+
+
+def test_what_a_branch_gives_where_it_is_not_taken_is_left_nowhere() -> None:
+    """The logarithm of what is negative: no mean of it gets into the file."""
+    no = OTHER.replace("q = Tanh(p)", "n = Neg(total)\n l = Log(n)\n i = Tanh(p)\n q = Add(i, l)")
+    model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), body(no, ua=(6, 5), ub=(5, 6)))
+    traced = trace(model)
+    assert "p" in [g.name for g in traced.groups]
+    positive, negative = both_ways((24, 4))
+    means = site_means(traced, positive)
+    assert all(np.isfinite(values).all() for values in means.values())
+    small = drop_units(traced, {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups}, means)
+    assert np.isfinite(run(small, dict(negative.inputs))[0]).all()
 
 
 def test_the_images_of_a_batch_are_run_alone_where_they_decide() -> None:

@@ -128,6 +128,10 @@ class _Ops:
             told,
         )
 
+    def whole(self, node: NodeProto) -> str | None:
+        """Return why no cut goes through a node that is an If."""
+        return self._shaped.whole.get(node.output[0])
+
     def op(self, index: int, node: NodeProto) -> Op:
         """Return a node as rules see it."""
         kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
@@ -143,6 +147,8 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
                    for n, t in zip(names, ts, strict=True))  # fmt: skip
     known = RULES.get(op.type) if not unshaped and not any(subgraphs(node)) else None
     reason = f"{op.type} has no rule" if known is None else f"{op.type} keeps this axis as a whole"
+    if (why := ops.whole(node)) is not None:
+        reason = f"{op.type} gives it: {why}"
     before = (
         len(trace.ties),
         len(trace.fixups),
@@ -171,7 +177,7 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
                 trace.freeze(trace.axis(tensor, axis), reason)
     for graph in subgraphs(node):
         for tensor in (t for name in outer_names(graph) if (t := ops.tensor(name)) is not None):
-            _freeze_tensor(trace, tensor, f"a branch of {op.type} reads it")
+            _freeze_tensor(trace, tensor, f"a branch of {op.type} reads it" + ("" if why is None else f": {why}"))
 
 
 # --- chains of movements that permute one axis (channel shuffle) -----------------------------------------------------

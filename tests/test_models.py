@@ -140,6 +140,26 @@ def test_trained_nets_keep_their_accuracy_at_half_the_macs(name: str) -> None:
     assert result.verified.rel_err < TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw", "fashion_resnet20"])
+def test_folding_beats_leaving_zeros(name: str) -> None:
+    """Without a refit, on images of which there are few."""
+    accuracy = {}
+    with np.load(MODELS / "fashion_calibration.npz") as stored:
+        images = stored["image"][:100]
+    for repair in ("none", "fold"):
+        result = onnxshap.prune(
+            MODELS / f"{name}.onnx",
+            images,
+            eval_data=MODELS / "fashion_test.npz",
+            keep_macs=0.5,
+            method="l1",
+            repair=repair,
+        )
+        assert not result.refits
+        accuracy[repair] = result.after.score["accuracy"]
+    assert accuracy["fold"] > accuracy["none"] + 0.1
+
+
 def test_a_large_model_is_scored_on_fewer_images_by_default() -> None:
     traced = onnxshap.trace(MODELS / "fashion_vgg.onnx")
     assert affordable(traced, traced.groups, None) == 128

@@ -41,7 +41,7 @@ class Moments:
     def scale_and_shift(self) -> tuple[FloatArray, FloatArray]:
         """Return c and d of each channel, such that c u + d + a has the mean and the variance of t.
 
-        Where no c > 0 does, the mean alone is made right.
+        Where no c > 0 does, the mean alone is made right; where values are not finite, nothing is.
         """
         mean = {name: values / self.rows for name, values in self._sums.items()}
         nothing = np.zeros_like(mean["u"])
@@ -55,4 +55,5 @@ class Moments:
         told = (spread > 1e-10 * wanted) & (inside >= 0) & (self.rows >= FEWEST_ROWS)
         root = (np.sqrt(np.where(told, inside, 0)) - shared) / np.where(told, spread, 1)
         scale = np.where(told & (root > 0), np.clip(root, 1 / _LARGEST, _LARGEST), 1.0)
-        return scale, t - a - scale * u
+        shift = t - a - scale * u
+        return scale, np.where(np.isfinite(shift), shift, 0.0)

@@ -189,6 +189,7 @@ def test_a_state_whose_images_do_not_come_first_is_scored() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's exporter about itself
 @pytest.mark.parametrize("size", ["tiny", "full"])
 def test_pitch_trackers_with_norms_behind_the_activations_are_cut_exactly(size: str, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="torch is not installed")

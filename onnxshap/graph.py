@@ -232,7 +232,9 @@ def _stored(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
         else:
             nodes.append(node)
     _replace_nodes(made.graph, reversed(nodes))
-    made.graph.initializer.extend(tensor(name, found) for name, found in values.items())
+    stored = [_copy_tensor(t) for t in made.graph.initializer if read[t.name]]  # what went into the mixture is not
+    del made.graph.initializer[:]
+    made.graph.initializer.extend([*stored, *(tensor(name, found) for name, found in values.items())])
     return made
 
 

@@ -1594,3 +1594,18 @@ def test_every_rule_has_a_case() -> None:
 def test_names_of_cases_are_unique() -> None:
     names = [c.name for c in CASES]
     assert len(names) == len(set(names))
+
+
+def test_what_weights_are_mixed_of_is_counted_once() -> None:
+    model = net(
+        """(float[N,6] x) => (float[N,3] y) {
+        l = ReduceL2<axes=[0]>(v)
+        w = Div(v, l)
+        a = MatMul(x, w)
+        y = MatMul(a, w1)
+    }""",
+        opset=13,
+        v=(6, 8),
+        w1=(8, 3),
+    )
+    assert trace(model).cost.params() == 6 * 8 + 8 * 3

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxshap.structure import graphs_of, subgraphs
+from onnxshap.structure import copied, graphs_of, refill, subgraphs
 
 
 @dataclass
@@ -63,9 +63,7 @@ def take_branches(graph: GraphProto, conditions: Mapping[str, bool], moved: Move
         through = [(i, o) for i, o in zip(handed, node.output, strict=True) if i != o]
         inner += [helper.make_node("Identity", [i], [o], name=o) for i, o in through]
         pending += reversed(inner)
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    refill(graph.node, nodes)
 
 
 def names_in(graph: GraphProto) -> Counter[str]:
@@ -120,7 +118,7 @@ def inlined(
         own.CopyFrom(item)
         own.name = names[item.name]
         stored.append(own)
-    nodes = [NodeProto.FromString(inner.SerializeToString()) for inner in branch.node]
+    nodes = [copied(inner) for inner in branch.node]
     for inner in nodes:
         _rename(inner, names)
         inner.name = unused(inner.name, taken) if inner.name else ""

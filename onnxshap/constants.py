@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto
 from onnxshap.backend import Backend
 from onnxshap.core import Array
 from onnxshap.graph import Graph, array, is_op, with_constants
-from onnxshap.structure import RANDOM_OPS, outer_names, subgraphs
+from onnxshap.structure import RANDOM_OPS, reads, subgraphs
 
 _MIXING = (
     *("BatchNormalization", "Conv", "ConvTranspose", "CumSum", "Einsum", "Gemm", "GroupNormalization"),
@@ -73,8 +73,7 @@ def store_mixed(graph: Graph, backend: Backend) -> Graph:
     wanted: dict[str, None] = {}
     for node in graph.nodes:
         if not is_constant(node, known):
-            read = (*node.input, *(name for body in subgraphs(node) for name in outer_names(body)))
-            wanted |= dict.fromkeys(name for name in read if name in mixed)
+            wanted |= dict.fromkeys(name for name in reads(node) if name in mixed)
             continue
         made = [o for o in node.output if o]
         known.update(made)

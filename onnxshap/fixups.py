@@ -198,6 +198,15 @@ def _share_left(edit: Edit, source: str, axes: Sequence[int]) -> float:
     return float(np.prod([edit.alive(source, axis).mean() for axis in axes]))
 
 
+def _corrected(edit: Edit, index: int, op: str, number: float, hints: tuple[str, str]) -> None:
+    """Put an op with a number behind a node that sees only what a cut leaves; `hints` name the number and the op."""
+    node = edit.node(index)
+    result, raw = node.output[0], f"{node.output[0]}.of_the_rest"
+    node.output[0] = raw
+    constant = edit.new_constant(f"{result}.{hints[0]}", edit.typed(np.array(number), result))
+    edit.replace(index, [node, helper.make_node(op, [raw, constant], [result], name=f"{result}.{hints[1]}")])
+
+
 @dataclass(frozen=True)
 class Divisor:
     """A mean over axes of `source` goes on dividing by the widths that they had."""
@@ -209,13 +218,8 @@ class Divisor:
     def apply(self, edit: Edit) -> None:
         """Multiply the mean of what is left by its share."""
         share = _share_left(edit, self.source, self.axes)
-        if share == 1:
-            return
-        node = edit.node(self.node)
-        result, raw = node.output[0], f"{node.output[0]}.of_the_rest"
-        node.output[0] = raw
-        factor = edit.new_constant(f"{result}.share", edit.typed(np.array(share), result))
-        edit.replace(self.node, [node, helper.make_node("Mul", [raw, factor], [result], name=f"{result}.mean")])
+        if share < 1:
+            _corrected(edit, self.node, "Mul", share, ("share", "mean"))
 
 
 @dataclass(frozen=True)
@@ -229,13 +233,8 @@ class Extreme:
 
     def apply(self, edit: Edit) -> None:
         """Compare the extreme of what is left with zero."""
-        if _share_left(edit, self.source, self.axes) == 1:
-            return
-        node = edit.node(self.node)
-        result, raw = node.output[0], f"{node.output[0]}.of_the_rest"
-        node.output[0] = raw
-        zero = edit.new_constant(f"{result}.removed", edit.typed(np.array(0.0), result))
-        edit.replace(self.node, [node, helper.make_node(self.op, [raw, zero], [result], name=f"{result}.extreme")])
+        if _share_left(edit, self.source, self.axes) < 1:
+            _corrected(edit, self.node, self.op, 0.0, ("removed", "extreme"))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from onnxshap.core import Array, BoolArray
 from onnxshap.graph import Graph, attributes, is_op, tensor
-from onnxshap.structure import outer_names, subgraphs
+from onnxshap.structure import copied, outer_names, subgraphs
 
 Shape = tuple[int, ...]
 COMPUTED = -(2**62)
@@ -133,7 +133,7 @@ class _Folding:
                     node.input[k] = self._folded(index, node, k)
             used.update(name for one in (node, *self._before[index]) for name in one.input)
         nodes = [n for index in reversed(kept) for n in (*self._before[index], graph.node[index])]
-        self._nodes = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+        self._nodes = [copied(n) for n in nodes]
         self._tell_what_follows()
         del graph.node[:]
         graph.node.extend(self._nodes)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
+from onnxshap.structure import refill
+
 _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
     "Relu": (),
     "Sigmoid": (),
@@ -33,9 +35,7 @@ def unfuse(graph: GraphProto, opset: int) -> dict[str, str]:
             origin[parts[0].output[0]] = node.output[0]
         nodes += parts
     if origin:
-        copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-        del graph.node[:]
-        graph.node.extend(copies)
+        refill(graph.node, nodes)
     return origin
 
 

@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,17 @@ from onnxshap.core import Array
 from onnxshap.errors import ModelError
 from onnxshap.fused import unfuse
 from onnxshap.lifting import Lifted, lift, sink
-from onnxshap.structure import check_structure, graphs_of, order, outer_names, subgraphs
+from onnxshap.structure import (
+    check_structure,
+    copied,
+    graphs_of,
+    order,
+    outer_names,
+    reads,
+    refill,
+    subgraphs,
+    used_names,
+)
 
 PROTOBUF_LIMIT = 2**31 - 2**16
 """Bytes above which a model is stored with external data."""
@@ -220,21 +230,17 @@ def with_constants(graph: Graph, values: Mapping[str, Array]) -> Graph:
 
 def _stored(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
     """Return a copy of a model with initializers in place of the nodes that compute some values."""
-    made = ModelProto()
-    made.CopyFrom(model)
-    read = Counter(name for node in made.graph.node for name in node.input)
-    read.update(o.name for o in made.graph.output)
-    read.update(name for node in made.graph.node for body in subgraphs(node) for name in outer_names(body))
+    made = copied(model)
+    read = Counter([*(name for node in made.graph.node for name in reads(node)), *(o.name for o in made.graph.output)])
     nodes = []
     for node in reversed(made.graph.node):
         if all(name in values or not name or not read[name] for name in node.output):
-            read.subtract(node.input)
+            read.subtract(reads(node))
         else:
             nodes.append(node)
-    _replace_nodes(made.graph, reversed(nodes))
-    stored = [_copy_tensor(t) for t in made.graph.initializer if read[t.name]]  # what went into the mixture is not
-    del made.graph.initializer[:]
-    made.graph.initializer.extend([*stored, *(tensor(name, found) for name, found in values.items())])
+    refill(made.graph.node, reversed(nodes))
+    stored = [t for t in made.graph.initializer if read[t.name]]  # what went into the mixture is not
+    refill(made.graph.initializer, [*stored, *(tensor(name, found) for name, found in values.items())])
     return made
 
 
@@ -275,7 +281,7 @@ def _sort(graph: GraphProto) -> None:
     """Put nodes behind what they read, where a file has them otherwise."""
     places = order(graph.node)
     if places is not None and places != list(range(len(places))):
-        _replace_nodes(graph, [graph.node[k] for k in places])
+        refill(graph.node, [graph.node[k] for k in places])
 
 
 def _constant_value(node: NodeProto) -> TensorProto | None:
@@ -303,19 +309,7 @@ def _constants_to_initializers(graph: GraphProto) -> None:
         else:
             value.name = node.output[0]
             graph.initializer.append(value)
-    _replace_nodes(graph, kept)
-
-
-def _replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
-    copies = [_copy(node) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
+    refill(graph.node, kept)
 
 
 def _drop_overridable_inputs(graph: GraphProto) -> None:
@@ -353,10 +347,10 @@ def _unshare(graph: GraphProto, before: Mapping[str, str]) -> dict[str, str]:
         nodes.append(node)
         if is_op(node, "ConstantOfShape"):
             for copy in own_names(node.output[0], uses[node.output[0]]):
-                nodes.append(clone := _copy(node))
+                nodes.append(clone := copied(node))
                 clone.output[0] = clone.name = copy  # two nodes of one name do not load
     if len(nodes) > len(graph.node):
-        _replace_nodes(graph, nodes)
+        refill(graph.node, nodes)
         uses = _uses(graph)
     for tensor in list(graph.initializer):
         for copy in own_names(tensor.name, uses[tensor.name]):
@@ -435,12 +429,10 @@ def _keep_outside(part: GraphProto, whole: GraphProto) -> None:
     stored = {t.name: t for t in whole.initializer}
     present = {t.name for t in part.initializer}
     for item in [g for node in part.node for body in subgraphs(node) for g in graphs_of(body)]:
-        copied = [t.name for t in item.initializer if t.name in stored]
-        own = [_copy_tensor(t) for t in item.initializer if t.name not in stored]
-        if copied:
-            del item.initializer[:]
-            item.initializer.extend(own)
-        missing = [name for name in copied if name not in present]
+        twins = [t.name for t in item.initializer if t.name in stored]
+        if twins:
+            refill(item.initializer, [t for t in item.initializer if t.name not in stored])
+        missing = [name for name in twins if name not in present]
         part.initializer.extend(stored[name] for name in missing)
         present.update(missing)
 
@@ -457,14 +449,12 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
     done.CopyFrom(model)
     done.ir_version = source.ir_version
     graph, origin = done.graph, source.origin
-    used = Counter(name for node in graph.node for name in node.input)
-    used.update(o.name for o in graph.output)
-    used.update(name for node in graph.node for g in subgraphs(node) for name in outer_names(g))
+    used = used_names(graph)
     merged: dict[str, str] = {}
     first: dict[tuple[str, bytes], str] = {}
     kept: list[TensorProto] = []
     for item in graph.initializer:
-        if not used[item.name]:
+        if item.name not in used:
             continue
         root = origin.get(item.name, item.name)
         if root in origin.values():
@@ -474,9 +464,7 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
                 continue
             first[key] = item.name
         kept.append(item)
-    copies = [_copy_tensor(item) for item in kept]
-    del graph.initializer[:]
-    graph.initializer.extend(copies)
+    refill(graph.initializer, kept)
     for node in graph.node:
         for k, name in enumerate(node.input):
             if name in merged:
@@ -492,14 +480,8 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
     return done
 
 
-def _copy_tensor(item: TensorProto) -> TensorProto:
-    copy = TensorProto()
-    copy.CopyFrom(item)
-    return copy
-
-
 def _digest(item: TensorProto) -> bytes:
-    nameless = _copy_tensor(item)
+    nameless = copied(item)
     nameless.name = ""
     return hashlib.sha256(nameless.SerializeToString(deterministic=True)).digest()
 

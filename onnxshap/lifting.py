@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
 from onnxshap.branches import Moved, inlined, names_in, unused
-from onnxshap.structure import RANDOM_OPS, graphs_of, order, outer_names
+from onnxshap.structure import RANDOM_OPS, copied, graphs_of, order, outer_names, refill
 from onnxshap.weights import is_kept
 
 BRANCHES = ("then_branch", "else_branch")
@@ -80,7 +80,7 @@ def lift(graph: GraphProto, chosen: Mapping[str, Collection[str]], before: Lifte
     nodes: list[NodeProto] = []
     lifted = []
     for node in graph.node:
-        copy = _copy(node)
+        copy = copied(node)
         if is_if(node) and node.output[0] in chosen:
             for branch in BRANCHES:
                 if branch in chosen[node.output[0]]:
@@ -90,8 +90,7 @@ def lift(graph: GraphProto, chosen: Mapping[str, Collection[str]], before: Lifte
                     place.CopyFrom(_handing(place, names, taken))
             lifted.append(copy)
         nodes.append(copy)
-    del graph.node[:]
-    graph.node.extend(nodes)
+    refill(graph.node, nodes)
     return Lifted((*lifted, *before.nodes), main)
 
 
@@ -122,7 +121,7 @@ def join(graph: GraphProto, names: Collection[str]) -> None:
     nodes = []
     for node in graph.node:
         if not (is_if(node) and node.output[0] in names):
-            nodes.append(_copy(node))
+            nodes.append(node)
             continue
         yes, no = (handed(body(node, branch)) for branch in BRANCHES)
         assert yes is not None
@@ -132,8 +131,7 @@ def join(graph: GraphProto, names: Collection[str]) -> None:
             for a, b, output in zip(yes, no, node.output, strict=True)
             if output
         ]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    refill(graph.node, nodes)
 
 
 # --- and in again ----------------------------------------------------------------------------------------------------
@@ -153,11 +151,8 @@ def sink(graph: GraphProto, lifted: Lifted, *, initializers: bool = True) -> Non
     stored = [t for t in graph.initializer if initializers and t.name not in lifted.main and not is_kept(t)]
     sunk = _sink(nodes, [o.name for o in graph.output], stored, lifted.main)
     gone = {t.name for t in stored} - {t.name for t in sunk.stored}
-    left = [t for t in map(_copy_tensor, graph.initializer) if t.name not in gone]
-    del graph.node[:]
-    graph.node.extend(sunk.nodes)
-    del graph.initializer[:]
-    graph.initializer.extend(left)
+    refill(graph.node, sunk.nodes)
+    refill(graph.initializer, [t for t in graph.initializer if t.name not in gone])
 
 
 def _separated(nodes: Sequence[NodeProto], lifted: Sequence[NodeProto]) -> list[NodeProto]:
@@ -169,7 +164,7 @@ def _separated(nodes: Sequence[NodeProto], lifted: Sequence[NodeProto]) -> list[
         outputs = [o for o in node.output if o]
         if any(o not in wheres for o in outputs):
             continue  # never joined, or taken since
-        again = _copy(node)
+        again = copied(node)
         again.input[0] = wheres[outputs[0]].input[0]
         for k, branch in enumerate(BRANCHES):
             made = body(again, branch)
@@ -187,7 +182,7 @@ def _separated(nodes: Sequence[NodeProto], lifted: Sequence[NodeProto]) -> list[
             if node.output[0] in by_last:
                 found.append(by_last[node.output[0]])
         else:
-            found.append(_copy(node))
+            found.append(copied(node))
     return found
 
 
@@ -245,7 +240,7 @@ def _sink(
 
 def _fill(branch: GraphProto, nodes: Sequence[NodeProto], stored: Sequence[TensorProto], main: frozenset[str]) -> None:
     """Put nodes and initializers in front of those that a body has, whose Identity nodes of what they make go."""
-    own = [_copy(node) for node in branch.node]
+    own = [copied(node) for node in branch.node]
     stays = main.union(*(node.output for node in own))
     inside = _sink([*nodes, *own], [o.name for o in branch.output], stored, stays)
     made = {name for node in inside.nodes for name in node.output}
@@ -255,19 +250,5 @@ def _fill(branch: GraphProto, nodes: Sequence[NodeProto], stored: Sequence[Tenso
             handed_on[node.output[0]] = node.input[0]
     for item in branch.output:
         item.name = handed_on.get(item.name, item.name)
-    left = [node for node in inside.nodes if node.output[0] not in handed_on]
-    del branch.node[:]
-    branch.node.extend(left)
+    refill(branch.node, [node for node in inside.nodes if node.output[0] not in handed_on])
     branch.initializer.extend(inside.stored)
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
-
-
-def _copy_tensor(item: TensorProto) -> TensorProto:
-    copy = TensorProto()
-    copy.CopyFrom(item)
-    return copy

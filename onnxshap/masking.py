@@ -24,6 +24,7 @@ from onnxshap.errors import ModelError
 from onnxshap.graph import tensor
 from onnxshap.groups import Group
 from onnxshap.labels import Site, Weight
+from onnxshap.structure import refill
 from onnxshap.tracing import Traced, trace
 
 PREFIX = "onnxshap.mask."
@@ -146,9 +147,7 @@ class _Masks:
         nodes = [*self.head]
         for index, node in enumerate(masked.graph.node):
             nodes += [*self.before.get(index, ()), node, *self.after.get(index, ())]
-        copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-        del masked.graph.node[:]
-        masked.graph.node.extend(copies)
+        refill(masked.graph.node, nodes)
         masked.graph.initializer.extend(self.constants)
         masked.graph.input.extend(
             helper.make_tensor_value_info(mask_name(g), TensorProto.FLOAT, ["rows", len(g)]) for g in self.groups

@@ -20,7 +20,7 @@ from onnxshap.fixups import set_attribute
 from onnxshap.graph import array, attributes, finish, tensor
 from onnxshap.labels import Liveness, Site
 from onnxshap.masking import Means, responses
-from onnxshap.structure import graphs_of
+from onnxshap.structure import graphs_of, refill
 from onnxshap.tracing import Keep, Traced
 
 
@@ -161,9 +161,7 @@ class _Rewrite:
         nodes: list[NodeProto] = []
         for index, node in enumerate(self.model.graph.node):
             nodes += [*self.replaced.get(index, [node]), *self.appended.get(index, ())]
-        copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(copies)
+        refill(self.model.graph.node, nodes)
         return self.model
 
 

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from typing import TypeVar
 
+from google.protobuf.message import Message
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from onnxshap.errors import ModelError
 
 RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 """Ops that draw their values anew at every run."""
+
+
+_M = TypeVar("_M", bound=Message)
+
+
+def copied(message: _M) -> _M:
+    """Return a copy of a node, a tensor, a graph or a model."""
+    made = type(message)()
+    made.CopyFrom(message)
+    return made
+
+
+def refill(field: MutableSequence[_M], items: Iterable[_M]) -> None:
+    """Replace what a repeated field holds by copies of other items, which may be its own."""
+    copies = [copied(item) for item in items]
+    del field[:]
+    field.extend(copies)
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:

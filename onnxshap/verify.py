@@ -67,7 +67,7 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
     part = data.take(slice(0, _CHECKED_IMAGES))
     masked = masked_model(free, None, means)
     masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
-    coded = any(is_coding(node) for node in traced.shaped.graph.nodes)
+    coded = _codes(traced.shaped)
     try:  # a fused product of codes may overflow (below), that of what is dequantised does not
         wanted = run_all(free, masked, part, masks, optimize=not coded)
         got = run_all(traced, small, part, optimize=not coded)
@@ -87,10 +87,15 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
 
 def tolerance(shaped: Shaped) -> float:
     """Return how far rounding may take two forms of a model apart, by the coarsest type that it computes in."""
-    if any(is_coding(node) for node in shaped.graph.nodes):
+    if _codes(shaped):
         return _CODE_TOLERANCE
     computed = {shaped.kinds.get(o) for node in shaped.graph.nodes for o in node.output}
     return _HALF_TOLERANCE if computed & {TensorProto.FLOAT16, TensorProto.BFLOAT16} else TOLERANCE
+
+
+def _codes(shaped: Shaped) -> bool:
+    """Return whether a model makes codes of its activations."""
+    return any(is_coding(node) for node in shaped.graph.nodes)
 
 
 def check_loads(traced: Traced, small: ModelProto) -> None:

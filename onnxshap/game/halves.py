@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.graph import extract
-from onnxshap.structure import reads
+from onnxshap.structure import reads, refill
 from onnxshap.tracing import Traced
 
 ROWS = "onnxshap.rows"
@@ -103,8 +103,6 @@ def gathered(traced: Traced, suffix: ModelProto, mask: str) -> ModelProto:
         gathers.append(helper.make_node("Gather", [item.name, ROWS], [row], axis=axis, name=row))
         for node in found.graph.node:
             node.input[:] = [row if name == item.name else name for name in node.input]
-    nodes = [*gathers, *found.graph.node]
-    del found.graph.node[:]
-    found.graph.node.extend(nodes)
+    refill(found.graph.node, [*gathers, *found.graph.node])
     found.graph.input.append(helper.make_tensor_value_info(ROWS, TensorProto.INT64, ["rows"]))
     return found

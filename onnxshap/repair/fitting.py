@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from onnxshap.rewrite import cut
 from onnxshap.taps import patches, taps
 from onnxshap.tracing import Keep, Traced
 
+_T = TypeVar("_T")
 MAX_COEFFICIENTS = 6_000
 """Coefficients per output above which moments alone are matched (the Gram matrix would not fit)."""
 _HELD_OUT = 5
@@ -63,18 +65,9 @@ def refit(
         DataError: fewer than 20 images.
     """
     require_images(len(data))
-    model, live = cut(free, keep, means), traced.alive(keep)
-    layers = find_layers(traced, model, live)
-    if nearest:
-        layers = [layer for layer in layers if live.cut(layer.x, layer.channels)]
-    fitter = _Fitter(free, live, model, data, seed, layers, effort, feeds)
-    reports = []
-    for number, layer in enumerate(layers):
-        report = fitter.fit(layer)
-        if report is not None:
-            reports.append(report)
-        progress(number + 1, len(layers))
-    return (model if traced is free else transfer(model, cut(traced, keep, means))), reports
+    fitter = _fitter(traced, free, keep, means, data, seed, effort, feeds, nearest)
+    reports = [report for report in fitter.each(fitter.fit, progress) if report is not None]
+    return _in_file(traced, free, keep, means, fitter.model), reports
 
 
 def rematch(
@@ -91,12 +84,32 @@ def rematch(
         traced, free, keep, means, progress: as for `refit`.
         data: calibration images.
     """
+    fitter = _fitter(traced, free, keep, means, data)
+    fitter.each(fitter.match, progress)
+    return _in_file(traced, free, keep, means, fitter.model)
+
+
+def _fitter(
+    traced: Traced,
+    free: Traced,
+    keep: Keep,
+    means: Means,
+    data: Dataset,
+    seed: int = 0,
+    effort: Effort = FULL,
+    feeds: Sequence[Mapping[str, Array]] = (),
+    nearest: bool = False,
+) -> _Fitter:
+    """Return what fits the layers of the cut model."""
     model, live = cut(free, keep, means), traced.alive(keep)
     layers = find_layers(traced, model, live)
-    fitter = _Fitter(free, live, model, data, 0, layers, FULL, ())
-    for number, layer in enumerate(layers):
-        fitter.match(layer)
-        progress(number + 1, len(layers))
+    if nearest:
+        layers = [layer for layer in layers if live.cut(layer.x, layer.channels)]
+    return _Fitter(free, live, model, data, seed, layers, effort, feeds)
+
+
+def _in_file(traced: Traced, free: Traced, keep: Keep, means: Means, model: ModelProto) -> ModelProto:
+    """Return the cut model in the form of its file, from that for evaluation."""
     return model if traced is free else transfer(model, cut(traced, keep, means))
 
 
@@ -142,14 +155,22 @@ class _Fitter:
         rng = np.random.default_rng([self.seed, 4, layer.index, chunk])
         return np.sort(rng.choice(total, count, replace=False))
 
+    def each(self, change: Callable[[Layer], _T], progress: Callable[[int, int], None]) -> list[_T]:
+        """Change one layer after the other, from input to output."""
+        found = []
+        for number, layer in enumerate(self.layers):
+            found.append(change(layer))
+            progress(number + 1, len(self.layers))
+        return found
+
     def fit(self, layer: Layer) -> Refit | None:
         """Refit one layer in place; where it is too large to, its moments are matched, and None is returned."""
         old = self._constants.read(layer)
         groups, inputs, outputs = old.shape
-        bias = self._constants.bias(layer, groups * outputs)
         if inputs > MAX_COEFFICIENTS:
             self.match(layer)
             return None
+        bias = self._constants.bias(layer, groups * outputs)
         node = self.model.graph.node[layer.index]
         with_bias = int(bias is not None)
         present = old if bias is None else np.concatenate([old, bias.reshape(groups, 1, outputs)], axis=1)

@@ -51,6 +51,7 @@ class Tensor:
         stored: it is an initializer itself.
         part: its values as far as they are known, `COMPUTED` the other ones, where shape arithmetic computes it.
         told: its axes whose sizes shape arithmetic reads.
+        free: its axes whose sizes follow the inputs' free dimensions.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Tensor:
     stored: bool = False
     part: Array | None = None
     told: frozenset[int] = frozenset()
+    free: frozenset[int] = frozenset()
 
     @property
     def rank(self) -> int:
@@ -144,7 +146,8 @@ class Site:
     """Input `input` of node `node` is summed over `axis` of `tensor`: the place to mask it.
 
     Where the tensor holds codes, `zero` is the input with their zero point (an absent one is 0): what a removed
-    position holds. A `stored` one is weights: there is nothing to be seen of the images.
+    position holds. A `stored` one is weights: there is nothing to be seen of the images. Where the sum is of the
+    tensor alone, `why` is what to say if it does not vanish; otherwise any input of the node may vanish instead.
     """
 
     node: int
@@ -154,6 +157,7 @@ class Site:
     weight: Weight | None
     zero: int | None = None
     stored: bool = False
+    why: str | None = None
 
 
 @dataclass(frozen=True)
@@ -310,10 +314,14 @@ class Axes:
         for axis in range(self.op.out(out).rank) if axes is None else axes:
             self.tie(self.input(inp, axis), self.output(out, axis))
 
-    def contract(self, k: int, axis: int, weight: Weight | None = None, zero: int | None = None) -> None:
-        """State that input `k` is summed over `axis`, against `weight` if that is a constant; `zero` as in `Site`."""
+    def contract(
+        self, k: int, axis: int, weight: Weight | None = None, zero: int | None = None, why: str | None = None
+    ) -> None:
+        """State that input `k` is summed over `axis`, against `weight` if that is a constant; others as in `Site`."""
         tensor = self.op.need(k)
-        self.trace.sites.append(Site(self.op.index, k, tensor.name, axis % tensor.rank, weight, zero, tensor.constant))
+        self.trace.sites.append(
+            Site(self.op.index, k, tensor.name, axis % tensor.rank, weight, zero, tensor.constant, why)
+        )
         if weight is not None:
             self.linear(k, axis, weight)
 

@@ -51,7 +51,7 @@ def root_mean_square(op: Op, ax: Axes, data: Sequence[int], axes: Sequence[int],
     for axis in axes:
         for k in data:
             ax.same([axis], k)
-            ax.contract(k, axis)
+            ax.contract(k, axis, why=f"{op.type} takes the root mean square over it, and it is not zero there")
         ax.tie(ax.input(scale, axis - x.rank), ax.output(0, axis))
     default = 1e-12 if "Skip" in op.type else 1e-5
     ax.fix(RootMeanSquare(op.index, x.name, tuple(axes), scale, default))

@@ -16,6 +16,7 @@ from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
 
 _MS = "com.microsoft"
+_RANGE = "{} takes the range of codes over it, and it is not zero there"
 
 
 def _per_tensor(op: Op, *inputs: int) -> None:
@@ -54,7 +55,7 @@ def dynamic_quantize(op: Op, ax: Axes) -> None:
     """The range of codes is that of all values and 0: a zero does not change it, so positions are masked here."""
     ax.same()
     for axis in range(op.need(0).rank):
-        ax.contract(0, axis)
+        ax.contract(0, axis, why=_RANGE.format(op.type))
     ax.mix_rows()
 
 
@@ -125,7 +126,7 @@ def dynamic_quantize_matmul(op: Op, ax: Axes) -> None:
     _matmul(op, ax, b=1, zeros=(None, None))
     _along(op, ax, (2, 3, 4), weight=1, axis=-1)
     for axis in range(op.need(0).rank - 1):
-        ax.contract(0, axis)
+        ax.contract(0, axis, why=_RANGE.format(op.type))
     ax.mix_rows()
 
 

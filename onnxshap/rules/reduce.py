@@ -38,7 +38,8 @@ def reduction(op: Op, ax: Axes) -> None:
     for axis in gone:
         atoms = ax.input(0, axis)
         if op.type in _SUMS or _comparable(op):
-            ax.contract(0, axis)
+            verb = "takes the extreme" if op.type in _EXTREMES else "sums"
+            ax.contract(0, axis, why=f"{op.type} {verb} over it, and it is not zero there")
         else:
             ax.freeze(atoms, f"{op.type} reduces over it")
     if 0 in gone and op.need(0).rank > 1 and not op.need(0).constant:

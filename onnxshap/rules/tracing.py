@@ -19,16 +19,6 @@ from onnxshap.structure import outer_names, reads, subgraphs
 
 _SMALL, _FEW = 65536, 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""
-SQUARES = ("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
-"""Ops that square and sum some inputs, and scale by another."""
-_NOT_ZERO = {
-    **dict.fromkeys(("DynamicQuantizeLinear", "DynamicQuantizeMatMul"),
-                    "{} takes the range of codes over it, and it is not zero there"),
-    **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"),
-                    "{} sums over it, and it is not zero there"),
-    **dict.fromkeys(("ReduceMax", "ReduceMin"), "{} takes the extreme over it, and it is not zero there"),
-    **dict.fromkeys(SQUARES, "{} takes the root mean square over it, and it is not zero there"),
-}  # fmt: skip
 _COMPUTED = "two computed tensors are summed over it, neither is zero there"
 _MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
@@ -63,10 +53,7 @@ def trace_graph(shaped: Shaped) -> Labels:
             return labels
         # zeroing the constants would not express the cut: stay on the safe side
         for site in leaks:
-            node = shaped.graph.nodes[site.node]
-            trace.freeze(
-                trace.axes[site.tensor, site.axis], _NOT_ZERO.get(node.op_type, _COMPUTED).format(node.op_type)
-            )
+            trace.freeze(trace.axes[site.tensor, site.axis], site.why or _COMPUTED)
         for balance in uneven:
             trace.tie(*balance.equal_places)
         labels = resolve(trace)
@@ -88,8 +75,7 @@ def _vanishes(zeros: Zeros, shaped: Shaped, labels: Labels, site: Site) -> bool:
     """
     units = labels.units(site.tensor, site.axis)
     wanted = np.unique(units[units >= 0])
-    node = shaped.graph.nodes[site.node]
-    factors = (site.tensor,) if node.op_type in SQUARES else node.input
+    factors = (site.tensor,) if site.why else shaped.graph.nodes[site.node].input
     return not len(wanted) or any(zeros.gives_zero(name, wanted) for name in factors if name)
 
 
@@ -117,7 +103,10 @@ class _Ops:
             )
             value = array(stored) if small else None
         part = self._shaped.parts.get(name)
-        told = frozenset(axis for axis in range(len(shape)) if (name, axis) in self._shaped.told)
+        told, free = (
+            frozenset(axis for axis in range(len(shape)) if (name, axis) in known)
+            for known in (self._shaped.told, self._shaped.varying)
+        )
         return Tensor(
             name,
             shape,
@@ -126,6 +115,7 @@ class _Ops:
             stored is not None,
             None if part is None else part.values,
             told,
+            free,
         )
 
     def whole(self, node: NodeProto) -> str | None:

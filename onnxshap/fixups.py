@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from onnxshap.core import Array, BoolArray, IntArray
+from onnxshap.structure import copied
 
 
 class Edit(Protocol):
@@ -223,6 +224,57 @@ class Divisor:
 
 
 @dataclass(frozen=True)
+class Residue:
+    """A sum or mean over axes of `source` counts what stands at removed positions, where zeros go in further up.
+
+    Attributes:
+        node: the sum or mean.
+        source: what it sums.
+        axes: over which axes; one of them is cut.
+        chain: the nodes that give `source`, position by position, in order.
+        zeros: inputs of theirs (node, number) that are zero where a position is removed.
+        mean: whether it divides by the width that the axes had.
+    """
+
+    node: int
+    source: str
+    axes: tuple[int, ...]
+    chain: tuple[int, ...]
+    zeros: frozenset[tuple[int, int]]
+    mean: bool
+
+    def apply(self, edit: Edit) -> None:
+        """Compute what the chain gives for zero, sum it like the others, and add it as often as it stood there."""
+        share = _share_left(edit, self.source, self.axes)
+        if share == 1:
+            return
+        node = edit.node(self.node)
+        result, made, names = node.output[0], list[NodeProto](), dict[str, str]()
+        for index in self.chain:
+            clone = copied(edit.node(index))
+            for k, name in enumerate(clone.input):
+                if (index, k) in self.zeros:
+                    zero = edit.typed(np.zeros([1] * edit.rank(name)), name)
+                    clone.input[k] = edit.new_constant(f"{result}.zero{k}", zero)
+                else:
+                    clone.input[k] = names.get(name, name)
+            for k, name in enumerate(clone.output):
+                clone.output[k] = names[name] = f"{result}.removed.{name}"
+            clone.name = clone.output[0]
+            made.append(clone)
+        rest = copied(node)
+        rest.input[0], rest.output[0] = names[self.source], f"{result}.removed"
+        rest.name, node.output[0] = rest.output[0], f"{result}.of_the_rest"
+        gone = 1 - share if self.mean else (1 - share) * edit.alive(self.source, self.axes[0]).size
+        parts = []
+        for part, factor in ((node, share if self.mean else 1.0), (rest, gone)):
+            number = edit.new_constant(f"{part.output[0]}.factor", edit.typed(np.array(factor), result))
+            parts.append(f"{part.output[0]}.scaled")
+            made += [part, helper.make_node("Mul", [part.output[0], number], [parts[-1]], name=parts[-1])]
+        edit.replace(self.node, [*made, helper.make_node("Add", parts, [result], name=f"{result}.whole")])
+
+
+@dataclass(frozen=True)
 class Extreme:
     """The largest (Max) or smallest (Min) entry over axes of `source` goes on seeing the zeros of what is removed."""
 
@@ -264,6 +316,98 @@ class RootMeanSquare:
 
 
 @dataclass(frozen=True)
+class Refilled:
+    """An op that sees an axis as a whole sees it as wide as it was, with zeros where positions were removed.
+
+    Attributes:
+        node: the op.
+        source: tensor that has all axes.
+        axes: the axes that it sees as a whole, of its data inputs and of its outputs.
+        opset: that of the model, which tells how Pad and Slice are written.
+        data: inputs that get the zeros.
+        parameters: initializers among its inputs whose axes are the last of `axes`, zeros there as well.
+        outputs: outputs that have the axes.
+        ordered: whether the zeros have to stand where the positions stood, not behind the others.
+    """
+
+    node: int
+    source: str
+    axes: tuple[int, ...]
+    opset: int
+    data: tuple[int, ...] = (0,)
+    parameters: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = (0,)
+    ordered: bool = False
+
+    def apply(self, edit: Edit) -> None:
+        """Put zeros in front of the op and take their results away behind it."""
+        cut = [axis for axis in self.axes if edit.cut(self.source, axis)]
+        if not cut:
+            return
+        alive = {axis: edit.alive(self.source, axis) for axis in cut}
+        node, rank = edit.node(self.node), edit.rank(self.source)
+        for k in self.parameters:
+            if len(node.input) > k and node.input[k]:
+                values = edit.constant(node.input[k])
+                first = self.axes[-1] + 1 - values.ndim
+                gone = {axis - first: int((~alive[axis]).sum()) for axis in cut}
+                wide = np.pad(values, [(0, gone.get(axis, 0)) for axis in range(values.ndim)])
+                edit.set_constant(node.input[k], wide)
+        before: list[NodeProto] = []
+        behind: list[NodeProto] = []
+        for k in dict.fromkeys(self.data):
+            node.input[k] = self._filled(edit, node.input[k], f"{node.output[0]}.input{k}", rank, alive, before)
+        for j in self.outputs:
+            if len(node.output) > j and node.output[j]:
+                result = node.output[j]
+                node.output[j] = f"{result}.whole"
+                self._emptied(edit, node.output[j], result, alive, behind)
+        edit.replace(self.node, [*before, node, *behind])
+
+    def _filled(
+        self, edit: Edit, name: str, base: str, rank: int, alive: dict[int, BoolArray], nodes: list[NodeProto]
+    ) -> str:
+        """Append nodes that give a tensor its zeros, return the name of what they make."""
+        pads = np.zeros((2, rank), np.int64)
+        for axis, kept in alive.items():
+            pads[1, axis] = 1 if self.ordered else (~kept).sum()
+        padded = f"{base}.filled"
+        if self.opset < 11:
+            nodes.append(helper.make_node("Pad", [name], [padded], name=padded, pads=pads.ravel().tolist()))
+        else:
+            amounts = edit.new_constant(f"{base}.pads", pads.ravel())
+            nodes.append(helper.make_node("Pad", [name, amounts], [padded], name=padded))
+        for axis, kept in alive.items() if self.ordered else ():
+            places = np.where(kept, np.cumsum(kept) - 1, kept.sum()).astype(np.int64)
+            padded = _gathered(edit, padded, f"{base}.ordered{axis}", axis, places, nodes)
+        return padded
+
+    def _emptied(self, edit: Edit, name: str, result: str, alive: dict[int, BoolArray], nodes: list[NodeProto]) -> None:
+        """Append nodes that give the live positions of an output their name."""
+        if self.ordered:
+            for k, (axis, kept) in enumerate(alive.items(), start=1):
+                last = result if k == len(alive) else f"{result}.live{axis}"
+                name = _gathered(edit, name, last, axis, np.flatnonzero(kept), nodes)
+            return
+        axes, ends = list(alive), [int(kept.sum()) for kept in alive.values()]
+        bounds = {"starts": [0] * len(axes), "ends": ends, "axes": axes}
+        made = helper.make_node("Slice", [name], [result], name=f"{result}.live")
+        nodes.append(made)
+        for what, values in bounds.items():
+            if self.opset < 10:
+                set_attribute(made, what, values)
+            else:
+                made.input.append(edit.new_constant(f"{result}.{what}", np.array(values, np.int64)))
+
+
+def _gathered(edit: Edit, source: str, target: str, axis: int, index: IntArray, nodes: list[NodeProto]) -> str:
+    """Append a Gather of positions of an axis, return its target."""
+    places = edit.new_constant(f"{target}.index", index.astype(np.int64))
+    nodes.append(helper.make_node("Gather", [source, places], [target], name=f"{target}.gather", axis=axis))
+    return target
+
+
+@dataclass(frozen=True)
 class Selection:
     """A Slice, Gather or shuffle: output positions `index` of the input's axis; becomes one Gather where it is cut.
 
@@ -295,10 +439,9 @@ class Selection:
         if np.array_equal(chosen, np.arange(alive.sum())):
             same = helper.make_node("Identity", [self.source], [self.target], name=f"{self.target}.gather")
             return edit.replace(self.nodes[-1], [same])
-        index = edit.new_constant(f"{self.target}.index", chosen)
-        gather = helper.make_node("Gather", [self.source, index], [self.target], name=f"{self.target}.gather")
-        set_attribute(gather, "axis", self.axis)
-        return edit.replace(self.nodes[-1], [gather])
+        made: list[NodeProto] = []
+        _gathered(edit, self.source, self.target, self.axis, chosen, made)
+        return edit.replace(self.nodes[-1], made)
 
 
 @dataclass(frozen=True)

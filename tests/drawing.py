@@ -363,6 +363,8 @@ def layer_norm(b: Builder, x: Value) -> Value | None:
         return None
     axis = b.integer(1, x.rank - 1)
     inputs = [x.name, b.weight(*x.shape[axis:])]
+    if b.flag():
+        inputs.append(b.weight(*x.shape[axis:]))
     return b.node("LayerNormalization", inputs, x.shape, axis=axis, epsilon=0.1)
 
 
@@ -378,6 +380,24 @@ def rms_norm(b: Builder, x: Value) -> Value:
     above = b.node("Add", [mean.name, b.constant(0.1, np.float32)], shape)
     root = b.node("Sqrt", [above.name], shape)
     return b.node("Div", [x.name, root.name], x.shape)
+
+
+def standardised(b: Builder, x: Value) -> Value:
+    """Mean and deviation over an axis, as exporters write a layer norm where there is no op for it."""
+    axis = b.integer(1, x.rank - 1)
+    shape = [1 if a == axis else size for a, size in enumerate(x.shape)]
+
+    def mean(of: Value) -> Value:
+        return b.with_ints("ReduceMean", of, "axes", [axis], shape, 18, keepdims=1)
+
+    centred = b.node("Sub", [x.name, mean(x).name], x.shape)
+    squares = b.node("Mul", [centred.name, centred.name], x.shape)
+    above = b.node("Add", [mean(squares).name, b.constant(0.1, np.float32)], shape)
+    root = b.node("Sqrt", [above.name], shape)
+    normal = b.node("Div", [centred.name, root.name], x.shape)
+    if b.flag():
+        return normal
+    return b.node("Mul", [normal.name, b.weight(*x.shape[axis:])], x.shape)
 
 
 def own_sizes(b: Builder, x: Value) -> Value:
@@ -585,7 +605,7 @@ def gemm(b: Builder, x: Value) -> Value:
 _ANY: tuple[Op, ...] = (
     *(unary, scale_or_shift, prelu, join, join, gate, concat, concat, split, split, slice_, gather, pad, softmax),
     *(reduce, matmul, matmul_left, through_factors, reduced_factor, through_transpose, shuffle, expanded, filled),
-    *(product_of_two, layer_norm, rms_norm, own_sizes, tile, branches),
+    *(product_of_two, layer_norm, standardised, rms_norm, own_sizes, tile, branches),
 )
 OPS: dict[int, tuple[Op, ...]] = {
     4: (

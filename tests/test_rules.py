@@ -261,8 +261,103 @@ case("layer norm", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     h = MatMul(n, w1)
     g = Relu(h)
     y = MatMul(g, w2)
-}""", w0=(12, 8), s=(8,), b=(8,), w1=(8, 6), w2=(6, 3)), [6], "statistics over it")
+}""", w0=(12, 8), s=(8,), b=(8,), w1=(8, 6), w2=(6, 3)), [8, 6])
 case("layer norm over space", conv_net("b = LayerNormalization<axis=2>(a, s)", s=(8, 8)), [8])
+case("layer norm over channels and space, no shift", conv_net("b = LayerNormalization<axis=1>(a, s)", s=(8, 8, 8)), [8])
+case("layer norms before and behind the blocks of a trunk", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    t = MatMul(x, w0)
+    u = Add(t, b0)
+    n1 = LayerNormalization<axis=-1, epsilon=0.1>(u, s1, b1)
+    h1 = MatMul(n1, w1)
+    g1 = Gelu(h1)
+    m1 = MatMul(g1, w2)
+    u1 = Add(u, m1)
+    n2 = LayerNormalization<axis=2>(u1, s2, b2)
+    h2 = MatMul(n2, w3)
+    g2 = Relu(h2)
+    m2 = MatMul(g2, w4)
+    u2 = Add(n2, m2)
+    n3 = LayerNormalization(u2, s3, b3)
+    y = MatMul(n3, w5)
+}""", opset=20, ir=9, w0=(12, 8), b0=(8,), s1=(8,), b1=(8,), w1=(8, 6), w2=(6, 8), s2=(8,), b2=(8,), w3=(8, 4),
+    w4=(4, 8), s3=(8,), b3=(8,), w5=(8, 3)), [8, 6, 4])
+case("layer norms taken apart", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    t = MatMul(x, w0)
+    u = Add(t, b0)
+    mean = ReduceMean<axes=[-1]>(u)
+    centred = Sub(u, mean)
+    square = Pow(centred, two)
+    variance = ReduceMean<axes=[2], keepdims=1>(square)
+    shifted = Add(variance, eps)
+    deviation = Sqrt(shifted)
+    normal = Div(centred, deviation)
+    scaled = Mul(normal, s1)
+    n = Add(scaled, b1)
+    h = MatMul(n, w1)
+    g = Relu(h)
+    m = MatMul(g, w2)
+    u2 = Add(u, m)
+    mean2 = ReduceMean<axes=[2]>(u2)
+    minus = Neg(mean2)
+    centred2 = Add(minus, u2)
+    square2 = Mul(centred2, centred2)
+    total2 = ReduceSum<keepdims=0>(square2, last)
+    flat2 = Unsqueeze(total2, last)
+    inverse2 = Reciprocal(flat2)
+    n2 = Mul(centred2, inverse2)
+    n3 = Mul(n2, s2)
+    y = MatMul(n3, w3)
+}""", opset=13, w0=(12, 8), b0=(8,), two=np.float32(2), eps=np.float32(0.1), s1=(8,), b1=(8,), w1=(8, 6), w2=(6, 8),
+    last=[2], s2=(8,), w3=(8, 3)), [8, 6])
+case("layer norm over channels taken apart", conv_net("""
+    mean = ReduceMean<axes=[1]>(a)
+    centred = Sub(a, mean)
+    square = Mul(centred, centred)
+    variance = ReduceMean<axes=[1,2,3]>(square)
+    shifted = Add(variance, eps)
+    deviation = Sqrt(shifted)
+    normal = Div(centred, deviation)
+    b = Mul(normal, s)
+""", eps=np.float32(0.1), s=(8, 1, 1)), [8])
+case("a mean of what is not zero where channels are removed", conv_net("""
+    e = Sigmoid(a)
+    m = ReduceMean<axes=[1]>(e)
+    b = Mul(a, m)
+"""), [8])
+case("a sum of squares of what is not zero where channels are removed", conv_net("""
+    e = Cos(a)
+    m = ReduceSumSquare<axes=[1]>(e)
+    b = Mul(a, m)
+"""), [8])
+case("a mean of what is mixed and not zero where channels are removed", conv_net("""
+    e = Sigmoid(a)
+    s = ReduceMax<axes=[2,3]>(e)
+    m = ReduceMean<axes=[1]>(s)
+    b = Mul(a, m)
+"""), [], "ReduceMean sums over it, and it is not zero there")
+case("layer norm of what does not vanish", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    h = MatMul(x, w0)
+    a = Sigmoid(h)
+    n = LayerNormalization(a, s)
+    y = MatMul(n, w1)
+}""", w0=(12, 8), s=(8,), w1=(8, 3)), [], "takes statistics over it, and it is not zero there")
+case("layer norm with a computed shift", net("""(float[N,5,12] x, float[8] s) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    b = LayerNormalization(a, t, s)
+    y = MatMul(b, w1)
+}""", w0=(12, 8), t=(8,), w1=(8, 3)), [], "with a computed input 2")
+case("layer norm over one of two axes of the same units", net("""(float[N,5,12] x) => (float[N,8,3] y) {
+    a = MatMul(x, w0)
+    t = Transpose<perm=[0,2,1]>(a)
+    g = MatMul(t, a)
+    n = LayerNormalization(g, s, b)
+    y = MatMul(n, w1)
+}""", w0=(12, 8), s=(8,), b=(8,), w1=(8, 3)), [], "model output")
+case("layer norm in half precision", net("""(float16[N,5,12] x) => (float16[N,5,3] y) {
+    a = MatMul(x, w0)
+    n = LayerNormalization<epsilon=0.01>(a, s, b)
+    y = MatMul(n, w1)
+}""", **_typed(np.float16, w0=(12, 8), s=(8,), b=(8,), w1=(8, 3))), [8], tolerance=2e-3)
 case("rms norm", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     a = MatMul(x, w0)
     n = RMSNormalization(a, s)
@@ -279,8 +374,10 @@ case("mean and variance over images, space, and some axes", conv_net("""
     u = Add(m, noise)
     b = MeanVarianceNormalization<axes=[0,3]>(u)
 """, noise=(1, 1, 8, 8)), [8])
-case("mean and variance over channels stay", conv_net("b = MeanVarianceNormalization<axes=[1,2,3]>(a)"), [],
-     "MeanVarianceNormalization keeps")
+case("mean and variance over channels", conv_net("""
+    m = MeanVarianceNormalization<axes=[1,2,3]>(a)
+    b = Mul(m, s)
+""", s=(8, 1, 1)), [8])
 case("rms norm of what does not vanish", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     h = MatMul(x, w0)
     a = Sigmoid(h)
@@ -313,8 +410,33 @@ case("group norm as torch writes it", conv_net("""
     m = Reshape(n, together)
     b = Mul(m, u)
 """, apart=[0, 4, -1], together=[-1, 8, 8, 8], s=(4,), t=(4,), u=(8, 1, 1)), [4])
+_ONE_GROUP: dict[str, Any] = {"apart": [0, 1, -1], "together": [0, 8, 8, 8], "s": (1,), "t": (1,), "u": (8, 1, 1)}
+for opset in (9, 10, 11, 17):
+    case(f"group norm of one group as torch writes it, opset {opset}", conv_net("""
+        r = Reshape(a, apart)
+        n = InstanceNormalization(r, s, t)
+        m = Reshape(n, together)
+        b = Mul(m, u)
+    """, opset=opset, **_ONE_GROUP), [8])
+case("group norm of one group", conv_net("""
+    n = GroupNormalization<num_groups=1>(a, s, t)
+    b = Sigmoid(n)
+""", opset=21, ir=10, s=(8,), t=(8,)), [8])
+case("group norm of one group over free space", net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0)
+    r = Reshape(a, apart)
+    n = InstanceNormalization(r, s, t)
+    e = Shape(a)
+    b = Reshape(n, e)
+    y = Conv<pads=[1,1,1,1]>(b, w9)
+}""", w0=(8, 3, 3, 3), apart=[0, 1, -1], s=(1,), t=(1,), w9=(2, 8, 3, 3)), [], "takes statistics over it")
 case("instance norm", conv_net("b = InstanceNormalization(a, s1, b1)", s1=(8,), b1=(8,)), [8])
-case("lrn stays", conv_net("b = LRN<size=3>(a)"), [], "LRN sums over neighbouring")
+for opset in (9, 17):
+    case(f"lrn, opset {opset}", conv_net("b = LRN<size=3, alpha=0.9, bias=0.5>(a)", opset=opset), [8])
+case("lrn of what does not vanish", conv_net("""
+    s = Sigmoid(a)
+    b = LRN<size=3>(s)
+"""), [], "sums over neighbours over it, and it is not zero there")
 case("softmax 13 over channels stays", conv_net("b = Softmax<axis=1>(a)", opset=13), [], "Softmax divides")
 case("softmax 13 over space", conv_net("b = Softmax<axis=-1>(a)", opset=13), [8])
 case("softmax 13, last axis by default", conv_net("b = Softmax(a)", opset=13), [8])
@@ -322,7 +444,11 @@ case("softmax 11 takes all axes behind its own", conv_net("b = Softmax<axis=2>(a
 case("softmax 11, axis 1 by default", conv_net("b = Softmax(a)", opset=11), [], "Softmax divides")
 case("log softmax", conv_net("b = LogSoftmax<axis=2>(a)"), [8])
 case("hardmax", conv_net("b = Hardmax<axis=3>(a)"), [8])
-case("lp norm over channels stays", conv_net("b = LpNormalization<axis=1>(a)"), [], "LpNormalization keeps")
+case("lp norm over channels", conv_net("b = LpNormalization<axis=1>(a)"), [8])
+case("lp norm of what does not vanish", conv_net("""
+    s = Sigmoid(a)
+    b = LpNormalization<axis=1, p=1>(s)
+"""), [], "takes a norm over it, and it is not zero there")
 case("lp norm over space", conv_net("b = LpNormalization<axis=-1>(a)"), [8])
 
 # --- pool ------------------------------------------------------------------------------------------------------------
@@ -372,25 +498,25 @@ case("means over channels and more", conv_net("""
     g = Add(u, v)
     b = Mul(g, r)
 """, opset=18, axes=[1, 3]), [8])
-case("sums taken off their own channels do not vanish", conv_net("""
+case("sums taken off their own channels", conv_net("""
     t = ReduceSum(a, axes)
     d = Sub(a, t)
     q = Mul(d, d)
     v = ReduceSum(q, axes)
     b = Mul(a, v)
-""", axes=[1]), [], "ReduceSum sums over it")
+""", axes=[1]), [8])
 case("mean over tokens that weights make", net("""(float[N,5,12] x) => (float[N,3] y) {
     t = MatMul(w0, x)
     m = ReduceMean<axes=[1], keepdims=0>(t)
     y = MatMul(m, w1)
 }""", w0=(6, 5), w1=(12, 3)), [6])
-case("variance over channels stays", conv_net("""
+case("variance over channels", conv_net("""
     m = ReduceMean<axes=[1]>(a)
     d = Sub(a, m)
     q = Mul(d, d)
     v = ReduceMean<axes=[1]>(q)
     b = Mul(a, v)
-"""), [], "ReduceMean sums over it")
+"""), [8])
 case("rms norm as torch writes it", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     a = MatMul(x, w0)
     q = Pow(a, two)
@@ -402,7 +528,15 @@ case("rms norm as torch writes it", net("""(float[N,5,12] x) => (float[N,5,3] y)
     f = Mul(scale, n)
     y = MatMul(f, w1)
 }""", w0=(12, 8), two=2.0, eps=1e-5, scale=(8,), w1=(8, 3)), [8])
-case("inverse squares stay", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+for inverse in ("Reciprocal(a)", "Pow(a, less)", "Log(a)"):
+    case(f"a mean of {inverse}, which has a pole at zero, stays", conv_net(f"""
+        i = {inverse}
+        m = ReduceMean<axes=[1]>(i)
+        z = IsNaN(m)
+        f = Cast<to=1>(z)
+        b = Mul(a, f)
+    """, less=np.float32(-0.5)), [], "ReduceMean sums over it")
+case("inverse squares of what is not zero", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     a = MatMul(x, w0)
     p = Abs(a)
     h = Add(p, one)
@@ -410,7 +544,7 @@ case("inverse squares stay", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     m = ReduceMean<axes=[-1]>(q)
     f = Mul(a, m)
     y = MatMul(f, w1)
-}""", w0=(12, 8), less=-2.0, one=1.0, w1=(8, 3)), [], "ReduceMean sums over it")
+}""", w0=(12, 8), less=-2.0, one=1.0, w1=(8, 3)), [8])
 case("reduce everything stays", conv_net("""
     m = ReduceProd<keepdims=0>(a)
     b = Mul(a, m)
@@ -472,10 +606,10 @@ case("a table spread over the images", net("""(int64[N,5] i) => (float[N,5,3] y)
     y = MatMul(a, w1)
 }""", nil=np.array([0]), one=np.array(1), none=np.array(0), step=np.array(1), five=np.array(5), rest=[5, 6],
     table=(7, 6), w0=(6, 8), w1=(8, 3)), [8])
-case("sums over channels that do not vanish stay", conv_net("""
+case("sums over channels that do not vanish", conv_net("""
     r = Sigmoid(a)
     b = ReduceSum(r, axes)
-""", d=1, axes=[1]), [], "ReduceSum sums over it")
+""", d=1, axes=[1]), [8])
 case("layer norm in one pass, as jax writes it", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     a = MatMul(x, w0)
     t = ReduceSum(a, axes)
@@ -1189,7 +1323,26 @@ case("SkipLayerNormalization", net("""(float[N,5,12] x) => (float[N,5,12] y) {
     n2 = com.microsoft.SkipSimplifiedLayerNormalization(m2, sum, s)
     y = SimplifiedLayerNormalization(n2, s)
 }""", imports=MS, w0=(12, 8), b0=(8,), w1=(8, 12), s=(12,), t=(12,), b1=(12,), w2=(12, 6), w3=(6, 12)), [8, 6],
-    "SkipLayerNormalization keeps")
+    "adds a bias before it")
+case("SkipLayerNormalization of a sum with a bias", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    t = MatMul(x, w0)
+    m = MatMul(x, w1)
+    n = com.microsoft.SkipLayerNormalization(m, t, s, b, c)
+    y = MatMul(n, w2)
+}""", imports=MS, w0=(12, 8), w1=(12, 8), s=(8,), b=(8,), c=(8,), w2=(8, 3)), [], "adds a bias before it")
+case("SkipLayerNormalization over a trunk", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    t = MatMul(x, w0)
+    h = MatMul(t, w1)
+    r = Relu(h)
+    m = MatMul(r, w2)
+    n, u, v, sum = com.microsoft.SkipLayerNormalization<epsilon=0.1>(m, t, s, b)
+    h2 = MatMul(n, w3)
+    r2 = Relu(h2)
+    m2 = MatMul(r2, w4)
+    n2 = com.microsoft.SkipLayerNormalization(m2, sum, s2)
+    y = MatMul(n2, w5)
+}""", imports=MS, w0=(12, 8), w1=(8, 6), w2=(6, 8), s=(8,), b=(8,), w3=(8, 4), w4=(4, 8), s2=(8,), w5=(8, 3)),
+    [8, 6, 4])
 for name, given, more in (
     ("MatMulNBits", "g, q, s", {"s": (8, 4)}),
     ("MatMulNBits with flat scales and a bias", "g, q, s, , , c", {"s": (32,), "c": (8,)}),

@@ -13,7 +13,7 @@ import numpy as np
 from onnxshap.core import IntArray
 from onnxshap.fixups import Default, HeadCount, Parts
 from onnxshap.labels import Axes, Op, Product, RuleError
-from onnxshap.rules.norm import root_mean_square
+from onnxshap.rules.norm import STATISTICS, as_a_whole, root_mean_square
 from onnxshap.rules.registry import rule
 
 _MS = "com.microsoft"
@@ -219,16 +219,24 @@ def rotary(op: Op, ax: Axes) -> None:
 
 @rule(f"{_MS}.SkipLayerNormalization", f"{_MS}.SkipSimplifiedLayerNormalization")
 def skip_layer_normalization(op: Op, ax: Axes) -> None:
-    """Statistics over the last axis of a sum, which stays if they are more than sums; the others keep apart."""
+    """Statistics over the last axis of a sum; the others keep apart."""
     for out, y in enumerate(op.outputs):
         if y is not None:
             for k in (0, 1):
                 if op.need(k).rank == y.rank and op.need(k).shape[:-1] == y.shape[:-1]:
                     ax.same(range(y.rank - 1), k, out)
-    if "Simplified" in op.type and op.input(3) is None and op.need(0).shape == op.need(1).shape:
-        last = op.need(0).rank - 1
+    last = op.need(0).rank - 1
+    outputs = [out for out in (0, 3) if len(op.outputs) > out and op.outputs[out] is not None]
+    if "Simplified" not in op.type:
+        if op.input(4) is not None:  # its removed entries are in the statistics of what is masked
+            for atoms in (*(ax.input(k, last) for k in (0, 1)), *(ax.output(out, last) for out in outputs)):
+                ax.freeze(atoms, f"{op.type} adds a bias before it {STATISTICS} over it")
+            return
+        given = [k for k in (2, 3) if op.input(k) is not None]
+        as_a_whole(op, ax, [last], STATISTICS, (0, 1), given, outputs)
+    elif op.input(3) is None and op.need(0).shape == op.need(1).shape:
         root_mean_square(op, ax, (0, 1), [last], scale=2)
-        for out in (3,) if len(op.outputs) > 3 and op.outputs[3] is not None else ():
+        for out in outputs[1:]:
             ax.same([last], 0, out)
 
 

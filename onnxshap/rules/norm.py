@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxshap.fixups import GroupCount, RootMeanSquare
+from onnxshap.fixups import GroupCount, Refilled, RootMeanSquare
 from onnxshap.labels import Axes, Op, RuleError
 from onnxshap.rules.registry import rule
 
@@ -19,20 +19,74 @@ def batch_normalization(op: Op, ax: Axes) -> None:
     ax.same()
 
 
+def as_a_whole(
+    op: Op,
+    ax: Axes,
+    axes: Sequence[int],
+    why: str,
+    data: Sequence[int] = (0,),
+    parameters: Sequence[int] = (),
+    outputs: Sequence[int] = (0,),
+    ordered: bool = False,
+) -> None:
+    """Relate axes of which every entry depends on all: where some are removed, the op goes on seeing zeros there.
+
+    They stay where that cannot be written: sizes that follow the inputs, or parameters that are computed. Arguments
+    as in `fixups.Refilled`, for inputs and outputs that are there.
+
+    Args:
+        why: what the op does over the axes, in words.
+    """
+    first = op.need(data[0])
+    for k in parameters:
+        given = op.need(k)
+        if not given.stored or given.shape != first.shape[axes[-1] + 1 - given.rank : axes[-1] + 1]:
+            why += f", with a computed input {k} or one of another shape"
+            break
+    else:
+        if all(op.need(k).shape == first.shape for k in data) and not first.free.intersection(axes):
+            for axis in axes:
+                for k in data:
+                    ax.contract(k, axis, why=f"{op.type} {why} over it, and it is not zero there")
+                    for out in outputs:
+                        ax.same([axis], k, out)
+            for k in parameters:
+                rank = op.need(k).rank
+                for axis in range(rank):
+                    ax.tie(ax.input(k, axis), ax.output(0, axes[-1] + 1 - rank + axis))
+            ax.fix(
+                Refilled(
+                    op.index, first.name, tuple(axes), op.opset, tuple(data), tuple(parameters), tuple(outputs), ordered
+                )
+            )
+            return
+    for axis in axes:
+        for atoms in (*(ax.input(k, axis) for k in data), *(ax.output(out, axis) for out in outputs)):
+            ax.freeze(atoms, f"{op.type} {why} over it")
+
+
+STATISTICS = "takes statistics"
+
+
 @rule("InstanceNormalization")
 def instance_normalization(op: Op, ax: Axes) -> None:
-    """Statistics of one channel's space: channels stay apart, space is mixed."""
-    ax.relate("n c _*, c, c -> n c _*")
+    """Statistics of one channel's space: channels stay apart.
+
+    Where there is one channel, as exporters write a GroupNormalization of one group, it is the space that is cut.
+    """
+    if op.need(0).shape[1] > 1:
+        return ax.relate("n c _*, c, c -> n c _*")
+    ax.same((0,))
+    return as_a_whole(op, ax, range(2, op.out().rank), STATISTICS)
 
 
 @rule("LayerNormalization")
 def layer_normalization(op: Op, ax: Axes) -> None:
-    """Statistics over the last axes, from `axis` on: those stay; the axes before them are apart."""
+    """Statistics over the last axes, from `axis` on; the axes before them are apart."""
     axis = int(op.attributes.get("axis", -1)) % op.out().rank
     ax.same(range(axis))
-    for a in range(axis, op.out().rank):
-        ax.freeze(ax.input(0, a), f"{op.type} divides by statistics over it")
-        ax.freeze(ax.output(0, a), f"{op.type} divides by statistics over it")
+    parameters = [k for k in (1, 2) if op.input(k) is not None]
+    as_a_whole(op, ax, range(axis, op.out().rank), STATISTICS, parameters=parameters)
 
 
 @rule("RMSNormalization", "SimplifiedLayerNormalization")
@@ -59,24 +113,26 @@ def root_mean_square(op: Op, ax: Axes, data: Sequence[int], axes: Sequence[int],
 
 @rule("GroupNormalization")
 def group_normalization(op: Op, ax: Axes) -> None:
-    """Statistics over the channels of a group: a group's channels go together."""
+    """Statistics over the channels of a group: a group's channels go together, those of a single one do not."""
     if op.opset < 21:
         raise RuleError("GroupNormalization before opset 21 has its scales a group, not a channel")
-    groups, channels = int(op.attributes["num_groups"]), ax.output(0, 1)
+    if (groups := int(op.attributes["num_groups"])) == 1:
+        ax.same((0,))
+        return as_a_whole(op, ax, (1,), STATISTICS, parameters=(1, 2))
+    channels = ax.output(0, 1)
     blocks = channels.reshape(groups, -1)
     ax.tie(blocks[:, 1:], blocks[:, :1].repeat(blocks.shape[1] - 1, axis=1))
     ax.same((0, 1))
     for k in (1, 2):
         ax.tie(ax.input(k, 0), channels)
-    ax.fix(GroupCount(op.index, op.out().name, op.out().name, 1, "num_groups", blocks.shape[1]))
+    return ax.fix(GroupCount(op.index, op.out().name, op.out().name, 1, "num_groups", blocks.shape[1]))
 
 
 @rule("LRN")
 def lrn(op: Op, ax: Axes) -> None:
-    """Sums over neighbouring channels: removing one would change the others."""
+    """Sums over neighbouring channels: those that are left keep their distance."""
     ax.same(axis for axis in range(op.out().rank) if axis != 1)
-    for atoms in (ax.input(0, 1), ax.output(0, 1)):
-        ax.freeze(atoms, "LRN sums over neighbouring channels")
+    as_a_whole(op, ax, (1,), "sums over neighbours", ordered=True)
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
@@ -93,15 +149,17 @@ def softmax(op: Op, ax: Axes) -> None:
 
 @rule("LpNormalization")
 def lp_normalization(op: Op, ax: Axes) -> None:
-    """Divides by a norm over its axis."""
+    """Divides by a norm over its axis, which zeros do not change."""
     axis = int(op.attributes.get("axis", -1)) % op.out().rank
-    ax.same(a for a in range(op.out().rank) if a != axis)
+    ax.same()
+    ax.contract(0, axis, why="LpNormalization takes a norm over it, and it is not zero there")
 
 
 @rule("MeanVarianceNormalization")
 def mean_variance_normalization(op: Op, ax: Axes) -> None:
-    """Statistics over some axes, by default over images and space: those stay."""
-    mixed = {int(a) % op.out().rank for a in op.attributes.get("axes", (0, 2, 3))}
+    """Statistics over some axes, by default over images and space."""
+    mixed = sorted({int(a) % op.out().rank for a in op.attributes.get("axes", (0, 2, 3))})
     ax.same(a for a in range(op.out().rank) if a not in mixed)
+    as_a_whole(op, ax, mixed, STATISTICS)
     if 0 in mixed:
         ax.mix_rows()

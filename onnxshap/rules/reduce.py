@@ -7,7 +7,8 @@ from onnxshap.labels import Axes, Op
 from onnxshap.rules.registry import rule
 
 _EXTREMES = {"ReduceMax": "Max", "ReduceMin": "Min"}
-_SUMS = ("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
+SUMS = ("ReduceL1", "ReduceMean", "ReduceSum", "ReduceSumSquare")
+"""Ops that add up, each position by itself."""
 
 
 def reduced_axes(op: Op) -> set[int]:
@@ -37,7 +38,7 @@ def reduction(op: Op, ax: Axes) -> None:
         ax.tie(ax.input(0, axis), ax.output(0, target))
     for axis in gone:
         atoms = ax.input(0, axis)
-        if op.type in _SUMS or _comparable(op):
+        if op.type in (*SUMS, "ReduceL2") or _comparable(op):
             verb = "takes the extreme" if op.type in _EXTREMES else "sums"
             ax.contract(0, axis, why=f"{op.type} {verb} over it, and it is not zero there")
         else:

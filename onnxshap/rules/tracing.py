@@ -12,7 +12,9 @@ from onnxshap.fixups import Selection
 from onnxshap.folding import Shape
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Site, Tensor, Trace, resolve
+from onnxshap.rules.reduce import SUMS, reduced_axes
 from onnxshap.rules.registry import RULES
+from onnxshap.rules.residue import add_residue
 from onnxshap.rules.zeros import Zeros
 from onnxshap.shapes import Shaped
 from onnxshap.structure import outer_names, reads, subgraphs
@@ -53,6 +55,9 @@ def trace_graph(shaped: Shaped) -> Labels:
             return labels
         # zeroing the constants would not express the cut: stay on the safe side
         for site in leaks:
+            op = ops.op(site.node, shaped.graph.nodes[site.node])
+            if op.type in SUMS and add_residue(trace, shaped, labels, zeros, site, tuple(sorted(reduced_axes(op)))):
+                continue
             trace.freeze(trace.axes[site.tensor, site.axis], site.why or _COMPUTED)
         for balance in uneven:
             trace.tie(*balance.equal_places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,18 +19,21 @@ PRODUCTS = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), ((0, 1), (2,))),
     **dict.fromkeys(("ConvInteger", "Einsum", "FusedMatMul", "MatMul", "MatMulInteger", "Mul"), ((0, 1), ())),
     **dict.fromkeys(("RMSNormalization", "SimplifiedLayerNormalization"), ((0, 1), ())),
+    **dict.fromkeys(("GroupNormalization", "InstanceNormalization", "LayerNormalization"), ((1,), (2,))),
+    "SkipLayerNormalization": ((2,), (3,)),
     "MatMulIntegerToFloat": ((0, 1), (6,)),
     "DynamicQuantizeMatMul": ((0, 1), (4,)),
 }
 """Zero where one of their factors (inputs) is, and all of their addends (inputs)."""
 FIRST: frozenset[str] = frozenset([
     *("Abs", "Asin", "Atan", "AveragePool", "Cast", "CastLike", "Ceil", "Celu", "CumSum", "DepthToSpace"),
-    *("DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand", "Flatten", "Floor"),
-    *("Gather", "Gelu", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "HardSwish", "Identity"),
-    *("LeakyRelu", "LpPool", "MaxPool", "Mish", "Neg", "PRelu", "QuickGelu", "ReduceL1", "ReduceL2", "ReduceMax"),
-    *("ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Selu", "Shrink", "Sign"),
-    *("Sin", "Sinh", "Slice", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Swish", "Tan", "Tanh"),
-    *("Tile", "Transpose", "Trilu", "Unsqueeze", "Upsample"),
+    *("DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand", "Flatten"),
+    *("Floor", "Gather", "Gelu", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "HardSwish"),
+    *("Identity", "LRN", "LeakyRelu", "LpNormalization", "LpPool", "MaxPool", "Mish", "Neg", "PRelu"),
+    *("QuickGelu", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu"),
+    *("Reshape", "Resize", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh", "Slice", "Softsign"),
+    *("SpaceToDepth", "Split", "Sqrt", "Squeeze", "Swish", "Tan", "Tanh", "Tile", "Transpose", "Trilu"),
+    *("Unsqueeze", "Upsample"),
 ])  # fmt: skip
 """Zero where their first input is."""
 
@@ -61,6 +65,15 @@ class Zeros:
                 pending.pop()
         return known[name]
 
+    def holds(self, name: str, units: NDArray[np.intp]) -> bool:
+        """Return whether a tensor has positions of some of the units."""
+        return not self._held(name).isdisjoint(units.tolist())
+
+    def holds_on(self, name: str, units: NDArray[np.intp], axis: int) -> bool:
+        """Return whether a tensor has positions of some of the units on this axis alone."""
+        wanted, found = frozenset(units.tolist()), self._by_axis(name)
+        return [k for k, some in enumerate(found) if wanted & some] == [axis]
+
     def _look_up(self, name: str, wanted: frozenset[int], known: dict[str, bool]) -> bool | None:
         """Return the verdict on a tensor, None where there is none so far."""
         if name not in self._shaped.producers:
@@ -74,7 +87,11 @@ class Zeros:
             return self._look_up(source, wanted, known)
 
         def added(source: str) -> bool | None:
-            return zero(source) if wanted & self._held(name) <= self._held(source) else False
+            held = wanted & self._held(name)
+            if not held <= self._held(source):
+                return False
+            stretched = len(self._shaped.shapes[source]) < len(self._shaped.shapes[name])
+            return False if stretched and self._on_many_axes(name, held) else zero(source)
 
         if name not in self._shaped.producers:
             return zero(name)
@@ -90,7 +107,7 @@ class Zeros:
             x, scale, shift, mean = map(zero, node.input[:4])  # (x - mean) scale + shift
             return _all((shift, _any((scale, _all((mean, x))))))
         if node.op_type == "Pow":
-            return zero(node.input[0]) if _is_positive(self._shaped, node.input[1]) else False
+            return zero(node.input[0]) if is_positive(self._shaped, node.input[1]) else False
         if node.op_type == "Clip":
             return zero(node.input[0]) if _clips_around_zero(self._shaped, node) else False
         if node.op_type in PRODUCTS:
@@ -104,10 +121,16 @@ class Zeros:
     def _held(self, name: str) -> frozenset[int]:
         """Return the units that have positions on a tensor's axes."""
         if name not in self._units:
-            axes = [a for a in range(len(self._shaped.shapes.get(name, ()))) if (name, a) not in self._labels.blockwise]
-            found = [np.unique(self._labels.units(name, axis)).tolist() for axis in axes]
-            self._units[name] = frozenset(unit for some in found for unit in some)
+            self._units[name] = frozenset(unit for some in self._by_axis(name) for unit in some)
         return self._units[name]
+
+    def _on_many_axes(self, name: str, units: frozenset[int]) -> bool:
+        """Return whether some of these units have positions on several axes of a tensor."""
+        return any(count > 1 for count in Counter(u for some in self._by_axis(name) for u in units & some).values())
+
+    def _by_axis(self, name: str) -> list[frozenset[int]]:
+        axes = [a for a in range(len(self._shaped.shapes.get(name, ()))) if (name, a) not in self._labels.blockwise]
+        return [frozenset(np.unique(self._labels.units(name, axis)).tolist()) for axis in axes]
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
@@ -120,7 +143,8 @@ def _any(verdicts: Iterable[bool | None]) -> bool | None:
     return True if True in found else None if None in found else False
 
 
-def _is_positive(shaped: Shaped, name: str) -> bool:
+def is_positive(shaped: Shaped, name: str) -> bool:
+    """Return whether a tensor is stored and has no entry below or equal to zero."""
     stored = shaped.graph.initializers.get(name)
     return stored is not None and bool((array(stored) > 0).all())
 

@@ -360,9 +360,14 @@ class _Free:
         """Take the number of images from the input instead of from the sizes."""
         if len(node.input) < 4 or node.input[3] not in self.stored or "axes" in attributes(node):
             return
-        sizes = array(self.stored[node.input[3]])
-        rest = self._constant(f"{node.output[0]}.sizes", sizes[1:])
-        node.input[3] = self._node("Concat", [self._rows(), rest], f"{node.output[0]}.all_sizes", axis=0)
+        sizes, output = array(self.stored[node.input[3]]), node.output[0]
+        source = self.walk.shaped.shapes[node.input[0]]
+        same = next((axis for axis, size in enumerate(sizes) if size != source[axis]), len(sizes))
+        shape = self._node("Shape", [node.input[0]], f"{output}.source_sizes")
+        bounds = [self._constant(f"{output}.{what}", np.array([k])) for what, k in (("first", 0), ("same", same))]
+        copied = self._node("Slice", [shape, *bounds], f"{output}.same_sizes")
+        rest = self._constant(f"{output}.sizes", sizes[same:])
+        node.input[3] = self._node("Concat", [copied, rest], f"{output}.all_sizes", axis=0)
 
     def _squeeze(self, node: NodeProto) -> None:
         """Name the axes: one image is an axis of size 1 too."""
@@ -384,21 +389,26 @@ class _Free:
         if shape[place.axis] != place.outer * place.inner:
             return
         key = (name, place)
-        if key not in self.made:
+        if key not in self.made and place.outer == 1:  # by numbers alone, whatever widths a cut leaves
+            times = self._times(name, place.axis, len(shape) - place.axis - 1)
+            self.made[key] = self._node("Tile", [name, times], f"{name}.repeated")
+        elif key not in self.made:
             apart = self._constant(f"{name}.apart", np.array(place.split(shape), np.int64))
-            before, after = [1] * (place.axis + 1), [1] * (len(shape) - place.axis)
-            times = [
-                self._constant(f"{name}.before", np.array(before, np.int64)),
-                self._rows(),
-                self._constant(f"{name}.after", np.array(after, np.int64)),
-            ]
             whole = [-1 if axis == place.axis else size for axis, size in enumerate(shape)]
             together = self._constant(f"{name}.together", np.array(whole, np.int64))
             source = self._node("Reshape", [name, apart], f"{name}.split")
-            target = self._node("Concat", times, f"{name}.times", axis=0)
+            target = self._times(name, place.axis + 1, len(shape) - place.axis)
             wide = self._node("Expand", [source, target], f"{name}.wide")
             self.made[key] = self._node("Reshape", [wide, together], f"{name}.repeated")
         node.input[repeat.input] = self.made[key]
+
+    def _times(self, name: str, before: int, after: int) -> str:
+        """Return the name of int64[before + 1 + after]: ones, and the number of images."""
+        ones = [
+            self._constant(f"{name}.{side}", np.ones(count, np.int64))
+            for side, count in (("before", before), ("after", after))
+        ]
+        return self._node("Concat", [ones[0], self._rows(), ones[1]], f"{name}.times", axis=0)
 
     def _rows(self) -> str:
         """Return the name of int64[1], the number of images."""

@@ -37,6 +37,9 @@ class Edit(Protocol):
     def constant(self, name: str) -> Array:
         """Return the present values of an initializer, or of that with what is known of a vector (`folding.Part`)."""
 
+    def stored(self, name: str) -> bool:
+        """Return whether `constant` knows a tensor."""
+
     def set_constant(self, name: str, values: Array) -> None:
         """Replace the values of an initializer."""
 
@@ -87,7 +90,8 @@ class Widths:
         node = edit.node(self.node)
         if self.input is not None:
             name = node.input[self.input]
-            edit.set_constant(name, self._followed(edit, edit.constant(name)))
+            if edit.stored(name):  # else a freed batch made it follow the tensors themselves (`batching`)
+                edit.set_constant(name, self._followed(edit, edit.constant(name)))
         else:
             values = np.array(next(list(a.ints) for a in node.attribute if a.name == self.attribute), np.int64)
             set_attribute(node, str(self.attribute), self._followed(edit, values).tolist())
@@ -116,7 +120,8 @@ class SingleAxes:
     def apply(self, edit: Edit) -> None:
         """Name the axes."""
         node = edit.node(self.node)
-        if not any(edit.cut(self.source, axis) for axis in range(edit.rank(self.source))):
+        named = len(node.input) > 1 or any(a.name == "axes" for a in node.attribute)  # by a freed batch (`batching`)
+        if named or not any(edit.cut(self.source, axis) for axis in range(edit.rank(self.source))):
             return
         if self.as_input:
             node.input[1:] = [edit.new_constant(f"{node.output[0]}.axes", np.array(self.axes, np.int64))]

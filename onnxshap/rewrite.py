@@ -52,6 +52,9 @@ class _Rewrite:
     def constant(self, name: str) -> Array:
         return array(self.constants[self._stored(name)])
 
+    def stored(self, name: str) -> bool:
+        return self._stored(name) in self.constants
+
     def _stored(self, name: str) -> str:
         part = self.traced.shaped.parts.get(name)
         return name if part is None or part.stored is None else part.stored

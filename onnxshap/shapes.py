@@ -47,6 +47,7 @@ _CHOOSABLE = frozenset(
     )
 )
 """Element types of which onnxruntime has a Where."""
+_REAL = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 _KNOWN_TYPES = frozenset(helper.get_all_tensor_dtypes()) - {TensorProto.UNDEFINED}
 
 
@@ -484,7 +485,11 @@ def _noise(name: str, dtype: np.dtype[Any], shape: Shape) -> Array:
 
 
 def _shape_arithmetic(model: ModelProto) -> set[str]:
-    """Return the tensors computed from shapes and initializers alone: of shapes some, or of integers all."""
+    """Return the tensors computed from shapes and initializers alone: of shapes some, or of integers all.
+
+    What is taken out of a table of weights (positions of a sequence that has some length) stays weights.
+    """
+    tables = {t.name for t in model.graph.initializer if t.data_type in _REAL and len(t.dims) > 1}
     static = {t.name for t in model.graph.initializer}
     integers = {t.name for t in model.graph.initializer if t.data_type in (TensorProto.INT64, TensorProto.INT32)}
     found: set[str] = set()
@@ -493,6 +498,8 @@ def _shape_arithmetic(model: ModelProto) -> set[str]:
         if any(True for _ in subgraphs(node)) or is_random(node):
             continue
         inputs = [i for i in node.input if i]
+        if is_op(node, "Gather", "Slice") and inputs[0] in tables and not sized.isdisjoint(inputs[1:]):
+            continue
         from_shape = is_op(node, "Shape", "Size") and inputs[0] not in static
         if from_shape or all(i in static for i in inputs):
             outputs = [o for o in node.output if o]

@@ -8,7 +8,11 @@ from onnx import ModelProto
 
 from onnxshap.batching import Images
 from onnxshap.calibrate import free_batch
+from onnxshap.data import random_data
+from onnxshap.rewrite import cut, drop_units
+from onnxshap.shapes import input_specs
 from onnxshap.tracing import trace
+from onnxshap.weights import put_in
 from tests.exactness import check_exact, net
 from tests.zeroing import relative_error, run
 
@@ -51,6 +55,29 @@ FIXED: dict[str, ModelProto] = {
         sizes=[1, 1, 5],
         w1=(5, 6),
         w2=(6, 2),
+    ),
+    "class token of the width of a trunk": net(
+        """(float[1,4,6] x) => (float[1,5,2] y) {
+    a = MatMul(x, w0)
+    t = Expand(token, sizes)
+    c = Concat<axis=1>(t, a)
+    p = Add(c, places)
+    n = LayerNormalization(p, s, b)
+    h = MatMul(n, w1)
+    g = Relu(h)
+    m = MatMul(g, w2)
+    u = Add(p, m)
+    y = MatMul(u, w3)
+}""",
+        w0=(6, 8),
+        token=(1, 1, 8),
+        sizes=[1, 1, 8],
+        places=(1, 5, 8),
+        s=(8,),
+        b=(8,),
+        w1=(8, 6),
+        w2=(6, 8),
+        w3=(8, 2),
     ),
     "heads merged with images": net(
         """(float[1,4,6] z) => (float[1,4,2] y) {
@@ -131,6 +158,18 @@ def test_files_of_one_image_take_several_with_a_coalition_each(name: str) -> Non
     assert len(freed.shaped.graph.nodes) >= len(traced.shaped.graph.nodes)
     seen = check_exact(FIXED[name])
     assert seen.rows is not None
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_files_of_one_image_are_cut_as_those_of_several(name: str) -> None:
+    traced = trace(FIXED[name])
+    freed = free_batch(traced)
+    keep = {g.name: np.arange(len(g)) % 3 > 0 for g in traced.groups}
+    spec = input_specs(FIXED[name])[FIXED[name].graph.input[0].name]
+    images = random_data({spec.name: spec}, 3, 0).inputs[spec.name]
+    alone = [run(drop_units(traced, keep), {spec.name: image[None]})[0] for image in images]
+    together = run(put_in(cut(freed, keep)), {spec.name: images})[0]
+    assert relative_error([together], [np.concatenate(alone)]) < 1e-5
 
 
 def test_images_are_found_inside_of_merged_axes() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxshap.rewrite import drop_units, removed_slices
 from onnxshap.rules import RULES
 from onnxshap.tracing import trace
 from tests.exactness import TOLERANCE, check_exact, net
@@ -1762,3 +1763,49 @@ def test_what_weights_are_mixed_of_is_counted_once() -> None:
         w1=(8, 3),
     )
     assert trace(model).cost.params() == 6 * 8 + 8 * 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer norms before and behind the blocks of a trunk",
+        "layer norms taken apart",
+        "group norm of one group as torch writes it, opset 9",
+        "group norm of one group as torch writes it, opset 17",
+        "lrn, opset 17",
+    ],
+)
+def test_what_was_cut_can_be_cut_again(name: str) -> None:
+    model = next(one.model for one in CASES if one.name == name)
+    for _ in range(2):
+        traced = trace(model)
+        keep = {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups}
+        small = drop_units(traced, keep)
+        assert [len(g) for g in trace(small).groups] == [int(k.sum()) for k in keep.values()]
+        check_exact(model)
+        model = small
+
+
+def test_positions_out_of_a_table_are_slices_of_it_also_where_a_shape_chooses_them() -> None:
+    model = net(
+        """(float[N,T,6] x) => (float[N,T,3] y) {
+        e = MatMul(x, w0)
+        s = Shape(x)
+        t = Gather<axis=0>(s, one)
+        u = Unsqueeze(t, zero)
+        p = Slice(places, zero, u, one_axis)
+        a = Add(e, p)
+        y = MatMul(a, w1)
+    }""",
+        w0=(6, 8),
+        places=(1, 40, 8),
+        one=np.array(1),
+        zero=[0],
+        one_axis=[1],
+        w1=(8, 3),
+    )
+    traced = trace(model, input_shapes={"x": (None, 5, None)})
+    assert [len(g) for g in traced.groups] == [8]
+    keep = {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups}
+    assert "places" in {s["initializer"] for s in removed_slices(traced, keep)}
+    check_exact(model, input_shapes={"x": (None, 5, None)})

@@ -108,6 +108,8 @@ class Zeros:
             return _all((shift, _any((scale, _all((mean, x))))))
         if node.op_type == "Pow":
             return zero(node.input[0]) if is_positive(self._shaped, node.input[1]) else False
+        if node.op_type == "Pad":
+            return zero(node.input[0]) if _pads_with_zeros(self._shaped, node) else False
         if node.op_type == "Clip":
             return zero(node.input[0]) if _clips_around_zero(self._shaped, node) else False
         if node.op_type in PRODUCTS:
@@ -147,6 +149,15 @@ def is_positive(shaped: Shaped, name: str) -> bool:
     """Return whether a tensor is stored and has no entry below or equal to zero."""
     stored = shaped.graph.initializers.get(name)
     return stored is not None and bool((array(stored) > 0).all())
+
+
+def _pads_with_zeros(shaped: Shaped, node: NodeProto) -> bool:
+    given = attributes(node)
+    stored = shaped.graph.initializers.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if len(node.input) > 2 and node.input[2] and stored is None:
+        return False
+    value = given.get("value", 0.0) if stored is None else array(stored)
+    return given.get("mode", "constant") != "constant" or not np.any(value)
 
 
 def _clips_around_zero(shaped: Shaped, node: NodeProto) -> bool:

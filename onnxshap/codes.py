@@ -22,6 +22,7 @@ ZERO_POINTS = {
     ("MatMulIntegerToFloat", 0): 4,
     ("MatMulIntegerToFloat", 1): 5,
     ("DynamicQuantizeMatMul", 1): 3,
+    ("DynamicQuantizeLSTM", 1): 9,
 }  # fmt: skip
 """Op and input that holds codes -> the input with their zero point."""
 

@@ -259,7 +259,8 @@ def _code_of_zero(traced: Traced, live: Liveness, node: NodeProto, k: int, axis:
     if zero.size == 1:
         return int(zero.ravel()[0])
     rank = len(traced.shaped.shapes[node.input[k]])
-    by_type = {"DequantizeLinear": int(attributes(node).get("axis", 1)), "QLinearConv": 0, "ConvInteger": 0}
+    by_type = {"DequantizeLinear": int(attributes(node).get("axis", 1)), "QLinearConv": 0, "ConvInteger": 0,
+               "DynamicQuantizeLSTM": 0}  # fmt: skip
     own = by_type.get(node.op_type, -1) % rank
     if own == axis or zero.ndim > 1:  # cut with the codes: both become 0
         return 0

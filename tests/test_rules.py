@@ -1266,6 +1266,19 @@ for op, gates in (("GRU", 3), ("LSTM", 4), ("RNN", 1)):
     }}""", wi=(1, gates * 5, 6), wh=(1, gates * 5, 5), wb=(1, gates * 10), h0=(1, 2, 5), axes=[1],
         wi2=(1, gates * 4, 5), wh2=(1, gates * 4, 4), together=[0, 0, 4], w1=(4, 3), w2=(5, 3)), [5, 4])
 
+case("DynamicQuantizeLSTM: what goes in", net("""(float[N,7,6] x) => (float[N,7,3] y) {
+    a = MatMul(x, w0)
+    r = Relu(a)
+    t = Transpose<perm=[1,0,2]>(r)
+    h = com.microsoft.DynamicQuantizeLSTM<hidden_size=5, direction="bidirectional">
+        (t, wi, wh, wb, , , , , si, zi, sh, zh)
+    u = Transpose<perm=[2,0,1,3]>(h)
+    m = Reshape(u, together)
+    y = MatMul(m, w1)
+}""", imports=MS, w0=(6, 8), wi=_codes((2, 8, 20)), wh=_codes((2, 5, 20)), wb=(2, 40), together=[0, 0, 10], w1=(10, 3),
+    si=np.float32([0.01, 0.02]), zi=np.int8([0, 3]), sh=np.float32([0.01, 0.02]), zh=np.int8([1, 0])), [8],
+    tolerance=1e-2)
+
 # --- blocks, repeats -------------------------------------------------------------------------------------------------
 
 case("depth to space, depth first", net("""(float[N,3,6,6] x) => (float[N,2,12,12] y) {
@@ -1717,6 +1730,7 @@ _NO_ROWS = {
     *(f"com.microsoft.GroupQueryAttention, {keys} heads of keys" for keys in ("fewer", "as many")),
     "com.microsoft.GroupQueryAttention of one tensor, with a cache",
     *("sampling by grids", "regions", "largest places, elements, triangles"),
+    "DynamicQuantizeLSTM: what goes in",
     *("dynamic: ConvInteger", "dynamic: MatMulInteger", "dynamic: DynamicQuantizeMatMul"),
 }
 """Nets whose images lie on another axis than the first, are counted in constants, or share codes' range or masks."""

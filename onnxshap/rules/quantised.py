@@ -130,6 +130,28 @@ def dynamic_quantize_matmul(op: Op, ax: Axes) -> None:
     ax.mix_rows()
 
 
+@rule(f"{_MS}.DynamicQuantizeLSTM")
+def dynamic_quantize_lstm(op: Op, ax: Axes) -> None:
+    """X [steps, images, in], its range taken as it comes; W [directions, in, gates]; what goes in is summed away.
+
+    Hidden units stay: the range of their codes, step by step, is taken over all of them.
+    """
+    if not op.need(1).constant:
+        raise RuleError(f"{op.type} has computed weights")
+    ax.tie(ax.input(0, 2), ax.input(1, 1))
+    ax.contract(0, 2, why=_RANGE.format(op.type))
+    ax.tie(ax.input(0, 0), ax.output(0, 0))
+    for out, y in enumerate(op.outputs):
+        if y is not None:
+            ax.tie(ax.output(out, -2), ax.input(0, 1))
+    for k in (5, 6):
+        if op.input(k) is not None:
+            ax.tie(ax.input(k, 1), ax.input(0, 1))
+    for weights in (op.need(1), op.need(2)):
+        ax.macs((op.need(0), 0), (op.need(0), 1), *((weights, axis) for axis in range(3)))
+    ax.mix_rows()
+
+
 @rule(f"{_MS}.QGemm")
 def qgemm(op: Op, ax: Axes) -> None:
     """As Gemm: A, its scale and zero point, B, its scale and zero point, C, those of Y."""

@@ -84,11 +84,21 @@ def usual_batch(traced: Traced, data: Dataset) -> dict[str, Array]:
     return feeds_of(data.take(np.resize(np.arange(len(data)), count)).inputs, traced.shaped.batch_axes)
 
 
-def by_image(traced: Traced, outputs: Sequence[Array]) -> list[Array]:
-    """Return outputs with the images on axis 0; where a model is run with one image, a whole output is that image's."""
-    if not traced.shaped.alone:
-        return list(outputs)
-    return [value if value.ndim and len(value) == 1 else value[None] for value in outputs]
+def by_image(traced: Traced, outputs: Sequence[Array], numbers: Sequence[int] | None = None) -> list[Array]:
+    """Return outputs with the images on axis 0, wherever the model has them.
+
+    Where a model is run with one image and an output has no axis for it, all of it is that image's. `numbers` are those
+    of the model's outputs that are given, default all of them.
+    """
+    single = traced.shaped.alone or (traced.batch == 1 and not traced.shaped.free_batch)
+
+    def moved(value: Array, axis: int | None) -> Array:
+        if axis is None and single and not (value.ndim and len(value) == 1):
+            return value[None]
+        return np.moveaxis(value, axis, 0) if axis else value
+
+    axes = traced.output_axes if numbers is None else [traced.output_axes[k] for k in numbers]
+    return [moved(value, axis) for value, axis in zip(outputs, axes, strict=True)]
 
 
 def run_all(
@@ -122,7 +132,8 @@ def run_all(
         for name, value in zip(session.outputs, outputs, strict=True):
             if value.ndim == 0 or len(value) != rows:
                 raise DataError(
-                    f"output {name!r} has shape {list(value.shape)} for {rows} images; axis 0 must be the images"
+                    f"output {name!r} has shape {list(value.shape)} for {rows} images, no axis of which is known to be "
+                    "theirs; export the model with a free batch that every output has"
                 )
         parts.append([value[:count] for value in outputs])
     return [np.concatenate(column) for column in zip(*parts, strict=True)]

@@ -94,6 +94,8 @@ class _Tuner:
     ) -> None:
         if free.shaped.alone or free.shaped.apart:
             raise ModelError("distillation runs many images at a time, the model takes one; use --repair lstsq")
+        if any(free.output_axes):
+            raise ModelError("distillation needs the images on axis 0 of every output; use --repair lstsq")
         self._free, self._data, self._seed = free, data, seed
         self._rng = np.random.default_rng([seed, 7])
         order = self._rng.permutation(len(data))

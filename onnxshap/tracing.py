@@ -88,6 +88,11 @@ class Traced:
         place = self.images(tensor)
         return place.axis if place is not None and place.alone else None
 
+    @cached_property
+    def output_axes(self) -> tuple[int | None, ...]:
+        """The axis of the images in every output, None where it is not known."""
+        return tuple(self.batch_axis(output.name) for output in self.shaped.graph.model.graph.output)
+
     def is_batch(self, tensor: str, axis: int) -> bool:
         """Return whether the images lie along an axis."""
         classes = self.labels.axis(tensor, axis)

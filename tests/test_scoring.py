@@ -484,3 +484,62 @@ def test_a_cluster_that_disappears_is_one_error_and_the_journal_goes_on(tmp_path
             score(cluster=cluster.scheduler_address, payoff=margin, progress=end, journal=path)
     assert len(path.read_bytes().splitlines()) > 1
     assert same(score(payoff=margin, journal=path), score(payoff=margin))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["h, c = LSTM<hidden_size=5>(u, wi, wh)  s = Squeeze(h, one)", "h = MatMul(u, wm)  s = Relu(h)"],
+    ids=["recurrent, one by one", "linear, by rows"],
+)
+def test_outputs_may_have_their_images_on_another_axis(cell: str) -> None:
+    """Text recognition gives [steps, images, classes]."""
+
+    def recogniser(end: str) -> onnx.ModelProto:
+        text = f"""(float[N,7,6] x) => ({end}
+            a = MatMul(x, w0)
+            r = Relu(a)
+            u = Transpose<perm=[1,0,2]>(r)
+            {cell.replace("  ", chr(10))}
+        }}"""
+        model = build(text, w0=(6, 8), w1=(5, 3), one=[1], wi=(1, 20, 8), wh=(1, 20, 5), wm=(8, 5))
+        used = {name for node in model.graph.node for name in node.input}
+        for item in [t for t in model.graph.initializer if t.name not in used]:
+            model.graph.initializer.remove(item)
+        return model
+
+    steps_first = recogniser("float[T,N,3] y) { y = MatMul(s, w1)")
+    images_first = recogniser("float[N,T,3] y) { z = MatMul(s, w1)  y = Transpose<perm=[1,0,2]>(z)")
+    data = {"x": np.random.default_rng(0).normal(size=(30, 7, 6)).astype(np.float32)}
+    one, other = (api.score(model, data, samples=20, payoff="mse").values for model in (steps_first, images_first))
+    assert list(one) == list(other)
+    for name, values in one.items():
+        assert values.phi == pytest.approx(other[name].phi, abs=1e-6)
+    assert api.prune(steps_first, data, keep_units=0.5, samples=20).verified.rel_err < 1e-5
+
+
+def test_an_output_without_an_axis_of_images_is_that_of_the_one_image_a_run_has() -> None:
+    """A text recogniser for one image of any width, which declares its output with a rank that it does not have."""
+    model = build(
+        """(float[1,T,6] x) => (float[1,S] y) {
+        a = MatMul(x, w0)
+        r = Relu(a)
+        u = Transpose<perm=[1,0,2]>(r)
+        f = Reshape(u, flat)
+        m = MatMul(f, w1)
+        s = Shape(x)
+        t = Gather<axis=0>(s, one)
+        n = Unsqueeze(t, zero)
+        k = Concat<axis=0>(n, rest)
+        y = Reshape(m, k)
+    }""",
+        w0=(6, 8),
+        w1=(8, 3),
+        flat=[-1, 8],
+        one=np.array(1),
+        zero=[0],
+        rest=[1, 3],
+    )
+    data = {"x": np.random.default_rng(0).normal(size=(30, 7, 6)).astype(np.float32)}
+    result = api.prune(model, data, keep_units=0.5, samples=20)
+    assert [int(keep.sum()) for keep in result.keep.values()] == [4]
+    assert result.verified.rel_err < 1e-5

@@ -154,4 +154,5 @@ class _Masked:
                 self._resident.keep(kept)
                 self._version = self._kept.version
             outputs = self._resident.run({**mask, ROWS: at})
+        outputs = by_image(self.setting.traced, outputs, self._outputs)
         return payoffs(self.setting, dict(zip(self._outputs, outputs, strict=True)), images)

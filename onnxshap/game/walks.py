@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto
 
+from onnxshap.calibrate import by_image
 from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import removal_masks, removal_ranks
 from onnxshap.game.activations import Activations, bytes_per_image
@@ -134,7 +135,9 @@ class Walks:
                 feeds[self._mask] = coalitions
             outputs = self._session.run({name: feeds[name] for name in self._session.inputs})
             changed.update(zip(self._computed, outputs, strict=True))
-        return payoffs(self._setting, changed, images)
+        numbers = list(changed)
+        moved = by_image(self._setting.traced, list(changed.values()), numbers)
+        return payoffs(self._setting, dict(zip(numbers, moved, strict=True)), images)
 
 
 class _Buffer:

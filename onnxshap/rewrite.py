@@ -161,7 +161,8 @@ class _Rewrite:
         nodes: list[NodeProto] = []
         for index, node in enumerate(self.model.graph.node):
             nodes += [*self.replaced.get(index, [node]), *self.appended.get(index, ())]
-        refill(self.model.graph.node, nodes)
+        if self.replaced or self.appended:
+            refill(self.model.graph.node, nodes)
         return self.model
 
 

@@ -23,7 +23,7 @@ _HALF_BYTES = frozenset({TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4
 class _Widths:
     """The axes that can be cut, axes that are alike once: how many of their positions stay."""
 
-    classes: NDArray[np.intp]
+    classes: NDArray[np.int32]
     starts: NDArray[np.intp]
 
     def __call__(self, live: Liveness | None) -> FloatArray:
@@ -73,7 +73,7 @@ class Cost:
 def cost_of(shaped: Shaped, labels: Labels) -> Cost:
     """Return the cost functions of a graph at the shapes it was traced at."""
     places: dict[bytes, int] = {}
-    found: list[NDArray[np.intp]] = []
+    found: list[NDArray[np.int32]] = []
 
     def place(tensor: str, axis: int) -> int | None:
         """Return the place of an axis among those that can be cut."""
@@ -110,7 +110,7 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
         return _Blocks(np.array([factor for factor, _ in rows], np.float64), axes)
 
     starts = np.cumsum([0, *map(len, found)])[:-1].astype(np.intp)
-    widths = _Widths(np.concatenate([*found, np.empty(0, np.intp)]), starts)
+    widths = _Widths(np.concatenate([*found, np.empty(0, np.int32)]), starts)
     return Cost(widths, table(macs), table(params), table(size))
 
 

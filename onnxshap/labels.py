@@ -30,6 +30,7 @@ from onnxshap.balance import balanced_sets
 from onnxshap.core import Array, BoolArray, IntArray
 from onnxshap.errors import ModelError
 from onnxshap.fixups import Fixup
+from onnxshap.relations import Atoms, Freezes, Ties
 
 AxisKey = tuple[str, int]
 """Tensor name and axis >= 0."""
@@ -198,9 +199,9 @@ class Trace:
     """The relations of one graph, as its rules state them."""
 
     size: int = 0
-    axes: dict[AxisKey, IntArray] = field(default_factory=dict)
-    ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    frozen: list[Frozen] = field(default_factory=list)
+    axes: dict[AxisKey, range] = field(default_factory=dict)
+    ties: Ties = field(default_factory=Ties)
+    frozen: Freezes = field(default_factory=Freezes)
     products: list[Product] = field(default_factory=list)
     balances: list[Balance] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
@@ -219,19 +220,35 @@ class Trace:
     def axis(self, tensor: Tensor, axis: int) -> IntArray:
         """Return the atoms of an axis, made on first sight."""
         key = tensor.name, axis % tensor.rank
-        if key not in self.axes:
-            self.axes[key] = self.fresh(tensor.shape[key[1]])
-        return self.axes[key]
+        if (known := self.axes.get(key)) is not None:
+            return np.arange(known.start, known.stop)
+        atoms = self.fresh(tensor.shape[key[1]])
+        self.axes[key] = range(self.size - len(atoms), self.size)
+        return atoms
 
     def tie(self, a: IntArray, b: IntArray) -> None:
         """State that positions of `a` and `b` can only be removed together."""
         if a.shape != b.shape:
             raise RuleError(f"axes of {a.size} and {b.size} positions cannot be the same")
-        self.ties.append((a.ravel(), b.ravel()))
+        self.ties.add(a, b)
 
     def freeze(self, atoms: IntArray, reason: str) -> None:
         """State that `atoms` stay."""
-        self.frozen.append(Frozen(atoms.ravel(), reason))
+        self.frozen.add(atoms, reason)
+
+    def mark(self) -> tuple[int, ...]:
+        """Return how much was stated, for `forget`."""
+        return (len(self.ties), *map(len, self._lists))
+
+    def forget(self, mark: tuple[int, ...]) -> None:
+        """Take back all that was stated since `mark`, but for what was frozen."""
+        self.ties.forget(mark[0])
+        for items, length in zip(self._lists, mark[1:], strict=True):
+            del items[length:]
+
+    @property
+    def _lists(self) -> tuple[list[Any], ...]:
+        return self.fixups, self.sites, self.linear, self.made, self.macs, self.products, self.balances
 
 
 @dataclass(frozen=True)
@@ -453,16 +470,16 @@ class Labels:
         trace: the relations themselves.
     """
 
-    classes: NDArray[np.intp]
+    classes: NDArray[np.int32]
     slots: NDArray[np.intp]
     n_units: int
     reasons: Mapping[int, str]
     trace: Trace
 
-    def axis(self, tensor: str, axis: int) -> NDArray[np.intp] | None:
+    def axis(self, tensor: str, axis: int) -> NDArray[np.int32] | None:
         """Return the classes of an axis, None where no op mentions it."""
         atoms = self.trace.axes.get((tensor, axis))
-        return None if atoms is None else self.classes[atoms]
+        return None if atoms is None else self.classes[atoms.start : atoms.stop]
 
     def units(self, tensor: str, axis: int) -> NDArray[np.intp]:
         """Return int[n, k], the units that each position of an axis depends on, padded with -1."""
@@ -516,24 +533,23 @@ def resolve(trace: Trace) -> Labels:
     that is frozen freezes its factors, two equal factorisations tie factor to factor, and whatever two products cannot
     both express freezes the smaller factor. Then classes are joined until all of them leave grouped Convs balanced.
     """
-    ties = list(trace.ties)
-    frozen = list(trace.frozen)
+    classes = _components(trace.size, *trace.ties.pairs())
+    frozen = trace.frozen.copy()
     while True:
-        classes = _components(trace.size, ties)
         is_frozen = np.zeros(classes.max(initial=-1) + 1, np.bool_)
-        for item in frozen:
-            is_frozen[classes[item.atoms]] = True
+        is_frozen[classes[frozen.atoms()]] = True
         products, new_ties, new_frozen = _simplify(trace.products, classes, is_frozen)
         if not new_ties and not new_frozen:
             new_ties, new_frozen = _balanced(trace.balances, products, classes, is_frozen)
         if not new_ties and not new_frozen:
             break
-        ties += new_ties
-        frozen += new_frozen
+        classes = _joined(classes, len(is_frozen), new_ties)
+        for item in new_frozen:
+            frozen.add(item.atoms, item.reason)
     made = np.zeros(len(is_frozen), np.bool_)
     for key in trace.made:
-        if key in trace.axes:
-            made[classes[trace.axes[key]]] = True
+        if (atoms := trace.axes.get(key)) is not None:
+            made[classes[atoms.start : atoms.stop]] = True
     derived = np.zeros(len(is_frozen), np.bool_)
     for product in products:
         derived[classes[product.merged]] = True
@@ -541,7 +557,7 @@ def resolve(trace: Trace) -> Labels:
         for factor in broadcast:
             made[classes[factor[made[classes[product.merged]]]]] = True
     is_unit = made & ~derived & ~is_frozen
-    reasons = _reasons(classes, frozen)
+    reasons = frozen.by_class(classes)
     unit_of = np.full(len(is_unit), -1, np.intp)
     unit_of[is_unit] = np.arange(int(is_unit.sum()))
     width = max([1, *(len(p.factors) for p in products)])
@@ -553,25 +569,21 @@ def resolve(trace: Trace) -> Labels:
     return Labels(classes, slots, int(is_unit.sum()), reasons, trace)
 
 
-def _components(size: int, ties: Sequence[tuple[IntArray, IntArray]]) -> NDArray[np.intp]:
-    """Return int[size], numbered by first atom, of the connected components of the ties."""
-    empty = np.empty(0, np.int64)
-    rows = np.concatenate([a for a, _ in ties] or [empty])
-    columns = np.concatenate([b for _, b in ties] or [empty])
-    links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
-    _, found = connected_components(links, directed=False)
-    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.intp)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return np.asarray(rank[inverse.ravel()])
+def _components(size: int, a: Atoms, b: Atoms) -> NDArray[np.int32]:
+    """Return int[size], numbered by first atom, of the connected components of the pairs (a, b)."""
+    links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(size, size))
+    count, found = connected_components(links, directed=False)
+    first = np.full(count, size, np.int32)
+    np.minimum.at(first, found, np.arange(size, dtype=np.int32))
+    rank = np.empty(count, np.int32)
+    rank[np.argsort(first)] = np.arange(count, dtype=np.int32)
+    return rank[found]
 
 
-def _reasons(classes: NDArray[np.intp], frozen: Sequence[Frozen]) -> dict[int, str]:
-    reasons: dict[int, str] = {}
-    for item in frozen:
-        for found in np.unique(classes[item.atoms]):
-            reasons.setdefault(int(found), item.reason)
-    return reasons
+def _joined(classes: NDArray[np.int32], count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> NDArray[np.int32]:
+    """Return the classes, of which there are `count`, with some more ties between their atoms."""
+    a, b = ([np.empty(0, np.int32), *(classes[pair[side]].ravel() for pair in ties)] for side in (0, 1))
+    return _components(count, np.concatenate(a), np.concatenate(b))[classes]
 
 
 @dataclass
@@ -585,7 +597,7 @@ class _Changes:
 
 
 def _simplify(
-    products: Sequence[Product], classes: NDArray[np.intp], frozen: BoolArray
+    products: Sequence[Product], classes: NDArray[np.int32], frozen: BoolArray
 ) -> tuple[list[Product], list[tuple[IntArray, IntArray]], list[Frozen]]:
     """Return the products that remain with two live factors or more, and the ties and freezes that follow."""
     changes = _Changes()
@@ -599,7 +611,7 @@ def _simplify(
 
 
 def _without_frozen_factors(
-    product: Product, classes: NDArray[np.intp], frozen: BoolArray, changes: _Changes
+    product: Product, classes: NDArray[np.int32], frozen: BoolArray, changes: _Changes
 ) -> Product | None:
     merged, factors = product.merged, list(product.factors)
     stuck = frozen[classes[merged]]
@@ -626,7 +638,7 @@ def _without_frozen_factors(
     return None
 
 
-def _reconcile(products: Sequence[Product], classes: NDArray[np.intp], changes: _Changes) -> None:
+def _reconcile(products: Sequence[Product], classes: NDArray[np.int32], changes: _Changes) -> None:
     """Make products agree with each other; change one conflict's worth at a time, in the order of their atoms."""
     products = sorted(products, key=lambda p: (p.merged.ravel().tolist(), [f.tolist() for f in p.factors]))
     owner: dict[int, tuple[Product, int]] = {}
@@ -655,7 +667,7 @@ def _reconcile(products: Sequence[Product], classes: NDArray[np.intp], changes: 
 
 
 def _balanced(
-    balances: Sequence[Balance], products: Sequence[Product], classes: NDArray[np.intp], frozen: BoolArray
+    balances: Sequence[Balance], products: Sequence[Product], classes: NDArray[np.int32], frozen: BoolArray
 ) -> tuple[list[tuple[IntArray, IntArray]], list[Frozen]]:
     """Return the ties that make every class take equally many channels from every group, and what cannot be made to."""
     changes, merged = _Changes(), np.zeros(len(frozen), np.bool_)
@@ -691,11 +703,13 @@ def _balanced(
     return ties, stuck
 
 
-def _linked(balances: Sequence[Balance], classes: NDArray[np.intp]) -> list[list[Balance]]:
+def _linked(balances: Sequence[Balance], classes: NDArray[np.int32]) -> list[list[Balance]]:
     """Return the balances that share classes together, in the order of their first class."""
     found = [np.unique(classes[b.blocks]) for b in balances]
     size = int(max([0, *(int(f.max(initial=0)) + 1 for f in found)]))
-    component = _components(size, [(f[1:], np.full(len(f) - 1, f[0])) for f in found if len(f)])
+    chains = [np.empty(0, np.int32), *(f for f in found if len(f))]
+    starts = np.concatenate([c[:1].repeat(max(0, len(c) - 1)) for c in chains])
+    component = _components(size, np.concatenate([c[1:] for c in chains]), starts)
     parts: dict[int, list[Balance]] = {}
     for balance, own in sorted(zip(balances, found, strict=True), key=lambda p: p[0].blocks.ravel().tolist()):
         if len(own):
@@ -704,7 +718,7 @@ def _linked(balances: Sequence[Balance], classes: NDArray[np.intp]) -> list[list
 
 
 def _counts(
-    balances: Sequence[Balance], classes: NDArray[np.intp], alive: NDArray[np.intp]
+    balances: Sequence[Balance], classes: NDArray[np.int32], alive: NDArray[np.int32]
 ) -> tuple[NDArray[np.intp], list[slice]]:
     """Return int[classes alive, columns], how many channels of every group a class holds, and each balance's columns.
 

@@ -28,6 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "lifting",
             "payoffs",
             "plan",
+            "relations",
             "taps",
         }
     ),

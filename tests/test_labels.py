@@ -17,7 +17,6 @@ from onnxshap.core import IntArray
 from onnxshap.labels import (
     Axes,
     Balance,
-    Frozen,
     Labels,
     Op,
     Product,
@@ -28,6 +27,7 @@ from onnxshap.labels import (
     parse_spec,
     resolve,
 )
+from onnxshap.relations import Freezes, Ties
 from onnxshap.rules.movement import aligned
 
 # --- specs -----------------------------------------------------------------------------------------------------------
@@ -377,10 +377,9 @@ def test_every_plan_keeps_every_relation(trace: Trace, keep: Any) -> None:
     alive = labels.alive(np.array([keep.random() < 0.5 for _ in range(labels.n_units)], np.bool_)).classes[
         labels.classes
     ]
-    for a, b in trace.ties:
-        assert (alive[a] == alive[b]).all()
-    for frozen in trace.frozen:
-        assert alive[frozen.atoms].all()
+    a, b = trace.ties.pairs()
+    assert (alive[a] == alive[b]).all()
+    assert alive[trace.frozen.atoms()].all()
     for product in trace.products:
         wanted = functools.reduce(np.logical_and.outer, (alive[f] for f in product.factors))
         assert np.array_equal(alive[product.merged], wanted), product
@@ -391,12 +390,15 @@ def test_every_plan_keeps_every_relation(trace: Trace, keep: Any) -> None:
 @settings(max_examples=300, deadline=None)
 @given(trace=traces(), random=st.randoms(use_true_random=False))
 def test_the_order_of_relations_does_not_matter(trace: Trace, random: Any) -> None:
-    ties = [random.sample(pair, 2) for pair in trace.ties]
-    frozen = [Frozen(f.atoms[::-1], f.reason) for f in trace.frozen]
-    products, balances = list(trace.products), list(trace.balances)
-    for items in (ties, frozen, products, balances):
+    pairs = [random.sample(pair, 2) for pair in zip(*(row.tolist() for row in trace.ties.pairs()), strict=True)]
+    freezes, products, balances = list(trace.frozen), list(trace.products), list(trace.balances)
+    for items in (pairs, freezes, products, balances):
         random.shuffle(items)
-    shuffled = replace(trace, ties=[(a, b) for a, b in ties], frozen=frozen, products=products, balances=balances)
+    ties, frozen = Ties(), Freezes()
+    ties.add(*np.array(pairs, np.int64).reshape(-1, 2).T)
+    for atoms, reason in freezes:
+        frozen.add(atoms[::-1].astype(np.int64), reason)
+    shuffled = replace(trace, ties=ties, frozen=frozen, products=products, balances=balances)
     one, other = resolve(trace), resolve(shuffled)
     assert one.n_units == other.n_units
     assert np.array_equal(one.classes, other.classes)

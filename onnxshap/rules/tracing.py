@@ -64,9 +64,9 @@ def trace_graph(shaped: Shaped) -> Labels:
         # zeroing the constants would not express the cut: stay on the safe side
         for site in leaks:
             node = shaped.graph.nodes[site.node]
-            trace.freeze(
-                trace.axes[site.tensor, site.axis], _NOT_ZERO.get(node.op_type, _COMPUTED).format(node.op_type)
-            )
+            atoms = trace.axes[site.tensor, site.axis]
+            reason = _NOT_ZERO.get(node.op_type, _COMPUTED).format(node.op_type)
+            trace.freeze(np.arange(atoms.start, atoms.stop), reason)
         for balance in uneven:
             trace.tie(*balance.equal_places)
         labels = resolve(trace)
@@ -149,28 +149,14 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
     reason = f"{op.type} has no rule" if known is None else f"{op.type} keeps this axis as a whole"
     if (why := ops.whole(node)) is not None:
         reason = f"{op.type} gives it: {why}"
-    before = (
-        len(trace.ties),
-        len(trace.fixups),
-        len(trace.sites),
-        len(trace.linear),
-        len(trace.made),
-        len(trace.macs),
-        len(trace.products),
-        len(trace.balances),
-    )
+    mark = trace.mark()
     if known is not None:
         try:
             known(op, axes)
         except RuleError as refusal:
             reason = str(refusal)
             axes.mentioned.clear()
-            lists = (
-                *(trace.ties, trace.fixups, trace.sites, trace.linear, trace.made, trace.macs, trace.products),
-                trace.balances,
-            )
-            for items, length in zip(lists, before, strict=True):
-                del items[length:]  # type: ignore[attr-defined]
+            trace.forget(mark)
     for tensor in tensors:
         for axis in range(tensor.rank):
             if (tensor.name, axis) not in axes.mentioned:

@@ -219,10 +219,11 @@ class Trace:
 
     def axis(self, tensor: Tensor, axis: int) -> IntArray:
         """Return the atoms of an axis, made on first sight."""
-        key = tensor.name, axis % tensor.rank
+        shape = tensor.shape
+        key = tensor.name, axis % len(shape)
         if (known := self.axes.get(key)) is not None:
             return np.arange(known.start, known.stop)
-        atoms = self.fresh(tensor.shape[key[1]])
+        atoms = self.fresh(shape[key[1]])
         self.axes[key] = range(self.size - len(atoms), self.size)
         return atoms
 
@@ -309,9 +310,10 @@ class Axes:
         return self._mention(self.op.out(k), axis)
 
     def _mention(self, tensor: Tensor, axis: int) -> IntArray:
-        if not -tensor.rank <= axis < tensor.rank:
-            raise RuleError(f"{self.op.type} names axis {axis} of a tensor of rank {tensor.rank}")
-        self.mentioned.add((tensor.name, axis % tensor.rank))
+        rank = len(tensor.shape)
+        if not -rank <= axis < rank:
+            raise RuleError(f"{self.op.type} names axis {axis} of a tensor of rank {rank}")
+        self.mentioned.add((tensor.name, axis % rank))
         return self.trace.axis(tensor, axis)
 
     def tie(self, a: IntArray, b: IntArray) -> None:

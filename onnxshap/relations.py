@@ -24,7 +24,8 @@ def _extend(row: array[int], atoms: IntArray) -> None:
 
 
 def _numbers(row: array[int]) -> Atoms:
-    return np.array(row, np.int32)
+    """Return a view of a row, which cannot grow as long as somebody holds it."""
+    return np.asarray(row, np.int32)
 
 
 @dataclass

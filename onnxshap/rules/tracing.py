@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -104,20 +105,27 @@ class _Ops:
     def __init__(self, shaped: Shaped) -> None:
         self._shaped = shaped
         self._initializers = shaped.graph.initializers
+        self._told = {name for name, _ in shaped.told}
+        self._seen: dict[str, Tensor | None] = {}
 
     def tensor(self, name: str) -> Tensor | None:
         """Return a tensor, None where it has no shape (absent, or a sequence)."""
+        if name not in self._seen:
+            self._seen[name] = self._tensor(name)
+        return self._seen[name]
+
+    def _tensor(self, name: str) -> Tensor | None:
         shape = self._shaped.shapes.get(name)
         if not name or shape is None:
             return None
-        value = None
-        if (stored := self._initializers.get(name)) is not None and np.prod(shape) <= _SMALL:
+        value, size = None, math.prod(shape)
+        if (stored := self._initializers.get(name)) is not None and size <= _SMALL:
             small = stored.data_type in (stored.INT64, stored.INT32) or (
-                stored.data_type == stored.FLOAT and np.prod(shape) <= _FEW
+                stored.data_type == stored.FLOAT and size <= _FEW
             )
             value = array(stored) if small else None
         part = self._shaped.parts.get(name)
-        told = frozenset(axis for axis in range(len(shape)) if (name, axis) in self._shaped.told)
+        told = frozenset(axis for axis in range(len(shape)) if name in self._told and (name, axis) in self._shaped.told)
         return Tensor(
             name,
             shape,

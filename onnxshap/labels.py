@@ -211,6 +211,7 @@ class Trace:
     macs: list[tuple[AxisKey, ...]] = field(default_factory=list)
     fixups: list[Fixup] = field(default_factory=list)
     mixes_rows: bool = False
+    _shared: list[AxisKey] = field(default_factory=list)
 
     def fresh(self, size: int) -> IntArray:
         """Return `size` new atoms."""
@@ -227,6 +228,25 @@ class Trace:
         self.axes[key] = range(self.size - len(atoms), self.size)
         return atoms
 
+    def join(self, one: Tensor, axis: int, other: Tensor, axis_of_other: int) -> None:
+        """State that two axes are the same, position by position: one that was not seen yet has the atoms of the other.
+
+        That says what a tie does, with fewer atoms: most axes are first seen where an op carries them on.
+        """
+        keys = (one.name, axis % len(one.shape)), (other.name, axis_of_other % len(other.shape))
+        sizes = one.shape[keys[0][1]], other.shape[keys[1][1]]
+        seen = [key in self.axes for key in keys]
+        if not any(seen):
+            self.axis(one, axis)
+        if all(seen) or sizes[0] != sizes[1]:
+            if self.axes.get(keys[0]) != self.axes.get(keys[1]):
+                self.tie(self.axis(one, axis), self.axis(other, axis_of_other))
+            return
+        new, known = keys if seen[1] else keys[::-1]
+        if new != known:
+            self.axes[new] = self.axes[known]
+            self._shared.append(new)
+
     def tie(self, a: IntArray, b: IntArray) -> None:
         """State that positions of `a` and `b` can only be removed together."""
         if a.shape != b.shape:
@@ -239,12 +259,14 @@ class Trace:
 
     def mark(self) -> tuple[int, ...]:
         """Return how much was stated, for `forget`."""
-        return (len(self.ties), *map(len, self._lists))
+        return (len(self.ties), len(self._shared), *map(len, self._lists))
 
     def forget(self, mark: tuple[int, ...]) -> None:
         """Take back all that was stated since `mark`, but for what was frozen."""
         self.ties.forget(mark[0])
-        for items, length in zip(self._lists, mark[1:], strict=True):
+        for key in self._shared[mark[1] :]:
+            del self.axes[key]
+        for items, length in zip((self._shared, *self._lists), mark[1:], strict=True):
             del items[length:]
 
     @property
@@ -310,11 +332,27 @@ class Axes:
         return self._mention(self.op.out(k), axis)
 
     def _mention(self, tensor: Tensor, axis: int) -> IntArray:
+        self._name(tensor, axis)
+        return self.trace.axis(tensor, axis)
+
+    def _name(self, tensor: Tensor, axis: int) -> None:
         rank = len(tensor.shape)
         if not -rank <= axis < rank:
             raise RuleError(f"{self.op.type} names axis {axis} of a tensor of rank {rank}")
         self.mentioned.add((tensor.name, axis % rank))
-        return self.trace.axis(tensor, axis)
+
+    def carry(self, axis: int, target: int, inp: int = 0, out: int = 0) -> None:
+        """Tie an axis of an input to one of an output, position by position."""
+        self._join(self.op.need(inp), axis, self.op.out(out), target)
+
+    def meet(self, axis: int, other: int, first: int = 0, second: int = 1) -> None:
+        """Tie an axis of an input to one of another, position by position."""
+        self._join(self.op.need(first), axis, self.op.need(second), other)
+
+    def _join(self, one: Tensor, axis: int, other: Tensor, axis_of_other: int) -> None:
+        self._name(one, axis)
+        self._name(other, axis_of_other)
+        self.trace.join(one, axis, other, axis_of_other)
 
     def tie(self, a: IntArray, b: IntArray) -> None:
         """State that positions of `a` and `b` can only be removed together."""
@@ -327,7 +365,7 @@ class Axes:
     def same(self, axes: Iterable[int] | None = None, inp: int = 0, out: int = 0) -> None:
         """Tie axes (default all) of an input and an output of equal rank, position by position."""
         for axis in range(self.op.out(out).rank) if axes is None else axes:
-            self.tie(self.input(inp, axis), self.output(out, axis))
+            self.carry(axis, axis, inp, out)
 
     def contract(self, k: int, axis: int, weight: Weight | None = None, zero: int | None = None) -> None:
         """State that input `k` is summed over `axis`, against `weight` if that is a constant; `zero` as in `Site`."""
@@ -398,15 +436,15 @@ class Axes:
             for (k, t), term in zip(tensors, terms, strict=False)
             if t is not None
         ]
-        first: dict[str, IntArray] = {}
+        first: dict[str, tuple[Tensor, int]] = {}
         at: _Named = {}
         for side, k, tensor, names in operands:
             for axis, name in enumerate(names):
-                atoms = self._mention(tensor, axis)
                 if name == "_":
-                    self.freeze(atoms, f"{op.type} mixes or keeps this axis as a whole")
+                    self.freeze(self._mention(tensor, axis), f"{op.type} mixes or keeps this axis as a whole")
                     continue
-                self.tie(first.setdefault(name, atoms), atoms)
+                self._name(tensor, axis)
+                self.trace.join(*first.setdefault(name, (tensor, axis)), tensor, axis)
                 at.setdefault(name, {"in": [], "out": []})[side].append((k, tensor, axis))
         made = [
             places["out"][0]

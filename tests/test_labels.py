@@ -104,6 +104,24 @@ def test_a_name_on_inputs_alone_is_summed_and_one_from_constants_is_made() -> No
     assert trace.macs == [(("in0", 0), ("in0", 1), ("in1", 0))]
 
 
+def test_an_axis_that_is_first_seen_where_it_is_joined_has_the_atoms_of_the_other() -> None:
+    trace, a, b = Trace(), Tensor("a", (3, 4), False), Tensor("b", (4, 3), False)
+    trace.axis(a, 0)
+    mark = trace.mark()
+    for one, other in (((b, -1), (a, 0)), ((a, 0), (b, 1)), ((a, 1), (b, 0)), ((b, 0), (b, 0))):
+        trace.join(*one, *other)
+    assert trace.axes["b", 1] == trace.axes["a", 0]
+    assert trace.axes["b", 0] == trace.axes["a", 1]
+    assert (trace.size, len(trace.ties)) == (7, 0)
+    trace.forget(mark)
+    assert trace.axes.keys() == {("a", 0), ("a", 1)}
+    trace.axis(b, 1)
+    trace.join(a, 0, b, 1)
+    assert len(trace.ties) == 3
+    with pytest.raises(RuleError, match="axes of 4 and 3 positions"):
+        trace.join(a, 1, b, 1)
+
+
 # --- resolve ---------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ A `Backend` makes sessions, a `Session` maps named arrays to arrays. Tests pass 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import sys
@@ -21,7 +22,7 @@ import onnxruntime as ort
 from onnxshap import weights
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, OnnxshapError
-from onnxshap.structure import used_names
+from onnxshap.structure import reads, subgraphs, used_names
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -119,6 +120,38 @@ def _nothing() -> onnx.ModelProto:
     )
 
 
+def _loadable(model: onnx.ModelProto, *, in_place: bool) -> tuple[bytes, _Weights]:
+    """Return a model as onnxruntime takes it, and its weights.
+
+    Args:
+        model: any model, its large initializers taken out.
+        in_place: weights are inputs, as far as they can be: constants are copied, inputs are read where they are.
+    """
+    read = used_names(model.graph)  # onnxruntime drops what nothing reads, and then misses it
+    taken = {t.name: weights.ticketed(t) for t in model.graph.initializer if weights.is_kept(t) and t.name in read}
+    inputs = _computable(model.graph) if in_place else frozenset()
+    fed = {name: values for name, values in taken.items() if name in inputs}
+    constant = {
+        name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values()))
+        for name, values in taken.items()
+        if name not in fed
+    }
+    bare = weights.without_values(model, fed) if fed else model
+    return bare.SerializeToString(), _Weights(constant, fed)
+
+
+def _computable(graph: onnx.GraphProto) -> frozenset[str]:
+    """Return the tensors that are read by ops of the default domain alone, and outside of all bodies.
+
+    There any input may be computed, as the standard has it; kernels of other domains may insist on constants.
+    """
+    plain, others = set[str](), {o.name for o in graph.output}
+    for node in graph.node:
+        standard = node.domain in ("", "ai.onnx") and not any(subgraphs(node))
+        (plain if standard else others).update(reads(node))
+    return frozenset(plain - others)
+
+
 def _element_type(text: str) -> int:
     """Return the ONNX element type of onnxruntime's `tensor(float)`, 0 of anything else.
 
@@ -135,9 +168,22 @@ def _refused(feeds: Mapping[str, Array], error: Exception) -> ModelError:
 
 
 @dataclass(frozen=True)
+class _Weights:
+    """How a session gets the weights that were taken out of its model: as constants, or fed with every run."""
+
+    constant: Mapping[str, ort.OrtValue]
+    fed: Mapping[str, weights.Ticketed]
+
+    @functools.cached_property
+    def feeds(self) -> dict[str, Array]:
+        """Name -> values of those that are fed; onnxruntime reads them where they are."""
+        return {name: np.ascontiguousarray(values()) for name, values in self.fed.items()}
+
+
+@dataclass(frozen=True)
 class _OrtSession:
     inner: ort.InferenceSession
-    held: object
+    held: _Weights
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -147,7 +193,7 @@ class _OrtSession:
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:
-            return list(self.inner.run(None, dict(feeds)))
+            return list(self.inner.run(None, {**feeds, **self.held.feeds}))
         except Exception as error:
             raise _refused(feeds, error) from error
 
@@ -155,7 +201,7 @@ class _OrtSession:
 @dataclass
 class _OrtResident:
     inner: ort.InferenceSession
-    held: object
+    held: _Weights
     device: str
     kept: dict[str, ort.OrtValue] = field(default_factory=dict)
 
@@ -217,7 +263,8 @@ class OrtBackend:
 
     def resident(self, model: onnx.ModelProto) -> _OrtResident:
         """Return a session whose large inputs stay on the device; raises as `session`."""
-        return _OrtResident(*self._inner(model, optimize=True), self._device)
+        content, held = _loadable(model, in_place=False)
+        return _OrtResident(self._inner(content, held, optimize=True), held, self._device)
 
     def session(self, model: onnx.ModelProto, *, optimize: bool = True) -> _OrtSession:
         """Return a session on the wanted provider.
@@ -226,12 +273,14 @@ class OrtBackend:
             ModelError: the model does not load.
             OnnxshapError: the provider is unknown, or not the one that onnxruntime really uses.
         """
-        inner, held = self._inner(model, optimize)
-        return _OrtSession(
-            inner, held, tuple(i.name for i in inner.get_inputs()), tuple(o.name for o in inner.get_outputs())
-        )
+        # optimised, or on a device, a copy of the weights is what is wanted
+        content, held = _loadable(model, in_place=not optimize and not self.on_device)
+        del model  # the last one, often: onnxruntime makes its own of it
+        inner = self._inner(content, held, optimize)
+        inputs = tuple(i.name for i in inner.get_inputs() if i.name not in held.fed)
+        return _OrtSession(inner, held, inputs, tuple(o.name for o in inner.get_outputs()))
 
-    def _inner(self, model: onnx.ModelProto, optimize: bool) -> tuple[ort.InferenceSession, object]:
+    def _inner(self, content: bytes, held: _Weights, optimize: bool) -> ort.InferenceSession:
         if self.provider not in PROVIDERS:
             raise OnnxshapError(f"provider {self.provider!r} is unknown; choose one of {', '.join(PROVIDERS)}")
         wanted = PROVIDERS[self.provider]
@@ -241,24 +290,19 @@ class OrtBackend:
         options.inter_op_num_threads = 1
         # idle threads that spin would take the cores from numpy's, which works between the runs
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if not optimize:  # run once or twice: a second copy of the weights would not pay
+        if not optimize:  # run once or twice: a second copy of the weights, or a plan of the memory, would not pay
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_mem_pattern = False
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # Shape nodes first: they let tensors go
         options.graph_optimization_level = (
             ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimize else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         )
         providers = [wanted] if wanted == PROVIDERS["cpu"] else [wanted, PROVIDERS["cpu"]]
-        read = used_names(model.graph)  # onnxruntime drops what nothing reads, and then misses it
-        external = {
-            t.name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(weights.values(t)))
-            for t in model.graph.initializer
-            if weights.is_kept(t) and t.name in read
-        }
-        if external:
-            options.add_external_initializers(list(external), list(external.values()))
+        if held.constant:
+            options.add_external_initializers(list(held.constant), list(held.constant.values()))
         try:
             with _native_stderr_silenced():
-                session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+                session = ort.InferenceSession(content, options, providers=providers)
         except Exception as error:
             reason = first_line(error).rstrip(".")
             raise ModelError(
@@ -269,7 +313,7 @@ class OrtBackend:
                 f"provider {self.provider} is not usable here (onnxruntime fell back to "
                 f"{session.get_providers()[0]}); install its runtime or pass --provider cpu"
             )
-        return session, external
+        return session
 
 
 def provider_of(backend: Backend) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 _NODES = 1000
 """Branches that the search for one set may take."""
@@ -62,6 +61,8 @@ def _smallest(first: int, unequal: NDArray[np.intp], free: NDArray[np.intp]) -> 
 
     Of equally small sets the one of frequent kinds: it is left for longest.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # a fifth of all imports, for what few models need
+
     lowest = np.zeros(len(free))
     lowest[first] = 1
     cost = 1 + 1e-3 * (1 - free / free.max())

@@ -23,7 +23,7 @@ _HALF_BYTES = frozenset({TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4
 class _Widths:
     """The axes that can be cut, axes that are alike once: how many of their positions stay."""
 
-    classes: NDArray[np.intp]
+    classes: NDArray[np.int32]
     starts: NDArray[np.intp]
 
     def __call__(self, live: Liveness | None) -> FloatArray:
@@ -73,34 +73,33 @@ class Cost:
 def cost_of(shaped: Shaped, labels: Labels) -> Cost:
     """Return the cost functions of a graph at the shapes it was traced at."""
     places: dict[bytes, int] = {}
-    found: list[NDArray[np.intp]] = []
+    found: list[NDArray[np.int32]] = []
+    frozen = np.asarray((labels.slots < 0).all(axis=1))
 
     def place(tensor: str, axis: int) -> int | None:
         """Return the place of an axis among those that can be cut."""
         classes = labels.axis(tensor, axis)
-        if classes is None or (labels.slots[classes] < 0).all():
+        if classes is None or frozen[classes].all():
             return None
         if (key := classes.tobytes()) not in places:
             places[key] = len(found)
             found.append(classes)
         return places[key]
 
-    def blocks(of: Sequence[tuple[tuple[AxisKey, ...], float]]) -> list[tuple[float, list[int]]]:
-        made = []
-        for axes, factor in of:
-            at = [(place(t, a), shaped.shapes[t][a]) for t, a in axes]
-            made.append((factor * math.prod(size for k, size in at if k is None), [k for k, _ in at if k is not None]))
-        return made
+    def block(axes: Sequence[AxisKey]) -> tuple[int, list[int]]:
+        """Return the size of the axes that stay whole, and the places of the others."""
+        at = [(place(t, a), shaped.shapes[t][a]) for t, a in axes]
+        return math.prod(size for k, size in at if k is None), [k for k, _ in at if k is not None]
 
-    macs = blocks([(axes, 1 / shaped.batch) for axes in labels.trace.macs])
+    macs = [(1 / shaped.batch * size, at) for size, at in map(block, labels.trace.macs)]
     generated = [(n.output[0], shaped.kinds.get(n.output[0], 1)) for n in shaped.graph.nodes
                  if n.op_type == "ConstantOfShape" and n.output[0] in shaped.constants]  # fmt: skip
     stored = [
-        (tuple((name, axis) for axis in range(len(shaped.shapes[name]))), kind)
+        (*block([(name, axis) for axis in range(len(shaped.shapes[name]))]), kind)
         for name, kind in [*((t.name, t.data_type) for t in shaped.graph.model.graph.initializer), *generated]
     ]
-    params = blocks([(axes, 1.0) for axes, kind in stored if kind not in _NOT_WEIGHTS])
-    size = blocks([(axes, _itemsize(kind)) for axes, kind in stored])
+    params = [(float(size), at) for size, at, kind in stored if kind not in _NOT_WEIGHTS]
+    size = [(_itemsize(kind) * whole, at) for whole, at, kind in stored]
     widest = max((len(at) for _, at in (*macs, *params, *size)), default=0)
 
     def table(rows: Sequence[tuple[float, list[int]]]) -> _Blocks:
@@ -110,7 +109,7 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
         return _Blocks(np.array([factor for factor, _ in rows], np.float64), axes)
 
     starts = np.cumsum([0, *map(len, found)])[:-1].astype(np.intp)
-    widths = _Widths(np.concatenate([*found, np.empty(0, np.intp)]), starts)
+    widths = _Widths(np.concatenate([*found, np.empty(0, np.int32)]), starts)
     return Cost(widths, table(macs), table(params), table(size))
 
 

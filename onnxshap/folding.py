@@ -72,23 +72,24 @@ class Folded:
 
 
 def fold(graph: Graph, first: Run, second: Run | None) -> Folded:
-    """Return the graph with its shape arithmetic folded, as far as two runs allow.
+    """Return the graph with its shape arithmetic folded, as far as two runs allow; the same one where it has none.
 
     Args:
         graph: a normalised graph.
         first: a run.
         second: one at other sizes, the same run where no size is free, None where there is none.
     """
-    model = ModelProto()
-    model.CopyFrom(graph.model)
     if second is None:
-        shapes = [n for n in model.graph.node if is_op(n, "Shape", "Size")]
+        shapes = [n for n in graph.nodes if is_op(n, "Shape", "Size")]
         return Folded(graph, frozenset((n.input[0], a) for n in shapes for a in _axes(n, first)))
+    if not first.values:
+        return Folded(graph, frozenset())
+    model = copied(graph.model)
     stored = {t.name: tuple(t.dims) for t in model.graph.initializer}
     one, other = (replace(run, shapes=stored | dict(run.shapes)) for run in (first, second))
     edit = _Folding(model, one, other)
     edit.apply()
-    return Folded(replace(graph, model=model), frozenset(edit.told()), edit.parts, edit.shapes)
+    return Folded(replace(graph, model=copied(model)), frozenset(edit.told()), edit.parts, edit.shapes)
 
 
 def _axes(node: NodeProto, run: Run) -> range:

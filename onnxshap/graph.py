@@ -129,14 +129,15 @@ def read(source: str | Path | bytes | ModelProto | Source) -> Source:
         return source
     if isinstance(source, ModelProto):
         return Source(*weights.take_out(_require_graph(source, "the model given")))
-    parsed, where, folder = _parse(source)
-    if any(map(weights.is_kept, weights.tensors(parsed))):
-        raise ModelError(f"{where}: its external data have a reserved name; export it again")
+    where = "the bytes given" if isinstance(source, bytes) else str(source)
+    folder = None if isinstance(source, bytes) else Path(source).absolute().parent
+    parsed, inside = _parse(source, where)
     try:
         light, kept = weights.take_out(parsed, folder)
-        files = {weights.external_file(t, folder) for t in weights.tensors(parsed) if weights.is_external(t)}
+        files = {weights.external_file(t, folder) for t in weights.tensors(parsed) if _is_in_a_file(t)}
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
+    del inside  # held until here
     return Source(light, kept, tuple(sorted(files)))
 
 
@@ -150,16 +151,17 @@ def load(source: str | Path | bytes | ModelProto) -> ModelProto:
     return weights.put_in(found.model)
 
 
-def _parse(source: str | Path | bytes) -> tuple[ModelProto, str, Path | None]:
-    """Return a model without its external data, what messages call it, and its folder."""
-    where = "the bytes given" if isinstance(source, bytes) else str(source)
+def _is_in_a_file(tensor: TensorProto) -> bool:
+    return weights.is_external(tensor) and not weights.is_kept(tensor)
+
+
+def _parse(source: str | Path | bytes, where: str) -> tuple[ModelProto, weights.Kept]:
+    """Return a model without its external data and the large initializers in its file, and these."""
     if not where:
         raise ModelError("the model's path is empty; give the path of an .onnx model")
     try:
-        if isinstance(source, bytes):
-            model = onnx.load_from_string(source)
-        else:
-            model = onnx.load(str(source), format="protobuf", load_external_data=False)
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
+            model, inside = weights.parse(stream)
     except FileNotFoundError as error:
         raise ModelError(f"{where}: no such file; give the path of an .onnx model") from error
     except (OSError, ValueError) as error:
@@ -167,7 +169,9 @@ def _parse(source: str | Path | bytes) -> tuple[ModelProto, str, Path | None]:
         raise ModelError(f"{where}: cannot be read ({reason}); give a readable .onnx file") from error
     except DecodeError as error:
         raise ModelError(f"{where}: not an ONNX file, or a truncated one; export or copy it again") from error
-    return _require_graph(model, where), where, None if isinstance(source, bytes) else Path(source).absolute().parent
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    return _require_graph(model, where), inside
 
 
 def _require_graph(model: ModelProto, where: str) -> ModelProto:
@@ -203,7 +207,8 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     origin = _unshare(graph, moved.origin)
     del graph.value_info[:]
     normal.ir_version = max(4, model.ir_version)
-    return Graph(normal, model.ir_version, origin, moved.bodies, kept or weights.Kept())
+    # a copy: a message keeps the room of what was taken out of it
+    return Graph(copied(normal), model.ir_version, origin, moved.bodies, kept or weights.Kept())
 
 
 def take_branches(graph: Graph) -> Graph | None:
@@ -309,7 +314,8 @@ def _constants_to_initializers(graph: GraphProto) -> None:
         else:
             value.name = node.output[0]
             graph.initializer.append(value)
-    refill(graph.node, kept)
+    if len(kept) < len(graph.node):
+        refill(graph.node, kept)
 
 
 def _drop_overridable_inputs(graph: GraphProto) -> None:
@@ -405,8 +411,8 @@ def extract(model: ModelProto, inputs: Mapping[str, int], outputs: Mapping[str, 
         outputs: tensor name -> ONNX element type, in the order wanted.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # its warnings go to stdout
-        graph = gs.import_onnx(model)
-        tensors = graph.tensors()
+        graph = gs.import_onnx(_upstream(model, inputs, outputs))
+        tensors = {name: gs.Variable(name) for name in inputs} | graph.tensors()
         graph.inputs = [tensors[name] for name in inputs]
         graph.outputs = [tensors[name] for name in outputs]
         for name, kind in (*inputs.items(), *outputs.items()):
@@ -421,6 +427,28 @@ def extract(model: ModelProto, inputs: Mapping[str, int], outputs: Mapping[str, 
     del part.opset_import[:]
     part.opset_import.extend(model.opset_import)
     part.ir_version = model.ir_version
+    return part
+
+
+def _upstream(model: ModelProto, inputs: Collection[str], outputs: Collection[str]) -> ModelProto:
+    """Return a model of the nodes alone that come between some tensors: graphsurgeon takes its time over every node."""
+    graph = model.graph
+    producers = {name: k for k, node in enumerate(graph.node) for name in node.output if name not in inputs}
+    found: set[int] = set()
+    read, pending = set(outputs), list(outputs)
+    while pending:
+        k = producers.get(pending.pop())
+        if k is not None and k not in found:
+            found.add(k)
+            new = [name for name in reads(graph.node[k]) if name not in read]
+            read.update(new)
+            pending += new
+    part = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    part.graph.name = graph.name
+    part.graph.node.extend(graph.node[k] for k in sorted(found))
+    part.graph.input.extend(graph.input)
+    part.graph.initializer.extend(t for t in graph.initializer if t.name in read)
+    part.graph.sparse_initializer.extend(graph.sparse_initializer)
     return part
 
 
@@ -477,7 +505,7 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
             for t in graph.initializer
             if t.name not in known
         )
-    return done
+    return copied(done)
 
 
 def _digest(item: TensorProto) -> bytes:

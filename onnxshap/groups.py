@@ -114,7 +114,8 @@ def covers(labels: Labels) -> list[NDArray[np.intp]]:
     units (heads x head size), one unit of each kind has to stay. Where they are some of the combinations (a part of
     such an axis), and no whole axis lies within them, the units of the first position stay.
     """
-    axes = {units.tobytes(): units for key in labels.trace.axes if len(units := labels.units(*key))}
+    alike = {c.tobytes(): c for key in labels.trace.axes if (c := labels.axis(*key)) is not None and len(c)}
+    axes = {units.tobytes(): units for units in (labels.slots[classes] for classes in alike.values())}
     open_ = [np.unique(units, axis=0) for units in axes.values() if not (units < 0).all(axis=1).any()]
     plain = [(rows >= 0).sum(axis=1) == 1 for rows in open_]
     found: list[NDArray[np.intp]] = []

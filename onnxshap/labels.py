@@ -30,6 +30,7 @@ from onnxshap.balance import balanced_sets
 from onnxshap.core import Array, BoolArray, IntArray
 from onnxshap.errors import ModelError
 from onnxshap.fixups import Fixup
+from onnxshap.relations import Atoms, Freezes, Ties
 
 AxisKey = tuple[str, int]
 """Tensor name and axis >= 0."""
@@ -202,9 +203,9 @@ class Trace:
     """The relations of one graph, as its rules state them."""
 
     size: int = 0
-    axes: dict[AxisKey, IntArray] = field(default_factory=dict)
-    ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    frozen: list[Frozen] = field(default_factory=list)
+    axes: dict[AxisKey, range] = field(default_factory=dict)
+    ties: Ties = field(default_factory=Ties)
+    frozen: Freezes = field(default_factory=Freezes)
     products: list[Product] = field(default_factory=list)
     balances: list[Balance] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
@@ -214,6 +215,7 @@ class Trace:
     macs: list[tuple[AxisKey, ...]] = field(default_factory=list)
     fixups: list[Fixup] = field(default_factory=list)
     mixes_rows: bool = False
+    _shared: list[AxisKey] = field(default_factory=list)
 
     def fresh(self, size: int) -> IntArray:
         """Return `size` new atoms."""
@@ -222,20 +224,58 @@ class Trace:
 
     def axis(self, tensor: Tensor, axis: int) -> IntArray:
         """Return the atoms of an axis, made on first sight."""
-        key = tensor.name, axis % tensor.rank
-        if key not in self.axes:
-            self.axes[key] = self.fresh(tensor.shape[key[1]])
-        return self.axes[key]
+        shape = tensor.shape
+        key = tensor.name, axis % len(shape)
+        if (known := self.axes.get(key)) is not None:
+            return np.arange(known.start, known.stop)
+        atoms = self.fresh(shape[key[1]])
+        self.axes[key] = range(self.size - len(atoms), self.size)
+        return atoms
+
+    def join(self, one: Tensor, axis: int, other: Tensor, axis_of_other: int) -> None:
+        """State that two axes are the same, position by position: one that was not seen yet has the atoms of the other.
+
+        That says what a tie does, with fewer atoms: most axes are first seen where an op carries them on.
+        """
+        keys = (one.name, axis % len(one.shape)), (other.name, axis_of_other % len(other.shape))
+        sizes = one.shape[keys[0][1]], other.shape[keys[1][1]]
+        seen = [key in self.axes for key in keys]
+        if not any(seen):
+            self.axis(one, axis)
+        if all(seen) or sizes[0] != sizes[1]:
+            if self.axes.get(keys[0]) != self.axes.get(keys[1]):
+                self.tie(self.axis(one, axis), self.axis(other, axis_of_other))
+            return
+        new, known = keys if seen[1] else keys[::-1]
+        if new != known:
+            self.axes[new] = self.axes[known]
+            self._shared.append(new)
 
     def tie(self, a: IntArray, b: IntArray) -> None:
         """State that positions of `a` and `b` can only be removed together."""
         if a.shape != b.shape:
             raise RuleError(f"axes of {a.size} and {b.size} positions cannot be the same")
-        self.ties.append((a.ravel(), b.ravel()))
+        self.ties.add(a, b)
 
     def freeze(self, atoms: IntArray, reason: str) -> None:
         """State that `atoms` stay."""
-        self.frozen.append(Frozen(atoms.ravel(), reason))
+        self.frozen.add(atoms, reason)
+
+    def mark(self) -> tuple[int, ...]:
+        """Return how much was stated, for `forget`."""
+        return (len(self.ties), len(self._shared), *map(len, self._lists))
+
+    def forget(self, mark: tuple[int, ...]) -> None:
+        """Take back all that was stated since `mark`, but for what was frozen."""
+        self.ties.forget(mark[0])
+        for key in self._shared[mark[1] :]:
+            del self.axes[key]
+        for items, length in zip((self._shared, *self._lists), mark[1:], strict=True):
+            del items[length:]
+
+    @property
+    def _lists(self) -> tuple[list[Any], ...]:
+        return self.fixups, self.sites, self.linear, self.made, self.macs, self.products, self.balances
 
 
 @dataclass(frozen=True)
@@ -296,10 +336,27 @@ class Axes:
         return self._mention(self.op.out(k), axis)
 
     def _mention(self, tensor: Tensor, axis: int) -> IntArray:
-        if not -tensor.rank <= axis < tensor.rank:
-            raise RuleError(f"{self.op.type} names axis {axis} of a tensor of rank {tensor.rank}")
-        self.mentioned.add((tensor.name, axis % tensor.rank))
+        self._name(tensor, axis)
         return self.trace.axis(tensor, axis)
+
+    def _name(self, tensor: Tensor, axis: int) -> None:
+        rank = len(tensor.shape)
+        if not -rank <= axis < rank:
+            raise RuleError(f"{self.op.type} names axis {axis} of a tensor of rank {rank}")
+        self.mentioned.add((tensor.name, axis % rank))
+
+    def carry(self, axis: int, target: int, inp: int = 0, out: int = 0) -> None:
+        """Tie an axis of an input to one of an output, position by position."""
+        self._join(self.op.need(inp), axis, self.op.out(out), target)
+
+    def meet(self, axis: int, other: int, first: int = 0, second: int = 1) -> None:
+        """Tie an axis of an input to one of another, position by position."""
+        self._join(self.op.need(first), axis, self.op.need(second), other)
+
+    def _join(self, one: Tensor, axis: int, other: Tensor, axis_of_other: int) -> None:
+        self._name(one, axis)
+        self._name(other, axis_of_other)
+        self.trace.join(one, axis, other, axis_of_other)
 
     def tie(self, a: IntArray, b: IntArray) -> None:
         """State that positions of `a` and `b` can only be removed together."""
@@ -312,7 +369,7 @@ class Axes:
     def same(self, axes: Iterable[int] | None = None, inp: int = 0, out: int = 0) -> None:
         """Tie axes (default all) of an input and an output of equal rank, position by position."""
         for axis in range(self.op.out(out).rank) if axes is None else axes:
-            self.tie(self.input(inp, axis), self.output(out, axis))
+            self.carry(axis, axis, inp, out)
 
     def contract(
         self, k: int, axis: int, weight: Weight | None = None, zero: int | None = None, why: str | None = None
@@ -387,15 +444,15 @@ class Axes:
             for (k, t), term in zip(tensors, terms, strict=False)
             if t is not None
         ]
-        first: dict[str, IntArray] = {}
+        first: dict[str, tuple[Tensor, int]] = {}
         at: _Named = {}
         for side, k, tensor, names in operands:
             for axis, name in enumerate(names):
-                atoms = self._mention(tensor, axis)
                 if name == "_":
-                    self.freeze(atoms, f"{op.type} mixes or keeps this axis as a whole")
+                    self.freeze(self._mention(tensor, axis), f"{op.type} mixes or keeps this axis as a whole")
                     continue
-                self.tie(first.setdefault(name, atoms), atoms)
+                self._name(tensor, axis)
+                self.trace.join(*first.setdefault(name, (tensor, axis)), tensor, axis)
                 at.setdefault(name, {"in": [], "out": []})[side].append((k, tensor, axis))
         made = [
             places["out"][0]
@@ -461,16 +518,16 @@ class Labels:
         trace: the relations themselves.
     """
 
-    classes: NDArray[np.intp]
+    classes: NDArray[np.int32]
     slots: NDArray[np.intp]
     n_units: int
     reasons: Mapping[int, str]
     trace: Trace
 
-    def axis(self, tensor: str, axis: int) -> NDArray[np.intp] | None:
+    def axis(self, tensor: str, axis: int) -> NDArray[np.int32] | None:
         """Return the classes of an axis, None where no op mentions it."""
         atoms = self.trace.axes.get((tensor, axis))
-        return None if atoms is None else self.classes[atoms]
+        return None if atoms is None else self.classes[atoms.start : atoms.stop]
 
     def units(self, tensor: str, axis: int) -> NDArray[np.intp]:
         """Return int[n, k], the units that each position of an axis depends on, padded with -1."""
@@ -524,24 +581,23 @@ def resolve(trace: Trace) -> Labels:
     that is frozen freezes its factors, two equal factorisations tie factor to factor, and whatever two products cannot
     both express freezes the smaller factor. Then classes are joined until all of them leave grouped Convs balanced.
     """
-    ties = list(trace.ties)
-    frozen = list(trace.frozen)
+    classes = _components(trace.size, *trace.ties.pairs())
+    frozen = trace.frozen.copy()
     while True:
-        classes = _components(trace.size, ties)
         is_frozen = np.zeros(classes.max(initial=-1) + 1, np.bool_)
-        for item in frozen:
-            is_frozen[classes[item.atoms]] = True
+        is_frozen[classes[frozen.atoms()]] = True
         products, new_ties, new_frozen = _simplify(trace.products, classes, is_frozen)
         if not new_ties and not new_frozen:
             new_ties, new_frozen = _balanced(trace.balances, products, classes, is_frozen)
         if not new_ties and not new_frozen:
             break
-        ties += new_ties
-        frozen += new_frozen
+        classes = _joined(classes, len(is_frozen), new_ties)
+        for item in new_frozen:
+            frozen.add(item.atoms, item.reason)
     made = np.zeros(len(is_frozen), np.bool_)
     for key in trace.made:
-        if key in trace.axes:
-            made[classes[trace.axes[key]]] = True
+        if (atoms := trace.axes.get(key)) is not None:
+            made[classes[atoms.start : atoms.stop]] = True
     derived = np.zeros(len(is_frozen), np.bool_)
     for product in products:
         derived[classes[product.merged]] = True
@@ -549,7 +605,7 @@ def resolve(trace: Trace) -> Labels:
         for factor in broadcast:
             made[classes[factor[made[classes[product.merged]]]]] = True
     is_unit = made & ~derived & ~is_frozen
-    reasons = _reasons(classes, frozen)
+    reasons = frozen.by_class(classes)
     unit_of = np.full(len(is_unit), -1, np.intp)
     unit_of[is_unit] = np.arange(int(is_unit.sum()))
     width = max([1, *(len(p.factors) for p in products)])
@@ -561,25 +617,21 @@ def resolve(trace: Trace) -> Labels:
     return Labels(classes, slots, int(is_unit.sum()), reasons, trace)
 
 
-def _components(size: int, ties: Sequence[tuple[IntArray, IntArray]]) -> NDArray[np.intp]:
-    """Return int[size], numbered by first atom, of the connected components of the ties."""
-    empty = np.empty(0, np.int64)
-    rows = np.concatenate([a for a, _ in ties] or [empty])
-    columns = np.concatenate([b for _, b in ties] or [empty])
-    links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
-    _, found = connected_components(links, directed=False)
-    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.intp)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return np.asarray(rank[inverse.ravel()])
+def _components(size: int, a: Atoms, b: Atoms) -> NDArray[np.int32]:
+    """Return int[size], numbered by first atom, of the connected components of the pairs (a, b)."""
+    links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(size, size))
+    count, found = connected_components(links, directed=False)
+    first = np.full(count, size, np.int32)
+    np.minimum.at(first, found, np.arange(size, dtype=np.int32))
+    rank = np.empty(count, np.int32)
+    rank[np.argsort(first)] = np.arange(count, dtype=np.int32)
+    return rank[found]
 
 
-def _reasons(classes: NDArray[np.intp], frozen: Sequence[Frozen]) -> dict[int, str]:
-    reasons: dict[int, str] = {}
-    for item in frozen:
-        for found in np.unique(classes[item.atoms]):
-            reasons.setdefault(int(found), item.reason)
-    return reasons
+def _joined(classes: NDArray[np.int32], count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> NDArray[np.int32]:
+    """Return the classes, of which there are `count`, with some more ties between their atoms."""
+    a, b = ([np.empty(0, np.int32), *(classes[pair[side]].ravel() for pair in ties)] for side in (0, 1))
+    return _components(count, np.concatenate(a), np.concatenate(b))[classes]
 
 
 @dataclass
@@ -593,7 +645,7 @@ class _Changes:
 
 
 def _simplify(
-    products: Sequence[Product], classes: NDArray[np.intp], frozen: BoolArray
+    products: Sequence[Product], classes: NDArray[np.int32], frozen: BoolArray
 ) -> tuple[list[Product], list[tuple[IntArray, IntArray]], list[Frozen]]:
     """Return the products that remain with two live factors or more, and the ties and freezes that follow."""
     changes = _Changes()
@@ -607,7 +659,7 @@ def _simplify(
 
 
 def _without_frozen_factors(
-    product: Product, classes: NDArray[np.intp], frozen: BoolArray, changes: _Changes
+    product: Product, classes: NDArray[np.int32], frozen: BoolArray, changes: _Changes
 ) -> Product | None:
     merged, factors = product.merged, list(product.factors)
     stuck = frozen[classes[merged]]
@@ -634,7 +686,7 @@ def _without_frozen_factors(
     return None
 
 
-def _reconcile(products: Sequence[Product], classes: NDArray[np.intp], changes: _Changes) -> None:
+def _reconcile(products: Sequence[Product], classes: NDArray[np.int32], changes: _Changes) -> None:
     """Make products agree with each other; change one conflict's worth at a time, in the order of their atoms."""
     products = sorted(products, key=lambda p: (p.merged.ravel().tolist(), [f.tolist() for f in p.factors]))
     owner: dict[int, tuple[Product, int]] = {}
@@ -663,7 +715,7 @@ def _reconcile(products: Sequence[Product], classes: NDArray[np.intp], changes: 
 
 
 def _balanced(
-    balances: Sequence[Balance], products: Sequence[Product], classes: NDArray[np.intp], frozen: BoolArray
+    balances: Sequence[Balance], products: Sequence[Product], classes: NDArray[np.int32], frozen: BoolArray
 ) -> tuple[list[tuple[IntArray, IntArray]], list[Frozen]]:
     """Return the ties that make every class take equally many channels from every group, and what cannot be made to."""
     changes, merged = _Changes(), np.zeros(len(frozen), np.bool_)
@@ -699,11 +751,13 @@ def _balanced(
     return ties, stuck
 
 
-def _linked(balances: Sequence[Balance], classes: NDArray[np.intp]) -> list[list[Balance]]:
+def _linked(balances: Sequence[Balance], classes: NDArray[np.int32]) -> list[list[Balance]]:
     """Return the balances that share classes together, in the order of their first class."""
     found = [np.unique(classes[b.blocks]) for b in balances]
     size = int(max([0, *(int(f.max(initial=0)) + 1 for f in found)]))
-    component = _components(size, [(f[1:], np.full(len(f) - 1, f[0])) for f in found if len(f)])
+    chains = [np.empty(0, np.int32), *(f for f in found if len(f))]
+    starts = np.concatenate([c[:1].repeat(max(0, len(c) - 1)) for c in chains])
+    component = _components(size, np.concatenate([c[1:] for c in chains]), starts)
     parts: dict[int, list[Balance]] = {}
     for balance, own in sorted(zip(balances, found, strict=True), key=lambda p: p[0].blocks.ravel().tolist()):
         if len(own):
@@ -712,7 +766,7 @@ def _linked(balances: Sequence[Balance], classes: NDArray[np.intp]) -> list[list
 
 
 def _counts(
-    balances: Sequence[Balance], classes: NDArray[np.intp], alive: NDArray[np.intp]
+    balances: Sequence[Balance], classes: NDArray[np.int32], alive: NDArray[np.int32]
 ) -> tuple[NDArray[np.intp], list[slice]]:
     """Return int[classes alive, columns], how many channels of every group a class holds, and each balance's columns.
 

@@ -262,15 +262,15 @@ class _Planner:
 
     def widths(self, share: float) -> list[int]:
         """Return the width of every group at a share, rounded down to its step."""
-        return [self._width(len(c.units), share * len(c.units), np.floor) for c in self.candidates]
+        return [self._width(len(c.units), share * len(c.units), math.floor) for c in self.candidates]
 
     def rounded(self, share: float) -> list[int]:
         """Return the width of every group at a share, rounded to the nearest step."""
-        return [self._width(len(c.units), share * len(c.units), np.round) for c in self.candidates]
+        return [self._width(len(c.units), share * len(c.units), round) for c in self.candidates]
 
-    def _width(self, size: int, wanted: float, rounding: Callable[[float], float]) -> int:
+    def _width(self, size: int, wanted: float, rounding: Callable[[float], int]) -> int:
         step = self._budget.step(size)
-        return min(size, max(step, self._budget.min_units, int(rounding(wanted / step + 1e-9)) * step))
+        return min(size, max(step, self._budget.min_units, rounding(wanted / step + 1e-9) * step))
 
     def narrower(self, k: int, width: int) -> int | None:
         """Return the next width of a group below, None where there is none."""
@@ -297,7 +297,8 @@ class _Planner:
         for cover in (self._covers[k] for k in np.flatnonzero(~covered)):
             if not flags[cover].any():
                 flags[max(cover, key=self._worth)] = True
-        return {c.name: f for c, f in zip(self.candidates, np.split(flags, self._ends[:-1]), strict=True)}
+        bounds = itertools.pairwise([0, *self._ends.tolist()])
+        return {c.name: flags[start:end] for c, (start, end) in zip(self.candidates, bounds, strict=True)}
 
     def _worth(self, place: int) -> tuple[float, int]:
         group = self._group[place]

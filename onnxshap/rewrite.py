@@ -83,9 +83,10 @@ class _Rewrite:
     def compress(self) -> None:
         """Cut every initializer to its live positions."""
         for name, stored in list(self.constants.items()):
-            axes = [axis for axis in range(len(stored.dims)) if self.live.cut(name, axis)]
+            found = ((axis, self.live.axis(name, axis)) for axis in range(len(stored.dims)))
+            axes = {axis: alive for axis, alive in found if alive is not None and not alive.all()}
             blocks = {axis: self.traced.labels.blockwise.get((name, axis)) for axis in axes}
-            weights.compress(stored, {axis: self.alive(name, axis) for axis in axes if blocks[axis] is None})
+            weights.compress(stored, {axis: alive for axis, alive in axes.items() if blocks[axis] is None})
             for axis, classes in blocks.items():
                 if classes is not None:
                     self.set_constant(name, self._compress_groups(self.constant(name), axis, classes))
@@ -164,7 +165,8 @@ class _Rewrite:
         nodes: list[NodeProto] = []
         for index, node in enumerate(self.model.graph.node):
             nodes += [*self.replaced.get(index, [node]), *self.appended.get(index, ())]
-        refill(self.model.graph.node, nodes)
+        if self.replaced or self.appended:
+            refill(self.model.graph.node, nodes)
         return self.model
 
 

@@ -25,7 +25,7 @@ from onnxshap.errors import DataError, ModelError
 from onnxshap.folding import Folded, Part, Run, Shape, fold
 from onnxshap.graph import Graph, attributes, extract, is_op, lift_branches, take_branches
 from onnxshap.lifting import BRANCHES, body, handed, is_if, join, liftable
-from onnxshap.structure import reads, subgraphs
+from onnxshap.structure import copied, reads, subgraphs
 from onnxshap.weights import without_values
 
 _BATCH = 2
@@ -206,12 +206,13 @@ def infer(
 
 @dataclass(frozen=True)
 class _Seen:
-    """A graph with its shape arithmetic folded, and the runs that told how."""
+    """A graph with its shape arithmetic folded, and the runs that told how; `kinds` as in `value_kinds`."""
 
     graph: Graph
     first: Run
     second: Run | None
     folded: Folded
+    kinds: Mapping[str, int | None]
 
 
 def _see(
@@ -221,22 +222,22 @@ def _see(
     specs = input_specs(graph.model)
     while True:
         graph = store_mixed(graph, backend)
-        probe = _Probe(graph, backend, specs, samples[0] if samples else {})
-        first = _first_run(probe, specs, shapes)
-        varied = _varied(specs, first.inputs)
-        second = next((run for sizes in varied if (run := probe.attempt(sizes))), None) if varied else first
+        kinds = value_kinds(graph.model)
+        first, second = _runs(_Probe(graph, kinds, backend, specs, samples[0] if samples else {}), specs, shapes)
         folding = fold(graph, first, second)
         if (simpler := take_branches(folding.graph)) is None:
-            return _Seen(folding.graph, first, second, folding)
+            unchanged = folding.graph is graph
+            return _Seen(
+                folding.graph, first, second, folding, kinds if unchanged else value_kinds(folding.graph.model)
+            )
         graph = simpler
 
 
 def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     """Return the graph with all that is known of its tensors; its lifted If nodes are joined where they can be."""
     graph, first, second = seen.graph, seen.first, seen.second
-    found = value_kinds(graph.model)
-    kinds = {name: kind for name, kind in found.items() if kind}
-    kinds |= _unknown_kinds(graph, backend, found)
+    kinds = {name: kind for name, kind in seen.kinds.items() if kind}
+    kinds |= _unknown_kinds(graph, backend, seen.kinds)
     for item in graph.model.graph.output:
         if not item.type.WhichOneof("value"):
             item.type.tensor_type.elem_type = kinds.get(item.name, TensorProto.FLOAT)
@@ -358,6 +359,15 @@ def _varying(one: Mapping[str, Shape], other: Mapping[str, Shape]) -> frozenset[
     return frozenset((name, k) for name, a, b in pairs for k in range(len(a)) if a[k] != b[k])
 
 
+def _runs(
+    probe: _Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]
+) -> tuple[Run, Run | None]:
+    """Run at sizes that the model accepts, and at others: the same run where no size is free, None where none run."""
+    first = _first_run(probe, specs, given)
+    varied = _varied(specs, first.inputs)
+    return first, next((run for sizes in varied if (run := probe.attempt(sizes))), None) if varied else first
+
+
 def _first_run(probe: _Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]) -> Run:
     """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
     sizes_tried = []
@@ -424,22 +434,19 @@ class _Probe:
     """The model with a `Shape` node behind every tensor, loaded once."""
 
     def __init__(
-        self, graph: Graph, backend: Backend, specs: Mapping[str, InputSpec], sample: Mapping[str, Array]
+        self,
+        graph: Graph,
+        kinds: Mapping[str, int | None],
+        backend: Backend,
+        specs: Mapping[str, InputSpec],
+        sample: Mapping[str, Array],
     ) -> None:
-        model = ModelProto()
-        model.CopyFrom(graph.model)
         self._specs, self._sample = specs, sample
-        kinds = value_kinds(model)
-        made = [i.name for i in model.graph.input] + [o for n in model.graph.node for o in n.output if o]
+        made = [i.name for i in graph.model.graph.input] + [o for n in graph.nodes for o in n.output if o]
         self._names = [name for name in made if kinds.get(name, TensorProto.UNDEFINED) is not None]
-        arithmetic = _shape_arithmetic(model)
-        del model.graph.output[:]
-        for name in self._names:
-            model.graph.node.append(helper.make_node("Shape", [name], [_PREFIX + name]))
-            model.graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.INT64, None))
+        arithmetic = _shape_arithmetic(graph.model)
         self._values = [n for n in self._names if n in arithmetic]
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._values)
-        self._session = backend.session(model, optimize=False)
+        self._session = backend.session(_telling(graph.model, self._names, self._values), optimize=False)
 
     def run(self, sizes: Mapping[str, Shape]) -> Run:
         """Return the shapes at these sizes of the inputs; a ModelError where the model does not run."""
@@ -461,6 +468,17 @@ class _Probe:
             return self.run(sizes)
         except ModelError:
             return None
+
+
+def _telling(model: ModelProto, names: Sequence[str], values: Sequence[str]) -> ModelProto:
+    """Return a model whose outputs are the shapes of some tensors, then the values of some."""
+    made = copied(model)
+    del made.graph.output[:]
+    for name in names:
+        made.graph.node.append(helper.make_node("Shape", [name], [_PREFIX + name]))
+        made.graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.INT64, None))
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
+    return made
 
 
 def value_kinds(model: ModelProto) -> dict[str, int | None]:

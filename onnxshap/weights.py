@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
@@ -22,6 +24,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from onnxshap.core import Array, BoolArray
 from onnxshap.errors import ModelError
+from onnxshap.wire import GRAPH, INITIALIZER, RAW_DATA, header
+from onnxshap.wire import parse as parse_apart
 
 LARGE = 4096
 """Bytes from which an initializer is taken out."""
@@ -55,14 +59,33 @@ def _received(arrays: dict[str, Array]) -> Kept:
 
 def values(tensor: TensorProto) -> Array:
     """Return the values of an initializer, taken out or not."""
-    if not is_kept(tensor):
-        return numpy_helper.to_array(tensor)
+    return ticketed(tensor)() if is_kept(tensor) else numpy_helper.to_array(tensor)
+
+
+@dataclass(frozen=True)
+class Ticketed:
+    """What a ticket stands for: an array, and bool[n] of the axes that are cut; the cut is made when it is called for.
+
+    Holds the array, whatever becomes of the model.
+    """
+
+    whole: Array
+    alive: tuple[tuple[int, BoolArray], ...] = ()
+
+    def __call__(self) -> Array:
+        """Return the values."""
+        found = self.whole
+        for axis, flags in self.alive:
+            found = found.compress(flags, axis)
+        return np.asarray(found)
+
+
+def ticketed(tensor: TensorProto) -> Ticketed:
+    """Return what a ticket stands for."""
     entries = {e.key: e.value for e in tensor.external_data}
     found = _arrays[_ticket(tensor)]
-    for axis in range(found.ndim):
-        if (alive := entries.get(f"{_CUT}{axis}")) is not None:
-            found = found.compress(_unpacked(alive), axis)
-    return np.asarray(found)
+    cuts = [(axis, entries.get(f"{_CUT}{axis}")) for axis in range(found.ndim)]
+    return Ticketed(found, tuple((axis, _unpacked(alive)) for axis, alive in cuts if alive is not None))
 
 
 def is_kept(tensor: TensorProto) -> bool:
@@ -119,6 +142,36 @@ def size(tensor: TensorProto) -> int:
     return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
+def parse(stream: BufferedIOBase) -> tuple[ModelProto, Kept]:
+    """Return the model in a file, and what its tickets stand for: the large initializers whose values are in the file.
+
+    Raises:
+        DecodeError: it is no model, or a truncated one.
+        ModelError: it has external data of a reserved name.
+    """
+    model, found = parse_apart(stream, LARGE)
+    if any(map(is_kept, tensors(model))):
+        raise ModelError("its external data have a reserved name; export it again")
+    kept = Kept()
+    for place, raw in found.items():
+        item = model.graph.initializer[place]
+        if is_external(item) or not _is_large(item) or size(item) != len(raw):
+            item.raw_data = raw.tobytes()
+        else:
+            _put_ticket(item, kept, raw.view(helper.tensor_dtype_to_np_dtype(item.data_type)).reshape(item.dims))
+    return model, kept
+
+
+def _put_ticket(item: TensorProto, kept: Kept, values: Array) -> None:
+    """Make an initializer a ticket."""
+    for name in (*_DATA, "external_data"):
+        item.ClearField(name)
+    ticket = f"{_TICKET}{secrets.token_hex(8)}"
+    kept[ticket] = _arrays[ticket] = values
+    item.data_location = TensorProto.EXTERNAL
+    item.external_data.add(key=_LOCATION, value=ticket)
+
+
 def take_out(model: ModelProto, folder: Path | None = None) -> tuple[ModelProto, Kept]:
     """Return a copy of a model with tickets for its large initializers, and what they stand for.
 
@@ -146,10 +199,7 @@ def take_out(model: ModelProto, folder: Path | None = None) -> tuple[ModelProto,
             target.CopyFrom(source)
         else:
             _copy_but(source, target, *_DATA, "external_data")
-            ticket = f"{_TICKET}{secrets.token_hex(8)}"
-            kept[ticket] = _arrays[ticket] = _mapped(source, folder) if is_external(source) else _array(source)
-            target.data_location = TensorProto.EXTERNAL
-            target.external_data.add(key=_LOCATION, value=ticket)
+            _put_ticket(target, kept, _mapped(source, folder) if is_external(source) else _array(source))
         target.name = name
 
     for item in model.graph.initializer:
@@ -227,14 +277,14 @@ def write_out(model: ModelProto, stream: BinaryIO, name: str) -> None:
                 item.external_data.add(key=key, value=str(value))
 
 
-def without_values(model: ModelProto) -> ModelProto:
-    """Return a model of the same types and shapes, its tickets inputs: what checks of structure need."""
+def without_values(model: ModelProto, names: Container[str] | None = None) -> ModelProto:
+    """Return a model of the same types and shapes, its tickets inputs (default all): what checks of structure need."""
     bare = ModelProto()
     _copy_but(model, bare, "graph")
     _copy_but(model.graph, bare.graph, "initializer")
     inputs = {i.name for i in model.graph.input}
     for item in model.graph.initializer:
-        if not is_kept(item):
+        if not is_kept(item) or (names is not None and item.name not in names):
             bare.graph.initializer.add().CopyFrom(item)
         elif item.name not in inputs:
             bare.graph.input.append(helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)))
@@ -257,13 +307,13 @@ def write_whole(model: ModelProto, stream: BinaryIO) -> None:
     """Write a model as one file, its values in it, one tensor in memory at a time."""
     bare, graph, sizes = _parts(model)
     stream.write(bare)
-    stream.write(_header(_GRAPH, len(graph) + sum(len(_header(_INITIALIZER, n)) + n for n in sizes)))
+    stream.write(header(GRAPH, len(graph) + sum(len(header(INITIALIZER, n)) + n for n in sizes)))
     stream.write(graph)
     for item, content in zip(model.graph.initializer, sizes, strict=True):
-        stream.write(_header(_INITIALIZER, content))
+        stream.write(header(INITIALIZER, content))
         if is_kept(item):
             stream.write(_hollow(item).SerializeToString(deterministic=True))
-            stream.write(_header(_RAW_DATA, size(item)))
+            stream.write(header(RAW_DATA, size(item)))
             stream.write(np.ascontiguousarray(values(item)).reshape(-1).view(np.uint8).data)
         else:
             stream.write(item.SerializeToString(deterministic=True))
@@ -272,12 +322,8 @@ def write_whole(model: ModelProto, stream: BinaryIO) -> None:
 def file_size(model: ModelProto) -> int:
     """Return how many bytes a model has as one file, its values in it."""
     bare, graph, sizes = _parts(model)
-    content = len(graph) + sum(len(_header(_INITIALIZER, n)) + n for n in sizes)
-    return len(bare) + len(_header(_GRAPH, content)) + content
-
-
-_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
-"""Numbers of protobuf fields: of ModelProto, GraphProto and TensorProto."""
+    content = len(graph) + sum(len(header(INITIALIZER, n)) + n for n in sizes)
+    return len(bare) + len(header(GRAPH, content)) + content
 
 
 def _parts(model: ModelProto) -> tuple[bytes, bytes, list[int]]:
@@ -288,7 +334,7 @@ def _parts(model: ModelProto) -> tuple[bytes, bytes, list[int]]:
     sizes = []
     for item in model.graph.initializer:
         if is_kept(item):
-            sizes.append(_hollow(item).ByteSize() + len(_header(_RAW_DATA, size(item))) + size(item))
+            sizes.append(_hollow(item).ByteSize() + len(header(RAW_DATA, size(item))) + size(item))
         else:
             sizes.append(item.ByteSize())
     return bare.SerializeToString(deterministic=True), graph.SerializeToString(deterministic=True), sizes
@@ -298,15 +344,6 @@ def _hollow(item: TensorProto) -> TensorProto:
     hollow = TensorProto()
     _copy_but(item, hollow, "external_data", "data_location")
     return hollow
-
-
-def _header(field: int, content: int) -> bytes:
-    """Return what stands before the content of a protobuf field: its number and its length."""
-    found = [field << 3 | 2]
-    while content >= 0x80:
-        found.append(content & 0x7F | 0x80)
-        content >>= 7
-    return bytes([*found, content])
 
 
 # --- external data ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import onnxshap
 ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "core", "tuning"}),
+    frozenset({"wire"}),
     frozenset({"structure", "weights"}),
     frozenset({"branches"}),
     frozenset(
@@ -27,6 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "lifting",
             "payoffs",
             "plan",
+            "relations",
             "taps",
         }
     ),

@@ -17,7 +17,6 @@ from onnxshap.core import IntArray
 from onnxshap.labels import (
     Axes,
     Balance,
-    Frozen,
     Labels,
     Op,
     Product,
@@ -28,6 +27,7 @@ from onnxshap.labels import (
     parse_spec,
     resolve,
 )
+from onnxshap.relations import Freezes, Ties
 from onnxshap.rules.movement import aligned
 
 # --- specs -----------------------------------------------------------------------------------------------------------
@@ -102,6 +102,24 @@ def test_a_name_on_inputs_alone_is_summed_and_one_from_constants_is_made() -> No
     assert [(s.tensor, s.axis, s.weight is not None) for s in trace.sites] == [("in0", 1, True)]
     assert trace.made == [("out", 1)]
     assert trace.macs == [(("in0", 0), ("in0", 1), ("in1", 0))]
+
+
+def test_an_axis_that_is_first_seen_where_it_is_joined_has_the_atoms_of_the_other() -> None:
+    trace, a, b = Trace(), Tensor("a", (3, 4), False), Tensor("b", (4, 3), False)
+    trace.axis(a, 0)
+    mark = trace.mark()
+    for one, other in (((b, -1), (a, 0)), ((a, 0), (b, 1)), ((a, 1), (b, 0)), ((b, 0), (b, 0))):
+        trace.join(*one, *other)
+    assert trace.axes["b", 1] == trace.axes["a", 0]
+    assert trace.axes["b", 0] == trace.axes["a", 1]
+    assert (trace.size, len(trace.ties)) == (7, 0)
+    trace.forget(mark)
+    assert trace.axes.keys() == {("a", 0), ("a", 1)}
+    trace.axis(b, 1)
+    trace.join(a, 0, b, 1)
+    assert len(trace.ties) == 3
+    with pytest.raises(RuleError, match="axes of 4 and 3 positions"):
+        trace.join(a, 1, b, 1)
 
 
 # --- resolve ---------------------------------------------------------------------------------------------------------
@@ -377,10 +395,9 @@ def test_every_plan_keeps_every_relation(trace: Trace, keep: Any) -> None:
     alive = labels.alive(np.array([keep.random() < 0.5 for _ in range(labels.n_units)], np.bool_)).classes[
         labels.classes
     ]
-    for a, b in trace.ties:
-        assert (alive[a] == alive[b]).all()
-    for frozen in trace.frozen:
-        assert alive[frozen.atoms].all()
+    a, b = trace.ties.pairs()
+    assert (alive[a] == alive[b]).all()
+    assert alive[trace.frozen.atoms()].all()
     for product in trace.products:
         wanted = functools.reduce(np.logical_and.outer, (alive[f] for f in product.factors))
         assert np.array_equal(alive[product.merged], wanted), product
@@ -391,12 +408,15 @@ def test_every_plan_keeps_every_relation(trace: Trace, keep: Any) -> None:
 @settings(max_examples=300, deadline=None)
 @given(trace=traces(), random=st.randoms(use_true_random=False))
 def test_the_order_of_relations_does_not_matter(trace: Trace, random: Any) -> None:
-    ties = [random.sample(pair, 2) for pair in trace.ties]
-    frozen = [Frozen(f.atoms[::-1], f.reason) for f in trace.frozen]
-    products, balances = list(trace.products), list(trace.balances)
-    for items in (ties, frozen, products, balances):
+    pairs = [random.sample(pair, 2) for pair in zip(*(row.tolist() for row in trace.ties.pairs()), strict=True)]
+    freezes, products, balances = list(trace.frozen), list(trace.products), list(trace.balances)
+    for items in (pairs, freezes, products, balances):
         random.shuffle(items)
-    shuffled = replace(trace, ties=[(a, b) for a, b in ties], frozen=frozen, products=products, balances=balances)
+    ties, frozen = Ties(), Freezes()
+    ties.add(*np.array(pairs, np.int64).reshape(-1, 2).T)
+    for atoms, reason in freezes:
+        frozen.add(atoms[::-1].astype(np.int64), reason)
+    shuffled = replace(trace, ties=ties, frozen=frozen, products=products, balances=balances)
     one, other = resolve(trace), resolve(shuffled)
     assert one.n_units == other.n_units
     assert np.array_equal(one.classes, other.classes)

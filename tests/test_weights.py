@@ -275,3 +275,51 @@ def test_small_external_tensors_and_those_of_nodes_are_read(here: Path) -> None:
     onnx.save(big(), "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0, convert_attribute=True)
     assert relative_error(run(onnxshap.load("m.onnx"), {"x": DATA}), run(model, {"x": DATA})) == 0
     assert call("inspect", "m.onnx").exit_code == 0
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+
+def branched() -> ModelProto:
+    """A weight that a body of an If reads, and one that an op of another domain does."""
+    text = """(float[N,40] x) => (float[N,3] y) {
+        z = MatMul(x, u)
+        s = ReduceSum<keepdims=0>(x)
+        c = Greater(s, zero)
+        h = If (c) <then_branch = a () => (float[N,64] t) { t = MatMul(x, w) },
+                    else_branch = b () => (float[N,64] e) { e = Identity(z) }>
+        f = com.microsoft.FusedMatMul(h, q)
+        y = MatMul(f, v)
+    }"""
+    model = net(text, w=(40, 64), u=(40, 64), q=(64, 64), v=(64, 3), zero=())
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+@pytest.mark.parametrize("make", [big, one, branched])
+def test_sessions_that_are_not_optimised_read_weights_where_they_are(make: Callable[[], ModelProto]) -> None:
+    light, kept = weights.take_out(make())
+    session = onnxshap.OrtBackend("cpu", 1).session(light, optimize=False)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    whole = weights.put_in(light).SerializeToString()
+    bare = onnxruntime.InferenceSession(whole, options, providers=["CPUExecutionProvider"])
+    assert session.inputs == ("x",)
+    for got, wanted in zip(session.run({"x": DATA}), bare.run(None, {"x": DATA}), strict=True):
+        assert np.array_equal(got, wanted)
+    fed = {"big": {"w", "k"}, "one": {"w"}, "branched": {"u"}}[make.__name__]
+    assert session.held.fed.keys() == fed
+    assert all(np.shares_memory(session.held.feeds[t.name], weights.values(t))
+               for t in light.graph.initializer if t.name in fed)  # fmt: skip
+    del kept
+
+
+def test_sessions_outlive_the_model() -> None:
+    light, kept = weights.take_out(one())
+    weights.compress(light.graph.initializer[0], {1: np.arange(64) < 32})
+    weights.compress(light.graph.initializer[1], {0: np.arange(64) < 32})
+    session = onnxshap.OrtBackend("cpu", 1).session(light, optimize=False)
+    cut = weights.put_in(light)
+    del light, kept
+    gc.collect()
+    assert relative_error(session.run({"x": DATA}), run(cut, {"x": DATA})) < 1e-6

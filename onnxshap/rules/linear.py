@@ -189,9 +189,9 @@ def matmul(op: Op, ax: Axes) -> None:
     a, b, y = op.need(0), op.need(1), op.out()
     if min(a.rank, b.rank) < 2:
         return
-    ax.tie(ax.input(0, -2), ax.output(0, -2))
-    ax.tie(ax.input(1, -1), ax.output(0, -1))
-    ax.tie(ax.input(0, -1), ax.input(1, -2))
+    ax.carry(-2, -2)
+    ax.carry(-1, -1, 1)
+    ax.meet(-1, -2)
     broadcast(op, ax, inputs=(0, 1), skip=2)
     if b.constant and not a.constant:
         ax.contract(0, -1, Weight(1, 0, 1, y.rank - 1) if b.rank == 2 else None)

@@ -19,7 +19,7 @@ def transpose(op: Op, ax: Axes) -> None:
     """Output axis i is input axis perm[i]."""
     rank = op.out().rank
     for axis, source in enumerate(op.attributes.get("perm", range(rank)[::-1])):
-        ax.tie(ax.input(0, source), ax.output(0, axis))
+        ax.carry(source, axis)
 
 
 @rule("Flatten", "Reshape", "Squeeze", "Unsqueeze")

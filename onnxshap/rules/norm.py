@@ -14,9 +14,9 @@ def batch_normalization(op: Op, ax: Axes) -> None:
     """Four parameters a channel; space passes through."""
     if op.attributes.get("training_mode") or sum(o is not None for o in op.outputs) > 1:
         raise RuleError("BatchNormalization in training mode")
-    for k in range(1, 5):
-        ax.tie(ax.input(k, 0), ax.output(0, 1))
     ax.same()
+    for k in range(1, 5):
+        ax.carry(0, 1, k)
 
 
 def as_a_whole(

@@ -22,7 +22,7 @@ def broadcast(op: Op, ax: Axes, inputs: Sequence[int] | None = None, skip: int =
             for axis in range(x.rank - skip):
                 target = axis + y.rank - x.rank
                 if x.shape[axis] == y.shape[target]:
-                    ax.tie(ax.input(k, axis), ax.output(out, target))
+                    ax.carry(axis, target, k, out)
                 else:
                     ax.freeze(ax.input(k, axis), f"{op.type} stretches it over a wider axis")
 

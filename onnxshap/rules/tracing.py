@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -58,7 +59,8 @@ def trace_graph(shaped: Shaped) -> Labels:
             op = ops.op(site.node, shaped.graph.nodes[site.node])
             if op.type in SUMS and add_residue(trace, shaped, labels, zeros, site, tuple(sorted(reduced_axes(op)))):
                 continue
-            trace.freeze(trace.axes[site.tensor, site.axis], site.why or _COMPUTED)
+            atoms = trace.axes[site.tensor, site.axis]
+            trace.freeze(np.arange(atoms.start, atoms.stop), site.why or _COMPUTED)
         for balance in uneven:
             trace.tie(*balance.equal_places)
         labels = resolve(trace)
@@ -95,22 +97,30 @@ class _Ops:
     def __init__(self, shaped: Shaped) -> None:
         self._shaped = shaped
         self._initializers = shaped.graph.initializers
+        self._told = {name for name, _ in shaped.told}
+        self._free = {name for name, _ in shaped.varying}
+        self._seen: dict[str, Tensor | None] = {}
 
     def tensor(self, name: str) -> Tensor | None:
         """Return a tensor, None where it has no shape (absent, or a sequence)."""
+        if name not in self._seen:
+            self._seen[name] = self._tensor(name)
+        return self._seen[name]
+
+    def _tensor(self, name: str) -> Tensor | None:
         shape = self._shaped.shapes.get(name)
         if not name or shape is None:
             return None
-        value = None
-        if (stored := self._initializers.get(name)) is not None and np.prod(shape) <= _SMALL:
+        value, size = None, math.prod(shape)
+        if (stored := self._initializers.get(name)) is not None and size <= _SMALL:
             small = stored.data_type in (stored.INT64, stored.INT32) or (
-                stored.data_type == stored.FLOAT and np.prod(shape) <= _FEW
+                stored.data_type == stored.FLOAT and size <= _FEW
             )
             value = array(stored) if small else None
         part = self._shaped.parts.get(name)
         told, free = (
-            frozenset(axis for axis in range(len(shape)) if (name, axis) in known)
-            for known in (self._shaped.told, self._shaped.varying)
+            frozenset(axis for axis in range(len(shape)) if name in names and (name, axis) in known)
+            for names, known in ((self._told, self._shaped.told), (self._free, self._shaped.varying))
         )
         return Tensor(
             name,
@@ -144,28 +154,14 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
     reason = f"{op.type} has no rule" if known is None else f"{op.type} keeps this axis as a whole"
     if (why := ops.whole(node)) is not None:
         reason = f"{op.type} gives it: {why}"
-    before = (
-        len(trace.ties),
-        len(trace.fixups),
-        len(trace.sites),
-        len(trace.linear),
-        len(trace.made),
-        len(trace.macs),
-        len(trace.products),
-        len(trace.balances),
-    )
+    mark = trace.mark()
     if known is not None:
         try:
             known(op, axes)
         except RuleError as refusal:
             reason = str(refusal)
             axes.mentioned.clear()
-            lists = (
-                *(trace.ties, trace.fixups, trace.sites, trace.linear, trace.made, trace.macs, trace.products),
-                trace.balances,
-            )
-            for items, length in zip(lists, before, strict=True):
-                del items[length:]  # type: ignore[attr-defined]
+            trace.forget(mark)
     for tensor in tensors:
         for axis in range(tensor.rank):
             if (tensor.name, axis) not in axes.mentioned:

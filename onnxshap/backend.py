@@ -21,6 +21,7 @@ import onnxruntime as ort
 from onnxshap import weights
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, OnnxshapError
+from onnxshap.loops import closed
 from onnxshap.structure import used_names
 
 PROVIDERS = {
@@ -232,6 +233,7 @@ class OrtBackend:
         )
 
     def _inner(self, model: onnx.ModelProto, optimize: bool) -> tuple[ort.InferenceSession, object]:
+        model = closed(model)
         if self.provider not in PROVIDERS:
             raise OnnxshapError(f"provider {self.provider!r} is unknown; choose one of {', '.join(PROVIDERS)}")
         wanted = PROVIDERS[self.provider]

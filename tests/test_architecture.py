@@ -15,6 +15,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"clock", "errors", "core", "tuning"}),
     frozenset({"structure", "weights"}),
     frozenset({"branches"}),
+    frozenset({"lifting"}),
+    frozenset({"loops"}),
     frozenset(
         {
             "backend",
@@ -24,7 +26,6 @@ FLOORS: tuple[frozenset[str], ...] = (
             "fixups",
             "fused",
             "journal",
-            "lifting",
             "payoffs",
             "plan",
             "taps",

@@ -503,3 +503,20 @@ def test_a_scripted_module_as_torch_exports_it(free: bool) -> None:
     traced = trace(model)
     assert [len(g) for g in traced.groups] == [6, 10, 8]  # the trunk, through the loop; two pairs of layers in it
     assert check_exact(model, seed=1).rows is not None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+@pytest.mark.parametrize("kind", ["scan", "while_loop"])
+def test_the_new_exporter_s_loops(kind: str) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'onnxshap[distill]')")
+    from tests.scripted import Looping
+
+    program = torch.onnx.export(
+        Looping(kind).eval(), (torch.randn(2, 5, 4),), dynamo=True, dynamic_shapes={"x": {0: torch.export.Dim("N")}},
+        verbose=False,
+    )  # fmt: skip
+    model = program.model_proto
+    assert {"Scan", "Loop"}.intersection(n.op_type for n in model.graph.node)
+    assert [len(g) for g in trace(model).groups] == [8, 6]
+    assert check_exact(model, seed=1).rows is not None

@@ -22,6 +22,7 @@ import onnxruntime as ort
 from onnxshap import weights
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, OnnxshapError
+from onnxshap.loops import closed
 from onnxshap.structure import reads, subgraphs, used_names
 
 PROVIDERS = {
@@ -263,7 +264,7 @@ class OrtBackend:
 
     def resident(self, model: onnx.ModelProto) -> _OrtResident:
         """Return a session whose large inputs stay on the device; raises as `session`."""
-        content, held = _loadable(model, in_place=False)
+        content, held = _loadable(closed(model), in_place=False)
         return _OrtResident(self._inner(content, held, optimize=True), held, self._device)
 
     def session(self, model: onnx.ModelProto, *, optimize: bool = True) -> _OrtSession:
@@ -274,7 +275,7 @@ class OrtBackend:
             OnnxshapError: the provider is unknown, or not the one that onnxruntime really uses.
         """
         # optimised, or on a device, a copy of the weights is what is wanted
-        content, held = _loadable(model, in_place=not optimize and not self.on_device)
+        content, held = _loadable(closed(model), in_place=not optimize and not self.on_device)
         del model  # the last one, often: onnxruntime makes its own of it
         inner = self._inner(content, held, optimize)
         inputs = tuple(i.name for i in inner.get_inputs() if i.name not in held.fed)

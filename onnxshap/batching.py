@@ -20,6 +20,8 @@ from onnxshap.core import Array
 from onnxshap.fixups import set_attribute
 from onnxshap.folding import Shape
 from onnxshap.graph import array, attributes, is_op, tensor
+from onnxshap.lifting import body, entered, is_enter, is_loop, is_open
+from onnxshap.loops import Passage, handed_on, passages
 from onnxshap.shapes import Shaped
 from onnxshap.structure import subgraphs
 
@@ -100,20 +102,68 @@ class _Walk:
     found: dict[str, Images] = field(default_factory=dict)
     targets: dict[int, Images] = field(default_factory=dict)
     repeats: list[_Repeat] = field(default_factory=list)
+    passages: list[Passage] = field(default_factory=list)
 
     def run(self) -> None:
         """Visit every node; what it cannot follow gets no entry."""
+        nodes = self.shaped.graph.nodes
+        given = entered(nodes)
+        self.passages = [p for node in nodes if is_open(node, given) for p in passages(node)]
+        states: dict[str, Images | None] = {}
+        while True:  # the images of a state have to come out of an iteration where they went in
+            self._visit_all(states)
+            before = dict(states)
+            for passage in self.passages:
+                place, after = self.found.get(passage.inner), self.found.get(passage.outer)
+                if passage.way == "on" and place != after:  # a state that starts as a constant has them later on
+                    states[passage.inner] = after if passage.inner not in states and place is None else None
+            if states == before:
+                return
+
+    def _visit_all(self, states: Mapping[str, Images | None]) -> None:
+        """Visit every node once; the places of the images in some states of loops are given, None = there are none."""
+        self.found.clear()
+        self.targets.clear()
+        self.repeats.clear()
         for name, shape in self.shaped.inputs.items():
             axis = self.shaped.batch_axis(name)
             if axis is not None and shape[axis] == self.batch:
                 self.found[name] = Images(axis)
         for index, node in enumerate(self.shaped.graph.nodes):
+            if is_enter(node) or is_loop(node):
+                self._border(index, node, states)
+                continue
             if any(True for _ in subgraphs(node)) or not any(i in self.found for i in node.input):
                 continue
+            if any(name and name not in self.shaped.shapes for name in node.output):
+                continue  # no tensor, or one whose sizes differ from iteration to iteration of a loop
             for number, name in enumerate(node.output):
                 place = self._visit(index, node, number)
                 if name and place is not None and self._fits(name, place):
                     self.found[name] = place
+
+    def _border(self, index: int, node: NodeProto, states: Mapping[str, Images | None]) -> None:
+        """Follow the images into the body of a loop, and out of it."""
+        for passage in self.passages:
+            if passage.way == "in" and passage.inner in node.output:
+                source, target = passage.outer, passage.inner
+            elif passage.way == "out" and passage.outer in node.output:
+                source, target = passage.inner, passage.outer
+            else:
+                continue
+            place = states.get(target, self.found.get(source))
+            if place is not None and passage.axis is not None:
+                steps = passage.axis % len(self._shape(passage.outer))
+                if passage.way == "in" and place.axis == steps:
+                    continue
+                further = place.axis > steps if passage.way == "in" else place.axis >= steps
+                place = replace(place, axis=place.axis + (-1 if passage.way == "in" else 1) * further)
+            if place is not None and self._fits(target, place):
+                self.found[target] = place
+        for passage in self.passages if is_loop(node) else ():
+            if passage.way == "in" and (place := states.get(passage.inner)) is not None:
+                for k in (k for k, name in enumerate(node.input) if name == passage.outer):
+                    self.constant(index, node, k, place)
 
     def _shape(self, name: str) -> Shape:
         return self.shaped.shapes.get(name, ())
@@ -326,6 +376,19 @@ class _Free:
             dims = item.type.tensor_type.shape.dim
             if len(dims) and self.walk.found.get(item.name) == Images(0):
                 dims[0].dim_param = "rows"
+        given = entered(nodes)
+        for node in nodes:
+            if is_open(node, given):
+                self._declare(node)
+
+    def _declare(self, node: NodeProto) -> None:
+        """Free the sizes that the body of a loop declares."""
+        inside, handed = body(node), handed_on(node)
+        pairs = [*((item, item.name) for item in inside.input), *zip(inside.output, handed, strict=True)]
+        for item, name in pairs:
+            dims, place = item.type.tensor_type.shape.dim, self.walk.found.get(name)
+            if place is not None and place.axis < len(dims):
+                dims[place.axis].Clear()
 
     def _aim(self, node: NodeProto, place: Images) -> None:
         """Give a Reshape a target with -1 for the images' axis, or 0 where that copies it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, MutableSequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
@@ -20,8 +21,8 @@ class Moved:
 
     Attributes:
         origin: name -> name in the branch, of every tensor that had to be renamed.
-        bodies: name -> the branch that its node was in, `output.then_branch` by the first output of the If; branches
-            in branches joined by `/`.
+        bodies: name -> the body that its node was in, `output.then_branch` by the first output of the If (`output.body`
+            of a Loop or Scan); bodies in bodies joined by `/`.
     """
 
     origin: dict[str, str] = field(default_factory=dict)
@@ -34,7 +35,7 @@ class Moved:
             self.bodies[new] = self.bodies[old]
 
     def inside(self, node: NodeProto, branch: str) -> str:
-        """Return what a branch of an If is called."""
+        """Return what a body of a node is called."""
         name = node.output[0]
         here = f"{self.origin.get(name, name)}.{branch}"
         return f"{self.bodies[name]}/{here}" if name in self.bodies else here
@@ -59,10 +60,10 @@ def take_branches(graph: GraphProto, conditions: Mapping[str, bool], moved: Move
         wanted = "then_branch" if conditions[node.input[0]] else "else_branch"
         branch = next(a.g for a in node.attribute if a.name == wanted)
         where = moved.inside(node, wanted)
-        inner, handed = inlined(branch, where, taken, graph.initializer, moved, node.output)
-        through = [(i, o) for i, o in zip(handed, node.output, strict=True) if i != o]
-        inner += [helper.make_node("Identity", [i], [o], name=o) for i, o in through]
-        pending += reversed(inner)
+        inside = inlined(branch, where, taken, graph.initializer, moved, node.output)
+        through = [(i, o) for i, o in zip(inside.outputs, node.output, strict=True) if i != o]
+        added = [helper.make_node("Identity", [i], [o], name=o) for i, o in through]
+        pending += reversed([*inside.nodes, *added])
     refill(graph.node, nodes)
 
 
@@ -82,6 +83,14 @@ def _given(graph: GraphProto) -> Counter[str]:
     return found
 
 
+class Inlined(NamedTuple):
+    """The nodes of a body as they stand in the graph around it, and what its inputs and outputs are called there."""
+
+    nodes: list[NodeProto]
+    inputs: list[str]
+    outputs: list[str]
+
+
 def inlined(
     branch: GraphProto,
     where: str,
@@ -89,24 +98,26 @@ def inlined(
     stored: MutableSequence[TensorProto],
     moved: Moved,
     outputs: Iterable[str] = (),
-) -> tuple[list[NodeProto], list[str]]:
-    """Return a branch's nodes as they stand in the graph around it, and what its outputs are called there.
+) -> Inlined:
+    """Return a body as it stands in the graph around it.
 
     Args:
-        branch: the branch.
+        branch: the body.
         where: what it is called.
         taken: how often every name is given, changed as names move.
-        stored: gets the branch's initializers.
+        stored: gets the body's initializers.
         moved: told of every tensor.
-        outputs: names for the branch's outputs, where it makes them and gives them once; default their own.
+        outputs: names for the body's outputs, where it makes them and gives them once; default their own.
     """
     made = {name: None for inner in branch.node for name in inner.output if name}
     names: dict[str, str] = {}
     for inside, outside in zip((o.name for o in branch.output), outputs, strict=False):
         if inside in made and inside not in names:
             names[inside] = outside
+    inputs = [i.name for i in branch.input]
     taken.subtract(_given(branch))
-    for name in (*made, *(t.name for t in branch.initializer)):
+    taken.subtract(inputs)
+    for name in (*inputs, *made, *(t.name for t in branch.initializer)):
         if name not in names:
             names[name] = unused(name, taken)
     for old, new in names.items():
@@ -120,9 +131,9 @@ def inlined(
         stored.append(own)
     nodes = [copied(inner) for inner in branch.node]
     for inner in nodes:
-        _rename(inner, names)
+        rename(inner, names)
         inner.name = unused(inner.name, taken) if inner.name else ""
-    return nodes, [names.get(o.name, o.name) for o in branch.output]
+    return Inlined(nodes, [names[name] for name in inputs], [names.get(o.name, o.name) for o in branch.output])
 
 
 def unused(name: str, taken: Counter[str]) -> str:
@@ -134,7 +145,7 @@ def unused(name: str, taken: Counter[str]) -> str:
     return new
 
 
-def _rename(node: NodeProto, names: Mapping[str, str]) -> None:
+def rename(node: NodeProto, names: Mapping[str, str]) -> None:
     """Rename tensors in a node and, where they are taken from outside, in its bodies."""
     for listed in (node.input, node.output):
         for k, name in enumerate(listed):
@@ -144,7 +155,7 @@ def _rename(node: NodeProto, names: Mapping[str, str]) -> None:
         own |= {name for inner in body.node for name in inner.output}
         left = {old: new for old, new in names.items() if old not in own}
         for inner in body.node:
-            _rename(inner, left)
+            rename(inner, left)
         for item in body.output:
             item.name = left.get(item.name, item.name)
 

@@ -150,7 +150,7 @@ def reduce_mean(opset: int, source: str, axes: Sequence[int], target: str) -> tu
 def channel_means(
     traced: Traced, data: Dataset, places: Sequence[tuple[str, int]], transform: str = "identity"
 ) -> dict[tuple[str, int], FloatArray]:
-    """Return the mean over images and positions of every channel of some tensors.
+    """Return the mean over images and positions of every channel of some tensors, and over iterations inside loops.
 
     Args:
         traced: a model whose batch is free, if it can be (`free_batch`).
@@ -159,9 +159,9 @@ def channel_means(
         transform: what is averaged: identity, `abs`, `square`, or `positive` (1 where > 0).
 
     Returns:
-        (tensor, axis) -> float64[n].
+        (tensor, axis) -> float64[n]; none of tensors in a body in a body, whose iterations differ in number.
     """
-    todo = list(dict.fromkeys(places))
+    todo = [place for place in dict.fromkeys(places) if traced.depth(place[0]) < 2]
     if not todo:
         return {}
     shaped = traced.shaped
@@ -198,6 +198,8 @@ def channel_means(
         total += count
         for k, (found, (name, _)) in enumerate(zip(session.run(feeds), todo, strict=True)):
             whole = found.astype(np.float64)
+            if traced.depth(name):
+                whole = whole.mean(axis=0) if len(whole) else np.zeros(whole.shape[1:])
             sums[k] += whole * count if traced.batch_axis(name) is None else whole[:count].sum(axis=0)
     return {place: s / total for place, s in zip(todo, sums, strict=True)}
 
@@ -210,4 +212,5 @@ def site_means(traced: Traced, data: Dataset) -> dict[SiteKey, FloatArray]:
     sites = [s for s in traced.labels.trace.sites if foldable(traced.shaped, s)]
     sites = [s for s in sites if (traced.labels.units(s.tensor, s.axis) >= 0).any()]
     means = channel_means(traced, data, [(s.tensor, s.axis) for s in sites])
-    return {(s.node, s.input): np.nan_to_num(means[s.tensor, s.axis], posinf=0.0, neginf=0.0) for s in sites}
+    found = [((s.node, s.input), means[s.tensor, s.axis]) for s in sites if (s.tensor, s.axis) in means]
+    return {key: np.nan_to_num(values, posinf=0.0, neginf=0.0) for key, values in found}

@@ -16,6 +16,7 @@ from onnx import ModelProto, NodeProto
 from onnxshap.backend import Backend
 from onnxshap.core import Array
 from onnxshap.graph import Graph, array, is_op, with_constants
+from onnxshap.lifting import is_enter
 from onnxshap.structure import RANDOM_OPS, reads, subgraphs
 
 _MIXING = (
@@ -34,7 +35,8 @@ def is_random(node: NodeProto) -> bool:
 
 def is_constant(node: NodeProto, known: Iterable[str]) -> bool:
     """Return whether a node computes from known constants alone."""
-    return all(i in known for i in node.input if i) and not is_random(node) and not any(subgraphs(node))
+    other = is_random(node) or is_enter(node) or any(subgraphs(node))
+    return all(i in known for i in node.input if i) and not other
 
 
 def constants_of(model: ModelProto) -> frozenset[str]:

@@ -49,7 +49,7 @@ class Cost:
 
     MACs are those of Conv, ConvTranspose, Gemm and MatMul, one input image; parameters are the elements of constants
     that are floats or codes of at most 8 bits; bytes are those of all constants. Of an If, all bodies that are traced
-    count, each as if it were taken.
+    count, each as if it were taken; the body of a Loop or Scan as often as it ran when the shapes were found.
     """
 
     _widths: _Widths
@@ -91,7 +91,8 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
         at = [(place(t, a), shaped.shapes[t][a]) for t, a in axes]
         return math.prod(size for k, size in at if k is None), [k for k, _ in at if k is not None]
 
-    macs = [(1 / shaped.batch * size, at) for size, at in map(block, labels.trace.macs)]
+    times = [shaped.times.get(node.output[0], 1) / shaped.batch for node in shaped.graph.nodes]
+    macs = [(times[index] * size, at) for index, axes in labels.trace.macs for size, at in [block(axes)]]
     generated = [(n.output[0], shaped.kinds.get(n.output[0], 1)) for n in shaped.graph.nodes
                  if n.op_type == "ConstantOfShape" and n.output[0] in shaped.constants]  # fmt: skip
     stored = [

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, helper
+from onnx import AttributeProto, NodeProto, helper
 
 from onnxshap.core import Array, BoolArray, IntArray
 from onnxshap.structure import copied
@@ -197,6 +197,24 @@ class Default:
         node = edit.node(self.node)
         if edit.cut(self.source, self.axis) and all(a.name != self.attribute for a in node.attribute):
             set_attribute(node, self.attribute, self.value)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The sizes that the body of a loop declares for what it is given and what it gives, tensors by these names."""
+
+    node: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def apply(self, edit: Edit) -> None:
+        """Write the widths that are left."""
+        inside = next(a.g for a in edit.node(self.node).attribute if a.type == AttributeProto.GRAPH)
+        for items, names in ((inside.input, self.inputs), (inside.output, self.outputs)):
+            for item, name in zip(items, names, strict=True):
+                for axis, dim in enumerate(item.type.tensor_type.shape.dim):
+                    if dim.HasField("dim_value") and edit.cut(name, axis):
+                        dim.dim_value = int(edit.alive(name, axis).sum())
 
 
 def _share_left(edit: Edit, source: str, axes: Sequence[int]) -> float:

@@ -2,7 +2,8 @@
 
 What differs keeps following the input, and is taken apart from what does not: a Reshape target copies (0) or takes up
 (-1) the sizes that follow, a vector of sizes of which some follow is put together of those and of constants. So what is
-left of the arithmetic depends on free dimensions alone, and no width that a cut changes is hidden in it.
+left of the arithmetic depends on free dimensions alone, and no width that a cut changes is hidden in it. A graph that
+was folded before may be folded again: what was taken apart then is found again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from onnxshap.core import Array, BoolArray
-from onnxshap.graph import Graph, attributes, is_op, tensor
+from onnxshap.graph import Graph, array, attributes, is_op, tensor
 from onnxshap.structure import copied, outer_names, subgraphs
 
 Shape = tuple[int, ...]
@@ -34,11 +35,19 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What was seen at some sizes of the inputs: the shape of every tensor, the values of shape arithmetic."""
+    """What was seen at some sizes of the inputs.
+
+    Attributes:
+        inputs: those sizes.
+        shapes: the shape of every tensor.
+        values: the values of shape arithmetic.
+        times: tensor made in the body of a loop -> how often.
+    """
 
     inputs: Mapping[str, Shape]
     shapes: Mapping[str, Shape]
     values: Mapping[str, Array]
+    times: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,12 +119,14 @@ class _Folding:
     shapes: dict[str, Shape] = field(default_factory=dict)
     _before: defaultdict[int, list[NodeProto]] = field(default_factory=lambda: defaultdict(list))
     _apart: set[str] = field(default_factory=set)
-    _made: int = 0
+    _made: int = 1
 
     def __post_init__(self) -> None:
         self._outside: frozenset[str] = frozenset()
         self._nodes: list[NodeProto] = []
         self._chance = _alike_by_chance(self.model, self.first, self.second)
+        self._stored = {t.name: t for t in self.model.graph.initializer}
+        self._choices = {n.output[0]: n for n in self.model.graph.node if is_op(n, "Where")}
         self._opset = next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
     def apply(self) -> None:
@@ -147,6 +158,8 @@ class _Folding:
             return name
         if np.array_equal(value, other) and name not in self._chance:
             return self._constant(name, value)
+        if not all(n in run.shapes for n in (*node.input[:1], *node.output) for run in (self.first, self.second)):
+            return name
         if is_op(node, "Reshape") and k == 1:
             target = _relative_target(node, self._sizes(node))
             if target is not None:
@@ -166,15 +179,19 @@ class _Folding:
             return name
         if self._opset < 9:
             return name
-        stored = self._constant(f"{name}.known", np.where(unknown, 1, known))
+        rest = np.where(unknown, 1, known)
+        if (before := self._chosen_before(name, unknown)) is not None and self._is_stored(before, rest):
+            self.parts[name] = Part(np.where(unknown, COMPUTED, known), before)
+            return name
+        stored = self._constant(f"{name}.known", rest)
         made = self._chosen(name, unknown, stored, self._before[index])
         self.parts[made] = Part(np.where(unknown, COMPUTED, known), stored)
         return made
 
     def _constant(self, hint: str, values: Array) -> str:
         """Add an initializer, return its name."""
-        self._made += 1
-        name = f"{hint}.folded{self._made}"
+        while (name := f"{hint}.folded{self._made}") in self._stored or name in self.shapes:
+            self._made += 1
         self.model.graph.initializer.append(tensor(name, values))
         self.shapes[name] = values.shape
         return name
@@ -191,6 +208,17 @@ class _Folding:
         nodes.append(helper.make_node("Where", [condition, name, stored], [made], name=made))
         self.shapes[made] = follows.shape
         return made
+
+    def _chosen_before(self, name: str, follows: BoolArray) -> str | None:
+        """Return the initializer with the entries that do not follow, where a vector was taken apart in that way."""
+        node = self._choices.get(name)
+        if node is None or not self._is_stored(node.input[0], follows) or node.input[2] not in self._stored:
+            return None
+        return node.input[2]
+
+    def _is_stored(self, name: str, values: Array) -> bool:
+        """Return whether a name is that of an initializer with some values."""
+        return name in self._stored and np.array_equal(array(self._stored[name]), values)
 
     def _tell_what_follows(self) -> None:
         """Make the arithmetic that is left read no size that is alike in both runs."""
@@ -219,6 +247,10 @@ class _Folding:
         name = node.output[0]
         if name in self.parts:
             return True
+        source = node.input[1] if is_op(node, "Where") else ""
+        if source in self.second.values and source in self.first.values:
+            value, other = self.first.values[source], self.second.values[source]
+            return value.shape == other.shape and self._chosen_before(name, value != other) is not None
         if not is_op(node, "Gather", "Slice") or name not in self.second.values:
             return False
         return bool(np.all(self.first.values[name] != self.second.values[name]))

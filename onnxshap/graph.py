@@ -2,8 +2,8 @@
 
 `normalise` gives every later pass one form to think about, without changing what the model computes:
 Constant nodes are initializers, every initializer has one use, model-local functions are inlined, IR < 4 initializers
-are no inputs. `finish` undoes what a user would mind: equal copies are merged again, lifted bodies of If nodes are back
-in their place, and IR < 4 files list their initializers as inputs.
+are no inputs. `finish` undoes what a user would mind: equal copies are merged again, lifted bodies are back in their
+place, and IR < 4 files list their initializers as inputs.
 
 Edits happen on the ModelProto itself, so that metadata, doc strings, annotations and tensors we do not touch survive
 bit for bit; onnx-graphsurgeon (which drops some of these) cuts out the sub-models that are only evaluated.
@@ -38,6 +38,7 @@ from onnxshap.core import Array
 from onnxshap.errors import ModelError
 from onnxshap.fused import unfuse
 from onnxshap.lifting import Lifted, lift, sink
+from onnxshap.loops import closed
 from onnxshap.structure import (
     check_structure,
     copied,
@@ -67,11 +68,11 @@ class Graph:
     Attributes:
         model: the normalised model; treat as immutable.
         ir_version: the input file's; the normalised model has at least 4 (initializers need not be inputs).
-        origin: name of an un-shared initializer copy, or of a tensor moved out of a branch -> its name in the file.
-        bodies: name of a tensor moved out of a branch -> the branch (`branches.Moved`).
+        origin: name of an un-shared initializer copy, or of a tensor moved out of a body -> its name in the file.
+        bodies: name of a tensor moved out of a body -> the body (`branches.Moved`).
         kept: the large initializers, taken out of the model.
         mixed: the initializers that the input file computes out of others.
-        lifted: the If nodes whose bodies stand in the main graph, until the model is finished.
+        lifted: what stands in the main graph, out of bodies, until the model is finished.
     """
 
     model: ModelProto
@@ -249,8 +250,8 @@ def _stored(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
     return made
 
 
-def lift_branches(graph: Graph, chosen: Mapping[str, Collection[str]]) -> Graph:
-    """Return a normalised graph with bodies of If nodes in the main graph: first output -> branches."""
+def lift_bodies(graph: Graph, chosen: Mapping[str, Collection[str]]) -> Graph:
+    """Return a normalised graph with bodies of nodes in the main graph: first output -> attributes that are bodies."""
     model = ModelProto()
     model.CopyFrom(graph.model)
     moved = Moved(dict(graph.origin), dict(graph.bodies))
@@ -408,8 +409,10 @@ def extract(model: ModelProto, inputs: Mapping[str, int], outputs: Mapping[str, 
     Args:
         model: any model.
         inputs: tensor name -> ONNX element type; rank and dims are left open. All of them are inputs of the result.
-        outputs: tensor name -> ONNX element type, in the order wanted.
+        outputs: tensor name -> ONNX element type, in the order wanted; those made in a body as `loops.closed` gives
+            them.
     """
+    model = closed(model, outputs)
     with contextlib.redirect_stdout(io.StringIO()):  # its warnings go to stdout
         graph = gs.import_onnx(_upstream(model, inputs, outputs))
         tensors = {name: gs.Variable(name) for name in inputs} | graph.tensors()
@@ -497,6 +500,7 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
         for k, name in enumerate(node.input):
             if name in merged:
                 node.input[k] = merged[name]
+    del graph.value_info[:]
     sink(graph, source.lifted, initializers=done.ir_version >= 4)
     if done.ir_version < 4:
         known = {i.name for i in graph.input}

@@ -212,7 +212,7 @@ class Trace:
     linear: list[Site] = field(default_factory=list)
     made: list[AxisKey] = field(default_factory=list)
     producers: dict[AxisKey, int] = field(default_factory=dict)
-    macs: list[tuple[AxisKey, ...]] = field(default_factory=list)
+    macs: list[tuple[int, tuple[AxisKey, ...]]] = field(default_factory=list)
     fixups: list[Fixup] = field(default_factory=list)
     mixes_rows: bool = False
     _shared: list[AxisKey] = field(default_factory=list)
@@ -409,7 +409,7 @@ class Axes:
         """State that the op does as many multiply-accumulates as the product of the widths of these axes."""
         if self.op.out().constant:
             return
-        self.trace.macs.append(tuple((t.name, a % t.rank) for t, a in axes))
+        self.trace.macs.append((self.op.index, tuple((t.name, a % t.rank) for t, a in axes)))
 
     def balance(self, blocks: IntArray, weight: AxisKey | None = None, source: str | None = None) -> None:
         """State that every row of `blocks`, channels of one group each, loses equally many; arguments as in Balance."""

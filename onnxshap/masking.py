@@ -24,6 +24,7 @@ from onnxshap.errors import ModelError
 from onnxshap.graph import tensor
 from onnxshap.groups import Group
 from onnxshap.labels import Site, Weight
+from onnxshap.loops import closed
 from onnxshap.structure import refill
 from onnxshap.tracing import Traced, trace
 
@@ -76,7 +77,7 @@ def masked_model(
     for group in chosen:
         if group.name not in known or not np.array_equal(known[group.name].units, group.units):
             raise ModelError(f"group {group.name!r} is not a group of this model; take it from trace(model).groups")
-    return _Masks(traced, chosen, {} if probe else means or {}, probe).model()
+    return closed(_Masks(traced, chosen, {} if probe else means or {}, probe).model())
 
 
 def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:

@@ -216,8 +216,8 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
         One entry for every cut axis: {initializer, node, input, axis, indices}, and `value` where zero is written as
         another code (a zero point, broadcast over the slices); `node` is the first output of the node
         that reads the initializer at `input`, which tells the uses of a shared one apart; `body`, where that node
-        is in a branch of an If, is `output.then_branch` by the If's first output (in branches in branches joined by
-        `/`), which tells nodes of two branches apart. A weight that
+        is in the body of another, is `output.then_branch` by the first output of an If, `output.body` of a Loop or
+        Scan (of bodies in bodies joined by `/`), which tells nodes of two bodies apart. A weight that
         the file mixes out of initializers (`constants`) goes by the name of the tensor that the layer reads.
     """
     live, graph = traced.alive(keep), traced.shaped.graph

@@ -23,9 +23,10 @@ from onnxshap.core import Array
 from onnxshap.data import InputSpec, random_data
 from onnxshap.errors import DataError, ModelError
 from onnxshap.folding import Folded, Part, Run, Shape, fold
-from onnxshap.graph import Graph, attributes, extract, is_op, lift_branches, take_branches
-from onnxshap.lifting import BRANCHES, body, handed, is_if, join, liftable
-from onnxshap.structure import copied, reads, subgraphs
+from onnxshap.graph import Graph, attributes, extract, is_op, lift_bodies, take_branches
+from onnxshap.lifting import BRANCHES, body, entered, handed, is_enter, is_if, is_loop, is_open, join, liftable
+from onnxshap.loops import closed, controls, declare_ranks, depths, sources
+from onnxshap.structure import copied, graphs_of, reads, subgraphs
 from onnxshap.weights import without_values
 
 _BATCH = 2
@@ -57,7 +58,8 @@ class Shaped:
 
     Attributes:
         graph: the graph, its shape arithmetic replaced by constants where it is constant.
-        shapes: tensor name -> concrete shape, initializers included; tensors that are no tensors (sequences) lack one.
+        shapes: tensor name -> concrete shape, initializers included; tensors that are no tensors (sequences) lack one,
+            and so do those whose sizes differ from iteration to iteration of a loop.
         kinds: tensor name -> ONNX element type.
         inputs: the model's inputs at these shapes.
         free_batch: whether axis 0 of the inputs may have any size.
@@ -67,7 +69,8 @@ class Shaped:
         parts: tensor name -> what is known of a vector of sizes that is computed.
         apart: whether the values of the images decide which branch is taken, so that each has to be run alone.
         batch_axes: input -> the axis of its images, None where it has none; absent: axis 0.
-        whole: first output of an If that is left -> why no cut goes through it.
+        whole: first output of an If, Loop or Scan that is left -> why no cut goes through it.
+        times: tensor in the body of a loop -> how often it was made, for all images at once.
     """
 
     graph: Graph
@@ -82,6 +85,7 @@ class Shaped:
     apart: bool = False
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
     whole: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, int] = field(default_factory=dict)
 
     def batch_axis(self, name: str) -> int | None:
         """Return the axis of the images in an input, None where it has none."""
@@ -168,10 +172,10 @@ def infer(
     shapes: Mapping[str, Sequence[int | None]] | None = None,
     samples: Sequence[Mapping[str, Array]] = (),
 ) -> Shaped:
-    """Return the graph with concrete shapes, its constant shape arithmetic folded, its branches lifted.
+    """Return the graph with concrete shapes, its constant shape arithmetic folded, its bodies lifted.
 
-    Bodies of If nodes are lifted into the main graph as far as the graph runs with them there, at the sizes that it is
-    traced at; where there are samples, those alone that a sample takes.
+    Bodies of nodes are lifted into the main graph as far as the graph runs with them there, at the sizes that it is
+    traced at; of If nodes, where there are samples, those alone that a sample takes.
 
     Args:
         graph: a normalised graph.
@@ -189,11 +193,11 @@ def infer(
         raise ModelError(f"a shape is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
     seen = _see(graph, backend, shapes or {}, samples)
     done: set[str] = set()
-    while open_ := _open_branches(seen.graph, done, samples, backend):
+    while open_ := _open_bodies(seen.graph, done, samples, backend):
         for chosen in _attempts(open_):
             try:
-                lifted = _see(lift_branches(seen.graph, chosen), backend, shapes or {}, samples)
-            except ModelError:  # a branch that is not taken does not run at these sizes
+                lifted = _see(lift_bodies(seen.graph, chosen), backend, shapes or {}, samples)
+            except ModelError:  # a branch that is not taken does not run at these sizes, or a loop has no shapes
                 continue
             if lifted.second is not None or seen.second is None:
                 seen = lifted
@@ -247,6 +251,7 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     alike = [n.output[0] for n in graph.lifted.nodes if graph.opset >= 9 and _alike(n, graph, (known, others), kinds)]
     if alike:
         join(graph.model.graph, alike)
+    declare_ranks(graph.model.graph, known, kinds)
     specs = input_specs(graph.model)
     free_batch = all(s.batch == 0 and s.shape[0] is None for s in specs.values())
     axes = {name: spec.batch for name, spec in specs.items()}
@@ -254,7 +259,11 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     told, parts, constants = seen.folded.told, seen.folded.parts, constants_of(graph.model)
     apart = _decided_by(graph, [name for name, spec in specs.items() if spec.batch is not None])
     whole = {node.output[0]: _why_whole(node, graph.lifted.nodes) for node in graph.nodes if is_if(node)}
-    return Shaped(graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart, axes, whole)
+    open_ = entered(graph.nodes)
+    whole |= {n.output[0]: _why_loop_whole(n) for n in graph.nodes if is_loop(n) and not is_open(n, open_)}
+    return Shaped(
+        graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart, axes, whole, first.times
+    )
 
 
 def _why_whole(node: NodeProto, lifted: Sequence[NodeProto]) -> str:
@@ -272,12 +281,30 @@ def _why_whole(node: NodeProto, lifted: Sequence[NodeProto]) -> str:
     return f"its {names} stays whole: not taken by the inputs, or not to be run at these sizes"
 
 
+def _why_loop_whole(node: NodeProto) -> str:
+    """Return why no cut goes through a Loop or Scan."""
+    if not liftable(node):
+        return "its body draws random numbers, stores sparse ones, or is of an opset before 9, and stays whole"
+    return "its body stays whole: it is not run at these sizes, or not as often each time"
+
+
 def _decided_by(graph: Graph, inputs: Collection[str]) -> bool:
-    """Return whether the condition of an If depends on the values of some inputs."""
-    reached = {n.input[0] for n in (*graph.nodes, *graph.lifted.nodes) if is_if(n)}
-    for node in reversed(graph.nodes):
-        if not reached.isdisjoint(node.output) and not is_op(node, "Shape", "Size"):
-            reached.update(reads(node))
+    """Return whether the values of some inputs decide which branch of an If is run, or how often a loop is."""
+    nodes = (*graph.nodes, *graph.lifted.nodes)
+    open_ = entered(graph.nodes)
+    loops = [n for n in nodes if is_open(n, open_)]
+    behind = {inner: outers for loop in loops for inner, outers in sources(loop).items()}
+    reached = {n.input[0] for n in nodes if is_if(n)}
+    reached.update(name for loop in loops for name in controls(loop))
+    reached.update(name for n in nodes if is_loop(n) and n not in loops for name in n.input[:2] if n.op_type == "Loop")
+    before = 0
+    while len(reached) > before:  # what an iteration decides the next one may hand on
+        before = len(reached)
+        for node in reversed(graph.nodes):
+            if is_enter(node):
+                reached.update(name for inner in node.output if inner in reached for name in behind[inner])
+            elif not reached.isdisjoint(node.output) and not is_op(node, "Shape", "Size"):
+                reached.update(reads(node))
     return not reached.isdisjoint(inputs)
 
 
@@ -298,17 +325,20 @@ def _alike(node: NodeProto, graph: Graph, runs: Sequence[Mapping[str, Shape]], k
     return True
 
 
-def _open_branches(
+def _open_bodies(
     graph: Graph, done: Collection[str], samples: Sequence[Mapping[str, Array]], backend: Backend
 ) -> dict[str, list[str]]:
-    """Return first output -> branches, of the If nodes that may be lifted and were not tried."""
-    found = {n.output[0]: (n, liftable(n)) for n in graph.nodes if is_if(n) and n.output[0] not in done}
-    if samples and found:
-        taken = _taken(graph, {n.input[0] for n, _ in found.values()}, samples, backend)
-        wanted = {name: {BRANCHES[0] if value else BRANCHES[1] for value in taken[n.input[0]]}
-                  for name, (n, _) in found.items()}  # fmt: skip
-        found = {name: (n, [b for b in branches if b in wanted[name]]) for name, (n, branches) in found.items()}
-    return {name: branches for name, (_, branches) in found.items() if branches}
+    """Return first output -> bodies, of the nodes that may be lifted and were not tried."""
+    open_ = entered(graph.nodes)
+    left = [n for n in graph.nodes if (is_if(n) or (is_loop(n) and not is_open(n, open_))) and n.output[0] not in done]
+    found = {n.output[0]: liftable(n) for n in left}
+    choices = [n for n in left if is_if(n)]
+    if samples and choices:
+        taken = _taken(graph, {n.input[0] for n in choices}, samples, backend)
+        for node in choices:
+            wanted = {BRANCHES[0] if value else BRANCHES[1] for value in taken[node.input[0]]}
+            found[node.output[0]] = [branch for branch in found[node.output[0]] if branch in wanted]
+    return {name: bodies for name, bodies in found.items() if bodies}
 
 
 def _taken(
@@ -325,8 +355,8 @@ def _taken(
         values = dict(sample)
         if session is not None:
             values |= zip(computed, session.run({n: sample[n] for n in session.inputs}), strict=True)
-        for name in conditions:
-            found[name].add(bool(np.all(values[name])))
+        for name in conditions:  # one value, or one an iteration of the loops around it
+            found[name].update(np.ravel(values[name]).astype(np.bool_).tolist())
     return found
 
 
@@ -446,6 +476,7 @@ class _Probe:
         self._names = [name for name in made if kinds.get(name, TensorProto.UNDEFINED) is not None]
         arithmetic = _shape_arithmetic(graph.model)
         self._values = [n for n in self._names if n in arithmetic]
+        self._depths = depths(graph.nodes)
         self._session = backend.session(_telling(graph.model, self._names, self._values), optimize=False)
 
     def run(self, sizes: Mapping[str, Shape]) -> Run:
@@ -459,8 +490,19 @@ class _Probe:
             if not integers:
                 raise
             got = self._session.run(feeds | integers)  # indices of a table with fewer rows
-        shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(self._names, got, strict=False)}
-        return Run(sizes, shapes, dict(zip(self._values, got[len(self._names) :], strict=True)))
+        shapes, values, times = dict[str, Shape](), dict[str, Array](), dict[str, int]()
+        for number, (name, entries) in enumerate(zip([*self._names, *self._values], got, strict=True)):
+            if (depth := self._depths.get(name, 0)) > 0:
+                times[name] = int(np.prod(entries.shape[:depth]))
+                entries = entries.reshape(times[name], *entries.shape[depth:])
+                if not len(entries) or (entries != entries[:1]).any():
+                    continue  # none, or another one at every iteration
+            value = entries[0] if depth else entries
+            if number < len(self._names):
+                shapes[name] = tuple(value.tolist())
+            else:
+                values[name] = value
+        return Run(sizes, shapes, values, times)
 
     def attempt(self, sizes: Mapping[str, Shape]) -> Run | None:
         """Return the same, None where the model does not run."""
@@ -483,15 +525,17 @@ def _telling(model: ModelProto, names: Sequence[str], values: Sequence[str]) -> 
 
 def value_kinds(model: ModelProto) -> dict[str, int | None]:
     """Return name -> element type as inference knows it, None for what is no tensor (a sequence, an optional)."""
+    model = closed(model)
     try:
         inferred = onnx.shape_inference.infer_shapes(without_values(model))
     except (onnx.shape_inference.InferenceError, ValueError, TypeError):  # onnxruntime is the judge
         inferred = model
-    kinds: dict[str, int | None] = {t.name: t.data_type for t in model.graph.initializer}
-    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
-        other = value.type.WhichOneof("value") not in (None, "tensor_type")
-        kinds[value.name] = None if other else value.type.tensor_type.elem_type
-    return kinds
+    kinds: dict[str, int | None] = {}
+    for graph in reversed(list(graphs_of(inferred.graph))):  # a name of the main graph is that of the main graph
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            other = value.type.WhichOneof("value") not in (None, "tensor_type")
+            kinds[value.name] = None if other else value.type.tensor_type.elem_type
+    return {t.name: t.data_type for t in model.graph.initializer} | kinds
 
 
 def _noise(name: str, dtype: np.dtype[Any], shape: Shape) -> Array:
@@ -513,7 +557,7 @@ def _shape_arithmetic(model: ModelProto) -> set[str]:
     found: set[str] = set()
     sized: set[str] = set()
     for node in model.graph.node:
-        if any(True for _ in subgraphs(node)) or is_random(node):
+        if any(True for _ in subgraphs(node)) or is_random(node) or is_enter(node):
             continue
         inputs = [i for i in node.input if i]
         if is_op(node, "Gather", "Slice") and inputs[0] in tables and not sized.isdisjoint(inputs[1:]):

@@ -18,6 +18,7 @@ from torch import Tensor
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
 from onnxshap.graph import array, attributes, is_op
+from onnxshap.loops import closed
 
 Op = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 _MODES = {"linear": "bilinear", "cubic": "bicubic"}
@@ -303,7 +304,7 @@ class TorchGraph:
 
     def __init__(self, model: ModelProto) -> None:
         """Take the initializers over: those of float32 as `weights`, by place in `names`."""
-        self.nodes: list[NodeProto] = list(model.graph.node)
+        self.nodes: list[NodeProto] = list(closed(model).graph.node)
         for node in self.nodes:
             if not is_op(node, *OPS):
                 raise ModelError(

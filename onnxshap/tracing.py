@@ -19,6 +19,7 @@ from onnxshap.core import Array, BoolArray
 from onnxshap.cost import Cost, cost_of
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
 from onnxshap.labels import Labels, Liveness, Site
+from onnxshap.loops import depths
 from onnxshap.rules import trace_graph
 from onnxshap.shapes import Shaped
 
@@ -72,6 +73,14 @@ class Traced:
     @cached_property
     def _followed(self) -> Mapping[str, Images]:
         return find_images(self.shaped)
+
+    @cached_property
+    def _depths(self) -> Mapping[str, int]:
+        return depths(self.shaped.graph.nodes)
+
+    def depth(self, tensor: str) -> int:
+        """Return in how many bodies of loops a tensor is made: it has other values at every iteration of those."""
+        return self._depths.get(tensor, 0)
 
     def images(self, tensor: str) -> Images | None:
         """Return where the images lie in a tensor, None where that is not known."""

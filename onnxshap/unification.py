@@ -165,7 +165,7 @@ def find_blocks(traced: Traced, free: Traced, data: Dataset, block: int = BLOCK)
     copies: dict[str, list[str]] = {}
     for name in graph.initializers:
         copies.setdefault(graph.origin.get(name, name), []).append(name)
-    sites = [(s, s.weight) for s in free.labels.trace.linear if s.weight is not None]
+    sites = [(s, s.weight) for s in free.labels.trace.linear if s.weight is not None and free.depth(s.tensor) < 2]
     used = {free.shaped.graph.nodes[s.node].input[w.input]: (s, w) for s, w in sites}
     chosen = {
         root: names

@@ -16,6 +16,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"wire"}),
     frozenset({"structure", "weights"}),
     frozenset({"branches"}),
+    frozenset({"lifting"}),
+    frozenset({"loops"}),
     frozenset(
         {
             "backend",
@@ -25,7 +27,6 @@ FLOORS: tuple[frozenset[str], ...] = (
             "fixups",
             "fused",
             "journal",
-            "lifting",
             "payoffs",
             "plan",
             "relations",

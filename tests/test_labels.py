@@ -101,7 +101,7 @@ def test_a_name_on_inputs_alone_is_summed_and_one_from_constants_is_made() -> No
     Axes(trace, _op([(2, 3), (4, 3)], (2, 4), {1})).relate("n i, o i -> n o")
     assert [(s.tensor, s.axis, s.weight is not None) for s in trace.sites] == [("in0", 1, True)]
     assert trace.made == [("out", 1)]
-    assert trace.macs == [(("in0", 0), ("in0", 1), ("in1", 0))]
+    assert trace.macs == [(0, (("in0", 0), ("in0", 1), ("in1", 0)))]
 
 
 def test_an_axis_that_is_first_seen_where_it_is_joined_has_the_atoms_of_the_other() -> None:

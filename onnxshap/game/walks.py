@@ -213,6 +213,8 @@ def open_walks(setting: Setting, group: Group, masked: ModelProto, mask: str) ->
     traced = setting.traced
     reached = dependent(masked, mask)
     nodes = traced.shaped.graph.nodes
+    if any(traced.depth(name) for s in traced.sites([group]) for name in (s.tensor, nodes[s.node].output[0])):
+        return None  # no model can be cut in two inside a loop
     first = [s for s in traced.sites([group]) if reached.isdisjoint([s.tensor, *nodes[s.node].input])]
     sizes = bytes_per_image(traced, [nodes[s.node].output[0] for s in first])
     if not first or len(group) * sum(sizes) > _SHARE * setting.memory:

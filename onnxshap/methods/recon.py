@@ -232,6 +232,8 @@ def layers_of(setting: Setting, group: Group) -> list[Layer]:
     together: dict[tuple[object, ...], list[Site]] = {}
     refitted = {site.node for site in traced.labels.trace.linear}
     for site in sites_of(setting, group):
+        if traced.depth(site.tensor) > 1:
+            continue  # its iterations differ in number
         node = nodes[site.node]
         site = site if site.node in refitted else replace(site, weight=None)  # its rows are not known
         how: tuple[object, ...] = ("tensor",)
@@ -281,8 +283,8 @@ class _Gram:
 
     def centred(self) -> FloatArray:
         """Return the covariance matrix."""
-        mean = self.sums / self.rows
-        return self.squares / self.rows - mean[..., :, None] * mean[..., None, :]
+        mean = self.sums / max(1, self.rows)
+        return self.squares / max(1, self.rows) - mean[..., :, None] * mean[..., None, :]
 
 
 def _grams(setting: Setting, layer: Layer, rng: np.random.Generator) -> list[list[_Gram]]:
@@ -321,15 +323,16 @@ def designs(setting: Setting, layer: Layer, rows: int, rng: np.random.Generator)
         space, made = shapes[site.tensor][2:], shapes[node.output[0]][2:]
         reads = taps(node.op_type, attributes(node), space, made, shapes[node.input[1]][2:])
     for count, feeds in batches(traced, setting.data, int(np.clip(_CHUNK_BYTES // size, 1, 32))):
-        x = feeds[site.tensor] if session is None else _only(session.run(_wanted(session.inputs, feeds)))
-        share = math.ceil(rows * count / len(setting.data))
-        if reads is not None:
-            x = x[:count]
-            at = np.sort(rng.permutation(len(reads))[: max(1, share // count)])
-            yield patches(x, reads[at]).transpose(0, 2, 1, 3).reshape(-1, x.shape[1], reads.shape[1])
-        else:
-            flat = np.moveaxis(x, site.axis, -1).reshape(-1, x.shape[site.axis], 1)
-            yield flat[np.sort(rng.permutation(len(flat))[:share])]
+        found = feeds[site.tensor] if session is None else _only(session.run(_wanted(session.inputs, feeds)))
+        iterations = list(found) if traced.depth(site.tensor) else [found]
+        share = math.ceil(rows * count / len(setting.data) / max(1, len(iterations)))
+        for x in iterations:
+            if reads is not None:
+                at = np.sort(rng.permutation(len(reads))[: max(1, share // count)])
+                yield patches(x[:count], reads[at]).transpose(0, 2, 1, 3).reshape(-1, x.shape[1], reads.shape[1])
+            else:
+                flat = np.moveaxis(x, site.axis, -1).reshape(-1, x.shape[site.axis], 1)
+                yield flat[np.sort(rng.permutation(len(flat))[:share])]
 
 
 def _wanted(names: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:

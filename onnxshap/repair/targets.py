@@ -79,6 +79,8 @@ class _Finder:
             y = self.traced.shaped.graph.nodes[site.node].output[0]
             if y not in changed or y not in self.produced or site.weight is None or on_codes(self.traced.shaped, site):
                 continue  # codes are not made anew
+            if self.traced.depth(y):
+                continue  # inside a loop it answers for many iterations, and for what they hand on to each other
             index, bias = self.produced[y], None
             node = self.model.graph.node[index]
             if is_op(node, "Add") and node.name == f"{y}.fold":
@@ -108,7 +110,7 @@ class _Finder:
         changed: set[str] = set()
         cut_sites = {(s.node, s.input) for s in self.traced.labels.trace.sites if self.live.cut(s.tensor, s.axis)}
         for index, node in enumerate(self.traced.shaped.graph.nodes):
-            if any(name in changed for name in node.input) or any(place[0] == index for place in cut_sites):
+            if any(name in changed for name in reads(node)) or any(place[0] == index for place in cut_sites):
                 changed.update(node.output)
         return changed
 
@@ -119,7 +121,7 @@ class _Finder:
             k = self.produced.get(pending.pop())
             if k is not None and k not in found:
                 found.add(k)
-                pending.extend(self.model.graph.node[k].input)
+                pending.extend(reads(self.model.graph.node[k]))
         return found
 
     def _aimed(self, layer: Layer) -> Layer:
@@ -127,6 +129,8 @@ class _Finder:
         aimed, name = layer, layer.y
         while name not in self.outputs and len(self.readers.get(name, ())) == 1:
             node = self.model.graph.node[self.readers[name][0]]
+            if self.traced.depth(node.output[0]):
+                break
             if is_op(node, "BatchNormalization") and aimed is layer and node.input[0] == name:
                 affine = self._affine(node)
                 if affine is None:

@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto
 from onnxshap.core import Array
 from onnxshap.graph import extract
 from onnxshap.labels import Liveness
+from onnxshap.loops import closed
 from onnxshap.structure import reads
 from onnxshap.tracing import Traced
 
@@ -24,7 +25,7 @@ def border(traced: Traced, live: Liveness) -> list[str]:
     def cut(name: str) -> bool:
         return any(live.cut(name, axis) for axis in range(len(shaped.shapes.get(name, ()))))
 
-    for node in shaped.graph.nodes:
+    for node in closed(shaped.graph.model).graph.node:
         names = reads(node)
         restated = any(o in shaped.parts for o in node.output)  # sizes, of which a plan may change some
         if restated or any(n in changed or cut(n) for n in names) or any(cut(o) for o in node.output):

@@ -13,6 +13,8 @@ from onnxshap.fixups import Selection
 from onnxshap.folding import Shape
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Site, Tensor, Trace, resolve
+from onnxshap.lifting import entered, is_enter, is_loop, is_open
+from onnxshap.rules.loops import trace_loop
 from onnxshap.rules.reduce import SUMS, reduced_axes
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.residue import add_residue
@@ -42,8 +44,13 @@ def trace_graph(shaped: Shaped) -> Labels:
                 _freeze_tensor(trace, tensor, f"it is a {reason}")
     chains = {chain.nodes[0]: chain for chain in _permutations(shaped)}
     inside = {k for chain in chains.values() for k in chain.nodes}
+    given = entered(graph.node)
     for index, node in enumerate(graph.node):
-        if index in chains:
+        if is_open(node, given):
+            trace_loop(trace, ops.tensor, index, node)
+        elif is_enter(node):
+            pass  # what it stands for is told of the Loop
+        elif index in chains:
             _trace_permutation(trace, ops, chains[index])
         elif index not in inside:
             _trace_node(trace, ops, index, node)
@@ -134,7 +141,7 @@ class _Ops:
         )
 
     def whole(self, node: NodeProto) -> str | None:
-        """Return why no cut goes through a node that is an If."""
+        """Return why no cut goes through a node with bodies."""
         return self._shaped.whole.get(node.output[0])
 
     def op(self, index: int, node: NodeProto) -> Op:
@@ -152,6 +159,8 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
                    for n, t in zip(names, ts, strict=True))  # fmt: skip
     known = RULES.get(op.type) if not unshaped and not any(subgraphs(node)) else None
     reason = f"{op.type} has no rule" if known is None else f"{op.type} keeps this axis as a whole"
+    if known is None and op.type in RULES:
+        reason = f"{op.type} reads or gives what has no fixed shape"
     if (why := ops.whole(node)) is not None:
         reason = f"{op.type} gives it: {why}"
     mark = trace.mark()
@@ -168,7 +177,8 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
                 trace.freeze(trace.axis(tensor, axis), reason)
     for graph in subgraphs(node):
         for tensor in (t for name in outer_names(graph) if (t := ops.tensor(name)) is not None):
-            _freeze_tensor(trace, tensor, f"a branch of {op.type} reads it" + ("" if why is None else f": {why}"))
+            part = "the body" if is_loop(node) else "a branch"
+            _freeze_tensor(trace, tensor, f"{part} of {op.type} reads it" + ("" if why is None else f": {why}"))
 
 
 # --- chains of movements that permute one axis (channel shuffle) -----------------------------------------------------

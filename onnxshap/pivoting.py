@@ -21,7 +21,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnxshap import api, payoffs
 from onnxshap.api import ModelLike, Progress, silent
-from onnxshap.backend import OrtBackend
+from onnxshap.backend import OrtBackend, provider_of
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.data import DataLike
@@ -42,6 +42,8 @@ GROUPS = (2,)
 REPAIRS = ("lstsq", "fold", "none")
 _WEIGHED = 200
 """Images on which layers are weighed against each other."""
+_SEEN = 300
+"""Images that the covariances of channels are taken over."""
 _FASTER = 0.95
 """Share of the time with fewer groups that more of them may take."""
 _LIGHTEST = 1e-3
@@ -71,14 +73,16 @@ class Split:
     Attributes:
         name: its node's name.
         groups: how many.
+        explained: share of its outputs' variance that the groups explain, by the covariances of its inputs.
         kept: share of its energy on the diagonal blocks.
-        unsorted: the same, had its channels kept their order.
+        unsorted: the first share, had its channels kept their order.
         macs: multiply-accumulates an image before.
         times: milliseconds of it alone, whole and in groups; None = not measured.
     """
 
     name: str
     groups: int
+    explained: float
     kept: float
     unsorted: float
     macs: int
@@ -101,7 +105,7 @@ class Pivoted:
         refits: what least squares did to every layer.
         images, source: calibration images, and where they came from.
         eval_images, eval_source: the same of the evaluation images.
-        threads: those that times were measured with; 0 = all cores.
+        provider, threads: what times were measured with; 0 = all cores.
     """
 
     model: ModelProto
@@ -118,6 +122,7 @@ class Pivoted:
     source: str
     eval_images: int
     eval_source: str
+    provider: str
     threads: int
 
 
@@ -126,7 +131,7 @@ class Pivoted:
 
 def possible(conv: Dense, groups: Sequence[int], multiple_of: int) -> tuple[int, ...]:
     """Return the numbers of groups that leave widths that are multiples of `multiple_of`, ascending."""
-    return tuple(k for k in sorted(set(groups)) if all(width % (k * multiple_of) == 0 for width in conv.energy.shape))
+    return tuple(k for k in sorted(set(groups)) if all(width % (k * multiple_of) == 0 for width in conv.widths))
 
 
 def time_convs(traced: Traced, convs: Sequence[tuple[Dense, Sequence[int]]]) -> Iterator[Timed]:
@@ -155,9 +160,15 @@ def placed_model(traced: Traced, placed: Classes) -> Traced:
 
 
 def weigh(
-    traced: Traced, free: Traced, wanted: Sequence[Wanted], placed: Classes, data: Dataset, repair: str, progress: Progress
-) -> list[float]:  # fmt: skip
-    """Return what each Conv's energy is worth: what the outputs lose when it alone is split, over the share it loses.
+    traced: Traced,
+    free: Traced,
+    wanted: Sequence[Wanted],
+    placed: Classes,
+    data: Dataset,
+    repair: str,
+    progress: Progress,
+) -> list[float]:
+    """Return what each Conv's outputs are worth: what the model's lose when it alone is split, over what it loses.
 
     One run of the model, and one quick refit of the Conv, each; by the payoff that fits without labels.
     """
@@ -172,7 +183,7 @@ def weigh(
         if repair == "lstsq":
             refit_edited(model, made, [one.conv.index], data, nearest=True, effort=QUICK)
         lost = best - float(np.mean(payoff(run_all(free, made, data), reference, None)))
-        found.append(lost / max(1 - one.conv.kept(one.groups, placed), 1e-6))
+        found.append(lost / max(1 - one.conv.explained(one.groups, placed), 1e-6))
     progress("weigh", len(wanted), len(wanted))
     least = max(_LIGHTEST * max(found, default=0.0), 1e-12)
     return [max(weight, least) for weight in found]
@@ -289,7 +300,7 @@ def pivot(
     progress("trace", 1, 1)
 
     movable = peers(traced.labels)
-    found = list(find_convs(traced, free, repaired_on, movable))
+    found = list(find_convs(traced, free, repaired_on.take(slice(0, _SEEN)), movable))
     convs, left = [c for c in found if isinstance(c, Dense)], [c for c in found if isinstance(c, str)]
     convs = _selected(convs, include, exclude)
     steps, times = _steps(traced, convs, groups, multiple_of, timed, left, progress)
@@ -327,7 +338,8 @@ def pivot(
         save(made, output, external=bool(traced.files))
     return Pivoted(
         put_in(made), splits, left, before, after, lost, exact, verified, repair, refits, len(dataset), dataset.source,
-        len(held_out), held_out.source, traced.backend.threads if isinstance(traced.backend, OrtBackend) else 0,
+        len(held_out), held_out.source, provider_of(traced.backend),
+        traced.backend.threads if isinstance(traced.backend, OrtBackend) else 0,
     )  # fmt: skip
 
 
@@ -369,12 +381,12 @@ def _steps(
     traced: Traced, convs: Sequence[Dense], groups: Sequence[int], multiple_of: int, timed: bool, left: list[str],
     progress: Progress,
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Timed]]:  # fmt: skip
-    """Return the numbers of groups that each Conv may have and its times, by its output; why there are none in `left`."""
+    """Return the numbers of groups that each Conv may have and its times, by its output; tell `left` why not."""
     counts = {c.y: possible(c, groups, multiple_of) for c in convs}
     tried = [(c, counts[c.y]) for c in convs if counts[c.y]]
     for c in convs:
         if not counts[c.y]:
-            outs, ins = c.energy.shape
+            outs, ins = c.widths
             left.append(f"{c.name}: groups of {ins} to {outs} channels would not be multiples of {multiple_of}")
     times: dict[str, Timed] = {}
     for number, found in enumerate(time_convs(traced, tried) if timed else ()):
@@ -393,9 +405,11 @@ def _more(left: Sequence[str]) -> str:
 
 
 def _split(conv: Dense, groups: int, placed: Classes, traced: Traced, times: Timed | None) -> Split:
-    unsorted = conv.kept(groups, nobody_moved(traced.labels))
+    unsorted = conv.explained(groups, nobody_moved(traced.labels))
     both = None if times is None else (times.milliseconds[1], times.milliseconds[groups])
-    return Split(conv.name, groups, conv.kept(groups, placed), unsorted, conv.macs, both)
+    return Split(
+        conv.name, groups, conv.explained(groups, placed), conv.kept(groups, placed), unsorted, conv.macs, both
+    )
 
 
 def _figures(
@@ -410,7 +424,9 @@ def _figures(
     names = [o.name for o in traced.shaped.graph.model.graph.output]
     times = latencies(traced.backend, [traced.source, made], usual_batch(traced, data))
     fewer = [(c, chosen[c.y]) for c in convs if c.y in chosen]
-    gone = sum(int(np.prod(shape)) - int(np.prod(shape)) // k for c, k in fewer for shape in [traced.shaped.shapes[c.w]])
+    gone = sum(
+        int(np.prod(shape)) - int(np.prod(shape)) // k for c, k in fewer for shape in [traced.shaped.shapes[c.w]]
+    )
     cost = traced.cost
     macs = (cost.macs(), cost.macs() - sum(saved(c, k) for c, k in fewer))
     params = (cost.params(), cost.params() - gone)

@@ -1,25 +1,32 @@
-"""Which channels stand beside which: permutations that gather a Conv's energy in diagonal blocks.
+"""Which channels stand beside which: permutations that let the diagonal blocks of a Conv's weights explain its outputs.
 
-The energy of a (channel out, channel in) pair is what it adds to the output's mean square, but for correlations of the
-inputs: the squared norm of its kernel times the second moment of the channel in. In k groups a Conv keeps the pairs on
-its diagonal blocks. Channels that several Convs share have one order for all of them, so that the orders are chosen
-together: one set of channels after the other takes the places that keep most with the others where they are (a linear
-assignment, solved exactly), round after round from several starts, until nothing is gained.
+In k groups an output sees the inputs of its own group alone, and least squares then makes the best of those. How much
+of the outputs' variance that explains is told by the covariance G of the channels in: with c = G w of a kernel's tap,
 
-Source: Sredojevic et al. 2017 (matrix pivoting); differs: energies from calibration data, one order for all Convs that
-share channels, alternating exact assignments.
+    explained = sum over outputs o and taps of c_S' inv(G_SS) c_S,        S = the inputs in the group of o,
+
+each tap on its own. Were the inputs uncorrelated, that would be the energy on the diagonal blocks, squared norm of a
+kernel times variance of its input. Channels that several Convs share have one order for all of them, so that the orders
+are chosen together: one set of channels after the other takes better places with the others where they are, by a linear
+assignment of what each channel would add to each group, or by the swaps in it that hold what they promise; round after
+round from several starts, until nothing is gained.
+
+Source: Sredojevic et al. 2017 (matrix pivoting); differs: what is left after a refit counts, not energy (after the
+refit, orders by energy were hardly better than none), and one order for all Convs that share channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import scipy.linalg
 from onnx import ModelProto
 from scipy.optimize import linear_sum_assignment
 
-from onnxshap.calibrate import channel_means
+from onnxshap.calibrate import channel_covariances
 from onnxshap.core import Dataset, FloatArray, IntArray
 from onnxshap.fixups import set_attribute
 from onnxshap.graph import array, attributes, is_op, tensor
@@ -30,9 +37,11 @@ from onnxshap.tracing import Traced
 
 STARTS = 8
 """Starts of a search for orders, one of them the present one."""
-_ROUNDS = 50
-_GAIN = 1e-9
-"""Share of all energy by which another assignment has to keep more."""
+_ROUNDS = 30
+_GAIN = 1e-4
+"""Share of all that there is to explain by which other places have to explain more."""
+_RIDGE = 1e-3
+"""Of the mean variance of the inputs, added to each."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ class Dense:
         name: its node's name.
         index: its node.
         x, y, w: tensors in and out, and the stored weights.
-        energy: float64[out, in].
+        kernels: float64[out, in, taps], those weights.
+        covariance: float64[in, in] of the channels in, a ridge added.
         ins, outs: classes of its channels, each once.
         macs: multiply-accumulates an image.
     """
@@ -53,36 +63,78 @@ class Dense:
     x: str
     y: str
     w: str
-    energy: FloatArray
+    kernels: FloatArray
+    covariance: FloatArray
     ins: Classes
     outs: Classes
     macs: int
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Channels out and in."""
+        return self.kernels.shape[0], self.kernels.shape[1]
+
+    @cached_property
+    def energy(self) -> FloatArray:
+        """Squared norm of each kernel times the variance of its input, float64[out, in]."""
+        return np.asarray((self.kernels**2).sum(axis=2) * np.diag(self.covariance))
+
+    @cached_property
+    def cross(self) -> FloatArray:
+        """Covariance of the inputs with what the taps give, float64[in, out, taps]."""
+        outs, ins, taps = self.kernels.shape
+        return (self.covariance @ self.kernels.transpose(1, 0, 2).reshape(ins, -1)).reshape(ins, outs, taps)
+
+    @cached_property
+    def variance(self) -> float:
+        """All there is to explain."""
+        return max(float((self.kernels.transpose(1, 0, 2) * self.cross).sum()), 1e-300)
+
     def blocks(self, groups: int) -> tuple[IntArray, IntArray]:
         """Return the group of every place among the channels out and in."""
-        outs, ins = self.energy.shape
+        outs, ins = self.widths
         return np.arange(outs) * groups // outs, np.arange(ins) * groups // ins
+
+    def standing(self, groups: int, placed: Classes) -> tuple[IntArray, IntArray]:
+        """Return the group of every channel out and in under a placement."""
+        found = []
+        for classes, block in zip((self.outs, self.ins), self.blocks(groups), strict=True):
+            sorter = np.argsort(classes)
+            group = np.empty_like(block)
+            group[sorter[np.searchsorted(classes, placed[classes], sorter=sorter)]] = block
+            found.append(group)
+        return found[0], found[1]
+
+    def explained(self, groups: int, placed: Classes) -> float:
+        """Return the share of the outputs' variance that the groups explain under a placement, after a refit."""
+        outs, ins = self.standing(groups, placed)
+        return float(_by_group(self, groups, ins)[np.arange(len(outs)), outs].sum()) / self.variance
 
     def kept(self, groups: int, placed: Classes) -> float:
         """Return the share of the energy on the diagonal blocks of a placement."""
-        stands = self.energy[np.ix_(_stands(self.outs, placed), _stands(self.ins, placed))]
-        outs, ins = self.blocks(groups)
-        return float(stands[outs[:, None] == ins].sum() / max(float(self.energy.sum()), 1e-300))
+        outs, ins = self.standing(groups, placed)
+        return float(self.energy[outs[:, None] == ins].sum() / max(float(self.energy.sum()), 1e-300))
+
+
+def _by_group(conv: Dense, groups: int, ins: IntArray) -> FloatArray:
+    """Return what the inputs of each group explain of each output, float64[out, groups]."""
+    found = np.empty((conv.widths[0], groups))
+    for k in range(groups):
+        inside = np.flatnonzero(ins == k)
+        factor = scipy.linalg.cholesky(conv.covariance[np.ix_(inside, inside)], lower=True)
+        part = conv.cross[inside]
+        half = scipy.linalg.solve_triangular(factor, part.reshape(len(inside), -1), lower=True)
+        found[:, k] = (half**2).sum(axis=0).reshape(part.shape[1:]).sum(axis=1)
+    return found
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A Conv to be split in groups, and what its energy is worth: lost, all of it costs `weight`."""
+    """A Conv to be split in groups, and its worth: `weight` for all of its outputs' variance."""
 
     conv: Dense
     groups: int
     weight: float = 1.0
-
-
-def _stands(classes: Classes, placed: Classes) -> IntArray:
-    """Return which old position stands at each position of an axis whose classes are there once."""
-    sorter = np.argsort(classes)
-    return np.asarray(sorter[np.searchsorted(classes, placed[classes], sorter=sorter)])
 
 
 # --- what can be split -----------------------------------------------------------------------------------------------
@@ -94,13 +146,13 @@ def find_convs(traced: Traced, free: Traced, data: Dataset, movable: Sequence[Cl
     Args:
         traced: the model.
         free: the same for evaluation (`calibrate.free_batch`).
-        data: images to take the second moments of its inputs from.
+        data: images to take the covariances of its inputs from.
         movable: the classes that may change places (`permuting.peers`).
     """
     shaped, labels = traced.shaped, traced.labels
     sites = [s for s in labels.trace.linear if s.weight is not None and is_op(shaped.graph.nodes[s.node], "Conv")]
     sites = [s for s in sites if int(attributes(shaped.graph.nodes[s.node]).get("group", 1)) == 1]
-    moments = channel_means(free, data, [(s.tensor, s.axis) for s in sites], "square")
+    covariances = channel_covariances(free, data, [s.tensor for s in sites])
     moves, stored = np.zeros(len(labels.slots), np.bool_), shaped.graph.initializers
     for some in movable:
         moves[some] = True
@@ -118,16 +170,17 @@ def find_convs(traced: Traced, free: Traced, data: Dataset, movable: Sequence[Cl
             yield f"{name}: its channels cannot change places"
         else:
             values = array(stored[w]).astype(np.float64)
-            squares = (values**2).reshape(*values.shape[:2], -1).sum(axis=2)
             macs = values.size * int(np.prod(shaped.shapes[y][2:])) * shaped.shapes[y][0] // shaped.batch
-            energy = squares * moments[site.tensor, site.axis]
-            yield Dense(name, site.node, site.tensor, y, w, energy, ins, outs, macs)
+            kernels, covariance = values.reshape(*values.shape[:2], -1), covariances[site.tensor]
+            ridge = _RIDGE * max(float(np.trace(covariance)) / len(covariance), 1e-12)
+            covariance = covariance + ridge * np.eye(len(covariance))
+            yield Dense(name, site.node, site.tensor, y, w, kernels, covariance, ins, outs, macs)
 
 
 # --- orders ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Side:
     """Where a set of channels is on one side of a Conv: its positions there, in the set's order."""
 
@@ -137,11 +190,78 @@ class _Side:
 
 
 @dataclass
+class _Fit:
+    """What the groups of a Conv explain, in units of its weight, as channels change groups.
+
+    Attributes:
+        wanted: the Conv.
+        outs, ins: int64[channels], the group of each.
+    """
+
+    wanted: Wanted
+    outs: IntArray
+    ins: IntArray
+    _told: tuple[bytes, FloatArray] = (b"", np.empty(0))
+    _met: tuple[bytes, list[FloatArray]] = (b"", [])
+
+    def __post_init__(self) -> None:
+        self.scale = self.wanted.weight / self.wanted.conv.variance
+
+    def value(self) -> float:
+        """Return what is explained."""
+        if self._told[0] != self.ins.tobytes() and self._met[0] == self.outs.tobytes():
+            return self.scale * sum(self._trace(k, met) for k, met in enumerate(self._met[1]))
+        return float(self.of_outs()[np.arange(len(self.outs)), self.outs].sum())
+
+    def _trace(self, k: int, met: FloatArray) -> float:
+        inside = np.flatnonzero(self.ins == k)
+        at = np.ix_(inside, inside)
+        return float(np.trace(scipy.linalg.solve(self.wanted.conv.covariance[at], met[at], assume_a="pos")))
+
+    def of_outs(self) -> FloatArray:
+        """Return what each group's inputs explain of each output, float64[out, groups]."""
+        if self._told[0] != (key := self.ins.tobytes()):
+            self._told = key, self.scale * _by_group(self.wanted.conv, self.wanted.groups, self.ins)
+        return self._told[1]
+
+    def of_ins(self) -> FloatArray:
+        """Return what each input adds to what the others of each group explain of its outputs, float64[in, groups]."""
+        covariance = self.wanted.conv.covariance
+        found = np.empty((len(self.ins), self.wanted.groups))
+        for k, met in enumerate(self._products()):
+            own, other = np.flatnonzero(self.ins == k), np.flatnonzero(self.ins != k)
+            inverse = np.linalg.inv(covariance[np.ix_(own, own)])
+            inside, across = met[np.ix_(own, own)], covariance[np.ix_(own, other)]
+            found[own, k] = np.einsum("ij,jk,ki->i", inverse, inside, inverse, optimize=True) / np.diag(inverse)
+            through = inverse @ across  # what is left of the others once the own ones are taken account of
+            left = np.diag(covariance)[other] - (across * through).sum(axis=0)
+            rest = np.diag(met)[other] - 2 * (through * met[np.ix_(own, other)]).sum(axis=0)
+            rest += (through * (inside @ through)).sum(axis=0)
+            found[other, k] = rest / np.maximum(left, 1e-300)
+        return self.scale * found
+
+    def _products(self) -> list[FloatArray]:
+        """Return, of each group, the products of the inputs' covariances with its outputs, float64[in, in]."""
+        if self._met[0] != (key := self.outs.tobytes()):
+            cross = self.wanted.conv.cross
+            parts = [cross[:, self.outs == k].reshape(len(cross), -1) for k in range(self.wanted.groups)]
+            self._met = key, [part @ part.T for part in parts]
+        return self._met[1]
+
+
+@dataclass
 class _Search:
-    """Assignments of channels to places, improved set by set."""
+    """Places of channels, improved set by set.
+
+    Attributes:
+        wanted: the Convs.
+        sets: the sets of channels.
+        places: the place in its set of each channel.
+    """
 
     wanted: Sequence[Wanted]
     sets: Sequence[Classes]
+    places: list[IntArray]
     sides: list[list[_Side]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -153,64 +273,75 @@ class _Search:
                         sorter = np.argsort(classes)
                         found.append(_Side(number, outs, sorter[np.searchsorted(classes, some, sorter=sorter)]))
             self.sides.append(found)
-        self.scale = [w.weight / max(float(w.conv.energy.sum()), 1e-300) for w in self.wanted]
         self.blocks = [w.conv.blocks(w.groups) for w in self.wanted]
+        self.fits = [_Fit(w, outs.copy(), ins.copy()) for w, (outs, ins) in zip(self.wanted, self.blocks, strict=True)]
+        for k, place in enumerate(self.places):
+            self._stand(k, place)
 
-    def standing(self, places: Sequence[IntArray]) -> list[list[IntArray]]:
-        """Return the group of every channel out and in of each Conv; places: the place in its set of each channel."""
-        found = [[b.copy() for b in blocks] for blocks in self.blocks]
-        for sides, place in zip(self.sides, places, strict=True):
-            for side in sides:
-                self._stand(found, side, place)
-        return found
+    def _stand(self, k: int, place: IntArray) -> None:
+        """Give the channels of a set other places."""
+        for side in self.sides[k]:
+            block, fit = self.blocks[side.number], self.fits[side.number]
+            (fit.outs if side.outs else fit.ins)[side.at] = block[0 if side.outs else 1][side.at[place]]
 
-    def _stand(self, standing: list[list[IntArray]], side: _Side, place: IntArray) -> None:
-        part = 0 if side.outs else 1
-        standing[side.number][part][side.at] = self.blocks[side.number][part][side.at[place]]
-
-    def kept(self, standing: Sequence[Sequence[IntArray]], number: int) -> float:
-        """Return what a Conv keeps, in units of its weight."""
-        outs, ins = standing[number]
-        energy = self.wanted[number].conv.energy
-        return self.scale[number] * float(energy[outs[:, None] == ins].sum())
-
-    def improve(self, places: list[IntArray], rng: np.random.Generator) -> float:
-        """Give every set in turn the best places for it, until nothing is gained; return what is kept."""
-        standing = self.standing(places)
+    def improve(self, rng: np.random.Generator) -> float:
+        """Give every set in turn better places, until nothing is gained; return what is explained."""
         least = _GAIN * sum(w.weight for w in self.wanted)
         for _ in range(_ROUNDS):
-            gained = 0.0
-            for k in rng.permutation(len(self.sets)):
-                touched = sorted({side.number for side in self.sides[k]})
-                before = sum(self.kept(standing, number) for number in touched)
-                _, place = linear_sum_assignment(self._gains(standing, k), maximize=True)
-                for side in self.sides[k]:
-                    self._stand(standing, side, place)
-                more = sum(self.kept(standing, number) for number in touched) - before
-                if more > least:
-                    places[k], gained = place, gained + more
-                else:
-                    for side in self.sides[k]:
-                        self._stand(standing, side, places[k])
-            if not gained:
+            if not sum(self._improve(int(k), least) for k in rng.permutation(len(self.sets))):
                 break
-        return sum(self.kept(standing, number) for number in range(len(self.wanted)))
+        return sum(fit.value() for fit in self.fits)
 
-    def _gains(self, standing: Sequence[Sequence[IntArray]], k: int) -> FloatArray:
-        """Return what each channel of a set keeps at each place of it, the channels it meets where they are."""
+    def _improve(self, k: int, least: float) -> float:
+        """Give a set the first better places that are found; return what is gained."""
+        touched = sorted({side.number for side in self.sides[k]})
+        before, gains = sum(self.fits[number].value() for number in touched), self._gains(k)
+        for place in self._trials(k, gains, least):
+            self._stand(k, place)
+            gained = sum(self.fits[number].value() for number in touched) - before
+            if gained > least:
+                self.places[k] = place
+                return gained
+        self._stand(k, self.places[k])
+        return 0.0
+
+    def _gains(self, k: int) -> FloatArray:
+        """Return what each channel of a set adds at each place of it, all others where they are."""
         gains = np.zeros((len(self.sets[k]),) * 2)
         for side in self.sides[k]:
-            one, (outs, ins) = self.wanted[side.number], standing[side.number]
-            energy, met, part = (one.conv.energy, ins, 0) if side.outs else (one.conv.energy.T, outs, 1)
-            by_block = energy[side.at] @ np.eye(one.groups)[met]
-            gains += self.scale[side.number] * by_block[:, self.blocks[side.number][part][side.at]]
+            fit, block = self.fits[side.number], self.blocks[side.number][0 if side.outs else 1]
+            gains += (fit.of_outs() if side.outs else fit.of_ins())[side.at][:, block[side.at]]
         return gains
+
+    def _trials(self, k: int, gains: FloatArray, least: float) -> Iterator[IntArray]:
+        """Yield places to try: those that gain most if all gains add up, then ever fewer of the swaps that gain."""
+        place = self.places[k]
+        _, best = linear_sum_assignment(gains, maximize=True)
+        own = gains[np.arange(len(place)), place]
+        if float((gains[np.arange(len(place)), best] - own).sum()) <= least:
+            return
+        yield np.asarray(best, np.int64)
+        moved = gains[:, place] - own[:, None]
+        both = np.triu(moved + moved.T)
+        pairs, taken = list[tuple[int, int]](), set[int]()
+        first, second = np.nonzero(both > 0)
+        for number in np.argsort(-both[first, second], kind="stable"):
+            pair = int(first[number]), int(second[number])
+            if taken.isdisjoint(pair):
+                pairs.append(pair)
+                taken.update(pair)
+        while pairs:
+            changed = place.copy()
+            for a, b in pairs:
+                changed[[a, b]] = place[[b, a]]
+            yield changed
+            pairs = pairs[: len(pairs) // 2]
 
 
 def arrange(
     wanted: Sequence[Wanted], sets: Sequence[Classes], placed: Classes, rng: np.random.Generator, starts: int = STARTS
 ) -> Classes:
-    """Return the placement found that keeps most of the Convs' energies on their diagonal blocks.
+    """Return the placement found under which the Convs' groups explain most of their outputs.
 
     Channels of none of them stay where they were.
 
@@ -223,14 +354,14 @@ def arrange(
     """
     touched = np.concatenate([placed[:0], *(part for w in wanted for part in (w.conv.ins, w.conv.outs))])
     sets = [some for some in sets if some[0] in touched]
-    search = _Search(wanted, sets)
     first = [_places(some, placed) for some in sets]
     best, most = first, -np.inf
     for number in range(starts):
         places = list(first) if number == 0 else [rng.permutation(len(place)) for place in first]
-        kept = search.improve(places, rng)
-        if kept > most * (1 + _GAIN) or number == 0:
-            best, most = places, kept
+        search = _Search(wanted, sets, places)
+        explained = search.improve(rng)
+        if explained > most + _GAIN * abs(most) or number == 0:
+            best, most = search.places, explained
     found = np.arange(len(placed))
     for some, place in zip(sets, best, strict=True):
         found[some[place]] = some
@@ -249,7 +380,7 @@ def _places(some: Classes, placed: Classes) -> IntArray:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The numbers of groups that a Conv may have beside one, ascending, and what all of its energy is worth."""
+    """The numbers of groups that a Conv may have beside one, ascending, and what its outputs are worth."""
 
     conv: Dense
     groups: tuple[int, ...]
@@ -288,7 +419,7 @@ def choose(
         return [Wanted(ladder.conv, s[k], ladder.weight) for ladder, s, k in triples if k]
 
     def lost(number: int, groups: int, placed: Classes) -> float:
-        return ladders[number].weight * (1 - (ladders[number].conv.kept(groups, placed) if groups > 1 else 1.0))
+        return ladders[number].weight * (1 - (ladders[number].conv.explained(groups, placed) if groups > 1 else 1.0))
 
     total = sum(level)
     while True:

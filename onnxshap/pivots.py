@@ -130,11 +130,10 @@ def _by_group(conv: Dense, groups: int, ins: IntArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A Conv to be split in groups, and its worth: `weight` for all of its outputs' variance."""
+    """A Conv to be split in groups."""
 
     conv: Dense
     groups: int
-    weight: float = 1.0
 
 
 # --- what can be split -----------------------------------------------------------------------------------------------
@@ -191,7 +190,7 @@ class _Side:
 
 @dataclass
 class _Fit:
-    """What the groups of a Conv explain, in units of its weight, as channels change groups.
+    """What the groups of a Conv explain, as a share of all that there is, as channels change groups.
 
     Attributes:
         wanted: the Conv.
@@ -205,7 +204,7 @@ class _Fit:
     _met: tuple[bytes, list[FloatArray]] = (b"", [])
 
     def __post_init__(self) -> None:
-        self.scale = self.wanted.weight / self.wanted.conv.variance
+        self.scale = 1 / self.wanted.conv.variance
 
     def value(self) -> float:
         """Return what is explained."""
@@ -286,7 +285,7 @@ class _Search:
 
     def improve(self, rng: np.random.Generator) -> float:
         """Give every set in turn better places, until nothing is gained; return what is explained."""
-        least = _GAIN * sum(w.weight for w in self.wanted)
+        least = _GAIN * len(self.wanted)
         for _ in range(_ROUNDS):
             if not sum(self._improve(int(k), least) for k in rng.permutation(len(self.sets))):
                 break
@@ -346,7 +345,7 @@ def arrange(
     Channels of none of them stay where they were.
 
     Args:
-        wanted: Convs, their groups and weights.
+        wanted: Convs and their groups; the outputs of each count alike.
         sets: classes that may change places (`permuting.peers`).
         placed: the placement to start from, which no other is worse than.
         rng: draws the other starts and the order of the sets.
@@ -380,7 +379,10 @@ def _places(some: Classes, placed: Classes) -> IntArray:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The numbers of groups that a Conv may have beside one, ascending, and what its outputs are worth."""
+    """The numbers of groups that a Conv may have beside one, ascending, and what its outputs are worth.
+
+    Worth counts in which Convs are split; in their orders it does not: there it was measured to do harm.
+    """
 
     conv: Dense
     groups: tuple[int, ...]
@@ -416,7 +418,7 @@ def choose(
 
     def wanted() -> list[Wanted]:
         triples = zip(ladders, steps, level, strict=True)
-        return [Wanted(ladder.conv, s[k], ladder.weight) for ladder, s, k in triples if k]
+        return [Wanted(ladder.conv, s[k]) for ladder, s, k in triples if k]
 
     def lost(number: int, groups: int, placed: Classes) -> float:
         return ladders[number].weight * (1 - (ladders[number].conv.explained(groups, placed) if groups > 1 else 1.0))

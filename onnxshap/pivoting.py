@@ -273,7 +273,8 @@ def pivot(
         multiple_of: widths of a group are multiples of it.
         include: globs of the names of Convs; empty = all.
         exclude: the same, left whole.
-        timed: only where measured faster; without, whatever the time, and one seed gives the same bytes.
+        timed: only Convs that are measured faster alone, and only a model that is faster with all of them; without,
+            whatever the time, and one seed gives the same bytes.
         repair: what is done about the blocks that are dropped: `lstsq` refits the layers, `fold` re-estimates means and
             variances, `none`; None = lstsq where there are data for it, fold where they are fewer, none without.
         output: where to write the model; whole or not at all, after all checks.
@@ -281,7 +282,7 @@ def pivot(
 
     Raises:
         ModelError, DataError, OnnxshapError: as in `api.prune`.
-        BudgetError: no Conv can be split with a gain, or too few for `keep_macs`.
+        BudgetError: no Conv can be split with a gain, or too few for `keep_macs`, or all of them gain nothing.
         VerifyError: a form of the model does not compute what it should; nothing was written.
     """
     _check(groups, keep_macs, multiple_of, repair)
@@ -333,6 +334,11 @@ def pivot(
     left += [f"{c.name}: the budget is met without it" for c in convs if c.y not in chosen]
     outputs = run_all(traced, made, held_out)
     before, after = _figures(traced, made, chosen, convs, held_out, [reference, outputs], judge)
+    if timed and not (after.latency_ms or 0) < (before.latency_ms or 0):
+        raise BudgetError(
+            f"nothing is gained: with {len(splits)} Convs in groups the model runs in {after.latency_ms:.3g} ms, "
+            f"as it was in {before.latency_ms:.3g}; give --untimed for fewer multiply-accumulates all the same"
+        )
     lost = Judge.of(traced, held_out, reference, judge).lost(outputs)
     if output is not None:
         save(made, output, external=bool(traced.files))

@@ -35,8 +35,10 @@ from onnxshap.permuting import Classes
 from onnxshap.structure import copied
 from onnxshap.tracing import Traced
 
-STARTS = 8
-"""Starts of a search for orders, one of them the present one."""
+_STARTS = 8
+"""Most starts of a search for orders, one of them the present one."""
+_WORK = 10**9
+"""Cubed widths of the Convs that all starts of a search may come to."""
 _ROUNDS = 30
 _GAIN = 1e-4
 """Share of all that there is to explain by which other places have to explain more."""
@@ -338,7 +340,7 @@ class _Search:
 
 
 def arrange(
-    wanted: Sequence[Wanted], sets: Sequence[Classes], placed: Classes, rng: np.random.Generator, starts: int = STARTS
+    wanted: Sequence[Wanted], sets: Sequence[Classes], placed: Classes, rng: np.random.Generator, starts: int = _STARTS
 ) -> Classes:
     """Return the placement found under which the Convs' groups explain most of their outputs.
 
@@ -349,8 +351,9 @@ def arrange(
         sets: classes that may change places (`permuting.peers`).
         placed: the placement to start from, which no other is worse than.
         rng: draws the other starts and the order of the sets.
-        starts: how many.
+        starts: at most how many; one where channels are many.
     """
+    starts = max(1, min(starts, _WORK // max(1, sum(max(w.conv.widths) ** 3 for w in wanted))))
     touched = np.concatenate([placed[:0], *(part for w in wanted for part in (w.conv.ins, w.conv.outs))])
     sets = [some for some in sets if some[0] in touched]
     first = [_places(some, placed) for some in sets]

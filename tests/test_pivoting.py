@@ -215,6 +215,18 @@ def test_only_what_is_measured_faster_is_split(monkeypatch: pytest.MonkeyPatch) 
     assert Timed({1: 1.0, 2: 0.5, 4: 0.6, 8: 0.3}).faster() == (2, 8)
 
 
+def test_a_model_that_is_no_faster_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(backend: object, models: Sequence[ModelProto], feeds: dict[str, Array]) -> list[float]:
+        return [1.0, 0.5] if len(models[0].graph.node) == 1 else [1.0, 1.1]
+
+    monkeypatch.setattr(pivoting, "latencies", told)
+    with pytest.raises(
+        BudgetError, match=r"2 Convs in groups the model runs in 1.1 ms, as it was in 1; give --untimed"
+    ):
+        pivot(net(), images(), output=tmp_path / "p.onnx")
+    assert not (tmp_path / "p.onnx").exists()
+
+
 def test_one_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one.onnx", "two.onnx"):
         pivot(net(), images(), timed=False, seed=3, output=tmp_path / name)

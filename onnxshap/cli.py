@@ -668,6 +668,9 @@ def unify(
 @click.option(
     "--keep-macs", type=_Share(), help="Share of the multiply-accumulates to keep.  [default: what is faster]"
 )
+@click.option(
+    "--max-drop", type=float, metavar="X", help="As many Convs as lose at most X accuracy on --eval-data, or held out."
+)
 @click.option("--multiple-of", type=int, default=4, show_default=True, help="Widths of a group are multiples of it.")
 @click.option("--untimed", is_flag=True, help="Also where it is not measured faster: no clock decides.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only Convs of that name; repeatable.")
@@ -684,10 +687,10 @@ def unify(
 @talk_options
 @click.pass_obj
 def pivot(
-    screen: Screen, model: str, output: str | None, groups: tuple[int, ...], keep_macs: float | None, multiple_of: int,
-    untimed: bool, include: tuple[str, ...], exclude: tuple[str, ...], repair: str | None, data: str | None,
-    labels: str | None, payoff: str | None, seed: int, eval_data: str | None, as_json: bool, input_shapes: Shapes,
-    provider: str, threads: int,
+    screen: Screen, model: str, output: str | None, groups: tuple[int, ...], keep_macs: float | None,
+    max_drop: float | None, multiple_of: int, untimed: bool, include: tuple[str, ...], exclude: tuple[str, ...],
+    repair: str | None, data: str | None, labels: str | None, payoff: str | None, seed: int, eval_data: str | None,
+    as_json: bool, input_shapes: Shapes, provider: str, threads: int,
 ) -> None:  # fmt: skip
     """Write MODEL with Convs in groups, their channels in the order that keeps most, where that is faster here."""
     from onnxshap import pivoting, report
@@ -700,9 +703,9 @@ def pivot(
     with screen.progress() as tell:
         result = pivoting.pivot(
             model, data, labels=labels, eval_data=eval_data, groups=groups or pivoting.GROUPS, keep_macs=keep_macs,
-            multiple_of=multiple_of, include=include, exclude=exclude, timed=not untimed, repair=repair, payoff=payoff,
-            seed=seed, backend=_backend(screen, provider, threads), input_shapes=dict(input_shapes), output=written,
-            progress=tell,
+            max_drop=max_drop, multiple_of=multiple_of, include=include, exclude=exclude, timed=not untimed,
+            repair=repair, payoff=payoff, seed=seed, backend=_backend(screen, provider, threads),
+            input_shapes=dict(input_shapes), output=written, progress=tell,
         )  # fmt: skip
     found = report.pivot_report(result, model=model, output=written, seed=seed)
     _print(as_json, found, report.pivot_tables(found))

@@ -11,7 +11,7 @@ Source: Sredojevic et al. 2017 (matrix pivoting); differs: no training, refitted
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -46,6 +46,8 @@ _SEEN = 300
 """Images that the covariances of channels are taken over."""
 _FASTER = 0.95
 """Share of the time with fewer groups that more of them may take."""
+_ATTEMPTS = 5
+"""Models that are made to find the one that loses no more than it may."""
 _LIGHTEST = 1e-3
 """Least weight of a layer, as a share of the heaviest: what costs nothing on some images costs something on others."""
 
@@ -250,6 +252,7 @@ def pivot(
     eval_data: DataLike | None = None,
     groups: Sequence[int] = GROUPS,
     keep_macs: float | None = None,
+    max_drop: float | None = None,
     multiple_of: int = 4,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -270,6 +273,8 @@ def pivot(
         groups: numbers of groups that a Conv may have.
         keep_macs: share of the multiply-accumulates that may stay: Convs are left whole as long as it is met; None =
             every Conv is split that gains.
+        max_drop: as many Convs are split as lose at most this, repair and one standard error included, on `eval_data`,
+            else on two fifths of `data` held out: accuracy, or what `api.prune` takes.
         multiple_of: widths of a group are multiples of it.
         include: globs of the names of Convs; empty = all.
         exclude: the same, left whole.
@@ -282,16 +287,19 @@ def pivot(
 
     Raises:
         ModelError, DataError, OnnxshapError: as in `api.prune`.
-        BudgetError: no Conv can be split with a gain, or too few for `keep_macs`, or all of them gain nothing.
+        BudgetError: no Conv can be split with a gain, too few can for `keep_macs`, or too many have to be for
+            `max_drop`; or all of them together gain nothing.
         VerifyError: a form of the model does not compute what it should; nothing was written.
     """
-    _check(groups, keep_macs, multiple_of, repair)
+    _check(groups, keep_macs, max_drop, multiple_of, repair)
     progress("trace", 0, 1)
     traced, dataset = api.open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
     if output is not None and data_path(output).resolve() in [file.resolve() for file in traced.files]:
         raise ModelError(f"{data_path(output)}: would replace data of the model; choose another output path")
     free = free_batch(traced)
     held_out = dataset if eval_data is None else api.calibration(traced, eval_data, seed=seed)
+    if max_drop is not None and eval_data is None:
+        dataset, held_out = api.divided(dataset, seed)
     names = [o.name for o in traced.shaped.graph.model.graph.output]
     reference = api.reference_of(traced, traced.source, held_out)
     judge = api.choose_payoff(payoff, reference, held_out, names)
@@ -301,8 +309,8 @@ def pivot(
     progress("trace", 1, 1)
 
     movable = peers(traced.labels)
-    found = list(find_convs(traced, free, repaired_on.take(slice(0, _SEEN)), movable))
-    convs, left = [c for c in found if isinstance(c, Dense)], [c for c in found if isinstance(c, str)]
+    every = list(find_convs(traced, free, repaired_on.take(slice(0, _SEEN)), movable))
+    convs, left = [c for c in every if isinstance(c, Dense)], [c for c in every if isinstance(c, str)]
     convs = _selected(convs, include, exclude)
     steps, times = _steps(traced, convs, groups, multiple_of, timed, left, progress)
     convs = [c for c in convs if steps[c.y]]
@@ -326,30 +334,89 @@ def pivot(
         progress,
     )  # fmt: skip
     ladders = [Ladder(c, steps[c.y], weight) for c, weight in zip(convs, weights, strict=True)]
-    most = int(np.ceil((1 - keep_macs) * total)) if keep_macs is not None else total - reachable
-    chosen, placed = choose(ladders, most, movable, placed, rng, lambda done, of: progress("search", done, of))
-    made, exact, verified, refits = split_convs(traced, free, chosen, placed, repaired_on, repair, seed, progress)
+    against = Judge.of(traced, held_out, reference, judge)
 
-    splits = [_split(c, chosen[c.y], placed, traced, times.get(c.y)) for c in convs if c.y in chosen]
+    def attempt(least: int) -> _Attempt:
+        """Return the model in which Convs are split until so many multiply-accumulates are saved."""
+        draws = np.random.default_rng([seed, 8])
+        chosen, best = choose(ladders, least, movable, placed, draws, lambda done, of: progress("search", done, of))
+        made, exact, verified, refits = split_convs(traced, free, chosen, best, repaired_on, repair, seed, progress)
+        outputs = run_all(traced, made, held_out)
+        return _Attempt(chosen, best, made, exact, verified, refits, outputs, against.lost(outputs))
+
+    least = 0 if keep_macs is None else int(np.ceil((1 - keep_macs) * total))
+    if max_drop is None:
+        found = attempt(total - reachable if keep_macs is None else least)
+    else:
+        found = _within(attempt, least, total - reachable, max_drop)
+    made, chosen = found.model, found.chosen
+    splits = [_split(c, chosen[c.y], found.placed, traced, times.get(c.y)) for c in convs if c.y in chosen]
     left += [f"{c.name}: the budget is met without it" for c in convs if c.y not in chosen]
-    outputs = run_all(traced, made, held_out)
-    before, after = _figures(traced, made, chosen, convs, held_out, [reference, outputs], judge)
+    before, after = _figures(traced, made, chosen, convs, held_out, [reference, found.outputs], judge)
     if timed and not (after.latency_ms or 0) < (before.latency_ms or 0):
         raise BudgetError(
             f"nothing is gained: with {len(splits)} Convs in groups the model runs in {after.latency_ms:.3g} ms, "
             f"as it was in {before.latency_ms:.3g}; give --untimed for fewer multiply-accumulates all the same"
         )
-    lost = Judge.of(traced, held_out, reference, judge).lost(outputs)
     if output is not None:
         save(made, output, external=bool(traced.files))
     return Pivoted(
-        put_in(made), splits, left, before, after, lost, exact, verified, repair, refits, len(dataset), dataset.source,
-        len(held_out), held_out.source, provider_of(traced.backend),
+        put_in(made), splits, left, before, after, found.lost, found.exact, found.verified, repair, found.refits,
+        len(dataset), dataset.source, len(held_out), held_out.source, provider_of(traced.backend),
         traced.backend.threads if isinstance(traced.backend, OrtBackend) else 0,
     )  # fmt: skip
 
 
-def _check(groups: Sequence[int], keep_macs: float | None, multiple_of: int, repair: str | None) -> None:
+@dataclass(frozen=True)
+class _Attempt:
+    """One model with Convs in groups: which, by their outputs, the placement, how exact it is, and what it loses."""
+
+    chosen: Mapping[str, int]
+    placed: Classes
+    model: ModelProto
+    exact: Verified
+    verified: Verified
+    refits: Sequence[Refit]
+    outputs: Sequence[Array]
+    lost: Drop
+
+
+def _within(attempt: Callable[[int], _Attempt], least: int, most: int, drop: float) -> _Attempt:
+    """Return the attempt found that saves most and loses at most `drop`; bisection over what is saved.
+
+    Args:
+        attempt: saved multiply-accumulates -> the model.
+        least: those that have to be saved, 0 = any.
+        most: those that can be.
+        drop: the most that may be lost, one standard error included.
+
+    Raises:
+        BudgetError: none is within.
+    """
+    found = attempt(most)
+    if found.lost.bound <= drop:
+        return found
+    best, low, high = None, least, most
+    for number in range(_ATTEMPTS):
+        middle = low if least and number == 0 else (low + high) // 2
+        found = attempt(middle)
+        if found.chosen and found.lost.bound <= drop:
+            best, low = found, middle
+        elif middle == low:
+            break
+        else:
+            high = middle
+    if best is None:
+        raise BudgetError(
+            f"max-drop {drop:g}: with {len(found.chosen)} Convs split {found.lost.mean:.3g} +- {found.lost.stderr:.2g} "
+            f"{found.lost.name} is lost; allow more"
+        )
+    return best
+
+
+def _check(
+    groups: Sequence[int], keep_macs: float | None, max_drop: float | None, multiple_of: int, repair: str | None
+) -> None:
     """Refuse what cannot be meant.
 
     Raises:
@@ -359,6 +426,8 @@ def _check(groups: Sequence[int], keep_macs: float | None, multiple_of: int, rep
         raise BudgetError(f"groups is {', '.join(map(str, groups)) or 'empty'}; give numbers of groups, at least 2")
     if keep_macs is not None and not 0 < keep_macs <= 1:
         raise BudgetError(f"keep-macs is {keep_macs:g}; give the share to keep, above 0 and at most 1")
+    if max_drop is not None and max_drop < 0:
+        raise BudgetError(f"max-drop is {max_drop:g}; give 0 or more, in units of the score")
     if multiple_of < 1:
         raise BudgetError(f"multiple-of is {multiple_of}; give a width of at least 1")
     if repair is not None and repair not in REPAIRS:

@@ -184,6 +184,23 @@ def test_budgets_are_met_from_the_cheapest_error() -> None:
     assert mixed.after.macs <= (least - 0.05) * mixed.before.macs
 
 
+def test_as_many_are_split_as_lose_no_more_than_they_may() -> None:
+    model, data, other = net(), images(200), images(100, seed=6)
+    every = pivot(model, data, eval_data=other, timed=False, payoff="mse")
+    assert len(every.splits) == 2
+    one = pivot(model, data, eval_data=other, timed=False, payoff="mse", exclude=("c",))
+    most = 1.02 * one.drop.bound
+    assert most < every.drop.bound
+    found = pivot(model, data, eval_data=other, timed=False, payoff="mse", max_drop=most)
+    assert len(found.splits) == 1 and found.drop.bound <= most
+    loose = pivot(model, data, eval_data=other, timed=False, payoff="mse", max_drop=10 * every.drop.bound)
+    assert len(loose.splits) == 2
+    with pytest.raises(BudgetError, match=r"max-drop 0: with 1 Convs split .* mse is lost; allow more"):
+        pivot(model, data, eval_data=other, timed=False, payoff="mse", max_drop=0.0)
+    with pytest.raises(BudgetError, match="allow more"):
+        pivot(model, data, timed=False, payoff="mse", max_drop=0.0, keep_macs=every.after.macs / every.before.macs)
+
+
 def test_what_loses_more_per_multiplication_is_left_whole() -> None:
     traced, convs, _ = convs_of(net())
     sets, placed, rng = peers(traced.labels), nobody_moved(traced.labels), np.random.default_rng(0)
@@ -260,6 +277,7 @@ def test_a_wrong_permutation_writes_nothing(tmp_path: Path, monkeypatch: pytest.
         ({"groups": (1,)}, "groups is 1; give numbers of groups, at least 2"),
         ({"keep_macs": 0.0}, "keep-macs is 0; give the share to keep"),
         ({"multiple_of": 0}, "multiple-of is 0"),
+        ({"max_drop": -1.0}, "max-drop is -1; give 0 or more"),
         ({"repair": "distill"}, "repair 'distill' is not one for pivoting; choose one of lstsq, fold, none"),
         ({"include": ("no*",)}, "'no\\*' matches no Conv that can be split; those are a, b, c"),
         ({"groups": (7,)}, "no Conv can be split with a gain; .*would not be multiples of 4"),

@@ -169,6 +169,8 @@ def find_convs(traced: Traced, free: Traced, data: Dataset, movable: Sequence[Cl
             yield f"{name}: a channel is there several times"
         elif not moves[ins].any() and not moves[outs].any():
             yield f"{name}: its channels cannot change places"
+        elif not np.isfinite(covariances[site.tensor]).all():  # a branch of an If that the data do not take
+            yield f"{name}: its inputs are not finite on the data"
         else:
             values = array(stored[w]).astype(np.float64)
             macs = values.size * int(np.prod(shaped.shapes[y][2:])) * shaped.shapes[y][0] // shaped.batch

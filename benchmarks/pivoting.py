@@ -5,6 +5,7 @@
 Every net of models/ is pivoted as by default (only what is measured faster), and to two budgets whatever the time; then
 cut by `prune --method recon` to the shares of the multiply-accumulates that each of them came to. The same 1,000
 images, held-out accuracy on 2,000 others. Times are those of the whole file over the original's, one thread, one image.
+The second table: single Convs in groups, times over the whole Conv's.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+import onnx
+import onnx.parser
 from latency import least_times
 from tables import made_by, table
 
 import onnxshap
 from onnxshap.api import open_model
 from onnxshap.backend import OrtBackend
+from onnxshap.measure import latencies
+from onnxshap.pivots import grouped
 
 FOLDER = Path(__file__).parent.parent / "models"
 MODELS = ("fashion_vgg", "fashion_resdw", "fashion_resnet20")
@@ -29,6 +35,26 @@ RUNS: dict[str, dict[str, Any]] = {
     "--untimed --keep-macs 0.7": {"timed": False, "keep_macs": 0.7},
     "--untimed --groups 2 --groups 4 --keep-macs 0.5": {"timed": False, "keep_macs": 0.5, "groups": (2, 4)},
 }
+
+
+SIZES = ((16, 3, 28), (32, 3, 14), (64, 3, 7), (64, 3, 56), (128, 3, 28), (256, 3, 14), (256, 1, 14), (512, 1, 7))
+"""Channels, kernel and space of the Convs of the second table."""
+GROUPS = (2, 4, 8)
+
+
+def alone(channels: int, kernel: int, space: int) -> list[str]:
+    """Return a row of the second table."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    conv (float[1,{channels},{space},{space}] x) => (float[1,{channels},{space},{space}] y) {{
+      y = Conv<pads=[{", ".join([str(kernel // 2)] * 4)}]>(x, w)
+    }}"""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    shape = (channels, channels, kernel, kernel)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), "w"))
+    feeds = {"x": rng.normal(size=(1, channels, space, space)).astype(np.float32)}
+    times = latencies(OrtBackend("cpu", 1), [model, *(grouped(model, {"y": k}) for k in GROUPS)], feeds)
+    size = f"{channels} channels, {kernel} x {kernel}, {space} x {space}"
+    return [size, f"{times[0]:.3f}", *(f"{ms / times[0]:.2f}" for ms in times[1:])]
 
 
 def rows_of(name: str) -> list[list[str]]:
@@ -70,6 +96,8 @@ def main(models: Sequence[str]) -> None:
     click.echo(made_by("one thread"))
     click.echo("\nShares of the original's; accuracy in percent, and what it changed, in points.\n")
     click.echo(table(["net", "made by", "MACs", "parameters", "time", "accuracy", "change"], rows))
+    click.echo("\nA Conv alone, milliseconds whole, and time over that in groups:\n")
+    click.echo(table(["Conv", "whole", *(f"{k} groups" for k in GROUPS)], [alone(*size) for size in SIZES]))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onnxshap.groups import Group
     from onnxshap.masking import insert_masks, mask_name
     from onnxshap.methods import METHODS
+    from onnxshap.pivoting import Pivoted, pivot
     from onnxshap.plan import Budget, make_plan
     from onnxshap.rewrite import drop_units, removed_slices
     from onnxshap.sweeping import Sweep, sweep
@@ -35,6 +36,7 @@ __all__ = [
     "ModelError",
     "OnnxshapError",
     "OrtBackend",
+    "Pivoted",
     "Pruned",
     "Scores",
     "Sweep",
@@ -48,6 +50,7 @@ __all__ = [
     "load",
     "make_plan",
     "mask_name",
+    "pivot",
     "prune",
     "removed_slices",
     "save",
@@ -71,6 +74,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for a public one
                 "calibrate",
                 "graph",
                 "masking",
+                "pivoting",
                 "plan",
                 "rewrite",
                 "sweeping",

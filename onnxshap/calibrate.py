@@ -18,6 +18,8 @@ from onnxshap.masking import SiteKey
 from onnxshap.tracing import Traced
 
 _STATISTICS = "onnxshap.statistics."
+_POSITIONS = 256
+"""Of an image, about as many as covariances are taken over."""
 
 
 def free_batch(traced: Traced) -> Traced:
@@ -202,6 +204,40 @@ def channel_means(
                 whole = whole.mean(axis=0) if len(whole) else np.zeros(whole.shape[1:])
             sums[k] += whole * count if traced.batch_axis(name) is None else whole[:count].sum(axis=0)
     return {place: s / total for place, s in zip(todo, sums, strict=True)}
+
+
+def channel_covariances(traced: Traced, data: Dataset, names: Sequence[str]) -> dict[str, FloatArray]:
+    """Return the covariance of the channels, on axis 1, of some tensors over images and positions.
+
+    Args:
+        traced: a model whose batch is free, if it can be (`free_batch`).
+        data: calibration images.
+        names: the tensors, channels on axis 1.
+
+    Returns:
+        tensor -> float64[channels, channels].
+    """
+    wanted = list(dict.fromkeys(names))
+    if not wanted:
+        return {}
+    shaped = traced.shaped
+    kinds = {i.name: i.type.tensor_type.elem_type for i in shaped.graph.model.graph.input}
+    part = extract(shaped.graph.model, kinds, {n: shaped.kinds.get(n, TensorProto.FLOAT) for n in wanted})
+    session = traced.backend.session(part)
+    rows, means, products = dict.fromkeys(wanted, 0), dict[str, FloatArray](), dict[str, FloatArray]()
+    for _, feeds in batches(traced, data, 8):
+        for name, found in zip(wanted, session.run(feeds), strict=True):
+            flat = found.reshape(*found.shape[:2], -1)
+            flat = flat[:, :, :: max(1, flat.shape[2] // _POSITIONS)]
+            x = flat.transpose(1, 0, 2).reshape(flat.shape[1], -1).astype(np.float64)
+            rows[name] += x.shape[1]
+            means[name] = means.get(name, 0.0) + x.sum(axis=1)
+            products[name] = products.get(name, 0.0) + x @ x.T
+    found_of = {}
+    for name in wanted:
+        mean = means[name] / rows[name]
+        found_of[name] = products[name] / rows[name] - np.outer(mean, mean)
+    return found_of
 
 
 def site_means(traced: Traced, data: Dataset) -> dict[SiteKey, FloatArray]:

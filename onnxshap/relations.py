@@ -30,10 +30,11 @@ def _numbers(row: array[int]) -> Atoms:
 
 @dataclass
 class Ties:
-    """Pairs of atoms that can only be removed together."""
+    """Pairs of atoms that can only be removed together, those that were stated at a time side by side."""
 
     _left: array[int] = field(default_factory=_row)
     _right: array[int] = field(default_factory=_row)
+    _ends: array[int] = field(default_factory=_row)
 
     def __len__(self) -> int:
         return len(self._left)
@@ -43,11 +44,20 @@ class Ties:
         if a is not b:
             _extend(self._left, a)
             _extend(self._right, b)
+            self._ends.append(len(self._left))
 
     def forget(self, length: int) -> None:
         """Take back what was added behind the first `length` pairs."""
         del self._left[length:]
         del self._right[length:]
+        while self._ends and self._ends[-1] > length:
+            self._ends.pop()
+
+    def __iter__(self) -> Iterator[tuple[Atoms, Atoms]]:
+        """Yield what was tied at a time."""
+        left, right = self.pairs()
+        for start, end in itertools.pairwise([0, *self._ends]):
+            yield left[start:end], right[start:end]
 
     def pairs(self) -> tuple[Atoms, Atoms]:
         """Return int32[n] and int32[n], one pair a position."""

@@ -31,9 +31,12 @@ from onnxshap.graph import whole_file
 from onnxshap.groups import Group
 from onnxshap.kinds import kinds_of
 from onnxshap.measure import Figures
+from onnxshap.pivoting import Pivoted, Split
+from onnxshap.repair import Refit
 from onnxshap.sweeping import Curve, Point, Sweep
 from onnxshap.tracing import Traced
 from onnxshap.unification import Size, Unified
+from onnxshap.verify import Verified
 
 SCHEMA_VERSION = 1
 SUFFIXES = (".json", ".html")
@@ -68,10 +71,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "allocation": result.allocation,
         "drop": None if result.drop is None else dataclasses.asdict(result.drop),
         "tuning": None if result.tuning is None else dataclasses.asdict(result.tuning),
-        "refits": [
-            {"node": r.node, "before": _number(r.before), "after": _number(r.after), "ridge": r.ridge}
-            for r in result.refits
-        ],
+        "refits": _refits(result.refits),
         "data": {"n": found.images, "source": found.source},
         "eval_data": {"n": result.eval_images, "source": result.eval_source},
         "evals": found.evals,
@@ -81,11 +81,16 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "groups": [_group(result, group) for group in result.traced.groups],
         "frozen": _frozen(result.traced),
         "removed_slices": result.removed_slices,
-        "verify": {
-            "max_abs_err": _number(result.verified.max_abs_err),
-            "rel_err": _number(result.verified.rel_err),
-        },
+        "verify": _verified(result.verified),
     }
+
+
+def _refits(refits: Sequence[Refit]) -> list[Report]:
+    return [{"node": r.node, "before": _number(r.before), "after": _number(r.after), "ridge": r.ridge} for r in refits]
+
+
+def _verified(found: Verified) -> Report:
+    return {"max_abs_err": _number(found.max_abs_err), "rel_err": _number(found.rel_err)}
 
 
 def _group(result: Pruned, group: Group) -> Report:
@@ -175,6 +180,41 @@ def unify_report(result: Unified, *, model: str, output: str | None, seed: int) 
         "drop": {**dataclasses.asdict(result.drop), "stderr": _number(result.drop.stderr)},
         "before": figures(result.before, result.score_before),
         "after": figures(result.after, result.score_after),
+    }
+
+
+def pivot_report(result: Pivoted, *, model: str, output: str | None, seed: int) -> Report:
+    """Return the report of a pivoting; times of Convs are those of each alone, shares are of its energy."""
+
+    def split(one: Split) -> Report:
+        whole, apart = (None, None) if one.times is None else one.times
+        return {
+            "node": one.name,
+            "groups": one.groups,
+            "energy_kept": one.kept,
+            "explained": one.explained,
+            "explained_unsorted": one.unsorted,
+            "macs": one.macs,
+            "latency_ms": {"whole": whole, "groups": apart},
+        }
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": model,
+        "output": output,
+        "seed": seed,
+        "provider": result.provider,
+        "threads": result.threads,
+        "repair": result.repair,
+        "convs": [split(one) for one in result.splits],
+        "left": list(result.left),
+        "refits": _refits(result.refits),
+        "data": {"n": result.images, "source": result.source},
+        "eval_data": {"n": result.eval_images, "source": result.eval_source},
+        "drop": {**dataclasses.asdict(result.drop), "stderr": _number(result.drop.stderr)},
+        "before": _figures(result.before),
+        "after": _figures(result.after),
+        "verify": {"permuted": _verified(result.permuted), "groups": _verified(result.verified)},
     }
 
 
@@ -497,6 +537,30 @@ def unify_tables(report: Report) -> list[RenderableType]:
         "Smaller compressed only: the model runs as long, and takes as much memory, as before."
     )
     return [table, Text(foot)]
+
+
+def pivot_tables(report: Report) -> list[RenderableType]:
+    """Return the figures before and after, and every Conv that is in groups."""
+    convs = _table("Conv", ">groups", ">MACs", ">energy kept", ">explained", ">unsorted", ">alone", ">in groups")
+    for one in report["convs"]:
+        times = (one["latency_ms"][key] for key in ("whole", "groups"))
+        shares = (f"{one[key]:.3f}" for key in ("energy_kept", "explained", "explained_unsorted"))
+        _row(
+            convs, one["node"], one["groups"], _count(one["macs"]), *shares,
+            *("-" if ms is None else _milliseconds(ms) for ms in times),
+        )  # fmt: skip
+    judged, lost, checked = report["eval_data"], report["drop"], report["verify"]
+    threads = _plural(report["threads"], "thread") if report["threads"] else "all cores"
+    foot = (
+        f"{_plural(len(report['convs']), 'Conv')} in groups, {len(report['left'])} whole (-v: why); "
+        f"repair: {report['repair']}, {_plural(report['data']['n'], 'image')} ({_source(report['data'])}).\n"
+        f"Lost: {lost['mean']:.4f} +- {_written(lost['stderr'])} {lost['name']} on {_plural(judged['n'], 'image')} "
+        f"({_source(judged)}). Times: {threads}.\n"
+        f"Checked: the permuted model is the original within {checked['permuted']['rel_err']:.1e} of its largest "
+        f"output; before any refit, that in groups is its twin with zeros within {checked['groups']['rel_err']:.1e}."
+    )
+    figures = figures_table(["before", "after"], [report["before"], report["after"]], judged["source"])
+    return [figures, convs, Text(foot)]
 
 
 def _written(value: float | None) -> str:

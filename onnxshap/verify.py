@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ _OVERFLOW = (
     "quantise with reduce_range=True, or prune on another machine"
 )
 """What is to be done about a difference of models that compute with codes."""
+_CUT = ("cut model", "its masked twin")
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,45 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
     Raises:
         VerifyError: it is invalid, does not load, or differs by more than rounding.
     """
-    check_loads(traced, small)
     part = data.take(slice(0, _CHECKED_IMAGES))
     masked = masked_model(free, None, means)
     masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
+    return _same(traced, small, part, lambda optimize: run_all(free, masked, part, masks, optimize=optimize), _CUT)
+
+
+def verify_twin(traced: Traced, made: ModelProto, twin: ModelProto, data: Dataset, names: tuple[str, str]) -> Verified:
+    """Return the errors of a form of a model against another that should compute the same.
+
+    Args:
+        traced: the original, as it is in its file.
+        made, twin: the two.
+        data: real inputs; a few of them are used.
+        names: what messages call the two.
+
+    Raises:
+        VerifyError: the first is invalid, does not load, or differs by more than rounding.
+    """
+    part = data.take(slice(0, _CHECKED_IMAGES))
+    return _same(traced, made, part, lambda optimize: run_all(traced, twin, part, optimize=optimize), names)
+
+
+def _same(
+    traced: Traced, made: ModelProto, part: Dataset, twin: Callable[[bool], list[Array]], names: tuple[str, str]
+) -> Verified:
+    check_loads(traced, made)
     coded = _codes(traced.shaped)
     try:  # a fused product of codes may overflow (below), that of what is dequantised does not
-        wanted = run_all(free, masked, part, masks, optimize=not coded)
-        got = run_all(traced, small, part, optimize=not coded)
+        wanted = twin(not coded)
+        got = run_all(traced, made, part, optimize=not coded)
         natural = run_all(traced, traced.source, part, optimize=not coded)
     except (ModelError, DataError) as error:
         raise VerifyError(
-            f"the cut model does not run: {error}; nothing was written, please report the model"
+            f"the {names[0]} does not run: {error}; nothing was written, please report the model"
         ) from error
     found = compare(got, wanted, natural)
     if not (found.rel_err <= tolerance(traced.shaped) or found.max_abs_err <= _ROUNDING):
         raise VerifyError(
-            f"the cut model differs from its masked twin by {found.rel_err:.2g} of its largest output; "
+            f"the {names[0]} differs from {names[1]} by {found.rel_err:.2g} of its largest output; "
             f"nothing was written, {_OVERFLOW if coded else 'please report the model'}"
         )
     return found

@@ -249,7 +249,7 @@ def test_input_shapes_choose_free_dimensions(here: Path) -> None:
 # --- bad input: exit code 1, one line, nothing written ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["inspect", "prune", "score", "eval", "unify"])
+@pytest.mark.parametrize("command", ["inspect", "prune", "score", "eval", "unify", "pivot"])
 def test_missing_truncated_and_foreign_models_are_refused(here: Path, command: str) -> None:
     whole = Path("m.onnx").read_bytes()
     Path("truncated.onnx").write_bytes(whole[: len(whole) // 2])
@@ -286,7 +286,7 @@ NAN[5, 1, 2, 3], INF[6, 0, 0, 0] = np.nan, np.inf
         ({"image": IMAGES[:0]}, "is empty: give at least one image"),
     ],
 )
-@pytest.mark.parametrize("command", ["prune", "score", "eval", "unify"])
+@pytest.mark.parametrize("command", ["prune", "score", "eval", "unify", "pivot"])
 def test_data_that_do_not_fit_are_refused(here: Path, command: str, arrays: dict[str, Array], words: str) -> None:
     np.savez("bad.npz", **arrays)  # type: ignore[arg-type]
     line = refused(command, "m.onnx", "--data", "bad.npz")

@@ -16,7 +16,7 @@ eq. 6-9); differs: ridge toward the present weights, sum targets, sequential on 
 variable is projected on the flat part instead of penalised.
 """
 
-from onnxshap.repair.fitting import batch_size, refit, rematch
+from onnxshap.repair.fitting import batch_size, refit, refit_edited, rematch, rematch_edited
 from onnxshap.repair.regression import FEWEST_IMAGES, FULL, QUICK, Effort, Refit
 from onnxshap.repair.walk import Walk, border
 
@@ -30,5 +30,7 @@ __all__ = [
     "batch_size",
     "border",
     "refit",
+    "refit_edited",
     "rematch",
+    "rematch_edited",
 ]

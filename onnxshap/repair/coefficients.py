@@ -9,8 +9,7 @@ from onnx import ModelProto, NodeProto
 
 from onnxshap.constants import static_values
 from onnxshap.core import Array, FloatArray
-from onnxshap.graph import array, attributes, tensor
-from onnxshap.labels import Weight
+from onnxshap.graph import array, tensor
 from onnxshap.repair.targets import Layer
 from onnxshap.tracing import Traced
 
@@ -31,10 +30,10 @@ class Coefficients:
 
     def read(self, layer: Layer) -> FloatArray:
         """Return the present weights as [groups, inputs x taps, outputs of a group]."""
-        node, w = self.model.graph.node[layer.index], layer.weight
+        w = layer.weight
         kernel = np.moveaxis(self._weights(layer).astype(np.float64), (w.sums, w.makes), (0, 1))
         kernel = kernel.reshape(*kernel.shape[:2], -1).transpose(0, 2, 1) * w.scale
-        groups = self._groups(node, w)
+        groups = w.groups
         ins, taps_, outs = kernel.shape
         if groups == 1:
             return kernel.reshape(1, ins * taps_, outs)
@@ -44,16 +43,12 @@ class Coefficients:
             split = kernel.reshape(groups, ins // groups, taps_, outs)
         return split.reshape(groups, -1, split.shape[-1])
 
-    @staticmethod
-    def _groups(node: NodeProto, weight: Weight) -> int:
-        return int(attributes(node).get("group", 1)) if weight.groups > 1 else 1
-
     def write(self, layer: Layer, coefficients: FloatArray, bias: FloatArray | None) -> None:
         """Store [groups, inputs x taps, outputs of a group] and the bias, None where there is none."""
         node, w = self.model.graph.node[layer.index], layer.weight
         values = self._weights(layer)
         moved = np.moveaxis(values, (w.sums, w.makes), (0, 1)).shape
-        groups = self._groups(node, w)
+        groups = w.groups
         taps_ = math.prod(moved[2:])
         outs = coefficients.shape[2]
         split = coefficients.reshape(groups, -1, taps_, outs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -87,6 +87,62 @@ def rematch(
     fitter = _fitter(traced, free, keep, means, data)
     fitter.each(fitter.match, progress)
     return _in_file(traced, free, keep, means, fitter.model)
+
+
+def refit_edited(
+    free: Traced,
+    model: ModelProto,
+    edited: Collection[int],
+    data: Dataset,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    nearest: bool = False,
+    effort: Effort = FULL,
+) -> list[Refit]:
+    """Refit, in place, the linear ops of a form of the original in which some nodes have become others.
+
+    Args:
+        free: the original for evaluation (`calibrate.free_batch`).
+        model: its form with Convs in groups, say; every tensor as wide as before.
+        edited: the nodes that are no longer the original's.
+        data, seed, progress, effort: as for `refit`.
+        nearest: those nodes alone, not the layers behind them.
+
+    Raises:
+        DataError: fewer than 20 images.
+    """
+    require_images(len(data))
+    fitter = _edited_fitter(free, model, edited, data, seed, effort, nearest)
+    return [report for report in fitter.each(fitter.fit, progress) if report is not None]
+
+
+def rematch_edited(
+    free: Traced,
+    model: ModelProto,
+    edited: Collection[int],
+    data: Dataset,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Make, in place, the channels' means and variances what they were; arguments as for `refit_edited`."""
+    fitter = _edited_fitter(free, model, edited, data)
+    fitter.each(fitter.match, progress)
+
+
+def _edited_fitter(
+    free: Traced,
+    model: ModelProto,
+    edited: Collection[int],
+    data: Dataset,
+    seed: int = 0,
+    effort: Effort = FULL,
+    nearest: bool = False,
+) -> _Fitter:
+    live = free.alive({})
+    layers = find_layers(free, model, live, edited)
+    if nearest:
+        names = {free.shaped.graph.nodes[index].output[0] for index in edited}
+        layers = [layer for layer in layers if layer.y in names]
+    return _Fitter(free, live, model, data, seed, layers, effort, ())
 
 
 def _fitter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,7 +26,7 @@ class Layer:
         index: its node in the cut model.
         x, y: tensors in and out (`y` after the bias, under its name in both models).
         channels, outputs: channel axes of `x` and `y`.
-        weight: how it multiplies.
+        weight: how it multiplies, in as many groups as the cut model has.
         bias: name of the constant added to `y`, None where there is none yet or cannot be one.
         target: the tensor to get right: `y`, or what a BatchNormalization or a residual sum makes of it.
         addend: what is added on the way, None = nothing.
@@ -46,15 +47,16 @@ class Layer:
     flat: tuple[float, float] = (-math.inf, math.inf)
 
 
-def find_layers(traced: Traced, model: ModelProto, live: Liveness) -> list[Layer]:
-    """Return the linear ops of a cut model behind the first cut, in order, with their targets.
+def find_layers(traced: Traced, model: ModelProto, live: Liveness, edited: Collection[int] = ()) -> list[Layer]:
+    """Return the linear ops of a changed model behind the first change, in order, with their targets.
 
     Args:
         traced: the original.
         model: the cut model (`rewrite.cut`).
         live: what is left.
+        edited: nodes of the original that have become others, though no unit of theirs is gone (Convs in groups).
     """
-    return _Finder(traced, model, live).layers()
+    return _Finder(traced, model, live, edited).layers()
 
 
 @dataclass
@@ -62,6 +64,7 @@ class _Finder:
     traced: Traced
     model: ModelProto
     live: Liveness
+    edited: Collection[int] = ()
     readers: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -89,7 +92,8 @@ class _Finder:
                 bias = node.input[site.weight.bias[0]] or None
             if bias is not None and not self._per_channel(bias, site, y):
                 continue  # a computed or broadcast bias: what the op adds is not known
-            layers.append(Layer(index, site.tensor, y, site.axis, site.weight.out, site.weight, bias, y))
+            weight = replace(site.weight, groups=int(attributes(node).get("group", 1)))
+            layers.append(Layer(index, site.tensor, y, site.axis, weight.out, weight, bias, y))
         layers.sort(key=lambda layer: layer.index)
         result = []
         for number, layer in enumerate(layers):
@@ -106,11 +110,12 @@ class _Finder:
         return bias in self.stored and math.prod(self.stored[bias].dims) == width
 
     def _behind_cuts(self) -> set[str]:
-        """Return the tensors whose values the plan changes."""
+        """Return the tensors whose values the plan or an edit changes."""
         changed: set[str] = set()
         cut_sites = {(s.node, s.input) for s in self.traced.labels.trace.sites if self.live.cut(s.tensor, s.axis)}
         for index, node in enumerate(self.traced.shaped.graph.nodes):
-            if any(name in changed for name in reads(node)) or any(place[0] == index for place in cut_sites):
+            cut = index in self.edited or any(place[0] == index for place in cut_sites)
+            if cut or any(name in changed for name in reads(node)):
                 changed.update(node.output)
         return changed
 

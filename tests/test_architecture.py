@@ -38,7 +38,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"masking"}),
     frozenset({"calibrate", "rewrite"}),
     frozenset({"game", "measure", "repair", "torchgraph", "verify"}),
-    frozenset({"curves", "methods"}),
+    frozenset({"curves", "methods", "rounds"}),
     frozenset({"distill"}),
     frozenset({"cutter"}),
     frozenset({"search"}),

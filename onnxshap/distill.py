@@ -3,8 +3,8 @@
 The cut model is evaluated in torch straight from its ONNX graph (`torchgraph.py`); its floating-point initializers are
 tuned by Adam so that its outputs, and what its layers answer for on the way (`repair.targets`), become the original's
 on the calibration inputs and on mixtures, shifts and mirror images of them, which the original labels itself. A part
-of the images is held out: the weights kept are those of the best epoch there, the start included, so the held-out
-score is never worse than before.
+of the images is held out: the weights kept are those of the last epoch, unless another is clearly better there, or the
+start is, so the held-out score is never worse than before.
 
 Needs the extra `onnxshap[distill]` (torch); nothing else imports it.
 
@@ -24,7 +24,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from onnxshap import payoffs
-from onnxshap.core import Array, BoolArray, Dataset, IntArray
+from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
 from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import extract, tensor
 from onnxshap.masking import Means
@@ -35,7 +35,7 @@ from onnxshap.torchgraph import TorchGraph, clipped
 from onnxshap.tracing import Keep, Traced
 from onnxshap.tuning import Tuning
 
-EPOCHS = 120
+EPOCHS = 60
 SECONDS = 480.0
 """Most seconds; the schedule is set by what the first steps took."""
 BATCH = 50
@@ -159,8 +159,8 @@ class _Tuner:
         return [np.concatenate(column) for column in zip(*parts, strict=True)][: len(self._outputs)]
 
     def _loss(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the losses of the outputs and of the hints."""
-        outputs = torch.zeros(())
+        """Return the losses of the outputs, one an image, and of the hints."""
+        outputs = torch.zeros(len(found[0]))
         count = len(self._outputs)
         for k, (a, b, scale) in enumerate(zip(found[:count], wanted[:count], self._scale, strict=True)):
             if not a.is_floating_point():
@@ -171,9 +171,9 @@ class _Tuner:
                     torch.log(x.clamp_min(1e-12)) if self._classes.probabilities else torch.log_softmax(x, axis)
                     for x in (b, a)
                 )
-                outputs = outputs + (p.exp() * (p - q)).sum(axis).mean()
+                outputs = outputs + _by_image((p.exp() * (p - q)).sum(axis))
             else:
-                outputs = outputs + ((a - b) ** 2).mean() / scale
+                outputs = outputs + _by_image((a - b) ** 2) / scale
         hints = torch.zeros(())
         for a, b, layer, alive in zip(found[count:], wanted[count:], self._hints, self._alive, strict=True):
             if alive is not None:
@@ -183,12 +183,16 @@ class _Tuner:
         return outputs, hints / max(1, len(self._hints))
 
     def run(self, epochs: int, seconds: float, progress: Callable[[int, int], None]) -> tuple[dict[str, Array], Tuning]:
-        """Tune; return the best weights by initializer name."""
+        """Tune; return the weights kept by initializer name.
+
+        The last epoch's, where the rate is lowest, unless others or the start are better on held-out images by more
+        than those can err: the least of many noisy figures is a lucky epoch, not the best one.
+        """
         torch.manual_seed(self._seed)
         optimizer = torch.optim.Adam(self._graph.weights, RATE)
         steps = math.ceil(len(self._train) / BATCH)
-        before = after = self._judge()
-        best, kept, planned = 0, self._graph.arrays(), epochs
+        before = best = last = self._judge()
+        number, kept, planned = 0, self._graph.arrays(), epochs
         started, epoch = time.perf_counter(), 0
         while epoch < planned:
             order = self._rng.permutation(self._train)
@@ -201,28 +205,30 @@ class _Tuner:
                 wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
                 outputs, hints = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
                 optimizer.zero_grad()
-                (outputs + HINTS * hints).backward()
+                (outputs.mean() + HINTS * hints).backward()
                 optimizer.step()
             epoch += 1
-            loss = self._judge()
-            if loss < after:
-                best, after, kept = epoch, loss, self._graph.arrays()
+            last = self._judge()
+            if last.mean() < best.mean():
+                number, best, kept = epoch, last, self._graph.arrays()
             if epoch == _TIMED:
                 planned = max(epoch, min(epochs, int(seconds / (time.perf_counter() - started) * epoch)))
             progress(epoch, planned)
-        return kept, Tuning(epoch, best, before, after)
+        if last.mean() < before.mean() and not _surely_above(last, best):
+            number, best, kept = epoch, last, self._graph.arrays()
+        return kept, Tuning(epoch, number, float(before.mean()), float(best.mean()))
 
-    def _judge(self) -> float:
-        """Return the held-out loss of the outputs."""
-        total = 0.0
+    def _judge(self) -> FloatArray:
+        """Return the held-out losses of the outputs, one an image."""
+        parts = []
         with torch.no_grad():
             for start in range(0, len(self._held_out), BATCH):
                 images = self._held_out[start : start + BATCH]
                 feeds = dict(self._data.take(images).inputs)
                 wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
                 outputs, _ = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
-                total += float(outputs) * len(images)
-        return total / len(self._held_out)
+                parts.append(outputs.numpy().astype(np.float64))
+        return np.concatenate(parts)
 
     def _mixed(self, images: IntArray) -> dict[str, Array]:
         """Return inputs: images shifted and mirrored, then some blended with another of the batch, some patched."""
@@ -267,6 +273,17 @@ class _Tuner:
             inside.append((np.arange(size) >= start) & (np.arange(size) < start + length))
         rows, columns = inside
         return np.asarray(~(rows[:, None, :, None] & columns[:, None, None, :]))
+
+
+def _by_image(values: Tensor) -> Tensor:
+    """Return the means over all but the first axis."""
+    return values.reshape(len(values), -1).mean(1)
+
+
+def _surely_above(losses: FloatArray, others: FloatArray) -> bool:
+    """Return whether losses are above others of the same images by more than two standard errors."""
+    apart = losses - others
+    return bool(apart.mean() > 2 * apart.std() / math.sqrt(len(apart)))
 
 
 def _tensors(feeds: Mapping[str, Array]) -> dict[str, Tensor]:

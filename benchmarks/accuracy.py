@@ -1,13 +1,14 @@
 """What is left of the accuracy without fine-tuning: our stages and other pruners in the low-data protocol of the paper.
 
-    python benchmarks/accuracy.py [--model NAME] [--method recon] [--seed 0] [--budget 0.5] [--distill] [--peers]
-                                  [--imagenet DIR] [--jobs 2]
+    python benchmarks/accuracy.py [--model NAME] [--method recon] [--seed 0] [--budget 0.5] [--distill] [--rounds]
+                                  [--peers] [--imagenet DIR] [--jobs 2]
 
 For every net and every seed 500 calibration images are drawn; values, curves and repairs see only these (labels are
 read by payoffs of methods that play a game and by Taylor of the peers, by nothing else). The cut keeps a share of the
 multiply-accumulates; widths are uniform or follow the curves; what the cut leaves behind is zero, the means, refitted
 (`lstsq`), or refitted and tuned (`distill`). Accuracy is that of test images which nothing else looks at: the 2000 of
-models/, or the other 500 of the 1000 in DIR (`imagenet.py` says which). `--peers` adds those of `peers.py`.
+models/, or the other 500 of the 1000 in DIR (`imagenet.py` says which). `--peers` adds those of `peers.py`, `--rounds`
+cuts half of the way first and ranks and measures again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import pickle
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from tables import made_by, mean_and_spread, table
 from onnxshap.api import calibration, open_model, score
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all
-from onnxshap.core import Dataset
+from onnxshap.core import Dataset, FloatArray
 from onnxshap.cutter import Cutter
 from onnxshap.methods import GAMELESS
 from onnxshap.plan import Budget
@@ -47,6 +48,7 @@ STAGES = (
     ("lstsq", "curves"),
 )
 DISTILLED = ("distill", "curves")
+IN_ROUNDS = ("lstsq", "iterative")
 IMAGES = 500
 HALF = 0.5
 """The budget at which cuts are tuned, losses and seconds are told."""
@@ -64,6 +66,7 @@ class Task:
     method: str
     budgets: tuple[float, ...]
     distilled: bool
+    rounds: bool
     ours: bool
     peers: bool
     images: Path | None
@@ -133,20 +136,23 @@ def measure(task: Task) -> Found:
 def add_ours(task: Task, found: Found, traced: Traced, pool: Dataset, test: Dataset) -> None:
     """Add the figures of our own stages."""
     samples = None if task.method in GAMELESS else 128
-    values = score(traced, pool, method=task.method, samples=samples, seed=task.seed).values
-    phi, free = {name: value.phi for name, value in values.items()}, free_batch(traced)
-    cutters: dict[str, Cutter] = {}
-    for repair, allocation in (*STAGES, *((DISTILLED,) if task.distilled else ())):
-        cutter = Cutter(traced, free, traced.groups, phi, pool, repair, allocation, task.seed)
-        if allocation in cutters:  # one measurement of the curves serves all stages
-            cutter.curves = cutters[allocation].curves
-        cutters[allocation] = cutter
+
+    def ranked(part: Traced) -> dict[str, FloatArray]:
+        found = score(part, pool, method=task.method, samples=samples, seed=task.seed)
+        return {name: value.phi for name, value in found.values.items()}
+
+    phi, free = ranked(traced), free_batch(traced)
+    curves: Mapping[str, FloatArray] | None = None
+    for repair, allocation in (*STAGES, *[IN_ROUNDS] * task.rounds, *[DISTILLED] * task.distilled):
+        cutter = Cutter(traced, free, traced.groups, phi, pool, repair, allocation, task.seed, rescore=ranked)
+        cutter.curves = curves  # one measurement serves all stages
         for budget in task.budgets if repair != "distill" else set(task.budgets) & {HALF}:
             started = time.perf_counter()
             cut = cutter.cut(cutter.plan(Budget(macs=budget)))
             spent, kept = time.perf_counter() - started, traced.cost.macs(traced.alive(cut.keep))
             row = OURS, task.method, allocation, repair
             found.add(row, budget, figures(traced, cut.model, test), spent, kept / traced.cost.macs())
+        curves = cutter.curves
 
 
 def add_peers(task: Task, found: Found, traced: Traced, pool: Dataset, test: Dataset) -> None:
@@ -218,14 +224,15 @@ def leads(found: Sequence[Found], budgets: Sequence[float]) -> str:
 @click.option("--budget", "budgets", multiple=True, type=float, default=BUDGETS, help="Share of the MACs; repeatable.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1, 2), help="Repeatable.")
 @click.option("--distill", "distilled", is_flag=True, help="Also tune after the refit (needs torch).")
+@click.option("--rounds", is_flag=True, help="Also widths in rounds.")
 @click.option("--peers", is_flag=True, help="Also other pruners (needs those of peers.py).")
 @click.option("--ours/--no-ours", default=True, help="Our own stages.")
 @click.option("--imagenet", "images", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its folder.")
 @click.option("--results", type=click.Path(path_type=Path), help="A file that keeps rows from one run to the next.")
 @click.option("--jobs", default=2, show_default=True, help="Processes of one thread each.")
 def main(
-    models: Sequence[str], method: str, budgets: Sequence[float], seeds: Sequence[int], distilled: bool, peers: bool,
-    ours: bool, images: Path | None, results: Path | None, jobs: int,
+    models: Sequence[str], method: str, budgets: Sequence[float], seeds: Sequence[int], distilled: bool, rounds: bool,
+    peers: bool,    ours: bool, images: Path | None, results: Path | None, jobs: int,
 ) -> None:  # fmt: skip
     """Print the table of every model."""
     models = models or (*MODELS, *(imagenet.NETS if images is not None else ()))
@@ -234,7 +241,9 @@ def main(
     found: dict[tuple[str, int], Found] = {}
     if results is not None and results.exists():
         found = pickle.loads(results.read_bytes())
-    tasks = [(Task(m, s, method, tuple(budgets), distilled, ours, peers, images),) for s in seeds for m in models]
+    tasks = [
+        (Task(m, s, method, tuple(budgets), distilled, rounds, ours, peers, images),) for s in seeds for m in models
+    ]
     for new in measured(measure, tasks if ours or peers else [], jobs):
         key = new.model, new.seed
         found[key] = found[key].plus(new) if key in found else new

@@ -14,7 +14,7 @@ from onnxshap import __version__, payoffs
 from onnxshap.backend import OrtBackend, provider_of
 from onnxshap.calibrate import free_batch, run_all, site_means, usual_batch
 from onnxshap.clock import Clock
-from onnxshap.core import Array, BoolArray, Dataset, Payoff, Values
+from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff, Values
 from onnxshap.cutter import Cutter, check_names, shares
 from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, load_data, random_data
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
@@ -414,8 +414,9 @@ def prune(
             and re-estimates means and variances, `none`; None = lstsq where there are data for it, fold where
             they are fewer, none where there are none.
         allocation: how widths are shared out: `curves`, by what each group loses at each width with the repair
-            that follows, measured, or `uniform`, the same share of every group; None = curves with lstsq, where
-            they take no more than `cutter.WORK` multiply-accumulates.
+            that follows, measured, `uniform`, the same share of every group, or `iterative`, curves in rounds: cut
+            part of the way and repair, then score and measure again; None = curves with lstsq, where they take no
+            more than `cutter.WORK` multiply-accumulates.
         values: values of an earlier run instead of scoring.
         output: where to write the model; whole or not at all, after all checks.
 
@@ -457,7 +458,17 @@ def prune(
     phi = {g.name: found.values[g.name].phi for g in groups}
     repaired_on = sample(dataset, REPAIR_IMAGES, seed)
     repair = repair or ("none" if data is None else None)  # what noise leaves behind is not what images do
-    cutter = Cutter(traced, free, groups, phi, repaired_on, repair, allocation, seed, progress, clock)
+
+    def again(part: Traced) -> dict[str, FloatArray]:
+        cut = _setting(free_batch(part), setting.data, payoff, baseline)
+        rules = Rules(max_evals, max_seconds, decided)
+        rescored = _score(cut, part, part.groups, method, seed, rules, progress, None, workers, cluster)
+        return {name: value.phi for name, value in rescored.values.items()}
+
+    cutter = Cutter(
+        traced, free, groups, phi, repaired_on, repair, allocation, seed, progress, clock,
+        rescore=again if values is None else None,
+    )  # fmt: skip
     lost: Drop | None = None
     if target_latency is not None:
         budget = within_latency(cutter, budget, target_latency, held_out)

@@ -70,6 +70,7 @@ def loss_curves(
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    original: Traced | None = None,
 ) -> dict[str, FloatArray]:
     """Return, for every group, the loss at each width: float64[units + 1], convex and not increasing.
 
@@ -81,14 +82,16 @@ def loss_curves(
         fractions: the widths to measure.
         seed: divides the images.
         progress: told after every width.
+        original: whose outputs are compared with, where the model was cut before; None = the model's own.
     """
     order = np.random.default_rng([seed, 5]).permutation(len(data))
     split = max(FEWEST_IMAGES, round(_FIT * len(data)))
     fitted, judged = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
     names = [o.name for o in free.shaped.graph.model.graph.output]
-    reference = run_all(free, free.shaped.graph.model, judged)
+    own = run_all(free, free.shaped.graph.model, judged)
+    reference = own if original is None else run_all(original, original.shaped.graph.model, judged)
     payoff = payoffs.choose(None, reference, None, names)
-    best = float(np.mean(payoff(reference, reference, None)))
+    best = float(np.mean(payoff(own, reference, None)))
     means = site_means(free, fitted)
     whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
     before = _Before(free, fitted), _Before(free, judged)

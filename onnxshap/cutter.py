@@ -19,12 +19,15 @@ from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, make_plan
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit, rematch
 from onnxshap.rewrite import small_model
+from onnxshap.rounds import Part, eased
 from onnxshap.tracing import Traced
 from onnxshap.tuning import Tuning
 from onnxshap.verify import Verified, check_loads, verify
 
 REPAIRS = ("lstsq", "fold", "none", "distill")
-ALLOCATIONS = ("curves", "uniform")
+ALLOCATIONS = ("curves", "uniform", "iterative")
+ROUNDS = 2
+"""Of the allocation `iterative`."""
 WORK = 10**13
 """Multiply-accumulates that measuring the curves may take by default, a few minutes on two cores."""
 Tell = Callable[[str, int, int], None]
@@ -91,11 +94,13 @@ class Cutter:
         data: images to measure curves, to repair and to verify with.
         repair: one of `REPAIRS`; None = lstsq where there are data for it, else fold.
         allocation: how widths are shared out, one of `ALLOCATIONS`; None = curves where they are affordable and the
-            repair is lstsq or distill, else uniform.
+            repair is lstsq or distill, else uniform. Iterative is curves in rounds: part of the way, then values and
+            curves of the model cut and repaired so far.
         seed: of all randomness.
         progress: told what is going on.
         clock: told how long it took.
         curves: what groups lose at each width; measured where a plan first needs them, unless given.
+        rescore: values of the groups of a model cut so far, for iterative; None = the values given stay.
     """
 
     traced: Traced
@@ -109,6 +114,7 @@ class Cutter:
     progress: Tell = lambda stage, done, total: None
     clock: Clock = field(default_factory=Clock)
     curves: Mapping[str, FloatArray] | None = None
+    rescore: Callable[[Traced], Mapping[str, FloatArray]] | None = None
     _means: Means = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -122,10 +128,11 @@ class Cutter:
             require_torch()
         enough = len(self.data) >= FEWEST_IMAGES
         self.repair = self.repair or ("lstsq" if enough else "fold")
-        asked = self.allocation == "curves"
+        asked = self.allocation in ("curves", "iterative")
         images, self._fractions = affordable(self.traced, self.groups, len(self.data), float("inf") if asked else WORK)
         if asked and not images:
-            raise OnnxshapError(f"allocation curves needs at least {round(FEWEST_IMAGES / 0.6)} images; give more data")
+            least = round(FEWEST_IMAGES / 0.6)
+            raise OnnxshapError(f"allocation {self.allocation} needs at least {least} images; give more data")
         if self.allocation is None:
             self.allocation = "curves" if images and self.repair in ("lstsq", "distill") else "uniform"
         self._images = images
@@ -138,21 +145,52 @@ class Cutter:
         Raises:
             BudgetError: it cannot be met.
         """
-        curves: Mapping[str, FloatArray] = {}
-        if self.allocation == "curves" and budget.units is None:
-            with self.clock.stage("curves"):
-                curves = self.curves if self.curves is not None else self._measured()
-            self.curves = curves
-        candidates = [Candidate(g.name, g.units, self.values[g.name], curves.get(g.name)) for g in self.groups]
+        values, curves = self.values, self._curves() if self.allocation != "uniform" and budget.units is None else {}
+        for number in range(1, ROUNDS if curves and self.allocation == "iterative" else 1):
+            values, curves = self._after(self._planned(eased(budget, number / ROUNDS), values, curves), values, curves)
+        return self._planned(budget, values, curves)
+
+    def _planned(
+        self, budget: Budget, values: Mapping[str, FloatArray], curves: Mapping[str, FloatArray]
+    ) -> dict[str, BoolArray]:
+        candidates = [Candidate(g.name, g.units, values[g.name], curves.get(g.name)) for g in self.groups]
         with self.clock.stage("plan"):
             return make_plan(candidates, budget, lambda keep: shares(self.traced, keep), self.traced.covers)
 
-    def _measured(self) -> dict[str, FloatArray]:
-        part = self.data.take(slice(0, self._images))
-        return loss_curves(
-            self.traced, self.free, self.groups, self.values, part, self._fractions, self.seed,
-            lambda done, total: self.progress("curves", done, total),
-        )  # fmt: skip
+    def _curves(self) -> Mapping[str, FloatArray]:
+        if self.curves is None:
+            self.curves = self._measured(self.traced, self.free, self.groups, self.values)
+        return self.curves
+
+    def _after(
+        self, keep: Mapping[str, BoolArray], values: Mapping[str, FloatArray], curves: Mapping[str, FloatArray]
+    ) -> tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]:
+        """Return values and curves once the model is cut by a plan and repaired."""
+        with self.clock.stage("repair"):
+            model = (
+                self.rough(keep) if self.repair == "none" else finish(self._repaired(keep)[0], self.traced.shaped.graph)
+            )
+            part = Part.of(self.traced, self.groups, keep, model)
+        found = {name: values[name][units] for name, units in part.kept.items()}
+        if self.rescore is not None:
+            with self.clock.stage("score"):
+                found = {**found, **self.rescore(part.traced)}
+        lost = self._measured(part.traced, part.free, part.groups, found, self.free)
+        return part.values(found, values), part.curves(lost, curves, keep)
+
+    def _measured(
+        self,
+        traced: Traced,
+        free: Traced,
+        groups: Sequence[Group],
+        values: Mapping[str, FloatArray],
+        original: Traced | None = None,
+    ) -> dict[str, FloatArray]:
+        with self.clock.stage("curves"):
+            return loss_curves(
+                traced, free, groups, values, self.data.take(slice(0, self._images)), self._fractions, self.seed,
+                lambda done, total: self.progress("curves", done, total), original,
+            )  # fmt: skip
 
     def rough(self, keep: Mapping[str, BoolArray]) -> ModelProto:
         """Return the cut model before any refit."""

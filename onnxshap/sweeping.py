@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -191,15 +192,18 @@ def sweep(
     total = len(methods) * (len(budgets) - len(left_out))
     for method in dict.fromkeys(methods):
         clock = Clock()
+        scored = partial(
+            api.score, method=method, payoff=payoff, baseline=baseline, samples=samples, max_evals=max_evals,
+            max_seconds=max_seconds, decided=decided, seed=seed, workers=workers, cluster=cluster, progress=progress,
+        )  # fmt: skip
         with clock.stage("score"):
-            found = api.score(
-                traced, dataset, method=method, payoff=payoff, baseline=baseline, include=include, exclude=exclude,
-                samples=samples, max_evals=max_evals, max_seconds=max_seconds, decided=decided, seed=seed,
-                workers=workers, cluster=cluster, progress=progress,
-            )  # fmt: skip
+            found = scored(traced, dataset, include=include, exclude=exclude)
         phi = {g.name: found.values[g.name].phi for g in groups}
         told = _only(progress, "curves", "distill")
-        cutter = Cutter(traced, free, groups, phi, repaired_on, repair, allocation, seed, told, clock)
+        cutter = Cutter(
+            traced, free, groups, phi, repaired_on, repair, allocation, seed, told, clock,
+            rescore=partial(_rescored, scored, dataset),
+        )  # fmt: skip
         points: list[Point] = []
         for share, budget in budgets.items():
             if share not in left_out:
@@ -211,6 +215,11 @@ def sweep(
     return Sweep(
         bench.before(), curves, bench.judge.name, left_out, len(dataset), dataset.source, len(held_out), held_out.source
     )
+
+
+def _rescored(scored: Callable[..., api.Scores], data: Dataset, part: Traced) -> dict[str, FloatArray]:
+    """Return the values of a model cut so far."""
+    return {name: value.phi for name, value in scored(part, data).values.items()}
 
 
 def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float, Budget]) -> dict[float, str]:

@@ -6,6 +6,7 @@ onnxruntime before anything is trained (`distill.py`): an op that is not in it, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -202,7 +203,16 @@ def _clip(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     low = i[1] if len(i) > 1 else a.get("min")
     high = i[2] if len(i) > 2 else a.get("max")
     low, high = (value.item() if isinstance(value, Tensor) else value for value in (low, high))
-    return torch.clamp(i[0], low, high)
+    return clipped(i[0], -math.inf if low is None else low, math.inf if high is None else high)
+
+
+def clipped(x: Tensor, low: float, high: float) -> Tensor:
+    """Return x between two bounds, by ops whose gradient is one pass (that of `torch.clamp` is four)."""
+    if not x.is_floating_point():
+        return torch.clamp(x, *(None if math.isinf(bound) else bound for bound in (low, high)))
+    if high == math.inf:
+        return x if low == -math.inf else F.relu(x) if low == 0 else F.threshold(x, low, low)
+    return F.hardtanh(x, low, high) if low <= high else torch.full_like(x, high)
 
 
 def _layer_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:

@@ -41,7 +41,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"masking"}),
     frozenset({"calibrate", "permuting", "rewrite"}),
     frozenset({"game", "measure", "pivots", "repair", "torchgraph", "verify"}),
-    frozenset({"curves", "methods"}),
+    frozenset({"curves", "methods", "rounds"}),
     frozenset({"distill"}),
     frozenset({"cutter"}),
     frozenset({"search"}),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
-from onnxshap import search
-from onnxshap.core import BoolArray, Dataset
-from onnxshap.curves import affordable, convex
-from onnxshap.errors import BudgetError, DataError, OnnxshapError
+from onnxshap import cutter, rounds, search
+from onnxshap.core import BoolArray, Dataset, FloatArray
+from onnxshap.curves import affordable, convex, loss_curves
+from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
+from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, make_plan
+from onnxshap.rewrite import small_model
+from onnxshap.rounds import Part
+from onnxshap.tracing import Keep, Traced
 from tests.test_repair import images
 from tests.test_repair import net as raw_net
 
@@ -74,10 +79,49 @@ def test_curves_are_the_default_and_uniform_can_be_asked_for() -> None:
     assert (found.allocation, found.repair) == ("curves", "lstsq")
     assert onnxshap.prune(net(), data, keep_macs=0.6, method="l1", repair="fold").allocation == "uniform"
     assert onnxshap.prune(net(), data, keep_macs=0.6, method="l1", allocation="uniform").allocation == "uniform"
-    with pytest.raises(OnnxshapError, match="'best' is unknown; choose one of curves, uniform"):
+    with pytest.raises(OnnxshapError, match="'best' is unknown; choose one of curves, uniform, iterative"):
         onnxshap.prune(net(), data, keep_macs=0.6, allocation="best")
     with pytest.raises(OnnxshapError, match="needs at least 33 images"):
         onnxshap.prune(net(), labelled(25), keep_macs=0.6, method="l1", allocation="curves")
+
+
+def test_iterative_ranks_and_measures_again_half_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, seen = labelled(80), list[Traced]()
+
+    def curves(traced: Traced, *args: Any) -> dict[str, FloatArray]:
+        seen.append(traced)
+        return loss_curves(traced, *args)
+
+    monkeypatch.setattr(cutter, "loss_curves", curves)
+    found = onnxshap.prune(net(), data, keep_macs=0.4, method="l1", allocation="iterative")
+    live, cost = found.traced.alive(found.keep), found.traced.cost
+    assert found.allocation == "iterative" and cost.macs(live) <= 0.4 * cost.macs()
+    whole, part = (traced.cost.macs() / cost.macs() for traced in seen)
+    assert whole == 1.0 and 0.4 < part <= 0.4**0.5
+    again = onnxshap.prune(net(), data, keep_macs=0.4, method="l1", allocation="iterative")
+    assert again.model == found.model
+
+
+def test_what_a_round_finds_is_carried_back_to_all_units() -> None:
+    keep = {"g": np.array([True, False, True, False])}
+    part = Part(None, None, (), {"g": np.array([0, 2])})  # type: ignore[arg-type]
+    values = part.values({"g": np.array([1.0, 5.0])}, {"g": np.array([4.0, 2.0, 3.0, 1.0])})["g"]
+    assert np.argsort(-values).tolist() == [2, 0, 1, 3]
+    before = {"g": np.array([9.0, 5.0, 2.0, 1.0, 0.0])}
+    assert part.curves({"g": np.array([8.0, 3.0, 0.0])}, before, keep)["g"].tolist() == [8.0, 3.0, 0.0, 0.0, 0.0]
+    assert part.curves({}, before, keep)["g"].tolist() == [7.0, 3.0, 0.0, 0.0, 0.0]
+
+
+def test_a_model_whose_units_change_places_is_not_cut_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def turned(traced: Traced, plan: Keep, means: Means) -> ModelProto:
+        calls.append(1)
+        return small_model(traced, {n: f[::-1] for n, f in plan.items()} if len(calls) == 2 else plan, means)
+
+    monkeypatch.setattr(rounds, "small_model", turned)
+    with pytest.raises(ModelError, match="do not keep their order when it is cut; use curves"):
+        onnxshap.prune(net(), labelled(80), keep_macs=0.4, method="l1", allocation="iterative")
 
 
 def test_bytes_are_a_budget() -> None:

@@ -441,6 +441,7 @@ class Selection:
         axis: the axis selected on, of both; other axes are the same.
         index: int[n_out], input position of each output position.
         others: axes of the source that the nodes carry along.
+        shape: that of the index of a Gather, -1 where its positions lie.
     """
 
     nodes: tuple[int, ...]
@@ -449,6 +450,7 @@ class Selection:
     axis: int
     index: IntArray
     others: tuple[int, ...] = ()
+    shape: tuple[int, ...] = (-1,)
 
     def apply(self, edit: Edit) -> None:
         """Select the live positions among the live positions."""
@@ -459,11 +461,11 @@ class Selection:
         chosen = position[self.index[alive[self.index]]].astype(np.int64)
         for node in self.nodes[:-1]:
             edit.replace(node, [])
-        if np.array_equal(chosen, np.arange(alive.sum())):
+        if len(self.shape) == 1 and np.array_equal(chosen, np.arange(alive.sum())):
             same = helper.make_node("Identity", [self.source], [self.target], name=f"{self.target}.gather")
             return edit.replace(self.nodes[-1], [same])
         made: list[NodeProto] = []
-        _gathered(edit, self.source, self.target, self.axis, chosen, made)
+        _gathered(edit, self.source, self.target, self.axis, chosen.reshape(self.shape), made)
         return edit.replace(self.nodes[-1], made)
 
 

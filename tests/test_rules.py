@@ -282,6 +282,15 @@ case("layer norms before and behind the blocks of a trunk", net("""(float[N,5,12
     y = MatMul(n3, w5)
 }""", opset=20, ir=9, w0=(12, 8), b0=(8,), s1=(8,), b1=(8,), w1=(8, 6), w2=(6, 8), s2=(8,), b2=(8,), w3=(8, 4),
     w4=(4, 8), s3=(8,), b3=(8,), w5=(8, 3)), [8, 6, 4])
+case("gathered by numbers that spread one axis over several", net("""(float[1,3,4,4] x) => (float[1,2,1,1] y) {
+    a = Conv(x, w0)
+    m = ReduceMean<axes=[2,3]>(a)
+    f = Reshape(m, flat)
+    g = Gather<axis=0>(f, places)
+    b = LayerNormalization<axis=1>(g, s, t)
+    y = Conv(b, w1)
+}""", w0=(8, 3, 1, 1), flat=[8], places=np.array([3, 1, 0, 2, 4, 5, 7, -2]).reshape(1, 8, 1, 1), s=(8, 1, 1),
+    t=(8, 1, 1), w1=(2, 8, 1, 1)), [8])
 case("layer norms taken apart", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     t = MatMul(x, w0)
     u = Add(t, b0)
@@ -1730,7 +1739,7 @@ _NO_ROWS = {
     *(f"com.microsoft.GroupQueryAttention, {keys} heads of keys" for keys in ("fewer", "as many")),
     "com.microsoft.GroupQueryAttention of one tensor, with a cache",
     *("sampling by grids", "regions", "largest places, elements, triangles"),
-    "DynamicQuantizeLSTM: what goes in",
+    *("DynamicQuantizeLSTM: what goes in", "gathered by numbers that spread one axis over several"),
     *("dynamic: ConvInteger", "dynamic: MatMulInteger", "dynamic: DynamicQuantizeMatMul"),
 }
 """Nets whose images lie on another axis than the first, are counted in constants, or share codes' range or masks."""

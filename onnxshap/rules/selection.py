@@ -96,6 +96,14 @@ def gather(op: Op, ax: Axes) -> None:
     if index.value is not None and index.rank == 1:
         _select(op, ax, axis, index.value % x.shape[axis])
         return
+    wide = [k for k, size in enumerate(index.shape) if size > 1]
+    if index.value is not None and len(wide) == 1:
+        positions = index.value.ravel() % x.shape[axis]
+        ax.tie(ax.input(0, axis)[positions], ax.output(0, axis + wide[0]))
+        shape = tuple(-1 if k in wide else 1 for k in range(index.rank))
+        others = tuple(a for a in range(x.rank) if a != axis)
+        ax.fix(Selection((op.index,), x.name, y.name, axis, positions, others, shape))
+        return
     ax.freeze(ax.input(0, axis), "Gather looks positions up by number")
     for k in range(index.rank):
         ax.tie(ax.input(1, k), ax.output(0, axis + k))

@@ -370,21 +370,19 @@ class Refilled:
         alive = {axis: edit.alive(self.source, axis) for axis in cut}
         node, rank = edit.node(self.node), edit.rank(self.source)
         for k in self.parameters:
-            if len(node.input) > k and node.input[k]:
-                values = edit.constant(node.input[k])
-                first = self.axes[-1] + 1 - values.ndim
-                gone = {axis - first: int((~alive[axis]).sum()) for axis in cut}
-                wide = np.pad(values, [(0, gone.get(axis, 0)) for axis in range(values.ndim)])
-                edit.set_constant(node.input[k], wide)
+            values = edit.constant(node.input[k])
+            first = self.axes[-1] + 1 - values.ndim
+            gone = {axis - first: int((~alive[axis]).sum()) for axis in cut}
+            wide = np.pad(values, [(0, gone.get(axis, 0)) for axis in range(values.ndim)])
+            edit.set_constant(node.input[k], wide)
         before: list[NodeProto] = []
         behind: list[NodeProto] = []
-        for k in dict.fromkeys(self.data):
+        for k in self.data:
             node.input[k] = self._filled(edit, node.input[k], f"{node.output[0]}.input{k}", rank, alive, before)
         for j in self.outputs:
-            if len(node.output) > j and node.output[j]:
-                result = node.output[j]
-                node.output[j] = f"{result}.whole"
-                self._emptied(edit, node.output[j], result, alive, behind)
+            result = node.output[j]
+            node.output[j] = f"{result}.whole"
+            self._emptied(edit, node.output[j], result, alive, behind)
         edit.replace(self.node, [*before, node, *behind])
 
     def _filled(
@@ -401,7 +399,7 @@ class Refilled:
             amounts = edit.new_constant(f"{base}.pads", pads.ravel())
             nodes.append(helper.make_node("Pad", [name, amounts], [padded], name=padded))
         for axis, kept in alive.items() if self.ordered else ():
-            places = np.where(kept, np.cumsum(kept) - 1, kept.sum()).astype(np.int64)
+            places = np.where(kept, np.cumsum(kept) - 1, kept.sum())
             padded = _gathered(edit, padded, f"{base}.ordered{axis}", axis, places, nodes)
         return padded
 

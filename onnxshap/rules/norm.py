@@ -60,9 +60,14 @@ def as_a_whole(
                 )
             )
             return
+    stay(ax, axes, f"{op.type} {why} over it", data, outputs)
+
+
+def stay(ax: Axes, axes: Sequence[int], reason: str, data: Sequence[int], outputs: Sequence[int]) -> None:
+    """State that axes of some inputs and outputs stay."""
     for axis in axes:
         for atoms in (*(ax.input(k, axis) for k in data), *(ax.output(out, axis) for out in outputs)):
-            ax.freeze(atoms, f"{op.type} {why} over it")
+            ax.freeze(atoms, reason)
 
 
 STATISTICS = "takes statistics"

@@ -23,7 +23,7 @@ from functools import cached_property
 
 import numpy as np
 import scipy.linalg
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto, TensorProto
 from scipy.optimize import linear_sum_assignment
 
 from onnxshap.calibrate import channel_covariances
@@ -456,26 +456,28 @@ def choose(
 def grouped(model: ModelProto, chosen: Mapping[str, int]) -> ModelProto:
     """Return a form of a model with Convs, by their outputs' names, in groups: the weights of their diagonal blocks."""
     made = copied(model)
-    stored = {t.name: t for t in made.graph.initializer}
-    for node in made.graph.node:
-        if (groups := chosen.get(node.output[0], 1) if node.output else 1) > 1:
-            weights = stored[node.input[1]]
-            values = array(weights)
-            blocks = [np.split(part, groups, 1)[k] for k, part in enumerate(np.split(values, groups))]
-            weights.CopyFrom(tensor(weights.name, np.concatenate(blocks)))
-            set_attribute(node, "group", groups)
+    for node, weights, groups in _chosen_convs(made, chosen):
+        parts = np.split(array(weights), groups)
+        blocks = [np.split(part, groups, 1)[k] for k, part in enumerate(parts)]
+        weights.CopyFrom(tensor(weights.name, np.concatenate(blocks)))
+        set_attribute(node, "group", groups)
     return made
 
 
 def zeroed(model: ModelProto, chosen: Mapping[str, int]) -> ModelProto:
     """Return what `grouped` computes without groups: the same Convs with zeros off their diagonal blocks."""
     made = copied(model)
-    stored = {t.name: t for t in made.graph.initializer}
-    for node in made.graph.node:
-        if (groups := chosen.get(node.output[0], 1) if node.output else 1) > 1:
-            weights = stored[node.input[1]]
-            values = array(weights)
-            outs, ins = (np.arange(size) * groups // size for size in values.shape[:2])
-            on = (outs[:, None] == ins).reshape(*values.shape[:2], *[1] * (values.ndim - 2))
-            weights.CopyFrom(tensor(weights.name, np.where(on, values, 0).astype(values.dtype)))
+    for _, weights, groups in _chosen_convs(made, chosen):
+        values = array(weights)
+        outs, ins = (np.arange(size) * groups // size for size in values.shape[:2])
+        on = (outs[:, None] == ins).reshape(*values.shape[:2], *[1] * (values.ndim - 2))
+        weights.CopyFrom(tensor(weights.name, np.where(on, values, 0).astype(values.dtype)))
     return made
+
+
+def _chosen_convs(model: ModelProto, chosen: Mapping[str, int]) -> Iterator[tuple[NodeProto, TensorProto, int]]:
+    """Yield the Convs that get several groups, their weights, to be changed in place, and how many."""
+    stored = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.output and (groups := chosen.get(node.output[0], 1)) > 1:
+            yield node, stored[node.input[1]], groups

@@ -33,7 +33,7 @@ from onnxshap.runners import Cluster, Processes, Runner
 from onnxshap.scoring import DECIDED, Rules, score_groups
 from onnxshap.search import Drop, Judge, within_drop, within_latency
 from onnxshap.shapes import input_specs
-from onnxshap.tracing import Traced, trace
+from onnxshap.tracing import Keep, Traced, trace
 from onnxshap.tuning import Tuning
 from onnxshap.verify import Verified
 from onnxshap.weights import digest, file_size, put_in
@@ -470,10 +470,11 @@ def prune(
         rescore=again if values is None else None,
     )  # fmt: skip
     lost: Drop | None = None
+    plan: Keep | None = None
     if target_latency is not None:
-        budget = within_latency(cutter, budget, target_latency, held_out)
+        budget, plan = within_latency(cutter, budget, target_latency, held_out)
     if max_drop is None:
-        result = cutter.cut(cutter.plan(budget), dataset)
+        result = cutter.cut(cutter.plan(budget) if plan is None else plan, dataset)
     else:
         against = Judge.of(traced, held_out, reference, judge)
         result, lost = within_drop(cutter, budget, against, max_drop, dataset)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx import ModelProto
@@ -16,7 +16,7 @@ from onnxshap.errors import OnnxshapError
 from onnxshap.graph import finish
 from onnxshap.groups import Group
 from onnxshap.masking import Means
-from onnxshap.plan import Budget, Candidate, make_plan
+from onnxshap.plan import Budget, Candidate, fits, make_plan, wider_plans
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit, rematch
 from onnxshap.rewrite import small_model
 from onnxshap.rounds import Part, eased
@@ -150,12 +150,32 @@ class Cutter:
             values, curves = self._after(self._planned(eased(budget, number / ROUNDS), values, curves), values, curves)
         return self._planned(budget, values, curves)
 
+    def lost(self, keep: Mapping[str, BoolArray]) -> float:
+        """Return what a plan loses, to compare plans: by the curves where there are some, else the MACs."""
+        if not self.curves:
+            return 1 - shares(self.traced, keep)["macs"]
+        return float(sum(self.curves[name][int(kept.sum())] for name, kept in keep.items()))
+
+    def wider(self, keep: Mapping[str, BoolArray], budget: Budget) -> Iterator[tuple[str, dict[str, BoolArray]]]:
+        """Yield group and plan with that group one step wider than in `keep`, the most useful first.
+
+        Plans that exceed a share which the budget has are left out.
+        """
+        candidates = self._candidates(self.values, self.curves or {})
+        for name, plan in wider_plans(candidates, budget, keep, self.traced.covers):
+            if fits(shares(self.traced, plan), budget):
+                yield name, plan
+
     def _planned(
         self, budget: Budget, values: Mapping[str, FloatArray], curves: Mapping[str, FloatArray]
     ) -> dict[str, BoolArray]:
-        candidates = [Candidate(g.name, g.units, values[g.name], curves.get(g.name)) for g in self.groups]
         with self.clock.stage("plan"):
-            return make_plan(candidates, budget, lambda keep: shares(self.traced, keep), self.traced.covers)
+            return make_plan(
+                self._candidates(values, curves), budget, lambda keep: shares(self.traced, keep), self.traced.covers
+            )
+
+    def _candidates(self, values: Mapping[str, FloatArray], curves: Mapping[str, FloatArray]) -> list[Candidate]:
+        return [Candidate(g.name, g.units, values[g.name], curves.get(g.name)) for g in self.groups]
 
     def _curves(self) -> Mapping[str, FloatArray]:
         if self.curves is None:

@@ -134,7 +134,27 @@ def make_plan(
     return _uniform(planner, budget, measure)
 
 
-def _fits(kept: Mapping[str, float], budget: Budget) -> bool:
+def wider_plans(
+    candidates: Sequence[Candidate], budget: Budget, keep: Keep, covers: Sequence[NDArray[np.intp]] = ()
+) -> Iterator[tuple[str, dict[str, BoolArray]]]:
+    """Yield group and plan with that group one step wider, for every group that is cut.
+
+    In the order in which steps are worth taking: the greatest gain by the curves first, else the relatively narrowest.
+    """
+    planner = _Planner(candidates, budget, covers)
+    widths = [int(keep[c.name].sum()) for c in candidates]
+
+    def order(k: int) -> tuple[float, int]:
+        if candidates[k].loss is None:
+            return widths[k] / len(candidates[k].units), k
+        return planner.loss(k, planner.wider(k, widths[k])) - planner.loss(k, widths[k]), k
+
+    for k in sorted((k for k, c in enumerate(candidates) if widths[k] < len(c.units)), key=order):
+        yield candidates[k].name, planner.at([*widths[:k], planner.wider(k, widths[k]), *widths[k + 1 :]])
+
+
+def fits(kept: Mapping[str, float], budget: Budget) -> bool:
+    """Return whether the shares that a plan keeps are within a budget."""
     return all(kept[name] <= share + 1e-12 for name, share in budget.shares.items())
 
 
@@ -195,7 +215,7 @@ def _uniform(planner: _Planner, budget: Budget, measure: Measure) -> dict[str, B
     low, high = 0.0, 1.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if _fits(measure(planner.at(planner.widths(middle))), budget) else (low, middle)
+        low, high = (middle, high) if fits(measure(planner.at(planner.widths(middle))), budget) else (low, middle)
     return _filled(planner, planner.widths(low), budget, measure)
 
 
@@ -208,16 +228,16 @@ def _filled(planner: _Planner, widths: list[int], budget: Budget, measure: Measu
     while len(shut) < _MISSES:
         steps = _steps(planner, widths, budget, shut)
         taken: list[tuple[int, int]] = []
-        low, fits = 0, True
-        while fits and (more := list(itertools.islice(steps, max(1, len(taken))))):
+        low, within = 0, True
+        while within and (more := list(itertools.islice(steps, max(1, len(taken))))):
             low = len(taken)
             taken += more
-            fits = _fits(measure(planner.at(_after(widths, taken))), budget)
-        low, high = (len(taken), len(taken)) if fits else (low, len(taken) - 1)
+            within = fits(measure(planner.at(_after(widths, taken))), budget)
+        low, high = (len(taken), len(taken)) if within else (low, len(taken) - 1)
         while low < high:
             middle = (low + high + 1) // 2
-            fits = _fits(measure(planner.at(_after(widths, taken[:middle]))), budget)
-            low, high = (middle, high) if fits else (low, middle - 1)
+            within = fits(measure(planner.at(_after(widths, taken[:middle]))), budget)
+            low, high = (middle, high) if within else (low, middle - 1)
         widths = _after(widths, taken[:low])
         if low == len(taken):
             break

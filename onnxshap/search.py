@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnxshap import payoffs
 from onnxshap.calibrate import run_all, usual_batch
-from onnxshap.core import Array, Dataset, FloatArray, Payoff
+from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff
 from onnxshap.cutter import Cut, Cutter, shares
 from onnxshap.errors import BudgetError, DataError
 from onnxshap.measure import latencies
@@ -17,6 +17,13 @@ from onnxshap.plan import Budget, smallest
 from onnxshap.tracing import Traced
 
 _STEPS = 7
+_FILLS = 16
+"""Most groups that are tried one step wider, once bisection ends below a latency."""
+_FULL = 0.97
+"""Share of a latency that is near enough."""
+_ALIGNMENTS = (None, 8, 16)
+"""Steps of the widths that are tried for a latency: the default, then those of AVX2 and AVX-512."""
+_TRIALS = _STEPS * len(_ALIGNMENTS) + _FILLS
 
 
 @dataclass(frozen=True)
@@ -136,42 +143,113 @@ def within_drop(cutter: Cutter, budget: Budget, judge: Judge, most: float, check
     return best
 
 
-def within_latency(cutter: Cutter, budget: Budget, target: float, data: Dataset) -> Budget:
-    """Return the widest budget found whose model runs in `target` milliseconds.
+def within_latency(cutter: Cutter, budget: Budget, target: float, data: Dataset) -> tuple[Budget, dict[str, BoolArray]]:
+    """Return the widest budget found whose model runs in `target` milliseconds, and the widest plan.
 
     Bisection over the share of the multiply-accumulates; every trial is a real file, run in turn with the original. How
     the two compare is what counts, times the original's median over all trials so far: a machine that is busier during
-    one trial than during another does not decide.
+    one trial than during another does not decide. Which step of the widths is worth most depends on the layers and on
+    the machine's vectors: unless one is given, several are tried, and the plan that loses least counts. Time falls in
+    jumps, where a layer's last vector goes, so a share may leave much of the target unused: then groups are widened one
+    by one while the file stays within it.
 
     Raises:
         BudgetError: the original is fast enough, or the smallest allowed model is too slow.
     """
-    traced = cutter.traced
-    feeds = usual_batch(traced, data)
-    wholes: list[float] = []
-
-    def milliseconds(share: float) -> float:
-        small = cutter.rough(cutter.plan(_tightened(budget, share)))
-        whole, found = latencies(traced.backend, [traced.source, small], feeds)
-        wholes.append(whole)
-        return found / whole * float(np.median(wholes))
-
-    low, high = _smallest(cutter, budget), budget.macs or 1.0
-    fastest = milliseconds(low)
-    (whole,) = wholes
-    if not 0 < target < whole:
-        raise BudgetError(f"target-latency {target:g} ms: the model already runs in {whole:.3g} ms; ask for less")
-    if fastest > target:
+    stopwatch = _Stopwatch(cutter, usual_batch(cutter.traced, data), target)
+    steps = _ALIGNMENTS if budget.multiple_of is None else (budget.multiple_of,)
+    found = [trial for step in steps if (trial := _bisected(stopwatch, replace(budget, multiple_of=step))) is not None]
+    if not found:
         raise BudgetError(
-            f"target-latency {target:g} ms cannot be reached: the smallest allowed model runs in {fastest:.3g} ms "
-            f"(the original in {whole:.3g}); allow more, or lower --min-units or --multiple-of"
+            f"target-latency {target:g} ms cannot be reached: the smallest allowed model runs in "
+            f"{stopwatch.least:.3g} ms (the original in {stopwatch.whole:.3g}); allow more, or lower --min-units or "
+            "--multiple-of"
         )
-    for number in range(_STEPS):
-        cutter.progress("search", number, _STEPS)
-        share = (low + high) / 2
-        if milliseconds(share) <= target:
-            low = share
+    best = _filled(stopwatch, min(found, key=lambda trial: cutter.lost(trial.keep)), budget)
+    cutter.progress("search", 1, 1)
+    return best.budget, best.keep
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A plan within a budget, and the milliseconds that its model takes."""
+
+    budget: Budget
+    keep: dict[str, BoolArray]
+    taken: float
+
+
+@dataclass
+class _Stopwatch:
+    """Times plans.
+
+    Attributes:
+        cutter: what makes models of them.
+        feeds: one batch.
+        target: milliseconds.
+        wholes: what the original took, trial by trial.
+        least: the least milliseconds so far.
+        trials: how many there may be.
+    """
+
+    cutter: Cutter
+    feeds: Mapping[str, Array]
+    target: float
+    wholes: list[float] = field(default_factory=list)
+    least: float = float("inf")
+
+    @property
+    def whole(self) -> float:
+        """The original's milliseconds."""
+        return float(np.median(self.wholes))
+
+    def __call__(self, budget: Budget, keep: dict[str, BoolArray]) -> _Timed:
+        """Return what a plan takes."""
+        traced = self.cutter.traced
+        self.cutter.progress("search", len(self.wholes), max(len(self.wholes) + 1, _TRIALS))
+        whole, small = latencies(traced.backend, [traced.source, self.cutter.rough(keep)], self.feeds)
+        if not 0 < self.target < whole and not self.wholes:
+            raise BudgetError(
+                f"target-latency {self.target:g} ms: the model already runs in {whole:.3g} ms; ask for less"
+            )
+        self.wholes.append(whole)
+        taken = small / whole * self.whole
+        self.least = min(self.least, taken)
+        return _Timed(budget, keep, taken)
+
+
+def _bisected(stopwatch: _Stopwatch, budget: Budget) -> _Timed | None:
+    """Return the largest share of the multiply-accumulates found that is within the target, None where none is."""
+    cutter = stopwatch.cutter
+    low, high = _smallest(cutter, budget), budget.macs or 1.0
+    if low > high:
+        return None
+    tightened = _tightened(budget, low)
+    best = stopwatch(tightened, cutter.plan(tightened))
+    if best.taken > stopwatch.target:
+        return None
+    for _ in range(_STEPS - 1):
+        tightened = _tightened(budget, (low + high) / 2)
+        trial = stopwatch(tightened, cutter.plan(tightened))
+        if trial.taken <= stopwatch.target:
+            low, best = (low + high) / 2, trial
         else:
-            high = share
-    cutter.progress("search", _STEPS, _STEPS)
-    return _tightened(budget, low)
+            high = (low + high) / 2
+    return best
+
+
+def _filled(stopwatch: _Stopwatch, best: _Timed, budget: Budget) -> _Timed:
+    """Return a plan whose groups are widened one by one, within the budget, until the target is used."""
+    budget = replace(budget, multiple_of=best.budget.multiple_of)
+    shut: set[str] = set()
+    for _ in range(_FILLS):
+        wider = stopwatch.cutter.wider(best.keep, budget)
+        name, keep = next(((name, keep) for name, keep in wider if name not in shut), ("", None))
+        if best.taken >= _FULL * stopwatch.target or keep is None:
+            break
+        trial = stopwatch(best.budget, keep)
+        if trial.taken <= stopwatch.target:
+            best = trial
+        else:
+            shut.add(name)
+    return best

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 from onnx import ModelProto, numpy_helper
 
@@ -161,6 +163,58 @@ def test_budgets_that_cannot_be_met(options: dict[str, float], words: str) -> No
 def test_max_drop_needs_images_to_hold_out() -> None:
     with pytest.raises(DataError, match="give at least 40, or --eval-data"):
         onnxshap.prune(net(), labelled(30), max_drop=0.1, method="l1")
+
+
+def wide() -> ModelProto:
+    """Return a net of three layers, 48, 64 and 48 wide."""
+    rng = np.random.default_rng(0)
+    widths = (3, 48, 64, 48)
+    weights = [rng.standard_normal((b, a, 1, 1)).astype(np.float32) for a, b in itertools.pairwise(widths)]
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        wide (float[N, 3, 4, 4] x) => (float[N, 5] y) {
+          a = Conv(x, w0) b = Relu(a) c = Conv(b, w1) d = Relu(c) e = Conv(d, w2) f = Relu(e)
+          g = GlobalAveragePool(f) h = Flatten(g) y = MatMul(h, w3)
+        }"""
+    )
+    weights.append(rng.standard_normal((48, 5)).astype(np.float32))
+    model.graph.initializer.extend(numpy_helper.from_array(w, f"w{k}") for k, w in enumerate(weights))
+    return model
+
+
+def in_vectors(model: ModelProto) -> float:
+    """Return a time that falls only where a layer loses a whole vector of sixteen channels."""
+    shapes = [t.dims for t in model.graph.initializer if len(t.dims) == 4]
+    return float(sum(-(-out // 16) * -(-wide // 16) for out, wide, _, _ in shapes))
+
+
+def for_latency(target: float, **options: Any) -> onnxshap.Pruned:
+    """Return what is found for a latency, on noise."""
+    rng = np.random.default_rng(0)
+    data = Dataset({"x": rng.standard_normal((60, 3, 4, 4)).astype(np.float32)}, None, "noise")
+    return onnxshap.prune(wide(), data, target_latency=target, method="l1", **options)
+
+
+def test_a_latency_that_falls_in_jumps_is_met_in_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths that cost time and add little are not taken: of the steps that are tried the vector's wins."""
+    monkeypatch.setattr(search, "latencies", lambda _backend, models, *_: [in_vectors(m) for m in models])
+    target = 0.8 * in_vectors(wide())
+    found = for_latency(target, allocation="uniform", repair="fold")
+    assert 0.95 * target <= in_vectors(found.model) <= target
+    assert [t.dims[0] for t in found.model.graph.initializer if len(t.dims) == 4] == [48, 48, 48]
+    finer = for_latency(target, allocation="uniform", repair="fold", multiple_of=4)
+    assert finer.after.macs < found.after.macs
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "curves"])
+def test_what_bisection_leaves_of_a_latency_is_filled(monkeypatch: pytest.MonkeyPatch, allocation: str) -> None:
+    monkeypatch.setattr(search, "latencies", lambda _backend, models, *_: [in_vectors(m) for m in models])
+    monkeypatch.setattr(search, "_STEPS", 1)  # the smallest model is all that is tried
+    target = 0.4 * in_vectors(wide())
+    found = for_latency(target, allocation=allocation, repair="fold", multiple_of=16)
+    assert 0.75 * target <= in_vectors(found.model) <= target
+    bounded = for_latency(target, keep_macs=0.15, allocation=allocation, repair="fold", multiple_of=16)
+    assert bounded.after.macs <= 0.15 * bounded.before.macs
 
 
 def test_a_latency_is_met_by_the_widest_model(monkeypatch: pytest.MonkeyPatch) -> None:

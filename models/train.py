@@ -1,10 +1,10 @@
 """Train the example networks on Fashion-MNIST and export them, with slices of the data, for tests and benchmarks.
 
-python models/train.py [vgg|resdw|resnet20|all|data] [--data DIR] [--out DIR] [--seed N] [--epochs N] [--threads N]
+python models/train.py [vgg|resdw|resnet20|vit|all|data] [--data DIR] [--out DIR] [--seed N] [--epochs N] [--threads N]
 
-`vgg` and `resnet20` go through torch's dynamo exporter and `resdw` through the legacy one, so that the files show the
-habits of both. Runs repeat for the same seed, thread count and torch release. The last epoch's weights are exported:
-the test set is looked at once, on the finished file.
+`vgg`, `resnet20` and `vit` go through torch's dynamo exporter and `resdw` through the legacy one, so that the files
+show the habits of both. Runs repeat for the same seed, thread count and torch release. The last epoch's weights are
+exported: the test set is looked at once, on the finished file.
 """
 
 import gzip
@@ -134,6 +134,71 @@ def resnet20() -> nn.Module:
     )
 
 
+class Attention(nn.Module):
+    """Multi-head self-attention; queries, keys and values come out of one Linear."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what tokens [n, tokens, width] gather from each other."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(seen.transpose(1, 2).flatten(2))
+
+
+class EncoderBlock(nn.Module):
+    """The pre-norm transformer block of ViT: attention, then two Linear with GELU between, each with a residual sum."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attend = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
+        self.think = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [n, tokens, width] after both."""
+        x = x + self.attend(x)
+        return x + self.think(x)
+
+
+class Tokens(nn.Module):
+    """Pixels of a feature map in a row, their learned positions added."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(0.02 * torch.randn(count, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [n, width, h, w] as [n, h * w, width]."""
+        return x.flatten(2).transpose(1, 2) + self.positions
+
+
+class MeanToken(nn.Module):
+    """Mean over the tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [n, width] of [n, tokens, width]."""
+        return x.mean(1)
+
+
+def vit() -> nn.Module:
+    """Return a small vision transformer (Dosovitskiy 2021) behind two strided Conv (Xiao 2021): 49 tokens, 64 wide."""
+    width = 64
+    return nn.Sequential(
+        Normalize(),
+        *conv_bn(1, 32, 3, 2),
+        nn.ReLU(),
+        *conv_bn(32, width, 3, 2),
+        Tokens(width, 7 * 7),
+        *(EncoderBlock(width, heads=4, hidden=2 * width) for _ in range(4)),
+        nn.LayerNorm(width),
+        MeanToken(),
+        nn.Linear(width, CLASSES),
+    )
+
+
 def export_dynamo(net: nn.Module, path: Path) -> None:
     """Write `net` with torch's dynamo exporter, opset 18."""
     image = torch.zeros(2, 1, 28, 28)
@@ -172,6 +237,7 @@ RECIPES = {
     "vgg": Recipe(vgg, export_dynamo, epochs=24, max_lr=0.008),
     "resdw": Recipe(resdw, export_legacy, epochs=14, max_lr=0.008),
     "resnet20": Recipe(resnet20, export_dynamo, epochs=6, max_lr=0.008),
+    "vit": Recipe(vit, export_dynamo, epochs=12, max_lr=0.002, weight_decay=0.05),
 }
 
 
@@ -279,15 +345,19 @@ def drop_stack_traces(path: Path) -> None:
 
 
 def count(model: onnx.ModelProto) -> tuple[int, int]:
-    """Return the parameters of all Conv and Gemm, and their MACs for one image (a bias costs none)."""
+    """Return the parameters of all Conv, Gemm and MatMul, and their MACs for one image (a bias costs none).
+
+    MatMul of two activations (attention) has no parameters, and its MACs are not counted.
+    """
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     sizes = {w.name: math.prod(w.dims) for w in graph.initializer}
     shapes = {v.name: v.type.tensor_type.shape.dim for v in (*graph.value_info, *graph.output)}
     params = macs = 0
     for node in graph.node:
-        if node.op_type in {"Conv", "Gemm"}:
-            pixels = math.prod(dim.dim_value for dim in shapes[node.output[0]][2:])
-            macs += pixels * sizes[node.input[1]]
+        if node.op_type in {"Conv", "Gemm", "MatMul"} and node.input[1] in sizes:
+            dims = [dim.dim_value for dim in shapes[node.output[0]]]
+            places = math.prod(dims[2:] if node.op_type == "Conv" else dims[1:-1])
+            macs += places * sizes[node.input[1]]
             params += sum(sizes[name] for name in node.input[1:])
     return params, macs
 

@@ -88,7 +88,7 @@ def check(source: Path | ModelProto, share: float, shapes: dict[str, list[int | 
 
 
 @pytest.mark.parametrize("share", [0.75, 0.5, 0.25])
-@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw"])
+@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw", "fashion_vit"])
 def test_example_nets_are_cut_exactly(name: str, share: float) -> None:
     check(MODELS / f"{name}.onnx", share)
 
@@ -126,7 +126,7 @@ def test_text_direction_survives_a_quarter_of_the_macs(
     assert result.after.macs <= 0.75 * result.before.macs
 
 
-@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw"])
+@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw", "fashion_vit"])
 def test_trained_nets_keep_their_accuracy_at_half_the_macs(name: str) -> None:
     result = onnxshap.prune(
         MODELS / f"{name}.onnx",

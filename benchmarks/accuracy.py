@@ -39,7 +39,7 @@ from onnxshap.tracing import Traced
 from onnxshap.weights import put_in
 
 FOLDER = Path(__file__).parent.parent / "models"
-MODELS = ("fashion_vgg", "fashion_resdw", "fashion_resnet20")
+MODELS = ("fashion_vgg", "fashion_resdw", "fashion_resnet20", "fashion_vit")
 BUDGETS = (0.75, 0.5, 0.25)
 STAGES = (
     ("none", "uniform"),

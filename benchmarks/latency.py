@@ -32,7 +32,7 @@ from onnxshap.plan import Budget
 from onnxshap.tracing import Traced
 
 FOLDER = Path(__file__).parent.parent / "models"
-MODELS = ("fashion_vgg", "fashion_resdw", "fashion_resnet20")
+MODELS = ("fashion_vgg", "fashion_resdw", "fashion_resnet20", "fashion_vit")
 STEPS = (None, 1, 4, 8, 16)
 IMAGES = 100
 BATCHES = (1, 16)

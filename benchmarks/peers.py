@@ -52,13 +52,15 @@ def rebuilt(build: Callable[[], nn.Module], file: ModelProto, images: Array) -> 
         ValueError: the file is not that module's.
     """
     net = build().eval()
-    weights = {t.name: array(t) for t in file.graph.initializer}
-    stored = [[weights[n] for n in node.input[1:]] for node in file.graph.node if node.op_type in ("Conv", "Gemm")]
+    stored = _layers_of(file)
     places = _in_order(net, torch.from_numpy(images[:2]))
     if len(stored) != len(places):
         raise ValueError(f"{len(stored)} layers in the file, {len(places)} in the module")
     shifts = {}
     with torch.no_grad():
+        for item in file.graph.initializer:  # layer norms and positions keep their names, and layers get theirs below
+            if item.name in dict(net.named_parameters()):
+                net.get_parameter(item.name).copy_(torch.from_numpy(array(item).copy()))
         for (layer, norm), (weight, bias) in zip(places, stored, strict=True):
             layer.weight.copy_(torch.from_numpy(weight.copy()).reshape(layer.weight.shape))
             if norm is None:
@@ -81,6 +83,19 @@ def rebuilt(build: Callable[[], nn.Module], file: ModelProto, images: Array) -> 
             norm.weight.copy_(torch.sqrt(norm.running_var + norm.eps))
             norm.bias.copy_(shifts[norm] + norm.running_mean)
     return net
+
+
+def _layers_of(file: ModelProto) -> list[tuple[Array, Array]]:
+    """Return weight and bias of every layer, as a module has them, in order."""
+    weights = {t.name: array(t) for t in file.graph.initializer}
+    added = {n.input[0]: n.input[1] for n in file.graph.node if n.op_type == "Add" and n.input[1] in weights}
+    found = []
+    for node in file.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            found.append((weights[node.input[1]], weights[node.input[2]]))
+        elif node.op_type == "MatMul" and node.input[1] in weights:
+            found.append((weights[node.input[1]].T, weights[added[node.output[0]]]))
+    return found
 
 
 def _in_order(net: nn.Module, example: torch.Tensor) -> list[tuple[Any, Any]]:
@@ -169,7 +184,7 @@ def torch_pruning(
             last = [m for m in found.modules() if isinstance(m, nn.Linear)][-1:]
             pruner = tp.pruner.BasePruner(
                 found, example, importances[criterion](), global_pruning=everywhere, pruning_ratio=share,
-                ignored_layers=last,
+                ignored_layers=last, num_heads=_heads(found),
             )  # fmt: skip
             pruner.step()
             return found
@@ -182,6 +197,11 @@ def torch_pruning(
             yield ("Torch-Pruning", criterion, WIDTHS[everywhere], "-"), budget, exported(pruned, example)
             after = re_estimated(pruned, images)
             yield ("Torch-Pruning", criterion, WIDTHS[everywhere], RE_ESTIMATED), budget, exported(after, example)
+
+
+def _heads(net: nn.Module) -> dict[nn.Module, int]:
+    """Return the heads of every Linear that makes queries, keys and values at once, which Torch-Pruning has to know."""
+    return {m.qkv: m.heads for m in net.modules() if hasattr(m, "qkv") and hasattr(m, "heads")}
 
 
 def _gradients(net: nn.Module, images: Array, labels: Array | None) -> list[torch.Tensor]:
@@ -197,7 +217,9 @@ def _gradients(net: nn.Module, images: Array, labels: Array | None) -> list[torc
 
 
 def _torch_macs(net: nn.Module, example: torch.Tensor) -> int:
-    """Return the multiply-accumulates of all Conv and Linear for one image."""
+    """Return the multiply-accumulates of an image: of all Conv and Linear, those of the file where there is attention."""
+    if _heads(net):
+        return macs(exported(net, example))
     total = 0
 
     def hook(module: Any, _: Any, y: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ from onnxshap.calibrate import run_all
 from onnxshap.errors import BudgetError
 
 FOLDER = Path(__file__).parent.parent / "models"
-MODELS = ("fashion_vgg.onnx", "fashion_resdw.onnx", "fashion_resnet20.onnx")
+MODELS = ("fashion_vgg.onnx", "fashion_resdw.onnx", "fashion_resnet20.onnx", "fashion_vit.onnx")
 IMAGES = 500
 Row = tuple[str, int, float, float, float, float, float]
 

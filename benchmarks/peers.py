@@ -217,7 +217,7 @@ def _gradients(net: nn.Module, images: Array, labels: Array | None) -> list[torc
 
 
 def _torch_macs(net: nn.Module, example: torch.Tensor) -> int:
-    """Return the multiply-accumulates of an image: of all Conv and Linear, those of the file where there is attention."""
+    """Return the multiply-accumulates of an image: of all Conv and Linear; where there is attention, the file's."""
     if _heads(net):
         return macs(exported(net, example))
     total = 0

@@ -381,6 +381,7 @@ def prune(
     baseline: str = "mean",
     repair: str | None = None,
     allocation: str | None = None,
+    distill_seconds: float | None = None,
     samples: int | None = None,
     max_evals: int | None = None,
     max_seconds: float | None = None,
@@ -417,6 +418,8 @@ def prune(
             that follows, measured, `uniform`, the same share of every group, or `iterative`, curves in rounds: cut
             part of the way and repair, then score and measure again; None = curves with lstsq, where they take no
             more than `cutter.WORK` multiply-accumulates.
+        distill_seconds: most seconds that `distill` tunes a model for; where they cut its schedule short, how far it
+            gets is up to the machine; None = eight minutes.
         values: values of an earlier run instead of scoring.
         output: where to write the model; whole or not at all, after all checks.
 
@@ -467,7 +470,7 @@ def prune(
 
     cutter = Cutter(
         traced, free, groups, phi, repaired_on, repair, allocation, seed, progress, clock,
-        rescore=again if values is None else None,
+        rescore=again if values is None else None, tuning_seconds=distill_seconds,
     )  # fmt: skip
     lost: Drop | None = None
     plan: Keep | None = None

@@ -391,6 +391,7 @@ repair_options = _options(
         type=_OneOf(_allocations),
         help="How widths are shared out.  [default: curves with lstsq, where affordable, else uniform]",
     ),
+    click.option("--distill-seconds", type=float, help="Most that --repair distill tunes a model for.  [default: 480]"),
 )
 
 
@@ -467,7 +468,7 @@ def prune(
     payoff: str | None, seed: int, eval_data: str | None, method: str, baseline: str, samples: int | None,
     max_evals: int | None, max_seconds: float | None, decided: float, journal: str | None, workers: int,
     cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str | None,
-    allocation: str | None,
+    allocation: str | None, distill_seconds: float | None,
     report_path: str | None, dry_run: bool, as_json: bool, input_shapes: Shapes, provider: str, threads: int,
     memory: int,
 ) -> None:  # fmt: skip
@@ -493,6 +494,7 @@ def prune(
             model, data, labels=labels, eval_data=eval_data,
             keep_macs=DEFAULT_KEEP_MACS if unbudgeted else keep_macs, keep_params=keep_params, keep_units=keep_units,
             keep_bytes=keep_bytes, target_latency=target_latency, max_drop=max_drop, allocation=allocation,
+            distill_seconds=distill_seconds,
             multiple_of=multiple_of, min_units=min_units, include=include, exclude=exclude, method=method,
             payoff=payoff, baseline=baseline, repair=repair, samples=samples, max_evals=max_evals,
             max_seconds=max_seconds, decided=decided, journal=journal, workers=workers, cluster=cluster, seed=seed,
@@ -582,8 +584,8 @@ def sweep(
     min_units: int, data: str | None, labels: str | None, payoff: str | None, seed: int, eval_data: str | None,
     methods: tuple[str, ...], baseline: str, samples: int | None, max_evals: int | None, max_seconds: float | None,
     decided: float, workers: int, cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...],
-    repair: str | None, allocation: str | None, output: str | None, plot: str | None, as_json: bool,
-    input_shapes: Shapes, provider: str, threads: int, memory: int,
+    repair: str | None, allocation: str | None, distill_seconds: float | None, output: str | None, plot: str | None,
+    as_json: bool, input_shapes: Shapes, provider: str, threads: int, memory: int,
 ) -> None:  # fmt: skip
     """Show what MODEL loses, and saves, at many budgets: one scoring a method.
 
@@ -605,9 +607,9 @@ def sweep(
             model, data, labels=labels, eval_data=eval_data, methods=methods or ("shapley",),
             keep=sweeping.KEEP if keep is None else keep, multiple_of=multiple_of, min_units=min_units,
             include=include, exclude=exclude, payoff=payoff, baseline=baseline, repair=repair, allocation=allocation,
-            samples=samples, max_evals=max_evals, max_seconds=max_seconds, decided=decided, seed=seed,
-            workers=workers, cluster=cluster, backend=_backend(screen, provider, threads, memory),
-            input_shapes=dict(input_shapes), progress=tell,
+            distill_seconds=distill_seconds, samples=samples, max_evals=max_evals, max_seconds=max_seconds,
+            decided=decided, seed=seed, workers=workers, cluster=cluster,
+            backend=_backend(screen, provider, threads, memory), input_shapes=dict(input_shapes), progress=tell,
         )  # fmt: skip
     found = report.sweep_report(result, model=model, seed=seed, max_drop=max_drop)
     if output is not None:

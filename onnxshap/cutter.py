@@ -12,7 +12,7 @@ from onnxshap.calibrate import site_means
 from onnxshap.clock import Clock
 from onnxshap.core import BoolArray, Dataset, FloatArray
 from onnxshap.curves import affordable, loss_curves
-from onnxshap.errors import OnnxshapError
+from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph import finish
 from onnxshap.groups import Group
 from onnxshap.masking import Means
@@ -21,7 +21,7 @@ from onnxshap.repair import FEWEST_IMAGES, Refit, refit, rematch
 from onnxshap.rewrite import small_model
 from onnxshap.rounds import Part, eased
 from onnxshap.tracing import Traced
-from onnxshap.tuning import Tuning
+from onnxshap.tuning import SECONDS, Tuning, divided
 from onnxshap.verify import Verified, check_loads, verify
 
 REPAIRS = ("lstsq", "fold", "none", "distill")
@@ -44,12 +44,15 @@ def check_names(repair: str | None, allocation: str | None) -> None:
             raise OnnxshapError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
 
 
-def require_torch() -> None:
-    """Refuse distillation without torch.
+def check_tuning(seconds: float | None) -> None:
+    """Refuse distillation without torch, or without time.
 
     Raises:
-        OnnxshapError: it is not installed.
+        OnnxshapError: torch is not installed.
+        BudgetError: there is no time.
     """
+    if seconds is not None and not seconds > 0:
+        raise BudgetError(f"distill-seconds is {seconds:g}; give more than 0")
     if importlib.util.find_spec("torch") is None:
         raise OnnxshapError("repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
 
@@ -101,6 +104,7 @@ class Cutter:
         clock: told how long it took.
         curves: what groups lose at each width; measured where a plan first needs them, unless given.
         rescore: values of the groups of a model cut so far, for iterative; None = the values given stay.
+        tuning_seconds: most seconds that distillation takes, of each model; None = `tuning.SECONDS`.
     """
 
     traced: Traced
@@ -115,6 +119,7 @@ class Cutter:
     clock: Clock = field(default_factory=Clock)
     curves: Mapping[str, FloatArray] | None = None
     rescore: Callable[[Traced], Mapping[str, FloatArray]] | None = None
+    tuning_seconds: float | None = None
     _means: Means = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,7 +130,7 @@ class Cutter:
         """
         check_names(self.repair, self.allocation)
         if self.repair == "distill":
-            require_torch()
+            check_tuning(self.tuning_seconds)
         enough = len(self.data) >= FEWEST_IMAGES
         self.repair = self.repair or ("lstsq" if enough else "fold")
         asked = self.allocation in ("curves", "iterative")
@@ -136,8 +141,11 @@ class Cutter:
         if self.allocation is None:
             self.allocation = "curves" if images and self.repair in ("lstsq", "distill") else "uniform"
         self._images = images
+        self._fitted = self.data
+        if self.repair == "distill":  # what judges the tuning is kept from the repair before it
+            self._fitted = self.data.take(divided(len(self.data), self.seed)[0])
         if self.repair != "none":
-            self._means = site_means(self.free, self.data)
+            self._means = site_means(self.free, self._fitted)
 
     def plan(self, budget: Budget) -> dict[str, BoolArray]:
         """Return the plan for a budget.
@@ -248,8 +256,8 @@ class Cutter:
             self.progress("repair", done, total)
 
         if self.repair == "fold":
-            return rematch(self.traced, self.free, keep, self._means, self.data, tell), []
-        return refit(self.traced, self.free, keep, self._means, self.data, self.seed, tell)
+            return rematch(self.traced, self.free, keep, self._means, self._fitted, tell), []
+        return refit(self.traced, self.free, keep, self._means, self._fitted, self.seed, tell)
 
 
 def _tuned(cutter: Cutter, keep: Mapping[str, BoolArray], refitted: ModelProto) -> tuple[ModelProto, Tuning]:
@@ -257,5 +265,6 @@ def _tuned(cutter: Cutter, keep: Mapping[str, BoolArray], refitted: ModelProto) 
 
     return distill(
         cutter.traced, cutter.free, keep, cutter._means, refitted, cutter.data, cutter.seed,
+        seconds=SECONDS if cutter.tuning_seconds is None else cutter.tuning_seconds,
         progress=lambda done, total: cutter.progress("distill", done, total),
     )  # fmt: skip

@@ -25,21 +25,34 @@ from torch import Tensor
 
 from onnxshap import payoffs
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
-from onnxshap.errors import DataError, ModelError
+from onnxshap.errors import ModelError
 from onnxshap.graph import extract, tensor
 from onnxshap.masking import Means
 from onnxshap.repair.targets import Layer, find_layers
 from onnxshap.repair.transfer import transfer
 from onnxshap.rewrite import cut
-from onnxshap.torchgraph import TorchGraph, clipped
+from onnxshap.torchgraph import TorchGraph, clipped, laid_out
 from onnxshap.tracing import Keep, Traced
-from onnxshap.tuning import Tuning
+from onnxshap.tuning import SECONDS, Tuning, divided
 
-EPOCHS = 60
-SECONDS = 480.0
-"""Most seconds; the schedule is set by what the first steps took."""
+EPOCHS = 180
 BATCH = 50
-RATE = 5e-3
+RATES = (0.03, 0.01, 0.003, 1e-3, 3e-4, 1e-4)
+"""First steps of a weight, over the root mean square of its tensor: weights of other sizes need other steps. The first
+is taken that a few steps do no harm with which its decay would not mend: MobileNetV2 bears a tenth of what small nets
+learn best with."""
+_TRIED = 20
+"""Steps that a rate is tried for."""
+_JUDGED = 2
+"""Batches that are judged by."""
+_HARM, _RUIN = 1.4, 3.0
+"""The loss after these over the one before, above which a rate is too large, and at which its trial ends at once."""
+_LEAST = 1e-3
+"""What counts as the root mean square of tensors that have less (Shazeer and Stern 2018)."""
+OUTPUTS = 1.0
+SCORES = 10.0
+"""Weight of the class scores, less their mean, as a share of their variance: they tell about classes too that no image
+is of, which the divergence unlearns where images are few (Ba and Caruana 2014)."""
 HINTS = 20.0
 """Weight of the intermediate targets (mean share of variance) beside the outputs."""
 MIXED = 0.5
@@ -47,9 +60,6 @@ MIXED = 0.5
 PATCHED = 0.3
 """Share of the images that get a rectangle of another instead, of any size."""
 _TOLERANCE = 1e-3
-_HELD_OUT = 50
-"""Images enough to judge by; where they are few, a fifth, where they are many, a tenth."""
-_FEWEST = 20
 _SHIFT = 1 / 14
 _TIMED = 3
 
@@ -72,18 +82,16 @@ def distill(
         traced, free: the original, as in its file and for evaluation.
         keep: the plan.
         means: as in `repair.refit`.
-        model: the refitted model (`repair.refit`).
+        model: the refitted model (`repair.refit`), which has seen none of the images that are held out here.
         data: calibration images; labels are not read.
-        seed: of the order and the mixtures.
-        epochs, seconds: how long at most.
+        seed: of the images held out (`tuning.divided`), the order and the mixtures.
+        epochs, seconds: how long at most; the schedule is set by what the first epochs took.
         progress: told after every epoch.
 
     Raises:
-        DataError: fewer than 20 images.
+        DataError: fewer than 25 images.
         ModelError: the model cannot be evaluated in torch exactly.
     """
-    if len(data) < _FEWEST:
-        raise DataError(f"distill needs at least {_FEWEST} images, there are {len(data)}; give more")
     student = transfer(model, cut(free, keep, means))
     tuner = _Tuner(free, find_layers(traced, student, traced.alive(keep)), student, keep, data, seed)
     weights, tuning = tuner.run(epochs, seconds, progress)
@@ -119,10 +127,8 @@ class _Tuner:
         if any(free.output_axes):
             raise ModelError("distillation needs the images on axis 0 of every output; use --repair lstsq")
         self._free, self._data, self._seed = free, data, seed
-        self._rng = np.random.default_rng([seed, 7])
-        order = self._rng.permutation(len(data))
-        held = max(len(data) // 10, min(len(data) // 5, _HELD_OUT))
-        self._train, self._held_out = np.sort(order[held:]), np.sort(order[:held])
+        self._rng = np.random.default_rng([seed, 8])
+        self._train, self._held_out = divided(len(data), seed)
         source = free.shaped.graph.model
         self._outputs = [o.name for o in source.graph.output]
         self._hints = list({layer.target: layer for layer in layers if layer.target not in self._outputs}.values())
@@ -160,9 +166,9 @@ class _Tuner:
         parts = [self._teacher.run({n: v[s : s + BATCH] for n, v in feeds.items()}) for s in range(0, count, BATCH)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)][: len(self._outputs)]
 
-    def _loss(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the losses of the outputs, one an image, and of the hints."""
-        outputs = torch.zeros(len(found[0]))
+    def _loss(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the losses of the outputs, one an image, and of class scores and hints as shares of variance."""
+        outputs, scores = torch.zeros(len(found[0])), torch.zeros(())
         count = len(self._outputs)
         for k, (a, b, scale) in enumerate(zip(found[:count], wanted[:count], self._scale, strict=True)):
             if not a.is_floating_point():
@@ -174,6 +180,8 @@ class _Tuner:
                     for x in (b, a)
                 )
                 outputs = outputs + _by_image((p.exp() * (p - q)).sum(axis))
+                p, q = (x - x.mean(axis, keepdim=True) for x in (p, q))
+                scores = ((p - q) ** 2).mean() / p.var().clamp_min(1e-12)
             else:
                 outputs = outputs + _by_image((a - b) ** 2) / scale
         hints = torch.zeros(())
@@ -182,7 +190,7 @@ class _Tuner:
                 b = b.index_select(layer.outputs, torch.from_numpy(np.flatnonzero(alive)))
             a, b = (clipped(x, *layer.flat) for x in (a, b))
             hints = hints + ((a - b) ** 2).mean() / b.var().clamp_min(1e-12)
-        return outputs, hints / max(1, len(self._hints))
+        return outputs, scores, hints / max(1, len(self._hints))
 
     def run(self, epochs: int, seconds: float, progress: Callable[[int, int], None]) -> tuple[dict[str, Array], Tuning]:
         """Tune; return the weights kept by initializer name.
@@ -191,24 +199,20 @@ class _Tuner:
         than those can err: the least of many noisy figures is a lucky epoch, not the best one.
         """
         torch.manual_seed(self._seed)
-        optimizer = torch.optim.Adam(self._graph.weights, RATE)
+        started = time.perf_counter()
+        highest = self._rate()
+        optimizer = self._optimizer()
         steps = math.ceil(len(self._train) / BATCH)
         before = best = last = self._judge()
         number, kept, planned = 0, self._graph.arrays(), epochs
+        seconds -= time.perf_counter() - started
         started, epoch = time.perf_counter(), 0
         while epoch < planned:
             order = self._rng.permutation(self._train)
             for step in range(steps):
                 done = (epoch + step / steps) / planned
-                rate = RATE * min(1.0, 20 * done + 0.05) * 0.5 * (1 + math.cos(math.pi * done))
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                feeds = self._mixed(order[step * BATCH : (step + 1) * BATCH])
-                wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
-                outputs, hints = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
-                optimizer.zero_grad()
-                (outputs.mean() + HINTS * hints).backward()
-                optimizer.step()
+                rate = highest * min(1.0, 20 * done + 0.05) * 0.5 * (1 + math.cos(math.pi * done))
+                self._step(optimizer, rate, self._mixed(order[step * BATCH : (step + 1) * BATCH]))
             epoch += 1
             last = self._judge()
             if last.mean() < best.mean():
@@ -220,6 +224,52 @@ class _Tuner:
             number, best, kept = epoch, last, self._graph.arrays()
         return kept, Tuning(epoch, number, float(before.mean()), float(best.mean()))
 
+    def _optimizer(self) -> torch.optim.Adam:
+        """Return a new one of all weights but single numbers: bounds, epsilons, and the constants of a formula."""
+        return torch.optim.Adam([
+            {"params": [w], "size": max(_LEAST, float(w.detach().square().mean().sqrt()))}
+            for w in self._graph.weights
+            if w.numel() > 1
+        ])  # fmt: skip
+
+    def _step(self, optimizer: torch.optim.Adam, rate: float, feeds: Mapping[str, Array]) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["size"]
+        loss = self._total(feeds)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def _total(self, feeds: Mapping[str, Array]) -> Tensor:
+        """Return the loss that is tuned on some images."""
+        wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
+        outputs, scores, hints = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
+        return OUTPUTS * outputs.mean() + SCORES * scores + HINTS * hints
+
+    def _rate(self) -> float:
+        """Return the highest rate that does no lasting harm; weights are left as they are."""
+        judged = [self._mixed(self._rng.permutation(self._train)[:BATCH]) for _ in range(_JUDGED)]
+        start = [w.detach().clone() for w in self._graph.weights]
+
+        def loss() -> float:
+            with torch.no_grad():
+                return float(np.mean([float(self._total(feeds)) for feeds in judged]))
+
+        before = loss()
+        for rate in RATES:
+            optimizer = self._optimizer()
+            after = before
+            for number in range(1, _TRIED + 1):
+                feeds = self._mixed(self._rng.permutation(self._train)[:BATCH])
+                self._step(optimizer, rate * min(1.0, 2 * number / _TRIED), feeds)
+                if number % (_TRIED // 4) == 0 and not (after := loss()) <= _RUIN * before:
+                    break
+            for weight, value in zip(self._graph.weights, start, strict=True):
+                weight.data.copy_(value)
+            if after <= _HARM * before:
+                return rate
+        return RATES[-1]
+
     def _judge(self) -> FloatArray:
         """Return the held-out losses of the outputs, one an image."""
         parts = []
@@ -228,7 +278,7 @@ class _Tuner:
                 images = self._held_out[start : start + BATCH]
                 feeds = dict(self._data.take(images).inputs)
                 wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
-                outputs, _ = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
+                outputs, *_ = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
                 parts.append(outputs.numpy().astype(np.float64))
         return np.concatenate(parts)
 
@@ -289,4 +339,4 @@ def _surely_above(losses: FloatArray, others: FloatArray) -> bool:
 
 
 def _tensors(feeds: Mapping[str, Array]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}
+    return {name: laid_out(value) for name, value in feeds.items()}

@@ -189,7 +189,6 @@ class _Stopwatch:
         target: milliseconds.
         wholes: what the original took, trial by trial.
         least: the least milliseconds so far.
-        trials: how many there may be.
     """
 
     cutter: Cutter

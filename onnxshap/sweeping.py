@@ -16,7 +16,7 @@ from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
-from onnxshap.cutter import Cut, Cutter, check_names, require_torch, shares
+from onnxshap.cutter import Cut, Cutter, check_names, check_tuning, shares
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.groups import Group, select
@@ -140,6 +140,7 @@ def sweep(
     baseline: str = "mean",
     repair: str | None = None,
     allocation: str | None = None,
+    distill_seconds: float | None = None,
     samples: int | None = None,
     max_evals: int | None = None,
     max_seconds: float | None = None,
@@ -166,7 +167,7 @@ def sweep(
     """
     check_names(repair, allocation)
     if repair == "distill":
-        require_torch()
+        check_tuning(distill_seconds)
     for name in methods:
         if name not in METHODS:
             raise OnnxshapError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
@@ -202,7 +203,7 @@ def sweep(
         told = _only(progress, "curves", "distill")
         cutter = Cutter(
             traced, free, groups, phi, repaired_on, repair, allocation, seed, told, clock,
-            rescore=partial(_rescored, scored, dataset),
+            rescore=partial(_rescored, scored, dataset), tuning_seconds=distill_seconds,
         )  # fmt: skip
         points: list[Point] = []
         for share, budget in budgets.items():

@@ -16,8 +16,11 @@ from scipy.special import log_softmax
 import onnxshap
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Dataset
-from onnxshap.errors import ModelError, OnnxshapError
+from onnxshap.cutter import Cutter
+from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.repair import refit
+from onnxshap.repair.targets import find_layers
+from onnxshap.tuning import divided
 from tests.test_repair import images, net
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'onnxshap[distill]')")
@@ -37,7 +40,7 @@ def same(model: ModelProto, feeds: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(a.numpy(), b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()))
 
 
-@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw", "fashion_resnet20"])
+@pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw", "fashion_resnet20", "fashion_vit"])
 def test_trained_nets_in_torch(name: str) -> None:
     with np.load(MODELS / "fashion_test.npz") as data:
         feeds = {"image": data["image"][:8]}
@@ -101,10 +104,11 @@ def cut_net(count: int) -> tuple[list[np.ndarray], ...]:
     traced = onnxshap.trace(model)
     free = free_batch(traced)
     (group,) = traced.groups
-    plan, means = {group.name: np.arange(8) < 4}, site_means(free, data)
-    small, _ = refit(traced, free, plan, means, data)
+    seen = data.take(divided(count, 0)[0])
+    plan, means = {group.name: np.arange(8) < 4}, site_means(free, seen)
+    small, _ = refit(traced, free, plan, means, seen)
     before = ModelProto.FromString(small.SerializeToString())
-    tuned, tuning = distill(traced, free, plan, means, small, data, epochs=12)
+    tuned, tuning = distill(traced, free, plan, means, small, data, epochs=40)
     assert tuning.after <= tuning.before
     other = Dataset({"x": np.random.default_rng(3).normal(size=(80, 3, 6, 6)).astype(np.float32)}, None, "random")
     return tuple(run_all(free, m, other) for m in (model, before, tuned))
@@ -147,6 +151,38 @@ def test_what_is_not_in_the_table_is_refused() -> None:
     model.graph.node[2].op_type = "Det"
     with pytest.raises(ModelError, match="distill cannot evaluate Det; use --repair lstsq"):
         TorchGraph(model)
+
+
+def test_time_and_images_are_asked_for() -> None:
+    with pytest.raises(BudgetError, match="distill-seconds is 0; give more than 0"):
+        onnxshap.prune(net(), images(60), keep_macs=0.6, method="l1", repair="distill", distill_seconds=0)
+    with pytest.raises(DataError, match="distill needs at least 25 images, there are 24"):
+        onnxshap.prune(net(), images(24), keep_macs=0.6, method="l1", repair="distill")
+
+
+def test_what_judges_the_tuning_is_kept_from_the_repair_before_it() -> None:
+    tuned, held_out = divided(500, 3)
+    assert len(held_out) == 50 and sorted([*tuned, *held_out]) == list(range(500))
+    traced = onnxshap.trace(net())
+    values = {g.name: np.arange(float(len(g))) for g in traced.groups}
+    cutter = Cutter(traced, free_batch(traced), traced.groups, values, images(60), repair="distill", seed=3)
+    used = cutter._fitted.inputs["x"]
+    seen = images(60).take(divided(60, 3)[0]).inputs["x"]
+    assert used.shape == seen.shape and (used == seen).all()
+
+
+def test_a_few_steps_choose_the_rate() -> None:
+    """A net whose weights are exact bears no large steps; constants of one number are no weights."""
+    from onnxshap.distill import RATES, _Tuner
+
+    free = free_batch(onnxshap.trace(net()))
+    model = free.shaped.graph.model
+    keep = {g.name: np.ones(len(g), np.bool_) for g in free.groups}
+    tuner = _Tuner(free, find_layers(free, model, free.alive(keep)), model, keep, images(60), 0)
+    before = tuner._graph.arrays()
+    assert tuner._rate() in RATES
+    assert all((v == before[n]).all() for n, v in tuner._graph.arrays().items())
+    assert all(group["params"][0].numel() > 1 for group in tuner._optimizer().param_groups)
 
 
 def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,13 @@
 The cut model is evaluated in torch straight from its ONNX graph (`torchgraph.py`); its floating-point initializers are
 tuned by Adam so that its outputs, and what its layers answer for on the way (`repair.targets`), become the original's
 on the calibration inputs and on mixtures, shifts and mirror images of them, which the original labels itself. A part
-of the images is held out: the weights kept are those of the last epoch, unless another is clearly better there, or the
-start is, so the held-out score is never worse than before.
+of the images is held out, from the refit before it too: the weights kept are those of the last epoch, unless another is
+clearly better there, or the start is, so the held-out score is never worse than before.
 
 Needs the extra `onnxshap[distill]` (torch); nothing else imports it.
 
-Source: Hinton et al. 2015 (soft targets), Romero et al. 2015 (intermediate targets), Zhang et al. 2018 (mixtures),
-Yun et al. 2019 (patches).
+Source: Hinton et al. 2015 (soft targets), Ba and Caruana 2014 (class scores), Romero et al. 2015 (intermediate
+targets), Zhang et al. 2018 (mixtures), Yun et al. 2019 (patches), Shazeer and Stern 2018 (steps by a tensor's size).
 """
 
 from __future__ import annotations
@@ -48,11 +48,10 @@ _JUDGED = 2
 _HARM, _RUIN = 1.4, 3.0
 """The loss after these over the one before, above which a rate is too large, and at which its trial ends at once."""
 _LEAST = 1e-3
-"""What counts as the root mean square of tensors that have less (Shazeer and Stern 2018)."""
-OUTPUTS = 1.0
+"""What counts as the root mean square of tensors that have less."""
 SCORES = 10.0
 """Weight of the class scores, less their mean, as a share of their variance: they tell about classes too that no image
-is of, which the divergence unlearns where images are few (Ba and Caruana 2014)."""
+is of, which the divergence unlearns where images are few."""
 HINTS = 20.0
 """Weight of the intermediate targets (mean share of variance) beside the outputs."""
 MIXED = 0.5
@@ -244,7 +243,7 @@ class _Tuner:
         """Return the loss that is tuned on some images."""
         wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
         outputs, scores, hints = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
-        return OUTPUTS * outputs.mean() + SCORES * scores + HINTS * hints
+        return outputs.mean() + SCORES * scores + HINTS * hints
 
     def _rate(self) -> float:
         """Return the highest rate that does no lasting harm; weights are left as they are."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from onnx import ModelProto
 
 from onnxshap import payoffs
 from onnxshap.calibrate import run_all, usual_batch
@@ -19,6 +20,8 @@ from onnxshap.tracing import Traced
 _STEPS = 7
 _FILLS = 16
 """Most groups that are tried one step wider, once bisection ends below a latency."""
+_NEAR = 0.9
+"""Share of a latency from which a trial is timed again."""
 _FULL = 0.97
 """Share of a latency that is near enough."""
 _ALIGNMENTS = (None, 8, 16)
@@ -187,8 +190,9 @@ class _Stopwatch:
         cutter: what makes models of them.
         feeds: one batch.
         target: milliseconds.
-        wholes: what the original took, trial by trial.
+        wholes: what the original took, time by time.
         least: the least milliseconds so far.
+        trials: how many there were.
     """
 
     cutter: Cutter
@@ -196,6 +200,7 @@ class _Stopwatch:
     target: float
     wholes: list[float] = field(default_factory=list)
     least: float = float("inf")
+    trials: int = 0
 
     @property
     def whole(self) -> float:
@@ -203,18 +208,25 @@ class _Stopwatch:
         return float(np.median(self.wholes))
 
     def __call__(self, budget: Budget, keep: dict[str, BoolArray]) -> _Timed:
-        """Return what a plan takes."""
+        """Return what a plan takes: what seems to be just within the target is timed again, because luck chose it."""
+        self.trials += 1
+        self.cutter.progress("search", self.trials, max(self.trials + 1, _TRIALS))
+        model = self.cutter.rough(keep)
+        taken = self._once(model)
+        if _NEAR * self.target < taken <= self.target:
+            taken = (taken + self._once(model)) / 2
+        self.least = min(self.least, taken)
+        return _Timed(budget, keep, taken)
+
+    def _once(self, model: ModelProto) -> float:
         traced = self.cutter.traced
-        self.cutter.progress("search", len(self.wholes), max(len(self.wholes) + 1, _TRIALS))
-        whole, small = latencies(traced.backend, [traced.source, self.cutter.rough(keep)], self.feeds)
+        whole, small = latencies(traced.backend, [traced.source, model], self.feeds)
         if not 0 < self.target < whole and not self.wholes:
             raise BudgetError(
                 f"target-latency {self.target:g} ms: the model already runs in {whole:.3g} ms; ask for less"
             )
         self.wholes.append(whole)
-        taken = small / whole * self.whole
-        self.least = min(self.least, taken)
-        return _Timed(budget, keep, taken)
+        return small / whole * self.whole
 
 
 def _bisected(stopwatch: _Stopwatch, budget: Budget) -> _Timed | None:

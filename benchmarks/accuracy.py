@@ -1,6 +1,7 @@
 """What is left of the accuracy without fine-tuning: our stages and other pruners in the low-data protocol of the paper.
 
-    python benchmarks/accuracy.py [--model NAME] [--method recon] [--seed 0] [--budget 0.5] [--distill] [--rounds]
+    python benchmarks/accuracy.py [--model NAME] [--method recon] [--seed 0] [--budget 0.5] [--distill]
+                                  [--distill-seconds 480] [--rounds]
                                   [--peers] [--imagenet DIR] [--jobs 2]
 
 For every net and every seed 500 calibration images are drawn; values, curves and repairs see only these (labels are
@@ -70,6 +71,7 @@ class Task:
     ours: bool
     peers: bool
     images: Path | None
+    distill_seconds: float | None = None
 
 
 @dataclass
@@ -144,7 +146,10 @@ def add_ours(task: Task, found: Found, traced: Traced, pool: Dataset, test: Data
     phi, free = ranked(traced), free_batch(traced)
     curves: Mapping[str, FloatArray] | None = None
     for repair, allocation in (*STAGES, *[IN_ROUNDS] * task.rounds, *[DISTILLED] * task.distilled):
-        cutter = Cutter(traced, free, traced.groups, phi, pool, repair, allocation, task.seed, rescore=ranked)
+        cutter = Cutter(
+            traced, free, traced.groups, phi, pool, repair, allocation, task.seed, rescore=ranked,
+            tuning_seconds=task.distill_seconds,
+        )  # fmt: skip
         cutter.curves = curves  # one measurement serves all stages
         for budget in task.budgets if repair != "distill" else set(task.budgets) & {HALF}:
             started = time.perf_counter()
@@ -224,6 +229,7 @@ def leads(found: Sequence[Found], budgets: Sequence[float]) -> str:
 @click.option("--budget", "budgets", multiple=True, type=float, default=BUDGETS, help="Share of the MACs; repeatable.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1, 2), help="Repeatable.")
 @click.option("--distill", "distilled", is_flag=True, help="Also tune after the refit (needs torch).")
+@click.option("--distill-seconds", type=float, help="Most that tuning takes.  [default: as prune's]")
 @click.option("--rounds", is_flag=True, help="Also widths in rounds.")
 @click.option("--peers", is_flag=True, help="Also other pruners (needs those of peers.py).")
 @click.option("--ours/--no-ours", default=True, help="Our own stages.")
@@ -231,8 +237,9 @@ def leads(found: Sequence[Found], budgets: Sequence[float]) -> str:
 @click.option("--results", type=click.Path(path_type=Path), help="A file that keeps rows from one run to the next.")
 @click.option("--jobs", default=2, show_default=True, help="Processes of one thread each.")
 def main(
-    models: Sequence[str], method: str, budgets: Sequence[float], seeds: Sequence[int], distilled: bool, rounds: bool,
-    peers: bool,    ours: bool, images: Path | None, results: Path | None, jobs: int,
+    models: Sequence[str], method: str, budgets: Sequence[float], seeds: Sequence[int], distilled: bool,
+    distill_seconds: float | None, rounds: bool, peers: bool, ours: bool, images: Path | None, results: Path | None,
+    jobs: int,
 ) -> None:  # fmt: skip
     """Print the table of every model."""
     models = models or (*MODELS, *(imagenet.NETS if images is not None else ()))
@@ -242,7 +249,9 @@ def main(
     if results is not None and results.exists():
         found = pickle.loads(results.read_bytes())
     tasks = [
-        (Task(m, s, method, tuple(budgets), distilled, rounds, ours, peers, images),) for s in seeds for m in models
+        (Task(m, s, method, tuple(budgets), distilled, rounds, ours, peers, images, distill_seconds),)
+        for s in seeds
+        for m in models
     ]
     for new in measured(measure, tasks if ours or peers else [], jobs):
         key = new.model, new.seed

@@ -138,7 +138,7 @@ class _Tuner:
         self._wanted = wanted
         part = extract(source, kinds, {n: free.shaped.kinds.get(n, 1) for n in wanted})
         self._teacher = free.backend.session(part)
-        self._graph = TorchGraph(student)
+        self._graph, self._steps = TorchGraph(student), 0
         self._check(student)
         inputs = data.take(self._held_out).inputs
         reference = self._outputs_of(inputs)
@@ -199,12 +199,14 @@ class _Tuner:
         """
         torch.manual_seed(self._seed)
         started = time.perf_counter()
-        highest = self._rate()
+        highest = self._rate(started + seconds / 3)
         optimizer = self._optimizer()
         steps = math.ceil(len(self._train) / BATCH)
         before = best = last = self._judge()
-        number, kept, planned = 0, self._graph.arrays(), epochs
-        seconds -= time.perf_counter() - started
+        number, kept = 0, self._graph.arrays()
+        spent = time.perf_counter() - started
+        seconds -= spent
+        planned = max(1, min(epochs, int(seconds * self._steps / (spent * steps))))  # until it is known better
         started, epoch = time.perf_counter(), 0
         while epoch < planned:
             order = self._rng.permutation(self._train)
@@ -232,6 +234,7 @@ class _Tuner:
         ])  # fmt: skip
 
     def _step(self, optimizer: torch.optim.Adam, rate: float, feeds: Mapping[str, Array]) -> None:
+        self._steps += 1
         for group in optimizer.param_groups:
             group["lr"] = rate * group["size"]
         loss = self._total(feeds)
@@ -245,8 +248,8 @@ class _Tuner:
         outputs, scores, hints = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
         return outputs.mean() + SCORES * scores + HINTS * hints
 
-    def _rate(self) -> float:
-        """Return the highest rate that does no lasting harm; weights are left as they are."""
+    def _rate(self, latest: float) -> float:
+        """Return the highest rate that does no lasting harm, untried once it is `latest`; weights stay as they are."""
         judged = [self._mixed(self._rng.permutation(self._train)[:BATCH]) for _ in range(_JUDGED)]
         start = [w.detach().clone() for w in self._graph.weights]
 
@@ -255,7 +258,7 @@ class _Tuner:
                 return float(np.mean([float(self._total(feeds)) for feeds in judged]))
 
         before = loss()
-        for rate in RATES:
+        for place, rate in enumerate(RATES, 1):
             optimizer = self._optimizer()
             after = before
             for number in range(1, _TRIED + 1):
@@ -267,6 +270,8 @@ class _Tuner:
                 weight.data.copy_(value)
             if after <= _HARM * before:
                 return rate
+            if time.perf_counter() > latest:
+                return RATES[min(place, len(RATES) - 1)]
         return RATES[-1]
 
     def _judge(self) -> FloatArray:

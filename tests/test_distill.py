@@ -171,7 +171,7 @@ def test_what_judges_the_tuning_is_kept_from_the_repair_before_it() -> None:
     assert used.shape == seen.shape and (used == seen).all()
 
 
-def test_a_few_steps_choose_the_rate() -> None:
+def test_a_few_steps_choose_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """A net whose weights are exact bears no large steps; constants of one number are no weights."""
     from onnxshap.distill import RATES, _Tuner
 
@@ -180,7 +180,11 @@ def test_a_few_steps_choose_the_rate() -> None:
     keep = {g.name: np.ones(len(g), np.bool_) for g in free.groups}
     tuner = _Tuner(free, find_layers(free, model, free.alive(keep)), model, keep, images(60), 0)
     before = tuner._graph.arrays()
-    assert tuner._rate() in RATES
+    assert tuner._rate(np.inf) in RATES
+    wild = [w * 1e3 for w in (1.0, 0.5)]
+    monkeypatch.setattr("onnxshap.distill.RATES", (*wild, 1e-9))
+    assert tuner._rate(np.inf) == 1e-9
+    assert tuner._rate(-np.inf) == wild[1]  # no time: the next one, untried
     assert all((v == before[n]).all() for n, v in tuner._graph.arrays().items())
     assert all(group["params"][0].numel() > 1 for group in tuner._optimizer().param_groups)
 

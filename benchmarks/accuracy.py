@@ -1,8 +1,8 @@
 """What is left of the accuracy without fine-tuning: our stages and other pruners in the low-data protocol of the paper.
 
     python benchmarks/accuracy.py [--model NAME] [--method recon] [--seed 0] [--budget 0.5] [--distill]
-                                  [--distill-seconds 480] [--rounds]
-                                  [--peers] [--imagenet DIR] [--jobs 2]
+                                  [--distill-seconds 480] [--multiple-of 2] [--rounds] [--peers] [--imagenet DIR]
+                                  [--jobs 2]
 
 For every net and every seed 500 calibration images are drawn; values, curves and repairs see only these (labels are
 read by payoffs of methods that play a game and by Taylor of the peers, by nothing else). The cut keeps a share of the
@@ -72,6 +72,7 @@ class Task:
     peers: bool
     images: Path | None
     distill_seconds: float | None = None
+    multiple_of: int | None = None
 
 
 @dataclass
@@ -153,7 +154,7 @@ def add_ours(task: Task, found: Found, traced: Traced, pool: Dataset, test: Data
         cutter.curves = curves  # one measurement serves all stages
         for budget in task.budgets if repair != "distill" else set(task.budgets) & {HALF}:
             started = time.perf_counter()
-            cut = cutter.cut(cutter.plan(Budget(macs=budget)))
+            cut = cutter.cut(cutter.plan(Budget(macs=budget, multiple_of=task.multiple_of)))
             spent, kept = time.perf_counter() - started, traced.cost.macs(traced.alive(cut.keep))
             row = OURS, task.method, allocation, repair
             found.add(row, budget, figures(traced, cut.model, test), spent, kept / traced.cost.macs())
@@ -230,6 +231,7 @@ def leads(found: Sequence[Found], budgets: Sequence[float]) -> str:
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1, 2), help="Repeatable.")
 @click.option("--distill", "distilled", is_flag=True, help="Also tune after the refit (needs torch).")
 @click.option("--distill-seconds", type=float, help="Most that tuning takes.  [default: as prune's]")
+@click.option("--multiple-of", type=int, help="Step of our widths.  [default: as prune's]")
 @click.option("--rounds", is_flag=True, help="Also widths in rounds.")
 @click.option("--peers", is_flag=True, help="Also other pruners (needs those of peers.py).")
 @click.option("--ours/--no-ours", default=True, help="Our own stages.")
@@ -238,8 +240,8 @@ def leads(found: Sequence[Found], budgets: Sequence[float]) -> str:
 @click.option("--jobs", default=2, show_default=True, help="Processes of one thread each.")
 def main(
     models: Sequence[str], method: str, budgets: Sequence[float], seeds: Sequence[int], distilled: bool,
-    distill_seconds: float | None, rounds: bool, peers: bool, ours: bool, images: Path | None, results: Path | None,
-    jobs: int,
+    distill_seconds: float | None, multiple_of: int | None, rounds: bool, peers: bool, ours: bool,
+    images: Path | None, results: Path | None, jobs: int,
 ) -> None:  # fmt: skip
     """Print the table of every model."""
     models = models or (*MODELS, *(imagenet.NETS if images is not None else ()))
@@ -249,7 +251,7 @@ def main(
     if results is not None and results.exists():
         found = pickle.loads(results.read_bytes())
     tasks = [
-        (Task(m, s, method, tuple(budgets), distilled, rounds, ours, peers, images, distill_seconds),)
+        (Task(m, s, method, tuple(budgets), distilled, rounds, ours, peers, images, distill_seconds, multiple_of),)
         for s in seeds
         for m in models
     ]

@@ -12,7 +12,7 @@ import onnxshap
 
 ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"clock", "errors", "core", "tuning"}),
+    frozenset({"clock", "errors", "core"}),
     frozenset({"wire"}),
     frozenset({"structure", "weights"}),
     frozenset({"branches"}),
@@ -31,6 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "plan",
             "relations",
             "taps",
+            "tuning",
         }
     ),
     frozenset({"graph", "labels"}),

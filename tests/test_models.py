@@ -16,6 +16,7 @@ import onnxshap
 from onnxshap.api import WORK, affordable
 from onnxshap.calibrate import free_batch
 from onnxshap.masking import mask_name
+from onnxshap.verify import compare
 from tests.rendered import text_lines
 from tests.zeroing import relative_error, run, zeroed
 
@@ -168,6 +169,14 @@ def test_a_large_model_is_scored_on_fewer_images_by_default() -> None:
     assert affordable(traced, traced.groups * 500, None) == WORK // (500 * rows * traced.cost.macs())
     assert affordable(traced, traced.groups * 10**6, None) == 1
     assert affordable(traced, traced.groups * 500, None, "recon") == 1024
+
+
+def test_an_output_that_is_nothing_but_rounding_is_no_difference() -> None:
+    """The mean of what a layer norm gives is zero; beside it an output of thousands."""
+    rounding, large = np.array([[3e-8, -2e-8]], np.float32), np.array([[4e3, -4e3]], np.float32)
+    found = compare([2 * rounding, large + 0.01], [rounding, large], [rounding, large])
+    assert found.max_abs_err > 1e-3 and found.rel_err < 1e-5
+    assert compare([rounding + 1e-4, large], [rounding, large], [rounding, large]).rel_err > 1e-3
 
 
 def test_rounding_of_a_saturated_output_is_no_difference() -> None:

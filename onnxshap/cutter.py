@@ -170,7 +170,7 @@ class Cutter:
         Plans that exceed a share which the budget has are left out.
         """
         candidates = self._candidates(self.values, self.curves or {})
-        for name, plan in wider_plans(candidates, budget, keep, self.traced.covers):
+        for name, plan in wider_plans(candidates, budget, keep):
             if fits(shares(self.traced, plan), budget):
                 yield name, plan
 

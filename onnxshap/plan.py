@@ -135,13 +135,13 @@ def make_plan(
 
 
 def wider_plans(
-    candidates: Sequence[Candidate], budget: Budget, keep: Keep, covers: Sequence[NDArray[np.intp]] = ()
+    candidates: Sequence[Candidate], budget: Budget, keep: Keep
 ) -> Iterator[tuple[str, dict[str, BoolArray]]]:
-    """Yield group and plan with that group one step wider, for every group that is cut.
+    """Yield group and plan with that group one step wider, for every group that is cut; what stays goes on staying.
 
     In the order in which steps are worth taking: the greatest gain by the curves first, else the relatively narrowest.
     """
-    planner = _Planner(candidates, budget, covers)
+    planner = _Planner(candidates, budget, ())
     widths = [int(keep[c.name].sum()) for c in candidates]
 
     def order(k: int) -> tuple[float, int]:
@@ -150,7 +150,10 @@ def wider_plans(
         return planner.loss(k, planner.wider(k, widths[k])) - planner.loss(k, widths[k]), k
 
     for k in sorted((k for k, c in enumerate(candidates) if widths[k] < len(c.units)), key=order):
-        yield candidates[k].name, planner.at([*widths[:k], planner.wider(k, widths[k]), *widths[k + 1 :]])
+        flags = keep[candidates[k].name].copy()
+        cut = np.flatnonzero(~flags)
+        flags[cut[np.argsort(-candidates[k].phi[cut], kind="stable")][: planner.wider(k, widths[k]) - widths[k]]] = True
+        yield candidates[k].name, {**keep, candidates[k].name: flags}
 
 
 def fits(kept: Mapping[str, float], budget: Budget) -> bool:

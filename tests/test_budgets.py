@@ -17,7 +17,7 @@ from onnxshap.core import BoolArray, Dataset, FloatArray
 from onnxshap.curves import affordable, convex, loss_curves
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.masking import Means
-from onnxshap.plan import Budget, Candidate, make_plan
+from onnxshap.plan import Budget, Candidate, make_plan, wider_plans
 from onnxshap.rewrite import small_model
 from onnxshap.rounds import Part
 from onnxshap.tracing import Keep, Traced
@@ -163,6 +163,16 @@ def test_budgets_that_cannot_be_met(options: dict[str, float], words: str) -> No
 def test_max_drop_needs_images_to_hold_out() -> None:
     with pytest.raises(DataError, match="give at least 40, or --eval-data"):
         onnxshap.prune(net(), labelled(30), max_drop=0.1, method="l1")
+
+
+def test_a_group_is_widened_and_nothing_else_changes() -> None:
+    """A plan may keep other units than these values would: the rounds of `iterative` value them anew."""
+    candidates = [Candidate(name, np.arange(8), np.arange(8.0)) for name in ("a", "b", "whole")]
+    keep = {"a": np.arange(8) < 2, "b": np.arange(8) < 4, "whole": np.ones(8, np.bool_)}
+    found = dict(wider_plans(candidates, Budget(multiple_of=2), keep))
+    assert list(found) == ["a", "b"]  # the narrowest first
+    assert np.flatnonzero(found["a"]["a"]).tolist() == [0, 1, 6, 7] and found["a"]["b"] is keep["b"]
+    assert np.flatnonzero(found["b"]["b"]).tolist() == [0, 1, 2, 3, 6, 7] and found["b"]["a"] is keep["a"]
 
 
 def wide() -> ModelProto:

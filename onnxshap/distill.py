@@ -165,8 +165,10 @@ class _Tuner:
         parts = [self._teacher.run({n: v[s : s + BATCH] for n, v in feeds.items()}) for s in range(0, count, BATCH)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)][: len(self._outputs)]
 
-    def _loss(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses(self, feeds: Mapping[str, Array]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the losses of the outputs, one an image, and of class scores and hints as shares of variance."""
+        wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
+        found = self._graph(_tensors(feeds), self._wanted)
         outputs, scores = torch.zeros(len(found[0])), torch.zeros(())
         count = len(self._outputs)
         for k, (a, b, scale) in enumerate(zip(found[:count], wanted[:count], self._scale, strict=True)):
@@ -244,8 +246,7 @@ class _Tuner:
 
     def _total(self, feeds: Mapping[str, Array]) -> Tensor:
         """Return the loss that is tuned on some images."""
-        wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
-        outputs, scores, hints = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
+        outputs, scores, hints = self._losses(feeds)
         return outputs.mean() + SCORES * scores + HINTS * hints
 
     def _rate(self, latest: float) -> float:
@@ -280,9 +281,7 @@ class _Tuner:
         with torch.no_grad():
             for start in range(0, len(self._held_out), BATCH):
                 images = self._held_out[start : start + BATCH]
-                feeds = dict(self._data.take(images).inputs)
-                wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
-                outputs, *_ = self._loss(self._graph(_tensors(feeds), self._wanted), wanted)
+                outputs, *_ = self._losses(self._data.take(images).inputs)
                 parts.append(outputs.numpy().astype(np.float64))
         return np.concatenate(parts)
 

@@ -486,7 +486,7 @@ def prune(
     unbudgeted = all(budget is None for budget in budgets)
     _say_defaults(screen, data, payoff, budget=not unbudgeted)
     written = None if dry_run else output or str(_beside(model, ".pruned.onnx"))
-    sources = {"the model": model, "--data": data, "--labels": labels, "--eval-data": eval_data, "--values": values}
+    sources = {**_sources(model, data, labels, eval_data), "--values": values}
     if not dry_run:
         _check_outputs({"-o": written, "--report": report_path, "--journal": journal}, sources)
     with screen.progress() as tell:
@@ -541,7 +541,7 @@ def score(
     _say_defaults(screen, data, payoff)
     written = output or str(_beside(model, ".values.json"))
     kept = journal or f"{written}.journal"
-    _check_outputs({"-o": written, "--journal": kept}, {"the model": model, "--data": data, "--labels": labels})
+    _check_outputs({"-o": written, "--journal": kept}, _sources(model, data, labels))
     with screen.progress() as tell:
         tell("trace", 0, 1)
         found = api.score(
@@ -596,8 +596,7 @@ def sweep(
     if data is None:
         raise click.UsageError("sweep needs --data")
     _say_defaults(screen, data, payoff)
-    sources = {"the model": model, "--data": data, "--labels": labels, "--eval-data": eval_data}
-    _check_outputs({"-o": output, "--plot": plot}, sources)
+    _check_outputs({"-o": output, "--plot": plot}, _sources(model, data, labels, eval_data))
     if plot is not None:
         from onnxshap.plot import require, write_plot
 
@@ -648,8 +647,7 @@ def unify(
     _need_data(data, labels)
     _say_defaults(screen, data, payoff)
     written = output or str(_beside(model, ".unified.onnx"))
-    sources = {"the model": model, "--data": data, "--labels": labels, "--eval-data": eval_data}
-    _check_outputs({"-o": written}, sources)
+    _check_outputs({"-o": written}, _sources(model, data, labels, eval_data))
     with screen.progress() as tell:
         result = unification.unify(
             model, data, labels=labels, eval_data=eval_data, keep_bytes=keep_bytes, block=block, codec=codec,
@@ -700,8 +698,7 @@ def pivot(
     _need_data(data, labels)
     _say_defaults(screen, data, payoff)
     written = output or str(_beside(model, ".pivoted.onnx"))
-    sources = {"the model": model, "--data": data, "--labels": labels, "--eval-data": eval_data}
-    _check_outputs({"-o": written}, sources)
+    _check_outputs({"-o": written}, _sources(model, data, labels, eval_data))
     with screen.progress() as tell:
         result = pivoting.pivot(
             model, data, labels=labels, eval_data=eval_data, groups=groups or pivoting.GROUPS, keep_macs=keep_macs,
@@ -798,6 +795,11 @@ def _say_defaults(screen: Screen, data: str | None, payoff: str | None, *, budge
         screen.later(f"note: no budget given: {half}")
     if payoff == "accuracy":
         screen.later("warning: payoff accuracy is mostly 0 or 1 an image and ranks units badly; prefer ce or kl")
+
+
+def _sources(model: str, data: str | None, labels: str | None, eval_data: str | None = None) -> dict[str, str | None]:
+    """Return what a command reads, by what messages call it."""
+    return {"the model": model, "--data": data, "--labels": labels, "--eval-data": eval_data}
 
 
 def _check_outputs(outputs: Mapping[str, str | None], sources: Mapping[str, str | None]) -> None:

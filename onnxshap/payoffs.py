@@ -59,7 +59,7 @@ class CrossEntropy:
         where = f"output {self.output}"
         shifted, norm = _shifted(_scores(outputs[self.output], self.axis, where), probabilities=self.probabilities)
         classes = _class_labels(labels, shifted.shape, where, payoff=self.name)
-        return _row_mean(np.take_along_axis(shifted, classes[..., None], axis=-1) - norm)
+        return _row_mean(np.take_along_axis(shifted, classes[None], axis=0)[0] - norm)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class KL:
         log_p = _log_p(_scores(reference[self.output], self.axis, where), probabilities=self.probabilities)
         log_q = _log_p(_scores(outputs[self.output], self.axis, where), probabilities=self.probabilities)
         # Never positive but by rounding.
-        return _row_mean(np.minimum((np.exp(log_p) * (log_q - log_p)).sum(axis=-1), 0.0))
+        return _row_mean(np.minimum((np.exp(log_p) * (log_q - log_p)).sum(axis=0), 0.0))
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,10 @@ class Accuracy:
         scores = _scores(outputs[self.output], self.axis, where)
         if labels is None:
             _same_shape(outputs[self.output], reference[self.output], where)
-            wanted = _scores(reference[self.output], self.axis, where).argmax(axis=-1)
+            wanted = _scores(reference[self.output], self.axis, where).argmax(axis=0)
         else:
             wanted = _class_labels(labels, scores.shape, where, payoff=self.name)
-        return _row_mean((scores.argmax(axis=-1) == wanted).astype(np.float64))
+        return _row_mean((scores.argmax(axis=0) == wanted).astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ def _default(
     values = _finite(reference[first], f"output {output_names[first]!r}")
     embedding = bool((np.abs(np.linalg.norm(values, axis=1) - 1.0) < _CLOSE).all())
     logits = bool((values < 0.0).any()) and not embedding
-    return "kl" if _are_probabilities(values) or logits else "mse"
+    return "kl" if _are_probabilities(values.T) or logits else "mse"
 
 
 def _usable(reference: Sequence[Array], labels: Array | None, output_names: Sequence[str]) -> list[int]:
@@ -401,34 +401,34 @@ def _class_axis(rank: int, axis: int | None) -> int:
 
 
 def _scores(output: Array, axis: int | None, where: str) -> FloatArray:
-    """Return class scores float64[rows, *positions, classes], finite."""
+    """Return class scores float64[classes, rows, *positions], finite: sums over few classes are faster so."""
     axis_ = _class_axis(output.ndim, axis)
     if not 1 <= axis_ < output.ndim:
         raise DataError(f"{where}: shape {_shape(output.shape)} has no class axis {axis_}: use payoff 'mse'")
-    return np.moveaxis(_finite(output, where), axis_, -1)
+    return np.ascontiguousarray(np.moveaxis(_finite(output, where), axis_, 0))
 
 
 def _are_probabilities(scores: FloatArray) -> bool:
-    """Return whether float64[..., classes] are nonnegative and sum to 1 over the classes."""
-    return bool((scores >= 0.0).all() and (np.abs(scores.sum(axis=-1) - 1.0) <= _CLOSE).all())
+    """Return whether float64[classes, ...] are nonnegative and sum to 1 over the classes."""
+    return bool((scores >= 0.0).all() and (np.abs(scores.sum(axis=0) - 1.0) <= _CLOSE).all())
 
 
 def _shifted(scores: FloatArray, *, probabilities: bool) -> tuple[FloatArray, FloatArray]:
-    """Return logits float64[..., classes] with a maximum of 0, and what normalises them, float64[..., 1]."""
+    """Return logits float64[classes, ...] with a maximum of 0, and what normalises them, float64[...]."""
     # A distribution's logarithm is a valid set of logits: normalising it again takes the rounding of its sum away.
     logits = np.log(np.maximum(scores, _FLOOR)) if probabilities else scores
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted, np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    shifted = logits - logits.max(axis=0)
+    return shifted, np.log(np.exp(shifted).sum(axis=0))
 
 
 def _log_p(scores: FloatArray, *, probabilities: bool) -> FloatArray:
-    """Return log probabilities float64[..., classes] that sum to 1 within rounding."""
+    """Return log probabilities float64[classes, ...] that sum to 1 within rounding."""
     shifted, norm = _shifted(scores, probabilities=probabilities)
     return shifted - norm
 
 
 def _class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, payoff: str) -> IntArray:
-    """Return labels as int64[rows, *positions], each a class of scores [rows, *positions, classes]."""
+    """Return labels as int64[rows, *positions], each a class of scores [classes, rows, *positions]."""
     if labels is None:
         raise DataError(f"payoff {payoff!r}: there are no labels: give them, or use 'kl', which needs none")
     labels = np.asarray(labels)
@@ -436,12 +436,12 @@ def _class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, 
         raise DataError(
             f"payoff {payoff!r}: labels are {labels.dtype}: give integer class indices, or use 'mse' for float targets"
         )
-    if not _fits(labels.shape, scores[:-1]):
+    if not _fits(labels.shape, scores[1:]):
         raise DataError(
             f"labels: shape {_shape(labels.shape)} for {where}: give one class index a row and position, "
-            f"shape {_shape(scores[:-1])}"
+            f"shape {_shape(scores[1:])}"
         )
-    classes = scores[-1]
+    classes = scores[0]
     bad = np.argwhere((labels < 0) | (labels >= classes))
     if len(bad):
         at = tuple(int(i) for i in bad[0])
@@ -449,7 +449,7 @@ def _class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, 
             f"labels: {labels[at]} in row {at[0]} is not in [0, {classes}), the classes of {where}: "
             "number the classes as the model does, from 0"
         )
-    return labels.astype(np.int64).reshape(scores[:-1])
+    return labels.astype(np.int64).reshape(scores[1:])
 
 
 def _float_targets(labels: Array | None, output: tuple[int, ...], where: str) -> FloatArray:

@@ -14,7 +14,7 @@ from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import FloatArray
 from onnxshap.estimators.rows import coalition_removals, removals
-from onnxshap.game import GroupGame, Setting, pace, walks
+from onnxshap.game import GroupGame, Setting, pace, remainders, walks
 from onnxshap.groups import Group
 from tests.exactness import net
 
@@ -150,6 +150,18 @@ def test_running_sums_are_masks(name: str, filled: bool, monkeypatch: pytest.Mon
         monkeypatch.setattr(walks, "_LEAST_WORK", np.inf)
         close(game, GroupGame(shared, group))
     assert walked >= len(shared.traced.groups) - OTHERS.get(name, 0), "running sums were not used"
+
+
+@pytest.mark.parametrize(("long", "few"), [(0, 0), (1000, 0), (1000, 1000)], ids=["each", "places", "all"])
+def test_running_sums_are_the_same_however_they_are_made(long: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walks, "_LEAST_WORK", 0)
+    shared = setting(NETS["a trunk"], filled=True)
+    wanted = [removed(GroupGame(shared, group)) for group in shared.traced.groups]
+    for module in (walks, remainders):
+        monkeypatch.setattr(module, "LONG", long)
+    monkeypatch.setattr(remainders, "_FEW", few)
+    for group, found in zip(shared.traced.groups, wanted, strict=True):
+        assert bits(removed(GroupGame(shared, group))) == bits(found)
 
 
 @pytest.mark.parametrize("name", NETS)

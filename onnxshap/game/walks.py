@@ -20,6 +20,7 @@ from onnxshap.game.contributions import Adder, find_adders
 from onnxshap.game.halves import dependent, halve
 from onnxshap.game.outputs import payoffs
 from onnxshap.game.pace import Pace
+from onnxshap.game.remainders import LONG, Remainders
 from onnxshap.game.setting import Setting
 from onnxshap.groups import Group
 
@@ -27,8 +28,12 @@ _LEAST_WORK = 32
 """Multiplications for a number of an op's output below which one subtraction is no gain."""
 _SHARE = 0.25
 """Of the memory, for one image's contributions."""
-_SHORT = 256
-"""Numbers of a row up to which one call for many rows is faster than a call a row."""
+_AT_ONCE = 2**18
+"""Numbers of the walks that are summed at once: they stay in the processor's cache."""
+
+
+Loaded = tuple[list[Array], list[Array]]
+"""Of one image, for each op: what each unit adds to its output float32[n, length], and the whole output [1, ...]."""
 
 
 class Walks:
@@ -57,13 +62,15 @@ class Walks:
         made = [] if halves.suffix is None else [o for node in halves.suffix.graph.node for o in node.output]
         largest = max(bytes_per_image(traced, [*made, *given, *self._others]), default=1)
         self._pace = Pace.of(setting.memory, largest, fixed=self._session is None)
-        self._image = -1
+        self._loaded: dict[int, Loaded] = {}
+        self._room = int(_SHARE * setting.memory) // ((len(group) + 1) * sum(bytes_per_image(traced, given)))
 
     def ends(self, images: ImageIndex, *, full: bool) -> FloatArray:
         """Return v(all) or v(none), float64[rows]."""
         found = np.empty(len(images))
         coalition = np.full((1, self._n), full, np.float32)
         rows = self._pace.rows
+        self._loaded.clear()
         for part in self._kept.parts(images):
             self._kept.piece(images[part])
             for start in range(0, len(part), rows):
@@ -78,31 +85,30 @@ class Walks:
 
     def removals(self, images: ImageIndex, orders: IntArray, step: float, *, gone: bool) -> FloatArray:
         """Return the payoffs float64[walks, m]; see `estimators.rows.removals`."""
-        walks, m = orders.shape
-        found = np.empty(walks * m)
+        found = np.empty(orders.size)
         buffer = _Buffer(self, found)
         for part in self._kept.parts(images):
             self._kept.piece(images[part])
-            for walk in part:
-                buffer.walk(int(images[walk]), orders[walk], walk * m, step, gone=gone)
+            for walks in np.split(part, np.flatnonzero(np.diff(images[part])) + 1):
+                buffer.walks(int(images[walks[0]]), orders[walks], int(walks[0]) * orders.shape[1], step, gone=gone)
             buffer.flush()
-        return found.reshape(walks, m)
+        return found.reshape(orders.shape)
 
-    def load(self, image: int) -> tuple[list[Array], list[Array]]:
+    def load(self, image: int) -> Loaded:
         """Return what each unit adds to each op's output, float32[n, length], and the whole outputs, [1, ...]."""
-        if self._image != image:
-            self._image = -1
-            self._added = []  # let go of before the next are made
-            taken = self._kept.take(np.array([image]))
-            self._added = [adder.added(taken[adder.x], self._n) for adder in self._adders]
-            self._whole = [np.ascontiguousarray(taken[adder.y]) for adder in self._adders]
-            self._image = image
-        return self._added, self._whole
+        if image in self._loaded:
+            return self._loaded[image]
+        taken = self._kept.take(np.array([image]))
+        added = [adder.added(taken[adder.x], self._n) for adder in self._adders]
+        return added, [np.ascontiguousarray(taken[adder.y]) for adder in self._adders]
 
     def _none(self, images: ImageIndex) -> list[Array]:
+        """Return the ops' outputs without any unit; what was loaded is kept while there is room, for the walks."""
         parts: list[list[Array]] = [[] for _ in self._adders]
-        for image in images:
-            added, whole = self.load(int(image))
+        for image in images.tolist():
+            added, whole = loaded = self.load(image)
+            if len(self._loaded) < self._room:
+                self._loaded[image] = loaded
             for part, units, y in zip(parts, added, whole, strict=True):
                 left = y.astype(np.float64) - units.sum(axis=0, dtype=np.float64).reshape(y.shape)
                 part.append(left.astype(np.float32))
@@ -141,46 +147,47 @@ class Walks:
 
 
 class _Buffer:
-    """Rows on their way to a run: filled walk by walk, run when full."""
+    """Rows on their way to a run: filled image by image, run when full."""
 
     def __init__(self, walks: Walks, found: FloatArray) -> None:
-        self._walks, self._found = walks, found
+        self._walks, self._found, self._size = walks, found, 0
+        self._values: list[Array] = []
         self._start()
 
     def _start(self) -> None:
-        self._filled, self._size = 0, self._walks.rows
-        self._images = np.empty(self._size, np.int64)
-        self._goals = np.empty(self._size, np.int64)
-        self._values: list[Array] = []
+        self._filled = 0
         self._coalitions: list[CoalitionMatrix] = []
+        if self._size != self._walks.rows:
+            self._size = self._walks.rows
+            self._images, self._goals = np.empty(self._size, np.int64), np.empty(self._size, np.int64)
+            self._values = [np.empty((self._size, *value.shape[1:]), np.float32) for value in self._values]
 
-    def walk(self, image: int, order: IntArray, goal: int, step: float, *, gone: bool) -> None:
-        """Add the rows of a walk, whose payoffs go to `goal` and on."""
+    def walks(self, image: int, orders: IntArray, goal: int, step: float, *, gone: bool) -> None:
+        """Add the rows of an image's walks [walks, m], whose payoffs go to `goal` and on."""
         added, whole = self._walks.load(image)
-        state = [y.reshape(-1) for y in whole]
-        ranks = removal_ranks(order[None], len(added[0]))
-        done = 0
-        while done < len(order):
-            if not self._values:
-                self._values = [np.empty((self._size, *y.shape[1:]), np.float32) for y in whole]
-            count = min(len(order) - done, self._size - self._filled)
-            units, at = order[done : done + count], slice(self._filled, self._filled + count)
-            for number, (units_add, buffer) in enumerate(zip(added, self._values, strict=True)):
-                rows = buffer[at].reshape(count, -1)
-                if gone:
-                    _subtract(state[number], units_add, units, rows)
-                    state[number] = rows[-1].copy()
-                else:
-                    np.multiply(units_add[units], np.float32(-step), out=rows)
-                    rows += state[number]
-            if self._walks.masked:
-                self._coalitions.append(removal_masks(ranks, np.arange(done, done + count), step, gone=gone))
-            self._images[at] = image
-            self._goals[at] = np.arange(goal + done, goal + done + count)
-            self._filled += count
-            done += count
-            if self._filled == self._size:
-                self.flush()
+        m, longest = orders.shape[1], max(units.shape[1] for units in added)
+        at_once = 1 if longest > LONG else max(1, _AT_ONCE // (m * longest))
+        ranks = removal_ranks(orders, len(added[0])) if self._walks.masked else orders
+        if not self._values:
+            self._values = [np.empty((self._size, *y.shape[1:]), np.float32) for y in whole]
+        for first in range(0, len(orders), at_once):
+            chosen = orders[first : first + at_once]
+            ops = [Remainders(y.reshape(-1), u, chosen, step, gone=gone) for y, u in zip(whole, added, strict=True)]
+            done = 0
+            while done < chosen.size:
+                count = min(chosen.size - done, self._size - self._filled)
+                at = slice(self._filled, self._filled + count)
+                for op, buffer in zip(ops, self._values, strict=True):
+                    op.write(done, buffer[at].reshape(count, -1))
+                places, walks = np.divmod(np.arange(done, done + count), len(chosen))
+                if self._walks.masked:
+                    self._coalitions.append(removal_masks(ranks[first + walks], places, step, gone=gone))
+                self._images[at] = image
+                self._goals[at] = goal + (first + walks) * m + places
+                self._filled += count
+                done += count
+                if self._filled == self._size:
+                    self.flush()
 
     def flush(self) -> None:
         """Run what is there."""
@@ -189,19 +196,6 @@ class _Buffer:
             coalitions = np.concatenate(self._coalitions) if self._coalitions else None
             self._found[goals] = self._walks.run([v[: self._filled] for v in self._values], images, coalitions)
         self._start()
-
-
-def _subtract(state: Array, added: Array, units: IntArray, rows: Array) -> None:
-    """Write into rows [k, length] what is left of the state [length] after the first 1, 2, ... k units have gone."""
-    if rows.shape[1] <= _SHORT:
-        np.negative(added[units], out=rows)
-        rows[0] += state
-        np.add.accumulate(rows, axis=0, out=rows)
-        return
-    before = state
-    for row, unit in zip(rows, units, strict=True):
-        np.subtract(before, added[unit], out=row)
-        before = row
 
 
 def open_walks(setting: Setting, group: Group, masked: ModelProto, mask: str) -> Walks | None:

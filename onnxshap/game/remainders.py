@@ -1,0 +1,59 @@
+"""Running sums: an op's whole output less what the units add that are gone, place after place of some walks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxshap.core import Array, IntArray
+
+LONG = 1024
+"""Numbers of a row above which a subtraction of its own is as fast, and needs no copy of what its unit adds."""
+_FEW = 128
+"""Numbers of one place of all walks up to which one call for all places is faster than one for each."""
+
+
+class Remainders:
+    """What is left of an op's output after every removal of some walks of one image.
+
+    Rows are numbered by place, then by walk: a subtraction of all walks at one place is one call.
+
+    Args:
+        whole: float32[length], with all units.
+        added: float32[n, length], what each unit adds.
+        orders: int64[walks, m], of removal; one walk if the length is more than `LONG`.
+        step: what a removal takes off a unit's mask.
+        gone: removed units stay away.
+    """
+
+    def __init__(self, whole: Array, added: Array, orders: IntArray, step: float, *, gone: bool) -> None:
+        self._whole, self._added, self._units = whole, added, orders.T.ravel()
+        self._step, self._gone = np.float32(-step), gone
+        self._made = _sums(whole, added[orders.T]) if gone and len(whole) <= LONG else None
+        self._last = whole
+
+    def write(self, start: int, rows: Array) -> None:
+        """Write rows [k, length] from number `start` on, which is where the last call ended."""
+        now = slice(start, start + len(rows))
+        if self._made is not None:
+            rows[:] = self._made[now]
+        elif self._gone:
+            before = self._last
+            for row, unit in zip(rows, self._units[now], strict=True):
+                before = np.subtract(before, self._added[unit], out=row)
+            self._last = before.copy()
+        else:
+            np.multiply(self._added[self._units[now]], self._step, out=rows)
+            rows += self._whole
+
+
+def _sums(whole: Array, added: Array) -> Array:
+    """Return what is left of the whole [length] after each place of walks [m, walks, length], [m * walks, length]."""
+    if added[0].size <= _FEW:
+        np.negative(added, out=added)
+        added[0] += whole
+        np.add.accumulate(added, axis=0, out=added)
+    else:
+        before: Array = whole
+        for place in added:
+            before = np.subtract(before, place, out=place)
+    return added.reshape(-1, len(whole))

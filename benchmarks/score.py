@@ -361,11 +361,17 @@ def scaling(folder: Path, units: Sequence[int]) -> Iterator[list[str]]:
             plain = bare(setting, group)
             yield [
                 f"{width}",
-                group.name.split("/")[-1],
-                f"{1e6 / found:.0f}",
-                f"{1e6 / plain:.0f}",
+                behind(setting, group),
+                f"{1e6 / found:.2f}",
+                f"{1e6 / plain:.2f}",
                 f"{found / plain:.1f}x",
             ]
+
+
+def behind(setting: Setting, group: Group) -> str:
+    """Return the op that first sums over a group's units."""
+    first = min(site.node for site in setting.traced.sites([group]) if site.weight is not None)
+    return setting.traced.shaped.graph.nodes[first].op_type
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from onnxshap import payoffs
+from onnxshap.backend import Session
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
 from onnxshap.errors import ModelError
 from onnxshap.graph import extract, tensor
@@ -54,6 +56,9 @@ SCORES = 10.0
 is of, which the divergence unlearns where images are few."""
 HINTS = 20.0
 """Weight of the intermediate targets (mean share of variance) beside the outputs."""
+HINTED = 2**25
+"""Numbers of the intermediate targets that a step compares: those of all its images, or of some where images are large.
+To compare numbers costs more than to compute them, and early layers have many positions to learn from in an image."""
 MIXED = 0.5
 """Share of the images that are blended with another."""
 PATCHED = 0.3
@@ -117,6 +122,23 @@ def seen_alike(mirrored: Sequence[Array], straight: Sequence[Array]) -> bool:
     return bool(apart) and float(np.mean(apart)) < 1.0
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Tensors that are compared in one run.
+
+    Attributes:
+        teacher: the original up to them.
+        outputs: of the model, by number.
+        hints: intermediate targets, behind the outputs.
+        images: of a batch that are run, at most.
+    """
+
+    teacher: Session
+    outputs: Sequence[int]
+    hints: Sequence[Layer]
+    images: int = BATCH
+
+
 class _Tuner:
     def __init__(
         self, free: Traced, layers: Sequence[Layer], student: ModelProto, keep: Keep, data: Dataset, seed: int
@@ -130,14 +152,14 @@ class _Tuner:
         self._train, self._held_out = divided(len(data), seed)
         source = free.shaped.graph.model
         self._outputs = [o.name for o in source.graph.output]
-        self._hints = list({layer.target: layer for layer in layers if layer.target not in self._outputs}.values())
+        hints = list({layer.target: layer for layer in layers if layer.target not in self._outputs}.values())
         live = free.alive(keep)
-        self._alive = [live.axis(layer.target, layer.outputs) for layer in self._hints]
-        wanted = [*self._outputs, *(layer.target for layer in self._hints)]
-        kinds = {i.name: i.type.tensor_type.elem_type for i in source.graph.input}
-        self._wanted = wanted
-        part = extract(source, kinds, {n: free.shaped.kinds.get(n, 1) for n in wanted})
-        self._teacher = free.backend.session(part)
+        self._alive = {layer.target: live.axis(layer.target, layer.outputs) for layer in hints}
+        numbers = sum(int(np.prod(free.shaped.shapes[layer.target])) for layer in hints) // free.batch
+        hinted = int(np.clip(HINTED // max(1, numbers), 1, BATCH))
+        outputs = range(len(self._outputs))
+        parts = [(outputs, hints, BATCH)] if hinted == BATCH else [(outputs, [], BATCH), ([], hints, hinted)]
+        self._parts = [_Part(self._original(o, h), o, h, images) for o, h, images in parts]
         self._graph, self._steps = TorchGraph(student), 0
         self._check(student)
         inputs = data.take(self._held_out).inputs
@@ -147,6 +169,13 @@ class _Tuner:
         self._scale = [max(float(np.var(r)), 1e-12) if r.dtype.kind == "f" else 0.0 for r in reference]
         turned = {n: np.ascontiguousarray(v[..., ::-1]) if v.ndim == 4 else v for n, v in inputs.items()}
         self._mirrors = seen_alike(self._outputs_of(turned), reference)
+
+    def _original(self, outputs: Sequence[int], hints: Sequence[Layer]) -> Session:
+        """Return the original up to some outputs and targets."""
+        source, made = self._free.shaped.graph.model, self._free.shaped.kinds
+        names = [*(self._outputs[k] for k in outputs), *(layer.target for layer in hints)]
+        kinds = {i.name: i.type.tensor_type.elem_type for i in source.graph.input}
+        return self._free.backend.session(extract(source, kinds, {n: made.get(n, 1) for n in names}))
 
     def _check(self, student: ModelProto) -> None:
         """Refuse a model that torch does not compute as onnxruntime does."""
@@ -162,16 +191,18 @@ class _Tuner:
     def _outputs_of(self, feeds: Mapping[str, Array]) -> list[Array]:
         """Return the original's outputs, batch by batch."""
         count = len(self._held_out)
-        parts = [self._teacher.run({n: v[s : s + BATCH] for n, v in feeds.items()}) for s in range(0, count, BATCH)]
+        teacher = self._parts[0].teacher
+        parts = [teacher.run({n: v[s : s + BATCH] for n, v in feeds.items()}) for s in range(0, count, BATCH)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)][: len(self._outputs)]
 
-    def _losses(self, feeds: Mapping[str, Array]) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses(self, feeds: Mapping[str, Array], part: _Part) -> tuple[Tensor, Tensor, Tensor]:
         """Return the losses of the outputs, one an image, and of class scores and hints as shares of variance."""
-        wanted = [torch.from_numpy(v) for v in self._teacher.run(feeds)]
-        found = self._graph(_tensors(feeds), self._wanted)
-        outputs, scores = torch.zeros(len(found[0])), torch.zeros(())
-        count = len(self._outputs)
-        for k, (a, b, scale) in enumerate(zip(found[:count], wanted[:count], self._scale, strict=True)):
+        feeds = {name: value[: part.images] for name, value in feeds.items()}
+        wanted = [torch.from_numpy(v) for v in part.teacher.run(feeds)]
+        found = self._graph(_tensors(feeds), part.teacher.outputs)
+        outputs, scores, hints = torch.zeros(len(found[0])), torch.zeros(()), torch.zeros(())
+        count = len(part.outputs)
+        for k, a, b in zip(part.outputs, found, wanted, strict=False):
             if not a.is_floating_point():
                 continue
             if self._classes is not None and k == self._classes.output:
@@ -184,14 +215,13 @@ class _Tuner:
                 p, q = (x - x.mean(axis, keepdim=True) for x in (p, q))
                 scores = ((p - q) ** 2).mean() / p.var().clamp_min(1e-12)
             else:
-                outputs = outputs + _by_image((a - b) ** 2) / scale
-        hints = torch.zeros(())
-        for a, b, layer, alive in zip(found[count:], wanted[count:], self._hints, self._alive, strict=True):
-            if alive is not None:
+                outputs = outputs + _by_image((a - b) ** 2) / self._scale[k]
+        for a, b, layer in zip(found[count:], wanted[count:], part.hints, strict=True):
+            if (alive := self._alive[layer.target]) is not None:
                 b = b.index_select(layer.outputs, torch.from_numpy(np.flatnonzero(alive)))
             a, b = (clipped(x, *layer.flat) for x in (a, b))
             hints = hints + ((a - b) ** 2).mean() / b.var().clamp_min(1e-12)
-        return outputs, scores, hints / max(1, len(self._hints))
+        return outputs, scores, hints / max(1, len(part.hints))
 
     def run(self, epochs: int, seconds: float, progress: Callable[[int, int], None]) -> tuple[dict[str, Array], Tuning]:
         """Tune; return the weights kept by initializer name.
@@ -246,8 +276,11 @@ class _Tuner:
 
     def _total(self, feeds: Mapping[str, Array]) -> Tensor:
         """Return the loss that is tuned on some images."""
-        outputs, scores, hints = self._losses(feeds)
-        return outputs.mean() + SCORES * scores + HINTS * hints
+        total = torch.zeros(())
+        for part in self._parts:
+            outputs, scores, hints = self._losses(feeds, part)
+            total = total + outputs.mean() + SCORES * scores + HINTS * hints
+        return total
 
     def _rate(self, latest: float) -> float:
         """Return the highest rate that does no lasting harm, untried once it is `latest`; weights stay as they are."""
@@ -281,7 +314,7 @@ class _Tuner:
         with torch.no_grad():
             for start in range(0, len(self._held_out), BATCH):
                 images = self._held_out[start : start + BATCH]
-                outputs, *_ = self._losses(self._data.take(images).inputs)
+                outputs, *_ = self._losses(self._data.take(images).inputs, self._parts[0])
                 parts.append(outputs.numpy().astype(np.float64))
         return np.concatenate(parts)
 

@@ -120,7 +120,9 @@ def divergence(found: np.ndarray, wanted: np.ndarray) -> float:
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
-def test_tuning_gets_closer_on_images_it_never_saw() -> None:
+@pytest.mark.parametrize("hinted", [2**25, 2**12], ids=["all images", "some"])
+def test_tuning_gets_closer_on_images_it_never_saw(hinted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxshap.distill.HINTED", hinted)
     (wanted,), (refitted,), (tuned,) = cut_net(200)
     assert divergence(tuned, wanted) < 0.8 * divergence(refitted, wanted)
 

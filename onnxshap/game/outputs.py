@@ -26,7 +26,7 @@ def payoffs(setting: Setting, changed: Mapping[int, Array], images: ImageIndex) 
     found = np.empty(len(images))
     for start in range(0, len(images), size):
         rows = slice(start, start + size)
-        reference = [value[images[rows]] for value in setting.reference]
+        reference = [np.take(value, images[rows], axis=0) for value in setting.reference]
         outputs = [changed[k][rows] if k in changed else value for k, value in enumerate(reference)]
         labels = None if setting.data.labels is None else setting.data.labels[images[rows]]
         found[rows] = setting.payoff(outputs, reference, labels)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from onnxshap import payoffs
 from onnxshap.backend import Session
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
 from onnxshap.errors import ModelError
+from onnxshap.game.activations import bytes_per_image
 from onnxshap.graph import extract, tensor
 from onnxshap.masking import Means
 from onnxshap.repair.targets import Layer, find_layers
@@ -157,6 +158,8 @@ class _Tuner:
         self._alive = {layer.target: live.axis(layer.target, layer.outputs) for layer in hints}
         numbers = sum(int(np.prod(free.shaped.shapes[layer.target])) for layer in hints) // free.batch
         hinted = int(np.clip(HINTED // max(1, numbers), 1, BATCH))
+        held = 2 * sum(bytes_per_image(free, [o for node in student.graph.node for o in node.output]))  # and gradients
+        self._rows = int(np.clip(free.backend.memory // max(1, held), 1, BATCH))
         outputs = range(len(self._outputs))
         parts = [(outputs, hints, BATCH)] if hinted == BATCH else [(outputs, [], BATCH), ([], hints, hinted)]
         self._parts = [_Part(self._original(o, h), o, h, images) for o, h, images in parts]
@@ -166,7 +169,8 @@ class _Tuner:
         reference = self._outputs_of(inputs)
         payoff = payoffs.choose(None, reference, None, self._outputs)
         self._classes = payoff if isinstance(payoff, payoffs.KL) else None
-        self._scale = [max(float(np.var(r)), 1e-12) if r.dtype.kind == "f" else 0.0 for r in reference]
+        self._scale = [self._variance(k, r) if r.dtype.kind == "f" else 0.0 for k, r in enumerate(reference)]
+        self._spread = self._spreads(inputs)
         turned = {n: np.ascontiguousarray(v[..., ::-1]) if v.ndim == 4 else v for n, v in inputs.items()}
         self._mirrors = seen_alike(self._outputs_of(turned), reference)
 
@@ -192,12 +196,39 @@ class _Tuner:
         """Return the original's outputs, batch by batch."""
         count = len(self._held_out)
         teacher = self._parts[0].teacher
-        parts = [teacher.run({n: v[s : s + BATCH] for n, v in feeds.items()}) for s in range(0, count, BATCH)]
+        parts = [teacher.run(piece) for piece in self._pieces(feeds, count)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)][: len(self._outputs)]
+
+    def _variance(self, number: int, output: Array) -> float:
+        """Return that of an output, of its class scores less their mean where it holds such."""
+        values = torch.from_numpy(output)
+        if self._classes is not None and number == self._classes.output:
+            values = _centred(_log_p(values, self._classes))
+        return max(float(values.double().var(correction=0)), 1e-12)
+
+    def _spreads(self, feeds: Mapping[str, Array]) -> dict[str, float]:
+        """Return the variance of every intermediate target on the images held out."""
+        found = {}
+        for part in self._parts:
+            count = min(part.images, _count(feeds))
+            moments = np.zeros((len(part.hints), 3))
+            for piece in self._pieces(feeds, count):
+                values = part.teacher.run(piece)[len(part.outputs) :]
+                for moment, value, layer in zip(moments, values, part.hints, strict=True):
+                    x = self._hint(torch.from_numpy(value), layer).double()
+                    moment += x.numel(), float(x.sum()), float((x * x).sum())
+            for (size, total, square), layer in zip(moments, part.hints, strict=True):
+                found[layer.target] = max(float(square / size - (total / size) ** 2), 1e-12)
+        return found
+
+    def _hint(self, value: Tensor, layer: Layer) -> Tensor:
+        """Return what of an intermediate target of the original is left in the cut model."""
+        if (alive := self._alive[layer.target]) is not None:
+            value = value.index_select(layer.outputs, torch.from_numpy(np.flatnonzero(alive)))
+        return clipped(value, *layer.flat)
 
     def _losses(self, feeds: Mapping[str, Array], part: _Part) -> tuple[Tensor, Tensor, Tensor]:
         """Return the losses of the outputs, one an image, and of class scores and hints as shares of variance."""
-        feeds = {name: value[: part.images] for name, value in feeds.items()}
         wanted = [torch.from_numpy(v) for v in part.teacher.run(feeds)]
         found = self._graph(_tensors(feeds), part.teacher.outputs)
         outputs, scores, hints = torch.zeros(len(found[0])), torch.zeros(()), torch.zeros(())
@@ -206,21 +237,14 @@ class _Tuner:
             if not a.is_floating_point():
                 continue
             if self._classes is not None and k == self._classes.output:
-                axis = 1 if self._classes.axis is None else self._classes.axis
-                p, q = (
-                    torch.log(x.clamp_min(1e-12)) if self._classes.probabilities else torch.log_softmax(x, axis)
-                    for x in (b, a)
-                )
-                outputs = outputs + _by_image((p.exp() * (p - q)).sum(axis))
-                p, q = (x - x.mean(axis, keepdim=True) for x in (p, q))
-                scores = ((p - q) ** 2).mean() / p.var().clamp_min(1e-12)
+                p, q = (_log_p(x, self._classes) for x in (b, a))
+                outputs = outputs + _by_image((p.exp() * (p - q)).sum(1))
+                scores = ((_centred(p) - _centred(q)) ** 2).mean() / self._scale[k]
             else:
                 outputs = outputs + _by_image((a - b) ** 2) / self._scale[k]
         for a, b, layer in zip(found[count:], wanted[count:], part.hints, strict=True):
-            if (alive := self._alive[layer.target]) is not None:
-                b = b.index_select(layer.outputs, torch.from_numpy(np.flatnonzero(alive)))
-            a, b = (clipped(x, *layer.flat) for x in (a, b))
-            hints = hints + ((a - b) ** 2).mean() / b.var().clamp_min(1e-12)
+            b = self._hint(b, layer)
+            hints = hints + ((clipped(a, *layer.flat) - b) ** 2).mean() / self._spread[layer.target]
         return outputs, scores, hints / max(1, len(part.hints))
 
     def run(self, epochs: int, seconds: float, progress: Callable[[int, int], None]) -> tuple[dict[str, Array], Tuning]:
@@ -269,18 +293,23 @@ class _Tuner:
         self._steps += 1
         for group in optimizer.param_groups:
             group["lr"] = rate * group["size"]
-        loss = self._total(feeds)
         optimizer.zero_grad()
-        loss.backward()
+        for loss in self._totals(feeds):
+            loss.backward()
         optimizer.step()
 
-    def _total(self, feeds: Mapping[str, Array]) -> Tensor:
-        """Return the loss that is tuned on some images."""
-        total = torch.zeros(())
+    def _totals(self, feeds: Mapping[str, Array]) -> Iterator[Tensor]:
+        """Yield what sums up to the loss that is tuned on some images, as many of them at a time as memory allows."""
         for part in self._parts:
-            outputs, scores, hints = self._losses(feeds, part)
-            total = total + outputs.mean() + SCORES * scores + HINTS * hints
-        return total
+            count = min(part.images, _count(feeds))
+            for piece in self._pieces(feeds, count):
+                outputs, scores, hints = self._losses(piece, part)
+                yield (outputs.mean() + SCORES * scores + HINTS * hints) * (_count(piece) / count)
+
+    def _pieces(self, feeds: Mapping[str, Array], count: int) -> Iterator[dict[str, Array]]:
+        """Yield the first `count` images, as many at a time as memory allows."""
+        for start in range(0, count, self._rows):
+            yield {name: value[start : min(start + self._rows, count)] for name, value in feeds.items()}
 
     def _rate(self, latest: float) -> float:
         """Return the highest rate that does no lasting harm, untried once it is `latest`; weights stay as they are."""
@@ -289,7 +318,7 @@ class _Tuner:
 
         def loss() -> float:
             with torch.no_grad():
-                return float(np.mean([float(self._total(feeds)) for feeds in judged]))
+                return float(np.mean([sum(map(float, self._totals(feeds))) for feeds in judged]))
 
         before = loss()
         for place, rate in enumerate(RATES, 1):
@@ -312,9 +341,8 @@ class _Tuner:
         """Return the held-out losses of the outputs, one an image."""
         parts = []
         with torch.no_grad():
-            for start in range(0, len(self._held_out), BATCH):
-                images = self._held_out[start : start + BATCH]
-                outputs, *_ = self._losses(self._data.take(images).inputs, self._parts[0])
+            for piece in self._pieces(self._data.take(self._held_out).inputs, len(self._held_out)):
+                outputs, *_ = self._losses(piece, self._parts[0])
                 parts.append(outputs.numpy().astype(np.float64))
         return np.concatenate(parts)
 
@@ -361,6 +389,19 @@ class _Tuner:
             inside.append((np.arange(size) >= start) & (np.arange(size) < start + length))
         rows, columns = inside
         return np.asarray(~(rows[:, None, :, None] & columns[:, None, None, :]))
+
+
+def _count(feeds: Mapping[str, Array]) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _log_p(values: Tensor, classes: payoffs.KL) -> Tensor:
+    """Return log probabilities [n, classes] of class scores [n, classes], logits or probabilities."""
+    return torch.log(values.clamp_min(1e-12)) if classes.probabilities else torch.log_softmax(values, 1)
+
+
+def _centred(log_p: Tensor) -> Tensor:
+    return log_p - log_p.mean(1, keepdim=True)
 
 
 def _by_image(values: Tensor) -> Tensor:

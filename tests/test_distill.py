@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx.parser
@@ -22,6 +23,9 @@ from onnxshap.repair import refit
 from onnxshap.repair.targets import find_layers
 from onnxshap.tuning import divided
 from tests.test_repair import images, net
+
+if TYPE_CHECKING:
+    from onnxshap.distill import _Tuner
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'onnxshap[distill]')")
 
@@ -122,7 +126,7 @@ def divergence(found: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("hinted", [2**25, 2**12], ids=["all images", "some"])
 def test_tuning_gets_closer_on_images_it_never_saw(hinted: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxshap.distill.HINTED", hinted)
+    monkeypatch.setattr("onnxshap.distill.HINTED", hinted)  # intermediate targets of 7 images of 50 in the second case
     (wanted,), (refitted,), (tuned,) = cut_net(200)
     assert divergence(tuned, wanted) < 0.8 * divergence(refitted, wanted)
 
@@ -173,14 +177,38 @@ def test_what_judges_the_tuning_is_kept_from_the_repair_before_it() -> None:
     assert used.shape == seen.shape and (used == seen).all()
 
 
-def test_a_few_steps_choose_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A net whose weights are exact bears no large steps; constants of one number are no weights."""
-    from onnxshap.distill import RATES, _Tuner
+def tuner_of(memory: int = 2**30) -> _Tuner:
+    """Return the tuner of a net of which nothing is cut; its convolution in front of a cut one is a target."""
+    from onnxshap.distill import _Tuner
 
-    free = free_batch(onnxshap.trace(net()))
+    free = free_batch(onnxshap.trace(net(), backend=onnxshap.OrtBackend("cpu", 1, memory)))
     model = free.shaped.graph.model
     keep = {g.name: np.ones(len(g), np.bool_) for g in free.groups}
-    tuner = _Tuner(free, find_layers(free, model, free.alive(keep)), model, keep, images(60), 0)
+    cut = {g.name: np.arange(len(g)) > 0 for g in free.groups}
+    return _Tuner(free, find_layers(free, model, free.alive(cut)), model, keep, images(60), 0)
+
+
+def test_images_that_memory_does_not_hold_at_once_give_the_same_step() -> None:
+    gradients = []
+    for memory in (2**30, 2**16, 1):
+        tuner = tuner_of(memory)
+        for weight in tuner._graph.weights:
+            weight.data *= 1.5
+        losses = list(tuner._totals(tuner._data.take(slice(0, 50)).inputs))
+        sum(losses).backward()
+        gradients.append((len(losses), [w.grad for w in tuner._graph.weights]))
+    counts, (whole, *others) = zip(*gradients, strict=True)
+    assert counts[0] == 1 < counts[1] < counts[2] == 50
+    for other in others:
+        for a, b in zip(whole, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+
+
+def test_a_few_steps_choose_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A net whose weights are exact bears no large steps; constants of one number are no weights."""
+    from onnxshap.distill import RATES
+
+    tuner = tuner_of()
     before = tuner._graph.arrays()
     assert tuner._rate(np.inf) in RATES
     wild = [w * 1e3 for w in (1.0, 0.5)]

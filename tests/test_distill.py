@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from scipy.special import log_softmax
 
 import onnxshap
 from onnxshap.calibrate import free_batch, run_all, site_means
-from onnxshap.core import Dataset
+from onnxshap.core import Array, Dataset
 from onnxshap.cutter import Cutter
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.repair import refit
@@ -202,6 +203,26 @@ def test_images_that_memory_does_not_hold_at_once_give_the_same_step() -> None:
     for other in others:
         for a, b in zip(whole, other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+
+
+def test_where_time_is_short_steps_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner, sizes = tuner_of(), list[int]()
+    step = tuner._step
+
+    def counted(optimizer: torch.optim.Adam, rate: float, feeds: Mapping[str, Array]) -> None:
+        sizes.append(len(feeds["x"]))
+        step(optimizer, rate, feeds)
+
+    def found(latest: float) -> float:
+        step(tuner._optimizer(), 1e-9, tuner._data.take(slice(0, 50)).inputs)
+        return 1e-3
+
+    monkeypatch.setattr(tuner, "_step", counted)
+    monkeypatch.setattr(tuner, "_rate", found)
+    for seconds, size in ((1e9, 48), (1e-9, 20)):
+        sizes.clear()
+        tuner.run(2, seconds, lambda _done, _total: None)
+        assert max(sizes) == size
 
 
 def test_a_few_steps_choose_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:

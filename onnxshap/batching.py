@@ -369,13 +369,13 @@ class _Free:
                 self._resize(node)
             elif is_op(node, "Squeeze"):
                 self._squeeze(node)
-        for repeat in self.walk.repeats:
+        for repeat in dict.fromkeys(self.walk.repeats):  # an op of several outputs asks for it for each
             if self.walk.batch == 1:
                 self._repeat(nodes[repeat.node], repeat)
         for item in (*self.model.graph.input, *self.model.graph.output):
             dims = item.type.tensor_type.shape.dim
             if len(dims) and self.walk.found.get(item.name) == Images(0):
-                dims[0].dim_param = "rows"
+                dims[0].dim_param = "onnxshap.images"
         given = entered(nodes)
         for node in nodes:
             if is_open(node, given):

@@ -468,6 +468,26 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """A ScatterND that writes `positions` of its first axes, a list each: the live ones among the live ones."""
+
+    node: int
+    target: str
+    positions: tuple[IntArray, ...]
+
+    def apply(self, edit: Edit) -> None:
+        """Write the new numbers."""
+        if not any(edit.cut(self.target, axis) for axis in range(len(self.positions))):
+            return
+        left = []
+        for axis, positions in enumerate(self.positions):
+            alive = edit.alive(self.target, axis)
+            left.append((np.cumsum(alive) - 1)[positions[alive[positions]]])
+        index = np.stack(np.meshgrid(*left, indexing="ij"), axis=-1).astype(np.int64)
+        edit.node(self.node).input[1] = edit.new_constant(f"{self.target}.index", index)
+
+
+@dataclass(frozen=True)
 class Bounds:
     """A Slice with step 1 on an axis: its bounds (entry `entry` of starts and ends) move with the live positions."""
 

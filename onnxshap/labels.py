@@ -215,6 +215,7 @@ class Trace:
     macs: list[tuple[int, tuple[AxisKey, ...]]] = field(default_factory=list)
     fixups: list[Fixup] = field(default_factory=list)
     mixes_rows: bool = False
+    mixed: list[AxisKey] = field(default_factory=list)
     _shared: list[AxisKey] = field(default_factory=list)
 
     def fresh(self, size: int) -> IntArray:
@@ -398,6 +399,10 @@ class Axes:
     def mix_rows(self) -> None:
         """State that what the op gives for an image depends on the other images of the batch."""
         self.trace.mixes_rows = True
+
+    def mix(self, axis: int) -> None:
+        """State that what the op gives at a position of an axis of its first input depends on the others."""
+        self.trace.mixed.append((self.op.need(0).name, axis))
 
     def make(self, axis: int, out: int = 0) -> None:
         """State that the positions of an output's axis are made here, by weights."""

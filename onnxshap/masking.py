@@ -86,7 +86,9 @@ def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:
     outputs = [(traced.shaped.graph.nodes[s.node].output[0], s.weight.out) for s in sites if s.weight is not None]
     places = [(traced.images(name), axis) for name, axis in (*((s.tensor, s.axis) for s in sites), *outputs)]
     apart = all(place is not None and place.axis != axis for place, axis in places)
-    return apart and not traced.labels.trace.mixes_rows
+    trace = traced.labels.trace
+    mixed = trace.mixes_rows or any((at := traced.images(n)) is None or at.axis == axis for n, axis in trace.mixed)
+    return apart and not mixed
 
 
 def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray]:
@@ -151,7 +153,9 @@ class _Masks:
         refill(masked.graph.node, nodes)
         masked.graph.initializer.extend(self.constants)
         masked.graph.input.extend(
-            helper.make_tensor_value_info(mask_name(g), TensorProto.FLOAT, ["rows", len(g)]) for g in self.groups
+            # a name of its own: one mask may be for many images, and onnxruntime shares memory by these names
+            helper.make_tensor_value_info(mask_name(g), TensorProto.FLOAT, ["onnxshap.masks", len(g)])
+            for g in self.groups
         )
         return masked
 

@@ -23,7 +23,7 @@ from onnxshap.core import Array
 from onnxshap.data import InputSpec, random_data
 from onnxshap.errors import DataError, ModelError
 from onnxshap.folding import Folded, Part, Run, Shape, fold
-from onnxshap.graph import Graph, attributes, extract, is_op, lift_bodies, take_branches
+from onnxshap.graph import Graph, extract, is_op, lift_bodies, take_branches
 from onnxshap.lifting import BRANCHES, body, entered, handed, is_enter, is_if, is_loop, is_open, join, liftable
 from onnxshap.loops import closed, controls, declare_ranks, depths, sources
 from onnxshap.structure import copied, graphs_of, reads, subgraphs
@@ -31,11 +31,8 @@ from onnxshap.weights import without_values
 
 _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
-_INTEGER_OPS = (
-    *("Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Gather", "Identity", "Mul", "Neg", "Reshape"),
-    *("Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
-)
-"""What exporters that fold no constants put bounds and sizes together with."""
+_INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
+"""Element types of bounds, sizes and positions, which exporters that fold no constants compute from constants."""
 _PREFIX = "onnxshap.shape."
 _CHOOSABLE = frozenset(
     (
@@ -474,7 +471,7 @@ class _Probe:
         self._specs, self._sample = specs, sample
         made = [i.name for i in graph.model.graph.input] + [o for n in graph.nodes for o in n.output if o]
         self._names = [name for name in made if kinds.get(name, TensorProto.UNDEFINED) is not None]
-        arithmetic = _shape_arithmetic(graph.model)
+        arithmetic = _shape_arithmetic(graph.model, kinds)
         self._values = [n for n in self._names if n in arithmetic]
         self._depths = depths(graph.nodes)
         self._session = backend.session(_telling(graph.model, self._names, self._values), optimize=False)
@@ -546,14 +543,14 @@ def _noise(name: str, dtype: np.dtype[Any], shape: Shape) -> Array:
     return random_data({name: InputSpec(name, dtype, shape)}, (*shape, 1)[0], 0).inputs[name].reshape(shape)
 
 
-def _shape_arithmetic(model: ModelProto) -> set[str]:
-    """Return the tensors computed from shapes and initializers alone: of shapes some, or of integers all.
+def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set[str]:
+    """Return the tensors computed from shapes and initializers alone: of shapes some, or all of integers.
 
     What is taken out of a table of weights (positions of a sequence that has some length) stays weights.
     """
     tables = {t.name for t in model.graph.initializer if t.data_type in _REAL and len(t.dims) > 1}
     static = {t.name for t in model.graph.initializer}
-    integers = {t.name for t in model.graph.initializer if t.data_type in (TensorProto.INT64, TensorProto.INT32)}
+    integers = {t.name for t in model.graph.initializer if t.data_type in _INTEGERS}
     found: set[str] = set()
     sized: set[str] = set()
     for node in model.graph.node:
@@ -569,16 +566,7 @@ def _shape_arithmetic(model: ModelProto) -> set[str]:
             from_shape = from_shape or any(i in sized for i in inputs)
             if from_shape:
                 sized.update(outputs)
-            if from_shape or _is_integer_arithmetic(node, integers):
+            if from_shape or (integers.issuperset(inputs) and all(kinds.get(o) in _INTEGERS for o in outputs)):
                 found.update(outputs)
                 integers.update(outputs)
     return found
-
-
-def _is_integer_arithmetic(node: NodeProto, integers: set[str]) -> bool:
-    given = attributes(node)
-    if not is_op(node, *_INTEGER_OPS) or given.get("to", TensorProto.INT64) != TensorProto.INT64:
-        return False
-    if node.op_type == "ConstantOfShape" and ("value" not in given or given["value"].data_type != TensorProto.INT64):
-        return False
-    return integers.issuperset(i for i in node.input if i)

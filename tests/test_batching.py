@@ -9,6 +9,7 @@ from onnx import ModelProto
 from onnxshap.batching import Images
 from onnxshap.calibrate import free_batch
 from onnxshap.data import random_data
+from onnxshap.masking import masked_model
 from onnxshap.rewrite import cut, drop_units
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import trace
@@ -170,6 +171,31 @@ def test_files_of_one_image_are_cut_as_those_of_several(name: str) -> None:
     alone = [run(drop_units(traced, keep), {spec.name: image[None]})[0] for image in images]
     together = run(put_in(cut(freed, keep)), {spec.name: images})[0]
     assert relative_error([together], [np.concatenate(alone)]) < 1e-5
+
+
+def test_a_state_of_one_image_is_repeated_once_for_all_outputs() -> None:
+    recurrent = net(
+        """(float[1,5,4] x) => (float[1,2] y) {
+    t = Transpose<perm=[1,0,2]>(x)
+    all, last = GRU<hidden_size=6>(t, w, r, b, nil, state)
+    m = ReduceMean<axes=[0,1], keepdims=0>(all)
+    s = Squeeze(last, first)
+    a = Add(m, s)
+    y = Gemm(a, w2)
+}""",
+        opset=13, w=(1, 18, 4), r=(1, 18, 6), b=(1, 36), nil=[1], state=(1, 1, 6), first=[0], w2=(6, 2),
+    )  # fmt: skip
+    recurrent.graph.node[1].input[4] = ""
+    assert free_batch(trace(recurrent)).shaped.free_batch
+    assert check_exact(recurrent).dropped
+
+
+def test_the_sizes_of_masks_are_named_apart_from_those_of_images() -> None:
+    traced = free_batch(trace(FIXED["windows"]))
+    masked = masked_model(traced, traced.groups, {})
+    sizes = [{d.dim_param for d in i.type.tensor_type.shape.dim} - {""} for i in masked.graph.input]
+    masks = [size for item, size in zip(masked.graph.input, sizes, strict=True) if item.name != "x"]
+    assert masks and all(size.isdisjoint(sizes[0]) for size in masks)
 
 
 def test_images_are_found_inside_of_merged_axes() -> None:

@@ -37,6 +37,11 @@ def case(name: str, model: onnx.ModelProto, sizes: Sequence[int], *frozen: str, 
     CASES.append(Case(name, model, sizes, frozen, tolerance))
 
 
+def grid(*positions: Sequence[int]) -> Any:
+    """Return the indices of a ScatterND that writes these positions of its first axes."""
+    return np.stack(np.meshgrid(*positions, indexing="ij"), axis=-1).tolist()
+
+
 def conv_net(
     body: str, *, opset: int = 17, ir: int = 8, batch: str = "N", c: int = 8, d: int = 8, **more: Any
 ) -> onnx.ModelProto:
@@ -686,6 +691,37 @@ case("rows of a table, looked up and written by constant places", net("""(float[
     y = MatMul(m, w2)
 }""", imports=MS, table=(7, 4), w0=(4, 8), places=[[3], [0], [6], [0], [1]], rows=[[1], [4]], b0=(2, 8), w1=(12, 8),
     first=[[0, 0]], w2=(8, 3)), [8])
+case("part of the channels written at other times", net("""(float[N,12,6] x) => (float[N,3] y) {
+    a = MatMul(w0, x)
+    t = Transpose<perm=[1,0,2]>(a)
+    first = Slice(t, nil, one, two)
+    others = Slice(t, one, six, two)
+    late = Concat<axis=2>(others, first)
+    some = Slice(late, nil, three, nil)
+    s = ScatterND(t, rows, some)
+    b = Transpose<perm=[1,0,2]>(s)
+    r = ReduceMean<axes=[2], keepdims=0>(b)
+    y = MatMul(r, w1)
+}""", opset=13, w0=(8, 12), one=[1], six=[6], two=[2], nil=[0], three=[3], rows=[[0], [1], [2]], w1=(8, 3)), [8])
+case("a grid of all axes written", net("""(float[2,12,6] x) => (float[2,3] y) {
+    a = MatMul(w0, x)
+    b = Gather<axis=1>(a, some)
+    c = Mul(b, b)
+    s = ScatterND(a, all, c)
+    t = ScatterND(s, few, v0)
+    r = ReduceMean<axes=[2], keepdims=0>(t)
+    y = MatMul(r, w1)
+}""", w0=(8, 12), some=[0, 5, 2], all=grid(range(2), (0, -3, 2), range(6)), few=grid(range(2), (7, 1), (3, 0)),
+    v0=(2, 2, 2), w1=(8, 3)), [8])
+case("numbers that are no grid", net("""(float[N,12] x) => (float[N,3] y) {
+    a = MatMul(x, w0)
+    b = MatMul(x, w1)
+    t = Transpose(a)
+    u = Transpose(b)
+    s = ScatterND(t, twice, u)
+    v = Transpose(s)
+    y = MatMul(v, w2)
+}""", w0=(12, 8), w1=(12, 3), twice=[[4], [4], [1]], w2=(8, 3)), [])
 case("places written in images", net("""(float[N,5,12] x, int64[N,5] i) => (float[N,5,3] y) {
     a = MatMul(x, w0)
     k = Clip(i, nil, one)
@@ -1122,6 +1158,36 @@ case("pads put together of constants", conv_net("""
     q = Cast<to=7>(p)
     b = Pad(a, q)
 """, four=[4], given=[0, 0, 0, 1], pairs=[2, 4], flat=[-1]), [8])
+case("pads computed from constants", conv_net("""
+    left = Mod(height, window)
+    missing = Sub(window, left)
+    once = Mod(missing, window)
+    dims = Shape(given)
+    none = ConstantOfShape<value=int64[1] {0}>(dims)
+    p = Concat<axis=0>(none, nil, nil, once, once)
+    b = Pad(a, p)
+""", height=[8], window=[3], given=[7, 7, 7, 7], nil=[0]), [8])
+case("pads that follow height and width", net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0)
+    s = Shape(a)
+    h = Gather(s, two)
+    w = Gather(s, three)
+    hm = Mod(h, window)
+    wm = Mod(w, window)
+    hp = Sub(window, hm)
+    wp = Sub(window, wm)
+    last = Concat<axis=0>(nil, wp, nil, hp)
+    others = ConstantOfShape<value=int64[1] {0}>(four)
+    all = Concat<axis=0>(last, others)
+    pairs = Reshape(all, columns)
+    turned = Slice(pairs, first, least, nil, first)
+    put = Transpose<perm=[1,0]>(turned)
+    flat = Reshape(put, first)
+    p = Cast<to=7>(flat)
+    b = Pad(a, p)
+    y = Conv(b, w1)
+}""", w0=(8, 3, 3, 3), two=[2], three=[3], window=[7], nil=[0], four=[4], columns=[-1, 2], first=[-1],
+    least=[INT_MIN], w1=(2, 8, 1, 1)), [8])
 case("a large weight that nothing reads", net("""(float[N,6] x) => (float[N,2] y) {
     a = Gemm(x, w0)
     b = Relu(a)
@@ -1729,7 +1795,7 @@ _NO_ROWS = {
     *("gemm C column", "gemm C full", "gemm with computed bias", "conv with computed weights"),
     *("a branch reads a weight and a bias that are cut", "a weight is a model output"),
     *("resize by sizes", "concat with an expanded constant", "constant of shape", "means over channels and more"),
-    *("a table spread over the images", "branches of If read a tensor"),
+    *("a table spread over the images", "branches of If read a tensor", "a grid of all axes written"),
     *(
         f"{op}: {what}"
         for op in ("GRU", "LSTM", "RNN")

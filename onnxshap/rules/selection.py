@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxshap.fixups import Bounds, PadCount, Selection, Widths
-from onnxshap.folding import COMPUTED
+from onnxshap.core import Array, IntArray
+from onnxshap.fixups import Bounds, Grid, PadCount, Selection, Widths
+from onnxshap.folding import COMPUTED, window
 from onnxshap.labels import Axes, Op, RuleError
 from onnxshap.rules.registry import rule
 
@@ -54,8 +55,7 @@ def slice_(op: Op, ax: Axes) -> None:
             ax.freeze(ax.input(0, axis), "Slice gets its bounds from the data")
             ax.freeze(ax.output(0, axis), "Slice gets its bounds from the data")
             continue
-        window = slice(starts[entry], ends[entry], steps[entry])
-        index = np.arange(x.shape[axis])[_clamped(window, x.shape[axis])]
+        index = np.arange(x.shape[axis])[window(starts[entry], ends[entry], steps[entry], x.shape[axis])]
         if steps[entry] == 1:
             first = int(index[0]) if index.size else 0
             ax.tie(ax.input(0, axis)[index], ax.output(0, axis))
@@ -66,14 +66,6 @@ def slice_(op: Op, ax: Axes) -> None:
             ax.freeze(ax.input(0, axis), "Slice takes it in steps, along with other axes")
             ax.freeze(ax.output(0, axis), "Slice takes it in steps, along with other axes")
     assert y.rank == x.rank
-
-
-def _clamped(window: slice, size: int) -> slice:
-    """Return the Python slice of ONNX bounds, which may lie far outside (INT_MIN as "to the very start")."""
-    start, stop, step = window.start, window.stop, window.step
-    if step < 0 and stop < -size:
-        return slice(start if start < size else size - 1, None, step)
-    return slice(max(start, -size), stop, step)
 
 
 def _select(op: Op, ax: Axes, axis: int, index: Sequence[int] | np.ndarray) -> None:
@@ -173,19 +165,41 @@ def gather_nd(op: Op, ax: Axes) -> None:
 
 @rule("ScatterND")
 def scatter_nd(op: Op, ax: Axes) -> None:
-    """Places written by numbers for some axes; the axes behind those pass through."""
+    """Places written by numbers for some axes; the axes behind those pass through.
+
+    Constant numbers that are a grid, a list of positions for each axis (`x[:, :, 2:5] = y`), pass through too.
+    """
     x, index = op.need(0), op.need(1)
-    for k in range(index.rank - 1):
-        ax.tie(ax.input(1, k), ax.input(2, k))
+    grid = None if index.value is None else _grid(index.value, x.shape)
     for a in range(x.rank):
-        if a < index.shape[-1]:
-            ax.freeze(ax.input(0, a), f"{op.type} looks positions up by number")
-            ax.freeze(ax.output(0, a), f"{op.type} looks positions up by number")
-        else:
+        if a >= index.shape[-1]:
             ax.same([a])
             ax.tie(ax.input(2, index.rank - 1 + a - index.shape[-1]), ax.output(0, a))
-    if not x.constant:
-        ax.mix_rows()  # the numbers say which images are written
+        elif grid is not None:
+            ax.same([a])
+            ax.tie(ax.input(2, a), ax.output(0, a)[grid[a]])
+        else:
+            ax.freeze(ax.input(0, a), f"{op.type} looks positions up by number")
+            ax.freeze(ax.output(0, a), f"{op.type} looks positions up by number")
+    if grid is not None:
+        ax.fix(Grid(op.index, op.out().name, tuple(grid)))
+    else:
+        for k in range(index.rank - 1):
+            ax.freeze(ax.input(2, k), f"{op.type} writes it to positions by number")
+    for a in range(0 if x.constant else index.shape[-1]):
+        ax.mix(a)  # where it is that of the images, the numbers say which are written
+
+
+def _grid(index: Array, shape: Sequence[int]) -> list[IntArray] | None:
+    """Return the positions written of every axis looked up, None unless they are those of a grid and all differ."""
+    axes = index.shape[-1]
+    if index.ndim != axes + 1 or not index.size:
+        return None
+    found = [np.moveaxis(index[..., a], a, 0).reshape(index.shape[a], -1)[:, 0] % shape[a] for a in range(axes)]
+    whole = np.stack(np.meshgrid(*found, indexing="ij"), axis=-1)
+    if (whole != index % np.array(shape[:axes])).any() or any(len(np.unique(f)) < len(f) for f in found):
+        return None
+    return found
 
 
 @rule("OneHot")

@@ -125,8 +125,15 @@ def run_all(
 
     Raises:
         DataError: an output has no entry for every image.
+        ModelError: an output is no tensor.
     """
     session = traced.backend.session(model, optimize=optimize)
+    if 0 in session.kinds:
+        name = session.outputs[list(session.kinds).index(0)]
+        raise ModelError(
+            f"output {name!r} is no tensor (a sequence or a map), by which a model cannot be judged; export it "
+            "without, or as an array (skl2onnx: zipmap=False)"
+        )
     parts = []
     for count, feeds in batches(traced, data, 32):
         outputs = by_image(traced, session.run({**feeds, **(extra or {})}))

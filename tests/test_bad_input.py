@@ -221,6 +221,15 @@ def test_string_inputs_are_traced_and_need_data() -> None:
     assert "input 'more' is object, not float, integer or bool: give data" in refused("prune", "m.onnx")
 
 
+def test_outputs_that_are_no_tensors_cannot_be_judged() -> None:
+    model = good()
+    model.graph.node.append(helper.make_node("SequenceConstruct", [model.graph.output[0].name], ["some"]))
+    model.graph.output.append(helper.make_value_info("some", helper.make_sequence_type_proto(FLOATS)))
+    onnx.save(model, "m.onnx")
+    assert call("inspect", "m.onnx").exit_code == 0
+    assert "output 'some' is no tensor (a sequence or a map), by which a model" in refused("prune", "m.onnx")
+
+
 def test_nodes_in_any_order_are_sorted() -> None:
     model = good()
     nodes = [NodeProto.FromString(n.SerializeToString()) for n in reversed(model.graph.node)]

@@ -13,6 +13,7 @@ from onnxshap.api import open_model
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import FloatArray
+from onnxshap.errors import DataError
 from onnxshap.estimators.rows import coalition_removals, removals
 from onnxshap.game import GroupGame, Setting, pace, remainders, walks
 from onnxshap.groups import Group
@@ -190,6 +191,31 @@ def walked(shared: Setting, group: Group) -> bool:
 
 def bits(found: tuple[FloatArray, ...]) -> list[bytes]:
     return [values.tobytes() for values in found]
+
+
+@pytest.mark.parametrize("work", [0, np.inf], ids=["running sums", "masks"])
+def test_without_any_unit_zero_by_zero_counts_as_zero(work: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walks, "_LEAST_WORK", work)
+    model = net(
+        """(float[N,4] x) => (float[N,3] y) {
+            a = MatMul(x, w0)
+            b = Tanh(a)
+            c = MatMul(b, w1)
+            n = ReduceL2<axes=[1], keepdims=1>(c)
+            y = Div(c, n)
+        }""",
+        w0=(4, 6), w1=(6, 3),
+    )  # fmt: skip
+    shared = setting(model, filled=False)
+    hidden = next(g for g in shared.traced.groups if len(g) == 6)
+    game = GroupGame(shared, hidden)
+    assert (game._walks is None) == (work > 0)
+    images = np.arange(IMAGES)
+    found = game(images, np.zeros((IMAGES, 6), np.float32))
+    np.testing.assert_allclose(found, shared.payoff([0 * shared.reference[0]], shared.reference, None))
+    if work:
+        with pytest.raises(DataError, match="NaN or Inf"):
+            game(images, np.full((IMAGES, 6), np.float32(np.nan)))
 
 
 def test_a_unit_that_nothing_reads_is_worth_nothing() -> None:

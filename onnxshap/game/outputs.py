@@ -6,21 +6,29 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxshap.core import Array, FloatArray, ImageIndex
+from onnxshap.core import Array, BoolArray, FloatArray, ImageIndex
 from onnxshap.game.setting import Setting
 
 _NUMBERS = 2**15
 """Numbers of the outputs that a payoff gets at a time: what it makes of them stays in the processor's cache."""
 
 
-def payoffs(setting: Setting, changed: Mapping[int, Array], images: ImageIndex) -> FloatArray:
+def payoffs(
+    setting: Setting, changed: Mapping[int, Array], images: ImageIndex, emptied: BoolArray | None = None
+) -> FloatArray:
     """Return the payoffs of rows, float64[rows].
+
+    Without any unit a model may divide zero by zero (an embedding by its length). No plan gets there, but every walk
+    ends there: what is not finite then counts as zero.
 
     Args:
         setting: of the games.
         changed: number of a model output -> its values for the rows; the others are as in the original model.
         images: int64[rows].
+        emptied: bool[rows], which are without any unit; None: no row is.
     """
+    if emptied is not None and emptied.any():
+        changed = {k: _zero_where(value, emptied) for k, value in changed.items()}
     a_row = sum(int(np.prod(value.shape[1:])) for value in setting.reference)
     size = max(8, _NUMBERS // max(1, a_row))
     found = np.empty(len(images))
@@ -31,3 +39,10 @@ def payoffs(setting: Setting, changed: Mapping[int, Array], images: ImageIndex) 
         labels = None if setting.data.labels is None else setting.data.labels[images[rows]]
         found[rows] = setting.payoff(outputs, reference, labels)
     return found
+
+
+def _zero_where(value: Array, rows: BoolArray) -> Array:
+    """Return a value with zeros in place of what is not finite in some rows."""
+    if value.dtype.kind != "f" or np.isfinite(value).all():
+        return value
+    return np.where(rows.reshape(-1, *[1] * (value.ndim - 1)) & ~np.isfinite(value), 0, value).astype(value.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap.calibrate import by_image
-from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
+from onnxshap.core import Array, BoolArray, CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import removal_masks, removal_ranks
 from onnxshap.game.activations import Activations, bytes_per_image
 from onnxshap.game.contributions import Adder, find_adders
@@ -28,6 +28,8 @@ _LEAST_WORK = 32
 """Multiplications for a number of an op's output below which one subtraction is no gain."""
 _SHARE = 0.25
 """Of the memory, for one image's contributions."""
+_ROUNDING = 4 * np.finfo(np.float32).eps
+"""What is left without any unit, over what all of them add, that is nothing but rounding: what divides by it sees 0."""
 _AT_ONCE = 2**18
 """Numbers of the walks that are summed at once: they stay in the processor's cache."""
 
@@ -80,7 +82,8 @@ class Walks:
                     outputs = list(taken.values())
                 else:
                     outputs = self._none(images[at])
-                found[at] = self._worth(outputs, images[at], np.repeat(coalition, len(at), axis=0))
+                emptied = None if full else np.ones(len(at), np.bool_)
+                found[at] = self._worth(outputs, images[at], np.repeat(coalition, len(at), axis=0), emptied)
         return found
 
     def removals(self, images: ImageIndex, orders: IntArray, step: float, *, gone: bool) -> FloatArray:
@@ -111,6 +114,7 @@ class Walks:
                 self._loaded[image] = loaded
             for part, units, y in zip(parts, added, whole, strict=True):
                 left = y.astype(np.float64) - units.sum(axis=0, dtype=np.float64).reshape(y.shape)
+                left[np.abs(left) <= _ROUNDING * np.abs(units).sum(axis=0).reshape(y.shape)] = 0
                 part.append(left.astype(np.float32))
         return [np.concatenate(part) for part in parts]
 
@@ -131,7 +135,13 @@ class Walks:
         """Whether the rest of the model reads the mask again."""
         return self._masked
 
-    def _worth(self, values: Sequence[Array], images: ImageIndex, coalitions: CoalitionMatrix | None) -> FloatArray:
+    def _worth(
+        self,
+        values: Sequence[Array],
+        images: ImageIndex,
+        coalitions: CoalitionMatrix | None,
+        emptied: BoolArray | None = None,
+    ) -> FloatArray:
         given = {adder.y: value for adder, value in zip(self._adders, values, strict=True)}
         changed = {k: given[self._names[k]] for k in self._outputs if k not in self._computed}
         if self._session is not None:
@@ -143,7 +153,7 @@ class Walks:
             changed.update(zip(self._computed, outputs, strict=True))
         numbers = list(changed)
         moved = by_image(self._setting.traced, list(changed.values()), numbers)
-        return payoffs(self._setting, dict(zip(numbers, moved, strict=True)), images)
+        return payoffs(self._setting, dict(zip(numbers, moved, strict=True)), images, emptied)
 
 
 class _Buffer:

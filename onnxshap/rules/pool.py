@@ -16,6 +16,11 @@ def pool(op: Op, ax: Axes) -> None:
     if len(op.outputs) > 1 and op.outputs[1] is not None:
         raise RuleError("MaxPool gives out indices, which count channels")
     ax.same((0, 1))
+    sizes, rank = op.attributes.get("kernel_shape", ()), op.need(0).rank
+    moves, pads = op.attributes.get("strides", [1] * len(sizes)), op.attributes.get("pads", [0] * 2 * len(sizes))
+    for k, window in enumerate(sizes):
+        if window == moves[k] == 1 and pads[k] == pads[k + len(sizes)] == 0:
+            ax.same([rank - len(sizes) + k])
 
 
 @rule("Resize", "Upsample")

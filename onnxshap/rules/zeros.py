@@ -51,7 +51,9 @@ class Zeros:
 
         False where that is not known.
         """
-        wanted = frozenset(units.tolist())
+        return self._gives_zero(name, frozenset(units.tolist()))
+
+    def _gives_zero(self, name: str, wanted: frozenset[int]) -> bool:
         known = self._known.setdefault(wanted, {})
         pending = [name]
         while pending:
@@ -99,8 +101,9 @@ class Zeros:
         if node.op_type in FIRST:
             return zero(node.input[0])
         if node.op_type == "Concat":
-            inputs = [i for i in node.input if wanted & self._held(i)]
-            return bool(inputs) and _all(map(zero, inputs))
+            parts = {i: wanted & self._held(i) for i in node.input}
+            found = [zero(i) if part == wanted else self._gives_zero(i, part) for i, part in parts.items() if part]
+            return bool(found) and _all(found)
         if node.op_type in ALL:
             return _all(map(added, filter(None, node.input)))
         if node.op_type == "BatchNormalization":

@@ -37,6 +37,7 @@ from onnxshap.branches import take_branches as take_branches_of
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
 from onnxshap.fused import unfuse
+from onnxshap.invariants import read_from_outside
 from onnxshap.lifting import Lifted, lift, sink
 from onnxshap.loops import closed
 from onnxshap.structure import (
@@ -201,6 +202,7 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     normal.CopyFrom(model)
     graph = normal.graph
     _sort(graph)
+    read_from_outside(graph)
     moved = Moved()
     _without_branches(graph, moved)
     _drop_overridable_inputs(graph)

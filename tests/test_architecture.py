@@ -17,7 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"structure", "weights"}),
     frozenset({"branches"}),
     frozenset({"lifting"}),
-    frozenset({"loops"}),
+    frozenset({"invariants", "loops"}),
     frozenset(
         {
             "backend",

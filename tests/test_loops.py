@@ -422,6 +422,35 @@ def test_images_that_do_not_run_it_have_no_part_in_its_means() -> None:
     assert list(result.keep) == ["h"]
 
 
+def test_weights_that_a_loop_hands_on_are_read_from_outside() -> None:
+    """As tf2onnx writes a recurrent cell."""
+    text = """(float[N,4] x) => (float[N,3] y) {
+        c, w, r = Loop(n, yes, x, w0, r0) <body = b (int64 i, bool go, float[N,4] v, float[4,6] wi, float[6,4] ri)
+                                         => (bool on, float[N,4] vo, float[4,6] wo, float[6,4] ro) {
+            on = Identity(go)
+            h = MatMul(v, wi)
+            t = Tanh(h)
+            vo = MatMul(t, ri)
+            wk = Identity(wi)
+            wo = Identity(wk)
+            ro = Identity(ri)
+        }>
+        k = MatMul(c, w)
+        y = MatMul(k, z)
+    }"""
+    model = net(text, z=(6, 3), yes=YES, n=np.array(2), w0=(4, 6), r0=(6, 4))
+    assert {g.name: len(g) for g in trace(model).groups} == {"h": 6, "k": 6}
+    for seed in range(2):
+        check_exact(model, seed=seed)
+    inside = next(a.g for a in drop_units(trace(model), {}).graph.node[0].attribute if a.name == "body")
+    assert [i.name for i in inside.input] == ["i", "go", "v"] and nested_ops(inside) == [
+        "Identity",
+        "MatMul",
+        "Tanh",
+        "MatMul",
+    ]
+
+
 def test_a_state_that_is_a_sequence() -> None:
     text = """(float[N,4] x) => (float[N,3] y, float[N,P] all) {
         empty = SequenceEmpty<dtype=1>()

@@ -5,9 +5,9 @@ Exporters without captured values (tf2onnx) carry the weights of a recurrent cel
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
-from onnx import GraphProto, NodeProto, helper
+from onnx import GraphProto, NodeProto
 
 from onnxshap.branches import names_in, rename
 from onnxshap.lifting import body, is_loop
@@ -15,48 +15,44 @@ from onnxshap.structure import graphs_of, refill, used_names
 
 
 def read_from_outside(graph: GraphProto) -> None:
-    """Take such states out of the loops of a graph and of the graphs in its nodes, the innermost first."""
+    """Take such states out of the loops of a graph and of the graphs in its nodes, where nothing reads them behind."""
     parts = list(graphs_of(graph))
     stored = {t.name for part in parts for t in part.initializer}
     stored.update(n.output[0] for part in parts for n in part.node if n.op_type == "Constant")
-    for part in reversed(parts):
-        nodes: list[NodeProto] = []
+    for part in parts:
+        used = used_names(part)
         for node in part.node:
-            nodes += [node, *_taken_out(node, stored)] if is_loop(node) else [node]
-        if len(nodes) > len(part.node):
-            refill(part.node, nodes)
+            if is_loop(node):
+                _take_out(node, stored, used)
 
 
-def _taken_out(loop: NodeProto, stored: Collection[str]) -> Iterator[NodeProto]:
-    """Take them out of one loop; yield nodes that give what the loop gave for them."""
+def _take_out(loop: NodeProto, stored: Collection[str], used: Collection[str]) -> None:
     inside = body(loop)
     counters = 2 if loop.op_type == "Loop" else 0
     if len(loop.input) != len(inside.input):
         return  # a Scan of the first opset that had one, with lengths
     scanned = next((a.i for a in loop.attribute if a.name == "num_scan_inputs"), 0)
-    states = len(loop.input) - counters - scanned
     sources = {n.output[0]: n.input[0] for n in inside.node if _is_identity(n)}
-    handed = [item.name for item in inside.output]
-    taken = names_in(inside)
-    for state in reversed(range(states)):
+    handed, taken = [item.name for item in inside.output], names_in(inside)
+    found = {}
+    for state in reversed(range(len(loop.input) - counters - scanned)):
         outer, given = loop.input[counters + state], inside.input[counters + state].name
         place = counters // 2 + state
         source = handed[place]
         while source in sources:
             source = sources[source]
-        alone = len(inside.output) - counters // 2 == 1  # a loop gives something
         others = handed[:place] + handed[place + 1 :]
-        if source != given or outer not in stored or outer in taken or alone or given in others:
-            continue
-        result = loop.output[state] if state < len(loop.output) else ""
-        del inside.input[counters + state], inside.output[place], handed[place], loop.input[counters + state]
-        del loop.output[state : state + 1]
+        read = any(name in used for name in loop.output[state : state + 1])
+        gives = len(others) > counters // 2  # a loop gives something
+        if source == given and outer in stored and outer not in taken and given not in others and gives and not read:
+            found[given] = outer
+            del inside.input[counters + state], inside.output[place], handed[place], loop.input[counters + state]
+            del loop.output[state : state + 1]
+    if found:
         for node in inside.node:
-            rename(node, {given: outer})
-        if result:
-            yield helper.make_node("Identity", [outer], [result], name=result)
-    used = used_names(inside)
-    refill(inside.node, [n for n in inside.node if not _is_identity(n) or n.output[0] in used])
+            rename(node, found)
+        left = used_names(inside)
+        refill(inside.node, [n for n in inside.node if not _is_identity(n) or n.output[0] in left])
 
 
 def _is_identity(node: NodeProto) -> bool:

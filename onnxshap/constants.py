@@ -64,7 +64,8 @@ def static_values(model: ModelProto, backend: Backend, names: Sequence[str]) -> 
         part.graph.initializer.extend(t for t in model.graph.initializer if t.name in needed)
         part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in rest)
         part = onnx.shape_inference.infer_shapes(part)
-        known.update(zip(rest, backend.session(part).run({}), strict=True))
+        # unoptimised: what onnxruntime folds by the shapes that it infers may differ from what it computes
+        known.update(zip(rest, backend.session(part, optimize=False).run({}), strict=True))
     return {name: known[name] for name in names}
 
 

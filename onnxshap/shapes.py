@@ -480,13 +480,7 @@ class _Probe:
         """Return the shapes at these sizes of the inputs; a ModelError where the model does not run."""
         feeds = {n: _noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()}
         feeds |= {n: v for n, v in self._sample.items() if not self._specs[n].shape}
-        try:
-            got = self._session.run(feeds)
-        except ModelError:
-            integers = {n: np.zeros_like(v) for n, v in feeds.items() if v.dtype.kind in "iu" and n not in self._sample}
-            if not integers:
-                raise
-            got = self._session.run(feeds | integers)  # indices of a table with fewer rows
+        got = self._outputs(feeds)
         shapes, values, times = dict[str, Shape](), dict[str, Array](), dict[str, int]()
         for number, (name, entries) in enumerate(zip([*self._names, *self._values], got, strict=True)):
             if (depth := self._depths.get(name, 0)) > 0:
@@ -500,6 +494,18 @@ class _Probe:
             else:
                 values[name] = value
         return Run(sizes, shapes, values, times)
+
+    def _outputs(self, feeds: dict[str, Array]) -> list[Array]:
+        """Return what noise gives, or zeros (indices of a table with few rows), or the sample where it is as large."""
+        zeros = {n: np.zeros_like(v) for n, v in feeds.items() if v.dtype.kind in "iu" and n not in self._sample}
+        given = {n: v for n, v in self._sample.items() if v.shape == feeds[n].shape}
+        attempts = [feeds, *(feeds | others for others in (zeros, given) if others)]
+        for others in attempts[:-1]:
+            try:
+                return self._session.run(others)
+            except ModelError:
+                continue
+        return self._session.run(attempts[-1])
 
     def attempt(self, sizes: Mapping[str, Shape]) -> Run | None:
         """Return the same, None where the model does not run."""

@@ -69,6 +69,30 @@ def error(found: list[Array], wanted: list[Array]) -> float:
     return float(np.mean((found[0] - wanted[0]) ** 2) / wanted[0].var())
 
 
+def test_sequences_stay_between_the_nodes_that_make_and_read_them() -> None:
+    """No piece of a model can start at one."""
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N,6] x) => (float[N,3] y) {
+        s = SplitToSequence<axis=1>(x, two)
+        p = SequenceAt(s, nil)
+        a = Gemm(p, wa)
+        b = Relu(a)
+        c = Gemm(b, wb)
+        q = SequenceAt(s, one)
+        d = Concat<axis=1>(c, q)
+        e = Gemm(d, wc)
+        f = Relu(e)
+        y = Gemm(f, wd)
+    }"""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(1)
+    for name, shape in {"wa": (3, 8), "wb": (8, 4), "wc": (7, 8), "wd": (8, 3)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    for name, value in {"two": 3, "nil": 0, "one": 1}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    data = Dataset({"x": rng.normal(size=(60, 6)).astype(np.float32)}, None, "random")
+    found = onnxshap.prune(model, data, keep_macs=0.6, method="l1", repair="lstsq")
+    assert found.repair == "lstsq"
+
+
 def test_twins_are_restored() -> None:
     """Where each removed channel has an equal one that stays, the refit net computes what the original did."""
     text = NET.replace("s = Add(b, ar)", "s = Relu(b)")

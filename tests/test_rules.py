@@ -1177,6 +1177,18 @@ case("tables side by side, summed and normalised", net("""(int64[N,5] i) => (flo
     n = LayerNormalization(e, scale, shift)
     y = MatMul(n, w1)
 }""", t0=(7, 4), t1=(7, 4), w0=(8, 8), scale=(8,), shift=(8,), w1=(8, 3)), [8])
+case("a constant out of a sequence, of whose parts inference has the wrong rank", gemm_net("""
+    found = NonZero(table)
+    places = Transpose(found)
+    parts = SplitToSequence<axis=1, keepdims=0>(places)
+    q = SequenceAt(parts, nil)
+    s = Shape(q)
+    z = ConstantOfShape(s)
+    f = Cast<to=1>(q)
+    t = Add(f, z)
+    k = CumSum(t, nil)
+    b = Add(a, k)
+""", table=(8,), nil=0), [8])
 case("pads computed from constants", conv_net("""
     left = Mod(height, window)
     missing = Sub(window, left)

@@ -68,7 +68,9 @@ class Walk:
         ahead = {n for k, node in enumerate(nodes) if k not in done for n in reads(node)}
         ahead |= {o.name for o in self.model.graph.output}
         frontier = [n for k in sorted(done) for n in nodes[k].output if n in ahead]
-        keep = self._bytes([*frontier, *(n for n in given if n in ahead)]) <= self.free.backend.memory
+        shaped, size = self.free.shaped, self._bytes([*frontier, *(n for n in given if n in ahead)])
+        tensors = all(n in shaped.shapes or n not in shaped.producers for n in frontier)  # sequences are not fed
+        keep = tensors and size <= self.free.backend.memory
         wanted = list(dict.fromkeys([*names, *(frontier if keep else ())]))
         computed = [n for n in wanted if n not in given]
         session = None

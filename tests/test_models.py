@@ -28,7 +28,8 @@ LARGE = (
     "light_zfnet512",
 )
 TEXT_DIRECTION = "ch_ppocr_mobile_v2.0_cls_infer"
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
+"""Rounding of nets of fifty layers with random weights, relative to the largest output (light_shufflenet: 2e-5)."""
 
 
 def third_party(name: str) -> Path:

@@ -146,9 +146,13 @@ def _batch_axes(names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpe
 
     Axis 0, if it is free or as long as that of the first input of which it is free; otherwise the axis that is named
     as that one, or where that has no name the only other free one. Inputs that have none of these are whole for an
-    image, and a batch is then one image.
+    image, and a batch is then one image. So are all of them where sizes are fixed that do not agree (the nodes of a
+    graph and its edges).
     """
     ranked = [name for name, spec in specs.items() if spec.shape]
+    lengths = {specs[name].shape[0] for name in ranked}
+    if len(lengths) > 1 and lengths.isdisjoint((None, 1)):
+        return dict.fromkeys(specs)
     first = next((name for name in ranked if specs[name].shape[0] is None), next(iter(ranked), ""))
     size, title = (specs[first].shape[0], names[first][0]) if first else (None, "")
     found: dict[str, int | None] = {}
@@ -441,12 +445,16 @@ def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | N
 
 
 def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[dict[str, Shape]]:
-    """Return other sizes for the free dimensions: all of them changed, then the batch alone."""
+    """Return other sizes for the free dimensions: all of them changed, then the batch alone.
 
-    def changed(grow: int) -> dict[str, Shape]:
+    Half as much again where that is a multiple of 32, which strides and windows want (attention over all places of
+    an image takes the fourth power of its sides), then twice as much.
+    """
+
+    def changed(grow: float) -> dict[str, Shape]:
         return {
             name: tuple(
-                size if spec.shape[axis] is not None else (size + 1 if axis == spec.batch else size * grow)
+                size if spec.shape[axis] is not None else (size + 1 if axis == spec.batch else int(size * grow))
                 for axis, size in enumerate(base[name])
             )
             for name, spec in specs.items()
@@ -454,7 +462,15 @@ def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[d
 
     if all(None not in spec.shape for spec in specs.values()):
         return []
-    return [changed(2), changed(1)] if changed(2) != changed(1) else [changed(1)]
+    free = {
+        base[name][axis]
+        for name, spec in specs.items()
+        for axis, size in enumerate(spec.shape)
+        if size is None and axis != spec.batch
+    }
+    if not free:
+        return [changed(1)]
+    return [*([changed(1.5)] if all(size % 64 == 0 for size in free) else []), changed(2), changed(1)]
 
 
 class _Probe:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
+from onnxshap import prune
 from onnxshap.batching import Images
 from onnxshap.calibrate import free_batch
 from onnxshap.data import random_data
@@ -171,6 +172,29 @@ def test_files_of_one_image_are_cut_as_those_of_several(name: str) -> None:
     alone = [run(drop_units(traced, keep), {spec.name: image[None]})[0] for image in images]
     together = run(put_in(cut(freed, keep)), {spec.name: images})[0]
     assert relative_error([together], [np.concatenate(alone)]) < 1e-5
+
+
+def test_fixed_sizes_that_do_not_agree_are_those_of_one_sample() -> None:
+    """A graph net: features of ten nodes, and from which node to which each of twenty-four edges leads."""
+    graph_net = net(
+        """(float[10,8] x, int64[2,24] edges) => (float[10,3] y) {
+    a = MatMul(x, w1)
+    from = Gather<axis=0>(edges, nil)
+    to = Gather<axis=0>(edges, one)
+    sent = Gather(a, from)
+    places = Unsqueeze(to, last)
+    none = ConstantOfShape<value=float[1] {0.0}>(sizes)
+    got = ScatterND<reduction="add">(none, places, sent)
+    b = Add(a, got)
+    c = Relu(b)
+    y = MatMul(c, w2)
+}""",
+        opset=18, w1=(8, 6), nil=0, one=1, last=[1], sizes=[10, 6], w2=(6, 3),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(30, 10, 8)).astype(np.float32), "edges": rng.integers(0, 10, (30, 2, 24))}
+    found = prune(graph_net, data, keep_macs=0.6, method="l1")
+    assert found.verified.rel_err < 1e-5 and found.eval_images == 30
 
 
 def test_a_state_of_one_image_is_repeated_once_for_all_outputs() -> None:

@@ -2,7 +2,8 @@
 
     python benchmarks/methods.py > benchmarks/methods.md        # the reading under the tables is written by hand
 
-About two hours with two processes of one thread. Per seed: 500 images are drawn from `models/fashion_calibration.npz`; every method that plays a game scores on the same `--samples` of them, those that
+About two hours with two processes of one thread. Per seed: 500 images are drawn from
+`models/fashion_calibration.npz`; every method that plays a game scores on the same `--samples` of them, those that
 play none on all 500 (the defaults of `prune`), and the means that are folded and the least squares are fitted on all
 500. Widths come from the budget alone, so that all methods cut the same number of units of every group. The seed
 draws the images, the permutations, the probes and the random ranking. Accuracy is that of `models/fashion_test.npz`,

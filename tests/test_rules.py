@@ -1522,6 +1522,19 @@ _QKV = """(float[N,5,12] x) => (float[N,5,12] y) {
     k = MatMul(x, wk)
     v = MatMul(x, wv)
 """
+case("positions that are mixed, then looked at", net("""(float[N,5,12] x) => (float[N,3,2] y) {
+    p = MatMul(w0, x)
+    k = MatMul(p, w1)
+    v = MatMul(p, w2)
+    r = MatMul(p, w3)
+    a = Attention<q_num_heads=3, kv_num_heads=3>(r, k, v)
+    b = com.microsoft.MultiHeadAttention<num_heads=3>(a, k, v)
+    c = com.microsoft.Attention<num_heads=3>(b, w4, b4)
+    d = MatMul(c, w5)
+    t = Transpose<perm=[0,2,1]>(d)
+    y = MatMul(t, w6)
+}""", imports=MS, opset=23, w0=(8, 5), w1=(12, 12), w2=(12, 12), w3=(12, 12), w4=(12, 36), b4=(36,), w5=(12, 3),
+    w6=(8, 2)), [3, 4], "divides by a sum over it", tolerance=1e-4)
 case("Attention on three axes", net(_QKV + """
     a = Attention<q_num_heads=3, kv_num_heads=3>(q, k, v)
     y = MatMul(a, wo)

@@ -39,6 +39,18 @@ def _stuck(ax: Axes, size: int) -> IntArray:
     return atoms
 
 
+def _over_positions(op: Op, ax: Axes, axis: int, *inputs: int) -> None:
+    """Freeze the positions of queries, keys and values: shares sum to 1 over them, masks and angles go by their number.
+
+    Args:
+        op, ax: as in a rule.
+        axis: of the positions.
+        inputs: that have them.
+    """
+    for number in inputs:
+        ax.freeze(ax.input(number, axis), f"{op.type} divides by a sum over it")
+
+
 def _only_output(op: Op, *absent: int) -> None:
     if any(o is not None for o in op.outputs[1:]) or any(op.input(k) is not None for k in absent):
         raise RuleError(f"{op.type} with a cache or further outputs")
@@ -55,6 +67,7 @@ def fused_attention(op: Op, ax: Axes) -> None:
     sizes = [int(s) for s in op.attributes.get("qkv_hidden_sizes", [third] * 3)]
     count = int(op.attributes["num_heads"])
     ax.same((0, 1))
+    _over_positions(op, ax, 1, 0)
     ax.tie(ax.input(0, 2), ax.input(1, 0))
     ax.contract(0, 2)
     heads = _heads(op, ax, count)
@@ -94,7 +107,7 @@ def multi_head_attention(op: Op, ax: Axes) -> None:
     ax.same((0, 1))
     for number in (1, 2):
         ax.tie(ax.input(number, 0), ax.output(0, 0))
-    ax.tie(ax.input(1, 1), ax.input(2, 1))
+    _over_positions(op, ax, 1, 0, 1, 2)
     heads = _heads(op, ax, count)
     values = ax.trace.fresh(v.shape[2] // count)
     for number, tensor in enumerate((q, k)):
@@ -127,8 +140,8 @@ def group_query_attention(op: Op, ax: Axes) -> None:
         _product(ax, heads, *served)
     inner = _stuck(ax, size)
     ax.same((0, 1))
-    ax.tie(ax.input(0, 1), ax.output(0, 1))
     packed = op.input(1) is None
+    _over_positions(op, ax, 1, *((0,) if packed else (0, 1, 2)))
     parts = np.split(ax.input(0, 2), np.cumsum([many, few]) * size) if packed else [ax.input(k, 2) for k in range(3)]
     for merged, factors in zip(parts, (served, (shared,), (shared,)), strict=True):
         _product(ax, merged, *factors, inner)
@@ -169,7 +182,7 @@ def attention(op: Op, ax: Axes) -> None:
     size = q.shape[2] // many if flat else q.shape[3]
     sequence = 1 if flat else 2
     ax.tie(ax.input(0, sequence), ax.output(0, sequence))
-    ax.tie(ax.input(1, sequence), ax.input(2, sequence))
+    _over_positions(op, ax, sequence, 0, 1, 2)
     for number in range(3):
         ax.tie(ax.input(number, 0), ax.output(0, 0))
     shared = (_heads(op, ax, few, "kv"),)

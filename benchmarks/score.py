@@ -380,7 +380,7 @@ def behind(setting: Setting, group: Group) -> str:
 @click.option("--seeds", default=2, show_default=True, help="Seeds, counted from 0.")
 @click.option("--exact-pairs", default=15, show_default=True, help="Pairs an image of the exact values.")
 @click.option("--epochs", default=12, show_default=True, help="Of training.")
-@click.option("--widths", default="32,128,512", show_default=True, help="Of the table of cost against units.")
+@click.option("--widths", default="32,128,512,2048", show_default=True, help="Of the table of cost against units.")
 def main(torchpruner: Path | None, images: int, seeds: int, exact_pairs: int, epochs: int, widths: str) -> None:
     """Print the tables."""
     import torch

@@ -26,8 +26,8 @@ from onnxshap.groups import Group
 
 _LEAST_WORK = 32
 """Multiplications for a number of an op's output below which one subtraction is no gain."""
-_SHARE = 0.25
-"""Of the memory, for one image's contributions."""
+_SHARE = 0.26
+"""Of the memory, for one image's contributions: a quarter, and room for sizes that are powers of two to fit."""
 _ROUNDING = 4 * np.finfo(np.float32).eps
 """What is left without any unit, over what all of them add, that is nothing but rounding: what divides by it sees 0."""
 _AT_ONCE = 2**18

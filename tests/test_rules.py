@@ -1522,6 +1522,14 @@ _QKV = """(float[N,5,12] x) => (float[N,5,12] y) {
     k = MatMul(x, wk)
     v = MatMul(x, wv)
 """
+case("numbers of places, the same for all features", net("""(float[N,5,12] x, int64[N,2] i) => (float[N,2,3] y) {
+    a = MatMul(x, w0)
+    k = Clip(i, nil, four)
+    u = Unsqueeze(k, last)
+    t = Tile(u, counts)
+    g = GatherElements<axis=1>(a, t)
+    y = MatMul(g, w1)
+}""", opset=13, w0=(12, 8), nil=0, four=4, last=[2], counts=[1, 1, 8], w1=(8, 3)), [8])
 case("positions that are mixed, then looked at", net("""(float[N,5,12] x) => (float[N,3,2] y) {
     p = MatMul(w0, x)
     k = MatMul(p, w1)

@@ -123,8 +123,15 @@ def space_to_depth(op: Op, ax: Axes) -> None:
 
 @rule("Tile")
 def tile(op: Op, ax: Axes) -> None:
-    """Axes that are not repeated pass through."""
-    ax.same(axis for axis, count in enumerate(op.some_ints(1) or []) if count == 1)
+    """Axes that are not repeated pass through; what one of size 1 is repeated to is as wide as it is told."""
+    x, y = op.need(0), op.out()
+    counts = dict(enumerate(op.some_ints(1) or []))
+    ax.same(axis for axis, count in counts.items() if count == 1)
+    stretched = [axis for axis, count in counts.items() if count not in (1, COMPUTED) and x.shape[axis] == 1]
+    for axis in stretched:
+        ax.freeze(ax.input(0, axis), "Tile repeats it")
+        ax.output(0, axis)
+    ax.fix(Widths(op.index, tuple((axis, y.name, axis) for axis in stretched), input=1))
 
 
 @rule("Concat")

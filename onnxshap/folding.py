@@ -16,14 +16,13 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from onnxshap.core import Array, BoolArray
+from onnxshap.doubts import doubtful
 from onnxshap.graph import Graph, array, attributes, is_op, tensor
 from onnxshap.structure import copied, outer_names, subgraphs
 
 Shape = tuple[int, ...]
 COMPUTED = -(2**62)
 """Stands for the entries of a vector of sizes that follow free dimensions."""
-_LOSSY = ("Abs", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mod", "ReduceMax", "ReduceMin", "Round", "Sign")
-_RESHAPING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 _SIZES = {
     **dict.fromkeys(("Expand", "Pad", "Reshape", "Split", "Tile", "Upsample"), (1,)),
     "ConstantOfShape": (0,),
@@ -124,7 +123,7 @@ class _Folding:
     def __post_init__(self) -> None:
         self._outside: frozenset[str] = frozenset()
         self._nodes: list[NodeProto] = []
-        self._chance = _alike_by_chance(self.model, self.first, self.second)
+        self._chance = doubtful(self.model, self.first.values, self.second.values)
         self._stored = {t.name: t for t in self.model.graph.initializer}
         self._choices = {n.output[0]: n for n in self.model.graph.node if is_op(n, "Where")}
         self._opset = next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)
@@ -287,76 +286,6 @@ def _copies(
     if attributes(node).get("allowzero"):
         return target, unknown
     return np.where(unknown & copied, 0, target), unknown & ~copied
-
-
-def _alike_by_chance(model: ModelProto, first: Run, second: Run) -> dict[str, BoolArray]:
-    """Return which entries of shape arithmetic may be alike in both runs by chance, of the tensors that have such.
-
-    What compares, rounds or clips is often alike at two sizes and not at a third (`batch == 1`, `height % 32`): it does
-    not depend on them for certain only where all that it is computed from does not.
-    """
-    alike = {n for n, v in first.values.items() if n in second.values and np.array_equal(v, second.values[n])}
-    stored = {t.name: t for t in model.graph.initializer}
-    chance: dict[str, BoolArray] = {}
-
-    def known(name: str) -> Array:
-        return first.values[name] if name in first.values else array(stored[name])
-
-    for node in model.graph.node:
-        inputs = [name for name in node.input if name]
-        truths = any(n in first.values and first.values[n].dtype == np.bool_ for n in (*inputs, *node.output))
-        lossy = node.output[0] in first.values and (truths or is_op(node, *_LOSSY))
-        doubtful = [name for name in inputs if name in chance]
-        if not doubtful and not (lossy and not all(n in alike or n in stored for n in inputs)):
-            continue
-        for name in node.output:
-            shape = np.shape(first.values.get(name, ()))
-            chance[name] = np.ones(shape, np.bool_)
-            if not all(n in first.values or n in stored for n in inputs):
-                continue
-            if is_op(node, "Concat") and len(shape) == 1:
-                chance[name] = np.concatenate([chance.get(n, np.zeros(known(n).shape, np.bool_)) for n in inputs])
-            elif inputs[0] in chance and doubtful == inputs[:1]:
-                moved = _moved(node, chance[inputs[0]], [known(n) if n else None for n in node.input[1:]], shape)
-                if moved is not None and moved.shape == shape:
-                    chance[name] = moved
-    return chance
-
-
-def _moved(node: NodeProto, entries: BoolArray, others: list[Array | None], shape: Shape) -> BoolArray | None:
-    """Return where an op puts the entries of its first input, given the values of the others; None if it is no such op.
-
-    Args:
-        node: the op.
-        entries: something about each entry.
-        others: values of the other inputs.
-        shape: of the output.
-    """
-    given = attributes(node)
-    if is_op(node, *_RESHAPING):
-        return entries.reshape(shape) if entries.size == np.prod(shape, dtype=np.int64) else None
-    if is_op(node, "Transpose"):
-        return entries.transpose(given.get("perm"))
-    if is_op(node, "Gather") and others[0] is not None:
-        return np.asarray(np.take(entries, others[0], axis=given.get("axis", 0)))
-    if is_op(node, "Slice") and len(others) >= 2 and others[0] is not None and others[1] is not None:
-        axes, steps = [*others[2:], None, None][:2]
-        found = entries
-        for place, (start, stop) in enumerate(zip(others[0].tolist(), others[1].tolist(), strict=True)):
-            axis = place if axes is None else int(axes[place])
-            index = np.arange(entries.shape[axis])[
-                window(start, stop, 1 if steps is None else int(steps[place]), entries.shape[axis])
-            ]
-            found = np.take(found, index, axis=axis)
-        return found
-    return None
-
-
-def window(start: int, stop: int, step: int, size: int) -> slice:
-    """Return the Python slice of ONNX bounds, which may lie far outside (INT_MIN as "to the very start")."""
-    if step < 0 and stop < -size:
-        return slice(start if start < size else size - 1, None, step)
-    return slice(max(start, -size), stop, step)
 
 
 def _relative_target(node: NodeProto, sizes: list[tuple[Shape, Shape]]) -> Array | None:

@@ -146,12 +146,12 @@ def _batch_axes(names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpe
 
     Axis 0, if it is free or as long as that of the first input of which it is free; otherwise the axis that is named
     as that one, or where that has no name the only other free one. Inputs that have none of these are whole for an
-    image, and a batch is then one image. So are all of them where sizes are fixed that do not agree (the nodes of a
-    graph and its edges).
+    image, and a batch is then one image. So are all of them where every size is fixed and axis 0 does not agree
+    (the nodes of a graph and its edges).
     """
     ranked = [name for name, spec in specs.items() if spec.shape]
     lengths = {specs[name].shape[0] for name in ranked}
-    if len(lengths) > 1 and lengths.isdisjoint((None, 1)):
+    if len(lengths) > 1 and 1 not in lengths and not any(None in spec.shape for spec in specs.values()):
         return dict.fromkeys(specs)
     first = next((name for name in ranked if specs[name].shape[0] is None), next(iter(ranked), ""))
     size, title = (specs[first].shape[0], names[first][0]) if first else (None, "")
@@ -568,7 +568,7 @@ def _noise(name: str, dtype: np.dtype[Any], shape: Shape) -> Array:
 def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set[str]:
     """Return the tensors computed from shapes and initializers alone: of shapes some, or all of integers.
 
-    What is taken out of a table of weights (positions of a sequence that has some length) stays weights.
+    What is made of a table of weights (positions of a sequence that has some length, resized or not) stays weights.
     """
     tables = {t.name for t in model.graph.initializer if t.data_type in _REAL and len(t.dims) > 1}
     static = {t.name for t in model.graph.initializer}
@@ -579,8 +579,10 @@ def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set
         if any(True for _ in subgraphs(node)) or is_random(node) or is_enter(node):
             continue
         inputs = [i for i in node.input if i]
-        if is_op(node, "Gather", "Slice") and inputs[0] in tables and not sized.isdisjoint(inputs[1:]):
-            continue
+        if not tables.isdisjoint(inputs):
+            tables.update(o for o in node.output if kinds.get(o) in _REAL)
+            if not sized.isdisjoint(inputs):
+                continue
         from_shape = is_op(node, "Shape", "Size") and inputs[0] not in static
         if from_shape or all(i in static for i in inputs):
             outputs = [o for o in node.output if o]

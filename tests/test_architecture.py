@@ -35,6 +35,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"graph", "labels"}),
+    frozenset({"doubts"}),
     frozenset({"constants", "folding"}),
     frozenset({"shapes"}),
     frozenset({"batching", "rules", "groups", "cost", "codes"}),

@@ -143,16 +143,11 @@ def scanned(
     return net(text, w=(9, 8), u=(8, 5), wk=(5, 6), uk=(6, 3))
 
 
-SHAPES: Any = {"x": (3, 2, 4), "first": (2, 5)}
-
-
-def scan_data(batch: int = 2, axis: int = 1) -> Dataset:
-    x = RNG.normal(size=(3, batch, 4)) if axis == 1 else RNG.normal(size=(batch, 3, 4))
-    return Dataset({"x": x.astype(np.float32), "first": RNG.normal(size=(batch, 5)).astype(np.float32)})
-
-
 def test_layers_in_a_scan() -> None:
-    traced = check(scanned(), {"h": 8, "k": 6}, input_shapes=SHAPES, data=scan_data())
+    shapes: Any = {"x": (2, 2, 4), "first": (2, 5)}
+    data = Dataset({name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
+    model = scanned(shape="2,2,4", out="2,2,3")
+    traced = check(model, {"h": 8, "k": 6}, input_shapes=shapes, data=data)
     reasons = {f.tensor: f.reason for f in traced.frozen}
     assert reasons == {"so": "it is a model input", "o": "it is a model output"}
 
@@ -161,7 +156,8 @@ def test_a_scan_backwards_over_another_axis() -> None:
     given = ", scan_input_axes=[1], scan_output_axes=[-2], scan_input_directions=[1], scan_output_directions=[1]"
     model = scanned(given, shape="N,T,4", out="N,T,3", first="N")
     shapes: Any = {"x": (2, 3, 4), "first": (2, 5)}
-    check(into_body(model, "w", "uk"), {"h": 8, "k": 6}, input_shapes=shapes, data=scan_data(axis=0))
+    data = Dataset({name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
+    check(into_body(model, "w", "uk"), {"h": 8, "k": 6}, input_shapes=shapes, data=data)
 
 
 def test_a_scan_with_several_inputs_and_outputs() -> None:

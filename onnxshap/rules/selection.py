@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxshap.core import Array, IntArray
+from onnxshap.doubts import window
 from onnxshap.fixups import Bounds, Grid, PadCount, Selection, Widths
-from onnxshap.folding import COMPUTED, window
+from onnxshap.folding import COMPUTED
 from onnxshap.labels import Axes, Op, RuleError
 from onnxshap.rules.registry import rule
 

@@ -65,7 +65,8 @@ class Walks:
         largest = max(bytes_per_image(traced, [*made, *given, *self._others]), default=1)
         self._pace = Pace.of(setting.memory, largest, fixed=self._session is None)
         self._loaded: dict[int, Loaded] = {}
-        self._room = int(_SHARE * setting.memory) // ((len(group) + 1) * sum(bytes_per_image(traced, given)))
+        fitting = int(_SHARE * setting.memory) // ((len(group) + 1) * sum(bytes_per_image(traced, given)))
+        self._room = fitting - 1  # images, beside the one at hand
 
     def ends(self, images: ImageIndex, *, full: bool) -> FloatArray:
         """Return v(all) or v(none), float64[rows]."""

@@ -566,13 +566,13 @@ def _noise(name: str, dtype: np.dtype[Any], shape: Shape) -> Array:
 
 
 def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set[str]:
-    """Return the tensors computed from shapes and initializers alone: of shapes some, or all of integers.
+    """Return the tensors computed from shapes and initializers alone: of shapes some, or integers of no weights.
 
     What is made of a table of weights (positions of a sequence that has some length, resized or not) stays weights.
     """
     tables = {t.name for t in model.graph.initializer if t.data_type in _REAL and len(t.dims) > 1}
     static = {t.name for t in model.graph.initializer}
-    integers = {t.name for t in model.graph.initializer if t.data_type in _INTEGERS}
+    weights = {t.name for t in model.graph.initializer if t.data_type not in _INTEGERS and np.prod(t.dims) > 1}
     found: set[str] = set()
     sized: set[str] = set()
     for node in model.graph.node:
@@ -583,14 +583,17 @@ def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set
             tables.update(o for o in node.output if kinds.get(o) in _REAL)
             if not sized.isdisjoint(inputs):
                 continue
-        from_shape = is_op(node, "Shape", "Size") and inputs[0] not in static
+        shape = is_op(node, "Shape", "Size")
+        from_shape = shape and inputs[0] not in static
         if from_shape or all(i in static for i in inputs):
             outputs = [o for o in node.output if o]
             static.update(outputs)
             from_shape = from_shape or any(i in sized for i in inputs)
             if from_shape:
                 sized.update(outputs)
-            if from_shape or (integers.issuperset(inputs) and all(kinds.get(o) in _INTEGERS for o in outputs)):
+            integers = weights.isdisjoint(inputs) and all(kinds.get(o) in _INTEGERS for o in outputs)
+            if from_shape or shape or integers:
                 found.update(outputs)
-                integers.update(outputs)
+            elif not weights.isdisjoint(inputs):
+                weights.update(outputs)
     return found

@@ -114,13 +114,11 @@ def check(path: Path, share: float, seed: int) -> dict[str, Any]:
     keep = random_plan(traced, share, seed) if traced.groups else {}
     small = onnxshap.drop_units(traced, keep)
     seconds = time.perf_counter() - start
-    specs = input_specs(traced.shaped.graph.model)
-    feeds = {
-        name: random_data({name: type(spec)(name, spec.dtype, traced.shaped.inputs[name])}, traced.batch, seed).inputs[
-            name
-        ]
-        for name, spec in specs.items()
-    }
+    feeds = {}
+    for name, spec in input_specs(traced.shaped.graph.model).items():
+        shape = traced.shaped.inputs[name]
+        alone = {name: type(spec)(name, spec.dtype, shape)}
+        feeds[name] = random_data(alone, (*shape, 1)[0], seed).inputs[name].reshape(shape)
     got, before = run(small, feeds), run(source, feeds)
     masks = {mask_name(g): keep[g.name][None].astype(np.float32) for g in traced.groups}
     freed = free_batch(traced)

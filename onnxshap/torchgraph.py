@@ -88,7 +88,8 @@ def _gemm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
 
 def _batch_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     x, scale, shift, mean, variance = i[:5]
-    return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, a.get("epsilon", 1e-5))
+    # statistics are no weights: scale and shift do all that they could, and a variance must not fall below zero
+    return F.batch_norm(x, mean.detach(), variance.detach(), scale, shift, False, 0.0, a.get("epsilon", 1e-5))
 
 
 def _max_pool(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
@@ -178,7 +179,7 @@ def _pad(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     pads = _ints(i[1]) if len(i) > 1 else list(a["pads"])
     if a.get("mode", "constant") != "constant" or (len(i) > 3 and i[3] is not None):
         raise ModelError("Pad other than with a constant on all axes")
-    value = float(i[2]) if len(i) > 2 and i[2] is not None else a.get("value", 0.0)
+    value = float(i[2].detach()) if len(i) > 2 and i[2] is not None else a.get("value", 0.0)
     return _pads(i[0], pads, value)
 
 

@@ -38,6 +38,11 @@ def _pads(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
     return F.pad(x, turned, value=value)
 
 
+def _unknown(what: str) -> ModelError:
+    """Return the refusal of what torch does not compute as onnxruntime does, or this table does not know."""
+    return ModelError(f"distill cannot evaluate {what}; use --repair lstsq")
+
+
 def _window(x: Tensor, a: Mapping[str, Any], kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     """Return strides, dilations and explicit pads of a Conv or pool."""
     rank = len(kernel)
@@ -71,7 +76,7 @@ def _conv_transpose(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     rank = w.ndim - 2
     pads = list(a.get("pads", [0] * 2 * rank))
     if a.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in a or pads[:rank] != pads[rank:]:
-        raise ModelError("ConvTranspose with automatic or uneven padding")
+        raise _unknown("ConvTranspose with automatic or uneven padding")
     run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
     return run(
         x, w, bias, list(a.get("strides", [1] * rank)), pads[:rank], list(a.get("output_padding", [0] * rank)),
@@ -178,7 +183,7 @@ def _split(i: Sequence[Any], a: Mapping[str, Any]) -> tuple[Tensor, ...]:
 def _pad(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     pads = _ints(i[1]) if len(i) > 1 else list(a["pads"])
     if a.get("mode", "constant") != "constant" or (len(i) > 3 and i[3] is not None):
-        raise ModelError("Pad other than with a constant on all axes")
+        raise _unknown("Pad other than with a constant on all axes")
     value = float(i[2].detach()) if len(i) > 2 and i[2] is not None else a.get("value", 0.0)
     return _pads(i[0], pads, value)
 
@@ -193,10 +198,10 @@ def _resize(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     if mode == "nearest":
         whole = all(new % old == 0 for new, old in zip(sizes, x.shape[2:], strict=True))
         if not whole or a.get("nearest_mode", "round_prefer_floor") == "ceil":
-            raise ModelError("Resize of mode nearest by a factor that is not whole")
+            raise _unknown("Resize of mode nearest by a factor that is not whole")
         return F.interpolate(x, sizes, mode="nearest")
     if transform not in ("half_pixel", "pytorch_half_pixel", "align_corners") or x.ndim != 4:
-        raise ModelError(f"Resize with {transform}")
+        raise _unknown(f"Resize with {transform}")
     return F.interpolate(x, sizes, mode=_MODES[mode], align_corners=transform == "align_corners")
 
 

@@ -163,6 +163,12 @@ def test_what_is_not_in_the_table_is_refused() -> None:
     model.graph.node[2].op_type = "Det"
     with pytest.raises(ModelError, match="distill cannot evaluate Det; use --repair lstsq"):
         TorchGraph(model)
+    mirrored = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> net (float[N,2,4,4] x) => (float[N,2,6,4] y) '
+        '<int64[8] pads = {0,0,1,0,0,0,1,0}> { y = Pad<mode="reflect">(x, pads) }'
+    )
+    with pytest.raises(ModelError, match="distill cannot evaluate Pad other than with a constant on all axes; use"):
+        TorchGraph(mirrored)({"x": torch.zeros(1, 2, 4, 4)}, ["y"])
 
 
 def test_time_and_images_are_asked_for() -> None:

@@ -32,10 +32,9 @@ from numpy.typing import NDArray
 
 import onnxshap
 from onnxshap.calibrate import free_batch
-from onnxshap.data import random_data
 from onnxshap.masking import mask_name
 from onnxshap.plan import Candidate
-from onnxshap.shapes import input_specs
+from onnxshap.shapes import input_specs, noise
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.exactness import check_rows
@@ -114,11 +113,8 @@ def check(path: Path, share: float, seed: int) -> dict[str, Any]:
     keep = random_plan(traced, share, seed) if traced.groups else {}
     small = onnxshap.drop_units(traced, keep)
     seconds = time.perf_counter() - start
-    feeds = {}
-    for name, spec in input_specs(traced.shaped.graph.model).items():
-        shape = traced.shaped.inputs[name]
-        alone = {name: type(spec)(name, spec.dtype, shape)}
-        feeds[name] = random_data(alone, (*shape, 1)[0], seed).inputs[name].reshape(shape)
+    specs = input_specs(traced.shaped.graph.model)
+    feeds = {name: noise(name, spec.dtype, traced.shaped.inputs[name], seed) for name, spec in specs.items()}
     got, before = run(small, feeds), run(source, feeds)
     masks = {mask_name(g): keep[g.name][None].astype(np.float32) for g in traced.groups}
     freed = free_batch(traced)

@@ -140,7 +140,7 @@ class _Part:
     teacher: Session
     outputs: Sequence[int]
     hints: Sequence[Layer]
-    images: int = BATCH
+    images: int
 
 
 class _Tuner:

@@ -428,6 +428,16 @@ def _gathered(edit: Edit, source: str, target: str, axis: int, index: IntArray, 
     return target
 
 
+def _renumbered(positions: IntArray, alive: BoolArray) -> IntArray:
+    """Return the live ones of some positions of an axis, by their places among all that is alive there."""
+    return (np.cumsum(alive) - 1)[positions[alive[positions]]].astype(np.int64)
+
+
+def grid(positions: Sequence[IntArray]) -> IntArray:
+    """Return the places that take one position of every axis, int64[*lengths, axes]."""
+    return np.stack(np.meshgrid(*positions, indexing="ij"), axis=-1)
+
+
 @dataclass(frozen=True)
 class Selection:
     """A Slice, Gather or shuffle: output positions `index` of the input's axis; becomes one Gather where it is cut.
@@ -455,8 +465,7 @@ class Selection:
         if not any(edit.cut(self.source, a) or edit.cut(self.target, a) for a in (self.axis, *self.others)):
             return None
         alive = edit.alive(self.source, self.axis)
-        position = np.cumsum(alive) - 1
-        chosen = position[self.index[alive[self.index]]].astype(np.int64)
+        chosen = _renumbered(self.index, alive)
         for node in self.nodes[:-1]:
             edit.replace(node, [])
         if len(self.shape) == 1 and np.array_equal(chosen, np.arange(alive.sum())):
@@ -479,12 +488,8 @@ class Grid:
         """Write the new numbers."""
         if not any(edit.cut(self.target, axis) for axis in range(len(self.positions))):
             return
-        left = []
-        for axis, positions in enumerate(self.positions):
-            alive = edit.alive(self.target, axis)
-            left.append((np.cumsum(alive) - 1)[positions[alive[positions]]])
-        index = np.stack(np.meshgrid(*left, indexing="ij"), axis=-1).astype(np.int64)
-        edit.node(self.node).input[1] = edit.new_constant(f"{self.target}.index", index)
+        left = [_renumbered(some, edit.alive(self.target, axis)) for axis, some in enumerate(self.positions)]
+        edit.node(self.node).input[1] = edit.new_constant(f"{self.target}.index", grid(left))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from onnx import GraphProto, NodeProto
 
 from onnxshap.branches import names_in, rename
 from onnxshap.lifting import body, is_loop
+from onnxshap.loops import leading
 from onnxshap.structure import graphs_of, refill, used_names
 
 
@@ -28,25 +29,24 @@ def read_from_outside(graph: GraphProto) -> None:
 
 def _take_out(loop: NodeProto, stored: Collection[str], used: Collection[str]) -> None:
     inside = body(loop)
-    counters = 2 if loop.op_type == "Loop" else 0
     if len(loop.input) != len(inside.input):
         return  # a Scan of the first opset that had one, with lengths
-    scanned = next((a.i for a in loop.attribute if a.name == "num_scan_inputs"), 0)
+    first, states = leading(loop)
     sources = {n.output[0]: n.input[0] for n in inside.node if _is_identity(n)}
     handed, taken = [item.name for item in inside.output], names_in(inside)
     found = {}
-    for state in reversed(range(len(loop.input) - counters - scanned)):
-        outer, given = loop.input[counters + state], inside.input[counters + state].name
-        place = counters // 2 + state
+    for state in reversed(range(states)):
+        outer, given = loop.input[first + state], inside.input[first + state].name
+        place = first // 2 + state
         source = handed[place]
         while source in sources:
             source = sources[source]
         others = handed[:place] + handed[place + 1 :]
         read = any(name in used for name in loop.output[state : state + 1])
-        gives = len(others) > counters // 2  # a loop gives something
+        gives = len(others) > first // 2  # a loop gives something
         if source == given and outer in stored and outer not in taken and given not in others and gives and not read:
             found[given] = outer
-            del inside.input[counters + state], inside.output[place], handed[place], loop.input[counters + state]
+            del inside.input[first + state], inside.output[place], handed[place], loop.input[first + state]
             del loop.output[state : state + 1]
     if found:
         for node in inside.node:

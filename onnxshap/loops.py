@@ -133,9 +133,8 @@ def passages(node: NodeProto) -> Iterator[Passage]:
     """Yield all passages of a Loop or Scan whose body stands beside it, those of absent tensors left out."""
     given, handed = [i.name for i in body(node).input], handed_on(node)
     axes: dict[str, Sequence[int]] = {a.name: a.ints for a in node.attribute if a.type == AttributeProto.INTS}
-    slices = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
-    first = _controls(node)
-    states = len(given) - slices - first
+    first, states = leading(node)
+    slices = len(given) - first - states
     sources, results = node.input[first:], handed[first // 2 :]
     outputs = [*node.output, *[""] * len(results)]  # the last ones may be left out
     for k, inner in enumerate(given[first : first + states]):
@@ -152,7 +151,7 @@ def passages(node: NodeProto) -> Iterator[Passage]:
 
 def controls(node: NodeProto) -> list[str]:
     """Return the tensors by which a Loop counts its iterations, and goes on or not."""
-    first = _controls(node)
+    first, _ = leading(node)
     given = [i.name for i in body(node).input[:first]]
     return [name for name in (*node.input[:first], *given, *handed_on(node)[: first // 2]) if name]
 
@@ -164,7 +163,7 @@ def sources(node: NodeProto) -> dict[str, list[str]]:
     for passage in passages(node):
         if passage.way != "out":
             found[passage.inner].append(passage.outer)
-    if _controls(node):
+    if leading(node)[0]:
         found[given[0]].append(node.input[0])
         found[given[1]] += [*node.input[1:2], handed_on(node)[0]]
     return {name: [outer for outer in outers if outer] for name, outers in found.items()}
@@ -187,9 +186,14 @@ def declare_ranks(graph: GraphProto, shapes: Mapping[str, Sequence[int]], kinds:
     )
 
 
-def _controls(node: NodeProto) -> int:
-    """Return how many of the inputs tell how often the body runs; of its outputs, half as many do."""
-    return 2 if node.op_type == "Loop" else 0
+def leading(node: NodeProto) -> tuple[int, int]:
+    """Return how many inputs of a Loop or Scan tell how often its body runs, and how many states follow.
+
+    Of what the body gives, half as many tell that, and as many states follow.
+    """
+    first = 2 if node.op_type == "Loop" else 0
+    slices = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
+    return first, len(body(node).input) - first - slices
 
 
 def handed_on(node: NodeProto) -> list[str]:

@@ -494,7 +494,7 @@ class _Probe:
 
     def run(self, sizes: Mapping[str, Shape]) -> Run:
         """Return the shapes at these sizes of the inputs; a ModelError where the model does not run."""
-        feeds = {n: _noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()}
+        feeds = {n: noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()}
         feeds |= {n: v for n, v in self._sample.items() if not self._specs[n].shape}
         got = self._outputs(feeds)
         shapes, values, times = dict[str, Shape](), dict[str, Array](), dict[str, int]()
@@ -557,12 +557,13 @@ def value_kinds(model: ModelProto) -> dict[str, int | None]:
     return {t.name: t.data_type for t in model.graph.initializer} | kinds
 
 
-def _noise(name: str, dtype: np.dtype[Any], shape: Shape) -> Array:
+def noise(name: str, dtype: np.dtype[Any], shape: Shape, seed: int = 0) -> Array:
+    """Return random values for an input, at a shape that is not taken apart into images."""
     if dtype.kind == "O":
         return np.full(shape, "", object)
     if not shape:
         return np.ones((), dtype)
-    return random_data({name: InputSpec(name, dtype, shape)}, (*shape, 1)[0], 0).inputs[name].reshape(shape)
+    return random_data({name: InputSpec(name, dtype, shape)}, (*shape, 1)[0], seed).inputs[name].reshape(shape)
 
 
 def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set[str]:

@@ -17,7 +17,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"structure", "weights"}),
     frozenset({"branches"}),
     frozenset({"lifting"}),
-    frozenset({"invariants", "loops"}),
+    frozenset({"loops"}),
+    frozenset({"invariants"}),
     frozenset(
         {
             "backend",

@@ -18,6 +18,7 @@ from onnxshap.repair.regression import Response, Rows, solve
 from onnxshap.repair.targets import find_layers
 from onnxshap.repair.walk import Walk
 from onnxshap.rewrite import cut
+from tests import exactness
 
 NET = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -71,7 +72,7 @@ def error(found: list[Array], wanted: list[Array]) -> float:
 
 def test_sequences_stay_between_the_nodes_that_make_and_read_them() -> None:
     """No piece of a model can start at one."""
-    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N,6] x) => (float[N,3] y) {
+    text = """(float[N,6] x) => (float[N,3] y) {
         s = SplitToSequence<axis=1>(x, two)
         p = SequenceAt(s, nil)
         a = Gemm(p, wa)
@@ -83,12 +84,8 @@ def test_sequences_stay_between_the_nodes_that_make_and_read_them() -> None:
         f = Relu(e)
         y = Gemm(f, wd)
     }"""
-    model, rng = onnx.parser.parse_model(text), np.random.default_rng(1)
-    for name, shape in {"wa": (3, 8), "wb": (8, 4), "wc": (7, 8), "wd": (8, 3)}.items():
-        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
-    for name, value in {"two": 3, "nil": 0, "one": 1}.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
-    data = Dataset({"x": rng.normal(size=(60, 6)).astype(np.float32)}, None, "random")
+    model = exactness.net(text, wa=(3, 8), wb=(8, 4), wc=(7, 8), wd=(8, 3), two=3, nil=0, one=1)
+    data = Dataset({"x": np.random.default_rng(1).normal(size=(60, 6)).astype(np.float32)}, None, "random")
     found = onnxshap.prune(model, data, keep_macs=0.6, method="l1", repair="lstsq")
     assert found.repair == "lstsq"
 

@@ -95,9 +95,10 @@ class GroupGame:
     def _one(self, image: int, coalition: CoalitionMatrix) -> float:
         at = np.array([image])
         _, feeds = next(batches(self._setting.traced, self._setting.data.take(at), 1))
-        mask = {mask_name(self._group): np.asarray(coalition[None], np.float32)}
+        coalitions = np.asarray(coalition[None], np.float32)
+        mask = {mask_name(self._group): coalitions}
         outputs = [value[:1] for value in by_image(self._setting.traced, self._whole.run({**feeds, **mask}))]
-        return float(payoffs(self._setting, dict(enumerate(outputs)), at, np.array([not np.any(coalition)]))[0])
+        return float(payoffs(self._setting, dict(enumerate(outputs)), at, coalitions)[0])
 
 
 @dataclass
@@ -155,5 +156,4 @@ class _Masked:
                 self._version = self._kept.version
             outputs = self._resident.run({**mask, ROWS: at})
         outputs = by_image(self.setting.traced, outputs, self._outputs)
-        emptied = np.asarray(~coalitions.any(axis=1))
-        return payoffs(self.setting, dict(zip(self._outputs, outputs, strict=True)), images, emptied)
+        return payoffs(self.setting, dict(zip(self._outputs, outputs, strict=True)), images, coalitions)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxshap.core import Array, BoolArray, FloatArray, ImageIndex
+from onnxshap.core import Array, BoolArray, CoalitionMatrix, FloatArray, ImageIndex
 from onnxshap.game.setting import Setting
 
 _NUMBERS = 2**15
@@ -14,7 +14,7 @@ _NUMBERS = 2**15
 
 
 def payoffs(
-    setting: Setting, changed: Mapping[int, Array], images: ImageIndex, emptied: BoolArray | None = None
+    setting: Setting, changed: Mapping[int, Array], images: ImageIndex, coalitions: CoalitionMatrix | None = None
 ) -> FloatArray:
     """Return the payoffs of rows, float64[rows].
 
@@ -25,9 +25,10 @@ def payoffs(
         setting: of the games.
         changed: number of a model output -> its values for the rows; the others are as in the original model.
         images: int64[rows].
-        emptied: bool[rows], which are without any unit; None: no row is.
+        coalitions: float32[rows, n_units]; None: every row has some unit.
     """
-    if emptied is not None and emptied.any():
+    emptied = np.zeros(0, np.bool_) if coalitions is None else (coalitions == 0).all(axis=1)
+    if emptied.any():
         changed = {k: _zero_where(value, emptied) for k, value in changed.items()}
     a_row = sum(int(np.prod(value.shape[1:])) for value in setting.reference)
     size = max(8, _NUMBERS // max(1, a_row))

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap.calibrate import by_image
-from onnxshap.core import Array, BoolArray, CoalitionMatrix, FloatArray, ImageIndex, IntArray
+from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import removal_masks, removal_ranks
 from onnxshap.game.activations import Activations, bytes_per_image
 from onnxshap.game.contributions import Adder, find_adders
@@ -83,8 +83,7 @@ class Walks:
                     outputs = list(taken.values())
                 else:
                     outputs = self._none(images[at])
-                emptied = None if full else np.ones(len(at), np.bool_)
-                found[at] = self._worth(outputs, images[at], np.repeat(coalition, len(at), axis=0), emptied)
+                found[at] = self._worth(outputs, images[at], np.repeat(coalition, len(at), axis=0))
         return found
 
     def removals(self, images: ImageIndex, orders: IntArray, step: float, *, gone: bool) -> FloatArray:
@@ -136,13 +135,7 @@ class Walks:
         """Whether the rest of the model reads the mask again."""
         return self._masked
 
-    def _worth(
-        self,
-        values: Sequence[Array],
-        images: ImageIndex,
-        coalitions: CoalitionMatrix | None,
-        emptied: BoolArray | None = None,
-    ) -> FloatArray:
+    def _worth(self, values: Sequence[Array], images: ImageIndex, coalitions: CoalitionMatrix | None) -> FloatArray:
         given = {adder.y: value for adder, value in zip(self._adders, values, strict=True)}
         changed = {k: given[self._names[k]] for k in self._outputs if k not in self._computed}
         if self._session is not None:
@@ -154,7 +147,7 @@ class Walks:
             changed.update(zip(self._computed, outputs, strict=True))
         numbers = list(changed)
         moved = by_image(self._setting.traced, list(changed.values()), numbers)
-        return payoffs(self._setting, dict(zip(numbers, moved, strict=True)), images, emptied)
+        return payoffs(self._setting, dict(zip(numbers, moved, strict=True)), images, coalitions)
 
 
 class _Buffer:

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxshap.core import Array, IntArray
 from onnxshap.doubts import window
-from onnxshap.fixups import Bounds, Grid, PadCount, Selection, Widths
+from onnxshap.fixups import Bounds, Grid, PadCount, Selection, Widths, grid
 from onnxshap.folding import COMPUTED
 from onnxshap.labels import Axes, Op, RuleError
 from onnxshap.rules.registry import rule
@@ -171,19 +171,19 @@ def scatter_nd(op: Op, ax: Axes) -> None:
     Constant numbers that are a grid, a list of positions for each axis (`x[:, :, 2:5] = y`), pass through too.
     """
     x, index = op.need(0), op.need(1)
-    grid = None if index.value is None else _grid(index.value, x.shape)
+    written = None if index.value is None else _grid(index.value, x.shape)
     for a in range(x.rank):
         if a >= index.shape[-1]:
             ax.same([a])
             ax.tie(ax.input(2, index.rank - 1 + a - index.shape[-1]), ax.output(0, a))
-        elif grid is not None:
+        elif written is not None:
             ax.same([a])
-            ax.tie(ax.input(2, a), ax.output(0, a)[grid[a]])
+            ax.tie(ax.input(2, a), ax.output(0, a)[written[a]])
         else:
             ax.freeze(ax.input(0, a), f"{op.type} looks positions up by number")
             ax.freeze(ax.output(0, a), f"{op.type} looks positions up by number")
-    if grid is not None:
-        ax.fix(Grid(op.index, op.out().name, tuple(grid)))
+    if written is not None:
+        ax.fix(Grid(op.index, op.out().name, tuple(written)))
     else:
         for k in range(index.rank - 1):
             ax.freeze(ax.input(2, k), f"{op.type} writes it to positions by number")
@@ -197,8 +197,7 @@ def _grid(index: Array, shape: Sequence[int]) -> list[IntArray] | None:
     if index.ndim != axes + 1 or not index.size:
         return None
     found = [np.moveaxis(index[..., a], a, 0).reshape(index.shape[a], -1)[:, 0] % shape[a] for a in range(axes)]
-    whole = np.stack(np.meshgrid(*found, indexing="ij"), axis=-1)
-    if (whole != index % np.array(shape[:axes])).any() or any(len(np.unique(f)) < len(f) for f in found):
+    if (grid(found) != index % np.array(shape[:axes])).any() or any(len(np.unique(f)) < len(f) for f in found):
         return None
     return found
 

@@ -29,15 +29,16 @@ from processes import measured
 from scipy.special import log_softmax
 from tables import made_by, mean_and_spread, table
 
-from onnxshap.api import calibration, open_model, score
+from onnxshap.api import score
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import Dataset, FloatArray
-from onnxshap.cutter import Cutter
+from onnxshap.graph.weights import put_in
 from onnxshap.methods import GAMELESS
+from onnxshap.opening import calibration, open_model
 from onnxshap.plan import Budget
+from onnxshap.plan.cutter import Cutter
 from onnxshap.tracing import Traced
-from onnxshap.weights import put_in
 
 FOLDER = Path(__file__).parent.parent / "models"
 MODELS = ("fashion_vgg", "fashion_resdw", "fashion_resnet20", "fashion_vit")

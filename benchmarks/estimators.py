@@ -28,11 +28,11 @@ from scipy.stats import spearmanr
 from tables import made_by, mean_and_spread, table
 
 from onnxshap import METHODS, Dataset, OrtBackend, Values, payoffs, site_means
-from onnxshap.api import open_model
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import CoalitionMatrix, FloatArray, Game, ImageIndex, IntArray
 from onnxshap.estimators import LeaveOneOut, Permutation, SharedPermutation
 from onnxshap.game import GroupGame, Setting
+from onnxshap.opening import open_model
 from onnxshap.tracing import Traced
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -17,10 +17,10 @@ import numpy as np
 from tables import made_by, table
 
 from onnxshap import payoffs
-from onnxshap.api import open_model
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.game import GroupGame, Setting
+from onnxshap.opening import open_model
 
 
 def seconds(work: Callable[[], object]) -> float:

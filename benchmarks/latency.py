@@ -22,13 +22,14 @@ import numpy as np
 from onnx import ModelProto
 from tables import made_by, table
 
-from onnxshap.api import open_model, prune, score
+from onnxshap.api import prune, score
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, usual_batch
 from onnxshap.core import Dataset
-from onnxshap.cutter import Cutter
 from onnxshap.measure import latencies
+from onnxshap.opening import open_model
 from onnxshap.plan import Budget
+from onnxshap.plan.cutter import Cutter
 from onnxshap.tracing import Traced
 
 FOLDER = Path(__file__).parent.parent / "models"

@@ -29,11 +29,11 @@ from processes import measured
 from tables import made_by, mean_and_spread, table
 
 from onnxshap import METHODS, Budget, Dataset, OrtBackend, Traced, make_plan, score, site_means
-from onnxshap.api import calibration, open_model
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import BoolArray, FloatArray, Values
 from onnxshap.graph import finish
 from onnxshap.methods import GAMELESS
+from onnxshap.opening import calibration, open_model
 from onnxshap.plan import Candidate
 from onnxshap.repair import refit
 from onnxshap.rewrite import drop_units

@@ -19,11 +19,12 @@ import numpy as np
 from processes import measured
 from tables import made_by, mean_and_spread, table
 
-from onnxshap.api import calibration, open_model, prune
+from onnxshap.api import prune
 from onnxshap.backend import OrtBackend
 from onnxshap.errors import BudgetError
 from onnxshap.groups import Group
 from onnxshap.methods import GAMELESS
+from onnxshap.opening import calibration, open_model
 
 FOLDER = Path(__file__).parent.parent / "models"
 MODEL = "fashion_vgg.onnx"

@@ -25,9 +25,9 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from onnxshap.api import open_model
 from onnxshap.core import Array, Dataset
 from onnxshap.graph import array
+from onnxshap.opening import open_model
 
 STEPS = 10
 BATCH = 50

@@ -23,10 +23,10 @@ from latency import least_times
 from tables import made_by, table
 
 import onnxshap
-from onnxshap.api import open_model
 from onnxshap.backend import OrtBackend
 from onnxshap.measure import latencies
-from onnxshap.pivots import grouped
+from onnxshap.opening import open_model
+from onnxshap.pivoting.pivots import grouped
 
 FOLDER = Path(__file__).parent.parent / "models"
 MODELS = ("fashion_vgg", "fashion_resdw", "fashion_resnet20")

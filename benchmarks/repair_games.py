@@ -36,13 +36,13 @@ from methods import FOLDER, IMAGES, MODELS, Bench
 from tables import made_by, mean_and_spread, table
 
 from onnxshap import OrtBackend, payoffs, site_means
-from onnxshap.api import calibration, open_model
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import FloatArray, Values
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, extract, finish, is_op
 from onnxshap.groups import Group
 from onnxshap.methods.recon import Layer, Regression, eliminate, layers_of, regressions
+from onnxshap.opening import calibration, open_model
 from onnxshap.repair import refit
 from onnxshap.taps import patches, taps
 

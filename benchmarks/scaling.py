@@ -131,8 +131,9 @@ def dense(layers: int, width: int, data: Path | None = None) -> ModelProto:
 
 def measure(path: Path) -> dict[str, float]:
     """Return seconds a stage, and megabytes, of a model in a file; what a process of its own does."""
-    from onnxshap import graph, shapes, weights
+    from onnxshap import graph, shapes
     from onnxshap.backend import OrtBackend
+    from onnxshap.graph import weights
     from onnxshap.plan import Budget, Candidate, make_plan
     from onnxshap.rewrite import cut
     from onnxshap.rules import trace_graph

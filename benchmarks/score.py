@@ -38,7 +38,6 @@ import numpy as np
 from tables import made_by, table
 
 from onnxshap import payoffs
-from onnxshap.api import open_model
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import FloatArray
@@ -50,6 +49,7 @@ from onnxshap.game.halves import halve
 from onnxshap.graph import extract
 from onnxshap.groups import Group
 from onnxshap.masking import mask_name, masked_model
+from onnxshap.opening import open_model
 
 FOLDER = Path(__file__).parent.parent / "models"
 WIDTHS = (32, 32, 64, 64, 128, 128)

@@ -18,10 +18,11 @@ import numpy as np
 from processes import measured
 from tables import made_by, table
 
-from onnxshap.api import calibration, open_model, prune
+from onnxshap.api import prune
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import run_all
 from onnxshap.errors import BudgetError
+from onnxshap.opening import calibration, open_model
 
 FOLDER = Path(__file__).parent.parent / "models"
 MODELS = ("fashion_vgg.onnx", "fashion_resdw.onnx", "fashion_resnet20.onnx", "fashion_vit.onnx")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto
@@ -15,51 +14,48 @@ from onnxshap.backend import OrtBackend, provider_of
 from onnxshap.calibrate import free_batch, run_all, site_means, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff, Values
-from onnxshap.cutter import Cutter, check_names, shares
-from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, load_data, random_data
+from onnxshap.data import DataLike
+from onnxshap.distill.tuning import Tuning
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.game import Setting
-from onnxshap.graph import Source, data_path, read, save
+from onnxshap.graph import data_path, read, save
+from onnxshap.graph.weights import digest, file_size, put_in
 from onnxshap.groups import Group, select
-from onnxshap.jobs import fingerprint
-from onnxshap.journal import Journal
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.base import Tell
+from onnxshap.opening import (
+    REPAIR_IMAGES,
+    SAMPLES,
+    ModelLike,
+    Progress,
+    calibration,
+    choose_payoff,
+    divided,
+    open_model,
+    reference_of,
+    sample,
+    samples_of,
+    silent,
+)
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
-from onnxshap.repair import FEWEST_IMAGES, Refit
+from onnxshap.plan.cutter import Cutter, check_names, shares
+from onnxshap.plan.search import Drop, Judge, within_drop, within_latency
+from onnxshap.repair import Refit
 from onnxshap.rewrite import removed_slices
-from onnxshap.runners import Cluster, Processes, Runner
 from onnxshap.scoring import DECIDED, Rules, score_groups
-from onnxshap.search import Drop, Judge, within_drop, within_latency
+from onnxshap.scoring.jobs import fingerprint
+from onnxshap.scoring.journal import Journal
+from onnxshap.scoring.runners import Cluster, Processes, Runner
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Keep, Traced, trace
-from onnxshap.tuning import Tuning
 from onnxshap.verify import Verified
-from onnxshap.weights import digest, file_size, put_in
 
-ModelLike = str | Path | bytes | ModelProto | Source | Traced
 BASELINES = ("mean", "zero")
-RANDOM_IMAGES = 32
-SAMPLES = 128
-"""Calibration images to score with, where nothing else is said."""
 STATISTICS_SAMPLES = 1024
 """The same for methods that play no game: every image is run once."""
 WORK = 4 * 10**13
 """Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
-REPAIR_IMAGES = 1024
-"""Most calibration images to measure curves and to refit with."""
-
-
-class Progress(Protocol):
-    """Told what is going on; `done` of `total` steps of a stage."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show it, or not."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -127,74 +123,6 @@ class Pruned:
     allocation: str = "uniform"
     drop: Drop | None = None
     tuning: Tuning | None = None
-
-
-def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0) -> Dataset:
-    """Return checked data for a model; random inputs where none are given.
-
-    Raises:
-        DataError: the data do not fit the model.
-    """
-    specs = input_specs(traced.shaped.graph.model)
-    shaped, batch = traced.shaped, traced.batch
-    axes = {name: axis for name in shaped.inputs if (axis := shaped.batch_axis(name)) is not None}
-    sizes = {name: shaped.inputs[name][axis] for name, axis in axes.items()}
-    if odd := next((name for name, size in sizes.items() if size != batch), None):
-        raise DataError(
-            f"input {odd!r} has {sizes[odd]} entries on axis {axes[odd]}, {next(iter(sizes))!r} {batch}; "
-            "a batch must have as many images in every input: export it so, or as a constant"
-        )
-    if batch > 1 and (whole := next((name for name in shaped.inputs if name not in axes), None)):
-        raise DataError(
-            f"input {whole!r} has no axis for the images, and the file fixes a batch of {batch}; "
-            "export it with a batch of 1, or with a free one"
-        )
-    if data is None:
-        fixed = {n: replace(s, shape=shaped.inputs[n]) for n, s in specs.items()}
-        return random_data(fixed, RANDOM_IMAGES, seed)
-    if isinstance(data, str | Path):
-        return load_data(data, specs, labels=labels, seed=seed)
-    return as_dataset(data, specs)
-
-
-def open_model(
-    model: ModelLike, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0,
-    backend: OrtBackend | None = None, input_shapes: Mapping[str, Sequence[int | None]] | None = None,
-) -> tuple[Traced, Dataset]:  # fmt: skip
-    """Return a traced model and checked calibration data; free dimensions are taken from the data.
-
-    Raises:
-        ModelError: the model cannot be read, traced or run.
-        DataError: the data do not fit it.
-    """
-    if isinstance(model, Traced):
-        return model, calibration(model, data, labels=labels, seed=seed)
-    source = read(model)
-    shapes = dict(input_shapes or {})
-    if data is not None:
-        specs = input_specs(source.model)
-        checked = (
-            load_data(data, specs, labels=labels, seed=seed)
-            if isinstance(data, str | Path)
-            else as_dataset(data, specs)
-        )
-        samples = _samples(checked, specs)
-        shapes = {name: list(value.shape) for name, value in samples[0].items()}
-        return trace(source, input_shapes=shapes, backend=backend, samples=samples), checked
-    traced = trace(source, input_shapes=shapes, backend=backend)
-    checked = calibration(traced, None, seed=seed)
-    if traced.shaped.graph.lifted.nodes:  # the branches that these inputs take
-        samples = _samples(checked, input_specs(source.model))
-        traced = trace(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples)
-    return traced, checked
-
-
-def _samples(data: Dataset, specs: Mapping[str, InputSpec]) -> list[dict[str, Array]]:
-    """Return some of the data as a model takes it, one image at a time, or as many as the file fixes."""
-    batch = {name: spec.batch for name, spec in specs.items()}
-    step = max([1, *(s.shape[a] or 1 for s in specs.values() if (a := s.batch) is not None)])
-    index = np.resize(np.arange(len(data)), step * max(1, min(len(data), SAMPLES) // step)).reshape(-1, step)
-    return [feeds_of(data.take(images).inputs, batch) for images in index]
 
 
 def score(
@@ -269,32 +197,6 @@ def affordable(traced: Traced, groups: Sequence[Group], samples: int | None, met
         return STATISTICS_SAMPLES
     rows = 2 * sum(len(g) for g in groups)
     return max(1, min(SAMPLES, WORK // max(1, rows * traced.cost.macs())))
-
-
-def sample(data: Dataset, count: int, seed: int) -> Dataset:
-    """Return at most `count` images in random order, so that any first ones of them are a sample too."""
-    if count < 1:
-        raise BudgetError(f"samples is {count}; give at least 1 image")
-    return data.take(np.random.default_rng([seed, 1]).permutation(len(data))[:count])
-
-
-def reference_of(traced: Traced, model: ModelProto, data: Dataset) -> list[Array]:
-    """Return the outputs of the original model, which have to be finite."""
-    reference = run_all(traced, model, data)
-    for item, value in zip(model.graph.output, reference, strict=True):
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise DataError(
-                f"{data.source}: output {item.name!r} of the original model has NaN or Inf on it; check the data"
-            )
-    return reference
-
-
-def choose_payoff(payoff: str | None, reference: Sequence[Array], data: Dataset, names: Sequence[str]) -> Payoff:
-    """Return the payoff fitted to the data; a refusal says which data."""
-    try:
-        return payoffs.choose(payoff, reference, data.labels, names)
-    except DataError as error:
-        raise DataError(f"{data.source}: {error}") from error
 
 
 def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str) -> Setting:
@@ -494,23 +396,6 @@ def prune(
     )  # fmt: skip
 
 
-def divided(data: Dataset, seed: int, what: str = "max-drop") -> tuple[Dataset, Dataset]:
-    """Return the images to cut and repair with, and two fifths of them held out to judge the drop by.
-
-    Raises:
-        DataError: there are too few; `what` needs them.
-    """
-    if len(data) < 2 * FEWEST_IMAGES:
-        raise DataError(
-            f"{data.source}: {what} holds two fifths of the images out; there are {len(data)}, give at least "
-            f"{2 * FEWEST_IMAGES}, or --eval-data"
-        )
-    order = np.random.default_rng([seed, 6]).permutation(len(data))
-    split = 3 * len(data) // 5
-    kept, held_out = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
-    return kept, replace(held_out, source=f"{data.source}, held out")
-
-
 def why_nothing(traced: Traced) -> str:
     """Return why a model has nothing to cut."""
     if traced.groups:
@@ -581,7 +466,7 @@ def compare(
         if set(theirs) != set(dataset.inputs):
             have = ", ".join(map(repr, theirs))
             raise DataError(f"the second model's inputs are {have}, not those of the first; compare models of one kind")
-        samples = _samples(dataset, theirs)
+        samples = samples_of(dataset, theirs)
         sizes = {name: value.shape for name, value in samples[0].items()}
         every.append(trace(second, input_shapes=sizes, backend=backend, samples=samples))
     names = [o.name for o in traced.shaped.graph.model.graph.output]

@@ -19,11 +19,11 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 
-from onnxshap import weights
 from onnxshap.core import Array
-from onnxshap.errors import ModelError, OnnxshapError
-from onnxshap.loops import closed
-from onnxshap.structure import reads, subgraphs, used_names
+from onnxshap.errors import ModelError, OnnxshapError, first_line
+from onnxshap.graph import weights
+from onnxshap.graph.loops import closed
+from onnxshap.graph.structure import reads, subgraphs, used_names
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -106,12 +106,11 @@ def _native_stderr_silenced() -> Iterator[None]:
             os.close(saved)
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first non-empty line of an error's message, cut to a readable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = _CODE.sub("", lines[0]) if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """Return the first line of what onnxruntime says, without the places in its sources."""
+    text = _CODE.sub("", str(error))
     text = _NEWER.sub(r"opset \1 of \2 is newer than \3, the last that it knows", text)
-    return text if len(text) <= 300 else text[:297] + "..."
+    return first_line(RuntimeError(text))
 
 
 def _nothing() -> onnx.ModelProto:
@@ -165,7 +164,7 @@ def _element_type(text: str) -> int:
 
 def _refused(feeds: Mapping[str, Array], error: Exception) -> ModelError:
     shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
-    return ModelError(f"the model refused to run on {shapes}: {first_line(error)}")
+    return ModelError(f"the model refused to run on {shapes}: {_reason(error)}")
 
 
 @dataclass(frozen=True)
@@ -305,7 +304,7 @@ class OrtBackend:
             with _native_stderr_silenced():
                 session = ort.InferenceSession(content, options, providers=providers)
         except Exception as error:
-            reason = first_line(error).rstrip(".")
+            reason = _reason(error).rstrip(".")
             raise ModelError(
                 f"onnxruntime {ort.__version__} cannot load the model: {reason}; export it again, for what it knows"
             ) from error

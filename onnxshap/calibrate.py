@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxshap.batching import freed_model
 from onnxshap.codes import foldable
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.data import feeds_of
 from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import extract, tensor
 from onnxshap.masking import SiteKey
+from onnxshap.shapes.batching import freed_model
 from onnxshap.tracing import Traced
 
 _STATISTICS = "onnxshap.statistics."

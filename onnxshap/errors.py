@@ -32,3 +32,10 @@ class VerifyError(OnnxshapError):
     """The rewritten model differs from its masked twin, or does not load; nothing was written."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first non-empty line of an error's message, cut to a readable length; its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -16,16 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxshap import weights
-from onnxshap.batching import Images
-from onnxshap.constants import static_values
 from onnxshap.core import Array, FloatArray
 from onnxshap.errors import ModelError
-from onnxshap.graph import tensor
+from onnxshap.graph import tensor, weights
+from onnxshap.graph.loops import closed
+from onnxshap.graph.structure import refill
 from onnxshap.groups import Group
 from onnxshap.labels import Site, Weight
-from onnxshap.loops import closed
-from onnxshap.structure import refill
+from onnxshap.shapes.constants import static_values
+from onnxshap.shapes.images import Images
 from onnxshap.tracing import Traced, trace
 
 PREFIX = "onnxshap.mask."

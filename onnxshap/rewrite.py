@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxshap import weights
 from onnxshap.codes import ZERO_POINTS, dequantize
-from onnxshap.constants import static_values
 from onnxshap.core import Array, BoolArray, FloatArray, IntArray
-from onnxshap.fixups import set_attribute
-from onnxshap.graph import array, attributes, finish, tensor
+from onnxshap.graph import array, attributes, finish, tensor, weights
+from onnxshap.graph.structure import graphs_of, refill
 from onnxshap.labels import Liveness, Site
+from onnxshap.labels.fixups import set_attribute
 from onnxshap.masking import Means, responses
-from onnxshap.structure import graphs_of, refill
+from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Keep, Traced
 
 

@@ -11,23 +11,34 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap import api, payoffs
-from onnxshap.api import ModelLike, Progress, silent
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
-from onnxshap.cutter import Cut, Cutter, check_names, check_tuning, shares
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, OnnxshapError
+from onnxshap.graph.weights import file_size
 from onnxshap.groups import Group, select
 from onnxshap.labels import Liveness
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import METHODS
+from onnxshap.opening import (
+    REPAIR_IMAGES,
+    ModelLike,
+    Progress,
+    calibration,
+    choose_payoff,
+    divided,
+    open_model,
+    reference_of,
+    sample,
+    silent,
+)
 from onnxshap.plan import Budget, Candidate, check_reachable
+from onnxshap.plan.cutter import Cut, Cutter, check_names, check_tuning, shares
+from onnxshap.plan.search import Drop, Judge
 from onnxshap.scoring import DECIDED
-from onnxshap.search import Drop, Judge
 from onnxshap.tracing import Traced
-from onnxshap.weights import file_size
 
 KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Shares of the multiply-accumulates, where none are given."""
@@ -175,7 +186,7 @@ def sweep(
         raise BudgetError("a sweep needs a method and a budget; give --method and --keep, or neither")
     budgets = {k: Budget(macs=k, multiple_of=multiple_of, min_units=min_units) for k in sorted(set(keep))[::-1]}
     progress("trace", 0, 1)
-    traced, dataset = api.open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+    traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
     groups = select(traced.groups, include, exclude) if traced.groups else []
     if not groups:
         raise BudgetError(f"nothing can be cut: {api.why_nothing(traced)}")
@@ -183,11 +194,11 @@ def sweep(
     if len(left_out) == len(budgets):
         raise BudgetError(next(iter(left_out.values())))
     if eval_data is None:
-        dataset, held_out = api.divided(dataset, seed, "a sweep")
+        dataset, held_out = divided(dataset, seed, "a sweep")
     else:
-        held_out = api.calibration(traced, eval_data, seed=seed)
+        held_out = calibration(traced, eval_data, seed=seed)
     bench = _Bench.of(traced, held_out, payoff)
-    free, repaired_on = free_batch(traced), api.sample(dataset, api.REPAIR_IMAGES, seed)
+    free, repaired_on = free_batch(traced), sample(dataset, REPAIR_IMAGES, seed)
     progress("trace", 1, 1)
     curves: list[Curve] = []
     total = len(methods) * (len(budgets) - len(left_out))
@@ -257,11 +268,11 @@ class _Bench:
     @classmethod
     def of(cls, traced: Traced, data: Dataset, payoff: str | Callable[..., object] | None) -> _Bench:
         names = [o.name for o in traced.shaped.graph.model.graph.output]
-        reference = api.reference_of(traced, traced.source, data)
+        reference = reference_of(traced, traced.source, data)
         if callable(payoff):
             fitted: Payoff = payoffs.custom(payoff, reference, data.labels)
         else:
-            fitted = api.choose_payoff(payoff, reference, data, names)
+            fitted = choose_payoff(payoff, reference, data, names)
         return cls(Judge.of(traced, data, reference, fitted), fitted, data.labels)
 
     def point(self, share: float, cut: Cut, clock: Clock) -> Point:

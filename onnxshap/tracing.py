@@ -14,14 +14,14 @@ from onnx import ModelProto
 from onnxshap import graph as graphs
 from onnxshap import shapes
 from onnxshap.backend import Backend, OrtBackend
-from onnxshap.batching import Images, find_images
 from onnxshap.core import Array, BoolArray
 from onnxshap.cost import Cost, cost_of
+from onnxshap.graph.loops import depths
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
 from onnxshap.labels import Labels, Liveness, Site
-from onnxshap.loops import depths
 from onnxshap.rules import trace_graph
 from onnxshap.shapes import Shaped
+from onnxshap.shapes.images import Images, find_images
 
 Keep = Mapping[str, BoolArray]
 """Group name -> bool[n_units], True = stays; groups that are absent stay whole."""

@@ -27,19 +27,19 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxshap import api, payoffs
-from onnxshap.api import ModelLike, Progress, silent
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import channel_means, free_batch, run_all
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph import array, finish, save, tensor
+from onnxshap.graph.weights import put_in, write_whole
 from onnxshap.labels import Weight
 from onnxshap.measure import scores
-from onnxshap.search import Drop, Judge
+from onnxshap.opening import ModelLike, Progress, calibration, choose_payoff, open_model, reference_of, sample, silent
+from onnxshap.plan.search import Drop, Judge
 from onnxshap.tracing import Traced
 from onnxshap.verify import check_loads
-from onnxshap.weights import put_in, write_whole
 
 BLOCK = 8
 """Weights of a block."""
@@ -353,14 +353,14 @@ def unify(
     if block < 2:
         raise BudgetError(f"block is {block}; give at least 2 weights that share a magnitude")
     progress("trace", 0, 1)
-    traced, dataset = api.open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
-    held_out = dataset if eval_data is None else api.calibration(traced, eval_data, seed=seed)
+    traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+    held_out = dataset if eval_data is None else calibration(traced, eval_data, seed=seed)
     names = [o.name for o in traced.shaped.graph.model.graph.output]
-    reference = api.reference_of(traced, traced.source, held_out)
-    fitted = api.choose_payoff(payoff, reference, held_out, names)
+    reference = reference_of(traced, traced.source, held_out)
+    fitted = choose_payoff(payoff, reference, held_out, names)
     blocks = find_blocks(traced, free_batch(traced), dataset, block)
     runs = api.WORK // max(1, len(blocks) * traced.cost.macs())
-    blocks = weighted(traced, blocks, api.sample(dataset, max(1, min(_WEIGHED, runs)), seed))
+    blocks = weighted(traced, blocks, sample(dataset, max(1, min(_WEIGHED, runs)), seed))
     ranked = order(blocks) if blocks else np.zeros(0, np.int64)
 
     def compressed(count: int) -> int:

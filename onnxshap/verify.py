@@ -9,15 +9,14 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
-from onnxshap.backend import first_line
 from onnxshap.calibrate import run_all
 from onnxshap.codes import is_coding
 from onnxshap.core import Array, Dataset
-from onnxshap.errors import DataError, ModelError, VerifyError
+from onnxshap.errors import DataError, ModelError, VerifyError, first_line
+from onnxshap.graph.weights import without_values
 from onnxshap.masking import Means, mask_name, masked_model
 from onnxshap.shapes import Shaped
 from onnxshap.tracing import Keep, Traced
-from onnxshap.weights import without_values
 
 TOLERANCE = 1e-4
 """Largest allowed difference over the largest magnitude of an output, where all is computed in float32 or better."""

@@ -7,14 +7,14 @@ import pytest
 from onnx import ModelProto
 
 from onnxshap import prune
-from onnxshap.batching import Images
 from onnxshap.calibrate import free_batch
 from onnxshap.data import random_data
+from onnxshap.graph.weights import put_in
 from onnxshap.masking import masked_model
 from onnxshap.rewrite import cut, drop_units
 from onnxshap.shapes import input_specs
+from onnxshap.shapes.images import Images
 from onnxshap.tracing import trace
-from onnxshap.weights import put_in
 from tests.exactness import check_exact, net
 from tests.zeroing import relative_error, run
 

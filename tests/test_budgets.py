@@ -12,14 +12,13 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
-from onnxshap import cutter, rounds, search
 from onnxshap.core import BoolArray, Dataset, FloatArray
-from onnxshap.curves import affordable, convex, loss_curves
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.masking import Means
-from onnxshap.plan import Budget, Candidate, make_plan, wider_plans
+from onnxshap.plan import Budget, Candidate, cutter, make_plan, rounds, search, wider_plans
+from onnxshap.plan.curves import affordable, convex, loss_curves
+from onnxshap.plan.rounds import Part
 from onnxshap.rewrite import small_model
-from onnxshap.rounds import Part
 from onnxshap.tracing import Keep, Traced
 from tests.test_repair import images
 from tests.test_repair import net as raw_net

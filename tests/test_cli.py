@@ -17,12 +17,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import onnxshap
-from onnxshap import api, cli, cutter
+from onnxshap import api, cli, opening
 from onnxshap.core import Array
-from onnxshap.cutter import ALLOCATIONS, REPAIRS
 from onnxshap.errors import ModelError, VerifyError
 from onnxshap.methods import Whole
 from onnxshap.payoffs import NAMES
+from onnxshap.plan import cutter
+from onnxshap.plan.cutter import ALLOCATIONS, REPAIRS
 from tests.test_report import NET, net
 
 UNPRUNABLE = """<ir_version: 8, opset_import: ["" : 17]>
@@ -383,7 +384,7 @@ def test_a_folder_that_becomes_unwritable_leaves_nothing_behind(here: Path, monk
         raise OSError(28, "No space left on device")
 
     Path("m.pruned.onnx").write_text("before")
-    monkeypatch.setattr("onnxshap.weights.write_whole", full)
+    monkeypatch.setattr("onnxshap.graph.weights.write_whole", full)
     assert "m.pruned.onnx: cannot be written (No space left on device)" in refused(
         "prune", "m.onnx", "--data", "d.npz", *FEW
     )
@@ -434,7 +435,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(api, "prune", record)
     monkeypatch.setattr(api, "score", record)
-    monkeypatch.setattr(api, "open_model", record)
+    monkeypatch.setattr(opening, "open_model", record)
     run = ("--provider", "cuda", "--threads", "3", "--input-shape", "a=1,2", "--input-shape", "b=c=4", "--seed", "5")
     data = ("m.onnx", "--data", "d.npz", "--labels", "l.npy", "--payoff", "mse")
     score = (

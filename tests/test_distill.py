@@ -18,15 +18,15 @@ from scipy.special import log_softmax
 import onnxshap
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
-from onnxshap.cutter import Cutter
+from onnxshap.distill.tuning import divided
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
+from onnxshap.plan.cutter import Cutter
 from onnxshap.repair import refit
 from onnxshap.repair.targets import find_layers
-from onnxshap.tuning import divided
 from tests.test_repair import images, net
 
 if TYPE_CHECKING:
-    from onnxshap.distill import _Tuner
+    from onnxshap.distill.tuner import _Tuner
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'onnxshap[distill]')")
 
@@ -35,7 +35,7 @@ MODELS = Path(__file__).parent.parent / "models"
 
 def same(model: ModelProto, feeds: dict[str, np.ndarray]) -> None:
     """Hold the torch form against onnxruntime, float64 against float32 apart."""
-    from onnxshap.torchgraph import TorchGraph
+    from onnxshap.distill.torchgraph import TorchGraph
 
     wanted = onnxshap.OrtBackend("cpu", 1).session(model).run(feeds)
     names = [o.name for o in model.graph.output]
@@ -108,7 +108,7 @@ def test_ops_in_torch(name: str) -> None:
 
 def cut_net(count: int) -> tuple[list[np.ndarray], ...]:
     """Return outputs on new images: the original's, the refitted net's, the tuned net's; and what tuning did."""
-    from onnxshap.distill import distill
+    from onnxshap.distill.tuner import distill
 
     model, data = net(), images(count)
     traced = onnxshap.trace(model)
@@ -132,13 +132,15 @@ def divergence(found: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("hinted", [2**25, 2**12], ids=["all images", "some"])
 def test_tuning_gets_closer_on_images_it_never_saw(hinted: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxshap.distill.HINTED", hinted)  # intermediate targets of 7 images of 50 in the second case
+    monkeypatch.setattr(
+        "onnxshap.distill.tuner.HINTED", hinted
+    )  # intermediate targets of 7 images of 50 in the second case
     (wanted,), (refitted,), (tuned,) = cut_net(200)
     assert divergence(tuned, wanted) < 0.8 * divergence(refitted, wanted)
 
 
 def test_mirror_images_are_used_where_the_original_sees_the_same_in_them() -> None:
-    from onnxshap.distill import seen_alike
+    from onnxshap.distill.tuner import seen_alike
 
     rng = np.random.default_rng(0)
     scores, other, maps = rng.normal(size=(40, 5)), rng.normal(size=(40, 5)), rng.normal(size=(40, 2, 8, 8))
@@ -147,9 +149,9 @@ def test_mirror_images_are_used_where_the_original_sees_the_same_in_them() -> No
 
 
 def test_prune_distills_and_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxshap.distill import distill
+    from onnxshap.distill.tuner import distill
 
-    monkeypatch.setattr("onnxshap.distill.distill", partial(distill, epochs=10))
+    monkeypatch.setattr("onnxshap.distill.tuner.distill", partial(distill, epochs=10))
     found = [onnxshap.prune(net(), images(60), keep_macs=0.6, method="l1", repair="distill") for _ in range(2)]
     assert found[0].repair == "distill" and found[0].tuning is not None
     assert found[0].tuning.after <= found[0].tuning.before
@@ -157,7 +159,7 @@ def test_prune_distills_and_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_in_the_table_is_refused() -> None:
-    from onnxshap.torchgraph import TorchGraph
+    from onnxshap.distill.torchgraph import TorchGraph
 
     model = net()
     model.graph.node[2].op_type = "Det"
@@ -191,7 +193,7 @@ def test_what_judges_the_tuning_is_kept_from_the_repair_before_it() -> None:
 
 def tuner_of(memory: int = 2**30) -> _Tuner:
     """Return the tuner of a net of which nothing is cut; its convolution in front of a cut one is a target."""
-    from onnxshap.distill import _Tuner
+    from onnxshap.distill.tuner import _Tuner
 
     free = free_batch(onnxshap.trace(net(), backend=onnxshap.OrtBackend("cpu", 1, memory)))
     model = free.shaped.graph.model
@@ -238,13 +240,13 @@ def test_where_time_is_short_steps_are_small(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_few_steps_choose_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """A net whose weights are exact bears no large steps; constants of one number are no weights."""
-    from onnxshap.distill import RATES
+    from onnxshap.distill.tuner import RATES
 
     tuner = tuner_of()
     before = tuner._graph.arrays()
     assert tuner._rate(np.inf) in RATES
     wild = [w * 1e3 for w in (1.0, 0.5)]
-    monkeypatch.setattr("onnxshap.distill.RATES", (*wild, 1e-9))
+    monkeypatch.setattr("onnxshap.distill.tuner.RATES", (*wild, 1e-9))
     assert tuner._rate(np.inf) == 1e-9
     assert tuner._rate(-np.inf) == wild[1]  # no time: the next one, untried
     assert all((v == before[n]).all() for n, v in tuner._graph.arrays().items())
@@ -258,5 +260,5 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_torch_is_not_imported_otherwise() -> None:
-    code = "import sys, onnxshap, onnxshap.cli, onnxshap.cutter; sys.exit('torch' in sys.modules)"
+    code = "import sys, onnxshap, onnxshap.cli, onnxshap.plan.cutter; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,6 @@ import onnx
 import pytest
 
 from onnxshap import payoffs
-from onnxshap.api import open_model
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import FloatArray
@@ -17,6 +16,7 @@ from onnxshap.errors import DataError
 from onnxshap.estimators.rows import coalition_removals, removals
 from onnxshap.game import GroupGame, Setting, pace, remainders, walks
 from onnxshap.groups import Group
+from onnxshap.opening import open_model
 from tests.exactness import net
 
 IMAGES = 5

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from onnxshap.kinds import kinds_of
+from onnxshap.report.kinds import kinds_of
 from onnxshap.tracing import Traced, trace
 from tests.exactness import net
 

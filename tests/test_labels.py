@@ -23,12 +23,11 @@ from onnxshap.labels import (
     RuleError,
     Tensor,
     Trace,
-    common_factors,
     parse_spec,
     resolve,
 )
-from onnxshap.relations import Freezes, Ties
-from onnxshap.rules.movement import aligned
+from onnxshap.labels.relations import Freezes, Ties
+from onnxshap.rules.movement import aligned, common_factors
 
 # --- specs -----------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from click.testing import CliRunner, Result
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
-from onnxshap import cli, pivoting
+from onnxshap import cli
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import BudgetError, OnnxshapError, VerifyError
 from onnxshap.graph import array
-from onnxshap.permuting import nobody_moved, peers
-from onnxshap.pivoting import Timed, pivot
-from onnxshap.pivots import Dense, Ladder, Wanted, arrange, choose, find_convs, saved
+from onnxshap.pivoting import Timed, job, pivot, splitting
+from onnxshap.pivoting.permuting import nobody_moved, peers
+from onnxshap.pivoting.pivots import Dense, Ladder, Wanted, arrange, choose, find_convs, saved
 from tests.zeroing import relative_error
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
@@ -221,12 +221,17 @@ class _Clock:
         return [self.times[k] for k in found]
 
 
+def _measure_with(clock: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (splitting, job):  # Convs alone, then the models
+        monkeypatch.setattr(place, "latencies", clock)
+
+
 def test_only_what_is_measured_faster_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pivoting, "latencies", _Clock({1: 1.0, 2: 0.6, 4: 0.7}))
+    _measure_with(_Clock({1: 1.0, 2: 0.6, 4: 0.7}), monkeypatch)
     found = pivot(net(), images(), groups=(2, 4), multiple_of=2)
     assert groups_of(found.model) == {"b": 2, "c": 2}
     assert [s.times for s in found.splits] == [(1.0, 0.6)] * 2
-    monkeypatch.setattr(pivoting, "latencies", _Clock({1: 1.0, 2: 0.99}))
+    _measure_with(_Clock({1: 1.0, 2: 0.99}), monkeypatch)
     with pytest.raises(BudgetError, match=r"no Conv can be split with a gain; .*, and 2 more"):
         pivot(net(), images())
     assert Timed({1: 1.0, 2: 0.5, 4: 0.6, 8: 0.3}).faster() == (2, 8)
@@ -236,7 +241,7 @@ def test_a_model_that_is_no_faster_is_not_written(tmp_path: Path, monkeypatch: p
     def told(backend: object, models: Sequence[ModelProto], feeds: dict[str, Array]) -> list[float]:
         return [1.0, 0.5] if len(models[0].graph.node) == 1 else [1.0, 1.1]
 
-    monkeypatch.setattr(pivoting, "latencies", told)
+    _measure_with(told, monkeypatch)
     with pytest.raises(
         BudgetError, match=r"2 Convs in groups the model runs in 1.1 ms, as it was in 1; give --untimed"
     ):
@@ -265,7 +270,7 @@ def test_a_wrong_permutation_writes_nothing(tmp_path: Path, monkeypatch: pytest.
         stored.CopyFrom(numpy_helper.from_array(array(stored)[::-1].copy(), "wa"))
         return made
 
-    monkeypatch.setattr(pivoting, "permuted", wrong)
+    monkeypatch.setattr(splitting, "permuted", wrong)
     with pytest.raises(VerifyError, match="the permuted model differs from the original"):
         pivot(net(), images(), timed=False, output=tmp_path / "p.onnx")
     assert not (tmp_path / "p.onnx").exists()

@@ -18,11 +18,11 @@ import onnx
 import pytest
 
 import onnxshap
-from onnxshap import api, runners
+from onnxshap import api
 from onnxshap.core import Array, Values
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
-from onnxshap.journal import Journal
-from onnxshap.scoring import misplaced
+from onnxshap.scoring import misplaced, runners
+from onnxshap.scoring.journal import Journal
 from tests.exactness import net as build
 
 RNG = np.random.default_rng(4)
@@ -181,9 +181,10 @@ def test_a_payoff_may_be_one_number_for_all_images() -> None:
     whole = onnxshap.trace(net())
     masks = {onnxshap.mask_name(g): np.zeros((1, len(g)), np.float32) for g in whole.groups if g.name == "a"}
     from onnxshap.calibrate import free_batch, run_all, site_means
+    from onnxshap.opening import calibration, sample
 
     free = free_batch(whole)
-    data = api.sample(api.calibration(whole, IMAGES), 24, 0)
+    data = sample(calibration(whole, IMAGES), 24, 0)
     (a,) = [g for g in whole.groups if g.name == "a"]
     masked = onnxshap.insert_masks(free, [a], site_means(free, data))
     none = macro_recall(run_all(free, masked, data, masks), data.labels)
@@ -341,7 +342,8 @@ def test_a_killed_command_goes_on_and_writes_the_same_bytes(tmp_path: Path) -> N
     environment = os.environ | {"PYTHONPATH": str(Path(onnxshap.__file__).parent.parent)}
     slow = [
         sys.executable, "-c",
-        "import os, sys, time; from onnxshap import journal, cli; add = journal.Journal.add\n"
+        "import os, sys, time; from onnxshap import cli; from onnxshap.scoring import journal\n"
+        "add = journal.Journal.add\n"
         "def slowly(*a): add(*a); time.sleep(0.2)\n"
         "journal.Journal.add = slowly; sys.argv[0] = 'onnxshap'; cli.main()",
         *command[3:],

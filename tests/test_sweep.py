@@ -15,11 +15,12 @@ from click.testing import CliRunner, Result
 from onnx import ModelProto
 
 import onnxshap
-from onnxshap import api, cli, plot, report, sweeping
-from onnxshap.cutter import Cutter
+from onnxshap import api, cli, report, sweeping
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.measure import Figures
-from onnxshap.search import Drop
+from onnxshap.plan.cutter import Cutter
+from onnxshap.plan.search import Drop
+from onnxshap.report import plot
 from onnxshap.sweeping import Curve, Point, Sweep, knee
 from tests.test_budgets import labelled, net
 

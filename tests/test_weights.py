@@ -14,9 +14,10 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxshap
-from onnxshap import graph, weights
+from onnxshap import graph
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
+from onnxshap.graph import saving, weights
 from tests.exactness import check_exact, net
 from tests.test_cli import call, fine, refused
 from tests.zeroing import relative_error, run
@@ -174,7 +175,7 @@ def test_external_data_are_mapped_not_read() -> None:
 
 
 def test_a_model_too_large_for_one_file_gets_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "PROTOBUF_LIMIT", 5000)
+    monkeypatch.setattr(saving, "PROTOBUF_LIMIT", 5000)
     onnxshap.save(one(), "m.onnx")
     assert Path("m.onnx.data").stat().st_size == 40 * 64 * 4
     assert relative_error([path_run("m.onnx")], run(one(), {"x": DATA})) == 0

@@ -13,9 +13,10 @@ import pytest
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxshap import graph, weights
+from onnxshap import graph
 from onnxshap.errors import ModelError
-from onnxshap.wire import GRAPH, INITIALIZER, RAW_DATA, header, parse, varint
+from onnxshap.graph import weights
+from onnxshap.graph.wire import GRAPH, INITIALIZER, RAW_DATA, header, parse, varint
 from tests.exactness import net
 
 

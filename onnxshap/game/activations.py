@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnxshap.batching import Images
 from onnxshap.core import Array, ImageIndex, IntArray
 from onnxshap.game.setting import Setting
+from onnxshap.shapes.images import Images
 from onnxshap.tracing import Traced
 
 _AT_ONCE = 32

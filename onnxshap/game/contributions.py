@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxshap.backend import Session
-from onnxshap.constants import static_values
 from onnxshap.core import Array
 from onnxshap.graph import tensor
 from onnxshap.groups import Group
 from onnxshap.labels import Site
 from onnxshap.masking import Means, block_diagonal, responses
+from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
 
 _GROUPED = frozenset({"Conv", "ConvTranspose"})

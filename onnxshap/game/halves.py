@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.graph import extract
-from onnxshap.structure import reads, refill
+from onnxshap.graph.structure import reads, refill
 from onnxshap.tracing import Traced
 
 ROWS = "onnxshap.rows"

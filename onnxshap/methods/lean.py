@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxshap.constants import static_values
 from onnxshap.core import FloatArray, IntArray, Values
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, is_op
+from onnxshap.graph.structure import reads
 from onnxshap.groups import Group
 from onnxshap.labels import Site
 from onnxshap.methods.base import Tell
 from onnxshap.methods.recon import kernels_of
-from onnxshap.structure import reads
+from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
 
 PATHS = 1_000

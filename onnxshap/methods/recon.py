@@ -32,13 +32,13 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxshap.calibrate import batches
-from onnxshap.constants import static_values
 from onnxshap.core import Array, FloatArray, IntArray, Values
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, extract, is_op
 from onnxshap.groups import Group
 from onnxshap.labels import Site
 from onnxshap.methods.base import Tell, sites_of, untold
+from onnxshap.shapes.constants import static_values
 from onnxshap.taps import patches, taps
 
 ROWS = 15_000

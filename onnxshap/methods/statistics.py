@@ -13,12 +13,12 @@ from __future__ import annotations
 import numpy as np
 
 from onnxshap.calibrate import channel_means
-from onnxshap.constants import static_values
 from onnxshap.core import FloatArray, Values
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, is_op
 from onnxshap.groups import Group
 from onnxshap.methods.base import Tell, Whole, per_unit, sites_of
+from onnxshap.shapes.constants import static_values
 
 
 def activations(transform: str) -> Whole:

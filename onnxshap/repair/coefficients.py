@@ -7,10 +7,10 @@ import math
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from onnxshap.constants import static_values
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import array, tensor
 from onnxshap.repair.targets import Layer
+from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
 
 

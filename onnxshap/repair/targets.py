@@ -10,11 +10,11 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxshap.codes import on_codes
-from onnxshap.constants import static_values
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import array, attributes, is_op
+from onnxshap.graph.structure import reads
 from onnxshap.labels import Liveness, Site, Weight
-from onnxshap.structure import reads
+from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
 
 

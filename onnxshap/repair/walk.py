@@ -10,9 +10,9 @@ from onnx import ModelProto, TensorProto
 
 from onnxshap.core import Array
 from onnxshap.graph import extract
+from onnxshap.graph.loops import closed
+from onnxshap.graph.structure import reads
 from onnxshap.labels import Liveness
-from onnxshap.loops import closed
-from onnxshap.structure import reads
 from onnxshap.tracing import Traced
 
 

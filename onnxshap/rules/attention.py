@@ -11,8 +11,8 @@ import math
 import numpy as np
 
 from onnxshap.core import IntArray
-from onnxshap.fixups import Default, HeadCount, Parts
 from onnxshap.labels import Axes, Op, Product, RuleError
+from onnxshap.labels.fixups import Default, HeadCount, Parts
 from onnxshap.rules.norm import STATISTICS, as_a_whole, root_mean_square, stay
 from onnxshap.rules.registry import rule
 

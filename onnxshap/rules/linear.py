@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from onnxshap.fixups import GroupCount
 from onnxshap.labels import Axes, Balance, Op, RuleError, Weight
+from onnxshap.labels.fixups import GroupCount
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from onnx import NodeProto
 
-from onnxshap.fixups import Declared
+from onnxshap.graph.lifting import body
+from onnxshap.graph.loops import Passage, controls, handed_on, passages
 from onnxshap.labels import Tensor, Trace
-from onnxshap.lifting import body
-from onnxshap.loops import Passage, controls, handed_on, passages
+from onnxshap.labels.fixups import Declared
 
 
 def trace_loop(trace: Trace, tensor: Callable[[str], Tensor | None], index: int, node: NodeProto) -> None:

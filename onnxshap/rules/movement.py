@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from onnxshap.fixups import SingleAxes, Widths
-from onnxshap.folding import COMPUTED
-from onnxshap.labels import Axes, Op, Product, RuleError, common_factors
+from onnxshap.labels import Axes, Op, Product, RuleError
+from onnxshap.labels.fixups import SingleAxes, Widths
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
+from onnxshap.shapes.folding import COMPUTED
 
 
 @rule("Transpose")
@@ -192,3 +193,17 @@ def sizes(op: Op, ax: Axes) -> None:
         atoms = ax.input(0, axis)
         if axis in x.told:
             ax.freeze(atoms, "its size is counted on elsewhere")
+
+
+def common_factors(source: Sequence[int], target: Sequence[int]) -> list[int] | None:
+    """Return the coarsest list of factors of which both lists of sizes are products of neighbours, None if none is.
+
+    >>> common_factors([6, 4], [2, 12])
+    [2, 3, 4]
+    >>> common_factors([6, 4], [4, 6]) is None
+    True
+    """
+    ends = sorted({math.prod(sizes[: i + 1]) for sizes in (source, target) for i in range(len(sizes))})
+    if any(big % small for small, big in itertools.pairwise(ends)):
+        return None
+    return [big // small for small, big in itertools.pairwise([1, *ends]) if big > small]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxshap.fixups import GroupCount, Refilled, RootMeanSquare
 from onnxshap.labels import Axes, Op, RuleError
+from onnxshap.labels.fixups import GroupCount, Refilled, RootMeanSquare
 from onnxshap.rules.registry import rule
 
 

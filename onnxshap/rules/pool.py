@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxshap.fixups import Widths
-from onnxshap.folding import COMPUTED
 from onnxshap.labels import Axes, Op, RuleError
+from onnxshap.labels.fixups import Widths
 from onnxshap.rules.registry import rule
+from onnxshap.shapes.folding import COMPUTED
 
 
 @rule("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")

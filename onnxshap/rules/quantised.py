@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from onnxshap.fixups import HeadCount
 from onnxshap.labels import Axes, Op, Product, RuleError
+from onnxshap.labels.fixups import HeadCount
 from onnxshap.rules.linear import convolve
 from onnxshap.rules.movement import concatenate
 from onnxshap.rules.pointwise import broadcast

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from onnxshap.fixups import HeadCount
 from onnxshap.labels import Axes, Op, RuleError
+from onnxshap.labels.fixups import HeadCount
 from onnxshap.rules.registry import rule
 
 _GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from onnxshap.fixups import Divisor, Extreme
 from onnxshap.labels import Axes, Op
+from onnxshap.labels.fixups import Divisor, Extreme
 from onnxshap.rules.registry import rule
 
 _EXTREMES = {"ReduceMax": "Max", "ReduceMin": "Min"}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.fixups import Divisor, Residue
 from onnxshap.labels import Labels, Site, Trace
+from onnxshap.labels.fixups import Divisor, Residue
 from onnxshap.rules.pointwise import elementwise, unary
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.zeros import Zeros, is_positive

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxshap.core import Array, IntArray
-from onnxshap.doubts import window
-from onnxshap.fixups import Bounds, Grid, PadCount, Selection, Widths, grid
-from onnxshap.folding import COMPUTED
 from onnxshap.labels import Axes, Op, RuleError
+from onnxshap.labels.fixups import Bounds, Grid, PadCount, Selection, Widths, grid
 from onnxshap.rules.registry import rule
+from onnxshap.shapes.doubts import window
+from onnxshap.shapes.folding import COMPUTED
 
 
 @rule("Split")

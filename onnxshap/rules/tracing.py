@@ -9,18 +9,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from onnx import NodeProto
 
-from onnxshap.fixups import Selection
-from onnxshap.folding import Shape
 from onnxshap.graph import array, attributes, is_op
+from onnxshap.graph.lifting import entered, is_enter, is_loop, is_open
+from onnxshap.graph.structure import outer_names, reads, subgraphs
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Site, Tensor, Trace, resolve
-from onnxshap.lifting import entered, is_enter, is_loop, is_open
+from onnxshap.labels.fixups import Selection
 from onnxshap.rules.loops import trace_loop
 from onnxshap.rules.reduce import SUMS, reduced_axes
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.residue import add_residue
 from onnxshap.rules.zeros import Zeros
 from onnxshap.shapes import Shaped
-from onnxshap.structure import outer_names, reads, subgraphs
+from onnxshap.shapes.folding import Shape
 
 _SMALL, _FEW = 65536, 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""

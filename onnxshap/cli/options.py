@@ -1,0 +1,108 @@
+"""Options that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from onnxshap.cli.screen import Screen
+from onnxshap.cli.types import Bytes, InputShape, OneOf, allocations, baselines, methods, payoffs, providers, repairs
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(Screen).quiet = value
+
+
+def _loud(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(Screen).verbose = value
+
+
+model_argument = click.argument("model", type=click.Path())
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+talk_options = _options(
+    click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_quiet, help="No progress, no notes."),
+    click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_loud, help="Also seconds, causes, tracebacks."
+    ),
+)
+run_options = _options(
+    click.option(
+        "--input-shape", "input_shapes", type=InputShape(), multiple=True, metavar="NAME=1,3,48,192",
+        help="Shape of an input with free dimensions, where there is no data; may be repeated.",
+    ),
+    click.option(
+        "--provider", type=OneOf(providers), default="cpu", show_default=True,
+        help="What runs the model; auto: CUDA where it is usable, else the CPU.",
+    ),
+    click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Threads; 0 = all cores."),
+)  # fmt: skip
+data_options = _options(
+    click.option(
+        "--data", metavar="DATA",
+        help="Calibration data: .npz (arrays named as the inputs; `labels` or `y`: the targets), .npy, a folder of "
+             "images (subfolders: labels) or module:function. Without: random inputs.",
+    ),
+    click.option("--labels", metavar="FILE", help="Labels for --data: .npy, .npz, .txt or .csv."),
+    click.option("--payoff", type=OneOf(payoffs), help="What outputs are worth; by default what fits them."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all randomness."),
+)  # fmt: skip
+method_option = click.option(
+    "--method", type=OneOf(methods), default="shapley", show_default=True, help="How to value units."
+)
+journal_option = click.option(
+    "--journal", metavar="FILE", help="Where results are kept until the end: a killed run goes on there."
+)
+score_options = _options(
+    click.option(
+        "--baseline", type=OneOf(baselines), default="mean", show_default=True,
+        help="What stands in for a removed unit while scoring.",
+    ),
+    click.option(
+        "--samples", type=int, help="Most images to score with.  [default: 128, fewer for models that take long]"
+    ),
+    click.option("--max-evals", type=click.IntRange(1), help="Most (image, coalition) evaluations."),
+    click.option("--max-seconds", type=float, help="Most seconds of scoring."),
+    click.option(
+        "--decided", type=float, default=0.1, show_default=True,
+        help="End a group when the expected share of misplaced units is below; 0: never.",
+    ),
+    click.option(
+        "--memory", type=Bytes(), default="1G", show_default=True,
+        help="Activations to keep at a time, of each worker: bytes, or as 512M or 4G.",
+    ),
+    click.option("--workers", type=click.IntRange(0), default=0, help="Processes to score with, on this machine."),
+    click.option("--cluster", metavar="ADDRESS", help="A dask.distributed scheduler to score with, tcp://host:8786."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Only groups or nodes of that name; repeatable."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="No groups or nodes of that name; repeatable."),
+)  # fmt: skip
+width_options = _options(
+    click.option("--multiple-of", type=int, help="Widths are multiples of it. [default: 8 or 4 where groups are wide]"),
+    click.option("--min-units", type=int, default=1, show_default=True, help="No group gets narrower."),
+)
+repair_options = _options(
+    click.option(
+        "--repair",
+        type=OneOf(repairs),
+        help="What is done about what the cut leaves behind.  [default: lstsq with --data, else fold]",
+    ),
+    click.option(
+        "--allocation",
+        type=OneOf(allocations),
+        help="How widths are shared out.  [default: curves with lstsq, where affordable, else uniform]",
+    ),
+    click.option("--distill-seconds", type=float, help="Most that --repair distill tunes a model for.  [default: 480]"),
+)
+Shapes = Sequence[tuple[str, list[int]]]

@@ -1,0 +1,128 @@
+"""`onnxshap prune`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxshap.cli.options import (
+    Shapes,
+    data_options,
+    journal_option,
+    json_option,
+    method_option,
+    model_argument,
+    repair_options,
+    run_options,
+    score_options,
+    talk_options,
+    width_options,
+)
+from onnxshap.cli.screen import Screen
+from onnxshap.cli.shared import (
+    DEFAULT_KEEP_MACS,
+    backend_of,
+    beside,
+    check_outputs,
+    listed,
+    need_data,
+    print_found,
+    say_defaults,
+    sources_of,
+)
+from onnxshap.cli.types import FilePath, Share
+
+
+@click.command()
+@model_argument
+@click.option("-o", "--output", metavar="FILE", help="The smaller model. [default: MODEL's stem + .pruned.onnx]")
+@click.option("--keep-macs", type=Share(), help="Share of the multiply-accumulates to keep, as 0.5 or 50%.")
+@click.option("--keep-params", type=Share(), help="Share of the parameters to keep.")
+@click.option("--keep-bytes", type=Share(), help="Share of the weights' bytes to keep.")
+@click.option("--keep-units", type=Share(), help="Share of every group to keep, no search.")
+@click.option("--target-latency", type=float, metavar="MS", help="Most milliseconds a run may take here, measured.")
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="X",
+    help="The smallest model that loses at most X accuracy (or agreement) on --eval-data, or on data held out.",
+)
+@width_options
+@data_options
+@click.option("--eval-data", metavar="DATA", help="Held-out data for the scores before and after. [default: --data]")
+@method_option
+@score_options
+@journal_option
+@click.option("--values", metavar="FILE", help="Values that `onnxshap score` wrote, instead of scoring.")
+@repair_options
+@click.option(
+    "--report",
+    "report_path",
+    type=FilePath("a report", ".json", ".html"),
+    metavar="FILE",
+    help="Also write a .json or .html report.",
+)
+@click.option("--dry-run", is_flag=True, help="Do everything, write nothing.")
+@json_option
+@run_options
+@talk_options
+@click.pass_context
+def prune(
+    ctx: click.Context, model: str, output: str | None, keep_macs: float | None, keep_params: float | None,
+    keep_bytes: float | None, keep_units: float | None, target_latency: float | None, max_drop: float | None,
+    multiple_of: int | None, min_units: int, data: str | None, labels: str | None,
+    payoff: str | None, seed: int, eval_data: str | None, method: str, baseline: str, samples: int | None,
+    max_evals: int | None, max_seconds: float | None, decided: float, journal: str | None, workers: int,
+    cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str | None,
+    allocation: str | None, distill_seconds: float | None,
+    report_path: str | None, dry_run: bool, as_json: bool, input_shapes: Shapes, provider: str, threads: int,
+    memory: int,
+) -> None:  # fmt: skip
+    """Write a smaller MODEL with the same inputs and outputs.
+
+    Without a budget half of the multiply-accumulates stay.
+    """
+    from onnxshap import api, report
+
+    screen = ctx.find_object(Screen) or Screen()
+    need_data(data, labels)
+    if values is not None:
+        _no_effect(ctx, "--values", "method", "max_evals", "max_seconds", "decided", "journal", "workers", "cluster")
+    budgets = (keep_macs, keep_params, keep_bytes, keep_units, target_latency, max_drop)
+    unbudgeted = all(budget is None for budget in budgets)
+    say_defaults(screen, data, payoff, budget=not unbudgeted)
+    written = None if dry_run else output or str(beside(model, ".pruned.onnx"))
+    sources = {**sources_of(model, data, labels, eval_data), "--values": values}
+    if not dry_run:
+        check_outputs({"-o": written, "--report": report_path, "--journal": journal}, sources)
+    with screen.progress() as tell:
+        result = api.prune(
+            model, data, labels=labels, eval_data=eval_data,
+            keep_macs=DEFAULT_KEEP_MACS if unbudgeted else keep_macs, keep_params=keep_params, keep_units=keep_units,
+            keep_bytes=keep_bytes, target_latency=target_latency, max_drop=max_drop, allocation=allocation,
+            distill_seconds=distill_seconds,
+            multiple_of=multiple_of, min_units=min_units, include=include, exclude=exclude, method=method,
+            payoff=payoff, baseline=baseline, repair=repair, samples=samples, max_evals=max_evals,
+            max_seconds=max_seconds, decided=decided, journal=journal, workers=workers, cluster=cluster, seed=seed,
+            values=None if values is None else report.read_values(values),
+            backend=backend_of(screen, provider, threads, memory), input_shapes=dict(input_shapes), output=written,
+            progress=tell,
+        )  # fmt: skip
+    found = report.prune_report(result, model=model, output=written, seed=seed)
+    if report_path is not None and not dry_run:
+        report.write_prune_report(found, report_path)
+    print_found(as_json, found, report.prune_tables(found))
+    for line in report.frozen_lines(found):
+        screen.detail(line)
+    screen.detail("seconds: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()))
+    if journal is not None:
+        Path(journal).unlink(missing_ok=True)
+    screen.note("dry run: nothing written" if dry_run else f"wrote {listed(written, report_path)}")
+
+
+def _no_effect(ctx: click.Context, option: str, *names: str) -> None:
+    """Refuse options that another one makes pointless."""
+    for name in names:
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option} brings its own values; leave out --{name.replace('_', '-')}")

@@ -1,0 +1,144 @@
+"""What the user sees besides results: notes and a bar on stderr, errors in one line."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxshap.errors import OnnxshapError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from onnxshap.opening import Progress as Tell
+
+_STAGES = {
+    "trace": "reading the model",
+    "score": "scoring units",
+    "cut": "cutting and checking",
+    "repair": "refitting weights",
+    "distill": "tuning weights",
+    "curves": "measuring widths",
+    "search": "searching",
+    "sweep": "cutting to every budget",
+    "time": "timing Convs",
+    "weigh": "weighing layers",
+}
+_INTERRUPTED = 130
+
+
+@dataclass
+class Screen:
+    """Everything that goes to stderr.
+
+    Attributes:
+        quiet: only errors.
+        verbose: also seconds, frozen axes, causes and tracebacks.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    _pending: list[str] = field(default_factory=list)
+    _bar: Progress | None = None
+
+    def note(self, text: str) -> None:
+        """Say something."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(f"onnxshap: {text}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(f"onnxshap: {text}", err=True)
+
+    def later(self, text: str) -> None:
+        """Say something once the input has been found good, so that a refusal stays one line."""
+        self._pending.append(text)
+
+    def flush(self) -> None:
+        """Say what was put off."""
+        for text in self._pending:
+            self.note(text)
+        self._pending.clear()
+
+    def detail(self, text: str) -> None:
+        """Say something that only -v asks for."""
+        if self.verbose:
+            self.note(text)
+
+    @contextmanager
+    def progress(self) -> Iterator[Tell]:
+        """Yield what the pipeline tells its progress to: one bar on a terminal, nothing elsewhere."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        bars = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+        times = (TimeElapsedColumn(), TextColumn("elapsed,"), Remaining(compact=True), TextColumn("left"))
+        hidden = self.quiet or not sys.stderr.isatty()
+        with Progress(*bars, *times, console=Console(stderr=True), transient=True, disable=hidden) as bar:
+            current = "trace"
+            task = bar.add_task(_STAGES[current], total=1)
+
+            def tell(stage: str, done: int, total: int) -> None:
+                nonlocal current
+                if stage != "trace":
+                    self.flush()
+                if stage != current:
+                    current = stage
+                    bar.reset(task, description=_STAGES.get(stage, stage), total=total)
+                bar.update(task, completed=done, total=total)
+
+            self._bar = None if hidden else bar
+            try:
+                yield tell
+            finally:
+                self._bar = None
+        self.flush()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class Main(click.Group):
+    """Turns what the library raises into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what it raises ends in an exit code."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            click.echo("onnxshap: interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
+        except OnnxshapError as error:
+            click.echo(f"onnxshap: error: {_one_line(error)}", err=True)
+            if _verbose(ctx):
+                for cause in _causes(error):
+                    click.echo(f"onnxshap: caused by {type(cause).__name__}: {_one_line(cause)}", err=True)
+            ctx.exit(error.exit_code)
+        except Exception as error:  # noqa: BLE001 (the last resort: a user gets one line, and -v the rest)
+            if _verbose(ctx):
+                click.echo(traceback.format_exc(), err=True, nl=False)
+            what = f"{type(error).__name__}: {_one_line(error)}"
+            hint = "please report it" if _verbose(ctx) else "run with -v for the traceback, and please report it"
+            click.echo(f"onnxshap: internal error: {what} ({hint})", err=True)
+            ctx.exit(1)
+
+
+def _verbose(ctx: click.Context) -> bool:
+    screen = ctx.find_object(Screen)
+    return screen is not None and screen.verbose
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    while (cause := error.__cause__) is not None:
+        yield cause
+        error = cause

@@ -1,0 +1,106 @@
+"""What commands share: checks before the work, defaults that are told, results on stdout."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxshap.cli.screen import Screen
+from onnxshap.errors import ModelError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from onnxshap.backend import OrtBackend
+
+DEFAULT_KEEP_MACS = 0.5
+_PIPE_WIDTH = 1000
+
+
+def backend_of(screen: Screen, provider: str, threads: int, memory: int | None = None) -> OrtBackend:
+    """Return what runs models, the provider told where it was chosen here."""
+    from onnxshap.backend import AUTO, MEMORY, OrtBackend
+
+    if provider != AUTO:
+        return OrtBackend(provider, threads, memory or MEMORY)
+    found = OrtBackend.fastest(threads, memory or MEMORY)
+    screen.note(f"provider: {found.provider}")
+    return found
+
+
+def beside(model: str, suffix: str) -> Path:
+    """Return the path beside a model of its stem and a suffix."""
+    return Path(model).with_name(Path(model).stem + suffix) if Path(model).name else Path(suffix)
+
+
+def listed(*paths: str | None) -> str:
+    """Return the paths that there are in one line."""
+    return " and ".join(path for path in paths if path is not None)
+
+
+def need_data(data: str | None, labels: str | None) -> None:
+    """Refuse labels of no data."""
+    if labels is not None and data is None:
+        raise click.UsageError("--labels needs --data")
+
+
+def say_defaults(screen: Screen, data: str | None, payoff: str | None, *, budget: bool = True) -> None:
+    """Say what stands in for what the user did not give."""
+    half = f"keeping {DEFAULT_KEEP_MACS:.0%} of the MACs (--keep-macs)"
+    if data is None:
+        text = (
+            "no --data: random inputs and a fidelity payoff, so values and scores only tell how outputs on noise change"
+        )
+        screen.later(f"note: {text}" + ("" if budget else f"; no budget: {half}"))
+    elif not budget:
+        screen.later(f"note: no budget given: {half}")
+    if payoff == "accuracy":
+        screen.later("warning: payoff accuracy is mostly 0 or 1 an image and ranks units badly; prefer ce or kl")
+
+
+def sources_of(model: str, data: str | None, labels: str | None, eval_data: str | None = None) -> dict[str, str | None]:
+    """Return what a command reads, by what messages call it."""
+    return {"the model": model, "--data": data, "--labels": labels, "--eval-data": eval_data}
+
+
+def check_outputs(outputs: Mapping[str, str | None], sources: Mapping[str, str | None]) -> None:
+    """Refuse outputs that could not be written at the end, or would replace what is read.
+
+    Raises:
+        ModelError: an output is an input or another output, no plain file, or in a folder that cannot be written.
+    """
+    if not Path(sources["the model"] or "").is_file():
+        return  # a missing model is told first
+    taken = {os.path.realpath(path): name for name, path in sources.items() if path is not None}
+    for name, output in outputs.items():
+        if output is None:
+            continue
+        path = Path(output)
+        if (other := taken.get(os.path.realpath(path))) is not None:
+            raise ModelError(f"{output}: would replace {other}; give {name} another path")
+        taken[os.path.realpath(path)] = name
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{output}: is no plain file; give {name} another path")
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise ModelError(f"{output}: cannot be written ({error.strerror}); give {name} another path") from error
+
+
+def print_found(as_json: bool, found: dict[str, Any], tables: Sequence[RenderableType]) -> None:
+    """Print the result on stdout."""
+    from rich.console import Console
+
+    from onnxshap import report
+
+    if as_json:
+        click.echo(report.as_json(found), nl=False)
+    else:
+        report.show(tables, Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH))

@@ -1,0 +1,86 @@
+"""`onnxshap sweep`."""
+
+from __future__ import annotations
+
+import click
+
+from onnxshap.cli.options import (
+    Shapes,
+    data_options,
+    json_option,
+    model_argument,
+    repair_options,
+    run_options,
+    score_options,
+    talk_options,
+    width_options,
+)
+from onnxshap.cli.screen import Screen
+from onnxshap.cli.shared import backend_of, check_outputs, listed, print_found, say_defaults, sources_of
+from onnxshap.cli.types import FilePath, OneOf, ShareList, methods
+
+
+@click.command()
+@model_argument
+@click.option("--keep", type=ShareList(), help="Shares of the MACs to keep, as 0.9,0.5.  [default: 0.9 down to 0.1]")
+@click.option("--max-drop", type=float, metavar="X", help="Mark the fewest MACs that lose at most X.")
+@width_options
+@data_options
+@click.option("--eval-data", metavar="DATA", help="Held-out data to judge by. [default: two fifths of --data]")
+@click.option("--method", "methods", type=OneOf(methods), multiple=True, help="How to value units; may be repeated.")
+@score_options
+@repair_options
+@click.option(
+    "-o", "--output", type=FilePath("it", ".json"), metavar="FILE.json", help="Also write what --json prints."
+)
+@click.option(
+    "--plot",
+    type=FilePath("a plot", ".svg", ".png", ".html"),
+    metavar="FILE",
+    help="Also draw it: .svg, .png or .html (needs `onnxshap[plot]`).",
+)
+@json_option
+@run_options
+@talk_options
+@click.pass_obj
+def sweep(
+    screen: Screen, model: str, keep: tuple[float, ...] | None, max_drop: float | None, multiple_of: int | None,
+    min_units: int, data: str | None, labels: str | None, payoff: str | None, seed: int, eval_data: str | None,
+    methods: tuple[str, ...], baseline: str, samples: int | None, max_evals: int | None, max_seconds: float | None,
+    decided: float, workers: int, cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...],
+    repair: str | None, allocation: str | None, distill_seconds: float | None, output: str | None, plot: str | None,
+    as_json: bool, input_shapes: Shapes, provider: str, threads: int, memory: int,
+) -> None:  # fmt: skip
+    """Show what MODEL loses, and saves, at many budgets: one scoring a method.
+
+    The knee is the point after which more is lost for what is saved.
+    """
+    from onnxshap import report, sweeping
+
+    if data is None:
+        raise click.UsageError("sweep needs --data")
+    say_defaults(screen, data, payoff)
+    check_outputs({"-o": output, "--plot": plot}, sources_of(model, data, labels, eval_data))
+    if plot is not None:
+        from onnxshap.report.plot import require, write_plot
+
+        require()
+    with screen.progress() as tell:
+        result = sweeping.sweep(
+            model, data, labels=labels, eval_data=eval_data, methods=methods or ("shapley",),
+            keep=sweeping.KEEP if keep is None else keep, multiple_of=multiple_of, min_units=min_units,
+            include=include, exclude=exclude, payoff=payoff, baseline=baseline, repair=repair, allocation=allocation,
+            distill_seconds=distill_seconds, samples=samples, max_evals=max_evals, max_seconds=max_seconds,
+            decided=decided, seed=seed, workers=workers, cluster=cluster,
+            backend=backend_of(screen, provider, threads, memory), input_shapes=dict(input_shapes), progress=tell,
+        )  # fmt: skip
+    found = report.sweep_report(result, model=model, seed=seed, max_drop=max_drop)
+    if output is not None:
+        report.write_json(found, output)
+    if plot is not None:
+        write_plot(found, plot)
+    print_found(as_json, found, report.sweep_tables(found))
+    for share, why in result.left_out.items():
+        screen.note(f"left out {share:g}: {why}")
+    if output is not None or plot is not None:
+        screen.note(f"wrote {listed(output, plot)}")

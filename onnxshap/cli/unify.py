@@ -1,0 +1,47 @@
+"""`onnxshap unify`."""
+
+from __future__ import annotations
+
+import click
+
+from onnxshap.cli.options import Shapes, data_options, json_option, model_argument, run_options, talk_options
+from onnxshap.cli.screen import Screen
+from onnxshap.cli.shared import backend_of, beside, check_outputs, need_data, print_found, say_defaults, sources_of
+from onnxshap.cli.types import OneOf, Share, codecs
+
+
+@click.command()
+@model_argument
+@click.option("-o", "--output", metavar="FILE", help="The model. [default: MODEL's stem + .unified.onnx]")
+@click.option(
+    "--keep-bytes", type=Share(), default=0.5, show_default=True, help="Share of the compressed file to keep."
+)
+@click.option("--block", type=int, default=8, show_default=True, help="Weights that share a magnitude.")
+@click.option("--codec", type=OneOf(codecs), default="gzip", show_default=True, help="What compresses the file.")
+@data_options
+@click.option("--eval-data", metavar="DATA", help="Held-out data for the scores before and after. [default: --data]")
+@json_option
+@run_options
+@talk_options
+@click.pass_obj
+def unify(
+    screen: Screen, model: str, output: str | None, keep_bytes: float, block: int, codec: str, data: str | None,
+    labels: str | None, payoff: str | None, seed: int, eval_data: str | None, as_json: bool, input_shapes: Shapes,
+    provider: str, threads: int,
+) -> None:  # fmt: skip
+    """Write MODEL with weights that share magnitudes: a file that compresses better, and runs no faster."""
+    from onnxshap import report, unification
+
+    need_data(data, labels)
+    say_defaults(screen, data, payoff)
+    written = output or str(beside(model, ".unified.onnx"))
+    check_outputs({"-o": written}, sources_of(model, data, labels, eval_data))
+    with screen.progress() as tell:
+        result = unification.unify(
+            model, data, labels=labels, eval_data=eval_data, keep_bytes=keep_bytes, block=block, codec=codec,
+            payoff=payoff, seed=seed, backend=backend_of(screen, provider, threads), input_shapes=dict(input_shapes),
+            output=written, progress=tell,
+        )  # fmt: skip
+    found = report.unify_report(result, model=model, output=written, seed=seed)
+    print_found(as_json, found, report.unify_tables(found))
+    screen.note(f"wrote {written}")

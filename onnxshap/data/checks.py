@@ -1,0 +1,134 @@
+"""The one gate of all data: names, dtypes, shapes, lengths, NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxshap.core import Array, Dataset
+from onnxshap.data.spec import InputSpec, names_of, told
+from onnxshap.errors import DataError
+
+
+def check_data(data: Dataset, specs: Mapping[str, InputSpec]) -> Dataset:
+    """Return the data set in the model's dtypes, contiguous, its inputs in the order of `specs`.
+
+    Casts that keep the values are silent: between floats, between integers (and from bool) where every value fits.
+    Integers for a float input are refused, uint8 above all: only the user knows how they were scaled in training.
+    Integer labels come back as int64, float labels as they are.
+
+    Raises:
+        DataError: wrong, missing or extra names; dtypes or shapes that are not the model's; no images; arrays or
+            labels of different lengths; NaN or Inf.
+    """
+    where = data.source
+    if not specs:
+        raise DataError(f"{where}: the model has no inputs to feed: give a model that reads its data from an input")
+    if set(data.inputs) != set(specs):
+        raise DataError(
+            f"{where}: has {names_of(data.inputs)}, the model's inputs are {names_of(specs)}: "
+            "name the arrays as the inputs"
+        )
+    inputs = {name: _fit(data.inputs[name], spec, f"{where}: {name!r}") for name, spec in specs.items()}
+    once = {
+        name
+        for name, spec in specs.items()
+        if spec.batch is None and np.ndim(data.inputs[name]) < len(inputs[name].shape)
+    }
+    most = max((len(array) for name, array in inputs.items() if name not in once), default=1)
+    inputs |= {name: np.repeat(inputs[name], most, axis=0) for name in once}
+    lengths = {name: len(array) for name, array in inputs.items()}
+    if len(set(lengths.values())) > 1:
+        have = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
+        raise DataError(f"{where}: arrays of different lengths ({have}): give every input one entry an image")
+    labels = None if data.labels is None else _fit_labels(data.labels, next(iter(lengths.values())), where)
+    return Dataset(inputs, labels, where)
+
+
+def _fit(value: Any, spec: InputSpec, where: str) -> Array:
+    """Return one input as a finite, contiguous array[n, ...] in the model's dtype."""
+    array = as_array(value, where)
+    if spec.batch is None and _matches(array.shape, spec.shape):
+        array = array[None]
+    wanted = (None, *spec.entry)
+    free = ", ".join(["n", *("?" if length is None else str(length) for length in wanted[1:])])
+    if array.ndim != len(wanted):
+        hint = "give one entry an image along axis 0"
+        if array.ndim == len(wanted) - 1 and _matches(array.shape, wanted[1:]):
+            hint = "one image alone needs an axis in front, x[None]"
+        if spec.batch and array.ndim == len(wanted) + 1 and array.shape[spec.batch + 1] == 1:
+            hint = f"leave out axis {spec.batch + 1}, of its batch: x.squeeze({spec.batch + 1})"
+        raise DataError(f"{where}: shape {list(array.shape)}, the model wants [{free}]: {hint}")
+    if not _matches(array.shape[1:], wanted[1:]):
+        axis = next(i for i in range(1, array.ndim) if not _matches(array.shape[i : i + 1], wanted[i : i + 1]))
+        hint = "reshape or resize it"
+        for order, name in (((0, 3, 1, 2), "NCHW"), ((0, 2, 3, 1), "NHWC")):
+            if array.ndim == 4 and _matches([array.shape[i] for i in order[1:]], wanted[1:]):
+                hint = f"it looks transposed, use x.transpose{order} for {name}"
+        raise DataError(
+            f"{where}: shape {list(array.shape)}, the model wants [{free}]: axis {axis} has {array.shape[axis]} "
+            f"entries, not {wanted[axis]}; {hint}"
+        )
+    if not array.size:
+        raise DataError(f"{where}: shape {list(array.shape)} is empty: give at least one image")
+    return _finite(_cast(array, spec.dtype, where), where)
+
+
+def _matches(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    """Return whether a shape of the same rank has every dim that is not free."""
+    return len(shape) == len(wanted) and all(w is None or s == w for s, w in zip(shape, wanted, strict=True))
+
+
+def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
+    """Return the array in another dtype where that keeps its values (floats: their meaning)."""
+    dtype = np.dtype(dtype)
+    have, want = array.dtype, dtype
+    if have == want or (have.kind == want.kind == "f"):
+        with np.errstate(over="ignore"):  # what overflows becomes Inf, and that is refused
+            return np.ascontiguousarray(array, dtype=want)
+    if have.kind in "biu" and want.kind in "iu":
+        low, high = int(array.min()), int(array.max())
+        limits = np.iinfo(want)
+        if low < limits.min or high > limits.max:
+            raise DataError(f"{where}: values {low}..{high} do not fit the model's {want}: give values that do")
+        return np.ascontiguousarray(array, dtype=want)
+    hint = f"give {want} values"
+    if have.kind in "biu" and want.kind == "f":
+        hint = f"x.astype({want.name!r}) if the model was trained on such values"
+        if have == np.uint8:
+            hint = f"scale it as in training, for example x.astype({want.name!r}) / 255"
+    raise DataError(f"{where}: is {have}, the model wants {want}: {hint}")
+
+
+def _finite(array: Array, where: str) -> Array:
+    """Return the array, whose floats have to be finite."""
+    if array.dtype.kind == "f":
+        finite = np.isfinite(array)
+        if not finite.all():
+            row = int(np.argwhere(~finite)[0][0])
+            raise DataError(f"{where}: NaN or Inf (in {array.dtype}) in row {row}: leave that row out or mend it")
+    return array
+
+
+def _fit_labels(value: Any, n: int, where: str) -> Array:
+    """Return n labels as int64 or finite floats."""
+    labels = as_array(value, f"{where}: labels")
+    if labels.dtype.kind not in "biuf":
+        raise DataError(f"{where}: labels are {labels.dtype}: give integer class indices or float targets")
+    given = len(labels) if labels.ndim else 0
+    if given != n:
+        raise DataError(f"{where}: {given} labels for {n} images: give one label an image")
+    return _finite(labels, f"{where}: labels") if labels.dtype.kind == "f" else labels.astype(np.int64)
+
+
+def as_array(value: Any, where: str) -> Array:
+    """Return any array-like (lists, tensors of other frameworks) as an array of numbers."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{where}: cannot be made an array ({told(error)}): give a NumPy array") from error
+    if array.dtype == object:
+        raise DataError(f"{where}: {type(value).__name__} of Python objects: give a NumPy array of numbers")
+    return array

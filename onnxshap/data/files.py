@@ -1,0 +1,98 @@
+"""Arrays and labels in files; never unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from onnxshap.core import Array, Dataset, IntArray
+from onnxshap.data.objects import LABEL_NAMES, from_object
+from onnxshap.data.spec import InputSpec, names_of, only_input, told
+from onnxshap.errors import DataError
+
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
+
+
+def from_file(path: Path, specs: Mapping[str, InputSpec], *, there: bool) -> Dataset:
+    """Return a file's arrays as a data set, unchecked."""
+    if not there:
+        raise DataError(f"{path}: no such file or folder: give .npz, .npy, a folder of images or module:function")
+    match path.suffix.lower():
+        case ".npz":
+            return from_object(_read_npz(path), specs, str(path))
+        case ".npy":
+            spec = only_input(specs, str(path), "an .npy file")
+            return Dataset({spec.name: _read_npy(path)}, None, str(path))
+        case suffix:
+            raise DataError(
+                f"{path}: cannot read {suffix or 'a file without suffix'}: "
+                "give .npz, .npy, a folder of images or module:function"
+            )
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    """Return the arrays of an .npz by name."""
+    try:
+        with path.open("rb") as file:  # np.load leaves a broken archive open if it opened it itself
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("one array, not an archive")  # noqa: TRY004 (told like any other broken file)
+            return {name: archive[name] for name in archive.files}
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{path}: cannot be read as .npz ({told(error)}): write it with np.savez, without object arrays"
+        ) from error
+
+
+def _read_npy(path: Path) -> Array:
+    """Return the array of an .npy."""
+    try:
+        with path.open("rb") as file:
+            array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{path}: cannot be read as .npy ({told(error)}): write it with np.save, not from an object array"
+        ) from error
+    return array
+
+
+def read_labels(path: Path) -> Array:
+    """Return the labels of a file, unchecked but for its form."""
+    match path.suffix.lower():
+        case ".npy":
+            return _read_npy(path)
+        case ".npz":
+            arrays = _read_npz(path)
+            for name in LABEL_NAMES:
+                if name in arrays:
+                    return arrays[name]
+            raise DataError(f"{path}: has {names_of(arrays)}, no labels: name the array 'labels' or 'y'")
+        case ".txt" | ".csv":
+            return _read_integers(path)
+        case suffix:
+            raise DataError(
+                f"{path}: cannot read labels from {suffix or 'a file without suffix'}: "
+                "give .npy, .npz, or .txt/.csv with one integer a line"
+            )
+
+
+def _read_integers(path: Path) -> IntArray:
+    """Return one integer a line; blank lines are passed over."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({told(error)}): give a text file with one integer a line") from error
+    labels = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                labels.append(np.int64(line))
+            except (ValueError, OverflowError) as error:
+                raise DataError(
+                    f"{path}: line {number} is {line[:40]!r}: give one integer a line (float targets: .npy)"
+                ) from error
+    return np.array(labels, dtype=np.int64)

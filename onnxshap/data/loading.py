@@ -1,0 +1,109 @@
+"""Data from wherever they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxshap.core import Array, Dataset, IntArray
+from onnxshap.data.checks import check_data
+from onnxshap.data.files import from_file, read_labels
+from onnxshap.data.images import Normalize, list_images, read_images
+from onnxshap.data.objects import from_function, from_object
+from onnxshap.data.spec import InputSpec, only_input, told
+from onnxshap.errors import DataError
+
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+DataLike = Dataset | Mapping[str, Any] | tuple[Any, Any] | Array | Sequence[Any] | str | Path
+
+
+def load_data(
+    source: str | Path,
+    specs: Mapping[str, InputSpec],
+    *,
+    labels: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    normalize: Normalize = "none",
+) -> Dataset:
+    """Return the checked data set at `source`, in the source's order.
+
+    A folder of images needs a model with one input of rank 4 and 1, 3 or 4 channels, NCHW or else NHWC; pixels come
+    as L, RGB or RGBA, resized (bilinear, without a crop) to the model's height and width, in [0, 1] for float inputs
+    and 0..255 for uint8. A free height or width follows from the images, which have to agree. Subfolders, sorted by
+    name as strings, are the labels 0..k-1 (empty ones count); a single one, or none, labels nothing.
+
+    Args:
+        source: .npz, .npy, a folder or "module:function", found from the working directory too; never unpickled.
+        specs: the model's inputs by name.
+        labels: .npy, .npz with `labels` or `y`, or .txt/.csv with one integer a line; goes before the source's own.
+        limit: keep a random subset of that many images, drawn with `seed` without replacement; None: all.
+        seed: of the subset alone.
+        normalize: "none" hands pixels over as above; "imagenet" then subtracts `IMAGENET_MEAN` and divides by
+            `IMAGENET_STD`. Folders only: arrays are what the model was trained on already.
+
+    Raises:
+        DataError: what cannot be read, or does not fit the model or itself.
+    """
+    where = str(source)
+    if normalize not in ("none", "imagenet"):
+        raise DataError(f"normalize {normalize!r}: unknown: use 'none' or 'imagenet'")
+    if limit is not None and limit < 1:
+        raise DataError(f"limit {limit}: at least one image is needed: give 1 or more, or none for all")
+    path = Path(source)
+    try:
+        folder, there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise DataError(f"{where}: cannot be read ({told(error)}): check the path") from error
+    targets = None if labels is None else read_labels(Path(labels))
+    if folder:
+        files, classes = list_images(path)
+        targets = classes if targets is None else targets
+        if targets is not None and len(targets) != len(files):
+            raise DataError(f"{where}: {len(targets)} labels for {len(files)} images: give one label an image")
+        index = _subset(len(files), limit, seed)
+        spec = only_input(specs, where, "a folder of images")
+        images = read_images([files[i] for i in index], spec, normalize)
+        chosen = None if targets is None else targets[index]
+        return check_data(Dataset({spec.name: images}, chosen, where), specs)
+    if normalize != "none":
+        raise DataError(f"{where}: normalize {normalize!r} is for folders of images: normalise the arrays themselves")
+    if not there and _FUNCTION.fullmatch(where):
+        data = from_object(from_function(where), specs, where)
+    else:
+        data = from_file(path, specs, there=there)
+    data = check_data(data if targets is None else replace(data, labels=targets), specs)
+    return data if limit is None else data.take(_subset(len(data), limit, seed))
+
+
+def as_dataset(data: DataLike, specs: Mapping[str, InputSpec]) -> Dataset:
+    """Return `data` as a checked data set.
+
+    Args:
+        data: a Dataset; a mapping of arrays, with `labels` or `y` as the targets; (inputs, labels), where inputs is a
+            mapping or an array; an array for a single-input model; a str or Path for `load_data`.
+        specs: the model's inputs by name.
+
+    Raises:
+        DataError: as `load_data`.
+
+    >>> spec = InputSpec("x", np.dtype(np.float32), (1, 2))
+    >>> data = as_dataset({"x": np.zeros((5, 2)), "y": np.arange(5)}, {"x": spec})
+    >>> len(data), data.inputs["x"].dtype, data.labels
+    (5, dtype('float32'), array([0, 1, 2, 3, 4]))
+    """
+    if isinstance(data, (str, Path)):
+        return load_data(data, specs)
+    return check_data(from_object(data, specs, "memory"), specs)
+
+
+def _subset(n: int, limit: int | None, seed: int) -> IntArray:
+    """Return the sorted indices int64[min(n, limit)] of a random subset."""
+    if limit is None or limit >= n:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, limit, replace=False))

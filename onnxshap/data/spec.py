@@ -1,0 +1,66 @@
+"""What a model asks of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxshap.core import Array
+from onnxshap.errors import DataError
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model asks of one input.
+
+    Attributes:
+        name: the graph input's name.
+        dtype: its element type.
+        shape: its dims, None where free.
+        batch: the axis of the images, whatever its size; None where there is none.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+    batch: int | None = 0
+
+    @property
+    def entry(self) -> tuple[int | None, ...]:
+        """The dims of what one image gives."""
+        return tuple(size for axis, size in enumerate(self.shape) if axis != self.batch)
+
+
+def feeds_of(inputs: Mapping[str, Array], batch: Mapping[str, int | None]) -> dict[str, Array]:
+    """Return entries of images, along axis 0, as a model takes them: input -> the axis of its images.
+
+    Inputs without one are those of the first image.
+    """
+    found = {}
+    for name, value in inputs.items():
+        axis = batch.get(name, 0)
+        found[name] = np.asarray(value[0]) if axis is None else np.ascontiguousarray(np.moveaxis(value, 0, axis))
+    return found
+
+
+def only_input(specs: Mapping[str, InputSpec], where: str, what: str) -> InputSpec:
+    """Return the spec of a single-input model."""
+    if len(specs) != 1:
+        raise DataError(
+            f"{where}: {what} serves models with one input, this one has {names_of(specs)}: "
+            "give an .npz or a mapping with one array an input"
+        )
+    return next(iter(specs.values()))
+
+
+def names_of(names: Mapping[str, Any]) -> str:
+    """Return names in one line."""
+    return ", ".join(repr(name) for name in names) or "nothing"
+
+
+def told(error: BaseException) -> str:
+    """Return an exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,424 @@
+"""Label-free tuning of a cut model against the original, after the refit.
+
+The cut model is evaluated in torch straight from its ONNX graph (`torchgraph.py`); its floating-point initializers are
+tuned by Adam so that its outputs, and what its layers answer for on the way (`repair.targets`), become the original's
+on the calibration inputs and on mixtures, shifts and mirror images of them, which the original labels itself. A part
+of the images is held out, from the refit before it too: the weights kept are those of the last epoch, unless another is
+clearly better there, or the start is, so the held-out score is never worse than before.
+
+Needs the extra `onnxshap[distill]` (torch); nothing else imports it.
+
+Source: Hinton et al. 2015 (soft targets), Ba and Caruana 2014 (class scores), Romero et al. 2015 (intermediate
+targets), Zhang et al. 2018 (mixtures), Yun et al. 2019 (patches), Shazeer and Stern 2018 (steps by a tensor's size).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from onnxshap import payoffs
+from onnxshap.backend import Session
+from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
+from onnxshap.distill.torchgraph import TorchGraph, clipped, laid_out
+from onnxshap.distill.tuning import SECONDS, Tuning, divided
+from onnxshap.errors import ModelError
+from onnxshap.game.activations import bytes_per_image
+from onnxshap.graph import extract, tensor
+from onnxshap.masking import Means
+from onnxshap.repair.targets import Layer, find_layers
+from onnxshap.repair.transfer import transfer
+from onnxshap.rewrite import cut
+from onnxshap.tracing import Keep, Traced
+
+EPOCHS = 180
+BATCH = 50
+FEWER = 20
+"""Images of a step where time allows less than half of the epochs: steps are what is missing then. MobileNetV2 learns
+in 30 epochs of 20 what it learns in 60 of 50."""
+RATES = (0.03, 0.01, 0.003, 1e-3, 3e-4, 1e-4)
+"""First steps of a weight, over the root mean square of its tensor: weights of other sizes need other steps. The first
+is taken that a few steps do no harm with which its decay would not mend: MobileNetV2 bears a tenth of what small nets
+learn best with."""
+_TRIED = 20
+"""Steps that a rate is tried for."""
+_JUDGED = 2
+"""Batches that are judged by."""
+_HARM, _RUIN = 1.4, 3.0
+"""The loss after these over the one before, above which a rate is too large, and at which its trial ends at once."""
+_LEAST = 1e-3
+"""What counts as the root mean square of tensors that have less."""
+SCORES = 10.0
+"""Weight of the class scores, less their mean, as a share of their variance: they tell about classes too that no image
+is of, which the divergence unlearns where images are few."""
+HINTS = 20.0
+"""Weight of the intermediate targets (mean share of variance) beside the outputs."""
+HINTED = 2**25
+"""Numbers of the intermediate targets that a step compares: those of all its images, or of some where images are large.
+To compare numbers costs more than to compute them, and early layers have many positions to learn from in an image."""
+MIXED = 0.5
+"""Share of the images that are blended with another."""
+PATCHED = 0.3
+"""Share of the images that get a rectangle of another instead, of any size."""
+_TOLERANCE = 1e-3
+_SHIFT = 1 / 14
+_TIMED = 3
+
+
+def distill(
+    traced: Traced,
+    free: Traced,
+    keep: Keep,
+    means: Means,
+    model: ModelProto,
+    data: Dataset,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    seconds: float = SECONDS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[ModelProto, Tuning]:
+    """Return the cut model (before `graph.finish`) with its weights tuned, and what that did.
+
+    Args:
+        traced, free: the original, as in its file and for evaluation.
+        keep: the plan.
+        means: as in `repair.refit`.
+        model: the refitted model (`repair.refit`), which has seen none of the images that are held out here.
+        data: calibration images; labels are not read.
+        seed: of the images held out (`tuning.divided`), the order and the mixtures.
+        epochs, seconds: how long at most; the schedule is set by what the first epochs took.
+        progress: told after every epoch.
+
+    Raises:
+        DataError: fewer than 25 images.
+        ModelError: the model cannot be evaluated in torch exactly.
+    """
+    student = transfer(model, cut(free, keep, means))
+    tuner = _Tuner(free, find_layers(traced, student, traced.alive(keep)), student, keep, data, seed)
+    weights, tuning = tuner.run(epochs, seconds, progress)
+    for item in student.graph.initializer:
+        if item.name in weights:
+            item.CopyFrom(tensor(item.name, weights[item.name]))
+    return transfer(student, cut(traced, keep, means)), tuning
+
+
+def seen_alike(mirrored: Sequence[Array], straight: Sequence[Array]) -> bool:
+    """Return whether a model sees in mirror images what it sees in the images: in clothes, not in letters.
+
+    Outputs that are images themselves are mirrored back. Alike is what is apart by less than half of what the outputs
+    of unrelated images are (two variances), over all outputs.
+
+    Args:
+        mirrored, straight: outputs for the mirror images and for the images.
+    """
+    apart = []
+    for a, b in zip(mirrored, straight, strict=True):
+        if b.dtype.kind == "f":
+            a = a[..., ::-1] if a.ndim == 4 else a
+            apart.append(float(np.mean((a.astype(np.float64) - b) ** 2)) / max(float(np.var(b)), 1e-12))
+    return bool(apart) and float(np.mean(apart)) < 1.0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Tensors that are compared in one run.
+
+    Attributes:
+        teacher: the original up to them.
+        outputs: of the model, by number.
+        hints: intermediate targets, behind the outputs.
+        images: of a batch that are run, at most.
+    """
+
+    teacher: Session
+    outputs: Sequence[int]
+    hints: Sequence[Layer]
+    images: int
+
+
+class _Tuner:
+    def __init__(
+        self, free: Traced, layers: Sequence[Layer], student: ModelProto, keep: Keep, data: Dataset, seed: int
+    ) -> None:
+        if free.shaped.alone or free.shaped.apart:
+            raise ModelError("distillation runs many images at a time, the model takes one; use --repair lstsq")
+        if any(free.output_axes):
+            raise ModelError("distillation needs the images on axis 0 of every output; use --repair lstsq")
+        self._free, self._data, self._seed = free, data, seed
+        self._rng = np.random.default_rng([seed, 8])
+        self._train, self._held_out = divided(len(data), seed)
+        source = free.shaped.graph.model
+        self._outputs = [o.name for o in source.graph.output]
+        hints = list({layer.target: layer for layer in layers if layer.target not in self._outputs}.values())
+        live = free.alive(keep)
+        self._alive = {layer.target: live.axis(layer.target, layer.outputs) for layer in hints}
+        numbers = sum(int(np.prod(free.shaped.shapes[layer.target])) for layer in hints) // free.batch
+        hinted = int(np.clip(HINTED // max(1, numbers), 1, BATCH))
+        held = 2 * sum(bytes_per_image(free, [o for node in student.graph.node for o in node.output]))  # and gradients
+        self._rows = int(np.clip(free.backend.memory // max(1, held), 1, BATCH))
+        outputs = range(len(self._outputs))
+        parts = [(outputs, hints, BATCH)] if hinted == BATCH else [(outputs, [], BATCH), ([], hints, hinted)]
+        self._parts = [_Part(self._original(o, h), o, h, images) for o, h, images in parts]
+        self._graph, self._steps = TorchGraph(student), 0
+        self._check(student)
+        inputs = data.take(self._held_out).inputs
+        reference = self._outputs_of(inputs)
+        payoff = payoffs.choose(None, reference, None, self._outputs)
+        self._classes = payoff if isinstance(payoff, payoffs.KL) else None
+        self._scale = [self._variance(k, r) if r.dtype.kind == "f" else 0.0 for k, r in enumerate(reference)]
+        self._spread = self._spreads(inputs)
+        turned = {n: np.ascontiguousarray(v[..., ::-1]) if v.ndim == 4 else v for n, v in inputs.items()}
+        self._mirrors = seen_alike(self._outputs_of(turned), reference)
+
+    def _original(self, outputs: Sequence[int], hints: Sequence[Layer]) -> Session:
+        """Return the original up to some outputs and targets."""
+        source, made = self._free.shaped.graph.model, self._free.shaped.kinds
+        names = [*(self._outputs[k] for k in outputs), *(layer.target for layer in hints)]
+        kinds = {i.name: i.type.tensor_type.elem_type for i in source.graph.input}
+        return self._free.backend.session(extract(source, kinds, {n: made.get(n, 1) for n in names}))
+
+    def _check(self, student: ModelProto) -> None:
+        """Refuse a model that torch does not compute as onnxruntime does."""
+        feeds = self._data.take(self._held_out[:8]).inputs
+        wanted = self._free.backend.session(student).run(dict(feeds))
+        with torch.no_grad():
+            found = self._graph(_tensors(feeds), self._outputs)
+        for name, a, b in zip(self._outputs, found, wanted, strict=True):
+            size = float(np.abs(b).max(initial=1e-6))
+            if tuple(a.shape) != b.shape or not np.abs(a.numpy() - b).max(initial=0.0) <= _TOLERANCE * size:
+                raise ModelError(f"output {name!r}: torch does not compute what onnxruntime does; use --repair lstsq")
+
+    def _outputs_of(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Return the original's outputs, batch by batch."""
+        count = len(self._held_out)
+        teacher = self._parts[0].teacher
+        parts = [teacher.run(piece) for piece in self._pieces(feeds, count)]
+        return [np.concatenate(column) for column in zip(*parts, strict=True)][: len(self._outputs)]
+
+    def _variance(self, number: int, output: Array) -> float:
+        """Return that of an output, of its class scores less their mean where it holds such."""
+        values = torch.from_numpy(output)
+        if self._classes is not None and number == self._classes.output:
+            values = _centred(_log_p(values, self._classes))
+        return max(float(values.double().var(correction=0)), 1e-12)
+
+    def _spreads(self, feeds: Mapping[str, Array]) -> dict[str, float]:
+        """Return the variance of every intermediate target on the images held out."""
+        found = {}
+        for part in self._parts:
+            count = min(part.images, _count(feeds))
+            moments = np.zeros((len(part.hints), 3))
+            for piece in self._pieces(feeds, count):
+                values = part.teacher.run(piece)[len(part.outputs) :]
+                for moment, value, layer in zip(moments, values, part.hints, strict=True):
+                    x = self._hint(torch.from_numpy(value), layer).double()
+                    moment += x.numel(), float(x.sum()), float((x * x).sum())
+            for (size, total, square), layer in zip(moments, part.hints, strict=True):
+                found[layer.target] = max(float(square / size - (total / size) ** 2), 1e-12)
+        return found
+
+    def _hint(self, value: Tensor, layer: Layer) -> Tensor:
+        """Return what of an intermediate target of the original is left in the cut model."""
+        if (alive := self._alive[layer.target]) is not None:
+            value = value.index_select(layer.outputs, torch.from_numpy(np.flatnonzero(alive)))
+        return clipped(value, *layer.flat)
+
+    def _losses(self, feeds: Mapping[str, Array], part: _Part) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the losses of the outputs, one an image, and of class scores and hints as shares of variance."""
+        wanted = [torch.from_numpy(v) for v in part.teacher.run(feeds)]
+        found = self._graph(_tensors(feeds), part.teacher.outputs)
+        outputs, scores, hints = torch.zeros(len(found[0])), torch.zeros(()), torch.zeros(())
+        count = len(part.outputs)
+        for k, a, b in zip(part.outputs, found, wanted, strict=False):
+            if not a.is_floating_point():
+                continue
+            if self._classes is not None and k == self._classes.output:
+                p, q = (_log_p(x, self._classes) for x in (b, a))
+                outputs = outputs + _by_image((p.exp() * (p - q)).sum(1))
+                scores = ((_centred(p) - _centred(q)) ** 2).mean() / self._scale[k]
+            else:
+                outputs = outputs + _by_image((a - b) ** 2) / self._scale[k]
+        for a, b, layer in zip(found[count:], wanted[count:], part.hints, strict=True):
+            b = self._hint(b, layer)
+            hints = hints + ((clipped(a, *layer.flat) - b) ** 2).mean() / self._spread[layer.target]
+        return outputs, scores, hints / max(1, len(part.hints))
+
+    def run(self, epochs: int, seconds: float, progress: Callable[[int, int], None]) -> tuple[dict[str, Array], Tuning]:
+        """Tune; return the weights kept by initializer name.
+
+        The last epoch's, where the rate is lowest, unless others or the start are better on held-out images by more
+        than those can err: the least of many noisy figures is a lucky epoch, not the best one.
+        """
+        torch.manual_seed(self._seed)
+        started = time.perf_counter()
+        highest = self._rate(started + seconds / 3)
+        optimizer = self._optimizer()
+        before = best = last = self._judge()
+        number, kept = 0, self._graph.arrays()
+        spent = time.perf_counter() - started
+        seconds -= spent
+        allowed = seconds * self._steps * BATCH / (spent * len(self._train))  # epochs, until it is known better
+        planned = max(1, min(epochs, int(allowed)))
+        size = BATCH if 2 * allowed >= epochs else FEWER
+        steps = math.ceil(len(self._train) / size)
+        started, epoch = time.perf_counter(), 0
+        while epoch < planned:
+            order = self._rng.permutation(self._train)
+            for step in range(steps):
+                done = (epoch + step / steps) / planned
+                rate = highest * min(1.0, 20 * done + 0.05) * 0.5 * (1 + math.cos(math.pi * done))
+                self._step(optimizer, rate, self._mixed(order[step * size : (step + 1) * size]))
+            epoch += 1
+            last = self._judge()
+            if last.mean() < best.mean():
+                number, best, kept = epoch, last, self._graph.arrays()
+            if epoch == _TIMED:
+                planned = max(epoch, min(epochs, int(seconds / (time.perf_counter() - started) * epoch)))
+            progress(epoch, planned)
+        if last.mean() < before.mean() and not _surely_above(last, best):
+            number, best, kept = epoch, last, self._graph.arrays()
+        return kept, Tuning(epoch, number, float(before.mean()), float(best.mean()))
+
+    def _optimizer(self) -> torch.optim.Adam:
+        """Return a new one of all weights but single numbers: bounds, epsilons, and the constants of a formula."""
+        return torch.optim.Adam([
+            {"params": [w], "size": max(_LEAST, float(w.detach().square().mean().sqrt()))}
+            for w in self._graph.weights
+            if w.numel() > 1
+        ])  # fmt: skip
+
+    def _step(self, optimizer: torch.optim.Adam, rate: float, feeds: Mapping[str, Array]) -> None:
+        self._steps += 1
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["size"]
+        optimizer.zero_grad()
+        for loss in self._totals(feeds):
+            loss.backward()
+        optimizer.step()
+
+    def _totals(self, feeds: Mapping[str, Array]) -> Iterator[Tensor]:
+        """Yield what sums up to the loss that is tuned on some images, as many of them at a time as memory allows."""
+        for part in self._parts:
+            count = min(part.images, _count(feeds))
+            for piece in self._pieces(feeds, count):
+                outputs, scores, hints = self._losses(piece, part)
+                yield (outputs.mean() + SCORES * scores + HINTS * hints) * (_count(piece) / count)
+
+    def _pieces(self, feeds: Mapping[str, Array], count: int) -> Iterator[dict[str, Array]]:
+        """Yield the first `count` images, as many at a time as memory allows."""
+        for start in range(0, count, self._rows):
+            yield {name: value[start : min(start + self._rows, count)] for name, value in feeds.items()}
+
+    def _rate(self, latest: float) -> float:
+        """Return the highest rate that does no lasting harm, untried once it is `latest`; weights stay as they are."""
+        judged = [self._mixed(self._rng.permutation(self._train)[:BATCH]) for _ in range(_JUDGED)]
+        start = [w.detach().clone() for w in self._graph.weights]
+
+        def loss() -> float:
+            with torch.no_grad():
+                return float(np.mean([sum(map(float, self._totals(feeds))) for feeds in judged]))
+
+        before = loss()
+        for place, rate in enumerate(RATES, 1):
+            optimizer = self._optimizer()
+            after = before
+            for number in range(1, _TRIED + 1):
+                feeds = self._mixed(self._rng.permutation(self._train)[:BATCH])
+                self._step(optimizer, rate * min(1.0, 2 * number / _TRIED), feeds)
+                if number % (_TRIED // 4) == 0 and not (after := loss()) <= _RUIN * before:
+                    break
+            for weight, value in zip(self._graph.weights, start, strict=True):
+                weight.data.copy_(value)
+            if after <= _HARM * before:
+                return rate
+            if time.perf_counter() > latest:
+                return RATES[min(place, len(RATES) - 1)]
+        return RATES[-1]
+
+    def _judge(self) -> FloatArray:
+        """Return the held-out losses of the outputs, one an image."""
+        parts = []
+        with torch.no_grad():
+            for piece in self._pieces(self._data.take(self._held_out).inputs, len(self._held_out)):
+                outputs, *_ = self._losses(piece, self._parts[0])
+                parts.append(outputs.numpy().astype(np.float64))
+        return np.concatenate(parts)
+
+    def _mixed(self, images: IntArray) -> dict[str, Array]:
+        """Return inputs: images shifted and mirrored, then some blended with another of the batch, some patched."""
+        feeds = self._data.take(images).inputs
+        count, rng = len(images), self._rng
+        partner = rng.permutation(count)
+        share = np.where(rng.random(count) >= MIXED, 1.0, rng.random(count))
+        patched = rng.random(count) < PATCHED
+        found = {}
+        for name, value in feeds.items():
+            x = value
+            if x.dtype.kind == "f":
+                part = share.reshape(-1, *[1] * (x.ndim - 1))
+                if x.ndim == 4:
+                    x = self._moved(x)
+                    part = np.where(patched[:, None, None, None], self._outside(count, *x.shape[2:]), part)
+                x = (part * x + (1 - part) * x[partner]).astype(value.dtype)
+            found[name] = x
+        return found
+
+    def _moved(self, x: Array) -> Array:
+        """Return images [n, c, h, w], each mirrored or not (where mirror images are of the kind) and shifted."""
+        places = []
+        for size in x.shape[2:]:
+            reach = round(size * _SHIFT)
+            moves = self._rng.integers(-reach, reach + 1, (len(x), 1))
+            places.append(np.clip(np.arange(size) + moves, 0, size - 1))  # the edges are repeated
+        rows, columns = places
+        if self._mirrors:
+            columns = np.where(self._rng.random((len(x), 1)) < 0.5, columns[:, ::-1], columns)
+        images, channels = np.arange(len(x))[:, None, None, None], np.arange(x.shape[1])[:, None, None]
+        moved: Array = x[images, channels, rows[:, None, :, None], columns[:, None, None, :]]
+        return moved
+
+    def _outside(self, count: int, height: int, width: int) -> BoolArray:
+        """Return where images lie outside of rectangles of any size, bool[count, 1, height, width]."""
+        inside = []
+        root = np.sqrt(self._rng.random((count, 1)))
+        for size in (height, width):
+            length = np.round(size * root)
+            start = np.floor(self._rng.random((count, 1)) * (size - length + 1))
+            inside.append((np.arange(size) >= start) & (np.arange(size) < start + length))
+        rows, columns = inside
+        return np.asarray(~(rows[:, None, :, None] & columns[:, None, None, :]))
+
+
+def _count(feeds: Mapping[str, Array]) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _log_p(values: Tensor, classes: payoffs.KL) -> Tensor:
+    """Return log probabilities [n, classes] of class scores [n, classes], logits or probabilities."""
+    return torch.log(values.clamp_min(1e-12)) if classes.probabilities else torch.log_softmax(values, 1)
+
+
+def _centred(log_p: Tensor) -> Tensor:
+    return log_p - log_p.mean(1, keepdim=True)
+
+
+def _by_image(values: Tensor) -> Tensor:
+    """Return the means over all but the first axis."""
+    return values.reshape(len(values), -1).mean(1)
+
+
+def _surely_above(losses: FloatArray, others: FloatArray) -> bool:
+    """Return whether losses are above others of the same images by more than two standard errors."""
+    apart = losses - others
+    return bool(apart.mean() > 2 * apart.std() / math.sqrt(len(apart)))
+
+
+def _tensors(feeds: Mapping[str, Array]) -> dict[str, Tensor]:
+    return {name: laid_out(value) for name, value in feeds.items()}

@@ -1,0 +1,37 @@
+"""Models in and out: read, brought to one form, taken apart for evaluation, written again.
+
+- `reading`: files, bytes and protos -> a checked model, its large initializers taken out (`weights`, `wire`).
+- `normal`: -> a `Graph`, the one form that every pass knows; bodies of If, Loop and Scan are lifted into the main graph
+  (`branches`, `lifting`, `loops`, `invariants`), fused ops are split where they hide axes (`fused`).
+- `parts`: sub-models that are only evaluated.
+- `saving`: -> a file that appears whole or not at all, its bodies sunk again.
+"""
+
+from onnxshap.graph.files import whole_file, whole_files
+from onnxshap.graph.nodes import array, attributes, is_op, opset_of, tensor
+from onnxshap.graph.normal import Graph, lift_bodies, normalise, take_branches, with_constants
+from onnxshap.graph.parts import extract
+from onnxshap.graph.reading import Source, load, read
+from onnxshap.graph.saving import data_path, finish, save
+
+__all__ = [
+    "Graph",
+    "Source",
+    "array",
+    "attributes",
+    "data_path",
+    "extract",
+    "finish",
+    "is_op",
+    "lift_bodies",
+    "load",
+    "normalise",
+    "opset_of",
+    "read",
+    "save",
+    "take_branches",
+    "tensor",
+    "whole_file",
+    "whole_files",
+    "with_constants",
+]

@@ -1,0 +1,59 @@
+"""Constants that every iteration of a Loop or Scan hands on as they are: its body reads them from outside instead.
+
+Exporters without captured values (tf2onnx) carry the weights of a recurrent cell through its loop that way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from onnx import GraphProto, NodeProto
+
+from onnxshap.graph.branches import names_in, rename
+from onnxshap.graph.lifting import body, is_loop
+from onnxshap.graph.loops import leading
+from onnxshap.graph.structure import graphs_of, refill, used_names
+
+
+def read_from_outside(graph: GraphProto) -> None:
+    """Take such states out of the loops of a graph and of the graphs in its nodes, where nothing reads them behind."""
+    parts = list(graphs_of(graph))
+    stored = {t.name for part in parts for t in part.initializer}
+    stored.update(n.output[0] for part in parts for n in part.node if n.op_type == "Constant")
+    for part in parts:
+        used = used_names(part)
+        for node in part.node:
+            if is_loop(node):
+                _take_out(node, stored, used)
+
+
+def _take_out(loop: NodeProto, stored: Collection[str], used: Collection[str]) -> None:
+    inside = body(loop)
+    if len(loop.input) != len(inside.input):
+        return  # a Scan of the first opset that had one, with lengths
+    first, states = leading(loop)
+    sources = {n.output[0]: n.input[0] for n in inside.node if _is_identity(n)}
+    handed, taken = [item.name for item in inside.output], names_in(inside)
+    found = {}
+    for state in reversed(range(states)):
+        outer, given = loop.input[first + state], inside.input[first + state].name
+        place = first // 2 + state
+        source = handed[place]
+        while source in sources:
+            source = sources[source]
+        others = handed[:place] + handed[place + 1 :]
+        read = any(name in used for name in loop.output[state : state + 1])
+        gives = len(others) > first // 2  # a loop gives something
+        if source == given and outer in stored and outer not in taken and given not in others and gives and not read:
+            found[given] = outer
+            del inside.input[first + state], inside.output[place], handed[place], loop.input[first + state]
+            del loop.output[state : state + 1]
+    if found:
+        for node in inside.node:
+            rename(node, found)
+        left = used_names(inside)
+        refill(inside.node, [n for n in inside.node if not _is_identity(n) or n.output[0] in left])
+
+
+def _is_identity(node: NodeProto) -> bool:
+    return node.op_type == "Identity" and node.domain in ("", "ai.onnx")

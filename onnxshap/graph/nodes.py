@@ -1,0 +1,40 @@
+"""What nodes and tensors say, as Python values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnxshap.core import Array
+from onnxshap.graph import weights
+
+
+def opset_of(model: ModelProto) -> int:
+    """Return the version of the default operator set, 1 where none is imported."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def is_op(node: NodeProto, *types: str) -> bool:
+    """Return whether a node is one of these ops of the default domain."""
+    return node.op_type in types and node.domain in ("", "ai.onnx")
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """Return a node's attributes as Python values, subgraphs left out."""
+    return {
+        a.name: value.decode() if isinstance(value := helper.get_attribute_value(a), bytes) else value
+        for a in node.attribute
+        if a.type not in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+    }
+
+
+def array(tensor: TensorProto) -> Array:
+    """Return an initializer's values."""
+    return weights.values(tensor)
+
+
+def tensor(name: str, values: Array) -> TensorProto:
+    """Return an initializer."""
+    return numpy_helper.from_array(np.asarray(values, order="C"), name)  # ascontiguousarray would give scalars an axis

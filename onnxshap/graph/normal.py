@@ -1,0 +1,271 @@
+"""The one form of a graph that every later pass knows; what the model computes does not change.
+
+Constant nodes are initializers, every initializer has one use, model-local functions are inlined, IR < 4 initializers
+are no inputs; what a body of a node computes stands in the main graph where it is lifted.
+
+Edits happen on the ModelProto itself, so that metadata, doc strings, annotations and tensors we do not touch survive
+bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+import onnx.inliner
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnxshap.core import Array
+from onnxshap.graph import weights
+from onnxshap.graph.branches import Moved, conditions_of
+from onnxshap.graph.branches import take_branches as take_branches_of
+from onnxshap.graph.fused import unfuse
+from onnxshap.graph.invariants import read_from_outside
+from onnxshap.graph.lifting import Lifted, lift
+from onnxshap.graph.nodes import array, is_op, opset_of, tensor
+from onnxshap.graph.structure import (
+    copied,
+    order,
+    outer_names,
+    reads,
+    refill,
+    subgraphs,
+)
+
+_CONSTANT_DTYPES = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A normalised model.
+
+    Attributes:
+        model: the normalised model; treat as immutable.
+        ir_version: the input file's; the normalised model has at least 4 (initializers need not be inputs).
+        origin: name of an un-shared initializer copy, or of a tensor moved out of a body -> its name in the file.
+        bodies: name of a tensor moved out of a body -> the body (`branches.Moved`).
+        kept: the large initializers, taken out of the model.
+        mixed: the initializers that the input file computes out of others.
+        lifted: what stands in the main graph, out of bodies, until the model is finished.
+    """
+
+    model: ModelProto
+    ir_version: int
+    origin: Mapping[str, str] = field(default_factory=dict)
+    bodies: Mapping[str, str] = field(default_factory=dict)
+    kept: weights.Kept = field(default_factory=weights.Kept)
+    mixed: frozenset[str] = frozenset()
+    lifted: Lifted = field(default_factory=Lifted)
+
+    @property
+    def nodes(self) -> Sequence[NodeProto]:
+        """Nodes in topological order."""
+        nodes: Sequence[NodeProto] = self.model.graph.node
+        return nodes
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return opset_of(self.model)
+
+    @property
+    def initializers(self) -> dict[str, TensorProto]:
+        """Name -> initializer."""
+        return {t.name: t for t in self.model.graph.initializer}
+
+
+def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
+    """Return the model in the one form that the passes know; the computed function is the same.
+
+    Args:
+        model: any model; not changed.
+        kept: its large initializers, where they are taken out.
+    """
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    normal = ModelProto()
+    normal.CopyFrom(model)
+    graph = normal.graph
+    _sort(graph)
+    read_from_outside(graph)
+    moved = Moved()
+    _without_branches(graph, moved)
+    _drop_overridable_inputs(graph)
+    _unfuse(graph, opset_of(normal), moved)
+    origin = _unshare(graph, moved.origin)
+    del graph.value_info[:]
+    normal.ir_version = max(4, model.ir_version)
+    # a copy: a message keeps the room of what was taken out of it
+    return Graph(copied(normal), model.ir_version, origin, moved.bodies, kept or weights.Kept())
+
+
+def take_branches(graph: Graph) -> Graph | None:
+    """Return a normalised graph without the If nodes whose condition is an initializer, None where it has none."""
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    moved = Moved(dict(graph.origin), dict(graph.bodies))
+    if not _without_branches(model.graph, moved):
+        return None
+    return replace(graph, model=model, origin=_unshare(model.graph, moved.origin), bodies=moved.bodies)
+
+
+def with_constants(graph: Graph, values: Mapping[str, Array]) -> Graph:
+    """Return a normalised graph in which some computed tensors are stored, and what computed them alone is gone."""
+    model, kept = weights.take_out(_stored(graph.model, values))
+    return replace(
+        graph,
+        model=model,
+        kept=weights.Kept(graph.kept | kept),
+        origin=dict(graph.origin) | _unshare(model.graph, graph.origin),
+        mixed=graph.mixed | values.keys(),
+    )
+
+
+def _stored(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
+    """Return a copy of a model with initializers in place of the nodes that compute some values."""
+    made = copied(model)
+    read = Counter([*(name for node in made.graph.node for name in reads(node)), *(o.name for o in made.graph.output)])
+    nodes = []
+    for node in reversed(made.graph.node):
+        if all(name in values or not name or not read[name] for name in node.output):
+            read.subtract(reads(node))
+        else:
+            nodes.append(node)
+    refill(made.graph.node, reversed(nodes))
+    stored = [t for t in made.graph.initializer if read[t.name]]  # what went into the mixture is not
+    refill(made.graph.initializer, [*stored, *(tensor(name, found) for name, found in values.items())])
+    return made
+
+
+def lift_bodies(graph: Graph, chosen: Mapping[str, Collection[str]]) -> Graph:
+    """Return a normalised graph with bodies of nodes in the main graph: first output -> attributes that are bodies."""
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    moved = Moved(dict(graph.origin), dict(graph.bodies))
+    lifted = lift(model.graph, chosen, graph.lifted, moved)
+    _without_branches(model.graph, moved)
+    _unfuse(model.graph, graph.opset, moved)
+    return replace(graph, model=model, origin=_unshare(model.graph, moved.origin), bodies=moved.bodies, lifted=lifted)
+
+
+def _unfuse(graph: GraphProto, opset: int, moved: Moved) -> None:
+    for new, old in unfuse(graph, opset).items():
+        moved.rename(new, old)
+
+
+def _without_branches(graph: GraphProto, moved: Moved) -> bool:
+    """Make Constant nodes initializers, and put the branch taken in place of each If whose condition is one.
+
+    Return whether there was one.
+    """
+    overridable = {i.name for i in graph.input}
+    found = False
+    while True:
+        _constants_to_initializers(graph)
+        asked = conditions_of(graph.node) - overridable
+        known = {t.name: bool(array(t).all()) for t in graph.initializer if t.name in asked}
+        if not known:
+            return found
+        take_branches_of(graph, known, moved)
+        found = True
+
+
+def _sort(graph: GraphProto) -> None:
+    """Put nodes behind what they read, where a file has them otherwise."""
+    places = order(graph.node)
+    if places is not None and places != list(range(len(places))):
+        refill(graph.node, [graph.node[k] for k in places])
+
+
+def _constant_value(node: NodeProto) -> TensorProto | None:
+    attribute = node.attribute[0] if node.attribute else None
+    if attribute is None:
+        return None
+    if attribute.name == "value":
+        tensor = TensorProto()
+        tensor.CopyFrom(attribute.t)
+        return tensor
+    if attribute.name in _CONSTANT_DTYPES:
+        return numpy_helper.from_array(
+            np.array(helper.get_attribute_value(attribute), _CONSTANT_DTYPES[attribute.name])
+        )
+    return None  # sparse and string constants stay nodes
+
+
+def _constants_to_initializers(graph: GraphProto) -> None:
+    kept = []
+    outputs = {o.name for o in graph.output}
+    for node in graph.node:
+        value = _constant_value(node) if node.op_type == "Constant" and node.output[0] not in outputs else None
+        if value is None:
+            kept.append(node)
+        else:
+            value.name = node.output[0]
+            graph.initializer.append(value)
+    if len(kept) < len(graph.node):
+        refill(graph.node, kept)
+
+
+def _drop_overridable_inputs(graph: GraphProto) -> None:
+    initialized = {t.name for t in graph.initializer}
+    inputs = [i for i in graph.input if i.name not in initialized]
+    if len(inputs) < len(graph.input):
+        kept = [i.SerializeToString() for i in inputs]
+        del graph.input[:]
+        for data in kept:
+            graph.input.add().ParseFromString(data)
+
+
+def _unshare(graph: GraphProto, before: Mapping[str, str]) -> dict[str, str]:
+    """Give every use of an initializer, and of a ConstantOfShape, its own copy; return copy name -> original name.
+
+    Where a subgraph or an output of the model reads the original, that is a use of its own.
+    """
+    pinned = {o.name for o in graph.output}.union(*(outer_names(g) for n in graph.node for g in subgraphs(n)))
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {t.name for t in graph.initializer}
+    origin: dict[str, str] = dict(before)
+
+    def own_names(name: str, uses: list[tuple[NodeProto, int]]) -> Iterator[str]:
+        number = 1
+        for node, k in uses if name in pinned else uses[1:]:
+            while (copy := f"{name}.use{(number := number + 1)}") in taken:
+                pass
+            taken.add(copy)
+            origin[copy] = origin.get(name, name)
+            node.input[k] = copy
+            yield copy
+
+    uses = _uses(graph)
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        if is_op(node, "ConstantOfShape"):
+            for copy in own_names(node.output[0], uses[node.output[0]]):
+                nodes.append(clone := copied(node))
+                clone.output[0] = clone.name = copy  # two nodes of one name do not load
+    if len(nodes) > len(graph.node):
+        refill(graph.node, nodes)
+        uses = _uses(graph)
+    for item in list(graph.initializer):
+        for copy in own_names(item.name, uses[item.name]):
+            own = graph.initializer.add()
+            own.CopyFrom(item)
+            own.name = copy
+    return origin
+
+
+def _uses(graph: GraphProto) -> defaultdict[str, list[tuple[NodeProto, int]]]:
+    uses: defaultdict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
+    for node in graph.node:
+        for k, name in enumerate(node.input):
+            if name:
+                uses[name].append((node, k))
+    return uses

@@ -1,0 +1,83 @@
+"""Parts of a model, for evaluation only. The only owner of onnx-graphsurgeon."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Collection, Mapping
+
+import onnx_graphsurgeon as gs
+from onnx import GraphProto, ModelProto
+
+from onnxshap.graph.loops import closed
+from onnxshap.graph.structure import (
+    graphs_of,
+    reads,
+    refill,
+    subgraphs,
+)
+
+
+def extract(model: ModelProto, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> ModelProto:
+    """Return the sub-model that computes `outputs` from `inputs`, for evaluation only.
+
+    Args:
+        model: any model.
+        inputs: tensor name -> ONNX element type; rank and dims are left open. All of them are inputs of the result.
+        outputs: tensor name -> ONNX element type, in the order wanted; those made in a body as `loops.closed` gives
+            them.
+    """
+    model = closed(model, outputs)
+    with contextlib.redirect_stdout(io.StringIO()):  # its warnings go to stdout
+        graph = gs.import_onnx(_upstream(model, inputs, outputs))
+        tensors = {name: gs.Variable(name) for name in inputs} | graph.tensors()
+        graph.inputs = [tensors[name] for name in inputs]
+        graph.outputs = [tensors[name] for name in outputs]
+        for name, kind in (*inputs.items(), *outputs.items()):
+            tensors[name].dtype = kind
+            tensors[name].shape = None
+        for node in [producer for item in graph.inputs for producer in item.inputs]:
+            node.outputs = [gs.Variable(f"{o.name}.cut") if o.name in inputs else o for o in node.outputs]
+        graph.cleanup().toposort()
+        part: ModelProto = gs.export_onnx(graph, do_type_check=False)
+    _keep_outside(part.graph, model.graph)
+    del part.graph.value_info[:]
+    del part.opset_import[:]
+    part.opset_import.extend(model.opset_import)
+    part.ir_version = model.ir_version
+    return part
+
+
+def _upstream(model: ModelProto, inputs: Collection[str], outputs: Collection[str]) -> ModelProto:
+    """Return a model of the nodes alone that come between some tensors: graphsurgeon takes its time over every node."""
+    graph = model.graph
+    producers = {name: k for k, node in enumerate(graph.node) for name in node.output if name not in inputs}
+    found: set[int] = set()
+    read, pending = set(outputs), list(outputs)
+    while pending:
+        k = producers.get(pending.pop())
+        if k is not None and k not in found:
+            found.add(k)
+            new = [name for name in reads(graph.node[k]) if name not in read]
+            read.update(new)
+            pending += new
+    part = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    part.graph.name = graph.name
+    part.graph.node.extend(graph.node[k] for k in sorted(found))
+    part.graph.input.extend(graph.input)
+    part.graph.initializer.extend(t for t in graph.initializer if t.name in read)
+    part.graph.sparse_initializer.extend(graph.sparse_initializer)
+    return part
+
+
+def _keep_outside(part: GraphProto, whole: GraphProto) -> None:
+    """Take out of bodies the initializers of the graph around them, of which graphsurgeon writes copies there."""
+    stored = {t.name: t for t in whole.initializer}
+    present = {t.name for t in part.initializer}
+    for item in [g for node in part.node for body in subgraphs(node) for g in graphs_of(body)]:
+        twins = [t.name for t in item.initializer if t.name in stored]
+        if twins:
+            refill(item.initializer, [t for t in item.initializer if t.name not in stored])
+        missing = [name for name in twins if name not in present]
+        part.initializer.extend(stored[name] for name in missing)
+        present.update(missing)

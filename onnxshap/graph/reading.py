@@ -1,0 +1,96 @@
+"""Models in: read, with their large initializers taken out, and checked."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto
+
+from onnxshap.errors import ModelError, first_line
+from onnxshap.graph import weights
+from onnxshap.graph.structure import (
+    check_structure,
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it was given, its large initializers taken out.
+
+    Attributes:
+        model: the model.
+        kept: the large initializers.
+        files: the files with external data that it refers to.
+    """
+
+    model: ModelProto
+    kept: weights.Kept = field(default_factory=weights.Kept)
+    files: tuple[Path, ...] = ()
+
+
+def read(source: str | Path | bytes | ModelProto | Source) -> Source:
+    """Return a checked model whose large initializers are taken out; external data are mapped, not read.
+
+    Raises:
+        ModelError: no such file, not readable, truncated, not ONNX, or not well formed.
+    """
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, ModelProto):
+        return Source(*weights.take_out(_require_graph(source, "the model given")))
+    where = "the bytes given" if isinstance(source, bytes) else str(source)
+    folder = None if isinstance(source, bytes) else Path(source).absolute().parent
+    parsed, inside = _parse(source, where)
+    try:
+        light, kept = weights.take_out(parsed, folder)
+        files = {weights.external_file(t, folder) for t in weights.tensors(parsed) if _is_in_a_file(t)}
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    del inside  # held until here
+    return Source(light, kept, tuple(sorted(files)))
+
+
+def load(source: str | Path | bytes | ModelProto) -> ModelProto:
+    """Return the model of a path, of serialized bytes, or a copy of a ModelProto; external data are read into it.
+
+    Raises:
+        ModelError: no such file, not readable, truncated, not ONNX, or not well formed.
+    """
+    found = read(source)  # holds the values while they are put in
+    return weights.put_in(found.model)
+
+
+def _is_in_a_file(tensor: TensorProto) -> bool:
+    return weights.is_external(tensor) and not weights.is_kept(tensor)
+
+
+def _parse(source: str | Path | bytes, where: str) -> tuple[ModelProto, weights.Kept]:
+    """Return a model without its external data and the large initializers in its file, and these."""
+    if not where:
+        raise ModelError("the model's path is empty; give the path of an .onnx model")
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
+            model, inside = weights.parse(stream)
+    except FileNotFoundError as error:
+        raise ModelError(f"{where}: no such file; give the path of an .onnx model") from error
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise ModelError(f"{where}: cannot be read ({reason}); give a readable .onnx file") from error
+    except DecodeError as error:
+        raise ModelError(f"{where}: not an ONNX file, or a truncated one; export or copy it again") from error
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    return _require_graph(model, where), inside
+
+
+def _require_graph(model: ModelProto, where: str) -> ModelProto:
+    if not model.graph.node or not model.graph.output or model.ir_version == 0:
+        raise ModelError(f"{where}: not an ONNX model (no nodes or no outputs); give an exported .onnx file")
+    try:
+        check_structure(model)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    return model

@@ -1,0 +1,101 @@
+"""Models out: in the form of the file they came from, which appears whole or not at all.
+
+`finish` undoes what a user would mind of the normal form: equal copies are merged again, lifted bodies are back in
+their place, and IR < 4 files list their initializers as inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from onnx import ModelProto, TensorProto, helper
+
+from onnxshap.graph import weights
+from onnxshap.graph.files import whole_file, whole_files
+from onnxshap.graph.lifting import sink
+from onnxshap.graph.normal import Graph
+from onnxshap.graph.structure import (
+    copied,
+    refill,
+    used_names,
+)
+
+PROTOBUF_LIMIT = 2**31 - 2**16
+"""Bytes above which a model is stored with external data."""
+
+
+def finish(model: ModelProto, source: Graph) -> ModelProto:
+    """Return an edited model as it is written to a file.
+
+    Equal copies are merged again, unused initializers are gone, the IR version is the input file's.
+    """
+    done = ModelProto()
+    done.CopyFrom(model)
+    done.ir_version = source.ir_version
+    graph, origin = done.graph, source.origin
+    used = used_names(graph)
+    merged: dict[str, str] = {}
+    first: dict[tuple[str, bytes], str] = {}
+    kept: list[TensorProto] = []
+    for item in graph.initializer:
+        if item.name not in used:
+            continue
+        root = origin.get(item.name, item.name)
+        if root in origin.values():
+            key = (root, _digest(item))
+            if key in first:
+                merged[item.name] = first[key]
+                continue
+            first[key] = item.name
+        kept.append(item)
+    refill(graph.initializer, kept)
+    for node in graph.node:
+        for k, name in enumerate(node.input):
+            if name in merged:
+                node.input[k] = merged[name]
+    del graph.value_info[:]
+    sink(graph, source.lifted, initializers=done.ir_version >= 4)
+    if done.ir_version < 4:
+        known = {i.name for i in graph.input}
+        graph.input.extend(
+            helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+            for t in graph.initializer
+            if t.name not in known
+        )
+    return copied(done)
+
+
+def _digest(item: TensorProto) -> bytes:
+    nameless = copied(item)
+    nameless.name = ""
+    return hashlib.sha256(nameless.SerializeToString(deterministic=True)).digest()
+
+
+def data_path(path: str | Path) -> Path:
+    """Return the path of the external data that belong to an output path."""
+    return Path(path).with_name(Path(path).name + ".data")
+
+
+def save(model: ModelProto, path: str | Path, *, external: bool = False) -> None:
+    """Write a model so that its file appears whole or not at all.
+
+    Args:
+        model: the model.
+        path: its file.
+        external: put large initializers into a file beside it (`data_path`); models beyond 2 GB always do.
+
+    Raises:
+        ModelError: the path cannot be written.
+    """
+    path = Path(path)
+    light, kept = weights.take_out(model)
+    if not kept or (not external and weights.file_size(model) < PROTOBUF_LIMIT):
+        with whole_file(path) as temporary, temporary.open("wb") as stream:
+            weights.write_whole(light, stream)
+        return
+    with whole_files(data_path(path), path) as (data_file, model_file):
+        with data_file.open("wb") as stream:
+            weights.write_out(light, stream, data_path(path).name)
+        model_file.write_bytes(light.SerializeToString(deterministic=True))
+    del kept  # held until here

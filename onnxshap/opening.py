@@ -1,0 +1,151 @@
+"""What every job starts with: a traced model, checked data for it, the original's outputs, a payoff that fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxshap import payoffs
+from onnxshap.backend import OrtBackend
+from onnxshap.calibrate import run_all
+from onnxshap.core import Array, Dataset, Payoff
+from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, load_data, random_data
+from onnxshap.errors import BudgetError, DataError
+from onnxshap.graph import Source, read
+from onnxshap.repair import FEWEST_IMAGES
+from onnxshap.shapes import input_specs
+from onnxshap.tracing import Traced, trace
+
+ModelLike = str | Path | bytes | ModelProto | Source | Traced
+RANDOM_IMAGES = 32
+SAMPLES = 128
+"""Calibration images to score with, where nothing else is said."""
+REPAIR_IMAGES = 1024
+"""Most calibration images to measure curves and to refit with."""
+
+
+class Progress(Protocol):
+    """Told what is going on; `done` of `total` steps of a stage."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show it, or not."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0) -> Dataset:
+    """Return checked data for a model; random inputs where none are given.
+
+    Raises:
+        DataError: the data do not fit the model.
+    """
+    specs = input_specs(traced.shaped.graph.model)
+    shaped, batch = traced.shaped, traced.batch
+    axes = {name: axis for name in shaped.inputs if (axis := shaped.batch_axis(name)) is not None}
+    sizes = {name: shaped.inputs[name][axis] for name, axis in axes.items()}
+    if odd := next((name for name, size in sizes.items() if size != batch), None):
+        raise DataError(
+            f"input {odd!r} has {sizes[odd]} entries on axis {axes[odd]}, {next(iter(sizes))!r} {batch}; "
+            "a batch must have as many images in every input: export it so, or as a constant"
+        )
+    if batch > 1 and (whole := next((name for name in shaped.inputs if name not in axes), None)):
+        raise DataError(
+            f"input {whole!r} has no axis for the images, and the file fixes a batch of {batch}; "
+            "export it with a batch of 1, or with a free one"
+        )
+    if data is None:
+        fixed = {n: replace(s, shape=shaped.inputs[n]) for n, s in specs.items()}
+        return random_data(fixed, RANDOM_IMAGES, seed)
+    if isinstance(data, str | Path):
+        return load_data(data, specs, labels=labels, seed=seed)
+    return as_dataset(data, specs)
+
+
+def open_model(
+    model: ModelLike, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0,
+    backend: OrtBackend | None = None, input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+) -> tuple[Traced, Dataset]:  # fmt: skip
+    """Return a traced model and checked calibration data; free dimensions are taken from the data.
+
+    Raises:
+        ModelError: the model cannot be read, traced or run.
+        DataError: the data do not fit it.
+    """
+    if isinstance(model, Traced):
+        return model, calibration(model, data, labels=labels, seed=seed)
+    source = read(model)
+    shapes = dict(input_shapes or {})
+    if data is not None:
+        specs = input_specs(source.model)
+        checked = (
+            load_data(data, specs, labels=labels, seed=seed)
+            if isinstance(data, str | Path)
+            else as_dataset(data, specs)
+        )
+        samples = samples_of(checked, specs)
+        shapes = {name: list(value.shape) for name, value in samples[0].items()}
+        return trace(source, input_shapes=shapes, backend=backend, samples=samples), checked
+    traced = trace(source, input_shapes=shapes, backend=backend)
+    checked = calibration(traced, None, seed=seed)
+    if traced.shaped.graph.lifted.nodes:  # the branches that these inputs take
+        samples = samples_of(checked, input_specs(source.model))
+        traced = trace(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples)
+    return traced, checked
+
+
+def samples_of(data: Dataset, specs: Mapping[str, InputSpec]) -> list[dict[str, Array]]:
+    """Return some of the data as a model takes it, one image at a time, or as many as the file fixes."""
+    batch = {name: spec.batch for name, spec in specs.items()}
+    step = max([1, *(s.shape[a] or 1 for s in specs.values() if (a := s.batch) is not None)])
+    index = np.resize(np.arange(len(data)), step * max(1, min(len(data), SAMPLES) // step)).reshape(-1, step)
+    return [feeds_of(data.take(images).inputs, batch) for images in index]
+
+
+def sample(data: Dataset, count: int, seed: int) -> Dataset:
+    """Return at most `count` images in random order, so that any first ones of them are a sample too."""
+    if count < 1:
+        raise BudgetError(f"samples is {count}; give at least 1 image")
+    return data.take(np.random.default_rng([seed, 1]).permutation(len(data))[:count])
+
+
+def reference_of(traced: Traced, model: ModelProto, data: Dataset) -> list[Array]:
+    """Return the outputs of the original model, which have to be finite."""
+    reference = run_all(traced, model, data)
+    for item, value in zip(model.graph.output, reference, strict=True):
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise DataError(
+                f"{data.source}: output {item.name!r} of the original model has NaN or Inf on it; check the data"
+            )
+    return reference
+
+
+def choose_payoff(payoff: str | None, reference: Sequence[Array], data: Dataset, names: Sequence[str]) -> Payoff:
+    """Return the payoff fitted to the data; a refusal says which data."""
+    try:
+        return payoffs.choose(payoff, reference, data.labels, names)
+    except DataError as error:
+        raise DataError(f"{data.source}: {error}") from error
+
+
+def divided(data: Dataset, seed: int, what: str = "max-drop") -> tuple[Dataset, Dataset]:
+    """Return the images to cut and repair with, and two fifths of them held out to judge the drop by.
+
+    Raises:
+        DataError: there are too few; `what` needs them.
+    """
+    if len(data) < 2 * FEWEST_IMAGES:
+        raise DataError(
+            f"{data.source}: {what} holds two fifths of the images out; there are {len(data)}, give at least "
+            f"{2 * FEWEST_IMAGES}, or --eval-data"
+        )
+    order = np.random.default_rng([seed, 6]).permutation(len(data))
+    split = 3 * len(data) // 5
+    kept, held_out = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
+    return kept, replace(held_out, source=f"{data.source}, held out")

@@ -1,0 +1,30 @@
+"""Budgets and what meets them.
+
+- `choice`: values + costs + budget -> plan. `curves`: what every width of a group costs once repaired; `rounds`: plans
+  made in rounds from output to input.
+- `cutter`: plan -> cut, verified and repaired model. `search`: the smallest one within a tolerance or a latency.
+"""
+
+from onnxshap.plan.choice import (
+    Budget,
+    Candidate,
+    Keep,
+    Measure,
+    check_reachable,
+    fits,
+    make_plan,
+    smallest,
+    wider_plans,
+)
+
+__all__ = [
+    "Budget",
+    "Candidate",
+    "Keep",
+    "Measure",
+    "check_reachable",
+    "fits",
+    "make_plan",
+    "smallest",
+    "wider_plans",
+]

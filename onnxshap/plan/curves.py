@@ -1,0 +1,174 @@
+"""What every group loses at every width, measured with the repair that follows: the planner's curves.
+
+One group at a time, the others whole: cut to a width, the layers that lose inputs refitted, the outputs compared with
+the original's on images that were not fitted on (KL divergence of the class scores, else the squared error over the
+variance). What lies before a group is computed once for all its widths. Between the measured widths the curve is
+interpolated and replaced by its lower convex hull, so that the planner's step-by-step choice is the best one for a sum
+of such losses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+from onnxshap import payoffs
+from onnxshap.calibrate import batches, by_image, run_all, site_means
+from onnxshap.core import Array, BoolArray, Dataset, FloatArray
+from onnxshap.graph import extract
+from onnxshap.graph.structure import used_names
+from onnxshap.groups import Group
+from onnxshap.repair import FEWEST_IMAGES, QUICK, Walk, batch_size, border, refit
+from onnxshap.tracing import Traced
+
+FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+"""Widths measured, as shares of a group."""
+FEW = (0.75, 0.5, 0.25)
+"""Those measured where all of them would take too long."""
+IMAGES = 500
+"""Most images used, three fifths to fit, the others to judge."""
+_FIT = 0.6
+
+
+def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float) -> tuple[int, tuple[float, ...]]:
+    """Return how many images, and which widths, measuring may take; (0, ()) where not even the least is affordable.
+
+    A width costs about half a run of the model on the images judged by (what lies behind the group), two on those
+    fitted on through the layers next to it, and the regressions.
+    """
+    regressions = sum(_regressions(traced, group) for group in groups)
+    share = 0.6 * (1 - _FIT) + _FIT * min(1.0, 3 / max(1, len(groups)))
+    for count, fractions in ((IMAGES, FRACTIONS), (200, FRACTIONS), (200, FEW), (100, FEW)):
+        used = min(images, count)
+        runs = len(groups) * used * share * traced.cost.macs()
+        if len(fractions) * (runs + 3 * regressions) <= work and used * _FIT >= FEWEST_IMAGES:
+            return used, fractions
+    return 0, ()
+
+
+def _regressions(traced: Traced, group: Group) -> float:
+    """Return the multiply-accumulates of the Gram matrices of the layers that read a group, once."""
+    total = 0.0
+    for site in traced.sites([group]):
+        if site.weight is None:
+            continue
+        shape = traced.shaped.shapes[traced.shaped.graph.nodes[site.node].input[site.weight.input]]
+        inputs = math.prod(shape) // shape[site.weight.makes]
+        total += QUICK.needed(inputs) * float(inputs) ** 2
+    return total
+
+
+def loss_curves(
+    traced: Traced,
+    free: Traced,
+    groups: Sequence[Group],
+    values: Mapping[str, FloatArray],
+    data: Dataset,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    original: Traced | None = None,
+) -> dict[str, FloatArray]:
+    """Return, for every group, the loss at each width: float64[units + 1], convex and not increasing.
+
+    Args:
+        traced, free: the model, as in its file and for evaluation.
+        groups: the groups that may be cut.
+        values: group name -> phi; the lowest go first.
+        data: calibration images.
+        fractions: the widths to measure.
+        seed: divides the images.
+        progress: told after every width.
+        original: whose outputs are compared with, where the model was cut before; None = the model's own.
+    """
+    order = np.random.default_rng([seed, 5]).permutation(len(data))
+    split = max(FEWEST_IMAGES, round(_FIT * len(data)))
+    fitted, judged = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
+    names = [o.name for o in free.shaped.graph.model.graph.output]
+    own = run_all(free, free.shaped.graph.model, judged)
+    reference = own if original is None else run_all(original, original.shaped.graph.model, judged)
+    payoff = payoffs.choose(None, reference, None, names)
+    best = float(np.mean(payoff(own, reference, None)))
+    means = site_means(free, fitted)
+    whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
+    before = _Before(free, fitted), _Before(free, judged)
+    curves = {}
+    for number, group in enumerate(groups):
+        ranked = np.argsort(-values[group.name], kind="stable")
+        fit_on, judge_on = (part.of(group, whole) for part in before)
+        points = {len(group): 0.0}
+        for k, fraction in enumerate(fractions):
+            width = round(fraction * len(group))
+            if 0 < width < len(group) and width not in points:
+                keep = np.zeros(len(group), np.bool_)
+                keep[ranked[:width]] = True
+                plan = {**whole, group.name: keep}
+                model, _ = refit(free, free, plan, means, fitted, seed, nearest=True, effort=QUICK, feeds=fit_on)
+                found = _outputs(free, model, judge_on, len(judged))
+                points[width] = max(0.0, best - float(np.mean(payoff(found, reference, None))))
+            progress(number * len(fractions) + k + 1, len(groups) * len(fractions))
+        curves[group.name] = convex(points, len(group))
+    return curves
+
+
+class _Before:
+    """What lies before a group, on some images, in batches."""
+
+    def __init__(self, free: Traced, data: Dataset) -> None:
+        self._free = free
+        size = batch_size(free, [o for node in free.shaped.graph.nodes for o in node.output if o in free.shaped.shapes])
+        self._inputs = [dict(feeds) for _, feeds in batches(free, data, size)]
+        self._walk = Walk(free, free.shaped.graph.model, self._inputs)
+
+    def of(self, group: Group, whole: Mapping[str, BoolArray]) -> list[dict[str, Array]]:
+        """Return the inputs and all that no cut of a group changes and its ops read; the inputs where that is much."""
+        one = np.zeros(len(group), np.bool_)
+        one[:1] = True
+        shapes = self._free.shaped.shapes
+        names = [n for n in border(self._free, self._free.alive({**whole, group.name: one})) if n in shapes]
+        image = sum(4 * math.prod(shapes[n]) for n in names) / self._free.batch
+        if image * sum(self._free.shaped.count(feeds) for feeds in self._inputs) > self._free.backend.memory:
+            return self._inputs
+        found = zip(self._inputs, self._walk(names), strict=True)
+        return [{**feeds, **dict(zip(names, values, strict=True))} for feeds, values in found]
+
+
+def _outputs(free: Traced, model: ModelProto, batches_: Sequence[Mapping[str, Array]], images: int) -> list[Array]:
+    """Return the outputs of a cut model from what lies before the cut, one array an output, [images, ...]."""
+    kinds = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
+    names = [n for n in batches_[0] if n in kinds or n in used_names(model.graph)]
+    given = {n: kinds.get(n) or free.shaped.kinds.get(n, TensorProto.FLOAT) for n in names}
+    outputs = {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
+    session = free.backend.session(extract(model, given, outputs))
+    parts = [by_image(free, session.run({n: feeds[n] for n in session.inputs})) for feeds in batches_]
+    return [np.concatenate(column)[:images] for column in zip(*parts, strict=True)]
+
+
+def convex(points: Mapping[int, float], units: int) -> FloatArray:
+    """Return the lower convex hull of measured losses, float64[units + 1]; below the narrowest the slope goes on.
+
+    Args:
+        points: width -> loss, with (units, 0) among them.
+        units: the full width.
+
+    >>> convex({4: 0.0, 2: 3.0, 1: 4.0}, 4).tolist()
+    [5.0, 3.75, 2.5, 1.25, 0.0]
+    """
+    widths = np.array(sorted(points))
+    losses = np.maximum.accumulate(np.array([points[w] for w in widths])[::-1])[::-1]
+    if len(widths) > 1:
+        slope = (losses[0] - losses[1]) / (widths[1] - widths[0])
+        widths = np.concatenate([[0], widths])
+        losses = np.concatenate([[losses[0] + slope * widths[1]], losses])
+    hull: list[int] = []
+    for k in range(len(widths)):
+        while len(hull) > 1:
+            a, b = hull[-2:]
+            if (losses[b] - losses[a]) * (widths[k] - widths[a]) < (losses[k] - losses[a]) * (widths[b] - widths[a]):
+                break
+            hull.pop()
+        hull.append(k)
+    return np.interp(np.arange(units + 1), widths[hull], losses[hull])

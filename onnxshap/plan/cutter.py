@@ -1,0 +1,270 @@
+"""From values and a budget to a verified, repaired model; one cutter serves many budgets of one set of values."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnx import ModelProto
+
+from onnxshap.calibrate import site_means
+from onnxshap.clock import Clock
+from onnxshap.core import BoolArray, Dataset, FloatArray
+from onnxshap.distill.tuning import SECONDS, Tuning, divided
+from onnxshap.errors import BudgetError, OnnxshapError
+from onnxshap.graph import finish
+from onnxshap.groups import Group
+from onnxshap.masking import Means
+from onnxshap.plan import Budget, Candidate, fits, make_plan, wider_plans
+from onnxshap.plan.curves import affordable, loss_curves
+from onnxshap.plan.rounds import Part, eased
+from onnxshap.repair import FEWEST_IMAGES, Refit, refit, rematch
+from onnxshap.rewrite import small_model
+from onnxshap.tracing import Traced
+from onnxshap.verify import Verified, check_loads, verify
+
+REPAIRS = ("lstsq", "fold", "none", "distill")
+ALLOCATIONS = ("curves", "uniform", "iterative")
+ROUNDS = 2
+"""Of the allocation `iterative`."""
+WORK = 10**13
+"""Multiply-accumulates that measuring the curves may take by default, a few minutes on two cores."""
+Tell = Callable[[str, int, int], None]
+
+
+def check_names(repair: str | None, allocation: str | None) -> None:
+    """Refuse unknown ones.
+
+    Raises:
+        OnnxshapError: one is unknown.
+    """
+    for name, value, known in (("repair", repair, REPAIRS), ("allocation", allocation, ALLOCATIONS)):
+        if value is not None and value not in known:
+            raise OnnxshapError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+
+
+def check_tuning(seconds: float | None) -> None:
+    """Refuse distillation without torch, or without time.
+
+    Raises:
+        OnnxshapError: torch is not installed.
+        BudgetError: there is no time.
+    """
+    if seconds is not None and not seconds > 0:
+        raise BudgetError(f"distill-seconds is {seconds:g}; give more than 0")
+    if importlib.util.find_spec("torch") is None:
+        raise OnnxshapError("repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
+
+
+def shares(traced: Traced, keep: Mapping[str, BoolArray]) -> dict[str, float]:
+    """Return what a plan keeps, as shares of the whole."""
+    live, cost = traced.alive(keep), traced.cost
+    return {
+        "macs": cost.macs(live) / max(1, cost.macs()),
+        "params": cost.params(live) / max(1, cost.params()),
+        "bytes": cost.bytes(live) / max(1, cost.bytes()),
+    }
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One cut model.
+
+    Attributes:
+        keep: the plan: group name -> bool[n_units].
+        model: the model, repaired.
+        verified: the cut model before any refit against its masked twin.
+        refits: what least squares did to every layer.
+        tuning: what distillation did after it.
+    """
+
+    keep: Mapping[str, BoolArray]
+    model: ModelProto
+    verified: Verified
+    refits: list[Refit]
+    tuning: Tuning | None = None
+
+
+@dataclass
+class Cutter:
+    """Cuts one model by one set of values.
+
+    Attributes:
+        traced, free: the model, as in its file and for evaluation.
+        groups: those that may be cut.
+        values: group name -> phi.
+        data: images to measure curves, to repair and to verify with.
+        repair: one of `REPAIRS`; None = lstsq where there are data for it, else fold.
+        allocation: how widths are shared out, one of `ALLOCATIONS`; None = curves where they are affordable and the
+            repair is lstsq or distill, else uniform. Iterative is curves in rounds: part of the way, then values and
+            curves of the model cut and repaired so far.
+        seed: of all randomness.
+        progress: told what is going on.
+        clock: told how long it took.
+        curves: what groups lose at each width; measured where a plan first needs them, unless given.
+        rescore: values of the groups of a model cut so far, for iterative; None = the values given stay.
+        tuning_seconds: most seconds that distillation takes, of each model; None = `tuning.SECONDS`.
+    """
+
+    traced: Traced
+    free: Traced
+    groups: Sequence[Group]
+    values: Mapping[str, FloatArray]
+    data: Dataset
+    repair: str | None = None
+    allocation: str | None = None
+    seed: int = 0
+    progress: Tell = lambda stage, done, total: None
+    clock: Clock = field(default_factory=Clock)
+    curves: Mapping[str, FloatArray] | None = None
+    rescore: Callable[[Traced], Mapping[str, FloatArray]] | None = None
+    tuning_seconds: float | None = None
+    _means: Means = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Settle what was left open.
+
+        Raises:
+            OnnxshapError: an unknown repair or allocation, or curves without images enough.
+        """
+        check_names(self.repair, self.allocation)
+        if self.repair == "distill":
+            check_tuning(self.tuning_seconds)
+        enough = len(self.data) >= FEWEST_IMAGES
+        self.repair = self.repair or ("lstsq" if enough else "fold")
+        asked = self.allocation in ("curves", "iterative")
+        images, self._fractions = affordable(self.traced, self.groups, len(self.data), float("inf") if asked else WORK)
+        if asked and not images:
+            least = round(FEWEST_IMAGES / 0.6)
+            raise OnnxshapError(f"allocation {self.allocation} needs at least {least} images; give more data")
+        if self.allocation is None:
+            self.allocation = "curves" if images and self.repair in ("lstsq", "distill") else "uniform"
+        self._images = images
+        self._fitted = self.data
+        if self.repair == "distill":  # what judges the tuning is kept from the repair before it
+            self._fitted = self.data.take(divided(len(self.data), self.seed)[0])
+        if self.repair != "none":
+            self._means = site_means(self.free, self._fitted)
+
+    def plan(self, budget: Budget) -> dict[str, BoolArray]:
+        """Return the plan for a budget.
+
+        Raises:
+            BudgetError: it cannot be met.
+        """
+        values, curves = self.values, self._curves() if self.allocation != "uniform" and budget.units is None else {}
+        for number in range(1, ROUNDS if curves and self.allocation == "iterative" else 1):
+            values, curves = self._after(self._planned(eased(budget, number / ROUNDS), values, curves), values, curves)
+        return self._planned(budget, values, curves)
+
+    def lost(self, keep: Mapping[str, BoolArray]) -> float:
+        """Return what a plan loses, to compare plans: by the curves where there are some, else the MACs."""
+        if not self.curves:
+            return 1 - shares(self.traced, keep)["macs"]
+        return float(sum(self.curves[name][int(kept.sum())] for name, kept in keep.items()))
+
+    def wider(self, keep: Mapping[str, BoolArray], budget: Budget) -> Iterator[tuple[str, dict[str, BoolArray]]]:
+        """Yield group and plan with that group one step wider than in `keep`, the most useful first.
+
+        Plans that exceed a share which the budget has are left out.
+        """
+        candidates = self._candidates(self.values, self.curves or {})
+        for name, plan in wider_plans(candidates, budget, keep):
+            if fits(shares(self.traced, plan), budget):
+                yield name, plan
+
+    def _planned(
+        self, budget: Budget, values: Mapping[str, FloatArray], curves: Mapping[str, FloatArray]
+    ) -> dict[str, BoolArray]:
+        with self.clock.stage("plan"):
+            return make_plan(
+                self._candidates(values, curves), budget, lambda keep: shares(self.traced, keep), self.traced.covers
+            )
+
+    def _candidates(self, values: Mapping[str, FloatArray], curves: Mapping[str, FloatArray]) -> list[Candidate]:
+        return [Candidate(g.name, g.units, values[g.name], curves.get(g.name)) for g in self.groups]
+
+    def _curves(self) -> Mapping[str, FloatArray]:
+        if self.curves is None:
+            self.curves = self._measured(self.traced, self.free, self.groups, self.values)
+        return self.curves
+
+    def _after(
+        self, keep: Mapping[str, BoolArray], values: Mapping[str, FloatArray], curves: Mapping[str, FloatArray]
+    ) -> tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]:
+        """Return values and curves once the model is cut by a plan and repaired."""
+        with self.clock.stage("repair"):
+            model = (
+                self.rough(keep) if self.repair == "none" else finish(self._repaired(keep)[0], self.traced.shaped.graph)
+            )
+            part = Part.of(self.traced, self.groups, keep, model)
+        found = {name: values[name][units] for name, units in part.kept.items()}
+        if self.rescore is not None:
+            with self.clock.stage("score"):
+                found = {**found, **self.rescore(part.traced)}
+        lost = self._measured(part.traced, part.free, part.groups, found, self.free)
+        return part.values(found, values), part.curves(lost, curves, keep)
+
+    def _measured(
+        self,
+        traced: Traced,
+        free: Traced,
+        groups: Sequence[Group],
+        values: Mapping[str, FloatArray],
+        original: Traced | None = None,
+    ) -> dict[str, FloatArray]:
+        with self.clock.stage("curves"):
+            return loss_curves(
+                traced, free, groups, values, self.data.take(slice(0, self._images)), self._fractions, self.seed,
+                lambda done, total: self.progress("curves", done, total), original,
+            )  # fmt: skip
+
+    def rough(self, keep: Mapping[str, BoolArray]) -> ModelProto:
+        """Return the cut model before any refit."""
+        return small_model(self.traced, keep, self._means)
+
+    def cut(self, keep: Mapping[str, BoolArray], check: Dataset | None = None) -> Cut:
+        """Return the cut model, verified (on `check`, if given) and repaired.
+
+        Raises:
+            VerifyError: the cut model is not what its masked twin computes.
+        """
+        with self.clock.stage("cut"):
+            self.progress("cut", 0, 3)
+            small = self.rough(keep)
+        with self.clock.stage("verify"):
+            self.progress("cut", 1, 3)
+            checked = verify(self.traced, self.free, keep, self._means, small, self.data if check is None else check)
+        layers: list[Refit] = []
+        tuning: Tuning | None = None
+        if self.repair != "none":
+            with self.clock.stage("repair"):
+                repaired, layers = self._repaired(keep)
+            if self.repair == "distill":
+                with self.clock.stage("distill"):
+                    repaired, tuning = _tuned(self, keep, repaired)
+            with self.clock.stage("repair"):
+                small = finish(repaired, self.traced.shaped.graph)
+                check_loads(self.traced, small)
+        return Cut(keep, small, checked, layers, tuning)
+
+    def _repaired(self, keep: Mapping[str, BoolArray]) -> tuple[ModelProto, list[Refit]]:
+        """Return the cut model with its channels' moments or its layers' responses made what they were."""
+
+        def tell(done: int, total: int) -> None:
+            self.progress("repair", done, total)
+
+        if self.repair == "fold":
+            return rematch(self.traced, self.free, keep, self._means, self._fitted, tell), []
+        return refit(self.traced, self.free, keep, self._means, self._fitted, self.seed, tell)
+
+
+def _tuned(cutter: Cutter, keep: Mapping[str, BoolArray], refitted: ModelProto) -> tuple[ModelProto, Tuning]:
+    from onnxshap.distill.tuner import distill  # needs torch
+
+    return distill(
+        cutter.traced, cutter.free, keep, cutter._means, refitted, cutter.data, cutter.seed,
+        seconds=SECONDS if cutter.tuning_seconds is None else cutter.tuning_seconds,
+        progress=lambda done, total: cutter.progress("distill", done, total),
+    )  # fmt: skip

@@ -1,0 +1,266 @@
+"""Budgets that only a real model can tell: milliseconds, and what is lost on held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxshap import payoffs
+from onnxshap.calibrate import run_all, usual_batch
+from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff
+from onnxshap.errors import BudgetError, DataError
+from onnxshap.measure import latencies
+from onnxshap.plan import Budget, smallest
+from onnxshap.plan.cutter import Cut, Cutter, shares
+from onnxshap.tracing import Traced
+
+_STEPS = 7
+_FILLS = 16
+"""Most groups that are tried one step wider, once bisection ends below a latency."""
+_NEAR = 0.9
+"""Share of a latency from which a trial is timed again."""
+_FULL = 0.97
+"""Share of a latency that is near enough."""
+_ALIGNMENTS = (None, 8, 16)
+"""Steps of the widths that are tried for a latency: the default, then those of AVX2 and AVX-512."""
+_TRIALS = _STEPS * len(_ALIGNMENTS) + _FILLS
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What a cut model loses on held-out images.
+
+    Attributes:
+        name: of what: accuracy, agreement with the original, or the payoff's name.
+        mean: the mean loss over the images.
+        stderr: its standard error, image by image against the original.
+        images: how many.
+    """
+
+    name: str
+    mean: float
+    stderr: float
+    images: int
+
+    @property
+    def bound(self) -> float:
+        """The mean and one standard error: the loss on other images is below with a chance of about 84 %."""
+        return self.mean + self.stderr
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Compares a cut model with the original, image by image.
+
+    Attributes:
+        traced: the original.
+        data: held-out images.
+        reference: the original's outputs on them.
+        payoff: what counts.
+        name: how it is called.
+    """
+
+    traced: Traced
+    data: Dataset
+    reference: Sequence[Array]
+    payoff: Payoff
+    name: str
+
+    @classmethod
+    def of(cls, traced: Traced, data: Dataset, reference: Sequence[Array], payoff: Payoff) -> Judge:
+        """Return the judge of accuracy (with labels), of agreement (of class scores), else of the payoff."""
+        names = [o.name for o in traced.shaped.graph.model.graph.output]
+        if payoff.name in payoffs.NAMES and payoff.name != "mse":
+            labels = data.labels if data.labels is not None and data.labels.dtype.kind in "iub" else None
+            try:
+                top = payoffs.choose("accuracy", reference, labels, names)
+            except DataError:
+                pass  # no classes: the payoff itself is judged
+            else:
+                data = data if labels is not None else replace(data, labels=None)
+                return cls(traced, data, reference, top, "agreement" if labels is None else "accuracy")
+        return cls(traced, data, reference, payoff, payoff.name)
+
+    def drop(self, cut: Cut) -> Drop:
+        """Return what a cut model loses."""
+        return self.lost(run_all(self.traced, cut.model, self.data))
+
+    def lost(self, outputs: Sequence[Array]) -> Drop:
+        """Return what a model loses whose outputs on the images are these."""
+        lost = self._scores(self.reference) - self._scores(outputs)
+        stderr = float(lost.std(ddof=1) / np.sqrt(len(lost))) if len(lost) > 1 else float("inf")
+        return Drop(self.name, float(lost.mean()), stderr, len(lost))
+
+    def _scores(self, outputs: Sequence[Array]) -> FloatArray:
+        return np.asarray(self.payoff(outputs, self.reference, self.data.labels), np.float64)
+
+
+def _tightened(budget: Budget, share: float) -> Budget:
+    return replace(budget, macs=min(share, budget.macs or 1.0))
+
+
+def _smallest(cutter: Cutter, budget: Budget) -> float:
+    """Return the least share of the MACs that a plan can reach."""
+    return shares(cutter.traced, smallest([(g.name, g.units) for g in cutter.groups], budget))["macs"]
+
+
+def within_drop(cutter: Cutter, budget: Budget, judge: Judge, most: float, check: Dataset) -> tuple[Cut, Drop]:
+    """Return the smallest model found that loses at most `most`, repair included, and what it loses.
+
+    Bisection over the share of the multiply-accumulates, from one set of values; a model counts as within where the
+    mean loss and one standard error of it are.
+
+    Raises:
+        BudgetError: not even the least cut is within, or a share given beside it is not reached within.
+    """
+    if most < 0:
+        raise BudgetError(f"max-drop is {most:g}; give 0 or more, in units of the score")
+    low, high = _smallest(cutter, budget), budget.macs or 1.0
+    best: tuple[Cut, Drop] | None = None
+    least: Drop | None = None
+    trials = [high] if budget.shares else []
+    for number in range(_STEPS):
+        share = trials.pop() if trials else (low + high) / 2
+        cutter.progress("search", number, _STEPS)
+        cut = cutter.cut(cutter.plan(_tightened(budget, share)), check)
+        found = judge.drop(cut)
+        if found.bound <= most:
+            best, high = (cut, found), share
+        elif budget.shares and number == 0:
+            raise BudgetError(
+                f"max-drop {most:g}: the budget beside it already loses {found.mean:.3g} +- {found.stderr:.2g} "
+                f"{judge.name}; ask for less"
+            )
+        else:
+            least, low = found, share
+    cutter.progress("search", _STEPS, _STEPS)
+    if best is None:
+        lost = f"{least.mean:.3g} +- {least.stderr:.2g}" if least else "more"
+        raise BudgetError(
+            f"max-drop {most:g}: even {low:.1%} of the MACs loses {lost} {judge.name} on {len(judge.data)} held-out "
+            "images; allow more, or give more images (--data, --eval-data)"
+        )
+    return best
+
+
+def within_latency(cutter: Cutter, budget: Budget, target: float, data: Dataset) -> tuple[Budget, dict[str, BoolArray]]:
+    """Return the widest budget found whose model runs in `target` milliseconds, and the widest plan.
+
+    Bisection over the share of the multiply-accumulates; every trial is a real file, run in turn with the original. How
+    the two compare is what counts, times the original's median over all trials so far: a machine that is busier during
+    one trial than during another does not decide. Which step of the widths is worth most depends on the layers and on
+    the machine's vectors: unless one is given, several are tried, and the plan that loses least counts. Time falls in
+    jumps, where a layer's last vector goes, so a share may leave much of the target unused: then groups are widened one
+    by one while the file stays within it.
+
+    Raises:
+        BudgetError: the original is fast enough, or the smallest allowed model is too slow.
+    """
+    stopwatch = _Stopwatch(cutter, usual_batch(cutter.traced, data), target)
+    steps = _ALIGNMENTS if budget.multiple_of is None else (budget.multiple_of,)
+    found = [trial for step in steps if (trial := _bisected(stopwatch, replace(budget, multiple_of=step))) is not None]
+    if not found:
+        raise BudgetError(
+            f"target-latency {target:g} ms cannot be reached: the smallest allowed model runs in "
+            f"{stopwatch.least:.3g} ms (the original in {stopwatch.whole:.3g}); allow more, or lower --min-units or "
+            "--multiple-of"
+        )
+    best = _filled(stopwatch, min(found, key=lambda trial: cutter.lost(trial.keep)), budget)
+    cutter.progress("search", 1, 1)
+    return best.budget, best.keep
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A plan within a budget, and the milliseconds that its model takes."""
+
+    budget: Budget
+    keep: dict[str, BoolArray]
+    taken: float
+
+
+@dataclass
+class _Stopwatch:
+    """Times plans.
+
+    Attributes:
+        cutter: what makes models of them.
+        feeds: one batch.
+        target: milliseconds.
+        wholes: what the original took, time by time.
+        least: the least milliseconds so far.
+        trials: how many there were.
+    """
+
+    cutter: Cutter
+    feeds: Mapping[str, Array]
+    target: float
+    wholes: list[float] = field(default_factory=list)
+    least: float = float("inf")
+    trials: int = 0
+
+    @property
+    def whole(self) -> float:
+        """The original's milliseconds."""
+        return float(np.median(self.wholes))
+
+    def __call__(self, budget: Budget, keep: dict[str, BoolArray]) -> _Timed:
+        """Return what a plan takes: what seems to be just within the target is timed again, because luck chose it."""
+        self.trials += 1
+        self.cutter.progress("search", self.trials, max(self.trials + 1, _TRIALS))
+        model = self.cutter.rough(keep)
+        taken = self._once(model)
+        if _NEAR * self.target < taken <= self.target:
+            taken = (taken + self._once(model)) / 2
+        self.least = min(self.least, taken)
+        return _Timed(budget, keep, taken)
+
+    def _once(self, model: ModelProto) -> float:
+        traced = self.cutter.traced
+        whole, small = latencies(traced.backend, [traced.source, model], self.feeds)
+        if not 0 < self.target < whole and not self.wholes:
+            raise BudgetError(
+                f"target-latency {self.target:g} ms: the model already runs in {whole:.3g} ms; ask for less"
+            )
+        self.wholes.append(whole)
+        return small / whole * self.whole
+
+
+def _bisected(stopwatch: _Stopwatch, budget: Budget) -> _Timed | None:
+    """Return the largest share of the multiply-accumulates found that is within the target, None where none is."""
+    cutter = stopwatch.cutter
+    low, high = _smallest(cutter, budget), budget.macs or 1.0
+    if low > high:
+        return None
+    tightened = _tightened(budget, low)
+    best = stopwatch(tightened, cutter.plan(tightened))
+    if best.taken > stopwatch.target:
+        return None
+    for _ in range(_STEPS - 1):
+        tightened = _tightened(budget, (low + high) / 2)
+        trial = stopwatch(tightened, cutter.plan(tightened))
+        if trial.taken <= stopwatch.target:
+            low, best = (low + high) / 2, trial
+        else:
+            high = (low + high) / 2
+    return best
+
+
+def _filled(stopwatch: _Stopwatch, best: _Timed, budget: Budget) -> _Timed:
+    """Return a plan whose groups are widened one by one, within the budget, until the target is used."""
+    budget = replace(budget, multiple_of=best.budget.multiple_of)
+    shut: set[str] = set()
+    for _ in range(_FILLS):
+        wider = stopwatch.cutter.wider(best.keep, budget)
+        name, keep = next(((name, keep) for name, keep in wider if name not in shut), ("", None))
+        if best.taken >= _FULL * stopwatch.target or keep is None:
+            break
+        trial = stopwatch(best.budget, keep)
+        if trial.taken <= stopwatch.target:
+            best = trial
+        else:
+            shut.add(name)
+    return best

@@ -1,0 +1,220 @@
+"""Reports as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxshap.api import Scores
+from onnxshap.report.cells import add_row_of, count, empty_table, in_bytes, in_milliseconds, listed, plural
+from onnxshap.report.reports import Report
+
+
+def prune_tables(report: Report) -> list[RenderableType]:
+    """Return the figures before and after, and what stays of every group."""
+    data = report["data"]
+    payoff = f", payoff {report['payoff']}" if report["payoff"] else ""
+    images, evals = plural(data["n"], "image"), plural(report["evals"], "evaluation")
+    groups = empty_table("group", ">units", ">kept", ">share", "~consumers")
+    for group in report["groups"]:
+        share = group["kept"] / group["units"]
+        add_row_of(groups, group["name"], group["units"], group["kept"], f"{share:.0%}", listed(group["consumers"]))
+    units, kept = (sum(group[key] for group in report["groups"]) for key in ("units", "kept"))
+    groups.add_section()
+    add_row_of(groups, "all", units, kept, f"{kept / max(1, units):.0%}", "")
+    judged, checked = report["eval_data"], report["verify"]["rel_err"]
+    lost = report["drop"]
+    drop = (
+        ""
+        if lost is None
+        else (
+            f"Lost: {lost['mean']:.4f} +- {lost['stderr']:.4f} {lost['name']} on "
+            f"{plural(lost['images'], 'held-out image')}.\n"
+        )
+    )
+    foot = (
+        f"Values: {report['method']}{payoff}, {images} ({_source_name(data)}), {evals}; repair: {report['repair']}, "
+        f"widths: {report['allocation']}.\n{drop}"
+        f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}), higher is better.\n"
+        f"Checked before any refit: the cut model is the masked one within {checked:.1e} of its largest output."
+    )
+    return [
+        figures_table(["before", "after"], [report["before"], report["after"]], judged["source"]),
+        groups,
+        Text(foot),
+    ]
+
+
+def figures_table(names: Sequence[str], figures: Sequence[Report], source: str) -> Table:
+    """Return the figures of one or two models side by side, with the ratio of sizes and the difference of scores.
+
+    Scores on random inputs say so in their names: that two models agree on noise says little.
+    """
+    pair = len(figures) == 2
+    table = empty_table("", *(f">{name}" for name in names), *([">change"] if pair else []))
+    first = figures[0]
+    for label, key, write in (
+        ("MACs", "macs", count),
+        ("parameters", "params", count),
+        ("file", "bytes", in_bytes),
+        ("latency", "latency_ms", in_milliseconds),
+    ):
+        values = [f[key] for f in figures]
+        ratio = f"x {values[1] / values[0]:.3f}" if pair and values[0] and values[1] is not None else ""
+        add_row_of(table, label, *("-" if v is None else write(v) for v in values), *([ratio] if pair else []))
+    table.add_section()
+    for name in first["score"]:
+        values = [f["score"].get(name) for f in figures]
+        change = f"{values[1] - values[0]:+z.4f}" if pair and None not in values else ""
+        label = f"{name} on noise" if source == "random" else name
+        add_row_of(table, label, *("-" if v is None else f"{v:z.4f}" for v in values), *([change] if pair else []))
+    return table
+
+
+def sweep_tables(report: Report) -> list[RenderableType]:
+    """Return every point of every method; sizes and times as shares of the original's."""
+    score, before = report["score"], report["before"]
+    table = empty_table("method", ">budget", ">MACs", ">parameters", ">file", ">latency", f">{score}", ">lost", "")
+    add_row_of(
+        table, "original", "", count(before["macs"]), count(before["params"]), in_bytes(before["bytes"]),
+        in_milliseconds(before["latency_ms"]), _written(before["score"].get(score)), "", "",
+    )  # fmt: skip
+    for curve in report["methods"]:
+        table.add_section()
+        for point in curve["points"]:
+            shares, drop, budget = point["shares"], point["drop"], point["keep_macs"]
+            marks = [mark for mark in ("knee", "within") if curve[mark] == budget]
+            add_row_of(
+                table, curve["method"], f"{budget:g}",
+                *(f"x {shares[name]:.3f}" for name in ("macs", "params", "bytes", "latency")),
+                _written(point["score"].get(score)), f"{drop['mean']:+z.4f} +- {_written(drop['stderr'])}",
+                ", ".join(marks),
+            )  # fmt: skip
+    judged, limit = report["eval_data"], report["max_drop"]
+    how = dict.fromkeys(f"repair {c['repair']}, widths {c['allocation']}" for c in report["methods"])
+    lines = [
+        f"Cut and repaired with {plural(report['data']['n'], 'image')} ({_source_name(report['data'])}): "
+        f"{'; '.join(how)}.",
+        f"{score}: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}); knee: farthest from the chord.",
+    ]
+    if limit is not None:
+        none = [c["method"] for c in report["methods"] if c["within"] is None]
+        lines.append(f"within: the fewest MACs that lose at most {limit:g}, one standard error included.")
+        lines += [f"No budget of {listed(none)} is within {limit:g}."] if none else []
+    if report["left_out"]:
+        budgets = ", ".join(f"{item['keep_macs']:g}" for item in report["left_out"])
+        lines.append(f"Left out: {budgets}; {report['left_out'][0]['reason']}.")
+    return [table, Text("\n".join(lines))]
+
+
+def unify_tables(report: Report) -> list[RenderableType]:
+    """Return the bytes and the scores before and after."""
+    before, after = report["before"], report["after"]
+    table = empty_table("", ">before", ">after", ">change")
+    sizes = [("file", before["bytes"], after["bytes"])]
+    sizes += [(codec, before["compressed"][codec], after["compressed"][codec]) for codec in before["compressed"]]
+    for name, old, new in sizes:
+        add_row_of(table, name, in_bytes(old), in_bytes(new), f"x {new / old:.3f}")
+    table.add_section()
+    for name, value in before["score"].items():
+        new = after["score"][name]
+        change = "" if value is None or new is None else f"{new - value:+z.4f}"
+        add_row_of(table, name, _written(value), _written(new), change)
+    blocks, judged, lost = report["blocks"], report["eval_data"], report["drop"]
+    foot = (
+        f"{blocks['unified']} of {plural(blocks['n'], 'block')} of {report['block']} weights share a magnitude "
+        f"({plural(report['data']['n'], 'image')}, {_source_name(report['data'])}).\n"
+        f"Lost: {lost['mean']:.4f} +- {_written(lost['stderr'])} {lost['name']} on {plural(judged['n'], 'image')} "
+        f"({_source_name(judged)}).\n"
+        "Smaller compressed only: the model runs as long, and takes as much memory, as before."
+    )
+    return [table, Text(foot)]
+
+
+def pivot_tables(report: Report) -> list[RenderableType]:
+    """Return the figures before and after, and every Conv that is in groups."""
+    convs = empty_table("Conv", ">groups", ">MACs", ">energy kept", ">explained", ">unsorted", ">alone", ">in groups")
+    for one in report["convs"]:
+        times = (one["latency_ms"][key] for key in ("whole", "groups"))
+        shares = (f"{one[key]:.3f}" for key in ("energy_kept", "explained", "explained_unsorted"))
+        add_row_of(
+            convs, one["node"], one["groups"], count(one["macs"]), *shares,
+            *("-" if ms is None else in_milliseconds(ms) for ms in times),
+        )  # fmt: skip
+    judged, lost, checked = report["eval_data"], report["drop"], report["verify"]
+    threads = plural(report["threads"], "thread") if report["threads"] else "all cores"
+    foot = (
+        f"{plural(len(report['convs']), 'Conv')} in groups, {len(report['left'])} whole (-v: why); "
+        f"repair: {report['repair']}, {plural(report['data']['n'], 'image')} ({_source_name(report['data'])}).\n"
+        f"Lost: {lost['mean']:.4f} +- {_written(lost['stderr'])} {lost['name']} on {plural(judged['n'], 'image')} "
+        f"({_source_name(judged)}). Times: {threads}.\n"
+        f"Checked: the permuted model is the original within {checked['permuted']['rel_err']:.1e} of its largest "
+        f"output; before any refit, that in groups is its twin with zeros within {checked['groups']['rel_err']:.1e}."
+    )
+    figures = figures_table(["before", "after"], [report["before"], report["after"]], judged["source"])
+    return [figures, convs, Text(foot)]
+
+
+def _written(value: float | None) -> str:
+    return "-" if value is None else f"{value:z.4f}"
+
+
+def inspection_tables(report: Report) -> list[RenderableType]:
+    """Return the groups with what a unit costs, and the axes that stay with the reason."""
+    groups = empty_table("group", "kind", ">units", ">MACs/unit", ">params/unit", "~producers", "~consumers")
+    for g in report["groups"]:
+        producers, consumers = listed(g["producers"]), listed(g["consumers"])
+        add_row_of(groups, g["name"], g["kind"], g["units"], count(g["macs"]), count(g["params"]), producers, consumers)
+    units = sum(g["units"] for g in report["groups"])
+    inputs = ", ".join(f"{name} {shape}" for name, shape in report["inputs"].items())
+    head = (
+        f"{plural(units, 'unit')} in {plural(len(report['groups']), 'group')}; "
+        f"{count(report['macs'])} MACs an image, {count(report['params'])} parameters, "
+        f"{in_bytes(report['bytes'])}; traced with {inputs}"
+    )
+    shown: list[RenderableType] = [Text(head)]
+    if report["groups"]:
+        shown.append(groups)
+    if report["frozen"]:
+        frozen = empty_table("axis that stays", "made by")
+        frozen.add_column("reason", overflow="fold")
+        for f in report["frozen"]:
+            add_row_of(frozen, f"{f['tensor']}, axis {f['axis']}", f"{f['node']} ({f['op']})", f["reason"])
+        shown.append(frozen)
+    return shown
+
+
+def values_table(scores: Scores) -> Table:
+    """Return the spread of every group's values."""
+    columns = (">units", ">least", ">median", ">largest", ">standard error", ">images", "ended by")
+    groups = empty_table("group", *columns)
+    for name, v in scores.values.items():
+        spread = (v.phi.min(), np.median(v.phi), v.phi.max(), v.stderr.mean())
+        add_row_of(groups, name, len(v.phi), *(f"{value:.4g}" for value in spread), v.images, v.stopped)
+    return groups
+
+
+def frozen_lines(report: Report) -> list[str]:
+    """Return a line for every axis that stays."""
+    return [f"{tensor}, axis {axis} stays: {reason}" for tensor, axis, reason in _frozen_lines(report["frozen"])]
+
+
+def show(renderables: Iterable[RenderableType], console: Console) -> None:
+    """Print tables and text as they are, an empty line between them: no markup, no highlighting."""
+    for number, item in enumerate(renderables):
+        if number:
+            console.print()
+        console.print(item, markup=False, highlight=False)
+
+
+def _frozen_lines(frozen: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, str]]:
+    return [(axis["tensor"], axis["axis"], axis["reason"]) for axis in frozen]
+
+
+def _source_name(data: Mapping[str, Any]) -> str:
+    return "random inputs" if data["source"] == "random" else str(data["source"])

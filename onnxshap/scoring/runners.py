@@ -1,0 +1,294 @@
+"""Where jobs run: here, in local processes, or on a cluster. A lost worker's jobs are repeated.
+
+A runner takes jobs and hands their results back in any order; results depend on the job alone, never on the runner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import Any, Protocol
+
+from onnxshap.backend import OrtBackend
+from onnxshap.errors import OnnxshapError
+from onnxshap.game import Setting
+from onnxshap.methods.base import Tell
+from onnxshap.scoring.jobs import Job, Player, Result
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_GO_ON = "run the same command again with --journal to go on, or leave out --cluster"
+PATIENCE = 60.0
+"""Seconds to wait for a cluster's workers to come back."""
+_POLL = 0.01
+_MOST_LOSSES = 4
+"""How often in a row all workers may be lost without one result."""
+
+
+class Runner(Protocol):
+    """Runs jobs.
+
+    Attributes:
+        slots: how many jobs keep it busy.
+    """
+
+    slots: int
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+
+    def next(self) -> tuple[Job, Result]:
+        """Return a finished job and its result; waits for one.
+
+        Raises:
+            OnnxshapError: the job failed, or there is nobody left to run it.
+        """
+
+    def close(self) -> None:
+        """Give up what is still running."""
+
+
+class Here:
+    """Runs jobs one after the other in this process."""
+
+    slots = 1
+
+    def __init__(self, setting: Setting, method: str, tell: Tell) -> None:
+        self._player, self._tell = Player(setting, method), tell
+        self._waiting: deque[Job] = deque()
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+        self._waiting.append(job)
+
+    def next(self) -> tuple[Job, Result]:
+        """Return the oldest job and its result."""
+        job = self._waiting.popleft()
+        return job, self._player.play(job, self._tell)
+
+    def close(self) -> None:
+        """Nothing is running."""
+
+
+# --- local processes -------------------------------------------------------------------------------------------------
+
+_player: Player | None = None
+"""The player of a worker process."""
+
+
+def _start(payload: bytes) -> None:
+    global _player
+    setting, method = pickle.loads(payload)
+    _player = Player(setting, method)
+
+
+def _play(job: Job) -> Result:
+    assert _player is not None
+    return _player.play(job)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Processes:
+    """Runs jobs in processes of this machine, its cores shared out among them."""
+
+    def __init__(self, setting: Setting, method: str, workers: int) -> None:
+        self.slots = 2 * workers
+        self._workers, self._threads = workers, max(1, cores() // workers)
+        self._payload = payload(setting, method, self._threads)
+        self._before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self._threads)))  # read when a worker starts
+        self._jobs: dict[Future[Result], Job] = {}
+        self._losses = 0
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self._workers, mp_context=get_context("spawn"), initializer=_start, initargs=(self._payload,)
+        )
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+        try:
+            self._jobs[self._pool.submit(_play, job)] = job
+        except BrokenProcessPool as error:
+            self._repeat(error)
+            self.submit(job)
+
+    def next(self) -> tuple[Job, Result]:
+        """Return a finished job; those of workers that died run again."""
+        while True:
+            done, _ = wait(self._jobs, return_when=FIRST_COMPLETED)
+            future = next(iter(done))
+            try:
+                result = future.result()
+            except BrokenProcessPool as error:
+                self._repeat(error)
+                continue
+            self._losses = 0
+            return self._jobs.pop(future), result
+
+    def _repeat(self, error: BrokenProcessPool) -> None:
+        """Start new workers on the jobs that are open; one that died has taken its pool with it."""
+        self._losses += 1
+        if self._losses > _MOST_LOSSES:
+            raise OnnxshapError(
+                f"workers keep dying ({error}); use fewer (--workers), or none; a script that starts workers needs "
+                "`if __name__ == '__main__':`"
+            ) from error
+        finished = {f: j for f, j in self._jobs.items() if f.done() and f.exception() is None}
+        lost = [job for future, job in self._jobs.items() if future not in finished]
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = self._new_pool()
+        self._jobs = finished
+        for job in lost:
+            self._jobs[self._pool.submit(_play, job)] = job
+
+    def close(self) -> None:
+        """End the workers."""
+        processes = list((getattr(self._pool, "_processes", None) or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def payload(setting: Setting, method: str, threads: int) -> bytes:
+    """Return what a worker needs, as bytes.
+
+    Raises:
+        OnnxshapError: the payoff is a function that cannot be sent.
+    """
+    backend = setting.traced.backend
+    if isinstance(backend, OrtBackend) and not backend.threads:
+        backend = replace(backend, threads=threads)
+    sent = replace(setting, traced=replace(setting.traced, backend=backend))
+    try:
+        return pickle.dumps((sent, method), protocol=pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise OnnxshapError(
+            f"payoff {setting.payoff.name!r} cannot be sent to workers ({error}); define its function in a module, or "
+            "leave out --workers and --cluster"
+        ) from error
+
+
+# --- a cluster -------------------------------------------------------------------------------------------------------
+
+_players: dict[tuple[str, int], Player] = {}
+"""Players of a cluster's worker, by payload and thread."""
+
+
+def _same(content: bytes) -> bytes:
+    return content
+
+
+def _play_anywhere(content: bytes, name: str, job: Job) -> Result:
+    key = name, threading.get_ident()
+    if key not in _players:
+        for old in [k for k in _players if k[0] != name]:
+            _players.pop(old, None)
+        _players[key] = Player(*pickle.loads(content))
+    return _players[key].play(job)
+
+
+class Cluster:
+    """Runs jobs on a dask.distributed cluster; its scheduler repeats those of lost workers."""
+
+    def __init__(self, setting: Setting, method: str, address: str) -> None:
+        try:
+            import distributed
+        except ImportError as error:
+            raise OnnxshapError("--cluster needs dask.distributed: pip install 'onnxshap[dask]'") from error
+        self._address = address
+        content = payload(setting, method, 1)
+        try:
+            self._client = distributed.Client(address, timeout="10s", set_as_default=False)
+        except (OSError, ValueError, TypeError) as error:
+            raise OnnxshapError(
+                f"cluster {address!r} cannot be reached ({_short(error)}); start it (dask scheduler, dask worker), or "
+                "leave out --cluster"
+            ) from error
+        self._asked, self._there = 0.0, True
+        self._jobs: dict[Any, Job] = {}
+        self._done = distributed.as_completed(loop=self._client.loop, raise_errors=False)
+        with self._lost():
+            self._client.wait_for_workers(1, timeout=10)
+            self._name = "onnxshap-" + hashlib.sha256(content).hexdigest()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a large graph: unlike scattered data it is never lost
+                self._content = self._client.submit(_same, content, key=self._name)
+            self.slots = 2 * max(1, sum(self._client.nthreads().values()))
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+        with self._lost():
+            future = self._client.submit(_play_anywhere, self._content, self._name, job, pure=False, retries=0)
+            self._jobs[future] = job
+            self._done.add(future)
+
+    def next(self) -> tuple[Job, Result]:
+        """Return a finished job; waits a minute for workers where all are gone."""
+        with self._lost():
+            alone_since = None
+            while not self._done.has_ready():
+                time.sleep(_POLL)
+                now = time.monotonic()
+                if self._client.status != "running":
+                    raise OnnxshapError(f"cluster {self._address!r} was lost; {_GO_ON}")
+                if self._workers():
+                    alone_since = None
+                elif alone_since is None:
+                    alone_since = now
+                elif now - alone_since > PATIENCE:
+                    raise OnnxshapError(f"cluster {self._address!r} has no worker left; start some and {_GO_ON}")
+            future = next(self._done)
+            job = self._jobs.pop(future)
+            return job, future.result(timeout=10 * PATIENCE)
+
+    def _workers(self) -> bool:
+        """Return whether there are workers; asks every second at most."""
+        now = time.monotonic()
+        if now - self._asked > 1:
+            self._asked, self._there = now, bool(self._client.nthreads())
+        return self._there
+
+    @contextlib.contextmanager
+    def _lost(self) -> Iterator[None]:
+        """Turn what can go wrong with a cluster into one error."""
+        try:
+            yield
+        except OnnxshapError:
+            raise
+        except Exception as error:
+            raise OnnxshapError(f"cluster {self._address!r} was lost ({_short(error)}); {_GO_ON}") from error
+
+    def close(self) -> None:
+        """Drop what is running and leave."""
+        with contextlib.suppress(Exception):
+            self._client.cancel(list(self._jobs))
+        with contextlib.suppress(Exception):
+            self._client.close(timeout=5)
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

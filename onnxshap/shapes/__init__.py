@@ -1,0 +1,12 @@
+"""The shape of every tensor, shape arithmetic as constants, and the place of the images, by running the model.
+
+- `specs`: what the inputs declare. `probe`: the runs that tell. `folding`, `constants`: what they make constant.
+- `bodies`: which bodies of If, Loop and Scan are lifted. `shaped`: all of it as one `Shaped`.
+- `doubts`: sizes that are alike by chance. `images`, `batching`: where the images lie, and any number of them.
+"""
+
+from onnxshap.shapes.probe import noise
+from onnxshap.shapes.shaped import Shaped, infer
+from onnxshap.shapes.specs import input_specs
+
+__all__ = ["Shaped", "infer", "input_specs", "noise"]

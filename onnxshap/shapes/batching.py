@@ -1,0 +1,193 @@
+"""How a model with a fixed batch takes any number of images.
+
+Exporters write out the size of the batch wherever a shape is named, and repeat constants for every image: a Reshape
+gets -1 there, and a constant is repeated as often as there are images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper
+
+from onnxshap.core import Array
+from onnxshap.graph import array, attributes, is_op, tensor
+from onnxshap.graph.lifting import body, entered, is_open
+from onnxshap.graph.loops import handed_on
+from onnxshap.labels.fixups import set_attribute
+from onnxshap.shapes import Shaped
+from onnxshap.shapes.images import Images, Repeat, Walk
+
+_ROWS = "onnxshap.rows"
+
+
+def freed_model(shaped: Shaped) -> ModelProto | None:
+    """Return a model whose batch axis is free, its nodes in their places; None where the images' way is not known.
+
+    New nodes stand at the end, which onnxruntime does not mind. Whether the model takes several images, and gives for
+    each what it gave alone, is for the caller to measure.
+    """
+    walk = Walk(shaped, shaped.batch)
+    walk.run()
+    outputs = [o.name for o in shaped.graph.model.graph.output]
+    if any(walk.found.get(name) != Images(0) for name in outputs):
+        return None
+    edit = _Free(walk)
+    edit.apply()
+    return edit.model
+
+
+@dataclass
+class _Free:
+    """A model while its batch is being freed."""
+
+    walk: Walk
+    model: ModelProto = field(default_factory=ModelProto)
+    made: dict[tuple[Any, ...], str] = field(default_factory=dict)
+
+    def apply(self) -> None:
+        """Change targets and sizes, and repeat constants."""
+        self.model.CopyFrom(self.walk.shaped.graph.model)
+        self.stored = {t.name: t for t in self.model.graph.initializer}
+        nodes = list(self.model.graph.node)
+        for index, place in self.walk.targets.items():
+            if is_op(nodes[index], "Reshape"):
+                self._aim(nodes[index], place)
+        for node in nodes:
+            if node.output[0] not in self.walk.found:
+                continue
+            if is_op(node, "Expand"):
+                self._stretch(node)
+            elif is_op(node, "Resize", "Upsample"):
+                self._resize(node)
+            elif is_op(node, "Squeeze"):
+                self._squeeze(node)
+        for repeat in dict.fromkeys(self.walk.repeats):  # an op of several outputs asks for it for each
+            if self.walk.batch == 1:
+                self._repeat(nodes[repeat.node], repeat)
+        for item in (*self.model.graph.input, *self.model.graph.output):
+            dims = item.type.tensor_type.shape.dim
+            if len(dims) and self.walk.found.get(item.name) == Images(0):
+                dims[0].dim_param = "onnxshap.images"
+        given = entered(nodes)
+        for node in nodes:
+            if is_open(node, given):
+                self._declare(node)
+
+    def _declare(self, node: NodeProto) -> None:
+        """Free the sizes that the body of a loop declares."""
+        inside, handed = body(node), handed_on(node)
+        pairs = [*((item, item.name) for item in inside.input), *zip(inside.output, handed, strict=True)]
+        for item, name in pairs:
+            dims, place = item.type.tensor_type.shape.dim, self.walk.found.get(name)
+            if place is not None and place.axis < len(dims):
+                dims[place.axis].Clear()
+
+    def _aim(self, node: NodeProto, place: Images) -> None:
+        """Give a Reshape a target with -1 for the images' axis, or 0 where that copies it."""
+        name, shape = node.output[0], self.walk.shaped.shapes[node.output[0]]
+        if len(node.input) < 2 or node.input[1] not in self.stored:
+            return
+        target = array(self.stored[node.input[1]]).copy()
+        copies = place.alone and self.walk.found.get(node.input[0]) == place
+        varying = any((name, axis) in self.walk.shaped.varying for axis in range(len(shape)))
+        if not varying:
+            target[:] = shape
+        target[place.axis] = 0 if copies else -1
+        if np.count_nonzero(target == -1) > 1:
+            return
+        self.stored[node.input[1]].CopyFrom(tensor(node.input[1], target))
+        if any(a.name == "allowzero" for a in node.attribute):
+            set_attribute(node, "allowzero", 0)  # torch writes it: 0 would be a size
+
+    def _stretch(self, node: NodeProto) -> None:
+        """Expand by 1 what is as wide as it is told to be."""
+        stored = self.stored.get(node.input[1])
+        if stored is None:
+            return
+        target = array(stored).copy()
+        source, shapes = self.walk.shaped.shapes[node.input[0]], self.walk.shaped.shapes
+        for axis in range(1, min(len(source), len(target)) + 1):
+            if source[-axis] == shapes[node.output[0]][-axis]:
+                target[-axis] = 1
+        stored.CopyFrom(tensor(stored.name, target))
+
+    def _resize(self, node: NodeProto) -> None:
+        """Take the number of images from the input instead of from the sizes."""
+        if len(node.input) < 4 or node.input[3] not in self.stored or "axes" in attributes(node):
+            return
+        sizes, output = array(self.stored[node.input[3]]), node.output[0]
+        source = self.walk.shaped.shapes[node.input[0]]
+        same = next((axis for axis, size in enumerate(sizes) if size != source[axis]), len(sizes))
+        shape = self._node("Shape", [node.input[0]], f"{output}.source_sizes")
+        bounds = [self._constant(f"{output}.{what}", np.array([k])) for what, k in (("first", 0), ("same", same))]
+        copied = self._node("Slice", [shape, *bounds], f"{output}.same_sizes")
+        rest = self._constant(f"{output}.sizes", sizes[same:])
+        node.input[3] = self._node("Concat", [copied, rest], f"{output}.all_sizes", axis=0)
+
+    def _squeeze(self, node: NodeProto) -> None:
+        """Name the axes: one image is an axis of size 1 too."""
+        given = attributes(node)
+        if "axes" in given or len(node.input) > 1:
+            return
+        place = self.walk.found[node.input[0]]
+        shape = self.walk.shaped.shapes[node.input[0]]
+        axes = [axis for axis, size in enumerate(shape) if size == 1 and axis != place.axis]
+        if self.walk.shaped.graph.opset >= 13:
+            node.input.append(self._constant(f"{node.output[0]}.axes", np.array(axes, np.int64)))
+        else:
+            set_attribute(node, "axes", axes)
+
+    def _repeat(self, node: NodeProto, repeat: Repeat) -> None:
+        """Repeat a constant of one image for every image."""
+        name, place = node.input[repeat.input], repeat.images
+        shape = self.walk.shaped.shapes[name]
+        if shape[place.axis] != place.outer * place.inner:
+            return
+        key = (name, place)
+        if key not in self.made and place.outer == 1:  # by numbers alone, whatever widths a cut leaves
+            times = self._times(name, place.axis, len(shape) - place.axis - 1)
+            self.made[key] = self._node("Tile", [name, times], f"{name}.repeated")
+        elif key not in self.made:
+            apart = self._constant(f"{name}.apart", np.array(place.split(shape), np.int64))
+            whole = [-1 if axis == place.axis else size for axis, size in enumerate(shape)]
+            together = self._constant(f"{name}.together", np.array(whole, np.int64))
+            source = self._node("Reshape", [name, apart], f"{name}.split")
+            target = self._times(name, place.axis + 1, len(shape) - place.axis)
+            wide = self._node("Expand", [source, target], f"{name}.wide")
+            self.made[key] = self._node("Reshape", [wide, together], f"{name}.repeated")
+        node.input[repeat.input] = self.made[key]
+
+    def _times(self, name: str, before: int, after: int) -> str:
+        """Return the name of int64[before + 1 + after]: ones, and the number of images."""
+        ones = [
+            self._constant(f"{name}.{side}", np.ones(count, np.int64))
+            for side, count in (("before", before), ("after", after))
+        ]
+        return self._node("Concat", [ones[0], self._rows(), ones[1]], f"{name}.times", axis=0)
+
+    def _rows(self) -> str:
+        """Return the name of int64[1], the number of images."""
+        if ("rows",) not in self.made:
+            first = next(n for n in self.walk.shaped.inputs if self.walk.found.get(n) == Images(0))
+            sizes = self._node("Shape", [first], f"{_ROWS}.sizes")
+            zero = self._constant(f"{_ROWS}.axis", np.array([0], np.int64))
+            self.made["rows",] = self._node("Gather", [sizes, zero], _ROWS, axis=0)
+        return self.made["rows",]
+
+    def _constant(self, name: str, values: Array) -> str:
+        while name in self.stored:
+            name += "_"
+        self.stored[name] = self.model.graph.initializer.add()
+        self.stored[name].CopyFrom(tensor(name, values))
+        return name
+
+    def _node(self, kind: str, inputs: Sequence[str], output: str, **given: Any) -> str:
+        while ("node", output) in self.made:
+            output += "_"
+        self.made["node", output] = output
+        self.model.graph.node.append(helper.make_node(kind, list(inputs), [output], name=output, **given))
+        return output

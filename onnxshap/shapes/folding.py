@@ -1,0 +1,303 @@
+"""Shape arithmetic folded: what is alike in two runs at different sizes does not depend on them and becomes a constant.
+
+What differs keeps following the input, and is taken apart from what does not: a Reshape target copies (0) or takes up
+(-1) the sizes that follow, a vector of sizes of which some follow is put together of those and of constants. So what is
+left of the arithmetic depends on free dimensions alone, and no width that a cut changes is hidden in it. A graph that
+was folded before may be folded again: what was taken apart then is found again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper
+
+from onnxshap.core import Array, BoolArray
+from onnxshap.graph import Graph, array, attributes, is_op, tensor
+from onnxshap.graph.structure import copied, outer_names, subgraphs
+from onnxshap.shapes.doubts import doubtful
+
+Shape = tuple[int, ...]
+COMPUTED = -(2**62)
+"""Stands for the entries of a vector of sizes that follow free dimensions."""
+_SIZES = {
+    **dict.fromkeys(("Expand", "Pad", "Reshape", "Split", "Tile", "Upsample"), (1,)),
+    "ConstantOfShape": (0,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2),
+}
+"""Op -> its inputs that are vectors of sizes, bounds or scales."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was seen at some sizes of the inputs.
+
+    Attributes:
+        inputs: those sizes.
+        shapes: the shape of every tensor.
+        values: the values of shape arithmetic.
+        times: tensor made in the body of a loop -> how often.
+    """
+
+    inputs: Mapping[str, Shape]
+    shapes: Mapping[str, Shape]
+    values: Mapping[str, Array]
+    times: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of a vector that shape arithmetic computes.
+
+    Attributes:
+        values: its entries, `COMPUTED` those that follow free dimensions.
+        stored: the initializer with the other ones, None where there is none.
+    """
+
+    values: Array
+    stored: str | None = None
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A graph with its shape arithmetic folded.
+
+    Attributes:
+        graph: the graph.
+        told: (tensor, axis) whose size is read by arithmetic that is left.
+        parts: tensor name -> what is known of it.
+        shapes: those of the tensors that were added.
+    """
+
+    graph: Graph
+    told: frozenset[tuple[str, int]]
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+
+def fold(graph: Graph, first: Run, second: Run | None) -> Folded:
+    """Return the graph with its shape arithmetic folded, as far as two runs allow; the same one where it has none.
+
+    Args:
+        graph: a normalised graph.
+        first: a run.
+        second: one at other sizes, the same run where no size is free, None where there is none.
+    """
+    if second is None:
+        shapes = [n for n in graph.nodes if is_op(n, "Shape", "Size")]
+        return Folded(graph, frozenset((n.input[0], a) for n in shapes for a in _axes(n, first)))
+    if not first.values:
+        return Folded(graph, frozenset())
+    model = copied(graph.model)
+    stored = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    one, other = (replace(run, shapes=stored | dict(run.shapes)) for run in (first, second))
+    edit = _Folding(model, one, other)
+    edit.apply()
+    return Folded(replace(graph, model=copied(model)), frozenset(edit.told()), edit.parts, edit.shapes)
+
+
+def _axes(node: NodeProto, run: Run) -> range:
+    """Return the axes whose sizes a Shape gives."""
+    given = attributes(node)
+    axes = range(len(run.shapes.get(node.input[0], ())))
+    return axes if node.op_type == "Size" else axes[given.get("start", 0) : given.get("end")]
+
+
+@dataclass
+class _Folding:
+    """A model while its shape arithmetic is folded."""
+
+    model: ModelProto
+    first: Run
+    second: Run
+    parts: dict[str, Part] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    _before: defaultdict[int, list[NodeProto]] = field(default_factory=lambda: defaultdict(list))
+    _apart: set[str] = field(default_factory=set)
+    _made: int = 1
+
+    def __post_init__(self) -> None:
+        self._outside: frozenset[str] = frozenset()
+        self._nodes: list[NodeProto] = []
+        self._chance = doubtful(self.model, self.first.values, self.second.values)
+        self._stored = {t.name: t for t in self.model.graph.initializer}
+        self._choices = {n.output[0]: n for n in self.model.graph.node if is_op(n, "Where")}
+        self._opset = next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    def apply(self) -> None:
+        """Fold what every op reads, from the last to the first, and drop what nothing reads any more."""
+        graph = self.model.graph
+        used = {o.name for o in graph.output}.union(*(outer_names(g) for n in graph.node for g in subgraphs(n)))
+        self._outside = frozenset(used)
+        kept: list[int] = []
+        for index in reversed(range(len(graph.node))):
+            node = graph.node[index]
+            if all(o in self.first.values for o in node.output) and used.isdisjoint(node.output):
+                continue
+            kept.append(index)
+            for k, name in enumerate(node.input):
+                if name in self.first.values:
+                    node.input[k] = self._folded(index, node, k)
+            used.update(name for one in (node, *self._before[index]) for name in one.input)
+        nodes = [n for index in reversed(kept) for n in (*self._before[index], graph.node[index])]
+        self._nodes = [copied(n) for n in nodes]
+        self._tell_what_follows()
+        del graph.node[:]
+        graph.node.extend(self._nodes)
+
+    def _folded(self, index: int, node: NodeProto, k: int) -> str:
+        """Return what an op reads in place of shape arithmetic."""
+        name = node.input[k]
+        value, other = self.first.values[name], self.second.values.get(name)
+        if other is None:
+            return name
+        if np.array_equal(value, other) and name not in self._chance:
+            return self._constant(name, value)
+        if not all(n in run.shapes for n in (*node.input[:1], *node.output) for run in (self.first, self.second)):
+            return name
+        if is_op(node, "Reshape") and k == 1:
+            target = _relative_target(node, self._sizes(node))
+            if target is not None:
+                return self._constant(name, target)
+        if not is_op(node, *_SIZES) or k not in _SIZES[node.op_type] or value.ndim != 1 or value.shape != other.shape:
+            return name
+        unknown = (value != other) | self._chance.get(name, np.zeros(value.shape, np.bool_))
+        known = value
+        if is_op(node, "Expand"):
+            known, unknown = _stretches(self._sizes(node), len(value))
+        elif is_op(node, "Reshape"):
+            known, unknown = _copies(node, self._sizes(node), value, unknown)
+        if not unknown.any():
+            return self._constant(name, known)
+        if unknown.all() or value.dtype != np.int64:
+            self.parts[name] = Part(np.where(unknown, COMPUTED, known))
+            return name
+        if self._opset < 9:
+            return name
+        rest = np.where(unknown, 1, known)
+        if (before := self._chosen_before(name, unknown)) is not None and self._is_stored(before, rest):
+            self.parts[name] = Part(np.where(unknown, COMPUTED, known), before)
+            return name
+        stored = self._constant(f"{name}.known", rest)
+        made = self._chosen(name, unknown, stored, self._before[index])
+        self.parts[made] = Part(np.where(unknown, COMPUTED, known), stored)
+        return made
+
+    def _constant(self, hint: str, values: Array) -> str:
+        """Add an initializer, return its name."""
+        while (name := f"{hint}.folded{self._made}") in self._stored or name in self.shapes:
+            self._made += 1
+        self.model.graph.initializer.append(tensor(name, values))
+        self.shapes[name] = values.shape
+        return name
+
+    def _sizes(self, node: NodeProto) -> list[tuple[Shape, Shape]]:
+        """Return the shapes of a node's data and output in both runs."""
+        data, out = node.input[0], node.output[0]
+        return [(self.shapes.get(data) or run.shapes[data], run.shapes[out]) for run in (self.first, self.second)]
+
+    def _chosen(self, name: str, follows: BoolArray, stored: str, nodes: list[NodeProto]) -> str:
+        """Add a node that takes the entries that follow from a tensor, the others from an initializer."""
+        condition = self._constant(f"{name}.follows", follows)
+        made = f"{condition}.chosen"
+        nodes.append(helper.make_node("Where", [condition, name, stored], [made], name=made))
+        self.shapes[made] = follows.shape
+        return made
+
+    def _chosen_before(self, name: str, follows: BoolArray) -> str | None:
+        """Return the initializer with the entries that do not follow, where a vector was taken apart in that way."""
+        node = self._choices.get(name)
+        if node is None or not self._is_stored(node.input[0], follows) or node.input[2] not in self._stored:
+            return None
+        return node.input[2]
+
+    def _is_stored(self, name: str, values: Array) -> bool:
+        """Return whether a name is that of an initializer with some values."""
+        return name in self._stored and np.array_equal(array(self._stored[name]), values)
+
+    def _tell_what_follows(self) -> None:
+        """Make the arithmetic that is left read no size that is alike in both runs."""
+        for node in list(self._nodes):
+            name = node.output[0]
+            if not is_op(node, "Shape") or name not in self.second.values or self._opset < 9:
+                continue
+            value, other = self.first.values[name], self.second.values[name]
+            readers = [r for r in self._nodes if name in r.input]
+            if (value != other).all() or all(self._takes_what_follows(r) for r in readers):
+                self._apart.add(name)
+                continue
+            if name in self._outside or name in self.parts:
+                continue
+            stored, added = self._constant(f"{name}.alike", value), list[NodeProto]()
+            made = self._chosen(name, value != other, stored, added)
+            for reader in readers:
+                for k, read in enumerate(reader.input):
+                    if read == name:
+                        reader.input[k] = made
+            self._nodes.insert(self._nodes.index(node) + 1, added[0])
+            self._apart.add(name)
+
+    def _takes_what_follows(self, node: NodeProto) -> bool:
+        """Return whether a node takes entries of a Shape of which every one follows free dimensions."""
+        name = node.output[0]
+        if name in self.parts:
+            return True
+        source = node.input[1] if is_op(node, "Where") else ""
+        if source in self.second.values and source in self.first.values:
+            value, other = self.first.values[source], self.second.values[source]
+            return value.shape == other.shape and self._chosen_before(name, value != other) is not None
+        if not is_op(node, "Gather", "Slice") or name not in self.second.values:
+            return False
+        return bool(np.all(self.first.values[name] != self.second.values[name]))
+
+    def told(self) -> set[tuple[str, int]]:
+        """Return the axes whose sizes are read."""
+        found: set[tuple[str, int]] = set()
+        for node in self._nodes:
+            if is_op(node, "Shape", "Size"):
+                axes, name = list(_axes(node, self.first)), node.output[0]
+                if name in self._apart:
+                    follows = self.first.values[name] != self.second.values[name]
+                    axes = [axis for axis, does in zip(axes, follows, strict=True) if does]
+                found.update((node.input[0], axis) for axis in axes)
+        return found
+
+
+def _stretches(sizes: list[tuple[Shape, Shape]], length: int) -> tuple[Array, BoolArray]:
+    """Return an Expand target that is 1 where nothing is stretched, and which of its entries follow free dimensions."""
+    targets = []
+    for data, out in sizes:
+        padded = (1,) * (len(out) - len(data)) + data
+        stretched = [1 if a == b else b for a, b in zip(padded, out, strict=True)]
+        targets.append(np.array(stretched[len(out) - length :], np.int64))
+    return targets[0], targets[0] != targets[1]
+
+
+def _copies(
+    node: NodeProto, sizes: list[tuple[Shape, Shape]], target: Array, unknown: BoolArray
+) -> tuple[Array, BoolArray]:
+    """Return a Reshape target that is 0 where it copies a size that follows, and which other entries follow."""
+    (data, out), (data2, out2) = sizes
+    copied = np.array([k < len(data) and data[k] == out[k] and data2[k] == out2[k] for k in range(len(out))], np.bool_)
+    if attributes(node).get("allowzero"):
+        return target, unknown
+    return np.where(unknown & copied, 0, target), unknown & ~copied
+
+
+def _relative_target(node: NodeProto, sizes: list[tuple[Shape, Shape]]) -> Array | None:
+    """Return a constant Reshape target that holds for every size: 0 copies, -1 takes up one dim; None if none."""
+    if attributes(node).get("allowzero") or 0 in sizes[0][1]:
+        return None
+    target = []
+    for axis, size in enumerate(sizes[0][1]):
+        if all(out[axis] == size for _, out in sizes):
+            target.append(size)
+        elif all(axis < len(data) and data[axis] == out[axis] for data, out in sizes):
+            target.append(0)
+        else:
+            target.append(-1)
+    return np.array(target, np.int64) if target.count(-1) <= 1 else None

@@ -1,0 +1,322 @@
+"""Where the images lie in every tensor.
+
+Exporters merge the images with windows or heads ([8, 64, 32] for 4 windows of 2 images). One walk through the graph
+follows the images; on its way it notes what each node needs so that their number may change (`batching`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto
+
+from onnxshap.core import Array
+from onnxshap.graph import array, attributes
+from onnxshap.graph.lifting import entered, is_enter, is_loop, is_open
+from onnxshap.graph.loops import Passage, passages
+from onnxshap.graph.structure import subgraphs
+from onnxshap.shapes import Shaped
+from onnxshap.shapes.folding import Shape
+
+_MOVES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+_BROADCASTS = (
+    *(
+        "Add",
+        "And",
+        "Div",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Max",
+        "Min",
+        "Mod",
+        "Mul",
+        "Or",
+    ),
+    *("PRelu", "Pow", "Sub", "Where"),
+)
+"""Ops whose constants have one entry for all images, or one for each."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The place of the images: an axis of outer x images x inner positions."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether the images have the axis for themselves."""
+        return self.outer == self.inner == 1
+
+    def split(self, shape: Sequence[int]) -> list[int]:
+        """Return a shape with the axis split in three, -1 for the images."""
+        return [*shape[: self.axis], self.outer, -1, self.inner, *shape[self.axis + 1 :]]
+
+    def take(self, values: Array, images: Any) -> Array:
+        """Return the chosen images of a tensor."""
+        if self.alone:
+            taken: Array = np.take(values, images, axis=self.axis)
+            return taken
+        apart = values.reshape(self.split(values.shape))
+        chosen: Array = np.take(apart, images, axis=self.axis + 1)
+        return chosen.reshape(*values.shape[: self.axis], -1, *values.shape[self.axis + 1 :])
+
+    def join(self, parts: Sequence[Array]) -> Array:
+        """Return the images of several tensors as one."""
+        if self.alone or len(parts) == 1:
+            joined: Array = np.concatenate(parts, axis=self.axis)
+            return joined
+        shape = parts[0].shape
+        apart: Array = np.concatenate([p.reshape(self.split(p.shape)) for p in parts], axis=self.axis + 1)
+        return apart.reshape(*shape[: self.axis], -1, *shape[self.axis + 1 :])
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Input `input` of a node is the same for all images and needs an entry for each, at `images`."""
+
+    node: int
+    input: int
+    images: Images
+
+
+@dataclass
+class Walk:
+    """Follows the images from node to node."""
+
+    shaped: Shaped
+    batch: int
+    found: dict[str, Images] = field(default_factory=dict)
+    targets: dict[int, Images] = field(default_factory=dict)
+    repeats: list[Repeat] = field(default_factory=list)
+    passages: list[Passage] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Visit every node; what it cannot follow gets no entry."""
+        nodes = self.shaped.graph.nodes
+        given = entered(nodes)
+        self.passages = [p for node in nodes if is_open(node, given) for p in passages(node)]
+        states: dict[str, Images | None] = {}
+        while True:  # the images of a state have to come out of an iteration where they went in
+            self._visit_all(states)
+            before = dict(states)
+            for passage in self.passages:
+                place, after = self.found.get(passage.inner), self.found.get(passage.outer)
+                if passage.way == "on" and place != after:  # a state that starts as a constant has them later on
+                    states[passage.inner] = after if passage.inner not in states and place is None else None
+            if states == before:
+                return
+
+    def _visit_all(self, states: Mapping[str, Images | None]) -> None:
+        """Visit every node once; the places of the images in some states of loops are given, None = there are none."""
+        self.found.clear()
+        self.targets.clear()
+        self.repeats.clear()
+        for name, shape in self.shaped.inputs.items():
+            axis = self.shaped.batch_axis(name)
+            if axis is not None and shape[axis] == self.batch:
+                self.found[name] = Images(axis)
+        for index, node in enumerate(self.shaped.graph.nodes):
+            if is_enter(node) or is_loop(node):
+                self._border(index, node, states)
+                continue
+            if any(True for _ in subgraphs(node)) or not any(i in self.found for i in node.input):
+                continue
+            if any(name and name not in self.shaped.shapes for name in node.output):
+                continue  # no tensor, or one whose sizes differ from iteration to iteration of a loop
+            for number, name in enumerate(node.output):
+                place = self._visit(index, node, number)
+                if name and place is not None and self._fits(name, place):
+                    self.found[name] = place
+
+    def _border(self, index: int, node: NodeProto, states: Mapping[str, Images | None]) -> None:
+        """Follow the images into the body of a loop, and out of it."""
+        for passage in self.passages:
+            if passage.way == "in" and passage.inner in node.output:
+                source, target = passage.outer, passage.inner
+            elif passage.way == "out" and passage.outer in node.output:
+                source, target = passage.inner, passage.outer
+            else:
+                continue
+            place = states.get(target, self.found.get(source))
+            if place is not None and passage.axis is not None:
+                steps = passage.axis % len(self._shape(passage.outer))
+                if passage.way == "in" and place.axis == steps:
+                    continue
+                further = place.axis > steps if passage.way == "in" else place.axis >= steps
+                place = replace(place, axis=place.axis + (-1 if passage.way == "in" else 1) * further)
+            if place is not None and self._fits(target, place):
+                self.found[target] = place
+        for passage in self.passages if is_loop(node) else ():
+            if passage.way == "in" and (place := states.get(passage.inner)) is not None:
+                for k in (k for k, name in enumerate(node.input) if name == passage.outer):
+                    self.constant(index, node, k, place)
+
+    def _shape(self, name: str) -> Shape:
+        return self.shaped.shapes.get(name, ())
+
+    def _fits(self, name: str, place: Images) -> bool:
+        shape = self._shape(name)
+        return 0 <= place.axis < len(shape) and shape[place.axis] == place.outer * self.batch * place.inner
+
+    def _visit(self, index: int, node: NodeProto, number: int) -> Images | None:
+        if node.op_type in _MOVES:
+            if (place := self._moved(node)) is not None:
+                self.targets[index] = place
+            return place
+        if (rule := _RULES.get(node.op_type)) is not None:
+            return rule(self, index, node, number)
+        return self._aligned(index, node, number)
+
+    def _moved(self, node: NodeProto) -> Images | None:
+        """The images keep their place in the order of elements; an axis is found for them."""
+        place = self.found.get(node.input[0])
+        if place is None:
+            return None
+        source, target = self._shape(node.input[0]), self._shape(node.output[0])
+        before = math.prod(source[: place.axis]) * place.outer
+        ends = list(itertools.accumulate(target, lambda a, b: a * b, initial=1))
+        if 0 in ends:
+            return None
+        fitting = [
+            Images(k, before // ends[k], ends[k + 1] // (before * self.batch))
+            for k in range(len(target))
+            if before % ends[k] == 0 and ends[k + 1] % (before * self.batch) == 0
+        ]
+        alone = [p for p in fitting if p.alone]
+        if not fitting:
+            return None
+        if alone:
+            return alone[0]
+        following = source[place.axis + 1 : place.axis + 2]
+        if place.alone and len(fitting) > 1 and target[fitting[-1].axis : fitting[-1].axis + 1] == following:
+            return fitting[0]  # [places, images, features] -> [places x images, features]
+        return fitting[-1]
+
+    def _aligned(self, index: int, node: NodeProto, number: int) -> Images | None:
+        """Axes are counted from the last, as broadcasting does; all inputs have the images in one place."""
+        rank = len(self._shape(node.output[number]))
+        places = {
+            replace(p, axis=p.axis + rank - len(self._shape(i))) for i in node.input if i and (p := self.found.get(i))
+        }
+        if len(places) != 1:
+            return None
+        place = places.pop()
+        if node.op_type in _BROADCASTS:
+            for k, name in enumerate(node.input):
+                shape = self._shape(name)
+                axis = place.axis - rank + len(shape)
+                if name in self.shaped.constants and axis >= 0 and shape[axis] > 1:
+                    self.repeats.append(Repeat(index, k, replace(place, axis=axis)))
+        return place
+
+    def constant(self, index: int, node: NodeProto, k: int, place: Images) -> None:
+        """Note that an input, if it is a constant, needs an entry for every image."""
+        if k < len(node.input) and node.input[k] in self.shaped.constants:
+            self.repeats.append(Repeat(index, k, place))
+
+
+_Rule = Callable[[Walk, int, NodeProto, int], Images | None]
+
+
+def _transpose(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+    place = walk.found[node.input[0]]
+    rank = len(walk.shaped.shapes[node.input[0]])
+    perm = list(attributes(node).get("perm", range(rank)[::-1]))
+    return replace(place, axis=perm.index(place.axis))
+
+
+def _concat(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+    place = next(walk.found[i] for i in node.input if i in walk.found)
+    if int(attributes(node)["axis"]) % len(walk.shaped.shapes[node.output[0]]) == place.axis:
+        return None
+    for k in range(len(node.input)):
+        walk.constant(index, node, k, place)
+    return place
+
+
+def _gather(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+    shapes = walk.shaped.shapes
+    data, chosen = (walk.found.get(name) for name in node.input[:2])
+    axis = int(attributes(node).get("axis", 0)) % len(shapes[node.input[0]])
+    if data is not None and chosen is None and data.axis != axis:
+        shift = len(shapes[node.input[1]]) - 1 if data.axis > axis else 0
+        return replace(data, axis=data.axis + shift)
+    if chosen is not None and data is None:
+        return replace(chosen, axis=chosen.axis + axis)
+    return None
+
+
+def _gather_elements(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+    place = next(walk.found[i] for i in node.input if i in walk.found)
+    for k in range(2):
+        walk.constant(index, node, k, place)
+    return place
+
+
+def _reduce(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+    place, given = walk.found.get(node.input[0]), attributes(node)
+    if place is None or given.get("keepdims", 1):
+        return place
+    rank = len(walk.shaped.shapes[node.input[0]])
+    axes = given.get("axes", given.get("axis"))
+    if len(node.input) > 1 and (stored := walk.shaped.graph.initializers.get(node.input[1])) is not None:
+        axes = array(stored)
+    if axes is None:
+        return None
+    gone = {int(a) % rank for a in np.ravel(axes)}
+    return None if place.axis in gone else replace(place, axis=place.axis - sum(a < place.axis for a in gone))
+
+
+def _recurrent(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+    first = bool(attributes(node).get("layout", 0))
+    for k in (5, 6):
+        walk.constant(index, node, k, Images(0 if first else 1))
+    return Images(0 if first else 2 if number == 0 else 1)
+
+
+def _einsum(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+    left, arrow, right = str(attributes(node)["equation"]).replace(" ", "").partition("->")
+    letters = {
+        (term[place.axis], place.outer, place.inner)
+        for term, name in zip(left.split(","), node.input, strict=False)
+        if (place := walk.found.get(name)) is not None and "." not in term and place.axis < len(term)
+    }
+    if len(letters) != 1 or not arrow:
+        return None
+    letter, outer, inner = letters.pop()
+    return Images(right.index(letter), outer, inner) if letter in right else None
+
+
+_RULES: dict[str, _Rule] = {
+    "Transpose": _transpose,
+    "Concat": _concat,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    **dict.fromkeys(("ArgMax", "ArgMin"), _reduce),
+    **{f"Reduce{name}": _reduce for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum")},
+    "ReduceSumSquare": _reduce,
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    "Einsum": _einsum,
+    **dict.fromkeys(
+        ("Shape", "Size", "NonZero", "Unique", "GatherND", "NonMaxSuppression", "RoiAlign", "MaxRoiPool"),
+        lambda walk, index, node, number: None,
+    ),
+}
+
+
+def find_images(shaped: Shaped) -> Mapping[str, Images]:
+    """Return tensor name -> the place of the images, for the tensors in which it is known."""
+    walk = Walk(shaped, shaped.batch)
+    walk.run()
+    return walk.found

@@ -1,0 +1,243 @@
+"""Runs that tell shapes: the model with a `Shape` node behind every tensor, at sizes that it accepts.
+
+One run at two images of a usual size, one more with other sizes in the free dimensions.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper
+
+from onnxshap.backend import Backend
+from onnxshap.core import Array
+from onnxshap.data import InputSpec, random_data
+from onnxshap.errors import DataError, ModelError
+from onnxshap.graph import Graph, is_op
+from onnxshap.graph.lifting import is_enter
+from onnxshap.graph.loops import closed, depths
+from onnxshap.graph.structure import copied, graphs_of, subgraphs
+from onnxshap.graph.weights import without_values
+from onnxshap.shapes.constants import is_random
+from onnxshap.shapes.folding import Run, Shape
+
+_BATCH = 2
+_FREE_SIZES = (64, 32, 224, 320, 16)
+_INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
+"""Element types of bounds, sizes and positions, which exporters that fold no constants compute from constants."""
+_PREFIX = "onnxshap.shape."
+_REAL = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
+
+
+def two_runs(
+    probe: Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]
+) -> tuple[Run, Run | None]:
+    """Run at sizes that the model accepts, and at others: the same run where no size is free, None where none run."""
+    first = _first_run(probe, specs, given)
+    varied = _varied(specs, first.inputs)
+    return first, next((run for sizes in varied if (run := probe.attempt(sizes))), None) if varied else first
+
+
+def _first_run(probe: Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]) -> Run:
+    """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
+    sizes_tried = []
+    reason: Exception | None = None
+    alone = any(spec.batch != 0 for spec in specs.values())
+    for free, batch in itertools.product(_FREE_SIZES, (1,) if alone else (_BATCH, 1)):
+        sizes = {
+            name: tuple(
+                known if known is not None else (batch if axis == spec.batch else free)
+                for axis, known in enumerate(_merged(spec, given.get(name)))
+            )
+            for name, spec in specs.items()
+        }
+        if sizes in sizes_tried:
+            continue
+        sizes_tried.append(sizes)
+        try:
+            return probe.run(sizes)
+        except (ModelError, DataError) as error:
+            reason = reason or error
+    tried = "; ".join(", ".join(f"{k}{list(v)}" for k, v in s.items()) for s in sizes_tried[:3])
+    raise ModelError(
+        f"the model does not run at {tried}: {reason}; give data that it takes, or --input-shape NAME=1,3,48,192"
+    ) from reason
+
+
+def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | None]:
+    if given is None:
+        return list(spec.shape)
+    if len(given) != len(spec.shape):
+        raise ModelError(
+            f"input {spec.name!r} has {len(spec.shape)} dimensions, the shape given {len(given)}: give one size each"
+        )
+    for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True)):
+        if axis != spec.batch and None not in (own, size) and own != size:
+            raise ModelError(
+                f"input {spec.name!r} has {own} entries on axis {axis}, the shape given {size}: "
+                "only free dimensions can be chosen"
+            )
+    return [
+        own if own is not None else (None if axis == spec.batch else size)
+        for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True))
+    ]
+
+
+def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[dict[str, Shape]]:
+    """Return other sizes for the free dimensions: all of them changed, then the batch alone.
+
+    Half as much again where that is a multiple of 32, which strides and windows want (attention over all places of
+    an image takes the fourth power of its sides), then twice as much.
+    """
+
+    def changed(grow: float) -> dict[str, Shape]:
+        return {
+            name: tuple(
+                size if spec.shape[axis] is not None else (size + 1 if axis == spec.batch else int(size * grow))
+                for axis, size in enumerate(base[name])
+            )
+            for name, spec in specs.items()
+        }
+
+    if all(None not in spec.shape for spec in specs.values()):
+        return []
+    free = {
+        base[name][axis]
+        for name, spec in specs.items()
+        for axis, size in enumerate(spec.shape)
+        if size is None and axis != spec.batch
+    }
+    if not free:
+        return [changed(1)]
+    return [*([changed(1.5)] if all(size % 64 == 0 for size in free) else []), changed(2), changed(1)]
+
+
+class Probe:
+    """The model with a `Shape` node behind every tensor, loaded once."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        kinds: Mapping[str, int | None],
+        backend: Backend,
+        specs: Mapping[str, InputSpec],
+        sample: Mapping[str, Array],
+    ) -> None:
+        self._specs, self._sample = specs, sample
+        made = [i.name for i in graph.model.graph.input] + [o for n in graph.nodes for o in n.output if o]
+        self._names = [name for name in made if kinds.get(name, TensorProto.UNDEFINED) is not None]
+        arithmetic = _shape_arithmetic(graph.model, kinds)
+        self._values = [n for n in self._names if n in arithmetic]
+        self._depths = depths(graph.nodes)
+        self._session = backend.session(_telling(graph.model, self._names, self._values), optimize=False)
+
+    def run(self, sizes: Mapping[str, Shape]) -> Run:
+        """Return the shapes at these sizes of the inputs; a ModelError where the model does not run."""
+        feeds = {n: noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()}
+        feeds |= {n: v for n, v in self._sample.items() if not self._specs[n].shape}
+        got = self._outputs(feeds)
+        shapes, values, times = dict[str, Shape](), dict[str, Array](), dict[str, int]()
+        for number, (name, entries) in enumerate(zip([*self._names, *self._values], got, strict=True)):
+            if (depth := self._depths.get(name, 0)) > 0:
+                times[name] = int(np.prod(entries.shape[:depth]))
+                entries = entries.reshape(times[name], *entries.shape[depth:])
+                if not len(entries) or (entries != entries[:1]).any():
+                    continue  # none, or another one at every iteration
+            value = entries[0] if depth else entries
+            if number < len(self._names):
+                shapes[name] = tuple(value.tolist())
+            else:
+                values[name] = value
+        return Run(sizes, shapes, values, times)
+
+    def _outputs(self, feeds: dict[str, Array]) -> list[Array]:
+        """Return what noise gives, or zeros (indices of a table with few rows), or the sample where it is as large."""
+        zeros = {n: np.zeros_like(v) for n, v in feeds.items() if v.dtype.kind in "iu" and n not in self._sample}
+        given = {n: v for n, v in self._sample.items() if v.shape == feeds[n].shape}
+        attempts = [feeds, *(feeds | others for others in (zeros, given) if others)]
+        for others in attempts[:-1]:
+            try:
+                return self._session.run(others)
+            except ModelError:
+                continue
+        return self._session.run(attempts[-1])
+
+    def attempt(self, sizes: Mapping[str, Shape]) -> Run | None:
+        """Return the same, None where the model does not run."""
+        try:
+            return self.run(sizes)
+        except ModelError:
+            return None
+
+
+def _telling(model: ModelProto, names: Sequence[str], values: Sequence[str]) -> ModelProto:
+    """Return a model whose outputs are the shapes of some tensors, then the values of some."""
+    made = copied(model)
+    del made.graph.output[:]
+    for name in names:
+        made.graph.node.append(helper.make_node("Shape", [name], [_PREFIX + name]))
+        made.graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.INT64, None))
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
+    return made
+
+
+def value_kinds(model: ModelProto) -> dict[str, int | None]:
+    """Return name -> element type as inference knows it, None for what is no tensor (a sequence, an optional)."""
+    model = closed(model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(without_values(model))
+    except (onnx.shape_inference.InferenceError, ValueError, TypeError):  # onnxruntime is the judge
+        inferred = model
+    kinds: dict[str, int | None] = {}
+    for graph in reversed(list(graphs_of(inferred.graph))):  # a name of the main graph is that of the main graph
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            other = value.type.WhichOneof("value") not in (None, "tensor_type")
+            kinds[value.name] = None if other else value.type.tensor_type.elem_type
+    return {t.name: t.data_type for t in model.graph.initializer} | kinds
+
+
+def noise(name: str, dtype: np.dtype[Any], shape: Shape, seed: int = 0) -> Array:
+    """Return random values for an input, at a shape that is not taken apart into images."""
+    if dtype.kind == "O":
+        return np.full(shape, "", object)
+    if not shape:
+        return np.ones((), dtype)
+    return random_data({name: InputSpec(name, dtype, shape)}, (*shape, 1)[0], seed).inputs[name].reshape(shape)
+
+
+def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set[str]:
+    """Return the tensors computed from shapes and initializers alone: of shapes some, or integers of no weights.
+
+    What is made of a table of weights (positions of a sequence that has some length, resized or not) stays weights.
+    """
+    tables = {t.name for t in model.graph.initializer if t.data_type in _REAL and len(t.dims) > 1}
+    static = {t.name for t in model.graph.initializer}
+    weights = {t.name for t in model.graph.initializer if t.data_type not in _INTEGERS and np.prod(t.dims) > 1}
+    found: set[str] = set()
+    sized: set[str] = set()
+    for node in model.graph.node:
+        if any(True for _ in subgraphs(node)) or is_random(node) or is_enter(node):
+            continue
+        inputs = [i for i in node.input if i]
+        if not tables.isdisjoint(inputs):
+            tables.update(o for o in node.output if kinds.get(o) in _REAL)
+            if not sized.isdisjoint(inputs):
+                continue
+        shape = is_op(node, "Shape", "Size")
+        from_shape = shape and inputs[0] not in static
+        if from_shape or all(i in static for i in inputs):
+            outputs = [o for o in node.output if o]
+            static.update(outputs)
+            from_shape = from_shape or any(i in sized for i in inputs)
+            if from_shape:
+                sized.update(outputs)
+            integers = weights.isdisjoint(inputs) and all(kinds.get(o) in _INTEGERS for o in outputs)
+            if from_shape or shape or integers:
+                found.update(outputs)
+            elif not weights.isdisjoint(inputs):
+                weights.update(outputs)
+    return found

@@ -1,0 +1,209 @@
+"""The shape of every tensor, and the values of shape arithmetic, by running the model instead of predicting it.
+
+onnxruntime is the judge of what a model does, so it is asked (`probe`). What is equal in two runs does not depend on
+the free dimensions and becomes a constant (`Shape -> Gather -> Concat` chains before a Reshape, sqrt(head size), ...);
+what differs keeps following the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import onnx
+from onnx import ModelProto, TensorProto
+
+from onnxshap.backend import Backend
+from onnxshap.core import Array
+from onnxshap.errors import ModelError
+from onnxshap.graph import Graph, lift_bodies, take_branches
+from onnxshap.graph.lifting import entered, is_if, is_loop, is_open, join
+from onnxshap.graph.loops import declare_ranks
+from onnxshap.shapes.bodies import alike_handed, attempts, decided_by, open_bodies, why_loop_whole, why_whole
+from onnxshap.shapes.constants import constants_of, store_mixed
+from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
+from onnxshap.shapes.probe import Probe, two_runs, value_kinds
+from onnxshap.shapes.specs import input_specs
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A normalised graph with the concrete shapes that it is traced at.
+
+    Attributes:
+        graph: the graph, its shape arithmetic replaced by constants where it is constant.
+        shapes: tensor name -> concrete shape, initializers included; tensors that are no tensors (sequences) lack one,
+            and so do those whose sizes differ from iteration to iteration of a loop.
+        kinds: tensor name -> ONNX element type.
+        inputs: the model's inputs at these shapes.
+        free_batch: whether axis 0 of the inputs may have any size.
+        constants: names computed from initializers alone.
+        varying: (tensor, axis) whose size follows the inputs' free dimensions.
+        told: (tensor, axis) whose size is read by arithmetic that is left.
+        parts: tensor name -> what is known of a vector of sizes that is computed.
+        apart: whether the values of the images decide which branch is taken, so that each has to be run alone.
+        batch_axes: input -> the axis of its images, None where it has none; absent: axis 0.
+        whole: first output of an If, Loop or Scan that is left -> why no cut goes through it.
+        times: tensor in the body of a loop -> how often it was made, for all images at once.
+    """
+
+    graph: Graph
+    shapes: Mapping[str, Shape]
+    kinds: Mapping[str, int]
+    inputs: Mapping[str, Shape]
+    free_batch: bool
+    constants: frozenset[str] = field(default_factory=frozenset)
+    varying: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+    told: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    apart: bool = False
+    batch_axes: Mapping[str, int | None] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, int] = field(default_factory=dict)
+
+    def batch_axis(self, name: str) -> int | None:
+        """Return the axis of the images in an input, None where it has none."""
+        return self.batch_axes.get(name, 0) if self.inputs[name] else None
+
+    @property
+    def alone(self) -> bool:
+        """Whether images do not lie along axis 0 of every input: such a model is run with one image at a time."""
+        return any(self.batch_axis(name) != 0 for name in self.inputs)
+
+    @property
+    def batch(self) -> int:
+        """The number of images that the model was traced with."""
+        sizes = (s[a] for name, s in self.inputs.items() if (a := self.batch_axis(name)) is not None)
+        return next(sizes, 1)
+
+    def count(self, feeds: Mapping[str, Array]) -> int:
+        """Return how many images feeds hold."""
+        sizes = (v.shape[a] for n, v in feeds.items() if n in self.inputs and (a := self.batch_axis(n)) is not None)
+        return next(sizes, 1)
+
+    @cached_property
+    def producers(self) -> dict[str, int]:
+        """Tensor name -> the index of the node that makes it."""
+        return {o: k for k, node in enumerate(self.graph.nodes) for o in node.output if o}
+
+
+def infer(
+    graph: Graph,
+    backend: Backend,
+    shapes: Mapping[str, Sequence[int | None]] | None = None,
+    samples: Sequence[Mapping[str, Array]] = (),
+) -> Shaped:
+    """Return the graph with concrete shapes, its constant shape arithmetic folded, its bodies lifted.
+
+    Bodies of nodes are lifted into the main graph as far as the graph runs with them there, at the sizes that it is
+    traced at; of If nodes, where there are samples, those alone that a sample takes.
+
+    Args:
+        graph: a normalised graph.
+        backend: runs it, twice or more.
+        shapes: input name -> shape of one image batch, from the data or the user; None or absent = find one that runs.
+        samples: inputs that the model is meant for.
+
+    Raises:
+        ModelError: the model does not run at the shapes given, or at any that were tried.
+    """
+    specs = input_specs(graph.model)
+    if not specs:
+        raise ModelError("the model has no inputs, so it computes a constant; export it with its inputs")
+    if unknown := sorted(set(shapes or {}) - set(specs)):
+        raise ModelError(f"a shape is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
+    seen = _see(graph, backend, shapes or {}, samples)
+    done: set[str] = set()
+    while open_ := open_bodies(seen.graph, done, samples, backend):
+        for chosen in attempts(open_):
+            try:
+                lifted = _see(lift_bodies(seen.graph, chosen), backend, shapes or {}, samples)
+            except ModelError:  # a branch that is not taken does not run at these sizes, or a loop has no shapes
+                continue
+            if lifted.second is not None or seen.second is None:
+                seen = lifted
+                done.update(chosen)
+                break
+        else:
+            done.add(next(iter(open_)))
+    return _shaped(seen, backend)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A graph with its shape arithmetic folded, and the runs that told how; `kinds` as in `value_kinds`."""
+
+    graph: Graph
+    first: Run
+    second: Run | None
+    folded: Folded
+    kinds: Mapping[str, int | None]
+
+
+def _see(
+    graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | None]], samples: Sequence[Mapping[str, Array]]
+) -> _Seen:
+    """Return what two runs tell about a graph; raises a ModelError where it does not run."""
+    specs = input_specs(graph.model)
+    while True:
+        graph = store_mixed(graph, backend)
+        kinds = value_kinds(graph.model)
+        first, second = two_runs(Probe(graph, kinds, backend, specs, samples[0] if samples else {}), specs, shapes)
+        folding = fold(graph, first, second)
+        if (simpler := take_branches(folding.graph)) is None:
+            unchanged = folding.graph is graph
+            return _Seen(
+                folding.graph, first, second, folding, kinds if unchanged else value_kinds(folding.graph.model)
+            )
+        graph = simpler
+
+
+def _shaped(seen: _Seen, backend: Backend) -> Shaped:
+    """Return the graph with all that is known of its tensors; its lifted If nodes are joined where they can be."""
+    graph, first, second = seen.graph, seen.first, seen.second
+    kinds = {name: kind for name, kind in seen.kinds.items() if kind}
+    kinds |= _unknown_kinds(graph, backend, seen.kinds)
+    for item in graph.model.graph.output:
+        if not item.type.WhichOneof("value"):
+            item.type.tensor_type.elem_type = kinds.get(item.name, TensorProto.FLOAT)
+    known = {t.name: tuple(t.dims) for t in graph.model.graph.initializer} | dict(first.shapes)
+    known |= seen.folded.shapes
+    others = known | dict((second or first).shapes)
+    alike = [
+        n.output[0] for n in graph.lifted.nodes if graph.opset >= 9 and alike_handed(n, graph, (known, others), kinds)
+    ]
+    if alike:
+        join(graph.model.graph, alike)
+    declare_ranks(graph.model.graph, known, kinds)
+    specs = input_specs(graph.model)
+    free_batch = all(s.batch == 0 and s.shape[0] is None for s in specs.values())
+    axes = {name: spec.batch for name, spec in specs.items()}
+    varying = _varying(first.shapes, second.shapes if second else {})
+    told, parts, constants = seen.folded.told, seen.folded.parts, constants_of(graph.model)
+    apart = decided_by(graph, [name for name, spec in specs.items() if spec.batch is not None])
+    whole = {node.output[0]: why_whole(node, graph.lifted.nodes) for node in graph.nodes if is_if(node)}
+    open_ = entered(graph.nodes)
+    whole |= {n.output[0]: why_loop_whole(n) for n in graph.nodes if is_loop(n) and not is_open(n, open_)}
+    return Shaped(
+        graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart, axes, whole, first.times
+    )
+
+
+def _unknown_kinds(graph: Graph, backend: Backend, kinds: Mapping[str, int | None]) -> dict[str, int]:
+    """Return the element types that ONNX cannot infer, behind ops of other domains, as the runtime sees them."""
+    unknown = [o for node in graph.nodes for o in node.output if o and kinds.get(o, 0) == 0]
+    if not unknown:
+        return {}
+    model = ModelProto()
+    model.CopyFrom(graph.model)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
+    return dict(zip(unknown, backend.session(model, optimize=False).kinds, strict=True))
+
+
+def _varying(one: Mapping[str, Shape], other: Mapping[str, Shape]) -> frozenset[tuple[str, int]]:
+    pairs = [
+        (name, shape, other[name]) for name, shape in one.items() if name in other and len(other[name]) == len(shape)
+    ]
+    return frozenset((name, k) for name, a, b in pairs for k in range(len(a)) if a[k] != b[k])

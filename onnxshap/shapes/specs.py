@@ -1,0 +1,71 @@
+"""What a model declares of its inputs, and where their images lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from onnxshap.data import InputSpec
+from onnxshap.errors import ModelError
+
+_KNOWN_TYPES = frozenset(helper.get_all_tensor_dtypes()) - {TensorProto.UNDEFINED}
+
+
+def input_specs(model: ModelProto) -> dict[str, InputSpec]:
+    """Return name -> dtype and shape (None where free) of the inputs that have no initializer.
+
+    Raises:
+        ModelError: an input is no tensor (a sequence or an optional), or of no type or shape.
+    """
+    initialized = {t.name for t in model.graph.initializer}
+    specs = {}
+    for item in model.graph.input:
+        if item.name in initialized:
+            continue
+        if item.type.WhichOneof("value") != "tensor_type":
+            raise ModelError(f"input {item.name!r} is no tensor; only models with tensor inputs can be pruned")
+        kind = item.type.tensor_type
+        if kind.elem_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+            raise ModelError(f"input {item.name!r} is complex, which onnxruntime does not take; export real numbers")
+        if kind.elem_type not in _KNOWN_TYPES:
+            raise ModelError(f"input {item.name!r} has no known element type; export the model again")
+        if not kind.HasField("shape"):
+            raise ModelError(f"input {item.name!r} declares no shape, not even its rank; export the model with shapes")
+        dims = kind.shape.dim
+        if any(d.WhichOneof("value") == "dim_value" and d.dim_value == 0 for d in dims):
+            raise ModelError(
+                f"input {item.name!r} has a dimension of size 0; export the model with sizes, or free dims"
+            )
+        shape = tuple(d.dim_value if d.WhichOneof("value") == "dim_value" and d.dim_value > 0 else None for d in dims)
+        specs[item.name] = InputSpec(item.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape)
+    axes = _batch_axes({i.name: [d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input}, specs)
+    return {name: replace(spec, batch=axes[name]) for name, spec in specs.items()}
+
+
+def _batch_axes(names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpec]) -> dict[str, int | None]:
+    """Return where the images lie in every input, None where they do not.
+
+    Axis 0, if it is free or as long as that of the first input of which it is free; otherwise the axis that is named
+    as that one, or where that has no name the only other free one. Inputs that have none of these are whole for an
+    image, and a batch is then one image. So are all of them where every size is fixed and axis 0 does not agree
+    (the nodes of a graph and its edges).
+    """
+    ranked = [name for name, spec in specs.items() if spec.shape]
+    lengths = {specs[name].shape[0] for name in ranked}
+    if len(lengths) > 1 and 1 not in lengths and not any(None in spec.shape for spec in specs.values()):
+        return dict.fromkeys(specs)
+    first = next((name for name in ranked if specs[name].shape[0] is None), next(iter(ranked), ""))
+    size, title = (specs[first].shape[0], names[first][0]) if first else (None, "")
+    found: dict[str, int | None] = {}
+    for name, spec in specs.items():
+        named = [axis for axis, own in enumerate(names[name]) if own == title and spec.shape[axis] == size is None]
+        if not spec.shape or size not in (None, 1):
+            found[name] = 0 if spec.shape else None
+        elif 0 in named or (spec.shape[0] == size and not (named and title)):
+            found[name] = 0
+        else:
+            found[name] = named[0] if len(named) == 1 else None
+    return found

@@ -235,3 +235,5 @@ def test_a_walk_gives_what_a_run_gives(memory: int) -> None:
     for names in (["ar"], ["s", "ar"], ["b"], ["m"], ["y"]):  # b lies behind s
         found = [np.concatenate(parts) for parts in zip(*walk(names), strict=True)]
     np.testing.assert_allclose(found[0], whole, rtol=1e-5)
+    ((name, images_),) = data.inputs.items()  # long let go
+    np.testing.assert_array_equal(np.concatenate([part for (part,) in walk([name])]), images_)

@@ -103,9 +103,9 @@ class Walk:
         while pending:
             name = pending.pop()
             k = produced.get(name)
-            if name in self._held[0] or k is None:
+            if name in self._held[0] or (k is None and name not in self.batches[0]):
                 continue
-            if k in self._done:
+            if k is None or k in self._done:
                 return None
             if k not in done:
                 done.add(k)

@@ -16,6 +16,7 @@ from onnxshap import shapes
 from onnxshap.backend import Backend, OrtBackend
 from onnxshap.core import Array, BoolArray
 from onnxshap.cost import Cost, cost_of
+from onnxshap.errors import OnnxshapError
 from onnxshap.graph.loops import depths
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
 from onnxshap.labels import Labels, Liveness, Site
@@ -153,5 +154,11 @@ def trace(
         return model
     given = graphs.read(model)
     engine = backend or OrtBackend()
-    shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes, samples)
-    return Traced(given.model, shaped, trace_graph(shaped), engine, given.files)
+    try:
+        shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes, samples)
+        return Traced(given.model, shaped, trace_graph(shaped), engine, given.files)
+    except OnnxshapError:
+        raise
+    except Exception:
+        engine.session(given.model)  # what onnxruntime refuses is the model's fault, and it says why
+        raise

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from tests.exactness import net
 from tests.test_cli import call, refused
@@ -155,6 +155,37 @@ def constant_without_value(m: ModelProto) -> None:
     node(m, "Constant", [], ["k"])
 
 
+def loop_without_a_body(m: ModelProto) -> None:
+    node(m, "Loop", ["", "", "h"], ["l"])
+
+
+def function(inputs: list[str], calls: str) -> Callable[[ModelProto], None]:
+    """Return what puts a call of a function into the graph, which makes one call of something itself."""
+
+    def harm(m: ModelProto) -> None:
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+        inner = helper.make_node(calls, ["p"], ["q"], domain="own" if calls == "F" else "")
+        m.functions.append(helper.make_function("own", "F", ["p"], ["q"], [inner], opsets))
+        m.opset_import.append(opsets[1])
+        m.graph.node.append(helper.make_node("F", inputs, ["new"], domain="own"))
+
+    return harm
+
+
+def attribute_of_no_function(m: ModelProto) -> None:
+    node(m, "Softmax", ["h"], ["new"])
+    m.graph.node[-1].attribute.add(name="axis", type=AttributeProto.INT, ref_attr_name="a")
+
+
+def values_in_segments(m: ModelProto) -> None:
+    m.graph.initializer[0].segment.end = 32
+
+
+def node_without_inputs(m: ModelProto) -> None:
+    node(m, "Relu", [], ["new"])
+    m.graph.node[1].input[:] = ["new"]
+
+
 FLOATS = helper.make_tensor_type_proto(TensorProto.FLOAT, [2])
 BROKEN: list[tuple[Callable[[ModelProto], None], str]] = [
     (cycle, "m.onnx: the graph has a cycle: 'b' (Relu) -> 'a' (MatMul) -> 'b' (Relu); mend it"),
@@ -191,6 +222,12 @@ BROKEN: list[tuple[Callable[[ModelProto], None], str]] = [
     (unknown_type, "Tensor 'w' does not have valid data type"),
     (widths_that_do_not_meet, "Incompatible dimensions"),
     (constant_without_value, "Constant node: new has no data attributes"),
+    (loop_without_a_body, "cannot load the model"),
+    (function(["h"], "F"), "Model local function definitions must not be recursive"),
+    (function(["h", "h"], "Relu"), "Number of actual parameters cannot exceed number of formal parameters"),
+    (attribute_of_no_function, "attribute 'axis' of node 'new' (Softmax) refers to one of a function around it"),
+    (values_in_segments, "initializer 'w' is stored in segments"),
+    (node_without_inputs, "has input size 0 not in range [min=1, max=1]"),
 ]
 
 

@@ -235,6 +235,25 @@ def test_a_unit_that_nothing_reads_is_worth_nothing() -> None:
     assert found[1, 0] == found[1, 1]
 
 
+@pytest.mark.parametrize("work", [0, np.inf], ids=["sums", "masks"])
+def test_units_that_reach_no_output_are_worth_nothing(work: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walks, "_LEAST_WORK", work)
+    model = onnx.ModelProto.FromString(NETS["a trunk"].SerializeToString())
+    left = next(o for o in model.graph.output if o.name == "z")
+    model.graph.output.remove(left)  # and with it whatever the mean, and the MatMul behind it, are for
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("MatMul", ["z", "dead"], ["d"]),
+        ]
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((6, 2), np.float32), "dead"))
+    shared = setting(model, filled=False)
+    (group,) = (g for g in shared.traced.groups if "z" in g.name or "MatMul" in g.name)
+    found = GroupGame(shared, group)(np.array([0, 1, 1]), np.eye(3, 6, dtype=np.float32))
+    assert len(set(found[1:])) == 1
+    np.testing.assert_array_equal(found, GroupGame(shared, group)(np.array([0, 1, 1]), np.ones((3, 6), np.float32)))
+
+
 def test_the_fastest_size_is_found_by_runs_that_do_the_work() -> None:
     found = pace.Pace(guess=16, most=64)
     tried = []

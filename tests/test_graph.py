@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxshap.backend import OrtBackend
 from onnxshap.errors import ModelError
 from onnxshap.graph import extract, finish, load, normalise, save, whole_file
 from onnxshap.rewrite import drop_units
@@ -79,6 +80,17 @@ def test_the_ir_version_stays_and_before_4_initializers_are_inputs(ir: int) -> N
     assert small.ir_version == ir
     assert [i.name for i in small.graph.input] == [i.name for i in model.graph.input]
     onnx.checker.check_model(small, full_check=True)
+
+
+def test_initializers_that_may_be_replaced_may_be_so_in_the_cut_model() -> None:
+    model = small_net()
+    stored = {t.name: list(t.dims) for t in model.graph.initializer}
+    model.graph.input.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, stored[n]) for n in ("w2", "shared"))
+    small = halved(trace(model))
+    assert [i.name for i in small.graph.input] == ["x", "w2", "shared"]
+    session, feeds = OrtBackend().session(small), {"x": np.ones((1, 3, 6, 6), np.float32)}
+    assert not session.run({**feeds, "w2": np.zeros((2, 4, 1, 1), np.float32)})[0].any()
+    assert session.run(feeds)[0].any()
 
 
 def test_stale_shapes_do_not_survive() -> None:

@@ -128,6 +128,13 @@ def test_probabilities_move_towards_the_number_wanted() -> None:
     assert (values > -0.5).sum() >= 4
 
 
+def test_probabilities_start_from_few_images() -> None:
+    """The two coalitions of an image are often the same at first: nothing is known of any unit then."""
+    for seed in range(5):
+        values = score(net(), "spp", samples=1, seed=seed).values
+        assert all(np.isfinite(v.phi).all() for v in values.values())
+
+
 def test_budgets_hold_for_methods_in_rounds() -> None:
     for method in ("spp", "loo-logit-iterated"):
         assert 0 < score(net(), method, max_evals=2000).evals <= 2000

@@ -223,6 +223,17 @@ def test_flat_responses_fit_better_than_linear_ones() -> None:
     assert after[0.0] < 0.95 * after[-np.inf]
 
 
+def test_rows_that_are_not_finite_leave_a_layer_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    train, held_out = Rows(Response()), Rows(Response())
+    x, wanted = rng.normal(size=(1, 50, 3)).astype(np.float32), rng.normal(size=(1, 50, 2))
+    train.add(x, wanted, np.full(wanted.shape, -np.inf))  # what a mask of minus infinity is added to
+    held_out.add(x, wanted, np.zeros(wanted.shape))
+    present = rng.normal(size=(1, 3, 2))
+    found, before, after, ridge = solve(train, held_out, present, 3)
+    assert found is present and ridge is None and np.isnan([before, after]).all()
+
+
 @pytest.mark.parametrize("memory", [2**30, 0])
 def test_a_walk_gives_what_a_run_gives(memory: int) -> None:
     model = net()

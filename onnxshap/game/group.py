@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from onnxshap.backend import Session
 from onnxshap.calibrate import batches, by_image
-from onnxshap.core import CoalitionMatrix, FloatArray, ImageIndex, IntArray
+from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import coalition_removals
 from onnxshap.game.activations import Activations, bytes_per_image
 from onnxshap.game.halves import ROWS, gathered, halve
@@ -112,15 +112,16 @@ class _Masked:
     def __post_init__(self) -> None:
         traced, mask = self.setting.traced, mask_name(self.group)
         halves = halve(traced, self.model, mask)
-        assert halves.suffix is not None, "a group reaches no output"
-        self._outputs = halves.outputs
+        self._outputs, suffix = halves.outputs, halves.suffix  # none where the group reaches no output
         self._kept = Activations(self.setting, halves.prefix, halves.boundary)
-        self._session = traced.backend.session(halves.suffix) if not self._stays(halves.boundary) else None
+        stays = self._stays(halves.boundary)
+        self._session = None if suffix is None or stays else traced.backend.session(suffix)
         self._resident = (
-            traced.backend.resident(gathered(traced, halves.suffix, mask)) if self._session is None else None
+            traced.backend.resident(gathered(traced, suffix, mask)) if suffix is not None and stays else None
         )
         self._version = -1
-        names = [o for node in halves.suffix.graph.node for o in node.output] + list(halves.boundary)
+        made = [] if suffix is None else [o for node in suffix.graph.node for o in node.output]
+        names = [*made, *halves.boundary]
         largest = max(bytes_per_image(traced, names), default=1)
         # on a device kernels may depend on the rows of a run, and the time is that of the copies
         self._pace = Pace.of(self.setting.memory, largest, fixed=traced.backend.on_device)
@@ -145,11 +146,11 @@ class _Masked:
 
     def _run(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
         mask = {mask_name(self.group): np.asarray(coalitions, np.float32)}
+        outputs: list[Array] = []
         if self._session is not None:
             feeds = {**self._kept.take(images), **mask}
             outputs = self._session.run({name: feeds[name] for name in self._session.inputs})
-        else:
-            assert self._resident is not None
+        elif self._resident is not None:
             at, kept = self._kept.piece(images)
             if self._kept.version != self._version:
                 self._resident.keep(kept)

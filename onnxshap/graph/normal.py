@@ -1,7 +1,7 @@
 """The one form of a graph that every later pass knows; what the model computes does not change.
 
-Constant nodes are initializers, every initializer has one use, model-local functions are inlined, IR < 4 initializers
-are no inputs; what a body of a node computes stands in the main graph where it is lifted.
+Constant nodes are initializers, every initializer has one use and is no input, model-local functions are inlined; what
+a body of a node computes stands in the main graph where it is lifted.
 
 Edits happen on the ModelProto itself, so that metadata, doc strings, annotations and tensors we do not touch survive
 bit for bit.
@@ -55,6 +55,7 @@ class Graph:
         kept: the large initializers, taken out of the model.
         mixed: the initializers that the input file computes out of others.
         lifted: what stands in the main graph, out of bodies, until the model is finished.
+        overridable: the initializers that are inputs too, for who runs the model to replace.
     """
 
     model: ModelProto
@@ -64,6 +65,7 @@ class Graph:
     kept: weights.Kept = field(default_factory=weights.Kept)
     mixed: frozenset[str] = frozenset()
     lifted: Lifted = field(default_factory=Lifted)
+    overridable: frozenset[str] = frozenset()
 
     @property
     def nodes(self) -> Sequence[NodeProto]:
@@ -98,13 +100,15 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     read_from_outside(graph)
     moved = Moved()
     _without_branches(graph, moved)
-    _drop_overridable_inputs(graph)
+    overridable = _drop_overridable_inputs(graph)
     _unfuse(graph, opset_of(normal), moved)
     origin = _unshare(graph, moved.origin)
     del graph.value_info[:]
     normal.ir_version = max(4, model.ir_version)
     # a copy: a message keeps the room of what was taken out of it
-    return Graph(copied(normal), model.ir_version, origin, moved.bodies, kept or weights.Kept())
+    return Graph(
+        copied(normal), model.ir_version, origin, moved.bodies, kept or weights.Kept(), overridable=overridable
+    )
 
 
 def take_branches(graph: Graph) -> Graph | None:
@@ -214,14 +218,13 @@ def _constants_to_initializers(graph: GraphProto) -> None:
         refill(graph.node, kept)
 
 
-def _drop_overridable_inputs(graph: GraphProto) -> None:
+def _drop_overridable_inputs(graph: GraphProto) -> frozenset[str]:
+    """Take the initializers out of the inputs, of which they are defaults; return their names."""
     initialized = {t.name for t in graph.initializer}
-    inputs = [i for i in graph.input if i.name not in initialized]
-    if len(inputs) < len(graph.input):
-        kept = [i.SerializeToString() for i in inputs]
-        del graph.input[:]
-        for data in kept:
-            graph.input.add().ParseFromString(data)
+    found = frozenset(i.name for i in graph.input if i.name in initialized)
+    if found:
+        refill(graph.input, [i for i in graph.input if i.name not in found])
+    return found
 
 
 def _unshare(graph: GraphProto, before: Mapping[str, str]) -> dict[str, str]:

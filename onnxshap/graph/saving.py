@@ -1,7 +1,7 @@
 """Models out: in the form of the file they came from, which appears whole or not at all.
 
 `finish` undoes what a user would mind of the normal form: equal copies are merged again, lifted bodies are back in
-their place, and IR < 4 files list their initializers as inputs.
+their place, and initializers that were inputs too are so again (in IR < 4 all are).
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
                 node.input[k] = merged[name]
     del graph.value_info[:]
     sink(graph, source.lifted, initializers=done.ir_version >= 4)
-    if done.ir_version < 4:
-        known = {i.name for i in graph.input}
-        graph.input.extend(
-            helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
-            for t in graph.initializer
-            if t.name not in known
-        )
+    inputs = {i.name for i in graph.input}
+    listed = {t.name for t in graph.initializer} if done.ir_version < 4 else source.overridable
+    graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+        for t in graph.initializer
+        if t.name in listed and t.name not in inputs
+    )
     return copied(done)
 
 

@@ -92,6 +92,8 @@ def _check_graph(graph: GraphProto, outside: frozenset[str], where: str) -> None
     for what, names in (("graph inputs", inputs), ("initializers", stored), ("outputs of nodes", made)):
         if (name := _repeated(names)) is not None:
             raise ModelError(f"two {what} are named {name!r}{where}; give every tensor one name, or export it again")
+    if (part := next((t.name for t in graph.initializer if t.HasField("segment")), None)) is not None:
+        raise ModelError(f"initializer {part!r}{where} is stored in segments, which nothing reads; export it again")
     given = set(inputs) | set(stored)
     if clash := next((name for name in made if name in given), None):
         raise ModelError(
@@ -104,6 +106,11 @@ def _check_graph(graph: GraphProto, outside: frozenset[str], where: str) -> None
         if missing is not None:
             raise ModelError(
                 f"node {title(node)} reads {missing!r}{where}, which nothing makes; mend the graph, or export it again"
+            )
+        if (own := next((a for a in node.attribute if a.ref_attr_name), None)) is not None:
+            raise ModelError(
+                f"attribute {own.name!r} of node {title(node)}{where} refers to one of a function around it, "
+                "and there is none; mend the graph, or export it again"
             )
         for body in subgraphs(node):
             _check_graph(body, known, f" in a body of {title(node)}")

@@ -23,7 +23,7 @@ from google.protobuf.message import Message
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshap.core import Array, BoolArray
-from onnxshap.errors import ModelError
+from onnxshap.errors import ModelError, first_line
 from onnxshap.graph.wire import GRAPH, INITIALIZER, RAW_DATA, header
 from onnxshap.graph.wire import parse as parse_apart
 
@@ -58,8 +58,17 @@ def _received(arrays: dict[str, Array]) -> Kept:
 
 
 def values(tensor: TensorProto) -> Array:
-    """Return the values of an initializer, taken out or not."""
-    return ticketed(tensor)() if is_kept(tensor) else numpy_helper.to_array(tensor)
+    """Return the values of an initializer, taken out or not.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    if is_kept(tensor):
+        return ticketed(tensor)()
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{tensor.name!r} cannot be read ({first_line(error)}); export the model again") from error
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def spp(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int
             raise BudgetError(f"max_evals is {max_evals}, less than one image takes ({2 * ROUNDS}); raise it")
         images = np.sort(rng.permutation(len(images))[: max_evals // (2 * ROUNDS)])
     game, delta = GroupGame(setting, group), moves(n, wanted)
-    gone, slopes, evals = np.zeros(n), np.zeros(n), 0
+    gone, evals = np.zeros(n), 0
+    slopes: FloatArray = np.zeros(n)
     gram, moment = np.zeros((n, n)), np.zeros(n)
     owners = np.repeat(images, 2)
     for number in range(ROUNDS):
@@ -73,7 +74,10 @@ def spp(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int
         y = payoffs[::2] - payoffs[1::2]
         gram = _FORGET * gram + x.T @ x / len(x)
         moment = _FORGET * moment + x.T @ y / len(x)
-        slopes = np.linalg.solve(gram + _RIDGE * np.eye(n) * np.trace(gram) / n, moment)
+        scale = (
+            float(np.trace(gram)) / n or 1.0
+        )  # 0 where the coalitions of every image were alike: nothing is known yet
+        slopes = np.asarray(np.linalg.solve(gram + _RIDGE * scale * np.eye(n), moment), np.float64)
         open_ = np.flatnonzero(gone < 1)
         ranked = open_[np.argsort(slopes[open_], kind="stable")]
         already = n - len(open_)

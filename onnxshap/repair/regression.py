@@ -120,6 +120,12 @@ class Rows:
     def __len__(self) -> int:
         return sum(piece.shape[1] for piece in self.x)
 
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers are."""
+        pieces: list[Single | FloatArray] = [*self.x, *self.wanted, *self.addend]
+        return all(bool(np.isfinite(piece).all()) for piece in pieces)
+
     def plus(self, other: Rows) -> Rows:
         """Return the rows of both."""
         return Rows(self.response, self.x + other.x, self.wanted + other.wanted, self.addend + other.addend)
@@ -205,7 +211,11 @@ def solve(
         present: float64[groups, inputs, outputs], the last inputs may be a bias.
         penalised: how many inputs are not the bias.
         effort: how much is spent.
+
+    Where a row holds Inf or NaN (what a mask of minus infinity is added to) errors are NaN, and coefficients stay.
     """
+    if not (train.finite and held_out.finite):
+        return present, math.nan, math.nan, None
     judge = held_out if len(held_out) else train
     before = judge.error(present)
     gram, cross = train.gram(), train.cross(present, None)

@@ -7,10 +7,12 @@ import pytest
 from onnx import ModelProto
 
 from onnxshap import prune
-from onnxshap.calibrate import free_batch
+from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.data import random_data
+from onnxshap.game import GroupGame, Setting
 from onnxshap.graph.weights import put_in
 from onnxshap.masking import masked_model
+from onnxshap.opening import calibration, choose_payoff
 from onnxshap.rewrite import cut, drop_units
 from onnxshap.shapes import input_specs
 from onnxshap.shapes.images import Images
@@ -172,6 +174,43 @@ def test_files_of_one_image_are_cut_as_those_of_several(name: str) -> None:
     alone = [run(drop_units(traced, keep), {spec.name: image[None]})[0] for image in images]
     together = run(put_in(cut(freed, keep)), {spec.name: images})[0]
     assert relative_error([together], [np.concatenate(alone)]) < 1e-5
+
+
+STATE = net(
+    """(float[1,5,4] x) => (float[1,5,2] y) {
+    a = MatMul(x, w1)
+    t = Transpose<perm=[1,0,2]>(a)
+    h = Expand(state, sizes)
+    all = GRU<hidden_size=6>(t, w, r, b, , h)
+    s = Squeeze(all, one)
+    u = Transpose<perm=[1,0,2]>(s)
+    y = MatMul(u, w2)
+}""",
+    w1=(4, 8),
+    state=(6,),
+    sizes=[1, 1, 6],
+    w=(1, 18, 8),
+    r=(1, 18, 6),
+    b=(1, 36),
+    one=[1],
+    w2=(6, 2),
+)
+"""A state made of a constant, with an axis for the images. Hidden units are evaluated one row at a time."""
+
+
+@pytest.mark.parametrize("model", [*FIXED.values(), STATE], ids=[*FIXED, "a state made of a constant"])
+def test_files_of_one_image_are_scored_many_rows_at_a_time(model: ModelProto) -> None:
+    traced = trace(model)
+    free, data = free_batch(traced), calibration(traced, None)
+    outputs = run_all(free, free.shaped.graph.model, data)
+    shared = Setting(free, data, choose_payoff("mse", outputs, data, ["y"]), outputs, site_means(free, data))
+    images = np.array([0, 1, 2, 0])
+    for group in free.groups:
+        game, coalitions = GroupGame(shared, group), np.random.default_rng(0).integers(0, 2, (4, len(group)))
+        assert game._batched or model is STATE and len(group) == 6
+        together = game(images, coalitions.astype(np.float32))
+        alone = [game(images[k : k + 1], coalitions[k : k + 1].astype(np.float32))[0] for k in range(4)]
+        np.testing.assert_allclose(together, alone, rtol=1e-4)
 
 
 def test_fixed_sizes_that_do_not_agree_are_those_of_one_sample() -> None:

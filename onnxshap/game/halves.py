@@ -48,7 +48,8 @@ def dependent(masked: ModelProto, mask: str) -> set[str]:
 def halve(traced: Traced, masked: ModelProto, mask: str, given: Sequence[str] = (), also: Sequence[str] = ()) -> Halves:
     """Cut a masked model at the earliest tensors that the mask reaches.
 
-    Behind the cut is what depends on the mask, and what has no images on an axis (shape arithmetic, constants).
+    Behind the cut is what depends on the mask, and what is not of the images: shape arithmetic and constants (where the
+    batch was fixed they may have an axis for it, which is stretched there).
 
     Args:
         traced: the model.
@@ -61,7 +62,7 @@ def halve(traced: Traced, masked: ModelProto, mask: str, given: Sequence[str] = 
     producer = {o: k for k, node in enumerate(graph.node) for o in node.output}
     stored = {t.name for t in graph.initializer}
     inputs = {i.name: i.type.tensor_type.elem_type for i in graph.input if i.name != mask}
-    changing = dependent(masked, mask)
+    changing, constants = dependent(masked, mask), traced.shaped.constants
     outputs = tuple(i for i, o in enumerate(graph.output) if o.name in changing)
     computed = tuple(i for i in outputs if graph.output[i].name not in given)
     pending = [graph.output[i].name for i in computed]
@@ -73,7 +74,7 @@ def halve(traced: Traced, masked: ModelProto, mask: str, given: Sequence[str] = 
             seen.add(name)
             continue
         seen.add(name)
-        if name in inputs or (name not in changing and traced.images(name) is not None):
+        if name in inputs or (name not in changing | constants and traced.images(name) is not None):
             boundary[name] = None
         else:
             pending.extend(reads(graph.node[producer[name]]))

@@ -207,7 +207,7 @@ def test_files_of_one_image_are_scored_many_rows_at_a_time(model: ModelProto) ->
     images = np.array([0, 1, 2, 0])
     for group in free.groups:
         game, coalitions = GroupGame(shared, group), np.random.default_rng(0).integers(0, 2, (4, len(group)))
-        assert game._batched or model is STATE and len(group) == 6
+        assert game._batched or (model is STATE and len(group) == 6)
         together = game(images, coalitions.astype(np.float32))
         alone = [game(images[k : k + 1], coalitions[k : k + 1].astype(np.float32))[0] for k in range(4)]
         np.testing.assert_allclose(together, alone, rtol=1e-4)

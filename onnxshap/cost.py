@@ -48,8 +48,9 @@ class Cost:
     """What a plan costs; `None` = the whole model.
 
     MACs are those of Conv, ConvTranspose, Gemm and MatMul, one input image; parameters are the elements of constants
-    that are floats or codes of at most 8 bits; bytes are those of all constants. Of an If, all bodies that are traced
-    count, each as if it were taken; the body of a Loop or Scan as often as it ran when the shapes were found.
+    that are floats or codes of at most 8 bits; bytes are those of all constants. A constant that several nodes read
+    counts once, if all that they lose is the same. Of an If, all bodies that are traced count, each as if it were
+    taken; the body of a Loop or Scan as often as it ran when the shapes were found.
     """
 
     _widths: _Widths
@@ -95,10 +96,12 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
     macs = [(times[index] * size, at) for index, axes in labels.trace.macs for size, at in [block(axes)]]
     generated = [(n.output[0], shaped.kinds.get(n.output[0], 1)) for n in shaped.graph.nodes
                  if n.op_type == "ConstantOfShape" and n.output[0] in shaped.constants]  # fmt: skip
-    stored = [
-        (*block([(name, axis) for axis in range(len(shaped.shapes[name]))]), kind)
-        for name, kind in [*((t.name, t.data_type) for t in shaped.graph.model.graph.initializer), *generated]
-    ]
+    found_once: dict[tuple[object, int, tuple[int, ...]], tuple[int, list[int], int]] = {}
+    for name, kind in [*((t.name, t.data_type) for t in shaped.graph.model.graph.initializer), *generated]:
+        whole, at = block([(name, axis) for axis in range(len(shaped.shapes[name]))])
+        # copies of one initializer that are cut alike are one again in the file
+        found_once[shaped.graph.sources.get(name, name), whole, tuple(at)] = whole, at, kind
+    stored = list(found_once.values())
     params = [(float(size), at) for size, at, kind in stored if kind not in _NOT_WEIGHTS]
     size = [(_itemsize(kind) * whole, at) for whole, at, kind in stored]
     widest = max((len(at) for _, at in (*macs, *params, *size)), default=0)

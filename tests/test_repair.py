@@ -13,7 +13,7 @@ from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError
 from onnxshap.repair import refit, rematch
-from onnxshap.repair.moments import Moments
+from onnxshap.repair.moments import Moments, pooled_scale
 from onnxshap.repair.regression import Response, Rows, solve
 from onnxshap.repair.targets import find_layers
 from onnxshap.repair.walk import Walk
@@ -137,14 +137,15 @@ def test_moments_of_a_sum() -> None:
     moments = Moments()
     for part in np.split(np.arange(500), 5):
         moments.add(u[part], t[part], a[part])
-    scale, shift = moments.scale_and_shift()
+    scale = pooled_scale([moments])
+    shift = moments.shift(scale)
     found = scale * u + shift + a
     np.testing.assert_allclose(found.mean(axis=0), t.mean(axis=0))
     np.testing.assert_allclose(found.std(axis=0)[:2], t.std(axis=0)[:2])
     assert scale[2] == 1
     few = Moments()
     few.add(u[:5], t[:5], None)
-    assert (few.scale_and_shift()[0] == 1).all()
+    assert (pooled_scale([few]) == 1).all()
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -324,8 +324,8 @@ class TorchGraph:
         ModelError: an op is not in the table.
     """
 
-    def __init__(self, model: ModelProto) -> None:
-        """Take the initializers over: those of float32 as `weights`, by place in `names`."""
+    def __init__(self, model: ModelProto, same: Mapping[str, str] | None = None) -> None:
+        """Take the initializers over: those of float32 as `weights`, by place in `names`; `same` ones are others."""
         self.nodes: list[NodeProto] = list(closed(model).graph.node)
         for node in self.nodes:
             if not is_op(node, *OPS):
@@ -333,14 +333,16 @@ class TorchGraph:
                     f"node {node.name or node.output[0]!r}: distill cannot evaluate {node.op_type}; use --repair lstsq"
                 )
         values = {t.name: array(t) for t in model.graph.initializer}
-        self.names = [name for name, value in values.items() if value.dtype == np.float32]
+        self._same = {name: other for name, other in (same or {}).items() if values[name].dtype == np.float32}
+        self.names = [n for n, value in values.items() if value.dtype == np.float32 and n not in self._same]
         self.weights = [laid_out(values[n].copy()).requires_grad_() for n in self.names]
-        self.constants = {n: torch.from_numpy(v.copy()) for n, v in values.items() if n not in set(self.names)}
+        self.constants = {n: torch.from_numpy(v.copy()) for n, v in values.items() if v.dtype != np.float32}
         self.attributes = [{**attributes(node), "_outputs": len(node.output)} for node in self.nodes]
 
     def __call__(self, feeds: Mapping[str, Tensor], wanted: Sequence[str]) -> list[Tensor]:
         """Return the tensors wanted."""
         known: dict[str, Any] = {**self.constants, **dict(zip(self.names, self.weights, strict=True)), **feeds}
+        known |= {name: known[other] for name, other in self._same.items()}
         for node, given in zip(self.nodes, self.attributes, strict=True):
             found = OPS[node.op_type]([known[n] if n else None for n in node.input], given)
             outputs = found if isinstance(found, tuple) else (found,)
@@ -349,4 +351,5 @@ class TorchGraph:
 
     def arrays(self) -> dict[str, Array]:
         """Return the parameters by initializer name."""
-        return {n: w.detach().cpu().numpy().copy() for n, w in zip(self.names, self.weights, strict=True)}
+        found = {n: w.detach().cpu().numpy().copy() for n, w in zip(self.names, self.weights, strict=True)}
+        return found | {name: found[other] for name, other in self._same.items()}

@@ -31,7 +31,7 @@ from onnxshap.distill.torchgraph import TorchGraph, clipped, laid_out
 from onnxshap.distill.tuning import SECONDS, Tuning, divided
 from onnxshap.errors import ModelError
 from onnxshap.game.activations import bytes_per_image
-from onnxshap.graph import extract, tensor
+from onnxshap.graph import equal_copies, extract, tensor
 from onnxshap.masking import Means
 from onnxshap.repair.targets import Layer, find_layers
 from onnxshap.repair.transfer import transfer
@@ -166,7 +166,7 @@ class _Tuner:
         outputs = range(len(self._outputs))
         parts = [(outputs, hints, BATCH)] if hinted == BATCH else [(outputs, [], BATCH), ([], hints, hinted)]
         self._parts = [_Part(self._original(o, h), o, h, images) for o, h, images in parts]
-        self._graph, self._steps = TorchGraph(student), 0
+        self._graph, self._steps = TorchGraph(student, equal_copies(student, free.shaped.graph.origin)), 0
         self._check(student)
         inputs = data.take(self._held_out).inputs
         reference = self._outputs_of(inputs)

@@ -12,7 +12,7 @@ from onnxshap.graph.nodes import array, attributes, is_op, opset_of, tensor
 from onnxshap.graph.normal import Graph, lift_bodies, normalise, take_branches, with_constants
 from onnxshap.graph.parts import extract
 from onnxshap.graph.reading import Source, load, read
-from onnxshap.graph.saving import data_path, finish, save
+from onnxshap.graph.saving import data_path, equal_copies, finish, save
 
 __all__ = [
     "Graph",
@@ -20,6 +20,7 @@ __all__ = [
     "array",
     "attributes",
     "data_path",
+    "equal_copies",
     "extract",
     "finish",
     "is_op",

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -82,6 +83,16 @@ class Graph:
     def initializers(self) -> dict[str, TensorProto]:
         """Name -> initializer."""
         return {t.name: t for t in self.model.graph.initializer}
+
+    @cached_property
+    def sources(self) -> Mapping[str, tuple[str, str]]:
+        """Initializer, or what Identity nodes make of one -> the one of the file that it is a copy of, and its body."""
+        names = [t.name for t in self.model.graph.initializer]
+        found = {name: (self.origin.get(name, name), self.bodies.get(name, "")) for name in names}
+        for node in self.nodes:
+            if is_op(node, "Identity") and node.input[0] in found:
+                found[node.output[0]] = found[node.input[0]]
+        return found
 
 
 def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:

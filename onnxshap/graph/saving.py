@@ -7,6 +7,7 @@ their place, and initializers that were inputs too are so again (in IR < 4 all a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from onnx import ModelProto, TensorProto, helper
@@ -33,23 +34,11 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
     done = ModelProto()
     done.CopyFrom(model)
     done.ir_version = source.ir_version
-    graph, origin = done.graph, source.origin
+    graph = done.graph
     used = used_names(graph)
-    merged: dict[str, str] = {}
-    first: dict[tuple[str, bytes], str] = {}
-    kept: list[TensorProto] = []
-    for item in graph.initializer:
-        if item.name not in used:
-            continue
-        root = origin.get(item.name, item.name)
-        if root in origin.values():
-            key = (root, _digest(item))
-            if key in first:
-                merged[item.name] = first[key]
-                continue
-            first[key] = item.name
-        kept.append(item)
-    refill(graph.initializer, kept)
+    refill(graph.initializer, [item for item in graph.initializer if item.name in used])
+    merged = equal_copies(done, source.origin)
+    refill(graph.initializer, [item for item in graph.initializer if item.name not in merged])
     for node in graph.node:
         for k, name in enumerate(node.input):
             if name in merged:
@@ -64,6 +53,19 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
         if t.name in listed and t.name not in inputs
     )
     return copied(done)
+
+
+def equal_copies(model: ModelProto, origin: Mapping[str, str]) -> dict[str, str]:
+    """Return those copies of initializers that equal an earlier copy -> that one; `origin` is that of `Graph`."""
+    found: dict[str, str] = {}
+    first: dict[tuple[str, bytes], str] = {}
+    copied_ones = set(origin.values())
+    for item in model.graph.initializer:
+        if (root := origin.get(item.name, item.name)) in copied_ones:
+            same = first.setdefault((root, _digest(item)), item.name)
+            if same != item.name:
+                found[item.name] = same
+    return found
 
 
 def _digest(item: TensorProto) -> bytes:

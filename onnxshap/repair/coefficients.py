@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxshap.core import Array, FloatArray
-from onnxshap.graph import array, tensor
+from onnxshap.graph import array, is_op, tensor
 from onnxshap.repair.targets import Layer
 from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
@@ -20,6 +22,55 @@ class Coefficients:
     def __init__(self, free: Traced, model: ModelProto) -> None:
         self.free, self.model = free, model
         self._stored = {t.name: t for t in model.graph.initializer}
+        self._produced = {o: node for node in model.graph.node for o in node.output}
+        self._readers = Counter(name for node in model.graph.node for name in node.input)
+
+    def sets(self, layers: Sequence[Layer]) -> list[list[Layer]]:
+        """Return layers in order, those together that multiply with one stored weight; without those that may not be.
+
+        What is stored once for several nodes a refit of one layer would store again: such layers are refitted together,
+        and left where that cannot be, because what they share is for more than these layers, or they are not alike.
+        """
+        at = {(layer.index, layer.weight.input): layer for layer in layers}
+        uses: dict[str, list[tuple[str, Layer | None]]] = {}
+        for index, node in enumerate(self.model.graph.node):
+            for k, name in enumerate(node.input):
+                if (kept := self._kept(name)) and not is_op(node, "Identity"):
+                    uses.setdefault(self._source(kept), []).append((kept, at.get((index, k))))
+
+        def together(layer: Layer) -> list[Layer]:
+            """Return the layers to change at once with one, in order: itself first; none where it is to be left."""
+            stored = self._stored_for(self.model.graph.node[layer.index].input[layer.weight.input])
+            users = [user for s in stored for name, user in uses.get(self._source(s), ()) if self._equal(name, s)]
+            if len(users) == len(stored):
+                return [layer]
+            found = [user for user in users if user is not None]
+            return found if len(found) == len(users) and all(_alike(layer, other) for other in found) else []
+
+        return [found for layer in layers if (found := together(layer))[:1] == [layer]]
+
+    def _source(self, name: str) -> str:
+        return self.free.shaped.graph.origin.get(name, name)
+
+    def _stored_for(self, name: str) -> list[str]:
+        """Return the initializers that a tensor is computed from; of floating point alone, if it is not one itself."""
+        found, pending = dict[str, None](), [name]
+        while pending:
+            name = pending.pop()
+            if name in self._stored:
+                found[name] = None
+            elif name in self._produced:
+                pending.extend(self._produced[name].input)
+        return [n for n in found if len(found) == 1 or array(self._stored[n]).dtype.kind == "f"]
+
+    def _kept(self, name: str) -> str:
+        """Return the initializer that a tensor is, Identity nodes passed; empty where it is computed."""
+        while name in self._produced and is_op(self._produced[name], "Identity"):
+            name = self._produced[name].input[0]
+        return name if name in self._stored else ""
+
+    def _equal(self, one: str, other: str) -> bool:
+        return one == other or np.array_equal(array(self._stored[one]), array(self._stored[other]))
 
     def _weights(self, layer: Layer) -> Array:
         """Return the present weights as they stand in the graph, or are computed there."""
@@ -73,6 +124,8 @@ class Coefficients:
 
     def _store(self, node: NodeProto, number: int, hint: str, values: Array) -> None:
         name = node.input[number]
+        if (kept := self._kept(name)) and self._readers[name] == self._readers[kept] == 1:
+            name = kept
         if name not in self._stored:
             name = hint
             while name in self._stored:
@@ -92,3 +145,8 @@ class Coefficients:
     def _free_bias(self, layer: Layer) -> bool:
         slot, node = layer.weight.bias, self.model.graph.node[layer.index]
         return slot is not None and (len(node.input) <= slot[0] or not node.input[slot[0]])
+
+
+def _alike(one: Layer, other: Layer) -> bool:
+    """Return whether two layers with one weight are one regression: read alike, multiplied alike."""
+    return one.affine is None and other.affine is None and one.flat == other.flat and one.weight == other.weight

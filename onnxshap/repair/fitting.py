@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -14,10 +15,11 @@ from onnx import ModelProto, NodeProto
 from onnxshap.calibrate import batches
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.graph import attributes, is_op
+from onnxshap.graph.structure import reads
 from onnxshap.labels import Liveness
 from onnxshap.masking import Means
 from onnxshap.repair.coefficients import Coefficients
-from onnxshap.repair.moments import FEWEST_ROWS, Moments
+from onnxshap.repair.moments import FEWEST_ROWS, Moments, pooled_scale
 from onnxshap.repair.regression import FULL, Effort, Refit, Response, Rows, Single, require_images, solve
 from onnxshap.repair.targets import Layer, find_layers
 from onnxshap.repair.transfer import transfer
@@ -211,28 +213,51 @@ class _Fitter:
         rng = np.random.default_rng([self.seed, 4, layer.index, chunk])
         return np.sort(rng.choice(total, count, replace=False))
 
-    def each(self, change: Callable[[Layer], _T], progress: Callable[[int, int], None]) -> list[_T]:
-        """Change one layer after the other, from input to output."""
-        found = []
-        for number, layer in enumerate(self.layers):
-            found.append(change(layer))
-            progress(number + 1, len(self.layers))
+    def each(self, change: Callable[[list[Layer]], _T], progress: Callable[[int, int], None]) -> list[_T]:
+        """Change one layer after the other, from input to output, those with one weight at once."""
+        found, sets = [], self._constants.sets(self.layers)
+        for number, layers in enumerate(sets):
+            found.append(change(layers))
+            progress(number + 1, len(sets))
         return found
 
-    def fit(self, layer: Layer) -> Refit | None:
-        """Refit one layer in place; where it is too large to, its moments are matched, and None is returned."""
-        old = self._constants.read(layer)
+    def fit(self, layers: list[Layer]) -> Refit | None:
+        """Refit layers with one weight, each with a bias of its own, in place.
+
+        Where they are too large to, their moments are matched, and None is returned.
+        """
+        first = layers[0]
+        old = self._constants.read(first)
         groups, inputs, outputs = old.shape
         if inputs > MAX_COEFFICIENTS:
-            self.match(layer)
+            self.match(layers)
             return None
-        bias = self._constants.bias(layer, groups * outputs)
-        node = self.model.graph.node[layer.index]
-        with_bias = int(bias is not None)
-        present = old if bias is None else np.concatenate([old, bias.reshape(groups, 1, outputs)], axis=1)
-        scale, shift = layer.affine or (np.ones(groups * outputs), np.zeros(groups * outputs))
-        response = Response(scale.reshape(groups, 1, -1), shift.reshape(groups, 1, -1), layer.flat)
+        biases = self._biases(layers, groups * outputs)
+        present = np.concatenate([old, *(bias.reshape(groups, 1, outputs) for bias in biases)], axis=1)
+        scale, shift = _affine(first, groups * outputs)
+        response = Response(scale.reshape(groups, 1, -1), shift.reshape(groups, 1, -1), first.flat)
         rows = Rows(response), Rows(response)
+        for number, layer in enumerate(layers):
+            own = np.eye(len(layers), dtype=np.float32)[number] if biases else np.empty(0, np.float32)
+            self._add_rows(rows, layer, groups, inputs, own, any(other.addend for other in layers))
+        solved, before, after, ridge = solve(*rows, present, inputs, self.effort)
+        if ridge is not None:
+            for number, layer in enumerate(layers):
+                bias = solved[:, inputs + number].reshape(-1) if biases else None
+                self._constants.write(layer, solved[:, :inputs], bias)
+            self._go_on(layers)
+        return Refit(self.model.graph.node[first.index].name or first.y, before, after, ridge)
+
+    def _biases(self, layers: Sequence[Layer], width: int) -> list[FloatArray]:
+        """Return the biases that layers with one weight have or may get; none where one of them may not."""
+        found = [self._constants.bias(layer, width) for layer in layers]
+        return [bias for bias in found if bias is not None] if all(bias is not None for bias in found) else []
+
+    def _add_rows(
+        self, rows: tuple[Rows, Rows], layer: Layer, groups: int, inputs: int, own: Single, addends: bool
+    ) -> None:
+        """Add a layer's rows to those that are fitted and those held out; `own` are the inputs of the biases."""
+        node = self.model.graph.node[layer.index]
         names = [layer.x, *([layer.addend] if layer.addend else [])]
         alive = self.live.axis(layer.target, layer.outputs)
         pairs = zip(self._flags, self._original([layer.target]), self._present(names), strict=True)
@@ -242,24 +267,38 @@ class _Fitter:
             wanted = _rows(target, layer.outputs, at)
             wanted = wanted if alive is None else wanted[..., alive]
             added = [_rows(values, layer.outputs, at) for values in addend]
+            if addends and not added:
+                added = [np.zeros_like(wanted)]
             held = _of_rows(flags, len(design))
             for part, chosen in zip(rows, (~held, held), strict=True):
                 if chosen.any():
                     part.add(
-                        _inputs_of(design[chosen], groups, with_bias),
+                        _inputs_of(design[chosen], groups, own),
                         *(_outputs_of(values[chosen], groups) for values in (wanted, *added)),
                     )
-        solved, before, after, ridge = solve(*rows, present, inputs, self.effort)
-        if ridge is not None:
-            self._constants.write(layer, solved[:, :inputs], solved[:, inputs:].reshape(-1) if with_bias else None)
-        return Refit(node.name or layer.y, before, after, ridge)
 
-    def match(self, layer: Layer) -> None:
-        """Make the mean and the variance of a layer's channels what they were, in place; a few values tell neither."""
-        old = self._constants.read(layer)
+    def match(self, layers: list[Layer]) -> None:
+        """Make the mean and the variance of the channels of layers with one weight what they were, in place.
+
+        The scale is one for all of them. A few values tell neither mean nor variance.
+        """
+        old = self._constants.read(layers[0])
         groups, _, outputs = old.shape
-        bias = self._constants.bias(layer, groups * outputs)
-        scale, shift = layer.affine or (np.ones(groups * outputs), np.zeros(groups * outputs))
+        scale, shift = _affine(layers[0], groups * outputs)
+        every = [self._moments(layer, scale, shift) for layer in layers]
+        if any(moments.rows < FEWEST_ROWS for moments in every):
+            return
+        factor = pooled_scale(every)
+        biases = self._biases(layers, groups * outputs)
+        for number, (layer, moments) in enumerate(zip(layers, every, strict=True)):
+            offset = (factor * shift + moments.shift(factor) - shift) / scale if biases else np.zeros(len(factor))
+            bias = biases[number] * factor + offset if biases else None
+            self._constants.write(layer, old * factor.reshape(groups, 1, outputs), bias)
+            self._present.edited(layer.y, partial(_scaled, channels=layer.outputs, factor=factor, offset=offset))
+        self._go_on(layers)
+
+    def _moments(self, layer: Layer, scale: FloatArray, shift: FloatArray) -> Moments:
+        """Return those of a layer's outputs, and of what they should be."""
         names = [layer.y, *([layer.addend] if layer.addend else [])]
         alive = self.live.axis(layer.target, layer.outputs)
         moments = Moments()
@@ -267,14 +306,16 @@ class _Fitter:
             wanted, given, *added = (_every_row(v, layer.outputs) for v in (target, *values))
             wanted = wanted if alive is None else wanted[:, alive]
             moments.add(given * scale + shift, wanted, added[0] if added else None)
-        if moments.rows < FEWEST_ROWS:
-            return
-        factor, offset = moments.scale_and_shift()
-        offset = (factor * shift + offset - shift) / scale
-        added_bias = None if bias is None else bias * factor + offset
-        self._constants.write(layer, old * factor.reshape(groups, 1, outputs), added_bias)
-        moved = np.zeros_like(offset) if bias is None else offset
-        self._present.edited(layer.y, lambda y: _channels_last(y, layer.outputs, lambda v: v * factor + moved))
+        return moments
+
+    def _go_on(self, layers: Sequence[Layer]) -> None:
+        """Compute again what is held, where one of several layers that were changed at once lies behind another."""
+        changed = {layer.y for layer in layers} if len(layers) > 1 else set[str]()
+        for node in self.model.graph.node if changed else ():
+            if not changed.isdisjoint(reads(node)):
+                changed.update(node.output)
+        if any(name in changed for layer in layers for name in (layer.x, layer.addend)):
+            self._present.restart()
 
     def _total(self, layer: Layer) -> int:
         shape = self.free.shaped.shapes[layer.y]
@@ -285,17 +326,21 @@ class _Fitter:
         if is_op(node, "Conv", "ConvTranspose"):
             shapes = self.free.shaped.shapes
             kernel = self.free.shaped.shapes[node.input[1]][2:] if node.input[1] in shapes else ()
-            reads = taps(node.op_type, attributes(node), x.shape[2:], shapes[layer.y][2:], kernel)[at]
-            return patches(x, reads).transpose(0, 2, 1, 3)
+            read = taps(node.op_type, attributes(node), x.shape[2:], shapes[layer.y][2:], kernel)[at]
+            return patches(x, read).transpose(0, 2, 1, 3)
         flat = x.reshape(*x.shape[:2], -1)[:, :, at]
         return flat.transpose(0, 2, 1)[..., None]
 
 
-def _inputs_of(design: Array, groups: int, with_bias: int) -> Single:
-    """Return [images, positions, channels, taps] as rows float32[groups, rows, inputs + bias]."""
+def _affine(layer: Layer, width: int) -> tuple[FloatArray, FloatArray]:
+    return layer.affine or (np.ones(width), np.zeros(width))
+
+
+def _inputs_of(design: Array, groups: int, own: Single) -> Single:
+    """Return [images, positions, channels, taps] as rows float32[groups, rows, inputs + biases]."""
     channels, taps_ = design.shape[2:]
     x = design.reshape(-1, groups, channels // groups * taps_).transpose(1, 0, 2).astype(np.float32)
-    return np.concatenate([x, np.ones((*x.shape[:2], 1), np.float32)], axis=2) if with_bias else x
+    return np.concatenate([x, np.broadcast_to(own, (*x.shape[:2], len(own)))], axis=2) if len(own) else x
 
 
 def _outputs_of(values: FloatArray, groups: int) -> FloatArray:
@@ -320,6 +365,11 @@ def _channels_last(values: Array, channels: int, change: Callable[[Array], Array
     """Return a tensor changed with its channels on the last axis."""
     changed = np.moveaxis(change(np.moveaxis(values, channels, -1)), -1, channels)
     return np.ascontiguousarray(changed, values.dtype)
+
+
+def _scaled(values: Array, channels: int, factor: FloatArray, offset: FloatArray) -> Array:
+    """Return a tensor with its channels scaled and shifted."""
+    return _channels_last(values, channels, lambda v: v * factor + offset)
 
 
 def _channels_second(values: Array, channels: int) -> Array:

@@ -10,6 +10,7 @@ made of the activations); differs: where the layer's output goes into a residual
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,22 +39,36 @@ class Moments:
         for name, values in found.items():
             self._sums[name] = self._sums.get(name, np.zeros_like(values)) + values
 
-    def scale_and_shift(self) -> tuple[FloatArray, FloatArray]:
-        """Return c and d of each channel, such that c u + d + a has the mean and the variance of t.
+    def shift(self, scale: FloatArray) -> FloatArray:
+        """Return d of each channel, such that scale u + d + a has the mean of t; 0 where values are not finite."""
+        mean = self._means
+        found = mean["t"] - mean.get("a", 0.0) - scale * mean["u"]
+        return np.where(np.isfinite(found), found, 0.0)
 
-        Where no c > 0 does, the mean alone is made right; where values are not finite, nothing is.
-        """
-        mean = {name: values / self.rows for name, values in self._sums.items()}
+    @property
+    def _means(self) -> dict[str, FloatArray]:
+        return {name: values / self.rows for name, values in self._sums.items()}
+
+    def spreads(self) -> FloatArray:
+        """Return float64[4, channels]: var(u), var(t), var(a), cov(u, a)."""
+        mean = self._means
         nothing = np.zeros_like(mean["u"])
         u, t, a = mean["u"], mean["t"], mean.get("a", nothing)
-        spread = mean["uu"] - u * u
-        wanted = mean["tt"] - t * t
-        added = mean.get("aa", nothing) - a * a
-        shared = mean.get("ua", nothing) - u * a
-        # c^2 var(u) + 2 c cov(u, a) + var(a) = var(t)
-        inside = shared * shared - spread * (added - wanted)
-        told = (spread > 1e-10 * wanted) & (inside >= 0) & (self.rows >= FEWEST_ROWS)
-        root = (np.sqrt(np.where(told, inside, 0)) - shared) / np.where(told, spread, 1)
-        scale = np.where(told & (root > 0), np.clip(root, 1 / _LARGEST, _LARGEST), 1.0)
-        shift = t - a - scale * u
-        return scale, np.where(np.isfinite(shift), shift, 0.0)
+        return np.stack([
+            mean["uu"] - u * u, mean["tt"] - t * t, mean.get("aa", nothing) - a * a, mean.get("ua", nothing) - u * a
+        ])  # fmt: skip
+
+
+def pooled_scale(every: Sequence[Moments]) -> FloatArray:
+    """Return c > 0 of each channel, such that c u + d + a has the variance of t, over all rows, about means of each.
+
+    1 where no such c is, where rows are few, and where values are not finite.
+    """
+    rows = sum(moments.rows for moments in every)
+    pooled = sum(moments.rows / rows * moments.spreads() for moments in every)
+    spread, wanted, added, shared = np.asarray(pooled)
+    # c^2 var(u) + 2 c cov(u, a) + var(a) = var(t)
+    inside = shared * shared - spread * (added - wanted)
+    told = (spread > 1e-10 * wanted) & (inside >= 0) & (rows >= FEWEST_ROWS)
+    root = (np.sqrt(np.where(told, inside, 0)) - shared) / np.where(told, spread, 1)
+    return np.where(told & (root > 0), np.clip(root, 1 / _LARGEST, _LARGEST), 1.0)

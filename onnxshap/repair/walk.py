@@ -62,7 +62,7 @@ class Walk:
         nodes = self.model.graph.node
         done = self._needed(names)
         if done is None:  # something behind was let go
-            self._held, self._done = [dict(feeds) for feeds in self.batches], set()
+            self.restart()
             done = self._needed(names) or set()
         given = set(self._held[0])
         ahead = {n for k, node in enumerate(nodes) if k not in done for n in reads(node)}
@@ -88,6 +88,10 @@ class Walk:
                 self._held[number] = {n: v for n, v in found.items() if n in ahead}
         if keep:
             self._done = done
+
+    def restart(self) -> None:
+        """Let go of all that is held: nodes before it were edited."""
+        self._held, self._done = [dict(feeds) for feeds in self.batches], set()
 
     def edited(self, name: str, change: Callable[[Array], Array]) -> None:
         """Apply to the values held of a tensor what an edit of the node that makes it does to them."""

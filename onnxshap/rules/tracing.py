@@ -55,6 +55,8 @@ def trace_graph(shaped: Shaped) -> Labels:
         elif index not in inside:
             _trace_node(trace, ops, index, node)
     labels = resolve(trace)
+    if _tie_shared(trace, ops, shaped, labels):
+        labels = resolve(trace)
     while True:
         zeros = Zeros(shaped, labels)
         leaks = [s for s in trace.sites if s.weight is None and not _vanishes(zeros, shaped, labels, s)]
@@ -71,6 +73,29 @@ def trace_graph(shaped: Shaped) -> Labels:
         for balance in uneven:
             trace.tie(*balance.equal_places)
         labels = resolve(trace)
+
+
+def _tie_shared(trace: Trace, ops: _Ops, shaped: Shaped, labels: Labels) -> bool:
+    """State that layers with one weight lose the same of it (heads on every level of a pyramid, towers, steps in time).
+
+    Cut apart it would be stored once for each of them, and the file might grow. So it is where other positions stay for
+    one layer than for another. Return whether there was anything to state.
+    """
+    frozen = np.asarray((labels.slots < 0).all(axis=1))
+    first: dict[tuple[object, ...], Tensor] = {}
+    before = len(trace.ties)
+    for site in trace.linear:
+        name = shaped.graph.nodes[site.node].input[site.weight.input] if site.weight is not None else ""
+        own = ops.tensor(name) if name in shaped.graph.sources else None
+        classes = [] if own is None else [labels.axis(name, axis) for axis in range(own.rank)]
+        if own is None or any(one is None for one in classes):
+            continue
+        stays = tuple(frozen[one].tobytes() for one in classes if one is not None)
+        other = first.setdefault((shaped.graph.sources[name], own.shape, stays), own)
+        for axis, one in enumerate(classes):
+            if other.name != own.name and not frozen[one].all():
+                trace.tie(trace.axis(other, axis), trace.axis(own, axis))
+    return len(trace.ties) > before
 
 
 def _removable(zeros: Zeros, labels: Labels, balance: Balance) -> bool:

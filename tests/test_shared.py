@@ -1,0 +1,172 @@
+"""Weights that several layers share are cut alike, count once, and are one weight still after repair."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+
+import onnxshap
+from onnxshap.calibrate import free_batch, run_all, site_means
+from onnxshap.core import Dataset
+from onnxshap.graph import array, finish
+from onnxshap.repair import refit, rematch
+from onnxshap.rewrite import cut
+from tests.exactness import check_exact, net
+
+NETS: dict[str, ModelProto] = {
+    "two towers": net(
+        """(float[N,3,6,6] x, float[N,3,6,6] z) => (float[N,4] y) {
+    a = Conv<pads=[1,1,1,1]>(x, wa, ba)
+    ar = Relu(a)
+    b = Conv<pads=[1,1,1,1]>(ar, wb, bb)
+    br = Relu(b)
+    c = Conv<pads=[1,1,1,1]>(z, wa, ba)
+    cr = Relu(c)
+    d = Conv<pads=[1,1,1,1]>(cr, wb, bb)
+    dr = Relu(d)
+    s = Sub(br, dr)
+    m = ReduceMean<axes=[2,3], keepdims=0>(s)
+    y = Gemm(m, wc)
+}""",
+        wa=(8, 3, 3, 3),
+        ba=(8,),
+        wb=(8, 8, 3, 3),
+        bb=(8,),
+        wc=(8, 4),
+    ),
+    "one layer three times": net(
+        """(float[N,5] x) => (float[N,4] y) {
+    a = Gemm(x, wa)
+    ar = Tanh(a)
+    b = Gemm(ar, wb, bb)
+    br = Relu(b)
+    wb2 = Identity(wb)
+    c = Gemm(br, wb2, bb)
+    cr = Relu(c)
+    wb3 = Identity(wb)
+    d = Gemm(cr, wb3, bb)
+    dr = Relu(d)
+    y = Gemm(dr, wc)
+}""",
+        wa=(5, 12),
+        wb=(12, 12),
+        bb=(12,),
+        wc=(12, 4),
+    ),
+    "heads on two levels": net(
+        """(float[N,3,8,8] x) => (float[N,2,8,8] y, float[N,2,4,4] z) {
+    p = Conv<pads=[1,1,1,1]>(x, wp)
+    q = Conv<pads=[1,1,1,1], strides=[2,2]>(p, wq)
+    a = Conv<pads=[1,1,1,1]>(p, wa, ba)
+    ar = Relu(a)
+    y = Conv(ar, wb, bb)
+    c = Conv<pads=[1,1,1,1]>(q, wa, ba)
+    cr = Relu(c)
+    z = Conv(cr, wb, bb)
+}""",
+        wp=(6, 3, 3, 3),
+        wq=(6, 6, 3, 3),
+        wa=(8, 6, 3, 3),
+        ba=(8,),
+        wb=(2, 8, 1, 1),
+        bb=(2,),
+    ),
+}
+TABLE = net(
+    """(int64[N,5] x) => (float[N,5,9] y) {
+    e = Gather(table, x)
+    a = MatMul(e, wa)
+    ar = Relu(a)
+    b = MatMul(ar, wb)
+    s = Add(e, b)
+    t = Transpose<perm=[1,0]>(table)
+    y = MatMul(s, t)
+}""",
+    table=(9, 8),
+    wa=(8, 12),
+    wb=(12, 8),
+)
+"""A table of embeddings that is the last layer too."""
+
+
+def images(model: ModelProto, count: int = 80) -> Dataset:
+    rng, found = np.random.default_rng(3), {}
+    for item in model.graph.input:
+        shape = (count, *(d.dim_value for d in item.type.tensor_type.shape.dim[1:]))
+        integers = item.type.tensor_type.elem_type == 7
+        found[item.name] = rng.integers(0, 9, shape) if integers else rng.normal(size=shape).astype(np.float32)
+    return Dataset(found, None, "random")
+
+
+def weights(model: ModelProto) -> int:
+    """Return the numbers of a file's matrices and kernels."""
+    return sum(int(np.prod(t.dims)) for t in model.graph.initializer if len(t.dims) > 1)
+
+
+def half(traced: onnxshap.Traced) -> dict[str, np.ndarray]:
+    return {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups}
+
+
+@pytest.mark.parametrize("model", [*NETS.values(), TABLE], ids=[*NETS, "a table and a layer"])
+def test_what_is_shared_is_cut_alike_and_counts_once(model: ModelProto) -> None:
+    traced = onnxshap.trace(model)
+    assert check_exact(model).dropped
+    names = {t.name for t in model.graph.initializer}
+    stored = sum(int(np.prod(t.dims)) for t in model.graph.initializer)
+    assert traced.cost.params() == stored
+    small = onnxshap.drop_units(traced, half(traced))
+    assert {t.name for t in small.graph.initializer} <= names
+    assert traced.cost.params(traced.alive(half(traced))) == sum(array(t).size for t in small.graph.initializer)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_least_squares_fits_layers_with_one_weight_together(name: str) -> None:
+    model, data, other = NETS[name], images(NETS[name]), images(NETS[name], 50)
+    traced = onnxshap.trace(model)
+    plan, free = half(traced), free_batch(traced)
+    means = site_means(free, data)
+    plain = cut(traced, plan, means)
+    fitted, reports = refit(traced, free, plan, means, data)
+    assert sum(report.ridge is not None for report in reports) >= 2
+    small = finish(fitted, traced.shaped.graph)
+    assert weights(small) == weights(onnxshap.drop_units(traced, plan))
+    wanted = run_all(traced, model, other)
+
+    def error(found: ModelProto) -> float:
+        pairs = zip(run_all(traced, found, other), wanted, strict=True)
+        return sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+
+    assert error(fitted) < 0.95 * error(plain)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_moments_are_matched_for_layers_with_one_weight_together(name: str) -> None:
+    model, data = NETS[name], images(NETS[name])
+    traced = onnxshap.trace(model)
+    plan, free = half(traced), free_batch(traced)
+    small = finish(rematch(traced, free, plan, site_means(free, data), data), traced.shaped.graph)
+    assert weights(small) == weights(onnxshap.drop_units(traced, plan))
+
+
+def test_a_layer_that_is_a_table_too_is_left() -> None:
+    data = images(TABLE)
+    traced = onnxshap.trace(TABLE)
+    plan, free = half(traced), free_batch(traced)
+    assert any(not kept.all() and len(kept) == 8 for kept in plan.values()), "its trunk is cut"
+    fitted, reports = refit(traced, free, plan, site_means(free, data), data)
+    assert weights(finish(fitted, traced.shaped.graph)) == weights(onnxshap.drop_units(traced, plan))
+    assert reports and all("y" not in report.node for report in reports)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_tuning_keeps_one_weight(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'onnxshap[distill]')")
+    from onnxshap.distill import tuner
+
+    monkeypatch.setattr(tuner, "distill", partial(tuner.distill, epochs=3))
+    found = onnxshap.prune(NETS[name], images(NETS[name]), method="l1", keep_units=0.5, repair="distill")
+    assert found.tuning is not None and found.tuning.epochs == 3
+    assert weights(found.model) == weights(onnxshap.drop_units(found.traced, found.keep))

@@ -39,7 +39,7 @@ from onnxshap.opening import (
     silent,
 )
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
-from onnxshap.plan.cutter import Cutter, check_names, shares
+from onnxshap.plan.cutter import Cut, Cutter, check_names, shares
 from onnxshap.plan.search import Drop, Judge, within_drop, within_latency
 from onnxshap.repair import Refit
 from onnxshap.rewrite import removed_slices
@@ -385,7 +385,7 @@ def prune(
         result, lost = within_drop(cutter, budget, against, max_drop, dataset)
     with clock.stage("measure"):
         progress("cut", 2, 3)
-        before, after = _figures(traced, result.model, result.keep, held_out, reference, judge)
+        before, after = _figures(traced, result, held_out, reference, judge)
         progress("cut", 3, 3)
     if output is not None:
         save(result.model, output, external=bool(traced.files))
@@ -421,24 +421,19 @@ def _judge(traced: Traced, data: Dataset, payoff: Payoff) -> tuple[list[Array], 
 
 
 def _figures(
-    traced: Traced,
-    small: ModelProto,
-    keep: Mapping[str, BoolArray],
-    data: Dataset,
-    reference: Sequence[Array],
-    judge: Payoff,
+    traced: Traced, result: Cut, data: Dataset, reference: Sequence[Array], judge: Payoff
 ) -> tuple[Figures, Figures]:
     names = [o.name for o in traced.shaped.graph.model.graph.output]
-    outputs = run_all(traced, small, data)
-    times = latencies(traced.backend, [traced.source, small], usual_batch(traced, data))
-    live, cost = traced.alive(keep), traced.cost
+    outputs = run_all(traced, result.model, data)
+    times = latencies(traced.backend, [traced.source, result.model], usual_batch(traced, data))
+    cost, macs = traced.cost, traced.cost.macs(traced.alive(result.keep))
 
     def figures(model: ModelProto, found: Sequence[Array], macs: int, params: int, latency: float) -> Figures:
         return Figures(macs, params, file_size(model), latency, scores(found, reference, data.labels, names, judge))
 
     return (
         figures(traced.source, reference, cost.macs(), cost.params(), times[0]),
-        figures(small, outputs, cost.macs(live), cost.params(live), times[1]),
+        figures(result.model, outputs, macs, result.params, times[1]),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.core import FloatArray
 from onnxshap.labels import AxisKey, Labels, Liveness
@@ -115,6 +115,11 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
     starts = np.cumsum([0, *map(len, found)])[:-1].astype(np.intp)
     widths = _Widths(np.concatenate([*found, np.empty(0, np.int32)]), starts)
     return Cost(widths, table(macs), table(params), table(size))
+
+
+def parameters(model: ModelProto) -> int:
+    """Return the numbers of a model's initializers that count as parameters."""
+    return sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type not in _NOT_WEIGHTS)
 
 
 def _itemsize(kind: int) -> float:

@@ -19,7 +19,6 @@ from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph.weights import file_size
 from onnxshap.groups import Group, select
-from onnxshap.labels import Liveness
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import METHODS
 from onnxshap.opening import (
@@ -281,15 +280,17 @@ class _Bench:
             whole, ms = latencies(traced.backend, [traced.source, cut.model], usual_batch(traced, data))
             self.whole_ms.append(whole)
             outputs = run_all(traced, cut.model, data)
-            figures = self._figures(cut.model, outputs, ms, traced.alive(cut.keep))
+            macs = traced.cost.macs(traced.alive(cut.keep))
+            figures = self._figures(cut.model, macs, cut.params, outputs, ms)
             return Point(share, figures, ms / whole, self.judge.lost(outputs))
 
     def before(self) -> Figures:
         traced = self.judge.traced
-        return self._figures(traced.source, self.judge.reference, float(np.median(self.whole_ms)))
+        cost, ms = traced.cost, float(np.median(self.whole_ms))
+        return self._figures(traced.source, cost.macs(), cost.params(), self.judge.reference, ms)
 
-    def _figures(self, model: ModelProto, outputs: Sequence[Array], ms: float, live: Liveness | None = None) -> Figures:
+    def _figures(self, model: ModelProto, macs: int, params: int, outputs: Sequence[Array], ms: float) -> Figures:
         traced, reference = self.judge.traced, self.judge.reference
         names = [o.name for o in traced.shaped.graph.model.graph.output]
         found = scores(outputs, reference, self.labels, names, self.payoff)
-        return Figures(traced.cost.macs(live), traced.cost.params(live), file_size(model), ms, found)
+        return Figures(macs, params, file_size(model), ms, found)

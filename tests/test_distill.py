@@ -77,6 +77,20 @@ OPS = {
     "resize": 'y = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(x, , scales)',
     "nearest": 'y = Resize<mode="nearest", coordinate_transformation_mode="asymmetric">(x, , scales)',
     "shape": "s = Shape(x) g = Gather(s, zero) u = Unsqueeze(g, zeros) c = Concat<axis=0>(u, minus) y = Reshape(x, c)",
+    "comparisons": "n = IsNaN(x) l = Less(x, value) g = GreaterOrEqual(x, level) o = Not(n) a = And(l, o) b = Or(a, g) "
+    "y = Where(b, x, value)",
+    "rounded": "f = Floor(x) c = Ceil(x) r = Round(x) s = Sign(x) a = Sum(f, c, r, s) y = Mul(a, x)",
+    "waves": "s = Sin(x) c = Cos(x) a = Mul(s, c) y = Softsign(a)",
+    "elus": "s = Selu(x) c = Celu<alpha=0.5>(s) y = ThresholdedRelu<alpha=0.2>(c)",
+    "picked": "i = ArgMax<axis=2, keepdims=1>(x) y = GatherElements<axis=2>(x, i)",
+    "smallest": "i = ArgMin<axis=-1, keepdims=0>(x) y = Cast<to=1>(i)",
+    "cumulated": "a = CumSum<exclusive=1>(x, last) y = CumSum<reverse=1>(a, last)",
+    "apart": "y = SpaceToDepth<blocksize=2>(x)",
+    "triangle": "y = Trilu<upper=0>(x, one)",
+    "sums": "a = ReduceL1<axes=[1], keepdims=1>(x) b = ReduceSumSquare<axes=[1], keepdims=1>(x) "
+    "c = ReduceLogSumExp<axes=[1], keepdims=1>(x) y = Sum(a, b, c)",
+    "counted up": "r = Range(zero, six, one) c = Cast<to=1>(r) z = Size(x) f = Cast<to=1>(z) a = Div(x, f) "
+    "y = Mul(a, c)",
     "einsum": 'y = Einsum<equation="nchw,oc->nohw">(x, m)',
 }
 
@@ -89,12 +103,13 @@ def test_ops_in_torch(name: str) -> None:
     rng = np.random.default_rng(0)
     stored = {
         "w": rng.normal(size=(4, 4, 3, 3)), "m": rng.normal(size=(5, 4)), "scale": rng.normal(size=6),
-        "shift": rng.normal(size=6), "value": np.array(0.5), "scales": np.array([1, 1, 2, 2]),
+        "shift": rng.normal(size=6), "level": np.array(-0.5), "value": np.array(0.5), "scales": np.array([1, 1, 2, 2]),
         "bs": rng.normal(size=4), "bb": rng.normal(size=4), "bm": rng.normal(size=4), "bv": rng.uniform(0.5, 2, 4),
     }  # fmt: skip
     whole = {
         "pads": [0, 0, 1, 0, 0, 0, 2, 1], "starts": [-1, 1], "ends": [-9, 6], "axes": [2, 3], "steps": [-2, 1],
         "sizes": [1, 3], "index": [[1, -1], [0, 2]], "zero": 0, "zeros": [0], "minus": [-1],
+        "last": -1, "one": 1, "six": 6,
     }  # fmt: skip
     read = {n for node in model.graph.node for n in node.input}
     for key, value in {**stored, **whole}.items():
@@ -232,10 +247,13 @@ def test_where_time_is_short_steps_are_small(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(tuner, "_step", counted)
     monkeypatch.setattr(tuner, "_rate", found)
-    for seconds, size in ((1e9, 48), (1e-9, 20)):
+    for epochs, seconds, size in ((2, 1e9, 48), (10**6, 0.5, 20)):
         sizes.clear()
-        tuner.run(2, seconds, lambda _done, _total: None)
+        tuner.run(epochs, seconds, lambda _done, _total: None)
         assert max(sizes) == size
+    sizes.clear()
+    _, tuning = tuner.run(2, 0.0, lambda _done, _total: None)
+    assert not sizes and tuning.best == 0
 
 
 def test_a_few_steps_choose_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:

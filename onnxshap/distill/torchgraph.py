@@ -255,6 +255,49 @@ def _expand(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     return i[0].expand(torch.broadcast_shapes(i[0].shape, _ints(i[1])))
 
 
+def _extreme(run: Callable[..., Tensor]) -> Op:
+    def op(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+        if a.get("select_last_index", 0):
+            raise _unknown("ArgMax or ArgMin of the last index")
+        return run(i[0], dim=a.get("axis", 0), keepdim=bool(a.get("keepdims", 1)))
+
+    return op
+
+
+def _cumulated(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    axis = _ints(i[1])[0]
+    x = i[0].flip(axis) if a.get("reverse", 0) else i[0]
+    total = x.cumsum(axis) - (x if a.get("exclusive", 0) else 0)
+    return total.flip(axis) if a.get("reverse", 0) else total
+
+
+def _picked(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    axis, index = a.get("axis", 0), i[1].long()
+    return torch.gather(i[0], axis, torch.where(index < 0, index + i[0].shape[axis], index))
+
+
+def _space_to_depth(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    n, c, h, w = i[0].shape
+    b = a["blocksize"]
+    return i[0].reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
+
+
+def _triangle(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    run = torch.triu if a.get("upper", 1) else torch.tril
+    return run(i[0], _ints(i[1])[0] if len(i) > 1 and i[1] is not None else 0)
+
+
+def _group_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    if len(i[1]) != i[0].shape[1]:
+        raise _unknown("GroupNormalization of one scale a group (before opset 21)")
+    return F.group_norm(i[0], a["num_groups"], i[1], i[2], a.get("epsilon", 1e-5))
+
+
+def _rms_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    axes = list(range(a.get("axis", -1) % i[0].ndim, i[0].ndim))
+    return i[0] * torch.rsqrt(i[0].square().mean(axes, keepdim=True) + a.get("epsilon", 1e-5)) * i[1]
+
+
 def _plain(run: Callable[..., Any]) -> Op:
     return lambda i, a: run(*i)
 
@@ -282,6 +325,9 @@ OPS: Mapping[str, Op] = {
     "GlobalMaxPool": lambda i, a: i[0].amax(dim=list(range(2, i[0].ndim)), keepdim=True),
     "ReduceMean": _reduced(torch.mean), "ReduceSum": _reduced(torch.sum), "ReduceMax": _reduced(torch.amax),
     "ReduceMin": _reduced(torch.amin),
+    "ReduceL1": _reduced(lambda x, dim, keepdim: x.abs().sum(dim=dim, keepdim=keepdim)),
+    "ReduceSumSquare": _reduced(lambda x, dim, keepdim: x.square().sum(dim=dim, keepdim=keepdim)),
+    "ReduceLogSumExp": _reduced(torch.logsumexp),
     "ReduceL2": _reduced(lambda x, dim, keepdim: torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)),
     "Add": _plain(torch.add), "Sub": _plain(torch.sub), "Mul": _plain(torch.mul), "Div": _plain(_div),
     "Pow": _plain(torch.pow), "Max": _folded(torch.maximum), "Min": _folded(torch.minimum), "Sum": _folded(torch.add),
@@ -303,7 +349,20 @@ OPS: Mapping[str, Op] = {
     "Tile": lambda i, a: i[0].repeat(_ints(i[1])), "DepthToSpace": _depth_to_space, "Cast": _cast,
     "Shape": lambda i, a: torch.tensor(i[0].shape)[slice(a.get("start", 0), a.get("end"))],
     "Identity": lambda i, a: i[0], "Dropout": lambda i, a: i[0], "Where": _plain(torch.where),
-    "Equal": _plain(torch.eq), "ConstantOfShape": lambda i, a: torch.full(
+    "Equal": _plain(torch.eq), "Less": _plain(torch.lt), "LessOrEqual": _plain(torch.le),
+    "Greater": _plain(torch.gt), "GreaterOrEqual": _plain(torch.ge), "IsNaN": _plain(torch.isnan),
+    "And": _plain(torch.logical_and), "Or": _plain(torch.logical_or), "Not": _plain(torch.logical_not),
+    "Floor": _plain(torch.floor), "Ceil": _plain(torch.ceil), "Round": _plain(torch.round), "Sign": _plain(torch.sign),
+    "Sin": _plain(torch.sin), "Cos": _plain(torch.cos), "Softsign": _plain(F.softsign),
+    "Selu": lambda i, a: a.get("gamma", 1.0507009873554805) * F.elu(i[0], a.get("alpha", 1.6732632423543772)),
+    "Celu": lambda i, a: F.celu(i[0], a.get("alpha", 1.0)),
+    "ThresholdedRelu": lambda i, a: torch.where(i[0] > a.get("alpha", 1.0), i[0], torch.zeros_like(i[0])),
+    "ArgMax": _extreme(torch.argmax), "ArgMin": _extreme(torch.argmin), "CumSum": _cumulated,
+    "GatherElements": _picked, "SpaceToDepth": _space_to_depth, "Trilu": _triangle,
+    "Range": lambda i, a: torch.arange(i[0].item(), i[1].item(), i[2].item(), dtype=i[0].dtype),
+    "Size": lambda i, a: torch.tensor(i[0].numel()),
+    "Swish": lambda i, a: i[0] * torch.sigmoid(a.get("alpha", 1.0) * i[0]),
+    "GroupNormalization": _group_norm, "RMSNormalization": _rms_norm, "ConstantOfShape": lambda i, a: torch.full(
         _ints(i[0]), array(a["value"]).item() if "value" in a else 0.0
     ),
     "Einsum": lambda i, a: torch.einsum(a["equation"], *i),

@@ -258,6 +258,7 @@ class _Tuner:
         """
         torch.manual_seed(self._seed)
         started = time.perf_counter()
+        deadline = started + seconds
         highest = self._rate(started + seconds / 3)
         optimizer = self._optimizer()
         before = best = last = self._judge()
@@ -272,6 +273,9 @@ class _Tuner:
         while epoch < planned:
             order = self._rng.permutation(self._train)
             for step in range(steps):
+                if time.perf_counter() > deadline:  # an epoch takes longer than all that there is
+                    planned = epoch + 1
+                    break
                 done = (epoch + step / steps) / planned
                 rate = highest * min(1.0, 20 * done + 0.05) * 0.5 * (1 + math.cos(math.pi * done))
                 self._step(optimizer, rate, self._mixed(order[step * size : (step + 1) * size]))
@@ -327,16 +331,19 @@ class _Tuner:
 
         before = loss()
         for place, rate in enumerate(RATES, 1):
-            optimizer = self._optimizer()
-            after = before
+            optimizer, after, harmless = self._optimizer(), before, False
             for number in range(1, _TRIED + 1):
+                if time.perf_counter() > latest:
+                    break
                 feeds = self._mixed(self._rng.permutation(self._train)[:BATCH])
                 self._step(optimizer, rate * min(1.0, 2 * number / _TRIED), feeds)
                 if number % (_TRIED // 4) == 0 and not (after := loss()) <= _RUIN * before:
                     break
+            else:
+                harmless = after <= _HARM * before
             for weight, value in zip(self._graph.weights, start, strict=True):
                 weight.data.copy_(value)
-            if after <= _HARM * before:
+            if harmless:
                 return rate
             if time.perf_counter() > latest:
                 return RATES[min(place, len(RATES) - 1)]

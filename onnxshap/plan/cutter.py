@@ -11,6 +11,7 @@ from onnx import ModelProto
 from onnxshap.calibrate import site_means
 from onnxshap.clock import Clock
 from onnxshap.core import BoolArray, Dataset, FloatArray
+from onnxshap.cost import parameters
 from onnxshap.distill.tuning import SECONDS, Tuning, divided
 from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph import finish
@@ -74,6 +75,7 @@ class Cut:
     Attributes:
         keep: the plan: group name -> bool[n_units].
         model: the model, repaired.
+        params: its parameters, the biases that repair added among them (the plan, and its budget, are without).
         verified: the cut model before any refit against its masked twin.
         refits: what least squares did to every layer.
         tuning: what distillation did after it.
@@ -81,6 +83,7 @@ class Cut:
 
     keep: Mapping[str, BoolArray]
     model: ModelProto
+    params: int
     verified: Verified
     refits: list[Refit]
     tuning: Tuning | None = None
@@ -247,7 +250,8 @@ class Cutter:
             with self.clock.stage("repair"):
                 small = finish(repaired, self.traced.shaped.graph)
                 check_loads(self.traced, small)
-        return Cut(keep, small, checked, layers, tuning)
+        added = parameters(small) - parameters(small_model(self.traced, keep))
+        return Cut(keep, small, self.traced.cost.params(self.traced.alive(keep)) + added, checked, layers, tuning)
 
     def _repaired(self, keep: Mapping[str, BoolArray]) -> tuple[ModelProto, list[Refit]]:
         """Return the cut model with its channels' moments or its layers' responses made what they were."""

@@ -20,6 +20,7 @@ from onnxshap.plan.curves import affordable, convex, loss_curves
 from onnxshap.plan.rounds import Part
 from onnxshap.rewrite import small_model
 from onnxshap.tracing import Keep, Traced
+from tests import exactness
 from tests.test_repair import images
 from tests.test_repair import net as raw_net
 
@@ -253,3 +254,23 @@ def test_a_latency_is_met_by_the_widest_model(monkeypatch: pytest.MonkeyPatch) -
     whole = net().ByteSize()
     found = onnxshap.prune(net(), labelled(60), target_latency=0.7 * whole, method="l1", allocation="uniform")
     assert 0.5 * whole < found.model.ByteSize() <= 0.75 * whole
+
+
+def test_curves_leave_every_layer_an_input() -> None:
+    """All that one of two layers reads is worth least: one unit of it stays at every width that is measured."""
+    scale = np.where(np.arange(12) < 3, 0.01, 1).astype(np.float32)
+    model = exactness.net(
+        """(float[N,5] x) => (float[N,4] y) {
+            a = MatMul(x, w)
+            p, q = Split<axis=1>(a, sizes)
+            b = MatMul(p, wp)
+            c = MatMul(q, wq)
+            d = Mul(b, c)
+            y = MatMul(d, w3)
+        }""",
+        w=np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32) * scale,
+        sizes=[3, 9], wp=(3, 6), wq=(9, 6), w3=(6, 4),
+    )  # fmt: skip
+    images = np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)
+    found = onnxshap.prune(model, images, keep_macs=0.6, method="l1", allocation="curves")
+    assert found.keep["a"][:3].any() and found.keep["a"][3:].any()

@@ -13,6 +13,7 @@ from onnxshap.plan.choice import (
     check_reachable,
     fits,
     make_plan,
+    plan_at,
     smallest,
     wider_plans,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "check_reachable",
     "fits",
     "make_plan",
+    "plan_at",
     "smallest",
     "wider_plans",
 ]

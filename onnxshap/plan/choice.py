@@ -134,6 +134,14 @@ def make_plan(
     return _uniform(planner, budget, measure)
 
 
+def plan_at(
+    candidates: Sequence[Candidate], widths: Mapping[str, int], covers: Sequence[NDArray[np.intp]]
+) -> dict[str, BoolArray]:
+    """Return the plan of some widths: the best units of every group, and one of every cover; others stay whole."""
+    sizes = [widths.get(c.name, len(c.units)) for c in candidates]
+    return _Planner(candidates, Budget(), covers).at(sizes)
+
+
 def wider_plans(
     candidates: Sequence[Candidate], budget: Budget, keep: Keep
 ) -> Iterator[tuple[str, dict[str, BoolArray]]]:

@@ -21,6 +21,7 @@ from onnxshap.core import Array, BoolArray, Dataset, FloatArray
 from onnxshap.graph import extract
 from onnxshap.graph.structure import used_names
 from onnxshap.groups import Group
+from onnxshap.plan.choice import Candidate, plan_at
 from onnxshap.repair import FEWEST_IMAGES, QUICK, Walk, batch_size, border, refit
 from onnxshap.tracing import Traced
 
@@ -94,18 +95,16 @@ def loss_curves(
     best = float(np.mean(payoff(own, reference, None)))
     means = site_means(free, fitted)
     whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
+    candidates = [Candidate(g.name, g.units, values[g.name]) for g in groups]
     before = _Before(free, fitted), _Before(free, judged)
     curves = {}
     for number, group in enumerate(groups):
-        ranked = np.argsort(-values[group.name], kind="stable")
         fit_on, judge_on = (part.of(group, whole) for part in before)
         points = {len(group): 0.0}
         for k, fraction in enumerate(fractions):
             width = round(fraction * len(group))
             if 0 < width < len(group) and width not in points:
-                keep = np.zeros(len(group), np.bool_)
-                keep[ranked[:width]] = True
-                plan = {**whole, group.name: keep}
+                plan = whole | plan_at(candidates, {group.name: width}, traced.covers)
                 model, _ = refit(free, free, plan, means, fitted, seed, nearest=True, effort=QUICK, feeds=fit_on)
                 found = _outputs(free, model, judge_on, len(judged))
                 points[width] = max(0.0, best - float(np.mean(payoff(found, reference, None))))

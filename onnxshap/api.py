@@ -20,7 +20,7 @@ from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.game import Setting
 from onnxshap.graph import data_path, read, save
 from onnxshap.graph.weights import digest, file_size, put_in
-from onnxshap.groups import Group, select
+from onnxshap.groups import Group
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.base import Tell
@@ -32,6 +32,7 @@ from onnxshap.opening import (
     calibration,
     choose_payoff,
     divided,
+    groups_to_cut,
     open_model,
     reference_of,
     sample,
@@ -178,7 +179,7 @@ def score(
         ModelError, DataError, BudgetError: as their names say.
     """
     traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
-    groups = select(traced.groups, include, exclude) if traced.groups else []
+    groups = groups_to_cut(traced, include, exclude)
     setting = _setting(
         free_batch(traced), sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline
     )
@@ -337,9 +338,7 @@ def prune(
         traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
         if output is not None and data_path(output).resolve() in [file.resolve() for file in traced.files]:
             raise ModelError(f"{data_path(output)}: would replace data of the model; choose another output path")
-        groups = select(traced.groups, include, exclude) if traced.groups else []
-        if not groups:
-            raise BudgetError(f"nothing can be cut: {why_nothing(traced)}")
+        groups = groups_to_cut(traced, include, exclude)
         blank = [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
         searched = max_drop is not None or target_latency is not None
         if keep_units is not None and searched:
@@ -394,14 +393,6 @@ def prune(
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
         str(cutter.allocation), lost, result.tuning,
     )  # fmt: skip
-
-
-def why_nothing(traced: Traced) -> str:
-    """Return why a model has nothing to cut."""
-    if traced.groups:
-        return "--include and --exclude leave no group"
-    reasons = list(dict.fromkeys(f"{f.tensor!r}: {f.reason}" for f in traced.frozen))
-    return "; ".join(reasons[:3]) or "no weights make an axis (no Conv, Gemm or MatMul with constant weights)"
 
 
 def _check_values(values: Scores, traced: Traced, groups: Sequence[Group]) -> Scores:

@@ -17,6 +17,7 @@ from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, load_data, random_data
 from onnxshap.errors import BudgetError, DataError
 from onnxshap.graph import Source, read
+from onnxshap.groups import Group, select
 from onnxshap.repair import FEWEST_IMAGES
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced, trace
@@ -149,3 +150,23 @@ def divided(data: Dataset, seed: int, what: str = "max-drop") -> tuple[Dataset, 
     split = 3 * len(data) // 5
     kept, held_out = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
     return kept, replace(held_out, source=f"{data.source}, held out")
+
+
+def groups_to_cut(traced: Traced, include: Sequence[str], exclude: Sequence[str]) -> list[Group]:
+    """Return the groups of a model that may be cut, those that `groups.select` chooses.
+
+    Raises:
+        BudgetError: there is none.
+    """
+    groups = select(traced.groups, include, exclude) if traced.groups else []
+    if not groups:
+        raise BudgetError(f"nothing can be cut: {_why_nothing(traced)}")
+    return groups
+
+
+def _why_nothing(traced: Traced) -> str:
+    """Return why a model has nothing to cut."""
+    if traced.groups:
+        return "--include and --exclude leave no group"
+    reasons = list(dict.fromkeys(f"{f.tensor!r}: {f.reason}" for f in traced.frozen))
+    return "; ".join(reasons[:3]) or "no weights make an axis (no Conv, Gemm or MatMul with constant weights)"

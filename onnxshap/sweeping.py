@@ -18,7 +18,7 @@ from onnxshap.core import Array, Dataset, FloatArray, Payoff
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph.weights import file_size
-from onnxshap.groups import Group, select
+from onnxshap.groups import Group
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import METHODS
 from onnxshap.opening import (
@@ -28,6 +28,7 @@ from onnxshap.opening import (
     calibration,
     choose_payoff,
     divided,
+    groups_to_cut,
     open_model,
     reference_of,
     sample,
@@ -186,9 +187,7 @@ def sweep(
     budgets = {k: Budget(macs=k, multiple_of=multiple_of, min_units=min_units) for k in sorted(set(keep))[::-1]}
     progress("trace", 0, 1)
     traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
-    groups = select(traced.groups, include, exclude) if traced.groups else []
-    if not groups:
-        raise BudgetError(f"nothing can be cut: {api.why_nothing(traced)}")
+    groups = groups_to_cut(traced, include, exclude)
     left_out = _unreachable(traced, groups, budgets)
     if len(left_out) == len(budgets):
         raise BudgetError(next(iter(left_out.values())))

@@ -47,7 +47,7 @@ class Exact(PerImage):
         if n > self.max_units:
             raise BudgetError(
                 f"exact Shapley values of {n} units need 2^{n} coalitions per image, more than max_units = "
-                f"{self.max_units} allows; use the permutation estimator or raise max_units"
+                f"{self.max_units} allows; use the method shapley, or include only groups of so many"
             )
         return fixed_cost(n_images, 2**n, rng, max_evals)
 

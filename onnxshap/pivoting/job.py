@@ -14,9 +14,10 @@ from onnxshap import api
 from onnxshap.backend import OrtBackend, provider_of
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.core import Array, Dataset, Payoff
+from onnxshap.cost import parameters
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, ModelError, OnnxshapError
-from onnxshap.graph import data_path, save
+from onnxshap.graph import data_path, finish, save
 from onnxshap.graph.weights import file_size, put_in
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.opening import (
@@ -363,10 +364,8 @@ def _figures(
     names = [o.name for o in traced.shaped.graph.model.graph.output]
     times = latencies(traced.backend, [traced.source, made], usual_batch(traced, data))
     fewer = [(c, chosen[c.y]) for c in convs if c.y in chosen]
-    gone = sum(
-        int(np.prod(shape)) - int(np.prod(shape)) // k for c, k in fewer for shape in [traced.shaped.shapes[c.w]]
-    )
-    cost = traced.cost
+    cost, graph = traced.cost, traced.shaped.graph
+    gone = parameters(finish(graph.model, graph)) - parameters(made)
     macs = (cost.macs(), cost.macs() - sum(saved(c, k) for c, k in fewer))
     params = (cost.params(), cost.params() - gone)
     before, after = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -297,6 +298,7 @@ def prune(
     workers: int = 0,
     cluster: str | None = None,
     output: str | Path | None = None,
+    beside: Callable[[Pruned], AbstractContextManager[object]] = nullcontext,
     progress: Progress = silent,
 ) -> Pruned:
     """Return a smaller model with the same inputs and outputs, verified, and what was done.
@@ -325,6 +327,7 @@ def prune(
             gets is up to the machine; None = eight minutes.
         values: values of an earlier run instead of scoring.
         output: where to write the model; whole or not at all, after all checks.
+        beside: what the model is written inside of: a report that appears with it, or not at all.
 
     Raises:
         ModelError, DataError, BudgetError: as their names say.
@@ -386,13 +389,15 @@ def prune(
         progress("cut", 2, 3)
         before, after = _figures(traced, result, held_out, reference, judge)
         progress("cut", 3, 3)
-    if output is not None:
-        save(result.model, output, external=bool(traced.files))
-    return Pruned(
+    done = Pruned(
         put_in(result.model), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
         str(cutter.allocation), lost, result.tuning,
     )  # fmt: skip
+    if output is not None:
+        with beside(done):
+            save(result.model, output, external=bool(traced.files))
+    return done
 
 
 def _check_values(values: Scores, traced: Traced, groups: Sequence[Group]) -> Scores:

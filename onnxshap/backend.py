@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import re
 import sys
@@ -163,6 +164,8 @@ def _element_type(text: str) -> int:
 
 
 def _refused(feeds: Mapping[str, Array], error: Exception) -> ModelError:
+    if not feeds:
+        return ModelError(f"what the model computes of constants cannot be run: {_reason(error)}; export it again")
     shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
     return ModelError(f"the model refused to run on {shapes}: {_reason(error)}")
 
@@ -301,7 +304,10 @@ class OrtBackend:
         if held.constant:
             options.add_external_initializers(list(held.constant), list(held.constant.values()))
         try:
-            with _native_stderr_silenced():
+            with (
+                _native_stderr_silenced(),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):  # it prints what it falls back to
                 session = ort.InferenceSession(content, options, providers=providers)
         except Exception as error:
             reason = _reason(error).rstrip(".")

@@ -134,7 +134,8 @@ class MSE:
             else:
                 _same_shape(got, reference[index], where)
                 wanted = _finite(reference[index], where)
-            errors.append(_row_mean((got - wanted) ** 2) / scale)
+            with np.errstate(over="ignore"):  # Inf is told as such
+                errors.append(_row_mean((got - wanted) ** 2) / scale)
         return -sum(errors[1:], start=errors[0]) / len(errors)
 
 

@@ -223,7 +223,8 @@ def _blocks(
     magnitudes = np.where(
         dead, np.add.reduceat(w, starts) / sizes, np.add.reduceat(h * w, starts) / np.where(dead, 1, total)
     )
-    losses = np.add.reduceat(h * (w - np.repeat(magnitudes, sizes)) ** 2, starts)
+    with np.errstate(over="ignore"):  # outputs that overflow are refused as such
+        losses = np.add.reduceat(h * (w - np.repeat(magnitudes, sizes)) ** 2, starts)
     return Blocks(name, copies, values, starts, magnitudes, losses / max(float((h * w**2).sum()), 1e-300), biases)
 
 

@@ -390,6 +390,55 @@ def test_a_folder_that_becomes_unwritable_leaves_nothing_behind(here: Path, monk
     )
 
 
+def test_a_report_that_cannot_be_written_leaves_no_model(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_text
+
+    def full(path: Path, *arguments: Any, **options: Any) -> int:
+        if "r.json" in path.name or "s.json" in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    common = ("prune", "m.onnx", "--data", "d.npz", *FEW)
+    assert "r.json: cannot be written (No space left on device)" in refused(*common, "--report", "r.json")
+    result = call("sweep", "m.onnx", "--data", "d.npz", "--eval-data", "d.npz", "--keep", "0.5", "-o", "s.json",
+                  "--samples", "4", "--plot", "s.svg")  # fmt: skip
+    assert result.exit_code == 1 and not Path("s.svg").exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 250 + ".json"])
+def test_names_that_are_too_long_are_refused_before_the_scoring(
+    here: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(api, "open_model", unreachable)
+    for command in ("prune", "score"):
+        assert "cannot be written (File name too long)" in refused(command, "m.onnx", "--data", "d.npz", "-o", name)
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    said = refused("prune", f"{name}x" * 2)
+    assert "File name too long" in said or "no such file" in said
+
+
+def test_a_result_that_cannot_be_printed_is_one_error(here: Path) -> None:
+    command = [sys.executable, "-m", "onnxshap", "inspect", "m.onnx"]
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr == (
+        "onnxshap: error: the result cannot be printed (No space left on device); print it elsewhere\n"
+    )
+    closed = subprocess.run(["sh", "-c", f"{' '.join(command)} >&-"], capture_output=True, text=True, check=False)
+    assert (closed.returncode, closed.stderr) == (0, "")
+
+
+def test_names_of_a_file_are_shown_as_a_terminal_may_show_them(here: Path) -> None:
+    model = net()
+    model.graph.node[0].input[0] = "\x1b[31m" + "long" * 2000
+    onnx.save(model, "odd.onnx")
+    said = refused("inspect", "odd.onnx")
+    assert "\x1b" not in said and "\\x1b[31m" in said and len(said) < 2000 and said.endswith("export it again")
+
+
 def test_a_cut_that_fails_its_checks_exits_with_3_and_writes_nothing(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,6 +549,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
     }  # fmt: skip
     for found in given:
         found.pop("progress", None)
+        found.pop("beside", None)
     assert given == [{**everywhere, **scored, **pruned}, {**everywhere, **scored}, everywhere]
 
 

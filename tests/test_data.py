@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -333,6 +335,41 @@ def short_npy(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
+def flag_member(path: Path, place: int, value: int) -> None:
+    """Change a byte of the headers of an archive's only member: 6 and 8 into the local one, 8 and 10 into the other."""
+    np.savez(path, pixels=X)
+    content = bytearray(path.read_bytes())
+    for start, shift in ((content.index(b"PK\x03\x04"), 0), (content.index(b"PK\x01\x02"), 2)):
+        content[start + place + shift] = value
+    path.write_bytes(content)
+
+
+def encrypted_member(path: Path) -> None:
+    flag_member(path, 6, 1)
+
+
+def odd_compression(path: Path) -> None:
+    flag_member(path, 8, 77)
+
+
+def unbalanced(path: Path, *, archive: bool) -> None:
+    """Write an array whose header lacks its last bracket."""
+    stream = io.BytesIO()
+    np.save(stream, X)
+    harmed = stream.getvalue().replace(b"), }", b" , }", 1)
+    if archive:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("pixels.npy", harmed)
+    else:
+        path.write_bytes(harmed)
+
+
+def endless_npy(path: Path) -> None:
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((1111111111, 0), np.float32))
+    path.write_bytes(stream.getvalue().replace(b"1111111111,", b"9" * 30 + b",", 1))
+
+
 @pytest.mark.parametrize(
     ("name", "write", "fragments"),
     [
@@ -342,6 +379,11 @@ def short_npy(path: Path) -> None:
         ("d.npz", lambda p: p.write_bytes(b""), ("cannot be read as .npz",)),
         ("d.npz", lambda p: p.write_bytes(b"junk" * 9), ("cannot be read as .npz",)),
         ("d.npz", lambda p: np.savez(p, pixels=np.array([{}])), ("cannot be read as .npz", "object arrays")),
+        ("d.npz", encrypted_member, ("cannot be read as .npz",)),
+        ("d.npz", odd_compression, ("cannot be read as .npz",)),
+        ("d.npz", lambda p: unbalanced(p, archive=True), ("cannot be read as .npz",)),
+        ("d.npy", lambda p: unbalanced(p, archive=False), ("cannot be read as .npy",)),
+        ("d.npy", endless_npy, ("cannot be read as .npy",)),
         ("d.npy", short_npy, ("cannot be read as .npy", "np.save")),
         ("d.npy", lambda p: p.write_bytes(b""), ("cannot be read as .npy",)),
         ("d.npy", broken_zip, ("cannot be read as .npy",)),
@@ -380,7 +422,7 @@ def test_files_that_do_not_fit_the_model_are_named(here: Path) -> None:
         ("l.txt", "0.5\n", ("line 1", "float targets: .npy")),
         ("l.txt", "99999999999999999999\n", ("line 1", "one integer a line")),
         ("l.txt", b"\xff\xfe0", ("l.txt", "cannot be read", "text file")),
-        ("l.txt", None, ("l.txt", "cannot be read", "FileNotFoundError")),
+        ("l.txt", None, ("l.txt", "cannot be read as .txt (no such file)", "check the path")),
         ("l.npy", None, ("l.npy", "cannot be read as .npy")),
         ("l.json", "[0]", ("l.json", "cannot read labels from .json", "one integer a line")),
         ("l", "0", ("a file without suffix",)),
@@ -504,9 +546,27 @@ def test_an_exception_of_the_function_is_chained(here: Path) -> None:
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+def test_a_function_that_ends_the_program_is_refused(here: Path) -> None:
+    (here / "leaving.py").write_text("import sys\ndef go():\n    sys.exit(0)\n")
+    refused(lambda: load_data("leaving:go", ONE), "leaving:go", "the function failed (SystemExit")
+    (here / "gone.py").write_text("raise SystemExit(3)\n")
+    refused(lambda: load_data("gone:go", ONE), "'gone' cannot be imported (SystemExit")
+
+
+def test_labels_beyond_integers_are_told_as_they_are(here: Path) -> None:
+    labels = np.array([0, 1, 2, 3, 2**63 + 5], np.uint64)
+    refused(lambda: as_dataset(({"pixels": X}, labels), ONE), "labels go up to 9223372036854775813")
+
+
 # Folders of images ----------------------------------------------------------------------------------------------------
 
 NCHW = specs(x=("float32", (1, 3, 4, 4)))
+
+
+def test_warnings_of_an_image_are_not_the_users(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_image(here / "d" / "1.png", (51, 0, 0))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # a warning from here on, an error from twice as many
+    assert load_data("d", NCHW).inputs["x"].shape == (1, 3, 4, 4)
 
 
 def test_subfolders_are_labels_in_the_order_of_their_names(here: Path) -> None:

@@ -285,7 +285,7 @@ def test_a_wrong_permutation_writes_nothing(tmp_path: Path, monkeypatch: pytest.
         ({"max_drop": -1.0}, "max-drop is -1; give 0 or more"),
         ({"repair": "distill"}, "repair 'distill' is not one for pivoting; choose one of lstsq, fold, none"),
         ({"include": ("no*",)}, "'no\\*' matches no Conv that can be split; those are a, b, c"),
-        ({"groups": (7,)}, "no Conv can be split with a gain; .*would not be multiples of 4"),
+        ({"groups": (7,)}, "no Conv can be split with a gain; .*do not divide into groups of multiples of 4"),
     ],
 )
 def test_what_cannot_be_done_is_refused(options: dict[str, Any], words: str) -> None:
@@ -303,7 +303,7 @@ def test_the_command_tells_what_is_gained_and_what_is_lost(tmp_path: Path, monke
 
     result = call("-v")
     assert result.exit_code == 0 and result.stderr.endswith("onnxshap: wrote m.pivoted.onnx\n")
-    assert "onnxshap: whole: a: groups of 3 to 8 channels" in result.stderr
+    assert "onnxshap: whole: a: 3 channels to 8" in result.stderr
     assert "2 Convs in groups, 1 whole" in result.stdout and "zeros within" in result.stdout
     told = json.loads(call("--json", "--exclude", "c", "--repair", "none").stdout)
     assert [c["node"] for c in told["convs"]] == ["b"] and told["repair"] == "none"

@@ -21,6 +21,7 @@ import onnxshap
 from onnxshap import api
 from onnxshap.core import Array, Values
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
+from onnxshap.scoring import journal as journals
 from onnxshap.scoring import misplaced, runners
 from onnxshap.scoring.journal import Journal
 from tests.exactness import net as build
@@ -255,7 +256,7 @@ def test_a_journal_goes_on_where_a_run_was_cut_short(tmp_path: Path, blocks: int
     assert same(score(journal=path), found)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "header"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "header", "other fields", "other kinds"])
 def test_a_damaged_end_is_computed_again(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "j"
     score(journal=path)
@@ -266,8 +267,16 @@ def test_a_damaged_end_is_computed_again(tmp_path: Path, damage: str) -> None:
     elif damage == "flipped":
         lines[5] = lines[5].replace(b'"evals": ', b'"evals": 1', 1)
         path.write_bytes(b"".join(lines))
-    else:
+    elif damage == "header":
         path.write_bytes(lines[0][:20])
+    else:  # by hand, its checksum right
+        record = json.loads(lines[5])
+        record["shape"] = None
+        if damage == "other fields":
+            del record["shape"]
+        del record["crc"]
+        record["crc"] = journals._crc(record)
+        path.write_bytes(b"".join([*lines[:5], journals._line(record), *lines[6:]]))
     assert same(score(journal=path), score())
     records = path.read_bytes().splitlines()
     assert len(records) == 17 and all(json.loads(line) for line in records)

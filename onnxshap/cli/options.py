@@ -47,7 +47,9 @@ run_options = _options(
         "--provider", type=OneOf(providers), default="cpu", show_default=True,
         help="What runs the model; auto: CUDA where it is usable, else the CPU.",
     ),
-    click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Threads; 0 = all cores."),
+    click.option(
+        "--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="Threads; 0 = all cores."
+    ),
 )  # fmt: skip
 data_options = _options(
     click.option(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -32,6 +34,9 @@ from onnxshap.cli.shared import (
     sources_of,
 )
 from onnxshap.cli.types import FilePath, Share
+
+if TYPE_CHECKING:
+    from onnxshap.api import Pruned
 
 
 @click.command()
@@ -96,6 +101,12 @@ def prune(
     sources = {**sources_of(model, data, labels, eval_data), "--values": values}
     if not dry_run:
         check_outputs({"-o": written, "--report": report_path, "--journal": journal}, sources)
+
+    def with_report(done: Pruned) -> AbstractContextManager[object]:
+        if report_path is None:
+            return nullcontext()
+        return report.prune_report_file(report.prune_report(done, model=model, output=written, seed=seed), report_path)
+
     with screen.progress() as tell:
         result = api.prune(
             model, data, labels=labels, eval_data=eval_data,
@@ -107,11 +118,9 @@ def prune(
             max_seconds=max_seconds, decided=decided, journal=journal, workers=workers, cluster=cluster, seed=seed,
             values=None if values is None else report.read_values(values),
             backend=backend_of(screen, provider, threads, memory), input_shapes=dict(input_shapes), output=written,
-            progress=tell,
+            beside=with_report, progress=tell,
         )  # fmt: skip
     found = report.prune_report(result, model=model, output=written, seed=seed)
-    if report_path is not None and not dry_run:
-        report.write_prune_report(found, report_path)
     print_found(as_json, found, report.prune_tables(found))
     for line in report.frozen_lines(found):
         screen.detail(line)

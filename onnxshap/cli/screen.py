@@ -31,6 +31,7 @@ _STAGES = {
     "weigh": "weighing layers",
 }
 _INTERRUPTED = 130
+_LONGEST = 1200
 
 
 @dataclass
@@ -103,7 +104,10 @@ class Screen:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return a message as a terminal may show it: names in it are a file's, of any length, with any characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class Main(click.Group):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxshap.cli.screen import Screen
-from onnxshap.errors import ModelError
+from onnxshap.errors import ModelError, OnnxshapError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,7 +30,7 @@ def backend_of(screen: Screen, provider: str, threads: int, memory: int | None =
     if provider != AUTO:
         return OrtBackend(provider, threads, memory or MEMORY)
     found = OrtBackend.fastest(threads, memory or MEMORY)
-    screen.note(f"provider: {found.provider}")
+    screen.later(f"provider: {found.provider}")
     return found
 
 
@@ -75,20 +75,20 @@ def check_outputs(outputs: Mapping[str, str | None], sources: Mapping[str, str |
     Raises:
         ModelError: an output is an input or another output, no plain file, or in a folder that cannot be written.
     """
-    if not Path(sources["the model"] or "").is_file():
+    if not os.path.isfile(sources["the model"] or ""):  # noqa: PTH113 - Path raises where a name is too long
         return  # a missing model is told first
     taken = {os.path.realpath(path): name for name, path in sources.items() if path is not None}
     for name, output in outputs.items():
         if output is None:
             continue
-        path = Path(output)
-        if (other := taken.get(os.path.realpath(path))) is not None:
+        if (other := taken.get(os.path.realpath(output))) is not None:
             raise ModelError(f"{output}: would replace {other}; give {name} another path")
-        taken[os.path.realpath(path)] = name
-        if path.exists() and not path.is_file():
-            raise ModelError(f"{output}: is no plain file; give {name} another path")
+        taken[os.path.realpath(output)] = name
         try:
-            with tempfile.TemporaryFile(dir=path.parent):
+            path = Path(output)
+            if path.exists() and not path.is_file():
+                raise ModelError(f"{output}: is no plain file; give {name} another path")
+            with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):  # as it will be written
                 pass
         except OSError as error:
             raise ModelError(f"{output}: cannot be written ({error.strerror}); give {name} another path") from error
@@ -100,7 +100,15 @@ def print_found(as_json: bool, found: dict[str, Any], tables: Sequence[Renderabl
 
     from onnxshap import report
 
-    if as_json:
-        click.echo(report.as_json(found), nl=False)
-    else:
-        report.show(tables, Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH))
+    if sys.stdout is None:  # closed by who called
+        return
+    try:
+        if as_json:
+            click.echo(report.as_json(found), nl=False)
+        else:
+            report.show(tables, Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OnnxshapError(f"the result cannot be printed ({error.strerror}); print it elsewhere") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import click
 
 from onnxshap.cli.options import (
@@ -75,10 +77,9 @@ def sweep(
             backend=backend_of(screen, provider, threads, memory), input_shapes=dict(input_shapes), progress=tell,
         )  # fmt: skip
     found = report.sweep_report(result, model=model, seed=seed, max_drop=max_drop)
-    if output is not None:
-        report.write_json(found, output)
-    if plot is not None:
-        write_plot(found, plot)
+    with nullcontext() if output is None else report.json_file(found, output):
+        if plot is not None:
+            write_plot(found, plot)
     print_found(as_json, found, report.sweep_tables(found))
     for share, why in result.left_out.items():
         screen.note(f"left out {share:g}: {why}")

@@ -16,7 +16,9 @@ from onnxshap.cli.types import OneOf, Share, codecs
 @click.option(
     "--keep-bytes", type=Share(), default=0.5, show_default=True, help="Share of the compressed file to keep."
 )
-@click.option("--block", type=int, default=8, show_default=True, help="Weights that share a magnitude.")
+@click.option(
+    "--block", type=click.IntRange(max=2**31), default=8, show_default=True, help="Weights that share a magnitude."
+)
 @click.option("--codec", type=OneOf(codecs), default="gzip", show_default=True, help="What compresses the file.")
 @data_options
 @click.option("--eval-data", metavar="DATA", help="Held-out data for the scores before and after. [default: --data]")

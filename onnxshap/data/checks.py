@@ -120,7 +120,11 @@ def _fit_labels(value: Any, n: int, where: str) -> Array:
     given = len(labels) if labels.ndim else 0
     if given != n:
         raise DataError(f"{where}: {given} labels for {n} images: give one label an image")
-    return _finite(labels, f"{where}: labels") if labels.dtype.kind == "f" else labels.astype(np.int64)
+    if labels.dtype.kind == "f":
+        return _finite(labels, f"{where}: labels")
+    if labels.dtype == np.uint64 and labels.max(initial=0) > np.iinfo(np.int64).max:
+        raise DataError(f"{where}: labels go up to {labels.max()}: give class indices, or float targets")
+    return labels.astype(np.int64)
 
 
 def as_array(value: Any, where: str) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,7 +16,11 @@ from onnxshap.data.objects import LABEL_NAMES, from_object
 from onnxshap.data.spec import InputSpec, names_of, only_input, told
 from onnxshap.errors import DataError
 
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, MemoryError, OverflowError, RuntimeError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+)
+"""What reading an array that is damaged, encrypted or packed in an unknown way may raise."""
 
 
 def from_file(path: Path, specs: Mapping[str, InputSpec], *, there: bool) -> Dataset:
@@ -34,6 +40,10 @@ def from_file(path: Path, specs: Mapping[str, InputSpec], *, there: bool) -> Dat
             )
 
 
+def _missing(path: Path) -> DataError:
+    return DataError(f"{path}: cannot be read as {path.suffix} (no such file): check the path")
+
+
 def _read_npz(path: Path) -> dict[str, Array]:
     """Return the arrays of an .npz by name."""
     try:
@@ -42,6 +52,8 @@ def _read_npz(path: Path) -> dict[str, Array]:
             if isinstance(archive, np.ndarray):
                 raise ValueError("one array, not an archive")  # noqa: TRY004 (told like any other broken file)
             return {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise _missing(path) from error
     except _UNREADABLE as error:
         raise DataError(
             f"{path}: cannot be read as .npz ({told(error)}): write it with np.savez, without object arrays"
@@ -53,6 +65,8 @@ def _read_npy(path: Path) -> Array:
     try:
         with path.open("rb") as file:
             array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise _missing(path) from error
     except _UNREADABLE as error:
         raise DataError(
             f"{path}: cannot be read as .npy ({told(error)}): write it with np.save, not from an object array"
@@ -84,6 +98,8 @@ def _read_integers(path: Path) -> IntArray:
     """Return one integer a line; blank lines are passed over."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise _missing(path) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({told(error)}): give a text file with one integer a line") from error
     labels = []

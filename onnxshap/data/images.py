@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -107,10 +108,12 @@ def _read_image(file: Path, channels: int, height: int | None, width: int | None
             f"{file}: reading images needs Pillow: install it with `pip install 'onnxshap[images]'`, or give .npz"
         ) from error
     try:
-        with Image.open(file) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise ValueError(f"mode {opened.mode}, more than 8 bits a pixel")  # noqa: TRY301
-            image = opened.convert(_MODES[channels])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its size or broken metadata: what cannot be read is an error
+            with Image.open(file) as opened:
+                if opened.mode.startswith(("I", "F")):
+                    raise ValueError(f"mode {opened.mode}, more than 8 bits a pixel")  # noqa: TRY301
+                image = opened.convert(_MODES[channels])
         h, w = image.height, image.width
         if height is None and width is None:
             size = (w, h)

@@ -61,7 +61,7 @@ def from_function(source: str) -> Any:
     with _working_directory_on_path():
         try:
             module = importlib.import_module(module_name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"{source}: {module_name!r} cannot be imported ({told(error)}): "
                 "run where the module lies, or install it, and see that it imports"
@@ -71,7 +71,7 @@ def from_function(source: str) -> Any:
             raise DataError(f"{source}: module {module_name!r} has no function {function_name!r}: define it there")
         try:
             return function()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"{source}: the function failed ({told(error)}): it is called without arguments, mend it there"
             ) from error

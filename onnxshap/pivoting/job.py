@@ -327,7 +327,7 @@ def _steps(
     for c in convs:
         if not counts[c.y]:
             outs, ins = c.widths
-            left.append(f"{c.name}: groups of {ins} to {outs} channels would not be multiples of {multiple_of}")
+            left.append(f"{c.name}: {ins} channels to {outs} do not divide into groups of multiples of {multiple_of}")
     times: dict[str, Timed] = {}
     for number, found in enumerate(time_convs(traced, tried) if timed else ()):
         progress("time", number, len(tried))

@@ -1,6 +1,6 @@
 """What was done, for programs and for people: JSON objects (`reports`), files, terminal tables, a page, a plot."""
 
-from onnxshap.report.files import as_json, read_values, write_json, write_prune_report
+from onnxshap.report.files import as_json, json_file, prune_report_file, read_values, write_json, write_prune_report
 from onnxshap.report.reports import (
     SCHEMA_VERSION,
     SUFFIXES,
@@ -35,9 +35,11 @@ __all__ = [
     "frozen_lines",
     "inspection",
     "inspection_tables",
+    "json_file",
     "pivot_report",
     "pivot_tables",
     "prune_report",
+    "prune_report_file",
     "prune_tables",
     "read_values",
     "show",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,7 +41,19 @@ def write_json(report: Report, path: str | Path) -> None:
     Raises:
         ModelError: the path cannot be written.
     """
-    _write(as_json(report), path)
+    with json_file(report, path):
+        pass
+
+
+@contextmanager
+def json_file(report: Report, path: str | Path) -> Iterator[None]:
+    """Write a report as JSON; it appears when the block ends well.
+
+    Raises:
+        ModelError: the path cannot be written.
+    """
+    with _written(as_json(report), path):
+        yield
 
 
 def write_prune_report(report: Report, path: str | Path) -> None:
@@ -49,12 +62,22 @@ def write_prune_report(report: Report, path: str | Path) -> None:
     Raises:
         ModelError: the path cannot be written.
     """
-    _write(page(report) if Path(path).suffix.lower() == ".html" else as_json(report), path)
+    with prune_report_file(report, path):
+        pass
 
 
-def _write(text: str, path: str | Path) -> None:
+@contextmanager
+def prune_report_file(report: Report, path: str | Path) -> Iterator[None]:
+    """Do what `write_prune_report` does; the file appears when the block ends well."""
+    with _written(page(report) if Path(path).suffix.lower() == ".html" else as_json(report), path):
+        yield
+
+
+@contextmanager
+def _written(text: str, path: str | Path) -> Iterator[None]:
     with whole_file(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+        yield
 
 
 def read_values(path: str | Path) -> Scores:

@@ -61,13 +61,15 @@ class Journal:
         _check_header(self.path, lines[0], self._head)
         self._good = len(lines[0])
         for line in lines[1:]:
-            record = _record(line)
-            if record is None:
+            record = _record(line) or {}
+            try:
+                figures = np.frombuffer(base64.b64decode(record["figures"]), "<f8").reshape(tuple(record["shape"]))
+                key, evals, seconds = (record["group"], record["block"]), int(record["evals"]), float(record["seconds"])
+                self.found[key] = figures.astype(np.float64), evals
+            except (KeyError, TypeError, ValueError):  # damaged, or not ours: what is behind it is done again
                 break
             self._good += len(line)
-            figures = np.frombuffer(base64.b64decode(record["figures"]), "<f8").reshape(record["shape"])
-            self.found[record["group"], record["block"]] = figures.astype(np.float64), record["evals"]
-            self.seconds = record["seconds"]
+            self.seconds = seconds
 
     def add(self, key: Key, figures: FloatArray, evals: int, seconds: float) -> None:
         """Append a result; when this returns it survives a kill and a power failure.

@@ -236,7 +236,7 @@ class _Loop:
         if most is None:
             return {}
         units = np.array([len(s.group) for s in self.states.values()], np.float64)
-        ends = most * np.cumsum(units) / max(1.0, units.sum())
+        ends = most * (np.cumsum(units) / max(1.0, units.sum()))
         return dict(zip(self.states, ends.tolist(), strict=True))
 
     def _next_job(self) -> Job | None:

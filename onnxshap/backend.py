@@ -24,7 +24,7 @@ from onnxshap.core import Array
 from onnxshap.errors import ModelError, OnnxshapError, first_line
 from onnxshap.graph import weights
 from onnxshap.graph.loops import closed
-from onnxshap.graph.structure import reads, subgraphs, used_names
+from onnxshap.graph.structure import reads, seeded, subgraphs, used_names
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -137,7 +137,7 @@ def _loadable(model: onnx.ModelProto, *, in_place: bool) -> tuple[bytes, _Weight
         for name, values in taken.items()
         if name not in fed
     }
-    bare = weights.without_values(model, fed) if fed else model
+    bare = seeded(weights.without_values(model, fed) if fed else model)
     return bare.SerializeToString(), _Weights(constant, fed)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
 
@@ -159,6 +160,14 @@ def loop_without_a_body(m: ModelProto) -> None:
     node(m, "Loop", ["", "", "h"], ["l"])
 
 
+def loop_without_an_end(m: ModelProto) -> None:
+    body = onnx.parser.parse_graph(
+        "b (int64 i, bool c, float[N,8] s) => (bool d, float[N,8] t) { d = Identity(c) t = Relu(s) }"
+    )
+    node(m, "Loop", ["", "", "h"], ["l"])
+    m.graph.node[-1].attribute.append(helper.make_attribute("body", body))
+
+
 def function(inputs: list[str], calls: str) -> Callable[[ModelProto], None]:
     """Return what puts a call of a function into the graph, which makes one call of something itself."""
 
@@ -223,6 +232,7 @@ BROKEN: list[tuple[Callable[[ModelProto], None], str]] = [
     (widths_that_do_not_meet, "Incompatible dimensions"),
     (constant_without_value, "Constant node: new has no data attributes"),
     (loop_without_a_body, "cannot load the model"),
+    (loop_without_an_end, "node 'new' (Loop) has no trip count and hands its condition on"),
     (function(["h"], "F"), "Model local function definitions must not be recursive"),
     (function(["h", "h"], "Relu"), "Number of actual parameters cannot exceed number of formal parameters"),
     (attribute_of_no_function, "attribute 'axis' of node 'new' (Softmax) refers to one of a function around it"),

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxshap import prune
 from onnxshap.backend import OrtBackend
 from onnxshap.errors import ModelError
 from onnxshap.graph import extract, finish, load, normalise, save, whole_file
@@ -335,3 +336,26 @@ def test_exotic_weights_can_be_cut_or_stay(kind: str) -> None:
     exotic = next(t for t in small.graph.initializer if t.name == "exotic")
     assert exotic.data_type == number
     assert np.array_equal(numpy_helper.to_array(exotic).astype(np.int64), values.reshape(6, 8)[:, ::2])
+
+
+def test_models_that_draw_random_numbers_draw_the_same_to_be_compared() -> None:
+    """What a variational autoencoder samples; ops that have a seed keep theirs, and the file gets none."""
+    sampling = net(
+        """(float[N,6] x) => (float[N,6] y) {
+            h = MatMul(x, w1)
+            r = Relu(h)
+            m = MatMul(r, wm)
+            s = MatMul(r, ws)
+            e = RandomNormalLike(m)
+            n = Mul(s, e)
+            z = Add(m, n)
+            d = MatMul(z, w2)
+            t = Relu(d)
+            y = MatMul(t, w3)
+        }""",
+        w1=(6, 16), wm=(16, 4), ws=(16, 4), w2=(4, 16), w3=(16, 6),
+    )  # fmt: skip
+    found = prune(sampling, np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32), keep_macs=0.6, samples=4)
+    assert found.verified.rel_err < 1e-5
+    drawn = next(n for n in found.model.graph.node if n.op_type == "RandomNormalLike")
+    assert not drawn.attribute

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import zlib
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import Message
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper
 
 from onnxshap.errors import ModelError
 
@@ -72,6 +73,20 @@ def title(node: NodeProto) -> str:
     return f"{name!r} ({node.op_type})"
 
 
+def seeded(model: ModelProto) -> ModelProto:
+    """Return a model whose ops draw the same random numbers in every session, in whatever form of it they stand.
+
+    onnxruntime would seed those that have no seed by the clock and by their place among the nodes.
+    """
+    if not any(node.op_type in RANDOM_OPS for graph in graphs_of(model.graph) for node in graph.node):
+        return model
+    made = copied(model)
+    for node in (node for graph in graphs_of(made.graph) for node in graph.node if node.op_type in RANDOM_OPS):
+        if not any(a.name == "seed" for a in node.attribute):
+            node.attribute.append(helper.make_attribute("seed", float(zlib.crc32(node.output[0].encode()) % 2**20)))
+    return made
+
+
 def check_structure(model: ModelProto) -> None:
     """Check that a model's graph is well formed.
 
@@ -112,12 +127,29 @@ def _check_graph(graph: GraphProto, outside: frozenset[str], where: str) -> None
                 f"attribute {own.name!r} of node {title(node)}{where} refers to one of a function around it, "
                 "and there is none; mend the graph, or export it again"
             )
+        if node.op_type == "Loop" and _runs_for_ever(node):
+            raise ModelError(
+                f"node {title(node)}{where} has no trip count and hands its condition on: it would never end; "
+                "mend the graph, or export it again"
+            )
         for body in subgraphs(node):
             _check_graph(body, known, f" in a body of {title(node)}")
     if missing := next((o.name for o in graph.output if o.name not in known), None):
         raise ModelError(f"output {missing!r}{where} is made by no node; mend the graph, or export it again")
     if order(graph.node) is None:
         raise ModelError(f"the graph has a cycle{where}: {_cycle(graph.node)}; mend it, or export it again")
+
+
+def _runs_for_ever(loop: NodeProto) -> bool:
+    """Return whether nothing ends a Loop: no trip count, and the condition that its body is given, or a constant."""
+    body = next((a.g for a in loop.attribute if a.name == "body"), None)
+    if body is None or len(body.input) < 2 or not body.output or any(loop.input[:1]):
+        return False
+    handed = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Identity" and n.input and n.output}
+    name = body.output[0].name
+    while name in handed:
+        name = handed[name]
+    return name == body.input[1].name or any(t.name == name for t in body.initializer)
 
 
 def _repeated(names: Sequence[str]) -> str | None:

@@ -56,6 +56,26 @@ NETS: dict[str, ModelProto] = {
         bb=(12,),
         wc=(12, 4),
     ),
+    "two towers that turn their weight": net(
+        """(float[N,5] x, float[N,5] z) => (float[N,4] y) {
+    t = Transpose<perm=[1,0]>(w)
+    a = MatMul(x, t)
+    ar = Relu(a)
+    u = Transpose<perm=[1,0]>(w)
+    b = MatMul(z, u)
+    br = Relu(b)
+    v = Transpose<perm=[1,0]>(v0)
+    c = MatMul(ar, v)
+    cr = Relu(c)
+    d = MatMul(br, v)
+    dr = Relu(d)
+    s = Sub(cr, dr)
+    y = Gemm(s, wc)
+}""",
+        w=(12, 5),
+        v0=(9, 12),
+        wc=(9, 4),
+    ),
     "heads on two levels": net(
         """(float[N,3,8,8] x) => (float[N,2,8,8] y, float[N,2,4,4] z) {
     p = Conv<pads=[1,1,1,1]>(x, wp)

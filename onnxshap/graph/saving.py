@@ -7,20 +7,17 @@ their place, and initializers that were inputs too are so again (in IR < 4 all a
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from onnx import ModelProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from onnxshap.graph import weights
 from onnxshap.graph.files import whole_file, whole_files
 from onnxshap.graph.lifting import sink
 from onnxshap.graph.normal import Graph
-from onnxshap.graph.structure import (
-    copied,
-    refill,
-    used_names,
-)
+from onnxshap.graph.structure import copied, reads, refill, subgraphs, used_names
 
 PROTOBUF_LIMIT = 2**31 - 2**16
 """Bytes above which a model is stored with external data."""
@@ -35,6 +32,7 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
     done.CopyFrom(model)
     done.ir_version = source.ir_version
     graph = done.graph
+    _drop_unread_constants(graph)
     used = used_names(graph)
     refill(graph.initializer, [item for item in graph.initializer if item.name in used])
     merged = equal_copies(done, source.origin)
@@ -53,6 +51,24 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
         if t.name in listed and t.name not in inputs
     )
     return copied(done)
+
+
+def _drop_unread_constants(graph: GraphProto) -> None:
+    """Drop the nodes that compute what nothing reads out of initializers alone: of weights that were stored anew."""
+    known = {t.name for t in graph.initializer}
+    constant = set[int]()
+    for k, node in enumerate(graph.node):
+        if node.input and all(name in known for name in node.input) and not any(subgraphs(node)):
+            constant.add(k)
+            known.update(node.output)
+    read = Counter([*(name for node in graph.node for name in reads(node)), *(o.name for o in graph.output)])
+    dead = set[int]()
+    for k in sorted(constant, reverse=True):
+        if not any(read[name] for name in graph.node[k].output):
+            dead.add(k)
+            read.subtract(graph.node[k].input)
+    if dead:
+        refill(graph.node, [node for k, node in enumerate(graph.node) if k not in dead])
 
 
 def equal_copies(model: ModelProto, origin: Mapping[str, str]) -> dict[str, str]:

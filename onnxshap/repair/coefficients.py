@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto
@@ -16,14 +17,25 @@ from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """The initializers that a weight is, or is computed from, and the nodes on the way."""
+
+    stored: frozenset[str]
+    nodes: frozenset[int]
+
+
 class Coefficients:
     """Weights and biases of the layers of a cut model, which is changed in place."""
 
     def __init__(self, free: Traced, model: ModelProto) -> None:
         self.free, self.model = free, model
         self._stored = {t.name: t for t in model.graph.initializer}
-        self._produced = {o: node for node in model.graph.node for o in node.output}
-        self._readers = Counter(name for node in model.graph.node for name in node.input)
+        self._produced = {o: k for k, node in enumerate(model.graph.node) for o in node.output}
+        self._readers: dict[str, list[int]] = {}
+        for k, node in enumerate(model.graph.node):
+            for name in node.input:
+                self._readers.setdefault(name, []).append(k)
 
     def sets(self, layers: Sequence[Layer]) -> list[list[Layer]]:
         """Return layers in order, those together that multiply with one stored weight; without those that may not be.
@@ -31,50 +43,66 @@ class Coefficients:
         What is stored once for several nodes a refit of one layer would store again: such layers are refitted together,
         and left where that cannot be, because what they share is for more than these layers, or they are not alike.
         """
-        at = {(layer.index, layer.weight.input): layer for layer in layers}
-        uses: dict[str, list[tuple[str, Layer | None]]] = {}
-        for index, node in enumerate(self.model.graph.node):
-            for k, name in enumerate(node.input):
-                if (kept := self._kept(name)) and not is_op(node, "Identity"):
-                    uses.setdefault(self._source(kept), []).append((kept, at.get((index, k))))
+        origins = {layer.index: self._origin(self._weight_name(layer)) for layer in layers}
+        copies: dict[str, list[str]] = {}
+        for name in self._stored:
+            copies.setdefault(self._source(name), []).append(name)
 
         def together(layer: Layer) -> list[Layer]:
-            """Return the layers to change at once with one, in order: itself first; none where it is to be left."""
-            stored = self._stored_for(self.model.graph.node[layer.index].input[layer.weight.input])
-            users = [user for s in stored for name, user in uses.get(self._source(s), ()) if self._equal(name, s)]
-            if len(users) == len(stored):
-                return [layer]
-            found = [user for user in users if user is not None]
-            return found if len(found) == len(users) and all(_alike(layer, other) for other in found) else []
+            """Return the layers to change at once with one, in order; none where it is to be left."""
+            own = origins[layer.index]
+            sources = {self._source(name) for name in own.stored}
+            equal = {c for s in own.stored for c in copies[self._source(s)] if self._equal(c, s)}
+            found = [
+                other
+                for other in layers
+                if (its := origins[other.index]).stored <= equal and {self._source(n) for n in its.stored} == sources
+            ]
+            inside = {other.index for other in found}.union(*(origins[other.index].nodes for other in found))
+            passed = equal.union(*(self.model.graph.node[k].output for k in inside if k not in origins))
+            readers = {k for name in passed for k in self._readers.get(name, ())}
+            alone = all(k in inside or is_op(self.model.graph.node[k], "Shape", "Size") for k in readers)
+            return found if alone and all(self._alike(layer, other) for other in found) else []
 
         return [found for layer in layers if (found := together(layer))[:1] == [layer]]
 
     def _source(self, name: str) -> str:
         return self.free.shaped.graph.origin.get(name, name)
 
-    def _stored_for(self, name: str) -> list[str]:
-        """Return the initializers that a tensor is computed from; of floating point alone, if it is not one itself."""
-        found, pending = dict[str, None](), [name]
+    def _weight_name(self, layer: Layer) -> str:
+        name: str = self.model.graph.node[layer.index].input[layer.weight.input]
+        return name
+
+    def _origin(self, name: str) -> _Origin:
+        """Return what a tensor is made of; of floating point alone, if that is more than one."""
+        stored, nodes, pending = set[str](), set[int](), [name]
         while pending:
             name = pending.pop()
             if name in self._stored:
-                found[name] = None
-            elif name in self._produced:
-                pending.extend(self._produced[name].input)
-        return [n for n in found if len(found) == 1 or array(self._stored[n]).dtype.kind == "f"]
-
-    def _kept(self, name: str) -> str:
-        """Return the initializer that a tensor is, Identity nodes passed; empty where it is computed."""
-        while name in self._produced and is_op(self._produced[name], "Identity"):
-            name = self._produced[name].input[0]
-        return name if name in self._stored else ""
+                stored.add(name)
+            elif (k := self._produced.get(name)) is not None:
+                nodes.add(k)
+                pending.extend(self.model.graph.node[k].input)
+        if len(stored) > 1:
+            stored = {n for n in stored if array(self._stored[n]).dtype.kind == "f"}
+        return _Origin(frozenset(stored), frozenset(nodes))
 
     def _equal(self, one: str, other: str) -> bool:
         return one == other or np.array_equal(array(self._stored[one]), array(self._stored[other]))
 
+    def _alike(self, one: Layer, other: Layer) -> bool:
+        """Return whether two layers with one weight are one regression: read alike, multiplied alike."""
+        return one is other or (
+            one.affine is None
+            and other.affine is None
+            and one.flat == other.flat
+            and one.weight == other.weight
+            and np.array_equal(self._weights(one), self._weights(other))
+        )
+
     def _weights(self, layer: Layer) -> Array:
         """Return the present weights as they stand in the graph, or are computed there."""
-        name = self.model.graph.node[layer.index].input[layer.weight.input]
+        name = self._weight_name(layer)
         if name in self._stored:
             return array(self._stored[name])
         return static_values(self.model, self.free.backend, [name])[name]
@@ -94,10 +122,9 @@ class Coefficients:
             split = kernel.reshape(groups, ins // groups, taps_, outs)
         return split.reshape(groups, -1, split.shape[-1])
 
-    def write(self, layer: Layer, coefficients: FloatArray, bias: FloatArray | None) -> None:
-        """Store [groups, inputs x taps, outputs of a group] and the bias, None where there is none."""
-        node, w = self.model.graph.node[layer.index], layer.weight
-        values = self._weights(layer)
+    def write(self, layers: Sequence[Layer], coefficients: FloatArray, biases: Sequence[FloatArray]) -> None:
+        """Store [groups, inputs x taps, outputs of a group] of layers with one weight, and their biases, if any."""
+        w, values = layers[0].weight, self._weights(layers[0])
         moved = np.moveaxis(values, (w.sums, w.makes), (0, 1)).shape
         groups = w.groups
         taps_ = math.prod(moved[2:])
@@ -110,9 +137,18 @@ class Coefficients:
         else:
             kernel = split.reshape(-1, taps_, outs)
         back = np.moveaxis((kernel / w.scale).transpose(0, 2, 1).reshape(moved), (0, 1), (w.sums, w.makes))
-        self._store(node, w.input, f"{layer.y}.weight", back.astype(values.dtype))
-        if bias is None:
-            return
+        made = ""
+        for layer in layers:
+            node = self.model.graph.node[layer.index]
+            if made:  # computed of what is stored once for all of them: stored once again
+                node.input[w.input] = made
+            elif not self._store(node, w.input, f"{layer.y}.weight", back.astype(values.dtype)):
+                made = node.input[w.input]
+        for layer, bias in zip(layers, biases, strict=False):
+            self._write_bias(layer, bias, values.dtype)
+
+    def _write_bias(self, layer: Layer, bias: FloatArray, dtype: np.dtype[Any]) -> None:
+        node, w = self.model.graph.node[layer.index], layer.weight
         if layer.bias is not None:
             old = array(self._stored[layer.bias])
             factor = w.bias[1] if w.bias is not None else 1.0
@@ -120,19 +156,24 @@ class Coefficients:
         elif w.bias is not None:
             while len(node.input) <= w.bias[0]:
                 node.input.append("")
-            self._store(node, w.bias[0], f"{layer.y}.bias", (bias / w.bias[1]).astype(values.dtype))
+            self._store(node, w.bias[0], f"{layer.y}.bias", (bias / w.bias[1]).astype(dtype))
 
-    def _store(self, node: NodeProto, number: int, hint: str, values: Array) -> None:
+    def _store(self, node: NodeProto, number: int, hint: str, values: Array) -> bool:
+        """Store an input of a node where it is stored, else under a new name; return whether it was."""
         name = node.input[number]
-        if (kept := self._kept(name)) and self._readers[name] == self._readers[kept] == 1:
-            name = kept
-        if name not in self._stored:
+        while (k := self._produced.get(name)) is not None and is_op(self.model.graph.node[k], "Identity"):
+            if len(self._readers[name]) > 1:
+                break
+            name = self.model.graph.node[k].input[0]
+        there = name in self._stored
+        if not there:
             name = hint
             while name in self._stored:
                 name += "_"
             node.input[number] = name
             self._stored[name] = self.model.graph.initializer.add()
         self._stored[name].CopyFrom(tensor(name, values))
+        return there
 
     def bias(self, layer: Layer, width: int) -> FloatArray | None:
         """Return the present bias float64[width]; zeros where one can be added, None where none can."""
@@ -145,8 +186,3 @@ class Coefficients:
     def _free_bias(self, layer: Layer) -> bool:
         slot, node = layer.weight.bias, self.model.graph.node[layer.index]
         return slot is not None and (len(node.input) <= slot[0] or not node.input[slot[0]])
-
-
-def _alike(one: Layer, other: Layer) -> bool:
-    """Return whether two layers with one weight are one regression: read alike, multiplied alike."""
-    return one.affine is None and other.affine is None and one.flat == other.flat and one.weight == other.weight

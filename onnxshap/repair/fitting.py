@@ -242,9 +242,8 @@ class _Fitter:
             self._add_rows(rows, layer, groups, inputs, own, any(other.addend for other in layers))
         solved, before, after, ridge = solve(*rows, present, inputs, self.effort)
         if ridge is not None:
-            for number, layer in enumerate(layers):
-                bias = solved[:, inputs + number].reshape(-1) if biases else None
-                self._constants.write(layer, solved[:, :inputs], bias)
+            fitted = [solved[:, inputs + number].reshape(-1) for number in range(len(biases))]
+            self._constants.write(layers, solved[:, :inputs], fitted)
             self._go_on(layers)
         return Refit(self.model.graph.node[first.index].name or first.y, before, after, ridge)
 
@@ -290,10 +289,11 @@ class _Fitter:
             return
         factor = pooled_scale(every)
         biases = self._biases(layers, groups * outputs)
-        for number, (layer, moments) in enumerate(zip(layers, every, strict=True)):
-            offset = (factor * shift + moments.shift(factor) - shift) / scale if biases else np.zeros(len(factor))
-            bias = biases[number] * factor + offset if biases else None
-            self._constants.write(layer, old * factor.reshape(groups, 1, outputs), bias)
+        nothing = np.zeros(len(factor))
+        offsets = [(factor * shift + m.shift(factor) - shift) / scale if biases else nothing for m in every]
+        matched = [bias * factor + offset for bias, offset in zip(biases, offsets, strict=False)]
+        self._constants.write(layers, old * factor.reshape(groups, 1, outputs), matched)
+        for layer, offset in zip(layers, offsets, strict=True):
             self._present.edited(layer.y, partial(_scaled, channels=layer.outputs, factor=factor, offset=offset))
         self._go_on(layers)
 

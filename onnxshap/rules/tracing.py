@@ -86,6 +86,8 @@ def _tie_shared(trace: Trace, ops: _Ops, shaped: Shaped, labels: Labels) -> bool
     before = len(trace.ties)
     for site in trace.linear:
         name = shaped.graph.nodes[site.node].input[site.weight.input] if site.weight is not None else ""
+        while name in shaped.producers and is_op(mover := shaped.graph.nodes[shaped.producers[name]], *_MOVES):
+            name = mover.input[0]
         own = ops.tensor(name) if name in shaped.graph.sources else None
         classes = [] if own is None else [labels.axis(name, axis) for axis in range(own.rank)]
         if own is None or any(one is None for one in classes):

@@ -1,7 +1,7 @@
 """An ONNX model as a differentiable torch function: a table from op to function.
 
 Needs the extra `onnxshap[distill]`. What the table gives is compared with
-onnxruntime before anything is trained (`distill.py`): an op that is not in it, or not in this form, is an error.
+onnxruntime before anything is trained (`tuner`): an op that is not in it, or not in this form, is an error.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Label-free tuning of a cut model against the original, after the refit.
 
-The cut model is evaluated in torch straight from its ONNX graph (`torchgraph.py`); its floating-point initializers are
+The cut model is evaluated in torch straight from its ONNX graph (`torchgraph`); its floating-point initializers are
 tuned by Adam so that its outputs, and what its layers answer for on the way (`repair.targets`), become the original's
 on the calibration inputs and on mixtures, shifts and mirror images of them, which the original labels itself. A part
 of the images is held out, from the refit before it too: the weights kept are those of the last epoch, unless another is

@@ -62,7 +62,8 @@ def halve(traced: Traced, masked: ModelProto, mask: str, given: Sequence[str] = 
     producer = {o: k for k, node in enumerate(graph.node) for o in node.output}
     stored = {t.name for t in graph.initializer}
     inputs = {i.name: i.type.tensor_type.elem_type for i in graph.input if i.name != mask}
-    changing, constants = dependent(masked, mask), traced.shaped.constants
+    changing = dependent(masked, mask)
+    behind = changing | traced.shaped.constants
     outputs = tuple(i for i, o in enumerate(graph.output) if o.name in changing)
     computed = tuple(i for i in outputs if graph.output[i].name not in given)
     pending = [graph.output[i].name for i in computed]
@@ -74,7 +75,7 @@ def halve(traced: Traced, masked: ModelProto, mask: str, given: Sequence[str] = 
             seen.add(name)
             continue
         seen.add(name)
-        if name in inputs or (name not in changing | constants and traced.images(name) is not None):
+        if name in inputs or (name not in behind and traced.images(name) is not None):
             boundary[name] = None
         else:
             pending.extend(reads(graph.node[producer[name]]))

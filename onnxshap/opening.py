@@ -15,7 +15,7 @@ from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import run_all
 from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, load_data, random_data
-from onnxshap.errors import BudgetError, DataError
+from onnxshap.errors import BudgetError, DataError, ModelError
 from onnxshap.graph import Source, read
 from onnxshap.groups import Group, select
 from onnxshap.repair import FEWEST_IMAGES
@@ -117,8 +117,15 @@ def sample(data: Dataset, count: int, seed: int) -> Dataset:
 
 
 def reference_of(traced: Traced, model: ModelProto, data: Dataset) -> list[Array]:
-    """Return the outputs of the original model, which have to be finite."""
-    reference = run_all(traced, model, data)
+    """Return the outputs of the original model, which have to be finite.
+
+    Raises:
+        DataError: the model does not run on the data (an index beyond a table), or gives NaN or Inf.
+    """
+    try:
+        reference = run_all(traced, model, data)
+    except ModelError as error:
+        raise DataError(f"{data.source}: {error}; check its values") from error
     for item, value in zip(model.graph.output, reference, strict=True):
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise DataError(

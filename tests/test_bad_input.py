@@ -389,3 +389,15 @@ def damageable() -> ModelProto:
         shape=np.array([0, 6]),
         one=np.array([1]),
     )  # fmt: skip
+
+
+def test_data_that_the_model_does_not_take_are_named(here: Path) -> None:
+    """The model is traced with the first samples; what stands behind them is seen when all are run."""
+    model = net(
+        "(int64[N,3] x) => (float[N,3,2] y) { e = Gather(table, x) h = MatMul(e, w) r = Relu(h) y = MatMul(r, v) }",
+        table=(5, 4), w=(4, 8), v=(8, 2),
+    )  # fmt: skip
+    Path("m.onnx").write_bytes(model.SerializeToString())
+    np.savez("d.npz", x=np.repeat([0, 5], [400, 1])[:, None] * np.ones((1, 3), np.int64))
+    said = refused("prune", "m.onnx", "--data", "d.npz", "--method", "l1")
+    assert "d.npz: the model refused to run" in said and "idx=5" in said and said.endswith("check its values")

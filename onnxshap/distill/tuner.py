@@ -4,7 +4,7 @@ The cut model is evaluated in torch straight from its ONNX graph (`torchgraph`);
 tuned by Adam so that its outputs, and what its layers answer for on the way (`repair.targets`), become the original's
 on the calibration inputs and on mixtures, shifts and mirror images of them, which the original labels itself. A part
 of the images is held out, from the refit before it too: the weights kept are those of the last epoch, unless another is
-clearly better there, or the start is, so the held-out score is never worse than before.
+clearly better there, and the start's where these are no better, so the held-out score is never worse than before.
 
 Needs the extra `onnxshap[distill]` (torch); nothing else imports it.
 
@@ -253,8 +253,9 @@ class _Tuner:
     def run(self, epochs: int, seconds: float, progress: Callable[[int, int], None]) -> tuple[dict[str, Array], Tuning]:
         """Tune; return the weights kept by initializer name.
 
-        The last epoch's, where the rate is lowest, unless others or the start are better on held-out images by more
-        than those can err: the least of many noisy figures is a lucky epoch, not the best one.
+        The last epoch's, where the rate is lowest, unless others are better on held-out images by more than those can
+        err: the least of many noisy figures is a lucky epoch, not the best one. The start's, unless what was learnt is
+        better by a standard error: a few images tell little.
         """
         torch.manual_seed(self._seed)
         started = time.perf_counter()
@@ -263,6 +264,7 @@ class _Tuner:
         optimizer = self._optimizer()
         before = best = last = self._judge()
         number, kept = 0, self._graph.arrays()
+        start = kept
         spent = time.perf_counter() - started
         seconds -= spent
         allowed = seconds * self._steps * BATCH / (spent * len(self._train))  # epochs, until it is known better
@@ -286,8 +288,10 @@ class _Tuner:
             if epoch == _TIMED:
                 planned = max(epoch, min(epochs, int(seconds / (time.perf_counter() - started) * epoch)))
             progress(epoch, planned)
-        if last.mean() < before.mean() and not _surely_above(last, best):
+        if last.mean() < before.mean() and not _above(last, best, 2):
             number, best, kept = epoch, last, self._graph.arrays()
+        if number and not _above(before, best, 1):
+            number, best, kept = 0, before, start
         return kept, Tuning(epoch, number, float(before.mean()), float(best.mean()))
 
     def _optimizer(self) -> torch.optim.Adam:
@@ -421,10 +425,10 @@ def _by_image(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1).mean(1)
 
 
-def _surely_above(losses: FloatArray, others: FloatArray) -> bool:
-    """Return whether losses are above others of the same images by more than two standard errors."""
+def _above(losses: FloatArray, others: FloatArray, errors: float) -> bool:
+    """Return whether losses are above others of the same images by more than some standard errors."""
     apart = losses - others
-    return bool(apart.mean() > 2 * apart.std() / math.sqrt(len(apart)))
+    return bool(apart.mean() > errors * apart.std() / math.sqrt(len(apart)))
 
 
 def _tensors(feeds: Mapping[str, Array]) -> dict[str, Tensor]:

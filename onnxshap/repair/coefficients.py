@@ -47,17 +47,16 @@ class Coefficients:
         copies: dict[str, list[str]] = {}
         for name in self._stored:
             copies.setdefault(self._source(name), []).append(name)
+        sources = {index: frozenset(map(self._source, origin.stored)) for index, origin in origins.items()}
+        related: dict[frozenset[str], list[Layer]] = {}
+        for layer in layers:
+            related.setdefault(sources[layer.index], []).append(layer)
 
         def together(layer: Layer) -> list[Layer]:
             """Return the layers to change at once with one, in order; none where it is to be left."""
             own = origins[layer.index]
-            sources = {self._source(name) for name in own.stored}
             equal = {c for s in own.stored for c in copies[self._source(s)] if self._equal(c, s)}
-            found = [
-                other
-                for other in layers
-                if (its := origins[other.index]).stored <= equal and {self._source(n) for n in its.stored} == sources
-            ]
+            found = [other for other in related[sources[layer.index]] if origins[other.index].stored <= equal]
             inside = {other.index for other in found}.union(*(origins[other.index].nodes for other in found))
             passed = equal.union(*(self.model.graph.node[k].output for k in inside if k not in origins))
             readers = {k for name in passed for k in self._readers.get(name, ())}

@@ -121,6 +121,32 @@ def test_ops_in_torch(name: str) -> None:
     same(model, {"x": rng.normal(size=(2, 4, 8, 6)).astype(np.float32)})
 
 
+RECURRENT = {
+    "LSTM": "all, last, cell = LSTM<hidden_size=5>(x, w, r, b) s = Squeeze(all, one) y = Add(s, last)",
+    "LSTM with states": "all, last, cell = LSTM<hidden_size=5>(x, w, r, b, , h, c) y = Add(last, cell)",
+    "LSTM both ways": 'all, last = LSTM<hidden_size=5, direction="bidirectional">(x, w, r, b) y = Add(all, all)',
+    "GRU backwards": 'all = GRU<hidden_size=5, direction="reverse", linear_before_reset=1>(x, w, r, b) y = Neg(all)',
+    "RNN without a bias": "all, last = RNN<hidden_size=5>(x, w, r) y = Add(all, all)",
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_ops_in_torch(name: str) -> None:
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> net (float[T,3,4] x) => (float[] y) {{ {RECURRENT[name]} }}'
+    )
+    ways, gates = 2 if "both" in name else 1, {"L": 4, "G": 3, "R": 1}[name[0]]
+    rng = np.random.default_rng(0)
+    shapes = {"w": (gates * 5, 4), "r": (gates * 5, 5), "b": (gates * 10,), "h": (3, 5), "c": (3, 5)}
+    values = {key: rng.normal(size=(ways, *shape)).astype(np.float32) for key, shape in shapes.items()}
+    read = {n for node in model.graph.node for n in node.input}
+    for key, value in {**values, "one": np.array([1])}.items():
+        if key in read:
+            model.graph.initializer.append(numpy_helper.from_array(value, key))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    same(model, {"x": rng.normal(size=(6, 3, 4)).astype(np.float32)})
+
+
 def cut_net(count: int) -> tuple[list[np.ndarray], ...]:
     """Return outputs on new images: the original's, the refitted net's, the tuned net's; and what tuning did."""
     from onnxshap.distill.tuner import distill

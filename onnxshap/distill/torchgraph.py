@@ -298,6 +298,44 @@ def _rms_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     return i[0] * torch.rsqrt(i[0].square().mean(axes, keepdim=True) + a.get("epsilon", 1e-5)) * i[1]
 
 
+_GATES: Mapping[str, tuple[Any, list[int]]] = {
+    "LSTM": (torch.lstm, [0, 2, 3, 1]), "GRU": (torch.gru, [1, 0, 2]), "RNN": (torch.rnn_tanh, [0])
+}  # fmt: skip
+"""Recurrent op -> torch's, and the places of torch's gates among ONNX's."""
+
+
+def _recurrent(kind: str) -> Op:
+    run, places = _GATES[kind]
+
+    def gates(value: Tensor) -> Tensor:
+        """Return [gates x hidden, ...] in torch's order of gates."""
+        return torch.cat([value.chunk(len(places))[k] for k in places])
+
+    def op(i: Sequence[Any], a: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        padded: list[Any] = [*i] + [None] * (7 - len(i))
+        x, w, r, bias, lengths, *states = padded
+        odd = {"activations", "activation_alpha", "activation_beta", "clip"} & set(a) or a.get("input_forget", 0)
+        reverse = a.get("direction", "forward") == "reverse"
+        if odd or lengths is not None or len(i) > 7 or a.get("layout", 0) or (kind == "GRU" and not a.get(_AFTER, 0)):
+            raise _unknown(f"{kind} of another form than torch's")
+        ways, hidden = r.shape[0], r.shape[2]
+        bias = x.new_zeros(ways, 2 * w.shape[1]) if bias is None else bias
+        flat = []
+        for way in range(ways):
+            sides = bias[way].chunk(2)
+            flat += [gates(w[way]), gates(r[way]), *(gates(side) for side in sides)]
+        start = [x.new_zeros(ways, x.shape[1], hidden) if state is None else state for state in states[:2]]
+        given: Any = tuple(start) if kind == "LSTM" else start[0]
+        y, *last = run(x.flip(0) if reverse else x, given, flat, True, 1, 0.0, False, ways == 2, False)
+        y = y.reshape(*y.shape[:2], ways, hidden).permute(0, 2, 1, 3)
+        return (y.flip(0) if reverse else y, *last)
+
+    return op
+
+
+_AFTER = "linear_before_reset"
+
+
 def _plain(run: Callable[..., Any]) -> Op:
     return lambda i, a: run(*i)
 
@@ -362,6 +400,7 @@ OPS: Mapping[str, Op] = {
     "Range": lambda i, a: torch.arange(i[0].item(), i[1].item(), i[2].item(), dtype=i[0].dtype),
     "Size": lambda i, a: torch.tensor(i[0].numel()),
     "Swish": lambda i, a: i[0] * torch.sigmoid(a.get("alpha", 1.0) * i[0]),
+    "LSTM": _recurrent("LSTM"), "GRU": _recurrent("GRU"), "RNN": _recurrent("RNN"),
     "GroupNormalization": _group_norm, "RMSNormalization": _rms_norm, "ConstantOfShape": lambda i, a: torch.full(
         _ints(i[0]), array(a["value"]).item() if "value" in a else 0.0
     ),

@@ -23,6 +23,7 @@ from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.plan.cutter import Cutter
 from onnxshap.repair import refit
 from onnxshap.repair.targets import find_layers
+from tests.test_batching import FIXED, STATE
 from tests.test_repair import images, net
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ RECURRENT = {
     "LSTM with states": "all, last, cell = LSTM<hidden_size=5>(x, w, r, b, , h, c) y = Add(last, cell)",
     "LSTM both ways": 'all, last = LSTM<hidden_size=5, direction="bidirectional">(x, w, r, b) y = Add(all, all)',
     "GRU backwards": 'all = GRU<hidden_size=5, direction="reverse", linear_before_reset=1>(x, w, r, b) y = Neg(all)',
+    "GRU that resets first": "all, last = GRU<hidden_size=5>(x, w, r, b, , h) s = Squeeze(all, one) y = Add(s, last)",
+    "GRU that resets first, both ways": 'all = GRU<hidden_size=5, direction="bidirectional">(x, w, r, b) y = Neg(all)',
     "RNN without a bias": "all, last = RNN<hidden_size=5>(x, w, r) y = Add(all, all)",
 }
 
@@ -306,3 +309,13 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_torch_is_not_imported_otherwise() -> None:
     code = "import sys, onnxshap, onnxshap.cli, onnxshap.plan.cutter; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["class token", "a state made of a constant"])
+def test_files_of_one_image_are_tuned(name: str) -> None:
+    """What repeats their constants for every image stands at the end of the nodes."""
+    model = FIXED.get(name, STATE)
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    images = np.random.default_rng(0).normal(size=(30, *shape[1:])).astype(np.float32)
+    found = onnxshap.prune(model, images, method="l1", keep_units=0.5, repair="distill", distill_seconds=2)
+    assert found.tuning is not None and found.tuning.after <= found.tuning.before

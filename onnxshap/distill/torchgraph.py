@@ -20,6 +20,7 @@ from onnxshap.core import Array
 from onnxshap.errors import ModelError
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.graph.loops import closed
+from onnxshap.graph.structure import order
 
 Op = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 _MODES = {"linear": "bilinear", "cubic": "bicubic"}
@@ -316,7 +317,7 @@ def _recurrent(kind: str) -> Op:
         x, w, r, bias, lengths, *states = padded
         odd = {"activations", "activation_alpha", "activation_beta", "clip"} & set(a) or a.get("input_forget", 0)
         reverse = a.get("direction", "forward") == "reverse"
-        if odd or lengths is not None or len(i) > 7 or a.get("layout", 0) or (kind == "GRU" and not a.get(_AFTER, 0)):
+        if odd or lengths is not None or len(i) > 7 or a.get("layout", 0):
             raise _unknown(f"{kind} of another form than torch's")
         ways, hidden = r.shape[0], r.shape[2]
         bias = x.new_zeros(ways, 2 * w.shape[1]) if bias is None else bias
@@ -325,6 +326,8 @@ def _recurrent(kind: str) -> Op:
             sides = bias[way].chunk(2)
             flat += [gates(w[way]), gates(r[way]), *(gates(side) for side in sides)]
         start = [x.new_zeros(ways, x.shape[1], hidden) if state is None else state for state in states[:2]]
+        if kind == "GRU" and not a.get("linear_before_reset", 0):
+            return _gru(x, w, r, bias, start[0], [reverse] if ways == 1 else [False, True])
         given: Any = tuple(start) if kind == "LSTM" else start[0]
         y, *last = run(x.flip(0) if reverse else x, given, flat, True, 1, 0.0, False, ways == 2, False)
         y = y.reshape(*y.shape[:2], ways, hidden).permute(0, 2, 1, 3)
@@ -333,7 +336,21 @@ def _recurrent(kind: str) -> Op:
     return op
 
 
-_AFTER = "linear_before_reset"
+def _gru(x: Tensor, w: Tensor, r: Tensor, bias: Tensor, start: Tensor, turned: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Return what a GRU gives that resets its state before the multiplication, step by step: torch has none."""
+    ways, last = [], []
+    for way, backwards in enumerate(turned):
+        of_input, of_state = bias[way].chunk(2)
+        update, reset, new = (x @ w[way].T + of_input).chunk(3, dim=2)
+        gates, of_gates = r[way].chunk(3), of_state.chunk(3)
+        h, steps = start[way], []
+        for k in reversed(range(len(x))) if backwards else range(len(x)):
+            z, q = (torch.sigmoid(g[k] + h @ gates[n].T + of_gates[n]) for n, g in enumerate((update, reset)))
+            h = (1 - z) * torch.tanh(new[k] + (q * h) @ gates[2].T + of_gates[2]) + z * h
+            steps.append(h)
+        ways.append(torch.stack(steps[::-1] if backwards else steps))
+        last.append(h)
+    return torch.stack(ways, dim=1), torch.stack(last)
 
 
 def _plain(run: Callable[..., Any]) -> Op:
@@ -424,7 +441,9 @@ class TorchGraph:
 
     def __init__(self, model: ModelProto, same: Mapping[str, str] | None = None) -> None:
         """Take the initializers over: those of float32 as `weights`, by place in `names`; `same` ones are others."""
-        self.nodes: list[NodeProto] = list(closed(model).graph.node)
+        nodes = list(closed(model).graph.node)
+        places = order(nodes)  # what frees the batch stands at their end
+        self.nodes: list[NodeProto] = nodes if places is None else [nodes[k] for k in places]
         for node in self.nodes:
             if not is_op(node, *OPS):
                 raise ModelError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.core import FloatArray
+from onnxshap.graph.structure import graphs_of
 from onnxshap.labels import AxisKey, Labels, Liveness
 from onnxshap.shapes import Shaped
 
@@ -44,6 +45,31 @@ class _Blocks:
 
 
 @dataclass(frozen=True)
+class _Copies:
+    """Copies of one initializer that may be cut differently: its shape, and the classes of every axis of each."""
+
+    shape: tuple[int, ...]
+    axes: Sequence[Sequence[NDArray[np.int32] | None]]
+
+    def size(self, live: Liveness | None) -> int:
+        """Return the numbers that are stored: those that are cut alike once."""
+        if live is None:
+            return math.prod(self.shape)
+        stored = {}
+        for axes in self.axes:
+            stay = [
+                np.ones(n, np.bool_) if one is None else live.classes[one]
+                for n, one in zip(self.shape, axes, strict=True)
+            ]
+            stored[tuple(flags.tobytes() for flags in stay)] = math.prod(int(flags.sum()) for flags in stay)
+        return sum(stored.values())
+
+
+def _total(copies: Sequence[tuple[float, _Copies]], live: Liveness | None) -> int:
+    return round(sum(factor * some.size(live) for factor, some in copies))
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a plan costs; `None` = the whole model.
 
@@ -57,6 +83,8 @@ class Cost:
     _macs: _Blocks
     _params: _Blocks
     _bytes: _Blocks
+    _params_of_copies: Sequence[tuple[float, _Copies]]
+    _bytes_of_copies: Sequence[tuple[float, _Copies]]
 
     def macs(self, live: Liveness | None = None) -> int:
         """Return multiply-accumulates per image."""
@@ -64,11 +92,11 @@ class Cost:
 
     def params(self, live: Liveness | None = None) -> int:
         """Return the number of parameters."""
-        return self._params.size(self._widths(live))
+        return self._params.size(self._widths(live)) + _total(self._params_of_copies, live)
 
     def bytes(self, live: Liveness | None = None) -> int:
         """Return the bytes of all constants."""
-        return self._bytes.size(self._widths(live))
+        return self._bytes.size(self._widths(live)) + _total(self._bytes_of_copies, live)
 
 
 def cost_of(shaped: Shaped, labels: Labels) -> Cost:
@@ -96,12 +124,19 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
     macs = [(times[index] * size, at) for index, axes in labels.trace.macs for size, at in [block(axes)]]
     generated = [(n.output[0], shaped.kinds.get(n.output[0], 1)) for n in shaped.graph.nodes
                  if n.op_type == "ConstantOfShape" and n.output[0] in shaped.constants]  # fmt: skip
-    found_once: dict[tuple[object, int, tuple[int, ...]], tuple[int, list[int], int]] = {}
+    copies: dict[object, dict[tuple[int, tuple[int, ...]], tuple[str, int]]] = {}
     for name, kind in [*((t.name, t.data_type) for t in shaped.graph.model.graph.initializer), *generated]:
         whole, at = block([(name, axis) for axis in range(len(shaped.shapes[name]))])
-        # copies of one initializer that are cut alike are one again in the file
-        found_once[shaped.graph.sources.get(name, name), whole, tuple(at)] = whole, at, kind
-    stored = list(found_once.values())
+        copies.setdefault(shaped.graph.sources.get(name, name), {})[whole, tuple(at)] = name, kind
+    stored, shared = list[tuple[int, list[int], int]](), list[tuple[_Copies, int]]()
+    for found_copies in copies.values():  # those of one initializer that are cut alike are one again in the file
+        if len(found_copies) == 1:
+            (((whole, places_), (_, kind)),) = found_copies.items()
+            stored.append((whole, list(places_), kind))
+        else:
+            names = [name for name, _ in found_copies.values()]
+            axes = [[labels.axis(name, axis) for axis in range(len(shaped.shapes[name]))] for name in names]
+            shared.append((_Copies(shaped.shapes[names[0]], axes), next(iter(found_copies.values()))[1]))
     params = [(float(size), at) for size, at, kind in stored if kind not in _NOT_WEIGHTS]
     size = [(_itemsize(kind) * whole, at) for whole, at, kind in stored]
     widest = max((len(at) for _, at in (*macs, *params, *size)), default=0)
@@ -114,12 +149,15 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
 
     starts = np.cumsum([0, *map(len, found)])[:-1].astype(np.intp)
     widths = _Widths(np.concatenate([*found, np.empty(0, np.int32)]), starts)
-    return Cost(widths, table(macs), table(params), table(size))
+    counted = [(1.0, some) for some, kind in shared if kind not in _NOT_WEIGHTS]
+    weighed = [(_itemsize(kind), some) for some, kind in shared]
+    return Cost(widths, table(macs), table(params), table(size), counted, weighed)
 
 
 def parameters(model: ModelProto) -> int:
-    """Return the numbers of a model's initializers that count as parameters."""
-    return sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type not in _NOT_WEIGHTS)
+    """Return the numbers of a model's initializers that count as parameters, those of bodies among them."""
+    stored = (item for graph in graphs_of(model.graph) for item in graph.initializer)
+    return sum(math.prod(item.dims) for item in stored if item.data_type not in _NOT_WEIGHTS)
 
 
 def _itemsize(kind: int) -> float:

@@ -75,7 +75,8 @@ class Cut:
     Attributes:
         keep: the plan: group name -> bool[n_units].
         model: the model, repaired.
-        params: its parameters, the biases that repair added among them (the plan, and its budget, are without).
+        params: its parameters as stored, with biases that repair added and what stands for removed positions (the plan,
+            and its budget, are without).
         verified: the cut model before any refit against its masked twin.
         refits: what least squares did to every layer.
         tuning: what distillation did after it.
@@ -250,8 +251,9 @@ class Cutter:
             with self.clock.stage("repair"):
                 small = finish(repaired, self.traced.shaped.graph)
                 check_loads(self.traced, small)
-        added = parameters(small) - parameters(small_model(self.traced, keep))
-        return Cut(keep, small, self.traced.cost.params(self.traced.alive(keep)) + added, checked, layers, tuning)
+        graph = self.traced.shaped.graph
+        gone = parameters(finish(graph.model, graph)) - parameters(small)
+        return Cut(keep, small, self.traced.cost.params() - gone, checked, layers, tuning)
 
     def _repaired(self, keep: Mapping[str, BoolArray]) -> tuple[ModelProto, list[Refit]]:
         """Return the cut model with its channels' moments or its layers' responses made what they were."""

@@ -150,6 +150,19 @@ def test_recurrent_ops_in_torch(name: str) -> None:
     same(model, {"x": rng.normal(size=(6, 3, 4)).astype(np.float32)})
 
 
+@pytest.mark.parametrize(("opset", "scales"), [(18, 2), (21, 4)])
+def test_norms_of_groups_in_torch(opset: int, scales: int) -> None:
+    """Before opset 21 a group has one scale and one shift."""
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : {opset}]> net (float[N,4,8,6] x) => (float[N,4,8,6] y) '
+        "{ y = GroupNormalization<num_groups=2>(x, scale, shift) }"
+    )
+    rng = np.random.default_rng(0)
+    for name in ("scale", "shift"):
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=scales).astype(np.float32), name))
+    same(model, {"x": rng.normal(size=(2, 4, 8, 6)).astype(np.float32)})
+
+
 def cut_net(count: int) -> tuple[list[np.ndarray], ...]:
     """Return outputs on new images: the original's, the refitted net's, the tuned net's; and what tuning did."""
     from onnxshap.distill.tuner import distill

@@ -289,9 +289,8 @@ def _triangle(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
 
 
 def _group_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
-    if len(i[1]) != i[0].shape[1]:
-        raise _unknown("GroupNormalization of one scale a group (before opset 21)")
-    return F.group_norm(i[0], a["num_groups"], i[1], i[2], a.get("epsilon", 1e-5))
+    scale, shift = (value.repeat_interleave(i[0].shape[1] // len(value)) for value in i[1:3])  # one a group, before 21
+    return F.group_norm(i[0], a["num_groups"], scale, shift, a.get("epsilon", 1e-5))
 
 
 def _rms_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:

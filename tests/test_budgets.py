@@ -274,3 +274,28 @@ def test_curves_leave_every_layer_an_input() -> None:
     images = np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)
     found = onnxshap.prune(model, images, keep_macs=0.6, method="l1", allocation="curves")
     assert found.keep["a"][:3].any() and found.keep["a"][3:].any()
+
+
+def test_curves_of_nets_whose_sizes_follow_the_input() -> None:
+    """What is run from the middle on reads the size of a tensor that it is fed."""
+    model = exactness.net(
+        """(float[N,3,H,W] x) => (float[N,4,H,W] y) {
+            a = Conv<pads=[1,1,1,1]>(x, wa)
+            r = Relu(a)
+            b = Conv<pads=[1,1,1,1], strides=[2,2]>(r, wb)
+            c = Relu(b)
+            d = Conv(c, wd)
+            whole = Shape(r)
+            size = Slice(whole, two, four)
+            half = Shape(d)
+            first = Slice(half, zero, two)
+            sizes = Concat<axis=0>(first, size)
+            u = Resize<mode="linear">(d, , , sizes)
+            v = Add(u, r)
+            y = Conv(v, wy)
+        }""",
+        wa=(8, 3, 3, 3), wb=(12, 8, 3, 3), wd=(8, 12, 1, 1), wy=(4, 8, 1, 1), zero=[0], two=[2], four=[4],
+    )  # fmt: skip
+    images = np.random.default_rng(0).normal(size=(40, 3, 12, 12)).astype(np.float32)
+    found = onnxshap.prune(model, images, keep_macs=0.6, method="l1", allocation="curves")
+    assert found.verified.rel_err < 1e-5

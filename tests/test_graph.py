@@ -359,3 +359,32 @@ def test_models_that_draw_random_numbers_draw_the_same_to_be_compared() -> None:
     assert found.verified.rel_err < 1e-5
     drawn = next(n for n in found.model.graph.node if n.op_type == "RandomNormalLike")
     assert not drawn.attribute
+
+
+def test_parts_that_are_fed_sizes_load() -> None:
+    """onnxruntime takes a vector of sizes whose length is open for empty, and refuses the Resize."""
+    model = net(
+        """(float[N,3,H,W] r, float[N,3,K,L] d) => (float[N,3,H,W] y) {
+            rr = Relu(r)
+            dd = Conv(d, k)
+            whole = Shape(rr)
+            hh = Gather<axis=0>(whole, h)
+            ww = Gather<axis=0>(whole, w)
+            hu = Unsqueeze(hh, zero)
+            wu = Unsqueeze(ww, zero)
+            size = Concat<axis=0>(hu, wu)
+            half = Shape(dd)
+            first = Slice(half, zero, two)
+            sizes = Concat<axis=0>(first, size)
+            y = Resize<mode="linear">(dd, , , sizes)
+        }""",
+        k=(3, 3, 1, 1), h=2, w=3, zero=[0], two=[2],
+    )  # fmt: skip
+    shaped = trace(model, input_shapes={"r": (2, 3, 8, 8), "d": (2, 3, 4, 4)}).shaped
+    assert shaped.declared["size"] == (2,) and shaped.declared["dd"] == (None,) * 4
+    kinds = {"size": int(TensorProto.INT64), "dd": int(TensorProto.FLOAT)}
+    feeds = {"size": np.array([8, 6]), "dd": np.ones((3, 3, 4, 3), np.float32)}
+    found = OrtBackend().session(extract(model, kinds, {"y": 1}, shaped.declared)).run(feeds)[0]
+    assert found.shape == (3, 3, 8, 6)
+    with pytest.raises(ModelError, match="sizes"):
+        OrtBackend().session(extract(model, kinds, {"y": 1}, {"size": [None], "dd": [None] * 4}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto
@@ -18,14 +18,20 @@ from onnxshap.graph.structure import (
 )
 
 
-def extract(model: ModelProto, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> ModelProto:
+def extract(
+    model: ModelProto,
+    inputs: Mapping[str, int],
+    outputs: Mapping[str, int],
+    shapes: Mapping[str, Sequence[int | None]] | None = None,
+) -> ModelProto:
     """Return the sub-model that computes `outputs` from `inputs`, for evaluation only.
 
     Args:
         model: any model.
-        inputs: tensor name -> ONNX element type; rank and dims are left open. All of them are inputs of the result.
+        inputs: tensor name -> ONNX element type. All of them are inputs of the result.
         outputs: tensor name -> ONNX element type, in the order wanted; those made in a body as `loops.closed` gives
             them.
+        shapes: tensor name -> dims to declare of an input, None = open; of others even the rank is left open.
     """
     model = closed(model, outputs)
     with contextlib.redirect_stdout(io.StringIO()):  # its warnings go to stdout
@@ -35,7 +41,7 @@ def extract(model: ModelProto, inputs: Mapping[str, int], outputs: Mapping[str, 
         graph.outputs = [tensors[name] for name in outputs]
         for name, kind in (*inputs.items(), *outputs.items()):
             tensors[name].dtype = kind
-            tensors[name].shape = None
+            tensors[name].shape = list(shapes[name]) if shapes and name in inputs and name in shapes else None
         for node in [producer for item in graph.inputs for producer in item.inputs]:
             node.outputs = [gs.Variable(f"{o.name}.cut") if o.name in inputs else o for o in node.outputs]
         graph.cleanup().toposort()

@@ -141,7 +141,7 @@ def _outputs(free: Traced, model: ModelProto, batches_: Sequence[Mapping[str, Ar
     names = [n for n in batches_[0] if n in kinds or n in used_names(model.graph)]
     given = {n: kinds.get(n) or free.shaped.kinds.get(n, TensorProto.FLOAT) for n in names}
     outputs = {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
-    session = free.backend.session(extract(model, given, outputs))
+    session = free.backend.session(extract(model, given, outputs, free.shaped.declared))
     parts = [by_image(free, session.run({n: feeds[n] for n in session.inputs})) for feeds in batches_]
     return [np.concatenate(column)[:images] for column in zip(*parts, strict=True)]
 

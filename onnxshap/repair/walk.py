@@ -76,7 +76,7 @@ class Walk:
         session = None
         if computed:
             inputs = {n: self._kind(n) for n in self._held[0]}
-            part = extract(self.model, inputs, {n: self._kind(n) for n in computed})
+            part = extract(self.model, inputs, {n: self._kind(n) for n in computed}, shaped.declared)
             session = self.free.backend.session(part)
         for number, held in enumerate(self._held):
             found = dict(held)

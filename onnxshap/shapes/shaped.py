@@ -26,6 +26,9 @@ from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
 from onnxshap.shapes.probe import Probe, two_runs, value_kinds
 from onnxshap.shapes.specs import input_specs
 
+_RANKS = 8
+"""Integers of one axis of which there are no more may be the sizes of a tensor."""
+
 
 @dataclass(frozen=True)
 class Shaped:
@@ -81,6 +84,21 @@ class Shaped:
         """Return how many images feeds hold."""
         sizes = (v.shape[a] for n, v in feeds.items() if n in self.inputs and (a := self.batch_axis(n)) is not None)
         return next(sizes, 1)
+
+    @cached_property
+    def declared(self) -> Mapping[str, Sequence[int | None]]:
+        """Tensor name -> dims that are declared where it is fed to a part of the model: None = open.
+
+        The lengths of vectors of sizes are said: onnxruntime takes what it knows no rank or length of for empty there.
+        """
+        return {n: s if self._sizes(n, s) else (None,) * len(s) for n, s in self.shapes.items()}
+
+    def _sizes(self, name: str, shape: Shape) -> bool:
+        """Return whether a tensor may hold sizes: a few integers, always as many as far as two runs told."""
+        if self.free_batch and not self.varying:
+            return False
+        few = len(shape) == 0 or (len(shape) == 1 and shape[0] <= _RANKS and (name, 0) not in self.varying)
+        return few and self.kinds.get(name) in (TensorProto.INT64, TensorProto.INT32)
 
     @cached_property
     def producers(self) -> dict[str, int]:

@@ -15,7 +15,7 @@ from onnxshap import graph as graphs
 from onnxshap import shapes
 from onnxshap.backend import Backend, OrtBackend
 from onnxshap.core import Array, BoolArray
-from onnxshap.cost import Cost, cost_of
+from onnxshap.cost import Cost, cost_of, parameters
 from onnxshap.errors import OnnxshapError
 from onnxshap.graph.loops import depths
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
@@ -82,6 +82,11 @@ class Traced:
     def depth(self, tensor: str) -> int:
         """Return in how many bodies of loops a tensor is made: it has other values at every iteration of those."""
         return self._depths.get(tensor, 0)
+
+    @cached_property
+    def stored_params(self) -> int:
+        """The parameters that the model's file stores; `cost` counts those that it generates, too."""
+        return parameters(graphs.finish(self.shaped.graph.model, self.shaped.graph))
 
     def images(self, tensor: str) -> Images | None:
         """Return where the images lie in a tensor, None where that is not known."""

@@ -6,8 +6,10 @@ import lzma
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -44,34 +46,33 @@ def _missing(path: Path) -> DataError:
     return DataError(f"{path}: cannot be read as {path.suffix} (no such file): check the path")
 
 
-def _read_npz(path: Path) -> dict[str, Array]:
-    """Return the arrays of an .npz by name."""
+@contextmanager
+def _opened(path: Path, remedy: str) -> Iterator[BinaryIO]:
+    """Yield an open file of arrays; whatever is wrong with it is a DataError that says what to write it with."""
     try:
-        with path.open("rb") as file:  # np.load leaves a broken archive open if it opened it itself
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("one array, not an archive")  # noqa: TRY004 (told like any other broken file)
-            return {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise _missing(path) from error
     except _UNREADABLE as error:
-        raise DataError(
-            f"{path}: cannot be read as .npz ({told(error)}): write it with np.savez, without object arrays"
-        ) from error
+        raise DataError(f"{path}: cannot be read as {path.suffix.lower()} ({told(error)}): {remedy}") from error
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    """Return the arrays of an .npz by name."""
+    # np.load leaves a broken archive open if it opened it itself
+    with _opened(path, "write it with np.savez, without object arrays") as file:
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("one array, not an archive")  # noqa: TRY004 (told like any other broken file)
+        return {name: archive[name] for name in archive.files}
 
 
 def _read_npy(path: Path) -> Array:
     """Return the array of an .npy."""
-    try:
-        with path.open("rb") as file:
-            array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except _UNREADABLE as error:
-        raise DataError(
-            f"{path}: cannot be read as .npy ({told(error)}): write it with np.save, not from an object array"
-        ) from error
-    return array
+    with _opened(path, "write it with np.save, not from an object array") as file:
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+        return array
 
 
 def read_labels(path: Path) -> Array:

@@ -17,7 +17,7 @@ from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.cost import parameters
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, ModelError, OnnxshapError
-from onnxshap.graph import data_path, finish, save
+from onnxshap.graph import data_path, save
 from onnxshap.graph.weights import file_size, put_in
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.opening import (
@@ -364,8 +364,7 @@ def _figures(
     names = [o.name for o in traced.shaped.graph.model.graph.output]
     times = latencies(traced.backend, [traced.source, made], usual_batch(traced, data))
     fewer = [(c, chosen[c.y]) for c in convs if c.y in chosen]
-    cost, graph = traced.cost, traced.shaped.graph
-    gone = parameters(finish(graph.model, graph)) - parameters(made)
+    cost, gone = traced.cost, traced.stored_params - parameters(made)
     macs = (cost.macs(), cost.macs() - sum(saved(c, k) for c, k in fewer))
     params = (cost.params(), cost.params() - gone)
     before, after = (

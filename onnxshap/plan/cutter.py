@@ -251,8 +251,7 @@ class Cutter:
             with self.clock.stage("repair"):
                 small = finish(repaired, self.traced.shaped.graph)
                 check_loads(self.traced, small)
-        graph = self.traced.shaped.graph
-        gone = parameters(finish(graph.model, graph)) - parameters(small)
+        gone = self.traced.stored_params - parameters(small)
         return Cut(keep, small, self.traced.cost.params() - gone, checked, layers, tuning)
 
     def _repaired(self, keep: Mapping[str, BoolArray]) -> tuple[ModelProto, list[Refit]]:

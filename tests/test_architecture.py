@@ -13,7 +13,7 @@ import onnxshap
 
 ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"clock", "errors"}),
+    frozenset({"blas", "clock", "errors"}),
     frozenset({"core"}),
     frozenset({"data", "estimators", "graph", "payoffs", "taps"}),
     frozenset({"backend"}),
@@ -42,12 +42,13 @@ OWNERS = {
     "rich": {"cli", "report"},
     "PIL": {"data"},
     "matplotlib": {"report"},
+    "threadpoolctl": {"blas"},
     "torch": {"distill"},
     "distributed": {"scoring"},
 }
 """Foreign library -> the modules that may import it, wherever in the file."""
 FILES = sorted(ROOT.rglob("*.py"))
-TORCH = {ROOT / "distill" / "tuner.py", ROOT / "distill" / "torchgraph.py"}
+TORCH = {ROOT / "distill" / f"{name}.py" for name in ("mixing", "torchgraph", "tuner")}
 """What may import torch as soon as it is imported itself."""
 
 

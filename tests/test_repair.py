@@ -9,6 +9,7 @@ from onnx import ModelProto, numpy_helper
 
 import onnxshap
 from onnxshap.backend import OrtBackend
+from onnxshap.blas import threads_for
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError
@@ -249,3 +250,35 @@ def test_a_walk_gives_what_a_run_gives(memory: int) -> None:
     np.testing.assert_allclose(found[0], whole, rtol=1e-5)
     ((name, images_),) = data.inputs.items()  # long let go
     np.testing.assert_array_equal(np.concatenate([part for (part,) in walk([name])]), images_)
+
+
+def test_small_matrices_are_computed_with_on_one_thread() -> None:
+    from threadpoolctl import threadpool_info
+
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    before = threads()
+    with threads_for(100):
+        assert threads() == {1}
+    assert threads() == before
+    with threads_for(5000):
+        assert threads() == before
+
+
+def test_rows_in_one_piece_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows = Rows(Response(flat=(0.0, np.inf)))
+    for count in (30, 1, 50):
+        rows.add(
+            rng.normal(size=(2, count, 3)).astype(np.float32), rng.normal(size=(2, count, 4)),
+            rng.normal(size=(2, count, 4)),
+        )  # fmt: skip
+    one = rows.joined()
+    assert len(one.pieces()) == 1 and len(one) == len(rows) == 81
+    coefficients = rng.normal(size=(2, 3, 4))
+    np.testing.assert_allclose(one.gram(), rows.gram())
+    np.testing.assert_allclose(one.error(coefficients), rows.error(coefficients), rtol=1e-6)
+    np.testing.assert_allclose(one.cross(coefficients, None), rows.cross(coefficients, None), rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr("onnxshap.repair.regression._JOINED", 10)
+    assert rows.joined() is rows

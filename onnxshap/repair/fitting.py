@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
+from onnxshap.blas import threads_for
 from onnxshap.calibrate import batches
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.graph import attributes, is_op
@@ -240,7 +241,8 @@ class _Fitter:
         for number, layer in enumerate(layers):
             own = np.eye(len(layers), dtype=np.float32)[number] if biases else np.empty(0, np.float32)
             self._add_rows(rows, layer, groups, inputs, own, any(other.addend for other in layers))
-        solved, before, after, ridge = solve(*rows, present, inputs, self.effort)
+        with threads_for(inputs):
+            solved, before, after, ridge = solve(*rows, present, inputs, self.effort)
         if ridge is not None:
             fitted = [solved[:, inputs + number].reshape(-1) for number in range(len(biases))]
             self._constants.write(layers, solved[:, :inputs], fitted)

@@ -16,6 +16,8 @@ _GAIN = 0.01
 """Share of the held-out error by which another round has to lower it."""
 FEWEST_IMAGES = 20
 _BLOCK = 4096
+_JOINED = 2**26
+"""Bytes of rows that may be there twice for a moment."""
 Single = NDArray[np.float32]
 
 
@@ -130,6 +132,13 @@ class Rows:
         """Return the rows of both."""
         return Rows(self.response, self.x + other.x, self.wanted + other.wanted, self.addend + other.addend)
 
+    def joined(self) -> Rows:
+        """Return the rows in one piece, unless they are too many to be there twice: many small products cost more."""
+        if len(self.x) < 2 or sum(piece.nbytes for piece in self.x) > _JOINED:
+            return self
+        addend = [np.concatenate(self.addend, axis=1)] if self.addend else []
+        return Rows(self.response, [np.concatenate(self.x, axis=1)], [np.concatenate(self.wanted, axis=1)], addend)
+
     def pieces(self) -> list[tuple[Single, FloatArray, FloatArray | None]]:
         """Return (x, wanted, addend) pieces."""
         addends: list[FloatArray | None] = list(self.addend) or [None] * len(self.x)
@@ -216,6 +225,7 @@ def solve(
     """
     if not (train.finite and held_out.finite):
         return present, math.nan, math.nan, None
+    train, held_out = train.joined(), held_out.joined()
     judge = held_out if len(held_out) else train
     before = judge.error(present)
     gram, cross = train.gram(), train.cross(present, None)

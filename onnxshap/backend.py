@@ -36,6 +36,13 @@ AUTO = "auto"
 MEMORY = 2**30
 """Bytes of activations that are kept at a time."""
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
+_FALL_BACKS = {"cpu": (), "cuda": ("cpu",), "tensorrt": ("cuda", "cpu")}
+"""What runs the nodes that a provider does not know, in order."""
+_OPTIONS = {
+    # tensor cores round what they multiply to 10 bits, and an exhaustive search for kernels ends differently each time
+    "cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+}
+"""Options of providers that make values exact, and the same in every run."""
 _FATAL = 4
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*\.(?:cc|h):\d+ (?:[^()]*::~?\w+\([^()]*\) |\S+ (?=[A-Z]))?")
 """Where in its sources onnxruntime gave up: nothing that a user can use."""
@@ -105,6 +112,13 @@ def _native_stderr_silenced() -> Iterator[None]:
         finally:
             os.dup2(saved, fd)
             os.close(saved)
+
+
+@functools.cache
+def _load_libraries() -> None:
+    """Load CUDA and cuDNN from the packages beside onnxruntime (`onnxshap[cuda]`), where they are: it does not look."""
+    if hasattr(ort, "preload_dlls"):  # since 1.21
+        ort.preload_dlls()
 
 
 def _reason(error: BaseException) -> str:
@@ -300,7 +314,8 @@ class OrtBackend:
         options.graph_optimization_level = (
             ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimize else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         )
-        providers = [wanted] if wanted == PROVIDERS["cpu"] else [wanted, PROVIDERS["cpu"]]
+        chain = (self.provider, *_FALL_BACKS[self.provider])
+        providers = [(PROVIDERS[name], _OPTIONS.get(name, {})) for name in chain]
         if held.constant:
             options.add_external_initializers(list(held.constant), list(held.constant.values()))
         try:
@@ -308,6 +323,8 @@ class OrtBackend:
                 _native_stderr_silenced(),
                 contextlib.redirect_stdout(io.StringIO()),
             ):  # it prints what it falls back to
+                if self.provider != "cpu":
+                    _load_libraries()
                 session = ort.InferenceSession(content, options, providers=providers)
         except Exception as error:
             reason = _reason(error).rstrip(".")

@@ -28,6 +28,8 @@ _FLOOR = 1e-12
 """Probabilities below it count as it: a softmax that underflows to 0 costs 27.6 nats, not infinitely many."""
 _CLOSE = 1e-3
 """How far rows of probabilities may be from summing to 1, and embeddings from unit length; half precision needs it."""
+_MANY = 256
+"""Classes that are summed faster where they lie side by side."""
 _OVERFLOW = "run that row alone and look for an overflow (half precision) or an input out of range"
 
 
@@ -402,11 +404,12 @@ def _class_axis(rank: int, axis: int | None) -> int:
 
 
 def _scores(output: Array, axis: int | None, where: str) -> FloatArray:
-    """Return class scores float64[classes, rows, *positions], finite: sums over few classes are faster so."""
+    """Return class scores float64[classes, rows, *positions], finite; few classes lie apart, for sums are faster so."""
     axis_ = _class_axis(output.ndim, axis)
     if not 1 <= axis_ < output.ndim:
         raise DataError(f"{where}: shape {_shape(output.shape)} has no class axis {axis_}: use payoff 'mse'")
-    return np.ascontiguousarray(np.moveaxis(_finite(output, where), axis_, 0))
+    scores = np.moveaxis(_finite(output, where), axis_, 0)
+    return scores if axis_ == output.ndim - 1 and len(scores) >= _MANY else np.ascontiguousarray(scores)
 
 
 def _are_probabilities(scores: FloatArray) -> bool:

@@ -265,7 +265,7 @@ def test_images_that_memory_does_not_hold_at_once_give_the_same_step() -> None:
         tuner = tuner_of(memory)
         for weight in tuner._graph.weights:
             weight.data *= 1.5
-        losses = list(tuner._totals(tuner._data.take(slice(0, 50)).inputs))
+        losses = list(tuner._totals(tuner._tensors(tuner._data.take(slice(0, 50)))))
         sum(losses).backward()
         gradients.append((len(losses), [w.grad for w in tuner._graph.weights]))
     counts, (whole, *others) = zip(*gradients, strict=True)
@@ -273,6 +273,27 @@ def test_images_that_memory_does_not_hold_at_once_give_the_same_step() -> None:
     for other in others:
         for a, b in zip(whole, other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+
+
+def test_on_a_device_torch_runs_the_original_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done for one, done on the processor: nothing is copied there, and the losses are the same."""
+    ort = tuner_of()
+    monkeypatch.setattr("onnxshap.distill.tuner.device_of", lambda _backend: torch.device("cpu", 0))
+    torch_ = tuner_of()
+    feeds = ort._tensors(ort._data.take(slice(0, 50)))
+    for a, b in zip(ort._totals(feeds), torch_._totals(feeds), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert type(ort._parts[0].teacher) is not type(torch_._parts[0].teacher)
+
+
+def test_tuning_runs_where_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxshap.distill.tuner import device_of
+
+    cuda, cpu = onnxshap.OrtBackend("cuda"), onnxshap.OrtBackend("cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert device_of(cuda).type == "cuda" and device_of(cpu).type == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert device_of(cuda).type == "cpu"
 
 
 def test_where_time_is_short_steps_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +305,7 @@ def test_where_time_is_short_steps_are_small(monkeypatch: pytest.MonkeyPatch) ->
         step(optimizer, rate, feeds)
 
     def found(latest: float) -> float:
-        step(tuner._optimizer(), 1e-9, tuner._data.take(slice(0, 50)).inputs)
+        step(tuner._optimizer(), 1e-9, tuner._tensors(tuner._data.take(slice(0, 50))))
         return 1e-3
 
     monkeypatch.setattr(tuner, "_step", counted)

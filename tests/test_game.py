@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
-from onnxshap import payoffs
+from onnxshap import backend, payoffs
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import FloatArray
 from onnxshap.errors import DataError
 from onnxshap.estimators.rows import coalition_removals, removals
 from onnxshap.game import GroupGame, Setting, pace, remainders, walks
+from onnxshap.game.behind import Behind
 from onnxshap.groups import Group
 from onnxshap.opening import open_model
 from tests.exactness import net
@@ -287,3 +290,37 @@ def test_the_fastest_provider_is_one_that_runs_here() -> None:
     assert (found.threads, found.memory) == (2, 2**20)
     assert found.provider in {"cpu", "cuda"}
     found.session(NETS["convolutions"])
+
+
+def test_what_is_done_behind_is_done_in_order_and_its_errors_are_raised() -> None:
+    for apart in (False, True):
+        done = list[int]()
+        with Behind(apart=apart) as behind:
+            for k in range(20):
+                behind.do(partial(done.append, k))
+        assert done == list(range(20))
+        with pytest.raises(ZeroDivisionError), Behind(apart=apart) as behind:
+            behind.do(lambda: 1 // 0)  # type: ignore[arg-type]
+            behind.do(lambda: None)
+        with pytest.raises(KeyError), Behind(apart=apart) as behind:
+            behind.do(lambda: None)
+            raise KeyError
+
+
+def test_a_device_computes_exactly_and_loads_the_libraries_beside_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No TF32, no search for kernels that ends differently each time; what cuda cannot run, the processor does."""
+    asked, loaded = list[object](), list[bool]()
+
+    def session(_content: bytes, _options: object, providers: object) -> object:
+        asked.append(providers)
+        return SimpleNamespace(get_providers=lambda: [backend.PROVIDERS[name]], get_inputs=list, get_outputs=list)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", session)
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: loaded.append(True), raising=False)
+    backend._load_libraries.cache_clear()
+    exact = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    for name in ("cpu", "cuda", "tensorrt"):
+        OrtBackend(name).session(backend._nothing())
+        assert len(loaded) == (name != "cpu")
+    chain = [("TensorrtExecutionProvider", {}), ("CUDAExecutionProvider", exact), ("CPUExecutionProvider", {})]
+    assert asked == [chain[2:], chain[1:], chain]

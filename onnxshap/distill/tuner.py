@@ -9,7 +9,7 @@ clearly better there, and the start's where these are no better, so the held-out
 Needs the extra `onnxshap[distill]` (torch); nothing else imports it.
 
 Source: Hinton et al. 2015 (soft targets), Ba and Caruana 2014 (class scores), Romero et al. 2015 (intermediate
-targets), Zhang et al. 2018 (mixtures), Yun et al. 2019 (patches), Shazeer and Stern 2018 (steps by a tensor's size).
+targets), Shazeer and Stern 2018 (steps by a tensor's size).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from onnx import ModelProto
 from torch import Tensor
 
 from onnxshap import payoffs
-from onnxshap.backend import Session
-from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
-from onnxshap.distill.torchgraph import TorchGraph, clipped, laid_out
+from onnxshap.backend import Backend, Session
+from onnxshap.core import Array, Dataset, FloatArray, IntArray
+from onnxshap.distill.mixing import Mixer
+from onnxshap.distill.torchgraph import CPU, TorchGraph, clipped, laid_out
 from onnxshap.distill.tuning import SECONDS, Tuning, divided
 from onnxshap.errors import ModelError
 from onnxshap.game.activations import bytes_per_image
@@ -63,12 +64,7 @@ HINTS = 20.0
 HINTED = 2**25
 """Numbers of the intermediate targets that a step compares: those of all its images, or of some where images are large.
 To compare numbers costs more than to compute them, and early layers have many positions to learn from in an image."""
-MIXED = 0.5
-"""Share of the images that are blended with another."""
-PATCHED = 0.3
-"""Share of the images that get a rectangle of another instead, of any size."""
 _TOLERANCE = 1e-3
-_SHIFT = 1 / 14
 _TIMED = 3
 
 
@@ -101,12 +97,18 @@ def distill(
         ModelError: the model cannot be evaluated in torch exactly.
     """
     student = transfer(model, cut(free, keep, means))
-    tuner = _Tuner(free, find_layers(traced, student, traced.alive(keep)), student, keep, data, seed)
-    weights, tuning = tuner.run(epochs, seconds, progress)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        tuner = _Tuner(free, find_layers(traced, student, traced.alive(keep)), student, keep, data, seed)
+        weights, tuning = tuner.run(epochs, seconds, progress)
     for item in student.graph.initializer:
         if item.name in weights:
             item.CopyFrom(tensor(item.name, weights[item.name]))
     return transfer(student, cut(traced, keep, means)), tuning
+
+
+def device_of(backend: Backend) -> torch.device:
+    """Return where the weights are tuned: on a CUDA device where the model runs on one and torch can use it."""
+    return torch.device("cuda") if backend.on_device and torch.cuda.is_available() else CPU
 
 
 def seen_alike(mirrored: Sequence[Array], straight: Sequence[Array]) -> bool:
@@ -131,16 +133,36 @@ class _Part:
     """Tensors that are compared in one run.
 
     Attributes:
-        teacher: the original up to them.
+        teacher: the original up to them, on the device of what it is given.
+        names: of the tensors, outputs of the model first.
         outputs: of the model, by number.
         hints: intermediate targets, behind the outputs.
         images: of a batch that are run, at most.
     """
 
-    teacher: Session
+    teacher: Callable[[Mapping[str, Tensor]], list[Tensor]]
+    names: Sequence[str]
     outputs: Sequence[int]
     hints: Sequence[Layer]
     images: int
+
+
+@dataclass(frozen=True)
+class _OrtTeacher:
+    session: Session
+
+    def __call__(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+        return [torch.from_numpy(value) for value in _run(self.session, feeds)]
+
+
+@dataclass(frozen=True)
+class _TorchTeacher:
+    graph: TorchGraph
+    names: Sequence[str]
+
+    def __call__(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return self.graph(_laid_out(feeds), self.names)
 
 
 class _Tuner:
@@ -165,41 +187,55 @@ class _Tuner:
         self._rows = int(np.clip(free.backend.memory // max(1, held), 1, BATCH))
         outputs = range(len(self._outputs))
         parts = [(outputs, hints, BATCH)] if hinted == BATCH else [(outputs, [], BATCH), ([], hints, hinted)]
-        self._parts = [_Part(self._original(o, h), o, h, images) for o, h, images in parts]
-        self._graph, self._steps = TorchGraph(student, equal_copies(student, free.shaped.graph.origin)), 0
-        self._check(student)
-        inputs = data.take(self._held_out).inputs
+        self._device, self._steps = device_of(free.backend), 0
+        self._parts = [self._part(o, h, images) for o, h, images in parts]
+        self._graph = TorchGraph(student, equal_copies(student, free.shaped.graph.origin), self._device)
+        self._check(student, lambda feeds: self._graph(_laid_out(feeds), self._outputs))
+        if self._device != CPU:
+            self._check(source, self._parts[0].teacher)
+        inputs = self._tensors(data.take(self._held_out))
         reference = self._outputs_of(inputs)
         payoff = payoffs.choose(None, reference, None, self._outputs)
         self._classes = payoff if isinstance(payoff, payoffs.KL) else None
         self._scale = [self._variance(k, r) if r.dtype.kind == "f" else 0.0 for k, r in enumerate(reference)]
         self._spread = self._spreads(inputs)
-        turned = {n: np.ascontiguousarray(v[..., ::-1]) if v.ndim == 4 else v for n, v in inputs.items()}
-        self._mirrors = seen_alike(self._outputs_of(turned), reference)
+        turned = {n: v.flip(-1) if v.ndim == 4 else v for n, v in inputs.items()}
+        mirrors = seen_alike(self._outputs_of(turned), reference)
+        self._mixer = Mixer(self._rng, mirrors, self._device)
 
-    def _original(self, outputs: Sequence[int], hints: Sequence[Layer]) -> Session:
-        """Return the original up to some outputs and targets."""
+    def _part(self, outputs: Sequence[int], hints: Sequence[Layer], images: int) -> _Part:
+        """Return some outputs and targets, and the original up to them.
+
+        On a device torch runs that too, so that nothing has to be copied to and fro; on a processor onnxruntime is
+        faster.
+        """
         source, made = self._free.shaped.graph.model, self._free.shaped.kinds
         names = [*(self._outputs[k] for k in outputs), *(layer.target for layer in hints)]
         kinds = {i.name: i.type.tensor_type.elem_type for i in source.graph.input}
-        return self._free.backend.session(extract(source, kinds, {n: made.get(n, 1) for n in names}))
+        original = extract(source, kinds, {n: made.get(n, 1) for n in names})
+        if self._device != CPU:
+            return _Part(_TorchTeacher(TorchGraph(original, device=self._device), names), names, outputs, hints, images)
+        return _Part(_OrtTeacher(self._free.backend.session(original)), names, outputs, hints, images)
 
-    def _check(self, student: ModelProto) -> None:
+    def _check(self, model: ModelProto, graph: Callable[[Mapping[str, Tensor]], list[Tensor]]) -> None:
         """Refuse a model that torch does not compute as onnxruntime does."""
-        feeds = self._data.take(self._held_out[:8]).inputs
-        wanted = self._free.backend.session(student).run(dict(feeds))
+        feeds = self._tensors(self._data.take(self._held_out[:8]))
+        wanted = _run(self._free.backend.session(model), feeds)
         with torch.no_grad():
-            found = self._graph(_tensors(feeds), self._outputs)
-        for name, a, b in zip(self._outputs, found, wanted, strict=True):
+            found = [value.cpu() for value in graph(feeds)]
+        for name, a, b in zip(self._outputs, found, wanted, strict=False):
             size = float(np.abs(b).max(initial=1e-6))
             if tuple(a.shape) != b.shape or not np.abs(a.numpy() - b).max(initial=0.0) <= _TOLERANCE * size:
                 raise ModelError(f"output {name!r}: torch does not compute what onnxruntime does; use --repair lstsq")
 
-    def _outputs_of(self, feeds: Mapping[str, Array]) -> list[Array]:
+    def _tensors(self, data: Dataset) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(np.ascontiguousarray(v)).to(self._device) for name, v in data.inputs.items()}
+
+    def _outputs_of(self, feeds: Mapping[str, Tensor]) -> list[Array]:
         """Return the original's outputs, batch by batch."""
         count = len(self._held_out)
         teacher = self._parts[0].teacher
-        parts = [teacher.run(piece) for piece in self._pieces(feeds, count)]
+        parts = [[v.cpu().numpy() for v in teacher(piece)] for piece in self._pieces(feeds, count)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)][: len(self._outputs)]
 
     def _variance(self, number: int, output: Array) -> float:
@@ -209,16 +245,16 @@ class _Tuner:
             values = _centred(_log_p(values, self._classes))
         return max(float(values.double().var(correction=0)), 1e-12)
 
-    def _spreads(self, feeds: Mapping[str, Array]) -> dict[str, float]:
+    def _spreads(self, feeds: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the variance of every intermediate target on the images held out."""
         found = {}
         for part in self._parts:
             count = min(part.images, _count(feeds))
             moments = np.zeros((len(part.hints), 3))
             for piece in self._pieces(feeds, count):
-                values = part.teacher.run(piece)[len(part.outputs) :]
+                values = part.teacher(piece)[len(part.outputs) :]
                 for moment, value, layer in zip(moments, values, part.hints, strict=True):
-                    x = self._hint(torch.from_numpy(value), layer).double()
+                    x = self._hint(value, layer).double()
                     moment += x.numel(), float(x.sum()), float((x * x).sum())
             for (size, total, square), layer in zip(moments, part.hints, strict=True):
                 found[layer.target] = max(float(square / size - (total / size) ** 2), 1e-12)
@@ -227,14 +263,14 @@ class _Tuner:
     def _hint(self, value: Tensor, layer: Layer) -> Tensor:
         """Return what of an intermediate target of the original is left in the cut model."""
         if (alive := self._alive[layer.target]) is not None:
-            value = value.index_select(layer.outputs, torch.from_numpy(np.flatnonzero(alive)))
+            value = value.index_select(layer.outputs, torch.from_numpy(np.flatnonzero(alive)).to(value.device))
         return clipped(value, *layer.flat)
 
-    def _losses(self, feeds: Mapping[str, Array], part: _Part) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses(self, feeds: Mapping[str, Tensor], part: _Part) -> tuple[Tensor, Tensor, Tensor]:
         """Return the losses of the outputs, one an image, and of class scores and hints as shares of variance."""
-        wanted = [torch.from_numpy(v) for v in part.teacher.run(feeds)]
-        found = self._graph(_tensors(feeds), part.teacher.outputs)
-        outputs, scores, hints = torch.zeros(len(found[0])), torch.zeros(()), torch.zeros(())
+        wanted = part.teacher(feeds)
+        found = self._graph(_laid_out(feeds), part.names)
+        outputs, scores, hints = (torch.zeros(size, device=self._device) for size in (len(found[0]), (), ()))
         count = len(part.outputs)
         for k, a, b in zip(part.outputs, found, wanted, strict=False):
             if not a.is_floating_point():
@@ -292,17 +328,18 @@ class _Tuner:
             number, best, kept = epoch, last, self._graph.arrays()
         if number and not _above(before, best, 1):
             number, best, kept = 0, before, start
-        return kept, Tuning(epoch, number, float(before.mean()), float(best.mean()))
+        return kept, Tuning(epoch, number, float(before.mean()), float(best.mean()), self._device.type)
 
     def _optimizer(self) -> torch.optim.Adam:
         """Return a new one of all weights but single numbers: bounds, epsilons, and the constants of a formula."""
-        return torch.optim.Adam([
+        sized = [
             {"params": [w], "size": max(_LEAST, float(w.detach().square().mean().sqrt()))}
             for w in self._graph.weights
             if w.numel() > 1
-        ])  # fmt: skip
+        ]
+        return torch.optim.Adam(sized, fused=self._device.type == "cuda")  # there a step is as slow as it has kernels
 
-    def _step(self, optimizer: torch.optim.Adam, rate: float, feeds: Mapping[str, Array]) -> None:
+    def _step(self, optimizer: torch.optim.Adam, rate: float, feeds: Mapping[str, Tensor]) -> None:
         self._steps += 1
         for group in optimizer.param_groups:
             group["lr"] = rate * group["size"]
@@ -311,7 +348,7 @@ class _Tuner:
             loss.backward()
         optimizer.step()
 
-    def _totals(self, feeds: Mapping[str, Array]) -> Iterator[Tensor]:
+    def _totals(self, feeds: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """Yield what sums up to the loss that is tuned on some images, as many of them at a time as memory allows."""
         for part in self._parts:
             count = min(part.images, _count(feeds))
@@ -319,7 +356,7 @@ class _Tuner:
                 outputs, scores, hints = self._losses(piece, part)
                 yield (outputs.mean() + SCORES * scores + HINTS * hints) * (_count(piece) / count)
 
-    def _pieces(self, feeds: Mapping[str, Array], count: int) -> Iterator[dict[str, Array]]:
+    def _pieces(self, feeds: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor]]:
         """Yield the first `count` images, as many at a time as memory allows."""
         for start in range(0, count, self._rows):
             yield {name: value[start : min(start + self._rows, count)] for name, value in feeds.items()}
@@ -357,57 +394,24 @@ class _Tuner:
         """Return the held-out losses of the outputs, one an image."""
         parts = []
         with torch.no_grad():
-            for piece in self._pieces(self._data.take(self._held_out).inputs, len(self._held_out)):
+            for piece in self._pieces(self._tensors(self._data.take(self._held_out)), len(self._held_out)):
                 outputs, *_ = self._losses(piece, self._parts[0])
-                parts.append(outputs.numpy().astype(np.float64))
+                parts.append(outputs.cpu().numpy().astype(np.float64))
         return np.concatenate(parts)
 
-    def _mixed(self, images: IntArray) -> dict[str, Array]:
-        """Return inputs: images shifted and mirrored, then some blended with another of the batch, some patched."""
-        feeds = self._data.take(images).inputs
-        count, rng = len(images), self._rng
-        partner = rng.permutation(count)
-        share = np.where(rng.random(count) >= MIXED, 1.0, rng.random(count))
-        patched = rng.random(count) < PATCHED
-        found = {}
-        for name, value in feeds.items():
-            x = value
-            if x.dtype.kind == "f":
-                part = share.reshape(-1, *[1] * (x.ndim - 1))
-                if x.ndim == 4:
-                    x = self._moved(x)
-                    part = np.where(patched[:, None, None, None], self._outside(count, *x.shape[2:]), part)
-                x = (part * x + (1 - part) * x[partner]).astype(value.dtype)
-            found[name] = x
-        return found
-
-    def _moved(self, x: Array) -> Array:
-        """Return images [n, c, h, w], each mirrored or not (where mirror images are of the kind) and shifted."""
-        places = []
-        for size in x.shape[2:]:
-            reach = round(size * _SHIFT)
-            moves = self._rng.integers(-reach, reach + 1, (len(x), 1))
-            places.append(np.clip(np.arange(size) + moves, 0, size - 1))  # the edges are repeated
-        rows, columns = places
-        if self._mirrors:
-            columns = np.where(self._rng.random((len(x), 1)) < 0.5, columns[:, ::-1], columns)
-        images, channels = np.arange(len(x))[:, None, None, None], np.arange(x.shape[1])[:, None, None]
-        moved: Array = x[images, channels, rows[:, None, :, None], columns[:, None, None, :]]
-        return moved
-
-    def _outside(self, count: int, height: int, width: int) -> BoolArray:
-        """Return where images lie outside of rectangles of any size, bool[count, 1, height, width]."""
-        inside = []
-        root = np.sqrt(self._rng.random((count, 1)))
-        for size in (height, width):
-            length = np.round(size * root)
-            start = np.floor(self._rng.random((count, 1)) * (size - length + 1))
-            inside.append((np.arange(size) >= start) & (np.arange(size) < start + length))
-        rows, columns = inside
-        return np.asarray(~(rows[:, None, :, None] & columns[:, None, None, :]))
+    def _mixed(self, images: IntArray) -> dict[str, Tensor]:
+        return self._mixer(self._data.take(images).inputs)
 
 
-def _count(feeds: Mapping[str, Array]) -> int:
+def _run(session: Session, feeds: Mapping[str, Tensor]) -> list[Array]:
+    return session.run({name: value.cpu().numpy() for name, value in feeds.items()})
+
+
+def _laid_out(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: laid_out(value) for name, value in feeds.items()}
+
+
+def _count(feeds: Mapping[str, Tensor]) -> int:
     return len(next(iter(feeds.values())))
 
 
@@ -429,7 +433,3 @@ def _above(losses: FloatArray, others: FloatArray, errors: float) -> bool:
     """Return whether losses are above others of the same images by more than some standard errors."""
     apart = losses - others
     return bool(apart.mean() > errors * apart.std() / math.sqrt(len(apart)))
-
-
-def _tensors(feeds: Mapping[str, Array]) -> dict[str, Tensor]:
-    return {name: laid_out(value) for name, value in feeds.items()}

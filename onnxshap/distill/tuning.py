@@ -25,12 +25,14 @@ class Tuning:
         epochs: epochs run.
         best: the epoch whose weights were kept; 0 = the start.
         before, after: held-out losses of the outputs.
+        device: where torch ran, cpu or cuda.
     """
 
     epochs: int
     best: int
     before: float
     after: float
+    device: str = "cpu"
 
 
 def divided(images: int, seed: int) -> tuple[IntArray, IntArray]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from onnx import ModelProto
@@ -15,6 +15,7 @@ from onnxshap.calibrate import batches, by_image
 from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import coalition_removals
 from onnxshap.game.activations import Activations, bytes_per_image
+from onnxshap.game.behind import Behind
 from onnxshap.game.halves import ROWS, gathered, halve
 from onnxshap.game.outputs import payoffs
 from onnxshap.game.pace import Pace
@@ -128,15 +129,20 @@ class _Masked:
 
     def __call__(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
         scores = np.empty(len(images))
-        for part in self._kept.parts(images):
-            self._kept.piece(images[part])
-            start = 0
-            while start < len(part):
-                rows = part[start : start + self._pace.rows]
-                begun = time.perf_counter()
-                scores[rows] = self._run(images[rows], coalitions[rows])
-                self._pace.tell(len(rows), time.perf_counter() - begun)
-                start += len(rows)
+
+        def score(rows: IntArray, outputs: Mapping[int, Array]) -> None:
+            scores[rows] = payoffs(self.setting, outputs, images[rows], coalitions[rows])
+
+        with Behind(apart=self.setting.traced.backend.on_device) as behind:
+            for part in self._kept.parts(images):
+                self._kept.piece(images[part])
+                start = 0
+                while start < len(part):
+                    rows = part[start : start + self._pace.rows]
+                    begun = time.perf_counter()
+                    behind.do(partial(score, rows, self._run(images[rows], coalitions[rows])))
+                    self._pace.tell(len(rows), time.perf_counter() - begun)
+                    start += len(rows)
         return scores
 
     def _stays(self, boundary: Sequence[str]) -> bool:
@@ -144,7 +150,8 @@ class _Masked:
         traced = self.setting.traced
         return traced.backend.on_device and all(traced.batch_axis(name) is not None for name in boundary)
 
-    def _run(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
+    def _run(self, images: ImageIndex, coalitions: CoalitionMatrix) -> dict[int, Array]:
+        """Return the outputs that change, by number."""
         mask = {mask_name(self.group): np.asarray(coalitions, np.float32)}
         outputs: list[Array] = []
         if self._session is not None:
@@ -157,4 +164,4 @@ class _Masked:
                 self._version = self._kept.version
             outputs = self._resident.run({**mask, ROWS: at})
         outputs = by_image(self.setting.traced, outputs, self._outputs)
-        return payoffs(self.setting, dict(zip(self._outputs, outputs, strict=True)), images, coalitions)
+        return dict(zip(self._outputs, outputs, strict=True))

@@ -9,7 +9,7 @@ import numpy as np
 from onnxshap.core import Array, BoolArray, CoalitionMatrix, FloatArray, ImageIndex
 from onnxshap.game.setting import Setting
 
-_NUMBERS = 2**15
+_NUMBERS = 2**13
 """Numbers of the outputs that a payoff gets at a time: what it makes of them stays in the processor's cache."""
 
 

@@ -28,7 +28,8 @@ from onnxshap import payoffs
 from onnxshap.backend import Backend, Session
 from onnxshap.core import Array, Dataset, FloatArray, IntArray
 from onnxshap.distill.mixing import Mixer
-from onnxshap.distill.torchgraph import CPU, TorchGraph, clipped, laid_out
+from onnxshap.distill.ops import clipped
+from onnxshap.distill.torchgraph import CPU, TorchGraph, laid_out
 from onnxshap.distill.tuning import SECONDS, Tuning, divided
 from onnxshap.errors import ModelError
 from onnxshap.game.activations import bytes_per_image

@@ -1,0 +1,56 @@
+"""What the functions of ops in torch have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
+
+from onnxshap.errors import ModelError
+
+Op = Callable[[Sequence[Any], Mapping[str, Any]], Any]
+"""What an ONNX op does to its inputs (None where left out), given its attributes."""
+
+
+def ints(value: Tensor) -> list[int]:
+    """Return the numbers of a tensor of whole numbers."""
+    return [int(v) for v in value.reshape(-1).tolist()]
+
+
+def padded(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
+    """Return x, its trailing axes padded by ONNX's (begins..., ends...)."""
+    half = len(pads) // 2
+    if not any(pads):
+        return x
+    turned = [p for axis in reversed(range(half)) for p in (pads[axis], pads[half + axis])]
+    return F.pad(x, turned, value=value)
+
+
+def unknown(what: str) -> ModelError:
+    """Return the refusal of what torch does not compute as onnxruntime does, or this table does not know."""
+    return ModelError(f"distill cannot evaluate {what}; use --repair lstsq")
+
+
+def axes_of(i: Sequence[Any], a: Mapping[str, Any]) -> list[int] | None:
+    """Return the axes that are input 1, or an attribute before it became one; None: left out."""
+    if len(i) > 1 and i[1] is not None:
+        return ints(i[1])
+    return list(a["axes"]) if "axes" in a else None
+
+
+def plain(run: Callable[..., Any]) -> Op:
+    """Return the op that is a function of its inputs alone."""
+    return lambda i, a: run(*i)
+
+
+def clipped(x: Tensor, low: float, high: float) -> Tensor:
+    """Return x between two bounds, by ops whose gradient is one pass (that of `torch.clamp` is four)."""
+    if not x.is_floating_point():
+        return torch.clamp(x, *(None if math.isinf(bound) else bound for bound in (low, high)))
+    if high == math.inf:
+        return x if low == -math.inf else F.relu(x) if low == 0 else F.threshold(x, low, low)
+    return F.hardtanh(x, low, high) if low <= high else torch.full_like(x, high)

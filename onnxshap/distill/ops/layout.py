@@ -1,0 +1,117 @@
+"""Ops that move numbers, and compute none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxshap.distill.ops.base import Op, axes_of, ints, padded, plain, unknown
+from onnxshap.graph import array
+
+
+def _reshape(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    sizes = ints(i[1])
+    if not a.get("allowzero", 0):
+        sizes = [i[0].shape[k] if size == 0 else size for k, size in enumerate(sizes)]
+    return i[0].reshape(sizes)
+
+
+def _flatten(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    axis = a.get("axis", 1) % (i[0].ndim + 1)
+    return i[0].reshape(int(np.prod(i[0].shape[:axis])), -1)
+
+
+def _unsqueeze(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    x, axes = i[0], axes_of(i, a) or []
+    for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _squeeze(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    axes = axes_of(i, a)
+    return i[0].squeeze() if axes is None else i[0].squeeze(axes)
+
+
+def _slice(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    x = i[0]
+    starts, ends = (ints(i[k]) if len(i) > k else list(a[key]) for k, key in ((1, "starts"), (2, "ends")))
+    axes = ints(i[3]) if len(i) > 3 and i[3] is not None else list(a.get("axes", range(len(starts))))
+    steps = ints(i[4]) if len(i) > 4 and i[4] is not None else [1] * len(starts)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        chosen = range(x.shape[axis])[start:end:step]
+        x = x.index_select(axis, torch.tensor(list(chosen), dtype=torch.long, device=x.device))
+    return x
+
+
+def _split(i: Sequence[Any], a: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    axis, x = a.get("axis", 0), i[0]
+    if len(i) > 1 and i[1] is not None:
+        sizes = ints(i[1])
+    elif "split" in a:
+        sizes = list(a["split"])
+    else:
+        count = a.get("num_outputs", a["_outputs"])
+        size = -(-x.shape[axis] // count)
+        sizes = [size] * (count - 1) + [x.shape[axis] - size * (count - 1)]
+    return tuple(x.split(sizes, axis))
+
+
+def _pad(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    pads = ints(i[1]) if len(i) > 1 else list(a["pads"])
+    if a.get("mode", "constant") != "constant" or (len(i) > 3 and i[3] is not None):
+        raise unknown("Pad other than with a constant on all axes")
+    value = float(i[2].detach()) if len(i) > 2 and i[2] is not None else a.get("value", 0.0)
+    return padded(i[0], pads, value)
+
+
+def _gather(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    axis, index = a.get("axis", 0) % i[0].ndim, i[1].long()
+    index = torch.where(index < 0, index + i[0].shape[axis], index)
+    picked = i[0].index_select(axis, index.reshape(-1))
+    return picked.reshape([*i[0].shape[:axis], *index.shape, *i[0].shape[axis + 1 :]])
+
+
+def _expand(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    return i[0].expand(torch.broadcast_shapes(i[0].shape, ints(i[1])))
+
+
+def _picked(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    axis, index = a.get("axis", 0), i[1].long()
+    return torch.gather(i[0], axis, torch.where(index < 0, index + i[0].shape[axis], index))
+
+
+def _triangle(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    run = torch.triu if a.get("upper", 1) else torch.tril
+    return run(i[0], ints(i[1])[0] if len(i) > 1 and i[1] is not None else 0)
+
+
+LAYOUT: Mapping[str, Op] = {
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Transpose": lambda i, a: i[0].permute(a.get("perm", list(reversed(range(i[0].ndim))))),
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Slice": _slice,
+    "Split": _split,
+    "Pad": _pad,
+    "Concat": lambda i, a: torch.cat(list(i), a["axis"]),
+    "Gather": _gather,
+    "Expand": _expand,
+    "Tile": lambda i, a: i[0].repeat(ints(i[1])),
+    "Shape": lambda i, a: torch.tensor(i[0].shape, device=i[0].device)[slice(a.get("start", 0), a.get("end"))],
+    "Identity": lambda i, a: i[0],
+    "Dropout": lambda i, a: i[0],
+    "Where": plain(torch.where),
+    "GatherElements": _picked,
+    "Trilu": _triangle,
+    "Range": lambda i, a: torch.arange(i[0].item(), i[1].item(), i[2].item(), dtype=i[0].dtype, device=i[0].device),
+    "Size": lambda i, a: torch.tensor(i[0].numel(), device=i[0].device),
+    "ConstantOfShape": lambda i, a: torch.full(
+        ints(i[0]), array(a["value"]).item() if "value" in a else 0.0, device=i[0].device
+    ),
+}

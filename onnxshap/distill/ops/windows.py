@@ -1,0 +1,118 @@
+"""Ops that look at a window of an image, or make it larger or smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
+
+from onnxshap.distill.ops.base import Op, ints, padded, unknown
+
+_MODES = {"linear": "bilinear", "cubic": "bicubic"}
+
+
+def _window(x: Tensor, a: Mapping[str, Any], kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Return strides, dilations and explicit pads of a Conv or pool."""
+    rank = len(kernel)
+    strides, dilations = list(a.get("strides", [1] * rank)), list(a.get("dilations", [1] * rank))
+    mode = a.get("auto_pad", "NOTSET")
+    if mode in ("NOTSET", ""):
+        return strides, dilations, list(a.get("pads", [0] * 2 * rank))
+    totals = [0] * rank
+    if mode != "VALID":
+        for k, (size, s, d, w) in enumerate(zip(x.shape[2:], strides, dilations, kernel, strict=True)):
+            totals[k] = max(0, (-(-size // s) - 1) * s + (w - 1) * d + 1 - size)
+    begins = [(t + (mode == "SAME_LOWER")) // 2 for t in totals]
+    return strides, dilations, begins + [t - b for t, b in zip(totals, begins, strict=True)]
+
+
+def _conv(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    x, w, bias = i[0], i[1], i[2] if len(i) > 2 else None
+    strides, dilations, pads = _window(x, a, w.shape[2:])
+    rank = len(strides)
+    padding: list[int] | int = 0
+    if pads[:rank] == pads[rank:]:
+        padding = pads[:rank]
+    else:
+        x = padded(x, pads)
+    run = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+    return run(x, w, bias, strides, padding, dilations, int(a.get("group", 1)))
+
+
+def _conv_transpose(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    x, w, bias = i[0], i[1], i[2] if len(i) > 2 else None
+    rank = w.ndim - 2
+    pads = list(a.get("pads", [0] * 2 * rank))
+    if a.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in a or pads[:rank] != pads[rank:]:
+        raise unknown("ConvTranspose with automatic or uneven padding")
+    run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
+    return run(
+        x, w, bias, list(a.get("strides", [1] * rank)), pads[:rank], list(a.get("output_padding", [0] * rank)),
+        int(a.get("group", 1)), list(a.get("dilations", [1] * rank)),
+    )  # fmt: skip
+
+
+def _max_pool(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    kernel = list(a["kernel_shape"])
+    strides, dilations, pads = _window(i[0], a, kernel)
+    x = padded(i[0], pads, -torch.inf)
+    run = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel) - 1]
+    return run(x, kernel, strides, 0, dilations, bool(a.get("ceil_mode", 0)))
+
+
+def _average_pool(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    kernel = list(a["kernel_shape"])
+    strides, _, pads = _window(i[0], a, kernel)
+    run: Callable[..., Tensor] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
+    ceil = bool(a.get("ceil_mode", 0))
+    total = run(padded(i[0], pads), kernel, strides, 0, ceil)
+    if a.get("count_include_pad", 0) or not any(pads):
+        return total
+    return total / run(padded(torch.ones_like(i[0]), pads), kernel, strides, 0, ceil)
+
+
+def _resize(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    x, mode = i[0], a.get("mode", "nearest")
+    scales = i[2] if len(i) > 2 else i[1]
+    sizes = ints(i[3])[2:] if len(i) > 3 and i[3] is not None else None
+    if sizes is None:
+        sizes = [int(size * scale) for size, scale in zip(x.shape[2:], scales.tolist()[2:], strict=True)]
+    transform = a.get("coordinate_transformation_mode", "half_pixel")
+    if mode == "nearest":
+        whole = all(new % old == 0 for new, old in zip(sizes, x.shape[2:], strict=True))
+        if not whole or a.get("nearest_mode", "round_prefer_floor") == "ceil":
+            raise unknown("Resize of mode nearest by a factor that is not whole")
+        return F.interpolate(x, sizes, mode="nearest")
+    if transform not in ("half_pixel", "pytorch_half_pixel", "align_corners") or x.ndim != 4:
+        raise unknown(f"Resize with {transform}")
+    return F.interpolate(x, sizes, mode=_MODES[mode], align_corners=transform == "align_corners")
+
+
+def _depth_to_space(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    n, c, h, w = i[0].shape
+    b = a["blocksize"]
+    if a.get("mode", "DCR") == "CRD":
+        return F.pixel_shuffle(i[0], b)
+    return i[0].reshape(n, b, b, c // b**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // b**2, h * b, w * b)
+
+
+def _space_to_depth(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    n, c, h, w = i[0].shape
+    b = a["blocksize"]
+    return i[0].reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
+
+
+WINDOWS: Mapping[str, Op] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": lambda i, a: i[0].mean(dim=list(range(2, i[0].ndim)), keepdim=True),
+    "GlobalMaxPool": lambda i, a: i[0].amax(dim=list(range(2, i[0].ndim)), keepdim=True),
+    "Resize": _resize,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
+}

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -44,6 +45,8 @@ _OPTIONS = {
 }
 """Options of providers that make values exact, and the same in every run."""
 _FATAL = 4
+_LOADING = threading.Lock()
+"""One session is made at a time: what it prints is kept back for the whole process, and each thread may make some."""
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*\.(?:cc|h):\d+ (?:[^()]*::~?\w+\([^()]*\) |\S+ (?=[A-Z]))?")
 """Where in its sources onnxruntime gave up: nothing that a user can use."""
 _NEWER = re.compile(r".*Opset (\d+) is under development.*domain (\S+) is till opset (\d+).*")
@@ -320,6 +323,7 @@ class OrtBackend:
             options.add_external_initializers(list(held.constant), list(held.constant.values()))
         try:
             with (
+                _LOADING,
                 _native_stderr_silenced(),
                 contextlib.redirect_stdout(io.StringIO()),
             ):  # it prints what it falls back to

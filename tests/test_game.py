@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -324,3 +327,13 @@ def test_a_device_computes_exactly_and_loads_the_libraries_beside_onnxruntime(mo
         assert len(loaded) == (name != "cpu")
     chain = [("TensorrtExecutionProvider", {}), ("CUDAExecutionProvider", exact), ("CPUExecutionProvider", {})]
     assert asked == [chain[2:], chain[1:], chain]
+
+
+def test_sessions_made_in_many_threads_leave_the_streams_as_they_were(capfd: pytest.CaptureFixture[str]) -> None:
+    """What onnxruntime prints is kept back by pointing the process's stream elsewhere for a moment."""
+    made = OrtBackend("cpu", 1)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: made.session(backend._nothing()), range(200)))
+    os.write(2, b"still there")
+    sys.stdout.write("and here\n")
+    assert capfd.readouterr() == ("and here\n", "still there")

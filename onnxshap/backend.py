@@ -343,6 +343,11 @@ class OrtBackend:
         return session
 
 
+def threads_of(backend: Backend) -> int:
+    """Return how many threads may be used, 0 for all cores, as of a backend of another kind."""
+    return backend.threads if isinstance(backend, OrtBackend) else 0
+
+
 def provider_of(backend: Backend) -> str:
     """Return the name of the provider that runs, "" of a backend of another kind."""
     return backend.provider if isinstance(backend, OrtBackend) else ""

@@ -14,7 +14,15 @@ _LARGE = 1024
 
 @functools.cache
 def _controller() -> ThreadpoolController:
+    import scipy.linalg  # noqa: F401 - has a library of its own, which is found only once it is loaded
+
     return ThreadpoolController()
+
+
+def at_most(threads: int) -> None:
+    """Let it take no more threads than these from now on, in the whole process; 0: as it is."""
+    if threads:
+        _controller().limit(limits=threads, user_api="blas")
 
 
 @contextlib.contextmanager

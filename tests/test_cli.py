@@ -644,3 +644,15 @@ def test_help_does_not_load_the_library(here: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and "inspect" in done.stdout and done.stderr == ""
     assert f"version {onnxshap.__version__}" in call("--version").stdout
+
+
+def test_threads_are_numpys_too() -> None:
+    code = (
+        "from threadpoolctl import threadpool_info\n"
+        "from onnxshap.cli.shared import backend_of\n"
+        "backend_of(None, 'cpu', 1)\n"
+        "import numpy.linalg, scipy.linalg\n"
+        "print({one['num_threads'] for one in threadpool_info() if one['user_api'] == 'blas'})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "{1}\n"

@@ -286,6 +286,25 @@ def test_on_a_device_torch_runs_the_original_too(monkeypatch: pytest.MonkeyPatch
     assert type(ort._parts[0].teacher) is not type(torch_._parts[0].teacher)
 
 
+def test_tuning_takes_the_threads_that_the_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxshap.distill import tuner
+
+    seen, before = list[int](), torch.get_num_threads()
+
+    def run(_self: object, _epochs: int, _seconds: float, _progress: object) -> object:
+        seen.append(torch.get_num_threads())
+        raise KeyError
+
+    monkeypatch.setattr(tuner._Tuner, "run", run)
+    for threads in (1, 3, 0):
+        with pytest.raises(KeyError):
+            onnxshap.prune(
+                net(), images(60), keep_macs=0.6, method="l1", repair="distill", allocation="uniform",
+                backend=onnxshap.OrtBackend("cpu", threads),
+            )  # fmt: skip
+    assert seen == [1, 3, before] and torch.get_num_threads() == before
+
+
 def test_tuning_runs_where_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxshap.distill.tuner import device_of
 

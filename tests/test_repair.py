@@ -9,7 +9,7 @@ from onnx import ModelProto, numpy_helper
 
 import onnxshap
 from onnxshap.backend import OrtBackend
-from onnxshap.blas import threads_for
+from onnxshap.blas import at_most, threads_for
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError
@@ -259,6 +259,8 @@ def test_small_matrices_are_computed_with_on_one_thread() -> None:
         return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
     before = threads()
+    at_most(0)
+    assert threads() == before
     with threads_for(100):
         assert threads() == {1}
     assert threads() == before

@@ -24,9 +24,11 @@ _PIPE_WIDTH = 1000
 
 
 def backend_of(screen: Screen, provider: str, threads: int, memory: int | None = None) -> OrtBackend:
-    """Return what runs models, the provider told where it was chosen here."""
+    """Return what runs models, the provider told where it was chosen here; numpy takes as many threads as it."""
     from onnxshap.backend import AUTO, MEMORY, OrtBackend
+    from onnxshap.blas import at_most
 
+    at_most(threads)
     if provider != AUTO:
         return OrtBackend(provider, threads, memory or MEMORY)
     found = OrtBackend.fastest(threads, memory or MEMORY)

@@ -14,6 +14,7 @@ targets), Shazeer and Stern 2018 (steps by a tensor's size).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from onnxshap import payoffs
-from onnxshap.backend import Backend, Session
+from onnxshap.backend import Backend, Session, threads_of
 from onnxshap.core import Array, Dataset, FloatArray, IntArray
 from onnxshap.distill.mixing import Mixer
 from onnxshap.distill.ops import clipped
@@ -98,13 +99,25 @@ def distill(
         ModelError: the model cannot be evaluated in torch exactly.
     """
     student = transfer(model, cut(free, keep, means))
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with exact, _threads(threads_of(free.backend)):
         tuner = _Tuner(free, find_layers(traced, student, traced.alive(keep)), student, keep, data, seed)
         weights, tuning = tuner.run(epochs, seconds, progress)
     for item in student.graph.initializer:
         if item.name in weights:
             item.CopyFrom(tensor(item.name, weights[item.name]))
     return transfer(student, cut(traced, keep, means)), tuning
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch take some threads, 0: as many as it takes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_of(backend: Backend) -> torch.device:

@@ -14,6 +14,7 @@ from onnxshap.rewrite import drop_units, removed_slices
 from onnxshap.rules import RULES
 from onnxshap.tracing import trace
 from tests.exactness import TOLERANCE, check_exact, net
+from tests.zeroing import relative_error, run, zeroed
 
 INT_MAX = 2**63 - 1
 INT_MIN = -(2**63)
@@ -437,14 +438,21 @@ case("group norm of one group", conv_net("""
     n = GroupNormalization<num_groups=1>(a, s, t)
     b = Sigmoid(n)
 """, opset=21, ir=10, s=(8,), t=(8,)), [8])
-case("group norm of one group over free space", net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
-    a = Conv<pads=[1,1,1,1]>(x, w0)
+FREE_GROUP_NORM = """(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0, b0)
     r = Reshape(a, apart)
-    n = InstanceNormalization(r, s, t)
+    n = InstanceNormalization<epsilon=0.1>(r, s, t)
     e = Shape(a)
-    b = Reshape(n, e)
+    m = Reshape(n, e)
+    b = Mul(m, u)
     y = Conv<pads=[1,1,1,1]>(b, w9)
-}""", w0=(8, 3, 3, 3), apart=[0, 1, -1], s=(1,), t=(1,), w9=(2, 8, 3, 3)), [], "takes statistics over it")
+}"""
+FREE_GROUP_NORM_WEIGHTS: dict[str, Any] = {
+    "w0": (8, 3, 3, 3), "b0": (8,), "apart": [0, 1, -1], "s": (1,), "t": (1,), "u": (8, 1, 1), "w9": (2, 8, 3, 3),
+}  # fmt: skip
+for opset in (9, 17, 18):
+    model = net(FREE_GROUP_NORM, opset=opset, **FREE_GROUP_NORM_WEIGHTS)
+    case(f"group norm of one group over free space, opset {opset}", model, [8])
 case("instance norm", conv_net("b = InstanceNormalization(a, s1, b1)", s1=(8,), b1=(8,)), [8])
 for opset in (9, 17):
     case(f"lrn, opset {opset}", conv_net("b = LRN<size=3, alpha=0.9, bias=0.5>(a)", opset=opset), [8])
@@ -1982,3 +1990,15 @@ def test_positions_out_of_a_table_are_slices_of_it_also_where_a_shape_chooses_th
     keep = {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups}
     assert "places" in {s["initializer"] for s in removed_slices(traced, keep)}
     check_exact(model, input_shapes={"x": (None, 5, None)})
+
+
+def test_statistics_over_free_space_are_exact_at_other_sizes() -> None:
+    model = net(FREE_GROUP_NORM, **FREE_GROUP_NORM_WEIGHTS)
+    traced = trace(model, input_shapes={"x": (None, 3, 8, 8)})
+    (group,) = traced.groups
+    plan = {group.name: np.arange(8) % 3 > 0}
+    small = drop_units(traced, plan)
+    removed = zeroed(model, removed_slices(traced, plan))
+    for height, width in ((8, 8), (3, 11), (20, 5)):
+        feeds = {"x": np.random.default_rng(0).normal(size=(2, 3, height, width)).astype(np.float32)}
+        assert relative_error(run(small, feeds), run(removed, feeds)) <= TOLERANCE

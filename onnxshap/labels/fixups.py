@@ -421,6 +421,60 @@ class Refilled:
                 made.input.append(edit.new_constant(f"{result}.{what}", np.array(values, np.int64)))
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """An InstanceNormalization of axes whose sizes follow the inputs counts the zeros of what is removed from them.
+
+    With a share s of the positions left, of mean m and variance v, that of all is s m, and their variance
+    s v + s (1 - s) m^2.
+
+    Attributes:
+        node: the op.
+        source: its input.
+        axes: over which it takes statistics.
+        opset: that of the model, which tells how ReduceMean is written.
+    """
+
+    node: int
+    source: str
+    axes: tuple[int, ...]
+    opset: int
+
+    def apply(self, edit: Edit) -> None:
+        """Write it out."""
+        share = _share_left(edit, self.source, self.axes)
+        if share == 1:
+            return
+        node, made = edit.node(self.node), list[NodeProto]()
+        result = node.output[0]
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+
+        def put(op: str, hint: str, *inputs: str) -> str:
+            name = f"{result}.{hint}"
+            made.append(helper.make_node(op, list(inputs), [name], name=name))
+            return name
+
+        def number(value: float, hint: str) -> str:
+            return edit.new_constant(f"{result}.{hint}", edit.typed(np.array(value), self.source))
+
+        def mean(name: str, hint: str) -> str:
+            if self.opset < 18:
+                found = put("ReduceMean", hint, name)
+                set_attribute(made[-1], "axes", list(self.axes))
+                return found
+            return put("ReduceMean", hint, name, edit.new_constant(f"{result}.axes", np.array(self.axes, np.int64)))
+
+        m = mean(node.input[0], "left_mean")
+        apart = put("Sub", "apart", node.input[0], m)
+        v = put("Mul", "left_share", mean(put("Mul", "squares", apart, apart), "left_variance"), number(share, "share"))
+        gone = put("Mul", "gone_share", put("Mul", "mean_square", m, m), number(share * (1 - share), "share_gone"))
+        variance = put("Add", "variance", put("Add", "both", v, gone), number(epsilon, "epsilon"))
+        centred = put("Sub", "centred", node.input[0], put("Mul", "mean", m, number(share, "share_left")))
+        scaled = put("Mul", "scaled", put("Div", "normal", centred, put("Sqrt", "deviation", variance)), node.input[1])
+        made.append(helper.make_node("Add", [scaled, node.input[2]], [result], name=f"{result}.whole"))
+        edit.replace(self.node, made)
+
+
 def _gathered(edit: Edit, source: str, target: str, axis: int, index: IntArray, nodes: list[NodeProto]) -> str:
     """Append a Gather of positions of an axis, return its target."""
     places = edit.new_constant(f"{target}.index", index.astype(np.int64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxshap.labels import Axes, Op, RuleError
-from onnxshap.labels.fixups import GroupCount, Refilled, RootMeanSquare
+from onnxshap.labels.fixups import GroupCount, Refilled, RootMeanSquare, Statistics
 from onnxshap.rules.registry import rule
 
 
@@ -79,10 +79,17 @@ def instance_normalization(op: Op, ax: Axes) -> None:
 
     Where there is one channel, as exporters write a GroupNormalization of one group, it is the space that is cut.
     """
-    if op.need(0).shape[1] > 1:
+    x = op.need(0)
+    if x.shape[1] > 1:
         return ax.relate("n c _*, c, c -> n c _*")
     ax.same((0,))
-    return as_a_whole(op, ax, range(2, op.out().rank), STATISTICS)
+    space = range(2, x.rank)
+    if not x.free.intersection(space):
+        return as_a_whole(op, ax, space, STATISTICS)
+    for axis in space:
+        ax.same((axis,))
+        ax.contract(0, axis, why="InstanceNormalization takes statistics over it, and it is not zero there")
+    return ax.fix(Statistics(op.index, x.name, tuple(space), op.opset))
 
 
 @rule("LayerNormalization")

@@ -22,14 +22,17 @@ def split(op: Op, ax: Axes) -> None:
     sizes = [t.shape[axis] if t is not None else None for t in op.outputs]
     if None in sizes:
         raise RuleError("Split with an unused output")
+    for out in range(len(sizes)):
+        ax.same((a for a in range(x.rank) if a != axis), out=out)
+    given = op.some_ints(1, "split")
+    if given is not None and COMPUTED in given:
+        for atoms in (ax.input(0, axis), *(ax.output(out, axis) for out in range(len(sizes)))):
+            ax.freeze(atoms, "Split gets its sizes from the data")
+        return
     ends = np.cumsum([t.shape[axis] for t in op.outputs if t is not None])
     for out, part in enumerate(np.split(ax.input(0, axis), ends[:-1])):
         ax.tie(part, ax.output(out, axis))
-        ax.same((a for a in range(x.rank) if a != axis), out=out)
     entries = tuple((out, t.name, axis) for out, t in enumerate(op.outputs) if t is not None)
-    given = op.some_ints(1, "split")
-    if given is not None and COMPUTED in given:
-        raise RuleError("Split gets its sizes from the data")
     if given is None:
         # equal parts without explicit sizes: they must stay equal
         parts = np.stack(np.split(ax.input(0, axis), ends[:-1])) if len(set(sizes)) == 1 else None

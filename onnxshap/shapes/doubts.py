@@ -1,6 +1,6 @@
-"""What is alike in two runs at different sizes by chance, and need not be at a third.
+"""What is alike in runs at different sizes by chance, and need not be at another.
 
-What compares, rounds or clips is often alike at two sizes and not at a third (`batch == 1`, `height % 32`): it does not
+What compares, rounds or clips is often alike at some sizes and not at others (`batch == 1`, `height % 32`): it does not
 depend on sizes for certain only where all that it is computed from does not. That is told for each entry of what shape
 arithmetic computes, for most vectors of sizes hold some that follow the inputs and some that do not.
 """
@@ -8,14 +8,16 @@ arithmetic computes, for most vectors of sizes hold some that follow the inputs 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, OperatorSetIdProto, TensorProto
 
 from onnxshap.core import Array, BoolArray
 from onnxshap.graph import array, attributes, is_op
+from onnxshap.shapes.sizes import MOST, Given, sizes_in_doubt
 
 _LOSSY = ("Abs", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mod", "ReduceMax", "ReduceMin", "Round", "Sign")
 _EACH = frozenset((
@@ -26,25 +28,47 @@ _EACH = frozenset((
 _RESHAPING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
-def doubtful(model: ModelProto, one: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, BoolArray]:
-    """Return which entries may be alike in both runs by chance, of the tensors that have such.
+def doubtful(
+    model: ModelProto,
+    one: Mapping[str, Array],
+    others: Sequence[Mapping[str, Array]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, BoolArray]:
+    """Return which entries may be alike in all runs by chance, of what shape arithmetic gives and has such.
 
     Args:
         model: that was run.
-        one, other: what its shape arithmetic gave in the two runs.
+        one, others: what its shape arithmetic gave in the runs.
+        shapes: of all tensors in the first.
     """
-    doubts = _Doubts(one, other, {t.name: t for t in model.graph.initializer})
+    doubts = _Doubts(one, others, {t.name: t for t in model.graph.initializer}, shapes, list(model.opset_import))
     for node in model.graph.node:
         doubts.visit(node)
     return doubts.found
 
 
+def unlike(value: Array, others: Sequence[Array | None]) -> BoolArray | None:
+    """Return which entries of a value are not the same in all others, None where one is not there or not as large."""
+    found = np.zeros(value.shape, np.bool_)
+    for other in others:
+        if other is None or other.shape != value.shape:
+            return None
+        found |= value != other
+    return found
+
+
 @dataclass
 class _Doubts:
     one: Mapping[str, Array]
-    other: Mapping[str, Array]
+    others: Sequence[Mapping[str, Array]]
     stored: Mapping[str, TensorProto]
+    shapes: Mapping[str, tuple[int, ...]]
+    opsets: list[OperatorSetIdProto]
     found: dict[str, BoolArray] = field(default_factory=dict)
+    axes: dict[str, BoolArray] = field(default_factory=dict)
+    """Tensors of which some axes have sizes in doubt."""
+    shapeless: set[str] = field(default_factory=set)
+    """What is made of such and has no shape that is known."""
     sizes: set[str] = field(default_factory=set)
 
     def visit(self, node: NodeProto) -> None:
@@ -53,17 +77,38 @@ class _Doubts:
         self._note_sizes(node, inputs)
         truths = any(n in self.one and self.one[n].dtype == np.bool_ for n in (*inputs, *node.output))
         lossy = node.output[0] in self.one and (truths or is_op(node, *_LOSSY))
-        doubted = [name for name in inputs if name in self.found]
+        doubted = any(name in some for name in inputs for some in (self.found, self.axes, self.shapeless))
         if not doubted and not (lossy and any(self._varies(n) for n in inputs)):
             return
+        self._note_axes(node)
         for name in node.output:
-            shape = np.shape(self.one.get(name, ()))
+            if name not in self.one:
+                continue
+            shape = self.one[name].shape
             known = all(n in self.one or n in self.stored for n in inputs)
-            entries = self._entries(node, inputs, lossy=lossy) if known and name in self.one else None
-            if entries is None or entries.shape != shape:
+            entries = self._entries(node, inputs, lossy=lossy) if known or is_op(node, "Shape", "Size") else None
+            if entries is None or entries.shape != shape or name in self.axes or name in self.shapeless:
                 entries = np.ones(shape, np.bool_)
-            if entries.any() or name not in self.one:
+            if entries.any():
                 self.found[name] = entries
+
+    def _note_axes(self, node: NodeProto) -> None:
+        """Note which axes of what a node gives have sizes in doubt."""
+        known = all(n in self.shapes and n not in self.shapeless for n in node.input if n)
+        given = [self._given(n) if known and n else None for n in node.input]
+        for name in node.output:
+            if name not in self.shapes:
+                self.shapeless.add(name)
+            elif not known:
+                self.axes[name] = np.ones(len(self.shapes[name]), np.bool_)
+        found = sizes_in_doubt(node, given, self.shapes, self.opsets) if known else {}
+        self.axes |= {name: axes for name, axes in found.items() if axes.any() and name not in self.shapeless}
+
+    def _given(self, name: str) -> Given:
+        shape = self.shapes[name]
+        small = name in self.one or (name in self.stored and math.prod(shape) <= MOST)
+        sizes = self.axes.get(name, np.zeros(len(shape), np.bool_))
+        return Given(shape, sizes, self._value(name) if small else None, self.found.get(name))
 
     def _note_sizes(self, node: NodeProto, inputs: list[str]) -> None:
         """Note what holds sizes as they are, and constants."""
@@ -78,24 +123,27 @@ class _Doubts:
         return self.one[name] if name in self.one else array(self.stored[name])
 
     def _varies(self, name: str) -> bool:
-        return name not in self.stored and not (
-            name in self.one and name in self.other and np.array_equal(self.one[name], self.other[name])
-        )
+        if name in self.stored:
+            return False
+        found = unlike(self.one[name], [run.get(name) for run in self.others]) if name in self.one else None
+        return found is None or bool(found.any())
 
     def _unlike(self, name: str) -> BoolArray:
         """Return which entries of a tensor are not alike."""
         if name in self.stored:
             return np.zeros(self._value(name).shape, np.bool_)
-        value, other = self.one[name], self.other.get(name)
-        if other is None or other.shape != value.shape:
-            return np.ones(value.shape, np.bool_)
-        return np.asarray(value != other)
+        found = unlike(self.one[name], [run.get(name) for run in self.others])
+        return np.ones(self.one[name].shape, np.bool_) if found is None else found
 
     def _doubt(self, name: str) -> BoolArray:
         return self.found.get(name, np.zeros(self._value(name).shape, np.bool_))
 
     def _entries(self, node: NodeProto, inputs: list[str], *, lossy: bool) -> BoolArray | None:
         """Return which entries of what a node gives are in doubt, None where that is not known."""
+        if is_op(node, "Shape", "Size"):  # of what it reads the sizes alone
+            given = self._given(inputs[0]).sizes
+            axes = attributes(node)
+            return np.asarray(given.any()) if node.op_type == "Size" else given[axes.get("start", 0) : axes.get("end")]
         if is_op(node, "Where"):
             chosen, yes, no = inputs
             unsure = self._unlike(chosen) | self._doubt(chosen)

@@ -1,4 +1,4 @@
-"""Shape arithmetic folded: what is alike in two runs at different sizes does not depend on them and becomes a constant.
+"""Shape arithmetic folded: what is alike in runs at different sizes does not depend on them and becomes a constant.
 
 What differs keeps following the input, and is taken apart from what does not: a Reshape target copies (0) or takes up
 (-1) the sizes that follow, a vector of sizes of which some follow is put together of those and of constants. So what is
@@ -9,7 +9,7 @@ was folded before may be folded again: what was taken apart then is found again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, helper
 from onnxshap.core import Array, BoolArray
 from onnxshap.graph import Graph, array, attributes, is_op, tensor
 from onnxshap.graph.structure import copied, outer_names, subgraphs
-from onnxshap.shapes.doubts import doubtful
+from onnxshap.shapes.doubts import doubtful, unlike
 
 Shape = tuple[int, ...]
 COMPUTED = -(2**62)
@@ -79,23 +79,23 @@ class Folded:
     shapes: Mapping[str, Shape] = field(default_factory=dict)
 
 
-def fold(graph: Graph, first: Run, second: Run | None) -> Folded:
-    """Return the graph with its shape arithmetic folded, as far as two runs allow; the same one where it has none.
+def fold(graph: Graph, first: Run, others: Sequence[Run]) -> Folded:
+    """Return the graph with its shape arithmetic folded, as far as some runs allow; the same one where it has none.
 
     Args:
         graph: a normalised graph.
         first: a run.
-        second: one at other sizes, the same run where no size is free, None where there is none.
+        others: some at other sizes, the same run where no size is free, none where there is none.
     """
-    if second is None:
+    if not others:
         shapes = [n for n in graph.nodes if is_op(n, "Shape", "Size")]
         return Folded(graph, frozenset((n.input[0], a) for n in shapes for a in _axes(n, first)))
     if not first.values:
         return Folded(graph, frozenset())
     model = copied(graph.model)
     stored = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    one, other = (replace(run, shapes=stored | dict(run.shapes)) for run in (first, second))
-    edit = _Folding(model, one, other)
+    one, *more = (replace(run, shapes=stored | dict(run.shapes)) for run in (first, *others))
+    edit = _Folding(model, one, more)
     edit.apply()
     return Folded(replace(graph, model=copied(model)), frozenset(edit.told()), edit.parts, edit.shapes)
 
@@ -113,7 +113,7 @@ class _Folding:
 
     model: ModelProto
     first: Run
-    second: Run
+    others: Sequence[Run]
     parts: dict[str, Part] = field(default_factory=dict)
     shapes: dict[str, Shape] = field(default_factory=dict)
     _before: defaultdict[int, list[NodeProto]] = field(default_factory=lambda: defaultdict(list))
@@ -123,7 +123,8 @@ class _Folding:
     def __post_init__(self) -> None:
         self._outside: frozenset[str] = frozenset()
         self._nodes: list[NodeProto] = []
-        self._chance = doubtful(self.model, self.first.values, self.second.values)
+        others = [run.values for run in self.others]
+        self._chance = doubtful(self.model, self.first.values, others, self.first.shapes)
         self._stored = {t.name: t for t in self.model.graph.initializer}
         self._choices = {n.output[0]: n for n in self.model.graph.node if is_op(n, "Where")}
         self._opset = next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)
@@ -152,20 +153,20 @@ class _Folding:
     def _folded(self, index: int, node: NodeProto, k: int) -> str:
         """Return what an op reads in place of shape arithmetic."""
         name = node.input[k]
-        value, other = self.first.values[name], self.second.values.get(name)
-        if other is None:
+        value, unlike = self.first.values[name], self._unlike(name)
+        if any(name not in run.values for run in self.others):
             return name
-        if np.array_equal(value, other) and name not in self._chance:
+        if unlike is not None and not unlike.any() and name not in self._chance:
             return self._constant(name, value)
-        if not all(n in run.shapes for n in (*node.input[:1], *node.output) for run in (self.first, self.second)):
+        if not all(n in run.shapes for n in (*node.input[:1], *node.output) for run in (self.first, *self.others)):
             return name
         if is_op(node, "Reshape") and k == 1:
             target = _relative_target(node, self._sizes(node))
             if target is not None:
                 return self._constant(name, target)
-        if not is_op(node, *_SIZES) or k not in _SIZES[node.op_type] or value.ndim != 1 or value.shape != other.shape:
+        if not is_op(node, *_SIZES) or k not in _SIZES[node.op_type] or value.ndim != 1 or unlike is None:
             return name
-        unknown = (value != other) | self._chance.get(name, np.zeros(value.shape, np.bool_))
+        unknown = unlike | self._chance.get(name, np.zeros(value.shape, np.bool_))
         known = value
         if is_op(node, "Expand"):
             known, unknown = _stretches(self._sizes(node), len(value))
@@ -198,7 +199,11 @@ class _Folding:
     def _sizes(self, node: NodeProto) -> list[tuple[Shape, Shape]]:
         """Return the shapes of a node's data and output in both runs."""
         data, out = node.input[0], node.output[0]
-        return [(self.shapes.get(data) or run.shapes[data], run.shapes[out]) for run in (self.first, self.second)]
+        return [(self.shapes.get(data) or run.shapes[data], run.shapes[out]) for run in (self.first, *self.others)]
+
+    def _unlike(self, name: str) -> BoolArray | None:
+        """Return which entries are not alike in all runs, None where there are not as many in all of them."""
+        return unlike(self.first.values[name], [run.values.get(name) for run in self.others])
 
     def _chosen(self, name: str, follows: BoolArray, stored: str, nodes: list[NodeProto]) -> str:
         """Add a node that takes the entries that follow from a tensor, the others from an initializer."""
@@ -223,17 +228,16 @@ class _Folding:
         """Make the arithmetic that is left read no size that is alike in both runs."""
         for node in list(self._nodes):
             name = node.output[0]
-            if not is_op(node, "Shape") or name not in self.second.values or self._opset < 9:
+            if not is_op(node, "Shape") or (follows := self._unlike(name)) is None or self._opset < 9:
                 continue
-            value, other = self.first.values[name], self.second.values[name]
-            readers = [r for r in self._nodes if name in r.input]
-            if (value != other).all() or all(self._takes_what_follows(r) for r in readers):
+            value, readers = self.first.values[name], [r for r in self._nodes if name in r.input]
+            if follows.all() or all(self._takes_what_follows(r) for r in readers):
                 self._apart.add(name)
                 continue
             if name in self._outside or name in self.parts:
                 continue
             stored, added = self._constant(f"{name}.alike", value), list[NodeProto]()
-            made = self._chosen(name, value != other, stored, added)
+            made = self._chosen(name, follows, stored, added)
             for reader in readers:
                 for k, read in enumerate(reader.input):
                     if read == name:
@@ -247,12 +251,13 @@ class _Folding:
         if name in self.parts:
             return True
         source = node.input[1] if is_op(node, "Where") else ""
-        if source in self.second.values and source in self.first.values:
-            value, other = self.first.values[source], self.second.values[source]
-            return value.shape == other.shape and self._chosen_before(name, value != other) is not None
-        if not is_op(node, "Gather", "Slice") or name not in self.second.values:
+        if source in self.first.values:
+            follows = self._unlike(source)
+            return follows is not None and self._chosen_before(name, follows) is not None
+        if not is_op(node, "Gather", "Slice") or name not in self.first.values:
             return False
-        return bool(np.all(self.first.values[name] != self.second.values[name]))
+        follows = self._unlike(name)
+        return follows is not None and bool(follows.all())
 
     def told(self) -> set[tuple[str, int]]:
         """Return the axes whose sizes are read."""
@@ -261,7 +266,8 @@ class _Folding:
             if is_op(node, "Shape", "Size"):
                 axes, name = list(_axes(node, self.first)), node.output[0]
                 if name in self._apart:
-                    follows = self.first.values[name] != self.second.values[name]
+                    follows = self._unlike(name)
+                    assert follows is not None  # it would not be apart
                     axes = [axis for axis, does in zip(axes, follows, strict=True) if does]
                 found.update((node.input[0], axis) for axis in axes)
         return found
@@ -274,15 +280,15 @@ def _stretches(sizes: list[tuple[Shape, Shape]], length: int) -> tuple[Array, Bo
         padded = (1,) * (len(out) - len(data)) + data
         stretched = [1 if a == b else b for a, b in zip(padded, out, strict=True)]
         targets.append(np.array(stretched[len(out) - length :], np.int64))
-    return targets[0], targets[0] != targets[1]
+    return targets[0], np.any([target != targets[0] for target in targets], axis=0)
 
 
 def _copies(
     node: NodeProto, sizes: list[tuple[Shape, Shape]], target: Array, unknown: BoolArray
 ) -> tuple[Array, BoolArray]:
     """Return a Reshape target that is 0 where it copies a size that follows, and which other entries follow."""
-    (data, out), (data2, out2) = sizes
-    copied = np.array([k < len(data) and data[k] == out[k] and data2[k] == out2[k] for k in range(len(out))], np.bool_)
+    rank = len(sizes[0][1])
+    copied = np.array([all(k < len(data) and data[k] == out[k] for data, out in sizes) for k in range(rank)], np.bool_)
     if attributes(node).get("allowzero"):
         return target, unknown
     return np.where(unknown & copied, 0, target), unknown & ~copied

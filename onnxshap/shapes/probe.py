@@ -30,16 +30,25 @@ _FREE_SIZES = (64, 32, 224, 320, 16)
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 """Element types of bounds, sizes and positions, which exporters that fold no constants compute from constants."""
 _PREFIX = "onnxshap.shape."
+_UNEVEN = (3, 2, 4, 8, 16)
+"""What uneven sizes are less than the even ones."""
 _REAL = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 
 
-def two_runs(
+def runs(
     probe: Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]
-) -> tuple[Run, Run | None]:
-    """Run at sizes that the model accepts, and at others: the same run where no size is free, None where none run."""
+) -> tuple[Run, tuple[Run, ...]]:
+    """Run at sizes that the model accepts, and at others: the same run where no size is free, none where none run.
+
+    The others are one at sizes that strides and windows want, and one at sizes that they do not divide, where there are
+    such that the model accepts: what is alike at the former may be so because nothing was rounded.
+    """
     first = _first_run(probe, specs, given)
     varied = _varied(specs, first.inputs)
-    return first, next((run for sizes in varied if (run := probe.attempt(sizes))), None) if varied else first
+    if not varied:
+        return first, (first,)
+    found = [next((run for sizes in some if (run := probe.attempt(sizes))), None) for some in varied]
+    return first, tuple(run for run in found if run is not None)
 
 
 def _first_run(probe: Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]) -> Run:
@@ -87,17 +96,18 @@ def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | N
     ]
 
 
-def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[dict[str, Shape]]:
-    """Return other sizes for the free dimensions: all of them changed, then the batch alone.
+def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[list[dict[str, Shape]]]:
+    """Return other sizes for the free dimensions, twice: all of them changed, then the batch alone; and uneven ones.
 
     Half as much again where that is a multiple of 32, which strides and windows want (attention over all places of
-    an image takes the fourth power of its sides), then twice as much.
+    an image takes the fourth power of its sides), then twice as much. The uneven ones are a little less, by as few as
+    the model accepts: odd first, and last what only the coarsest strides do not divide.
     """
 
-    def changed(grow: float) -> dict[str, Shape]:
+    def changed(grow: float, less: int = 0) -> dict[str, Shape]:
         return {
             name: tuple(
-                size if spec.shape[axis] is not None else (size + 1 if axis == spec.batch else int(size * grow))
+                size if spec.shape[axis] is not None else (size + 1 if axis == spec.batch else int(size * grow) - less)
                 for axis, size in enumerate(base[name])
             )
             for name, spec in specs.items()
@@ -112,8 +122,9 @@ def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[d
         if size is None and axis != spec.batch
     }
     if not free:
-        return [changed(1)]
-    return [*([changed(1.5)] if all(size % 64 == 0 for size in free) else []), changed(2), changed(1)]
+        return [[changed(1)]]
+    even = [*([changed(1.5)] if all(size % 64 == 0 for size in free) else []), changed(2), changed(1)]
+    return [even, [changed(1, less) for less in _UNEVEN if 2 * less < min(free)]]
 
 
 class Probe:

@@ -23,7 +23,7 @@ from onnxshap.graph.loops import declare_ranks
 from onnxshap.shapes.bodies import alike_handed, attempts, decided_by, open_bodies, why_loop_whole, why_whole
 from onnxshap.shapes.constants import constants_of, store_mixed
 from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
-from onnxshap.shapes.probe import Probe, two_runs, value_kinds
+from onnxshap.shapes.probe import Probe, runs, value_kinds
 from onnxshap.shapes.specs import input_specs
 
 _RANKS = 8
@@ -119,7 +119,7 @@ def infer(
 
     Args:
         graph: a normalised graph.
-        backend: runs it, twice or more.
+        backend: runs it, twice or more often.
         shapes: input name -> shape of one image batch, from the data or the user; None or absent = find one that runs.
         samples: inputs that the model is meant for.
 
@@ -139,7 +139,7 @@ def infer(
                 lifted = _see(lift_bodies(seen.graph, chosen), backend, shapes or {}, samples)
             except ModelError:  # a branch that is not taken does not run at these sizes, or a loop has no shapes
                 continue
-            if lifted.second is not None or seen.second is None:
+            if lifted.others or not seen.others:
                 seen = lifted
                 done.update(chosen)
                 break
@@ -154,7 +154,7 @@ class _Seen:
 
     graph: Graph
     first: Run
-    second: Run | None
+    others: tuple[Run, ...]
     folded: Folded
     kinds: Mapping[str, int | None]
 
@@ -167,19 +167,19 @@ def _see(
     while True:
         graph = store_mixed(graph, backend)
         kinds = value_kinds(graph.model)
-        first, second = two_runs(Probe(graph, kinds, backend, specs, samples[0] if samples else {}), specs, shapes)
-        folding = fold(graph, first, second)
+        first, others = runs(Probe(graph, kinds, backend, specs, samples[0] if samples else {}), specs, shapes)
+        folding = fold(graph, first, others)
         if (simpler := take_branches(folding.graph)) is None:
             unchanged = folding.graph is graph
             return _Seen(
-                folding.graph, first, second, folding, kinds if unchanged else value_kinds(folding.graph.model)
+                folding.graph, first, others, folding, kinds if unchanged else value_kinds(folding.graph.model)
             )
         graph = simpler
 
 
 def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     """Return the graph with all that is known of its tensors; its lifted If nodes are joined where they can be."""
-    graph, first, second = seen.graph, seen.first, seen.second
+    graph, first = seen.graph, seen.first
     kinds = {name: kind for name, kind in seen.kinds.items() if kind}
     kinds |= _unknown_kinds(graph, backend, seen.kinds)
     for item in graph.model.graph.output:
@@ -187,7 +187,7 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
             item.type.tensor_type.elem_type = kinds.get(item.name, TensorProto.FLOAT)
     known = {t.name: tuple(t.dims) for t in graph.model.graph.initializer} | dict(first.shapes)
     known |= seen.folded.shapes
-    others = known | dict((second or first).shapes)
+    others = known | dict((seen.others or (first,))[0].shapes)
     alike = [
         n.output[0] for n in graph.lifted.nodes if graph.opset >= 9 and alike_handed(n, graph, (known, others), kinds)
     ]
@@ -197,7 +197,7 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     specs = input_specs(graph.model)
     free_batch = all(s.batch == 0 and s.shape[0] is None for s in specs.values())
     axes = {name: spec.batch for name, spec in specs.items()}
-    varying = _varying(first.shapes, second.shapes if second else {})
+    varying = frozenset[tuple[str, int]]().union(*(_varying(first.shapes, run.shapes) for run in seen.others))
     told, parts, constants = seen.folded.told, seen.folded.parts, constants_of(graph.model)
     apart = decided_by(graph, [name for name, spec in specs.items() if spec.batch is not None])
     whole = {node.output[0]: why_whole(node, graph.lifted.nodes) for node in graph.nodes if is_if(node)}

@@ -1,0 +1,185 @@
+"""Models of free height and width are cut for every size, not for those that they were traced at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.shapes.sizes import Given, sizes_in_doubt
+from onnxshap.tracing import trace
+from tests.exactness import TOLERANCE, draw_plan, net
+from tests.zeroing import relative_error, run, zeroed
+
+ENDS: dict[str, Any] = {"nil": [0], "one": [1], "two": [2], "four": [4], "none": [0, 0, 0, 0, 0, 0]}
+NETS = {
+    "what is upsampled is padded by what strides have taken": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w0)
+        ar = Relu(a)
+        b = Conv<strides=[2,2], pads=[1,1,1,1]>(ar, w1)
+        u = ConvTranspose<strides=[2,2]>(b, w2)
+        sa = Shape(ar)
+        su = Shape(u)
+        large = Slice(sa, two, four)
+        small = Slice(su, two, four)
+        apart = Sub(large, small)
+        pads = Concat<axis=0>(none, apart)
+        p = Pad(u, pads)
+        c = Concat<axis=1>(ar, p)
+        y = Conv<pads=[1,1,1,1]>(c, w3)
+    }""", w0=(8, 3, 3, 3), w1=(6, 8, 3, 3), w2=(6, 4, 2, 2), w3=(2, 12, 3, 3), **ENDS), [8, 6, 4]),
+    "padded to whole windows, as torch writes it": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+        a = Conv(x, w0)
+        s = Shape(a)
+        hw = Slice(s, two, four)
+        over = Mod(hw, window)
+        left = Sub(window, over)
+        need = Mod(left, window)
+        h = Slice(need, nil, one)
+        w = Slice(need, one, two)
+        listed = Concat<axis=0>(nil, w, nil, h)
+        length = Shape(listed)
+        missing = Sub(eight, length)
+        others = ConstantOfShape<value=int64[1] {0}>(missing)
+        all = Concat<axis=0>(listed, others)
+        pairs = Reshape(all, by_two)
+        turned = Slice(pairs, last, far, nil, last)
+        t = Transpose<perm=[1,0]>(turned)
+        pads = Reshape(t, last)
+        p = Pad(a, pads)
+        y = Conv<strides=[4,4]>(p, w1)
+    }""", w0=(8, 3, 3, 3), w1=(2, 8, 4, 4), window=[4, 4], eight=[8], by_two=[-1, 2], last=[-1], far=[-(2**63) + 1],
+        **ENDS), [8]),
+    "resized to sizes that are rounded, and what comes of it again": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w0)
+        d = Conv<strides=[2,2]>(a, w1)
+        sa = Shape(a)
+        hw = Slice(sa, two, four)
+        third = Div(hw, three)
+        sd = Shape(d)
+        front = Slice(sd, nil, two)
+        sizes = Concat<axis=0>(front, third)
+        e = Resize(d, , , sizes)
+        f = Relu(e)
+        sf = Shape(f)
+        front2 = Slice(sf, nil, two)
+        sizes2 = Concat<axis=0>(front2, hw)
+        g = Resize(f, , , sizes2)
+        l = Conv(a, w2)
+        m = Add(g, l)
+        y = Conv(m, w3)
+    }""", w0=(8, 3, 3, 3), w1=(6, 8, 1, 1), w2=(6, 8, 1, 1), w3=(2, 6, 1, 1), three=[3], **ENDS), [8, 6]),
+    "split into rows by sizes of the data": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w0)
+        sa = Shape(a)
+        h = Slice(sa, two, three)
+        upper = Div(h, two)
+        lower = Sub(h, upper)
+        parts = Concat<axis=0>(upper, lower)
+        p, q = Split<axis=2>(a, parts)
+        b = Concat<axis=2>(q, p)
+        y = Conv<pads=[1,1,1,1]>(b, w1)
+    }""", w0=(8, 3, 3, 3), w1=(2, 8, 3, 3), three=[3], **ENDS), [8]),
+    "normalised over all of free space": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+        r = Reshape(a, apart)
+        n = InstanceNormalization<epsilon=0.1>(r, s, t)
+        e = Shape(a)
+        m = Reshape(n, e)
+        b = Mul(m, u)
+        y = Conv<pads=[1,1,1,1]>(b, w9)
+    }""", w0=(8, 3, 3, 3), b0=(8,), apart=[0, 1, -1], s=(1,), t=(1,), u=(8, 1, 1), w9=(2, 8, 3, 3)), [8]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_cut_is_exact_at_sizes_that_were_not_seen(name: str) -> None:
+    model, sizes = NETS[name]
+    traced = trace(model)
+    assert [len(g) for g in traced.groups] == sizes, traced.frozen
+    for seed in range(3):
+        plan = draw_plan(traced, 0.5, np.random.default_rng(seed))
+        small, removed = drop_units(traced, plan), zeroed(model, removed_slices(traced, plan))
+        # onnxruntime sums the thousands of numbers of an InstanceNormalization less exactly than those of a ReduceMean
+        tolerance = 10 * TOLERANCE if name.startswith("normalised") else TOLERANCE
+        for height, width in ((64, 64), (33, 47), (50, 66), (17, 24), (100, 29)):
+            feeds = {"x": np.random.default_rng(seed).normal(size=(2, 3, height, width)).astype(np.float32)}
+            assert relative_error(run(small, feeds), run(removed, feeds)) <= tolerance, (height, width)
+
+
+def doubts(op: str, *given: Given | None, out: tuple[int, ...], domain: str = "", **attributes: Any) -> list[bool]:
+    names = [f"i{k}" if one is not None else "" for k, one in enumerate(given)]
+    node = helper.make_node(op, names, ["o"], domain=domain, **attributes)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    return [bool(doubt) for doubt in sizes_in_doubt(node, given, {"o": out}, opsets)["o"]]
+
+
+def data(*sizes: int, doubt: tuple[int, ...] = ()) -> Given:
+    return Given(sizes, np.isin(np.arange(len(sizes)), doubt))
+
+
+def vector(*values: int, doubt: tuple[int, ...] = ()) -> Given:
+    entries = np.isin(np.arange(len(values)), doubt)
+    return Given((len(values),), np.zeros(1, np.bool_), np.array(values, np.int64), entries)
+
+
+def test_sizes_that_do_not_depend_on_those_in_doubt_are_sure() -> None:
+    image = data(2, 8, 16, 16, doubt=(2,))
+    assert doubts("Conv", image, data(6, 8, 1, 1), out=(2, 6, 16, 16)) == [False, False, True, False]
+    assert doubts("Relu", image, out=(2, 8, 16, 16)) == [False, False, True, False]
+    assert doubts("Add", image, data(2, 8, 16, 16), out=(2, 8, 16, 16)) == [False] * 4  # they have to be the same
+    assert doubts("Transpose", image, out=(2, 16, 8, 16), perm=[0, 2, 1, 3]) == [False, True, False, False]
+    assert doubts("MatMul", data(4, 8, doubt=(0,)), data(8, 3), out=(4, 3)) == [True, False]
+    assert doubts("GlobalAveragePool", image, out=(2, 8, 1, 1)) == [False] * 4
+    assert doubts("Resize", data(2, 8, 4, 4), None, None, vector(2, 8, 9, 9, doubt=(2, 3)), out=(2, 8, 9, 9)) == [
+        False, False, True, True,
+    ]  # fmt: skip
+    assert doubts("Expand", data(8, 1), vector(3, 1, 5, doubt=(2,)), out=(3, 8, 5)) == [False, False, True]
+    assert doubts("ConstantOfShape", vector(3, 4, doubt=(0,)), out=(3, 4)) == [True, False]
+    assert doubts("Reshape", data(2, 8, 16), vector(0, -1, 16), out=(2, 8, 16)) == [False] * 3
+    assert doubts("Reshape", image, vector(0, -1, 4, 16), out=(2, 32, 4, 16)) == [False, True, False, False]
+    assert doubts("Reshape", image, vector(0, 8, 256), out=(2, 8, 256)) == [False] * 3
+    assert doubts("Reshape", image, vector(0, 0, 0, 4, doubt=(3,)), out=(2, 8, 16, 4)) == [False, False, True, True]
+
+
+def test_what_nobody_knows_is_in_doubt() -> None:
+    image = data(2, 8, 16, 16, doubt=(2,))
+    assert all(doubts("Unheard", image, out=(2, 8, 16, 16), domain="com.microsoft"))
+    assert all(doubts("Slice", data(2, 8), vector(0), vector(1, doubt=(0,)), out=(1, 8))[:1])
+    assert all(doubts("Relu", image, out=(2, 8)))  # not of that rank
+
+
+def test_the_sizes_that_tell_are_even_and_odd() -> None:
+    """A model that takes no odd sizes is asked for coarser ones, and one of a fixed size is not asked at all."""
+    from onnxshap.backend import OrtBackend
+    from onnxshap.graph import normalise
+    from onnxshap.shapes import input_specs
+    from onnxshap.shapes.probe import Probe, runs, value_kinds
+
+    def seen(text: str, **weights: Any) -> list[tuple[int, ...]]:
+        graph = normalise(net(text, **weights))
+        specs = input_specs(graph.model)
+        probe = Probe(graph, value_kinds(graph.model), OrtBackend("cpu", 1), specs, {})
+        first, others = runs(probe, specs, {})
+        return [tuple(run.inputs["x"][1:]) for run in (first, *others)]
+
+    assert seen("(float[N,H,4] x) => (float[N,H,4] y) { y = Relu(x) }") == [(64, 4), (96, 4), (61, 4)]
+    assert seen(
+        "(float[N,H,4] x) => (float[N,K,8,4] y) { y = Reshape(x, by) }", by=[0, -1, 8, 4]
+    ) == [(64, 4), (96, 4), (56, 4)]  # fmt: skip
+    assert seen("(float[N,5,4] x) => (float[N,5,4] y) { y = Relu(x) }") == [(5, 4), (5, 4)]
+    assert seen("(float[2,5,4] x) => (float[2,5,4] y) { y = Relu(x) }") == [(5, 4), (5, 4)]
+
+
+def test_onnx_knows_the_shapes_that_sure_sizes_give() -> None:
+    """What the doubts rest on: inference of one node alone, with a size that is unknown."""
+    image = onnx.helper.make_tensor_value_info("x", 1, [2, 8, "h", 16])
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    weight = onnx.helper.make_tensor_value_info("w", 1, [6, 8, 3, 3])
+    graph = helper.make_graph([node], "g", [image, weight], [onnx.ValueInfoProto(name="y")])
+    (out,) = onnx.shape_inference.infer_shapes(helper.make_model(graph)).graph.output
+    assert [d.dim_value for d in out.type.tensor_type.shape.dim] == [2, 6, 0, 14]

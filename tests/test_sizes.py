@@ -139,6 +139,9 @@ def test_sizes_that_do_not_depend_on_those_in_doubt_are_sure() -> None:
         False, False, True, True,
     ]  # fmt: skip
     assert doubts("Expand", data(8, 1), vector(3, 1, 5, doubt=(2,)), out=(3, 8, 5)) == [False, False, True]
+    pads = vector(0, 0, 0, 1, 0, 0, 2, 1, doubt=(6,))
+    assert doubts("Pad", data(2, 8, 4, 4), pads, out=(2, 8, 6, 6)) == [False, False, True, False]
+    assert all(doubts("Pad", data(2, 8), vector(0, 1, doubt=(1,)), None, vector(1), out=(2, 9)))
     assert doubts("ConstantOfShape", vector(3, 4, doubt=(0,)), out=(3, 4)) == [True, False]
     assert doubts("Reshape", data(2, 8, 16), vector(0, -1, 16), out=(2, 8, 16)) == [False] * 3
     assert doubts("Reshape", image, vector(0, -1, 4, 16), out=(2, 32, 4, 16)) == [False, True, False, False]

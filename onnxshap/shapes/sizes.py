@@ -74,6 +74,9 @@ def _by_entries(node: NodeProto, given: Sequence[Given | None]) -> BoolArray | N
     attribute = attributes(node)
     if is_op(node, "ConstantOfShape"):
         return _entries(given[0])
+    if is_op(node, "Pad") and len(given) in (2, 3) and given[0] is not None:
+        before, after = np.array_split(_entries(given[1]), 2)
+        return np.asarray(before | after | given[0].sizes) if len(before) == len(given[0].shape) else None
     here = [one for one in given if one is not None and one.shape != (0,)]
     if len(here) < 2 or here[-1].value is None or "axes" in attribute:
         return None

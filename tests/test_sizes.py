@@ -84,6 +84,22 @@ NETS = {
         b = Concat<axis=2>(q, p)
         y = Conv<pads=[1,1,1,1]>(b, w1)
     }""", w0=(8, 3, 3, 3), w1=(2, 8, 3, 3), three=[3], **ENDS), [8]),
+    "height and width change places and are looked up there": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+        a = Conv(x, w0)
+        s = Shape(a)
+        front = Slice(s, nil, two)
+        h = Slice(s, two, three)
+        w = Slice(s, three, four)
+        flat = Concat<axis=0>(front, minus)
+        r = Reshape(a, flat)
+        b = Relu(r)
+        whole = Concat<axis=0>(front, h, w)
+        m = Reshape(b, whole)
+        t = Transpose<perm=[0,1,3,2]>(m)
+        tall = Concat<axis=0>(front, w, h)
+        k = Reshape(t, tall)
+        y = Conv(k, w1)
+    }""", w0=(8, 3, 1, 1), w1=(2, 8, 1, 1), minus=[-1], three=[3], **ENDS), [8]),
     "normalised over all of free space": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
         a = Conv<pads=[1,1,1,1]>(x, w0, b0)
         r = Reshape(a, apart)
@@ -171,6 +187,13 @@ def test_the_sizes_that_tell_are_even_and_odd() -> None:
         return [tuple(run.inputs["x"][1:]) for run in (first, *others)]
 
     assert seen("(float[N,H,4] x) => (float[N,H,4] y) { y = Relu(x) }") == [(64, 4), (96, 4), (61, 4)]
+    assert seen("(float[N,H,W] x) => (float[N,H,W] y) { y = Relu(x) }") == [(64, 64), (96, 96), (61, 55)]
+    assert seen("(float[N,S,S] x) => (float[N,S,S] y) { y = Relu(x) }") == [(64, 64), (96, 96), (61, 61)]
+    assert seen("""(float[N,H,W] x) => (float[N,H,W] y) {
+        t = Transpose<perm=[0,2,1]>(x)
+        y = MatMul(x, t)
+        z = Add(y, x)
+    }""") == [(64, 64), (96, 96), (61, 61)]  # a square alone will do
     assert seen(
         "(float[N,H,4] x) => (float[N,K,8,4] y) { y = Reshape(x, by) }", by=[0, -1, 8, 4]
     ) == [(64, 4), (96, 4), (56, 4)]  # fmt: skip

@@ -21,12 +21,14 @@ class InputSpec:
         dtype: its element type.
         shape: its dims, None where free.
         batch: the axis of the images, whatever its size; None where there is none.
+        symbols: what the dims are called, "" those that have no name; empty where nothing is known.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
     batch: int | None = 0
+    symbols: tuple[str, ...] = ()
 
     @property
     def entry(self) -> tuple[int | None, ...]:

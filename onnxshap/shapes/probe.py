@@ -6,7 +6,7 @@ One run at two images of a usual size, one more with other sizes in the free dim
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 """Element types of bounds, sizes and positions, which exporters that fold no constants compute from constants."""
 _PREFIX = "onnxshap.shape."
 _UNEVEN = (3, 2, 4, 8, 16)
-"""What uneven sizes are less than the even ones."""
+"""What the first of the uneven sizes is less than the even one."""
 _REAL = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 
 
@@ -100,14 +100,13 @@ def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[l
     """Return other sizes for the free dimensions, twice: all of them changed, then the batch alone; and uneven ones.
 
     Half as much again where that is a multiple of 32, which strides and windows want (attention over all places of
-    an image takes the fourth power of its sides), then twice as much. The uneven ones are a little less, by as few as
-    the model accepts: odd first, and last what only the coarsest strides do not divide.
+    an image takes the fourth power of its sides), then twice as much.
     """
 
-    def changed(grow: float, less: int = 0) -> dict[str, Shape]:
+    def changed(sizes: Mapping[tuple[str, int], int]) -> dict[str, Shape]:
         return {
             name: tuple(
-                size if spec.shape[axis] is not None else (size + 1 if axis == spec.batch else int(size * grow) - less)
+                sizes.get((name, axis), size + 1 if axis == spec.batch and spec.shape[axis] is None else size)
                 for axis, size in enumerate(base[name])
             )
             for name, spec in specs.items()
@@ -116,15 +115,36 @@ def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[l
     if all(None not in spec.shape for spec in specs.values()):
         return []
     free = {
-        base[name][axis]
+        (name, axis): base[name][axis]
         for name, spec in specs.items()
         for axis, size in enumerate(spec.shape)
         if size is None and axis != spec.batch
     }
     if not free:
-        return [[changed(1)]]
-    even = [*([changed(1.5)] if all(size % 64 == 0 for size in free) else []), changed(2), changed(1)]
-    return [even, [changed(1, less) for less in _UNEVEN if 2 * less < min(free)]]
+        return [[changed({})]]
+    strided = all(size % 64 == 0 for size in free.values())
+    half_more, twice = ({key: int(grow * size) for key, size in free.items()} for grow in (1.5, 2))
+    uneven = [
+        {key: size - less[key] for key, size in free.items()}
+        for less in _less(specs, list(free))
+        if all(2 * less[key] < size for key, size in free.items())
+    ]
+    return [[changed(sizes) for sizes in (*([half_more] if strided else []), twice, free)], [*map(changed, uneven)]]
+
+
+def _less(specs: Mapping[str, InputSpec], free: Sequence[tuple[str, int]]) -> Iterator[dict[tuple[str, int], int]]:
+    """Yield what uneven sizes of free axes are less than the others, in the order in which they are tried.
+
+    Each axis loses another amount, so that a height is no width; those that are called the same, or failing that lie at
+    the same place, the same; failing that all of them. First odd amounts, last what only the coarsest strides do not
+    divide.
+    """
+    by_name = {(name, axis): specs[name].symbols[axis] or f"{axis - len(specs[name].shape)}" for name, axis in free}
+    by_place = {(name, axis): f"{axis - len(specs[name].shape)}" for name, axis in free}
+    for called in (by_name, by_place, dict.fromkeys(free, "")):
+        order = list(dict.fromkeys(called.values()))
+        for amount in _UNEVEN:
+            yield {key: amount * (2 * order.index(title) + 1) for key, title in called.items()}
 
 
 class Probe:

@@ -40,7 +40,8 @@ def input_specs(model: ModelProto) -> dict[str, InputSpec]:
                 f"input {item.name!r} has a dimension of size 0; export the model with sizes, or free dims"
             )
         shape = tuple(d.dim_value if d.WhichOneof("value") == "dim_value" and d.dim_value > 0 else None for d in dims)
-        specs[item.name] = InputSpec(item.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape)
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        specs[item.name] = InputSpec(item.name, dtype, shape, symbols=tuple(d.dim_param for d in dims))
     axes = _batch_axes({i.name: [d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input}, specs)
     return {name: replace(spec, batch=axes[name]) for name, spec in specs.items()}
 

@@ -100,6 +100,18 @@ NETS = {
         k = Reshape(t, tall)
         y = Conv(k, w1)
     }""", w0=(8, 3, 1, 1), w1=(2, 8, 1, 1), minus=[-1], three=[3], **ENDS), [8]),
+    "channels are dealt out to positions, as many as there are": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+        a = Conv(x, w0)
+        s = Shape(a)
+        front = Slice(s, nil, two)
+        flat = Concat<axis=0>(front, minus)
+        r = Reshape(a, flat)
+        t = Transpose<perm=[0,2,1]>(r)
+        k = Reshape(t, s)
+        b = Conv(k, w1)
+        c = Relu(b)
+        y = Conv(c, w2)
+    }""", w0=(8, 3, 1, 1), w1=(6, 8, 1, 1), w2=(2, 6, 1, 1), minus=[-1], **ENDS), [6]),
     "normalised over all of free space": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
         a = Conv<pads=[1,1,1,1]>(x, w0, b0)
         r = Reshape(a, apart)

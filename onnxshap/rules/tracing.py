@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from onnx import NodeProto
 
+from onnxshap.core import IntArray
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.graph.lifting import entered, is_enter, is_loop, is_open
 from onnxshap.graph.structure import outer_names, reads, subgraphs
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Site, Tensor, Trace, resolve
+from onnxshap.labels.compare import unlike_units
 from onnxshap.labels.fixups import Selection
 from onnxshap.rules.loops import trace_loop
 from onnxshap.rules.reduce import SUMS, reduced_axes
@@ -25,14 +28,27 @@ from onnxshap.shapes.folding import Shape
 _SMALL, _FEW = 65536, 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""
 _COMPUTED = "two computed tensors are summed over it, neither is zero there"
+_ELSEWHERE = "its units would be others at other sizes of the inputs"
+_NONE = np.empty(0, np.int64)
 _MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
 
 def trace_graph(shaped: Shaped) -> Labels:
     """Return the labels of every axis of a graph.
 
-    Graph inputs, graph outputs, and whatever an op without a rule reads or writes stay as they are.
+    Graph inputs, graph outputs, and whatever an op without a rule reads or writes stay as they are. So do units that
+    are others at other sizes of the inputs (a Reshape that deals channels out to positions, as many as there are).
     """
+    labels = _labels(shaped)
+    if not shaped.elsewhere:
+        return labels
+    other = _labels(replace(shaped, shapes=shaped.elsewhere, elsewhere={}))
+    wrong = unlike_units(labels, other, [t.name for t in shaped.graph.model.graph.initializer])
+    return _labels(shaped, wrong) if len(wrong) else labels
+
+
+def _labels(shaped: Shaped, stay: IntArray = _NONE) -> Labels:
+    """Return the labels at the sizes that a graph was run at, some of the atoms frozen."""
     trace, ops = Trace(mixes_rows=shaped.apart), _Ops(shaped)
     graph = shaped.graph.model.graph
     for names, reason in (
@@ -54,6 +70,7 @@ def trace_graph(shaped: Shaped) -> Labels:
             _trace_permutation(trace, ops, chains[index])
         elif index not in inside:
             _trace_node(trace, ops, index, node)
+    trace.freeze(stay, _ELSEWHERE)
     labels = resolve(trace)
     if _tie_shared(trace, ops, shaped, labels):
         labels = resolve(trace)

@@ -49,6 +49,7 @@ class Shaped:
         batch_axes: input -> the axis of its images, None where it has none; absent: axis 0.
         whole: first output of an If, Loop or Scan that is left -> why no cut goes through it.
         times: tensor in the body of a loop -> how often it was made, for all images at once.
+        elsewhere: the shapes at other sizes, where others than the batch are free; else empty.
     """
 
     graph: Graph
@@ -64,6 +65,7 @@ class Shaped:
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
     whole: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, int] = field(default_factory=dict)
+    elsewhere: Mapping[str, Shape] = field(default_factory=dict)
 
     def batch_axis(self, name: str) -> int | None:
         """Return the axis of the images in an input, None where it has none."""
@@ -203,9 +205,12 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     whole = {node.output[0]: why_whole(node, graph.lifted.nodes) for node in graph.nodes if is_if(node)}
     open_ = entered(graph.nodes)
     whole |= {n.output[0]: why_loop_whole(n) for n in graph.nodes if is_loop(n) and not is_open(n, open_)}
+    sized = any((n, k) in varying for n, spec in specs.items() for k in range(len(spec.shape)) if k != spec.batch)
+    elsewhere = known | dict(seen.others[-1].shapes) if sized else {}
     return Shaped(
-        graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart, axes, whole, first.times
-    )
+        graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart, axes, whole, first.times,
+        elsewhere,
+    )  # fmt: skip
 
 
 def _unknown_kinds(graph: Graph, backend: Backend, kinds: Mapping[str, int | None]) -> dict[str, int]:

@@ -198,17 +198,30 @@ def test_the_sizes_that_tell_are_even_and_odd() -> None:
         first, others = runs(probe, specs, {})
         return [tuple(run.inputs["x"][1:]) for run in (first, *others)]
 
-    assert seen("(float[N,H,4] x) => (float[N,H,4] y) { y = Relu(x) }") == [(64, 4), (96, 4), (61, 4)]
-    assert seen("(float[N,H,W] x) => (float[N,H,W] y) { y = Relu(x) }") == [(64, 64), (96, 96), (61, 55)]
-    assert seen("(float[N,S,S] x) => (float[N,S,S] y) { y = Relu(x) }") == [(64, 64), (96, 96), (61, 61)]
+    same = "{ y = Relu(x) }"
+    assert seen(f"(float[N,H,4] x) => (float[N,H,4] y) {same}") == [(64, 4), (96, 4), (33, 4), (31, 4)]
+    assert seen(f"(float[N,H,W] x) => (float[N,H,W] y) {same}") == [(64, 64), (96, 96), (33, 65), (31, 63)]
+    assert seen(f"(float[N,S,S] x) => (float[N,S,S] y) {same}") == [(64, 64), (96, 96), (33, 33), (31, 31)]
     assert seen("""(float[N,H,W] x) => (float[N,H,W] y) {
         t = Transpose<perm=[0,2,1]>(x)
         y = MatMul(x, t)
         z = Add(y, x)
-    }""") == [(64, 64), (96, 96), (61, 61)]  # a square alone will do
+    }""") == [(64, 64), (96, 96), (33, 33), (31, 31)]  # a square alone will do
+    limited = """(float[N,H,W] x) => (float[N,H,W] y) {
+        s = Shape(x)
+        h = Slice(s, one, two)
+        w = Slice(s, two, three)
+        p = Slice(rows, nil, h)
+        q = Slice(columns, nil, w)
+        r = MatMul(p, q)
+        y = Add(x, r)
+    }"""
+    places = {"rows": (64, 3), "columns": (64, 3), "three": [3], **ENDS}
+    turned = limited.replace("MatMul(p, q)", 'Einsum<equation="hd,wd->hw">(p, q)')
+    assert seen(turned, **places) == [(64, 64), (64, 64), (49, 33), (31, 63)]  # as many places as there are
     assert seen(
         "(float[N,H,4] x) => (float[N,K,8,4] y) { y = Reshape(x, by) }", by=[0, -1, 8, 4]
-    ) == [(64, 4), (96, 4), (56, 4)]  # fmt: skip
+    ) == [(64, 4), (96, 4), (40, 4), (24, 4)]  # fmt: skip
     assert seen("(float[N,5,4] x) => (float[N,5,4] y) { y = Relu(x) }") == [(5, 4), (5, 4)]
     assert seen("(float[2,5,4] x) => (float[2,5,4] y) { y = Relu(x) }") == [(5, 4), (5, 4)]
 

@@ -30,8 +30,6 @@ _FREE_SIZES = (64, 32, 224, 320, 16)
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 """Element types of bounds, sizes and positions, which exporters that fold no constants compute from constants."""
 _PREFIX = "onnxshap.shape."
-_UNEVEN = (3, 2, 4, 8, 16)
-"""What the first of the uneven sizes is less than the even one."""
 _REAL = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 
 
@@ -97,10 +95,11 @@ def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | N
 
 
 def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[list[dict[str, Shape]]]:
-    """Return other sizes for the free dimensions, twice: all of them changed, then the batch alone; and uneven ones.
+    """Return other sizes for the free dimensions, in the order in which they are tried, of every run that is wanted.
 
-    Half as much again where that is a multiple of 32, which strides and windows want (attention over all places of
-    an image takes the fourth power of its sides), then twice as much.
+    First half as much again where that is a multiple of 32, which strides and windows want (attention over all places
+    of an image takes the fourth power of its sides), then twice as much, then the batch alone; then uneven ones, a
+    little above and below what strides want.
     """
 
     def changed(sizes: Mapping[tuple[str, int], int]) -> dict[str, Shape]:
@@ -124,27 +123,36 @@ def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[l
         return [[changed({})]]
     strided = all(size % 64 == 0 for size in free.values())
     half_more, twice = ({key: int(grow * size) for key, size in free.items()} for grow in (1.5, 2))
-    uneven = [
-        {key: size - less[key] for key, size in free.items()}
-        for less in _less(specs, list(free))
-        if all(2 * less[key] < size for key, size in free.items())
+    even = [half_more, twice, free] if strided else [twice, free]
+    return [
+        [changed(sizes) for sizes in some] for some in (even, *(list(_uneven(specs, free, sign)) for sign in (1, -1)))
     ]
-    return [[changed(sizes) for sizes in (*([half_more] if strided else []), twice, free)], [*map(changed, uneven)]]
 
 
-def _less(specs: Mapping[str, InputSpec], free: Sequence[tuple[str, int]]) -> Iterator[dict[tuple[str, int], int]]:
-    """Yield what uneven sizes of free axes are less than the others, in the order in which they are tried.
+def _uneven(
+    specs: Mapping[str, InputSpec], free: Mapping[tuple[str, int], int], sign: int
+) -> Iterator[dict[tuple[str, int], int]]:
+    """Yield sizes of the free axes that are multiples of 32, and of fewer where they are small, and some more or less.
 
-    Each axis loses another amount, so that a height is no width; those that are called the same, or failing that lie at
-    the same place, the same; failing that all of them. First odd amounts, last what only the coarsest strides do not
-    divide.
+    One more (33, 65) stays odd through strides that round up, one less (31, 63) through strides that round down. Where
+    a model takes no odd sizes it is two more, four, eight, sixteen. Each axis has another size, so that a height is no
+    width; those that are called the same, or failing that lie at the same place, the same; failing that all of them.
     """
     by_name = {(name, axis): specs[name].symbols[axis] or f"{axis - len(specs[name].shape)}" for name, axis in free}
     by_place = {(name, axis): f"{axis - len(specs[name].shape)}" for name, axis in free}
     for called in (by_name, by_place, dict.fromkeys(free, "")):
         order = list(dict.fromkeys(called.values()))
-        for amount in _UNEVEN:
-            yield {key: amount * (2 * order.index(title) + 1) for key, title in called.items()}
+        for more in (1, 2, 4, 8, 16):
+            for upward in (True, False):  # from half of the size up, or down from it: there may be a largest
+                found = {}
+                for key, size in free.items():
+                    block = min(32, 1 << max(1, size.bit_length() - 2)) // (1 if upward else 2)
+                    place = order.index(called[key])
+                    found[key] = (size // block - 1 + (place if upward else -place)) * block + sign * more
+                    if not 0 < more < block or found[key] < 1:
+                        break
+                else:
+                    yield found
 
 
 class Probe:

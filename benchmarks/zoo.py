@@ -6,11 +6,13 @@
 For every file: whether the batch is free, or can be freed for scoring; whether the cut file runs with the right shapes;
 its largest difference from the masked model and from the original with the removed slices zeroed, over the largest
 output (zeros left behind, random choice); that of three images with a coalition each from the same one by one (`-`:
-they cannot go together); MACs and parameters kept; the share of the weight tensors (rank >= 2, read by Conv,
-ConvTranspose, Gemm, MatMul, Einsum or a recurrent op) that lost slices, and why the others stay; seconds for trace,
-plan, cut. Then one line for each kind of net: `convolutional` has most of its MACs in Conv and multiplies no two
-computed tensors, `attention` does multiply some, the others are `linear`; `the peers' 35` are the architectures on
-which other pruners were measured (`PEERS`). `--rows` keeps what was measured, a later run goes on behind it.
+they cannot go together); where other dims than the batch are free, at how many of eight other sizes the original runs,
+and the largest difference of the cut file from the zeroed one there; MACs and parameters kept; the share of the weight
+tensors (rank >= 2, read by Conv, ConvTranspose, Gemm, MatMul, Einsum or a recurrent op) that lost slices, and why the
+others stay; seconds for trace, plan, cut. Then one line for each kind of net: `convolutional` has most of its MACs in
+Conv and multiplies no two computed tensors, `attention` does multiply some, the others are `linear`; `the peers' 35`
+are the architectures on which other pruners were measured (`PEERS`). `--rows` keeps what was measured, a later run goes
+on behind it.
 """
 
 from __future__ import annotations
@@ -89,6 +91,39 @@ def _why(traced: onnxshap.Traced, name: str, shape: tuple[int, ...]) -> str:
     return " / ".join(found[:2]) or "it has no axis to cut"
 
 
+def at_other_sizes(
+    source: onnx.ModelProto, traced: onnxshap.Traced, small: onnx.ModelProto, redone: onnx.ModelProto, seed: int
+) -> tuple[int, float] | None:
+    """Return at how many other sizes of the free dims the original runs, and how far the cut is from the zeroed there.
+
+    From two fifths of the traced sizes to one and a half times as much, multiples of up to 32; axes that are called the
+    same get the same. None where no size is free but the batch.
+    """
+    if not traced.shaped.elsewhere:
+        return None
+    specs, runs, worst = input_specs(source), 0, 0.0
+    for k, multiple in enumerate((1, 1, 1, 2, 4, 8, 16, 32)):
+        rng, sizes = np.random.default_rng([seed, k]), dict[str, float]()
+        feeds = {}
+        for name, spec in specs.items():
+            shape = list(traced.shaped.inputs[name])
+            for axis, size in enumerate(spec.shape):
+                if size is None and axis != spec.batch:
+                    grown = sizes.setdefault(spec.symbols[axis] or f"{axis - len(shape)}", rng.uniform(0.4, 1.5))
+                    shape[axis] = max(1, round(grown * shape[axis] / multiple)) * multiple
+            feeds[name] = noise(name, spec.dtype, tuple(shape), seed)
+        try:
+            wanted = run(redone, feeds)
+        except Exception:  # noqa: BLE001 - it does not take this size: nothing to be compared with
+            continue
+        runs += 1
+        try:
+            worst = max(worst, relative_error(run(small, feeds), wanted))
+        except Exception:  # noqa: BLE001 - the cut file has to run where the original does
+            worst = float("inf")
+    return runs, worst
+
+
 def kind(traced: onnxshap.Traced) -> str:
     """Return what sort of net this is."""
     constants, cost = traced.shaped.constants, Counter[bool]()
@@ -120,7 +155,8 @@ def check(path: Path, share: float, seed: int) -> dict[str, Any]:
     freed = free_batch(traced)
     masked = run(onnxshap.insert_masks(freed), {**feeds, **masks})
     rows = check_rows(freed, {}, np.random.default_rng(seed), EXACT) if traced.groups else None
-    redone = run(zeroed(source, onnxshap.removed_slices(traced, keep)), feeds)
+    removed = zeroed(source, onnxshap.removed_slices(traced, keep))
+    redone = run(removed, feeds)
     cut, stay = touched(traced, keep)
     live, cost = traced.alive(keep), traced.cost
     return {
@@ -132,6 +168,7 @@ def check(path: Path, share: float, seed: int) -> dict[str, Any]:
         "masked": relative_error(got, masked),
         "zeroed": relative_error(got, redone),
         "rows": rows,
+        "elsewhere": at_other_sizes(source, traced, small, removed, seed),
         "macs": cost.macs(live) / max(1, cost.macs()),
         "params": cost.params(live) / max(1, cost.params()),
         "touched": cut / max(1, cut + stay.total()),
@@ -145,11 +182,12 @@ def line(name: str, row: Mapping[str, Any]) -> str:
     if "failed" in row:
         return f"| {name} | failed: {row['failed']} |"
     rows = "-" if row["rows"] is None else f"{row['rows']:.0e}"
+    elsewhere = "-" if not row.get("elsewhere") else f"{row['elsewhere'][0]}: {row['elsewhere'][1]:.0e}"
     why = "; ".join(f"{count} x {reason}" for reason, count in row["stays"])
     return (
         f"| {name} | {row['kind']} | {row['nodes']} | {row['groups']} | {row['batch']} "
         f"| {'ok' if row['shapes'] else 'WRONG'} | {row['masked']:.0e} | {row['zeroed']:.0e} | {rows} "
-        f"| {row['macs']:.2f}"
+        f"| {elsewhere} | {row['macs']:.2f}"
         f" | {row['params']:.2f} | {row['touched']:.2f} | {row['seconds']:.1f} | {why} |"
     )
 
@@ -179,7 +217,9 @@ def summary(rows: Mapping[str, Mapping[str, Any]]) -> str:
         done = [r for r in some if "failed" not in r]
         if not done:
             continue
-        exact = sum(r["shapes"] and r["masked"] < EXACT and r["zeroed"] < EXACT for r in done)
+        exact = sum(
+            r["shapes"] and max(r["masked"], r["zeroed"], (r.get("elsewhere") or (0, 0))[1]) < EXACT for r in done
+        )
         deep = sum(r["touched"] >= 0.95 for r in done)
         means = [np.mean([r[key] for r in done]) for key in ("macs", "params")]
         lines.append(
@@ -202,9 +242,10 @@ def main(folder: Path, share: float, seed: int, match: str, store: Path | None) 
     if store is not None and store.exists():
         rows = {row.pop("name"): row for row in map(json.loads, store.read_text().splitlines())}
     columns = (
-        "model | kind | nodes | groups | batch | shapes | masked | zeroed | rows | MACs | params | cut | s | stays"
+        "model | kind | nodes | groups | batch | shapes | masked | zeroed | rows | other sizes | MACs | params | cut "
+        "| s | stays"
     )
-    print(f"| {columns} |\n" + "|---" * 14 + "|")
+    print(f"| {columns} |\n" + "|---" * 15 + "|")
     found = sorted(p for p in folder.glob("*.onnx") if fnmatch(p.stem, match))
     for path in found:
         if path.stem not in rows:

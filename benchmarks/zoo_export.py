@@ -666,7 +666,7 @@ def export_all(name: str, number: int, folder: Path, exporters: list[str], sizes
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     net, x = build(name)
-    if sizes and x.ndim != len(SYMBOLS):
+    if sizes and x.ndim != 1 + max(SYMBOLS):
         return
     with torch.no_grad():
         wanted = [o.numpy() for o in flat(net(x[:1]))]

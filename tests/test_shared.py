@@ -110,6 +110,38 @@ TABLE = net(
     wb=(12, 8),
 )
 """A table of embeddings that is the last layer too."""
+GATES = net(
+    """(float[N,5,6] x) => (float[N,5,3] y) {
+    i, f, g, o = Split<axis=0>(w, sizes)
+    wt = Concat<axis=0>(i, o, f, g)
+    wu = Unsqueeze(wt, first)
+    i2 = Slice(r, zero, four, first)
+    f2 = Slice(r, four, eight, first)
+    g2 = Slice(r, eight, twelve, first)
+    o2 = Slice(r, twelve, sixteen, first)
+    rt = Concat<axis=0>(i2, o2, f2, g2)
+    ru = Unsqueeze(rt, first)
+    a = MatMul(x, wa)
+    t = Transpose<perm=[1,0,2]>(a)
+    h, last, cell = LSTM<hidden_size=4>(t, wu, ru)
+    hs = Squeeze(h, second)
+    u = Transpose<perm=[1,0,2]>(hs)
+    y = MatMul(u, wo)
+}""",
+    wa=(6, 8),
+    w=(16, 8),
+    r=(16, 4),
+    wo=(4, 3),
+    sizes=[4, 4, 4, 4],
+    first=[0],
+    second=[1],
+    zero=[0],
+    four=[4],
+    eight=[8],
+    twelve=[12],
+    sixteen=[16],
+)
+"""The gates of a recurrent layer in torch's order, put into ONNX's by the graph."""
 
 
 def images(model: ModelProto, count: int = 80) -> Dataset:
@@ -140,6 +172,14 @@ def test_what_is_shared_is_cut_alike_and_counts_once(model: ModelProto) -> None:
     small = onnxshap.drop_units(traced, half(traced))
     assert {t.name for t in small.graph.initializer} <= names
     assert traced.cost.params(traced.alive(half(traced))) == sum(array(t).size for t in small.graph.initializer)
+
+
+def test_what_is_taken_apart_is_stored_once() -> None:
+    traced = onnxshap.trace(GATES)
+    assert check_exact(GATES).dropped
+    small = onnxshap.drop_units(traced, half(traced))
+    assert traced.cost.params() == weights(GATES)
+    assert traced.cost.params(traced.alive(half(traced))) == weights(small) < 0.35 * weights(GATES)
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -30,6 +30,8 @@ _SMALL, _FEW = 65536, 16
 _COMPUTED = "two computed tensors are summed over it, neither is zero there"
 _ELSEWHERE = "its units would be others at other sizes of the inputs"
 _NONE = np.empty(0, np.int64)
+_PARTS = ("Slice", "Split")
+"""What takes parts of a weight: the gates of a recurrent layer, in torch's order, the projections of an attention."""
 _MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
 
@@ -101,6 +103,12 @@ def _tie_shared(trace: Trace, ops: _Ops, shaped: Shaped, labels: Labels) -> bool
     frozen = np.asarray((labels.slots < 0).all(axis=1))
     first: dict[tuple[object, ...], Tensor] = {}
     before = len(trace.ties)
+    for node in shaped.graph.nodes:  # each copy is read in part, and stays whole where it is not read
+        own = ops.tensor(node.input[0]) if is_op(node, *_PARTS) and node.input[0] in shaped.graph.sources else None
+        if own is not None and own.rank > 1:
+            other = first.setdefault((shaped.graph.sources[own.name], own.shape, _PARTS), own)
+            for axis in range(own.rank) if other.name != own.name else ():
+                trace.tie(trace.axis(other, axis), trace.axis(own, axis))
     for site in trace.linear:
         name = shaped.graph.nodes[site.node].input[site.weight.input] if site.weight is not None else ""
         while name in shaped.producers and is_op(mover := shaped.graph.nodes[shaped.producers[name]], *_MOVES):

@@ -167,6 +167,8 @@ def test_sizes_that_do_not_depend_on_those_in_doubt_are_sure() -> None:
         False, False, True, True,
     ]  # fmt: skip
     assert doubts("Expand", data(8, 1), vector(3, 1, 5, doubt=(2,)), out=(3, 8, 5)) == [False, False, True]
+    ends = vector(5, 7, doubt=(1,))
+    assert doubts("Slice", image, vector(0, 0), ends, vector(2, -1), out=(2, 8, 5, 7)) == [False, False, True, True]
     pads = vector(0, 0, 0, 1, 0, 0, 2, 1, doubt=(6,))
     assert doubts("Pad", data(2, 8, 4, 4), pads, out=(2, 8, 6, 6)) == [False, False, True, False]
     assert all(doubts("Pad", data(2, 8), vector(0, 1, doubt=(1,)), None, vector(1), out=(2, 9)))
@@ -181,6 +183,7 @@ def test_what_nobody_knows_is_in_doubt() -> None:
     image = data(2, 8, 16, 16, doubt=(2,))
     assert all(doubts("Unheard", image, out=(2, 8, 16, 16), domain="com.microsoft"))
     assert all(doubts("Slice", data(2, 8), vector(0), vector(1, doubt=(0,)), out=(1, 8))[:1])
+    assert all(doubts("Slice", data(2, 8), vector(0), vector(1), vector(1, doubt=(0,)), out=(2, 1)))
     assert all(doubts("Relu", image, out=(2, 8)))  # not of that rank
 
 

@@ -33,8 +33,8 @@ def doubtful(
     one: Mapping[str, Array],
     others: Sequence[Mapping[str, Array]],
     shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, BoolArray]:
-    """Return which entries may be alike in all runs by chance, of what shape arithmetic gives and has such.
+) -> tuple[dict[str, BoolArray], dict[str, BoolArray]]:
+    """Return what may be alike in all runs by chance: entries of what shape arithmetic gives, and axes of any tensors.
 
     Args:
         model: that was run.
@@ -44,7 +44,7 @@ def doubtful(
     doubts = _Doubts(one, others, {t.name: t for t in model.graph.initializer}, shapes, list(model.opset_import))
     for node in model.graph.node:
         doubts.visit(node)
-    return doubts.found
+    return doubts.found, doubts.axes
 
 
 def unlike(value: Array, others: Sequence[Array | None]) -> BoolArray | None:

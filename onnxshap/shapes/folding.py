@@ -71,12 +71,14 @@ class Folded:
         told: (tensor, axis) whose size is read by arithmetic that is left.
         parts: tensor name -> what is known of it.
         shapes: those of the tensors that were added.
+        doubted: (tensor, axis) whose size may be alike in all runs by chance.
     """
 
     graph: Graph
     told: frozenset[tuple[str, int]]
     parts: Mapping[str, Part] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    doubted: frozenset[tuple[str, int]] = field(default_factory=frozenset)
 
 
 def fold(graph: Graph, first: Run, others: Sequence[Run]) -> Folded:
@@ -97,7 +99,8 @@ def fold(graph: Graph, first: Run, others: Sequence[Run]) -> Folded:
     one, *more = (replace(run, shapes=stored | dict(run.shapes)) for run in (first, *others))
     edit = _Folding(model, one, more)
     edit.apply()
-    return Folded(replace(graph, model=copied(model)), frozenset(edit.told()), edit.parts, edit.shapes)
+    doubted = frozenset((name, int(axis)) for name, axes in edit.doubted.items() for axis in np.flatnonzero(axes))
+    return Folded(replace(graph, model=copied(model)), frozenset(edit.told()), edit.parts, edit.shapes, doubted)
 
 
 def _axes(node: NodeProto, run: Run) -> range:
@@ -124,7 +127,7 @@ class _Folding:
         self._outside: frozenset[str] = frozenset()
         self._nodes: list[NodeProto] = []
         others = [run.values for run in self.others]
-        self._chance = doubtful(self.model, self.first.values, others, self.first.shapes)
+        self._chance, self.doubted = doubtful(self.model, self.first.values, others, self.first.shapes)
         self._stored = {t.name: t for t in self.model.graph.initializer}
         self._choices = {n.output[0]: n for n in self.model.graph.node if is_op(n, "Where")}
         self._opset = next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)
@@ -153,21 +156,20 @@ class _Folding:
     def _folded(self, index: int, node: NodeProto, k: int) -> str:
         """Return what an op reads in place of shape arithmetic."""
         name = node.input[k]
-        value, unlike = self.first.values[name], self._unlike(name)
+        value, follows = self.first.values[name], self._follows(name)
         if any(name not in run.values for run in self.others):
             return name
-        if unlike is not None and not unlike.any() and name not in self._chance:
+        if follows is not None and not follows.any():
             return self._constant(name, value)
         if not all(n in run.shapes for n in (*node.input[:1], *node.output) for run in (self.first, *self.others)):
             return name
         if is_op(node, "Reshape") and k == 1:
-            target = _relative_target(node, self._sizes(node))
+            target = _relative_target(node, self._sizes(node), self._chance.get(name))
             if target is not None:
                 return self._constant(name, target)
-        if not is_op(node, *_SIZES) or k not in _SIZES[node.op_type] or value.ndim != 1 or unlike is None:
+        if not is_op(node, *_SIZES) or k not in _SIZES[node.op_type] or value.ndim != 1 or follows is None:
             return name
-        unknown = unlike | self._chance.get(name, np.zeros(value.shape, np.bool_))
-        known = value
+        known, unknown = value, follows
         if is_op(node, "Expand"):
             known, unknown = _stretches(self._sizes(node), len(value))
         elif is_op(node, "Reshape"):
@@ -201,9 +203,10 @@ class _Folding:
         data, out = node.input[0], node.output[0]
         return [(self.shapes.get(data) or run.shapes[data], run.shapes[out]) for run in (self.first, *self.others)]
 
-    def _unlike(self, name: str) -> BoolArray | None:
-        """Return which entries are not alike in all runs, None where there are not as many in all of them."""
-        return unlike(self.first.values[name], [run.values.get(name) for run in self.others])
+    def _follows(self, name: str) -> BoolArray | None:
+        """Return which entries are not alike in all runs, or by chance; None where there are not as many in all."""
+        found = unlike(self.first.values[name], [run.values.get(name) for run in self.others])
+        return found if found is None or name not in self._chance else np.asarray(found | self._chance[name])
 
     def _chosen(self, name: str, follows: BoolArray, stored: str, nodes: list[NodeProto]) -> str:
         """Add a node that takes the entries that follow from a tensor, the others from an initializer."""
@@ -228,7 +231,7 @@ class _Folding:
         """Make the arithmetic that is left read no size that is alike in both runs."""
         for node in list(self._nodes):
             name = node.output[0]
-            if not is_op(node, "Shape") or (follows := self._unlike(name)) is None or self._opset < 9:
+            if not is_op(node, "Shape") or (follows := self._follows(name)) is None or self._opset < 9:
                 continue
             value, readers = self.first.values[name], [r for r in self._nodes if name in r.input]
             if follows.all() or all(self._takes_what_follows(r) for r in readers):
@@ -252,11 +255,11 @@ class _Folding:
             return True
         source = node.input[1] if is_op(node, "Where") else ""
         if source in self.first.values:
-            follows = self._unlike(source)
+            follows = self._follows(source)
             return follows is not None and self._chosen_before(name, follows) is not None
         if not is_op(node, "Gather", "Slice") or name not in self.first.values:
             return False
-        follows = self._unlike(name)
+        follows = self._follows(name)
         return follows is not None and bool(follows.all())
 
     def told(self) -> set[tuple[str, int]]:
@@ -266,7 +269,7 @@ class _Folding:
             if is_op(node, "Shape", "Size"):
                 axes, name = list(_axes(node, self.first)), node.output[0]
                 if name in self._apart:
-                    follows = self._unlike(name)
+                    follows = self._follows(name)
                     assert follows is not None  # it would not be apart
                     axes = [axis for axis, does in zip(axes, follows, strict=True) if does]
                 found.update((node.input[0], axis) for axis in axes)
@@ -294,13 +297,22 @@ def _copies(
     return np.where(unknown & copied, 0, target), unknown & ~copied
 
 
-def _relative_target(node: NodeProto, sizes: list[tuple[Shape, Shape]]) -> Array | None:
-    """Return a constant Reshape target that holds for every size: 0 copies, -1 takes up one dim; None if none."""
-    if attributes(node).get("allowzero") or 0 in sizes[0][1]:
+def _relative_target(node: NodeProto, sizes: list[tuple[Shape, Shape]], doubts: BoolArray | None) -> Array | None:
+    """Return a constant Reshape target that holds for every size: 0 copies, -1 takes up one dim; None if none.
+
+    Args:
+        node: the Reshape.
+        sizes: shapes of its data and its output in some runs.
+        doubts: entries of its present target that may be alike in all of them by chance; None = none.
+    """
+    if attributes(node).get("allowzero") or any(0 in out for _, out in sizes):  # what is empty has no -1
         return None
     target = []
     for axis, size in enumerate(sizes[0][1]):
-        if all(out[axis] == size for _, out in sizes):
+        alike = all(out[axis] == size for _, out in sizes)
+        if alike and doubts is not None and doubts[axis]:
+            target.append(-1)
+        elif alike:
             target.append(size)
         elif all(axis < len(data) and data[axis] == out[axis] for data, out in sizes):
             target.append(0)

@@ -199,7 +199,7 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     specs = input_specs(graph.model)
     free_batch = all(s.batch == 0 and s.shape[0] is None for s in specs.values())
     axes = {name: spec.batch for name, spec in specs.items()}
-    varying = frozenset[tuple[str, int]]().union(*(_varying(first.shapes, run.shapes) for run in seen.others))
+    varying = seen.folded.doubted.union(*(_varying(first.shapes, run.shapes) for run in seen.others))
     told, parts, constants = seen.folded.told, seen.folded.parts, constants_of(graph.model)
     apart = decided_by(graph, [name for name, spec in specs.items() if spec.batch is not None])
     whole = {node.output[0]: why_whole(node, graph.lifted.nodes) for node in graph.nodes if is_if(node)}

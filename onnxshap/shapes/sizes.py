@@ -77,6 +77,13 @@ def _by_entries(node: NodeProto, given: Sequence[Given | None]) -> BoolArray | N
     if is_op(node, "Pad") and len(given) in (2, 3) and given[0] is not None:
         before, after = np.array_split(_entries(given[1]), 2)
         return np.asarray(before | after | given[0].sizes) if len(before) == len(given[0].shape) else None
+    if is_op(node, "Slice") and len(given) > 3 and given[0] is not None and given[3] is not None:
+        axes, bounds = given[3].value, _entries(given[1]) | _entries(given[2])
+        if axes is None or not given[3].sure or len(axes) != len(bounds):
+            return None
+        cut = np.zeros(len(given[0].shape), np.bool_)
+        cut[axes.astype(np.int64)[bounds]] = True
+        return given[0].sizes | cut
     here = [one for one in given if one is not None and one.shape != (0,)]
     if len(here) < 2 or here[-1].value is None or "axes" in attribute:
         return None

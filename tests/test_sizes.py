@@ -175,6 +175,11 @@ def test_sizes_that_do_not_depend_on_those_in_doubt_are_sure() -> None:
     assert doubts("ConstantOfShape", vector(3, 4, doubt=(0,)), out=(3, 4)) == [True, False]
     assert doubts("Reshape", data(2, 8, 16), vector(0, -1, 16), out=(2, 8, 16)) == [False] * 3
     assert doubts("Reshape", image, vector(0, -1, 4, 16), out=(2, 32, 4, 16)) == [False, True, False, False]
+    rows = data(2, 256, 8, doubt=(1,))
+    assert doubts("Reshape", rows, vector(2, 16, 16, -1, doubt=(1, 2)), out=(2, 16, 16, 8)) == [
+        False, True, True, False,
+    ]  # fmt: skip
+    assert doubts("Reshape", rows, vector(2, 16, -1, 16, doubt=(1,)), out=(2, 16, 8, 16)) == [False, True, True, False]
     assert doubts("Reshape", image, vector(0, 8, 256), out=(2, 8, 256)) == [False] * 3
     assert doubts("Reshape", image, vector(0, 0, 0, 4, doubt=(3,)), out=(2, 8, 16, 4)) == [False, False, True, True]
 

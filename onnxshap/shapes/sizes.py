@@ -58,7 +58,7 @@ def sizes_in_doubt(
     """
     wanted = [o for o in node.output if o]
     found = {name: np.ones(len(shapes.get(name, ())), np.bool_) for name in wanted}
-    listed = _by_entries(node, given)
+    listed = _by_entries(node, given, shapes.get(wanted[0], ()) if wanted else ())
     if listed is not None:
         return {name: listed if len(listed) == len(found[name]) else found[name] for name in wanted}
     known = _inferred(node, given, opsets)
@@ -69,8 +69,11 @@ def sizes_in_doubt(
     return found
 
 
-def _by_entries(node: NodeProto, given: Sequence[Given | None]) -> BoolArray | None:
-    """Return the axes in doubt of what an op gives that is told its sizes as a vector; None if it is no such op."""
+def _by_entries(node: NodeProto, given: Sequence[Given | None], out: tuple[int, ...]) -> BoolArray | None:
+    """Return the axes in doubt of what an op gives that is told its sizes as a vector; None if it is no such op.
+
+    `out` is the shape that it gave in a run.
+    """
     attribute = attributes(node)
     if is_op(node, "ConstantOfShape"):
         return _entries(given[0])
@@ -99,9 +102,18 @@ def _by_entries(node: NodeProto, given: Sequence[Given | None]) -> BoolArray | N
     if is_op(node, "Reshape"):
         target, copies = np.asarray(vector.value), not attribute.get("allowzero")
         copied = [bool(copies and t == 0 and (k >= rank or data.sizes[k])) for k, t in enumerate(target)]
-        rest_of = (target == -1) & (entries.any() or data.sizes.any())
-        return np.asarray(entries | np.array(copied, np.bool_) | rest_of)
+        doubted = bool(entries.any() or data.sizes.any())
+        taken = [t == -1 and doubted and not _stays(data, out, k) for k, t in enumerate(target)]
+        return np.asarray(entries | np.array(copied, np.bool_) | np.array(taken, np.bool_))
     return None
+
+
+def _stays(data: Given, out: tuple[int, ...], axis: int) -> bool:
+    """Return whether an axis of a reshaped tensor is one of the data, sure, with all before it or all behind it."""
+    from_end = axis - len(out) + len(data.shape)
+    before = data.shape[: axis + 1] == out[: axis + 1] and not data.sizes[axis]
+    behind = from_end >= 0 and data.shape[from_end:] == out[axis:] and not data.sizes[from_end]
+    return before or behind
 
 
 def _entries(one: Given | None) -> BoolArray:

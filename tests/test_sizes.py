@@ -10,9 +10,11 @@ import pytest
 from onnx import helper
 
 from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.shapes.doubts import doubtful
 from onnxshap.shapes.sizes import Given, sizes_in_doubt
 from onnxshap.tracing import trace
 from tests.exactness import TOLERANCE, draw_plan, net
+from tests.test_rules import FREE_GROUP_NORM, FREE_GROUP_NORM_WEIGHTS
 from tests.zeroing import relative_error, run, zeroed
 
 ENDS: dict[str, Any] = {"nil": [0], "one": [1], "two": [2], "four": [4], "none": [0, 0, 0, 0, 0, 0]}
@@ -112,15 +114,7 @@ NETS = {
         c = Relu(b)
         y = Conv(c, w2)
     }""", w0=(8, 3, 1, 1), w1=(6, 8, 1, 1), w2=(2, 6, 1, 1), minus=[-1], **ENDS), [6]),
-    "normalised over all of free space": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
-        a = Conv<pads=[1,1,1,1]>(x, w0, b0)
-        r = Reshape(a, apart)
-        n = InstanceNormalization<epsilon=0.1>(r, s, t)
-        e = Shape(a)
-        m = Reshape(n, e)
-        b = Mul(m, u)
-        y = Conv<pads=[1,1,1,1]>(b, w9)
-    }""", w0=(8, 3, 3, 3), b0=(8,), apart=[0, 1, -1], s=(1,), t=(1,), u=(8, 1, 1), w9=(2, 8, 3, 3)), [8]),
+    "normalised over all of free space": (net(FREE_GROUP_NORM, **FREE_GROUP_NORM_WEIGHTS), [8]),
 }  # fmt: skip
 
 
@@ -190,6 +184,25 @@ def test_what_nobody_knows_is_in_doubt() -> None:
     assert all(doubts("Slice", data(2, 8), vector(0), vector(1, doubt=(0,)), out=(1, 8))[:1])
     assert all(doubts("Slice", data(2, 8), vector(0), vector(1), vector(1, doubt=(0,)), out=(2, 1)))
     assert all(doubts("Relu", image, out=(2, 8)))  # not of that rank
+
+
+def test_what_a_loop_makes_of_sizes_in_doubt_has_no_shape_that_is_known() -> None:
+    """A Shape of what has none in the run is in doubt as a whole."""
+    model = net(
+        """(float[N,H,4] x) => (float[N,H,4] y) {
+        s = Shape(x)
+        h = Div(s, two)
+        e = Unheard(h)
+        q = Shape(e)
+        y = Relu(x)
+    }""",
+        two=[2, 2, 2],
+    )
+    one = {"s": np.array([2, 64, 4]), "h": np.array([1, 32, 2]), "q": np.array([3])}
+    others = [{"s": np.array([3, 96, 4]), "h": np.array([1, 48, 2]), "q": np.array([3])}]
+    shapes = {"x": (2, 64, 4), "s": (3,), "h": (3,), "q": (1,), "two": (3,)}
+    found, _ = doubtful(model, one, others, shapes)
+    assert found["q"].all()
 
 
 def test_the_sizes_that_tell_are_even_and_odd() -> None:

@@ -86,7 +86,8 @@ class _Doubts:
                 continue
             shape = self.one[name].shape
             known = all(n in self.one or n in self.stored for n in inputs)
-            entries = self._entries(node, inputs, lossy=lossy) if known or is_op(node, "Shape", "Size") else None
+            sized = is_op(node, "Shape", "Size") and inputs[0] in self.shapes
+            entries = self._entries(node, inputs, lossy=lossy) if known or sized else None
             if entries is None or entries.shape != shape or name in self.axes or name in self.shapeless:
                 entries = np.ones(shape, np.bool_)
             if entries.any():

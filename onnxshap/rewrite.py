@@ -238,7 +238,7 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
                     item = {
                         "initializer": graph.origin.get(name, name),
                         "node": graph.origin.get(node.output[0], node.output[0]),
-                        "input": k,
+                        "input": graph.places.get((node.output[0], k), k),
                         "axis": axis,
                         "indices": dead.tolist(),
                     }

@@ -1449,14 +1449,13 @@ case("SkipLayerNormalization", net("""(float[N,5,12] x) => (float[N,5,12] y) {
     m2 = MatMul(r, w3)
     n2 = com.microsoft.SkipSimplifiedLayerNormalization(m2, sum, s)
     y = SimplifiedLayerNormalization(n2, s)
-}""", imports=MS, w0=(12, 8), b0=(8,), w1=(8, 12), s=(12,), t=(12,), b1=(12,), w2=(12, 6), w3=(6, 12)), [8, 6],
-    "adds a bias before it")
+}""", imports=MS, w0=(12, 8), b0=(8,), w1=(8, 12), s=(12,), t=(12,), b1=(12,), w2=(12, 6), w3=(6, 12)), [8, 6])
 case("SkipLayerNormalization of a sum with a bias", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     t = MatMul(x, w0)
     m = MatMul(x, w1)
     n = com.microsoft.SkipLayerNormalization(m, t, s, b, c)
     y = MatMul(n, w2)
-}""", imports=MS, w0=(12, 8), w1=(12, 8), s=(8,), b=(8,), c=(8,), w2=(8, 3)), [], "adds a bias before it")
+}""", imports=MS, w0=(12, 8), w1=(12, 8), s=(8,), b=(8,), c=(8,), w2=(8, 3)), [8])
 case("SkipLayerNormalization over a trunk", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     t = MatMul(x, w0)
     h = MatMul(t, w1)
@@ -1514,7 +1513,16 @@ case("com.microsoft.Attention behind an embedding", net("""(int32[N,5] x) => (fl
     e, i = com.microsoft.EmbedLayerNormalization(x, , words, places, , s, t)
     a = com.microsoft.Attention<num_heads=2>(e, w0, b0)
     y = MatMul(a, w1)
-}""", imports=MS, words=(7, 8), places=(6, 8), s=(8,), t=(8,), w0=(8, 24), b0=(24,), w1=(8, 3)), [2, 4])
+}""", imports=MS, words=(7, 8), places=(6, 8), s=(8,), t=(8,), w0=(8, 24), b0=(24,), w1=(8, 3)), [8, 2, 4])
+case("EmbedLayerNormalization of three tables, the sum and a mask counted", net("""
+(int32[N,5] x, int32[N,5] m, int32[N,5] p) => (float[N,5,3] y) {
+    e, i, sum = com.microsoft.EmbedLayerNormalization<epsilon=0.1>(x, m, words, places, parts, s, t, m, p)
+    a = com.microsoft.Attention<num_heads=2>(e, w0, b0, i)
+    o = MatMul(a, wo)
+    n = com.microsoft.SkipLayerNormalization(o, sum, s2, t2, b2)
+    y = MatMul(n, w1)
+}""", imports=MS, words=(7, 8), places=(6, 8), parts=(7, 8), s=(8,), t=(8,), s2=(8,), t2=(8,), b2=(8,), w0=(8, 24),
+    b0=(24,), wo=(8, 8), w1=(8, 3)), [8, 2, 4])
 case("com.microsoft.MultiHeadAttention", net("""(float[N,5,12] x) => (float[N,5,12] y) {
     q = MatMul(x, wq)
     r = com.microsoft.RotaryEmbedding(q, p, cos, sin)
@@ -1706,6 +1714,41 @@ case("QLinearMatMul and QGemm", net("""(float[N,6] x) => (float[N,3] y) {
     z0=np.zeros(8, np.int8), w1=_codes((7, 8)), s1=[2.0**-7] * 7, z1=np.zeros(7, np.int8), b1=_codes((7,), np.int32),
     w2=_codes((7, 5)), w3=_codes((5, 3)), s=2.0**-5, z=np.array(120, np.uint8), sw=2.0**-7,
     zw=np.array(0, np.int8)), [8, 7, 5])
+case("attention on codes, a norm behind it", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    i = QuantizeLinear(x, s, z)
+    q = QLinearMatMul(i, s, z, wq, sw, zw, s, z)
+    qb = com.microsoft.QLinearAdd(q, s, z, bq, s, z, s, z)
+    k = QLinearMatMul(i, s, z, wk, sw, zw, s, z)
+    kt = Transpose<perm=[0,2,1]>(k)
+    a = QLinearMatMul(qb, s, z, kt, s, z, s, z)
+    v = QLinearMatMul(i, s, z, wv, sw, zw, s, z)
+    o = QLinearMatMul(a, s, z, v, s, z, s, z)
+    j = com.microsoft.QLinearConcat<axis=2>(s, z, o, s, z, v, s, z)
+    f = DequantizeLinear(j, s, z)
+    scale = DequantizeLinear(wn, sw, zw)
+    n = LayerNormalization(f, scale, bn)
+    y = MatMul(n, w2)
+}""", imports=', "com.microsoft" : 1', wq=_codes((12, 6)), bq=_codes((6,), np.uint8), wk=_codes((12, 6)),
+    wv=_codes((12, 4)), wn=_codes((8,)), bn=(8,), w2=(8, 3), s=2.0**-5, z=np.array(120, np.uint8), sw=2.0**-7,
+    zw=np.array(0, np.int8)), [6, 4])
+case("root mean square with its scale in codes", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    s = DequantizeLinear(codes, sw, zw)
+    n = RMSNormalization(a, s)
+    y = MatMul(n, w1)
+}""", opset=23, w0=(12, 8), codes=_codes((8,)), sw=2.0**-7, zw=np.array(3, np.int8), w1=(8, 3)), [8])
+case("attention between codes as floats", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    q = MatMul(x, wq)
+    qc = QuantizeLinear(q, s, z)
+    qf = DequantizeLinear(qc, s, z)
+    qb = Add(qf, bq)
+    k = MatMul(x, wk)
+    kc = QuantizeLinear(k, s, z)
+    kf = DequantizeLinear(kc, s, z)
+    kt = Transpose<perm=[0,2,1]>(kf)
+    a = MatMul(qb, kt)
+    y = MatMul(a, w2)
+}""", wq=(12, 6), bq=(6,), wk=(12, 6), w2=(5, 3), s=2.0**-5, z=np.array(120, np.uint8)), [6])
 case("dynamic: ConvInteger", net("""(float[N,3,6,6] x) => (float[N,2,4,4] y) {
     a = Conv<pads=[1,1,1,1]>(x, w0, b0)
     r = Relu(a)

@@ -1,17 +1,20 @@
 """Ops that onnxruntime's optimizer makes out of two, taken apart again; a runtime puts them together when it loads.
 
-What stands behind the sum in FusedConv and FusedGemm (an addend, an activation) would keep means from being folded.
+What stands behind the sum in FusedConv and FusedGemm (an addend, an activation) would keep means from being folded. The
+bias in SkipLayerNormalization, and the tables in EmbedLayerNormalization, would be in statistics of what is masked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnxshap.graph.structure import refill
+from onnxshap.core import Array
+from onnxshap.graph.structure import copied, refill, used_names
 
 _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
     "Relu": (),
@@ -22,27 +25,58 @@ _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
     "Clip": ("min", "max"),
 }
 """Activation -> its parameters, in the order of the fused op's."""
+_BIASES = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
+"""Op -> its input that is a bias of the sum that it normalises."""
 _PARAMETERS = ("activation_alpha", "activation_beta", "activation_gamma")
 
 
-def unfuse(graph: GraphProto, opset: int) -> dict[str, str]:
-    """Take fused ops apart in place; return the outputs of the linear parts -> outputs of the ops they were in."""
-    origin: dict[str, str] = {}
+@dataclass(frozen=True)
+class Unfused:
+    """A node that a fused one was taken apart into, by first outputs, and where what it reads stood there.
+
+    Attributes:
+        made: of the node.
+        fused: of the fused one.
+        places: its inputs that were inputs of the fused one -> their places there.
+    """
+
+    made: str
+    fused: str
+    places: Mapping[int, int]
+
+
+def unfuse(graph: GraphProto, opset: int) -> list[Unfused]:
+    """Take fused ops apart in place, and tell what came of them."""
+    found: list[Unfused] = []
     nodes: list[NodeProto] = []
+    used = used_names(graph)
     for node in graph.node:
-        parts = _parts(graph, node, opset)
-        if len(parts) > 1:
-            origin[parts[0].output[0]] = node.output[0]
+        parts = _parts(graph, node, opset, used)
         nodes += parts
-    if origin:
+        for part in parts if len(parts) > 1 else ():
+            read = list(node.input)
+            places = {k: read.index(name) for k, name in enumerate(part.input) if name and name in read}
+            found.append(Unfused(part.output[0], node.output[0], places))
+    if found:
         refill(graph.node, nodes)
-    return origin
+    return found
 
 
-def _parts(graph: GraphProto, node: NodeProto, opset: int) -> list[NodeProto]:
-    """Return the standard ops that a node is made of, or the node."""
-    if node.domain != "com.microsoft" or node.op_type not in ("FusedConv", "FusedGemm"):
+def _parts(graph: GraphProto, node: NodeProto, opset: int, used: Collection[str]) -> list[NodeProto]:
+    """Return the ops that a node is made of, or the node."""
+    if node.domain != "com.microsoft":
         return [node]
+    if node.op_type in ("FusedConv", "FusedGemm"):
+        return _linear(graph, node, opset)
+    if node.op_type in _BIASES:
+        return _skip(node)
+    if node.op_type == "EmbedLayerNormalization":
+        return _embedding(graph, node, opset, used)
+    return [node]
+
+
+def _linear(graph: GraphProto, node: NodeProto, opset: int) -> list[NodeProto]:
+    """Take apart a Conv or Gemm, an addend and an activation."""
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     activation = given.pop("activation", b"").decode()
     if activation and activation not in _ACTIVATIONS:
@@ -63,6 +97,68 @@ def _parts(graph: GraphProto, node: NodeProto, opset: int) -> list[NodeProto]:
     if activation:
         made.append(_activation(graph, activation, parameters, made[-1].output[0], y, opset))
     return made
+
+
+def _skip(node: NodeProto) -> list[NodeProto]:
+    """Take the bias out of a norm of a sum."""
+    place = _BIASES[node.op_type]
+    if len(node.input) <= place or not node.input[place]:
+        return [node]
+    biased, norm = f"{node.output[0]}.biased", copied(node)
+    norm.input[0] = biased
+    del norm.input[place:]
+    return [helper.make_node("Add", [node.input[0], node.input[place]], [biased], name=biased), norm]
+
+
+def _embedding(graph: GraphProto, node: NodeProto, opset: int, used: Collection[str]) -> list[NodeProto]:
+    """Take apart the sum of two or three tables' rows and its norm, and the count of ones in a mask.
+
+    Inputs: ids, segments, tables of words, of positions and of segments, scale, shift, mask, positions, all but the
+    tables int32; outputs: the norm, the counts, the sum.
+    """
+    ids, segments, words, places, parts, scale, shift, mask, given = [*node.input, *[""] * 9][:9]
+    y, counts, total = (name if name in used else "" for name in [*node.output, "", ""][:3])
+    rows = next((t.dims[0] for t in graph.initializer if t.name == places), 0)
+    if not y or (counts and not mask) or not (given or rows):
+        return [node]
+    made = list[NodeProto]()
+
+    def make(kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        made.append(helper.make_node(kind, inputs, [f"{y}.{name}"], name=f"{y}.{name}", **attributes))
+        return f"{y}.{name}"
+
+    def constant(name: str, values: Array) -> str:
+        graph.initializer.append(numpy_helper.from_array(values, f"{y}.{name}"))
+        return f"{y}.{name}"
+
+    def up_to(source: str, start: str, end: str, name: str) -> str:
+        return make("Slice", [source, start, end, constant(f"{name}.axis", np.zeros(1, np.int64))], name)
+
+    if not given:  # 0, 1, 2, ... for every image
+        zero, one, two = (constant(f"{k}", np.array([k], np.int64)) for k in range(3))
+        length = up_to(make("Shape", [ids], "sizes"), one, two, "length")
+        numbers = up_to(constant("all", np.arange(rows, dtype=np.int32)), zero, length, "numbers")
+        given = make("Add", [make("Sub", [ids, ids], "zeros"), numbers], "places")
+    found = [make("Gather", [words, ids], "words"), make("Gather", [places, given], "positions")]
+    if segments:
+        found = [make("Add", found, "placed"), make("Gather", [parts, segments], "segments")]
+    norm = copied(node)
+    norm.op_type = "SkipLayerNormalization"
+    norm.input[:] = [*found, scale, *([shift] if shift else [])]
+    norm.output[:] = [y, "", "", total] if total else [y]
+    refill(norm.attribute, [a for a in norm.attribute if a.name == "epsilon"])
+    made.append(norm)
+    if counts:
+        ones = make("Equal", [mask, constant("one_of_mask", np.ones((), np.int32))], "ones")
+        made.append(_sum_of_rows(graph, make("Cast", [ones], "counted", to=TensorProto.INT32), counts, opset))
+    return made
+
+
+def _sum_of_rows(graph: GraphProto, source: str, target: str, opset: int) -> NodeProto:
+    if opset < 13:
+        return helper.make_node("ReduceSum", [source], [target], name=target, axes=[1], keepdims=0)
+    graph.initializer.append(numpy_helper.from_array(np.ones(1, np.int64), f"{target}.axes"))
+    return helper.make_node("ReduceSum", [source, f"{target}.axes"], [target], name=target, keepdims=0)
 
 
 def _activation(

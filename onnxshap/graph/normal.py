@@ -53,6 +53,7 @@ class Graph:
         ir_version: the input file's; the normalised model has at least 4 (initializers need not be inputs).
         origin: name of an un-shared initializer copy, or of a tensor moved out of a body -> its name in the file.
         bodies: name of a tensor moved out of a body -> the body (`branches.Moved`).
+        places: first output and input of a node taken out of a fused one -> the place of that input there.
         kept: the large initializers, taken out of the model.
         mixed: the initializers that the input file computes out of others.
         lifted: what stands in the main graph, out of bodies, until the model is finished.
@@ -63,6 +64,7 @@ class Graph:
     ir_version: int
     origin: Mapping[str, str] = field(default_factory=dict)
     bodies: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[tuple[str, int], int] = field(default_factory=dict)
     kept: weights.Kept = field(default_factory=weights.Kept)
     mixed: frozenset[str] = frozenset()
     lifted: Lifted = field(default_factory=Lifted)
@@ -118,8 +120,9 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     normal.ir_version = max(4, model.ir_version)
     # a copy: a message keeps the room of what was taken out of it
     return Graph(
-        copied(normal), model.ir_version, origin, moved.bodies, kept or weights.Kept(), overridable=overridable
-    )
+        copied(normal), model.ir_version, origin, moved.bodies, moved.places, kept or weights.Kept(),
+        overridable=overridable,
+    )  # fmt: skip
 
 
 def take_branches(graph: Graph) -> Graph | None:
@@ -168,12 +171,15 @@ def lift_bodies(graph: Graph, chosen: Mapping[str, Collection[str]]) -> Graph:
     lifted = lift(model.graph, chosen, graph.lifted, moved)
     _without_branches(model.graph, moved)
     _unfuse(model.graph, graph.opset, moved)
-    return replace(graph, model=model, origin=_unshare(model.graph, moved.origin), bodies=moved.bodies, lifted=lifted)
+    origin, places = _unshare(model.graph, moved.origin), {**graph.places, **moved.places}
+    return replace(graph, model=model, origin=origin, bodies=moved.bodies, places=places, lifted=lifted)
 
 
 def _unfuse(graph: GraphProto, opset: int, moved: Moved) -> None:
-    for new, old in unfuse(graph, opset).items():
-        moved.rename(new, old)
+    for part in unfuse(graph, opset):
+        if part.made != part.fused:
+            moved.rename(part.made, part.fused)
+        moved.places.update({(part.made, k): place for k, place in part.places.items() if k != place})
 
 
 def _without_branches(graph: GraphProto, moved: Moved) -> bool:

@@ -334,8 +334,14 @@ class RootMeanSquare:
         given = next((a.f for a in node.attribute if a.name == "epsilon"), self.default)
         set_attribute(node, "epsilon", given / share)
         name = node.input[self.scale]
-        values = edit.constant(name)
-        edit.set_constant(name, (values / np.sqrt(share)).astype(values.dtype))
+        if edit.stored(name):
+            values = edit.constant(name)
+            edit.set_constant(name, (values / np.sqrt(share)).astype(values.dtype))
+            return
+        number = edit.new_constant(f"{name}.share", edit.typed(np.array(1 / np.sqrt(share)), name))
+        node.input[self.scale] = f"{node.output[0]}.scale"
+        scaled = helper.make_node("Mul", [name, number], [node.input[self.scale]], name=node.input[self.scale])
+        edit.replace(self.node, [scaled, node])
 
 
 @dataclass(frozen=True)
@@ -348,7 +354,7 @@ class Refilled:
         axes: the axes that it sees as a whole, of its data inputs and of its outputs.
         opset: that of the model, which tells how Pad and Slice are written.
         data: inputs that get the zeros.
-        parameters: initializers among its inputs whose axes are the last of `axes`, zeros there as well.
+        parameters: constants among its inputs whose axes are the last of `axes`, zeros there as well.
         outputs: outputs that have the axes.
         ordered: whether the zeros have to stand where the positions stood, not behind the others.
     """
@@ -369,14 +375,17 @@ class Refilled:
             return
         alive = {axis: edit.alive(self.source, axis) for axis in cut}
         node, rank = edit.node(self.node), edit.rank(self.source)
-        for k in self.parameters:
-            values = edit.constant(node.input[k])
-            first = self.axes[-1] + 1 - values.ndim
-            gone = {axis - first: int((~alive[axis]).sum()) for axis in cut}
-            wide = np.pad(values, [(0, gone.get(axis, 0)) for axis in range(values.ndim)])
-            edit.set_constant(node.input[k], wide)
         before: list[NodeProto] = []
         behind: list[NodeProto] = []
+        for k in self.parameters:
+            name, own = node.input[k], edit.rank(node.input[k])
+            first = self.axes[-1] + 1 - own
+            gone = {axis - first: kept for axis, kept in alive.items() if axis >= first}
+            if edit.stored(name):
+                wide = [(0, int((~gone[axis]).sum()) if axis in gone else 0) for axis in range(own)]
+                edit.set_constant(name, np.pad(edit.constant(name), wide))
+            else:
+                node.input[k] = self._filled(edit, name, f"{node.output[0]}.input{k}", own, gone, before)
         for k in self.data:
             node.input[k] = self._filled(edit, node.input[k], f"{node.output[0]}.input{k}", rank, alive, before)
         for j in self.outputs:

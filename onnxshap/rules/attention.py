@@ -13,7 +13,7 @@ import numpy as np
 from onnxshap.core import IntArray
 from onnxshap.labels import Axes, Op, Product, RuleError
 from onnxshap.labels.fixups import Default, HeadCount, Parts
-from onnxshap.rules.norm import STATISTICS, as_a_whole, root_mean_square, stay
+from onnxshap.rules.norm import STATISTICS, as_a_whole, root_mean_square
 from onnxshap.rules.registry import rule
 
 _MS = "com.microsoft"
@@ -232,7 +232,7 @@ def rotary(op: Op, ax: Axes) -> None:
 
 @rule(f"{_MS}.SkipLayerNormalization", f"{_MS}.SkipSimplifiedLayerNormalization")
 def skip_layer_normalization(op: Op, ax: Axes) -> None:
-    """Statistics over the last axis of a sum; the others keep apart."""
+    """Statistics over the last axis of a sum without a bias (`graph.fused`); the others keep apart."""
     for out, y in enumerate(op.outputs):
         if y is not None:
             for k in (0, 1):
@@ -240,13 +240,10 @@ def skip_layer_normalization(op: Op, ax: Axes) -> None:
                     ax.same(range(y.rank - 1), k, out)
     last = op.need(0).rank - 1
     outputs = [out for out in (0, 3) if len(op.outputs) > out and op.outputs[out] is not None]
-    if "Simplified" not in op.type and op.input(4) is not None:
-        # the bias of removed positions would be in the statistics of what is masked
-        stay(ax, [last], f"{op.type} adds a bias before it {STATISTICS} over it", (0, 1), outputs)
-    elif "Simplified" not in op.type:
+    if "Simplified" not in op.type:
         given = [k for k in (2, 3) if op.input(k) is not None]
         as_a_whole(op, ax, [last], STATISTICS, (0, 1), given, outputs)
-    elif op.input(3) is None and op.need(0).shape == op.need(1).shape:
+    elif op.need(0).shape == op.need(1).shape:
         root_mean_square(op, ax, (0, 1), [last], scale=2)
         for out in outputs[1:]:
             ax.same([last], 0, out)

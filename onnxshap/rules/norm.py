@@ -40,7 +40,7 @@ def as_a_whole(
     first = op.need(data[0])
     for k in parameters:
         given = op.need(k)
-        if not given.stored or given.shape != first.shape[axes[-1] + 1 - given.rank : axes[-1] + 1]:
+        if not given.constant or given.shape != first.shape[axes[-1] + 1 - given.rank : axes[-1] + 1]:
             why += f", with a computed input {k} or one of another shape"
             break
     else:
@@ -112,7 +112,7 @@ def rms_normalization(op: Op, ax: Axes) -> None:
 def root_mean_square(op: Op, ax: Axes, data: Sequence[int], axes: Sequence[int], scale: int) -> None:
     """Relate the last axes, over which the squares of the sum of some inputs are taken."""
     x, factor = op.need(data[0]), op.need(scale)
-    if not factor.stored or factor.shape != x.shape[axes[0] :]:
+    if not factor.constant or factor.shape != x.shape[axes[0] :]:
         raise RuleError(f"{op.type} with a computed scale, or one for several positions")
     for axis in axes:
         for k in data:

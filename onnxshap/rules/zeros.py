@@ -22,20 +22,28 @@ PRODUCTS = {
     **dict.fromkeys(("GroupNormalization", "InstanceNormalization", "LayerNormalization"), ((1,), (2,))),
     "SkipLayerNormalization": ((2,), (3,)),
     "MatMulIntegerToFloat": ((0, 1), (6,)),
+    **dict.fromkeys(("QLinearMatMul", "QLinearMul"), ((0, 3), ())),
+    **dict.fromkeys(("BiasGelu", "FastGelu"), ((), (0, 1))),
+    "QLinearAdd": ((), (0, 3)),
+    "QLinearConv": ((0, 3), (8,)),
+    "QGemm": ((0, 3), (6,)),
     "DynamicQuantizeMatMul": ((0, 1), (4,)),
 }
-"""Zero where one of their factors (inputs) is, and all of their addends (inputs)."""
+"""Zero where one of their factors (inputs) is, if they have such, and all of their addends (inputs)."""
+JOINED = {"Concat": (0, None), "QLinearConcat": (2, None, 3)}
+"""Op -> where those of its inputs stand that are laid side by side: zero where all are that hold the units."""
 FIRST: frozenset[str] = frozenset([
     *("Abs", "Asin", "Atan", "AveragePool", "Cast", "CastLike", "Ceil", "Celu", "CumSum", "DepthToSpace"),
     *("DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand", "Flatten"),
     *("Floor", "Gather", "Gelu", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "HardSwish"),
     *("Identity", "LRN", "LeakyRelu", "LpNormalization", "LpPool", "MaxPool", "Mish", "Neg", "PRelu"),
+    *("QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QuantizeLinear"),
     *("QuickGelu", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu"),
     *("Reshape", "Resize", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh", "Slice", "Softsign"),
     *("SpaceToDepth", "Split", "Sqrt", "Squeeze", "Swish", "Tan", "Tanh", "Tile", "Transpose", "Trilu"),
     *("Unsqueeze", "Upsample"),
 ])  # fmt: skip
-"""Zero where their first input is."""
+"""Zero where their first input is; of codes, the zero point is zero."""
 
 
 class Zeros:
@@ -100,8 +108,8 @@ class Zeros:
         node = self._shaped.graph.nodes[self._shaped.producers[name]]
         if node.op_type in FIRST:
             return zero(node.input[0])
-        if node.op_type == "Concat":
-            parts = {i: wanted & self._held(i) for i in node.input}
+        if node.op_type in JOINED:
+            parts = {i: wanted & self._held(i) for i in node.input[slice(*JOINED[node.op_type])]}
             found = [zero(i) if part == wanted else self._gives_zero(i, part) for i, part in parts.items() if part]
             return bool(found) and _all(found)
         if node.op_type in ALL:
@@ -120,7 +128,7 @@ class Zeros:
                 [verdict(node.input[k]) for k in numbers if k < len(node.input) and node.input[k]]
                 for numbers, verdict in zip(PRODUCTS[node.op_type], (zero, added), strict=True)
             )
-            return _all((*addends, _any(factors)))
+            return _all((*addends, _any(factors))) if factors else _all(addends)
         return False
 
     def _held(self, name: str) -> frozenset[int]:

@@ -6,12 +6,13 @@ fine enough, or is given up.
 
 from __future__ import annotations
 
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from onnxshap.graph import is_op
 from onnxshap.labels import Site
 from onnxshap.shapes import Shaped
 
+_CODES = frozenset((TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16))
 _CODING = ("Quantize", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
 
 ZERO_POINTS = {
@@ -25,6 +26,23 @@ ZERO_POINTS = {
     ("DynamicQuantizeLSTM", 1): 9,
 }  # fmt: skip
 """Op and input that holds codes -> the input with their zero point."""
+
+
+def zero_point(shaped: Shaped, node: NodeProto, k: int) -> str:
+    """Return the zero point of the codes that a node reads as input `k`, "" where they have none, or are no codes.
+
+    What passes codes on (rows of a table) leaves it to the first op behind it that computes with them.
+    """
+    kind, pending = shaped.kinds.get(node.input[k]), [(node, k)]
+    while pending:
+        reader, place = pending.pop(0)
+        number = ZERO_POINTS.get((reader.op_type, place))
+        if number is not None:
+            return reader.input[number] if number < len(reader.input) else ""
+        if kind in _CODES:
+            made = {o for o in reader.output if o and shaped.kinds.get(o) == kind}
+            pending += [(other, j) for other in shaped.graph.nodes for j, name in enumerate(other.input) if name in made]
+    return ""
 
 
 def is_coding(node: NodeProto) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxshap.codes import ZERO_POINTS, dequantize
+from onnxshap.codes import dequantize, zero_point
 from onnxshap.core import Array, BoolArray, FloatArray, IntArray
 from onnxshap.graph import array, attributes, finish, tensor, weights
 from onnxshap.graph.structure import graphs_of, refill
@@ -252,9 +252,8 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
 
 def _code_of_zero(traced: Traced, live: Liveness, node: NodeProto, k: int, axis: int) -> Any:
     """Return what stands for zero in a slice of input `k`: 0, or the zero point of codes, broadcast over the slice."""
-    number = ZERO_POINTS.get((node.op_type, k), len(node.input))
-    name = node.input[number] if number < len(node.input) else ""
-    if not name or name not in traced.shaped.constants:
+    name = zero_point(traced.shaped, node, k)
+    if name not in traced.shaped.constants:
         return 0
     zero = static_values(traced.shaped.graph.model, traced.backend, [name])[name].astype(np.int64)
     if zero.size == 1:

@@ -1731,6 +1731,14 @@ case("attention on codes, a norm behind it", net("""(float[N,5,12] x) => (float[
 }""", imports=', "com.microsoft" : 1', wq=_codes((12, 6)), bq=_codes((6,), np.uint8), wk=_codes((12, 6)),
     wv=_codes((12, 4)), wn=_codes((8,)), bn=(8,), w2=(8, 3), s=2.0**-5, z=np.array(120, np.uint8), sw=2.0**-7,
     zw=np.array(0, np.int8)), [6, 4])
+case("rows of a table in codes", net("""(int64[N,5] x) => (float[N,5,3] y) {
+    r = Gather(codes, x)
+    t = Transpose<perm=[0,2,1]>(r)
+    f = DequantizeLinear(t, sw, z)
+    b = Transpose<perm=[0,2,1]>(f)
+    n = LayerNormalization(b, s)
+    y = MatMul(n, w1)
+}""", codes=_codes((7, 8), np.uint8), sw=2.0**-7, z=np.array(120, np.uint8), s=(8,), w1=(8, 3)), [8])
 case("root mean square with its scale in codes", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     a = MatMul(x, w0)
     s = DequantizeLinear(codes, sw, zw)

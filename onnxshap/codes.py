@@ -41,7 +41,9 @@ def zero_point(shaped: Shaped, node: NodeProto, k: int) -> str:
             return reader.input[number] if number < len(reader.input) else ""
         if kind in _CODES:
             made = {o for o in reader.output if o and shaped.kinds.get(o) == kind}
-            pending += [(other, j) for other in shaped.graph.nodes for j, name in enumerate(other.input) if name in made]
+            pending += [
+                (other, j) for other in shaped.graph.nodes for j, name in enumerate(other.input) if name in made
+            ]
     return ""
 
 

@@ -1731,6 +1731,14 @@ case("attention on codes, a norm behind it", net("""(float[N,5,12] x) => (float[
 }""", imports=', "com.microsoft" : 1', wq=_codes((12, 6)), bq=_codes((6,), np.uint8), wk=_codes((12, 6)),
     wv=_codes((12, 4)), wn=_codes((8,)), bn=(8,), w2=(8, 3), s=2.0**-5, z=np.array(120, np.uint8), sw=2.0**-7,
     zw=np.array(0, np.int8)), [6, 4])
+case("a stored image seen through computed weights", net("""(float[1,6] x) => (float[1,3,5,5] y) {
+    a = Gemm(x, w0)
+    r = Relu(a)
+    m = Reshape(r, scales)
+    w = Mul(w1, m)
+    c = Conv<pads=[1,1,1,1]>(image, w, b1)
+    y = Conv(c, w2)
+}""", w0=(6, 8), scales=[1, 8, 1, 1], w1=(4, 8, 3, 3), image=(1, 8, 5, 5), b1=(4,), w2=(3, 4, 1, 1)), [8, 4])
 case("rows of a table in codes", net("""(int64[N,5] x) => (float[N,5,3] y) {
     r = Gather(codes, x)
     t = Transpose<perm=[0,2,1]>(r)
@@ -1946,7 +1954,12 @@ _NO_ROWS = {
     *("mean and variance over images, space, and some axes", "places written in images"),
     *(f"com.microsoft.GroupQueryAttention, {keys} heads of keys" for keys in ("fewer", "as many")),
     "com.microsoft.GroupQueryAttention of one tensor, with a cache",
-    *("sampling by grids", "regions", "largest places, elements, triangles"),
+    *(
+        "sampling by grids",
+        "regions",
+        "a stored image seen through computed weights",
+        "largest places, elements, triangles",
+    ),
     *("DynamicQuantizeLSTM: what goes in", "gathered by numbers that spread one axis over several"),
     *("dynamic: ConvInteger", "dynamic: MatMulInteger", "dynamic: DynamicQuantizeMatMul"),
 }

@@ -232,7 +232,8 @@ class Axes:
             (k, _, axis), (w, _, w_axis) = running[0], constant[0]
             others = [(a, p["out"]) for n, p in at.items() if n != name for i, _, a in p["in"] if i == w]
             weight = None
-            if len(others) == 1 and others[0][1] and len(places) == 2 and zero is None:
+            biased = bias is None or k < w  # a bias is added along what the second operand makes
+            if len(others) == 1 and others[0][1] and len(places) == 2 and zero is None and biased:
                 weight = Weight(w, w_axis, others[0][0], others[0][1][0][2], scale, spread, bias=bias)
             self.contract(k, axis, weight, zero)
         elif running:

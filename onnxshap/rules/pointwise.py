@@ -11,12 +11,17 @@ from onnxshap.rules.registry import rule
 def broadcast(op: Op, ax: Axes, inputs: Sequence[int] | None = None, skip: int = 0) -> None:
     """Tie inputs to every output as numpy broadcasts them; `skip` last axes are left out.
 
-    An axis of size 1 that is stretched to a wider one stays: removing it would remove all positions.
+    An axis of size 1 that is stretched to a wider one stays: removing it would remove all positions. What is stretched
+    over constants is made there, by them.
     """
     chosen = [k for k, t in enumerate(op.inputs) if t is not None] if inputs is None else inputs
     for out, y in enumerate(op.outputs):
         if y is None:
             continue
+        for axis in range(y.rank - skip):
+            wide = [k for k in chosen if ((1,) * y.rank + op.need(k).shape)[axis - y.rank] > 1]
+            if wide and len(chosen) > len(wide) and all(op.need(k).constant for k in wide):
+                ax.make(axis, out)
         for k in chosen:
             x = op.need(k)
             for axis in range(x.rank - skip):

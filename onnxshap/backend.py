@@ -67,6 +67,10 @@ class Session(Protocol):
     def kinds(self) -> Sequence[int]:
         """ONNX element types of the outputs, 0 where one is no tensor."""
 
+    @property
+    def dims(self) -> Sequence[Sequence[int | None]]:
+        """The outputs' shapes as far as they follow from those of the inputs, None for what does not."""
+
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """Return the outputs in order; raises ModelError when the model refuses the feeds."""
 
@@ -210,6 +214,10 @@ class _OrtSession:
     @property
     def kinds(self) -> tuple[int, ...]:
         return tuple(_element_type(o.type) for o in self.inner.get_outputs())
+
+    @property
+    def dims(self) -> tuple[tuple[int | None, ...], ...]:
+        return tuple(tuple(d if isinstance(d, int) else None for d in o.shape) for o in self.inner.get_outputs())
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:

@@ -26,6 +26,7 @@ ZERO_POINTS = {
     ("DynamicQuantizeLSTM", 1): 9,
 }  # fmt: skip
 """Op and input that holds codes -> the input with their zero point."""
+_DECODING = frozenset(op for op, _ in ZERO_POINTS)
 
 
 def zero_point(shaped: Shaped, node: NodeProto, k: int) -> str:
@@ -39,7 +40,7 @@ def zero_point(shaped: Shaped, node: NodeProto, k: int) -> str:
         number = ZERO_POINTS.get((reader.op_type, place))
         if number is not None:
             return reader.input[number] if number < len(reader.input) else ""
-        if kind in _CODES:
+        if kind in _CODES and not is_coding(reader) and reader.op_type not in _DECODING:
             made = {o for o in reader.output if o and shaped.kinds.get(o) == kind}
             pending += [
                 (other, j) for other in shaped.graph.nodes for j, name in enumerate(other.input) if name in made

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import GraphProto, TensorProto, helper
 
+from onnxshap.backend import OrtBackend
 from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.shapes.alone import Alone, Given
 from onnxshap.shapes.doubts import doubtful
-from onnxshap.shapes.sizes import Given, sizes_in_doubt
+from onnxshap.shapes.sizes import sizes_in_doubt
 from onnxshap.tracing import trace
 from tests.exactness import TOLERANCE, draw_plan, net
 from tests.test_rules import FREE_GROUP_NORM, FREE_GROUP_NORM_WEIGHTS
@@ -136,8 +138,12 @@ def test_a_cut_is_exact_at_sizes_that_were_not_seen(name: str) -> None:
 def doubts(op: str, *given: Given | None, out: tuple[int, ...], domain: str = "", **attributes: Any) -> list[bool]:
     names = [f"i{k}" if one is not None else "" for k, one in enumerate(given)]
     node = helper.make_node(op, names, ["o"], domain=domain, **attributes)
+    return [bool(doubt) for doubt in sizes_in_doubt(node, given, {"o": out}, alone())["o"]]
+
+
+def alone(**kinds: int) -> Alone:
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
-    return [bool(doubt) for doubt in sizes_in_doubt(node, given, {"o": out}, opsets)["o"]]
+    return Alone(helper.make_model(GraphProto(), opset_imports=opsets, ir_version=8), kinds, OrtBackend("cpu", 1))
 
 
 def data(*sizes: int, doubt: tuple[int, ...] = ()) -> Given:
@@ -178,6 +184,16 @@ def test_sizes_that_do_not_depend_on_those_in_doubt_are_sure() -> None:
     assert doubts("Reshape", image, vector(0, 0, 0, 4, doubt=(3,)), out=(2, 8, 16, 4)) == [False, False, True, True]
 
 
+def test_the_runtime_knows_ops_of_other_domains() -> None:
+    image = data(2, 8, 16, 16, doubt=(2,))
+    assert doubts("Gelu", image, out=(2, 8, 16, 16), domain="com.microsoft") == [False, False, True, False]
+    codes, scale, zero = data(2, 8, 4, doubt=(0, 2)), data(), data()
+    node = helper.make_node("QLinearAdd", ["a", "s", "z", "b", "s", "z", "s", "z"], ["o"], domain="com.microsoft")
+    kinds = {"a": TensorProto.UINT8, "b": TensorProto.UINT8, "z": TensorProto.UINT8}
+    given = [codes, scale, zero, data(8, 1), scale, zero, scale, zero]
+    assert sizes_in_doubt(node, given, {"o": (2, 8, 4)}, alone(**kinds))["o"].tolist() == [True, False, True]
+
+
 def test_what_nobody_knows_is_in_doubt() -> None:
     image = data(2, 8, 16, 16, doubt=(2,))
     assert all(doubts("Unheard", image, out=(2, 8, 16, 16), domain="com.microsoft"))
@@ -201,16 +217,16 @@ def test_what_a_loop_makes_of_sizes_in_doubt_has_no_shape_that_is_known() -> Non
     one = {"s": np.array([2, 64, 4]), "h": np.array([1, 32, 2]), "q": np.array([3])}
     others = [{"s": np.array([3, 96, 4]), "h": np.array([1, 48, 2]), "q": np.array([3])}]
     shapes = {"x": (2, 64, 4), "s": (3,), "h": (3,), "q": (1,), "two": (3,)}
-    found, _ = doubtful(model, one, others, shapes)
+    found, _ = doubtful(model, one, others, shapes, alone())
     assert found["q"].all()
 
 
 def test_the_sizes_that_tell_are_even_and_odd() -> None:
     """A model that takes no odd sizes is asked for coarser ones, and one of a fixed size is not asked at all."""
-    from onnxshap.backend import OrtBackend
     from onnxshap.graph import normalise
     from onnxshap.shapes import input_specs
-    from onnxshap.shapes.probe import Probe, runs, value_kinds
+    from onnxshap.shapes.kinds import value_kinds
+    from onnxshap.shapes.probe import Probe, runs
 
     def seen(text: str, **weights: Any) -> list[tuple[int, ...]]:
         graph = normalise(net(text, **weights))

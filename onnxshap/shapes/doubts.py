@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto, NodeProto, OperatorSetIdProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from onnxshap.core import Array, BoolArray
 from onnxshap.graph import array, attributes, is_op
-from onnxshap.shapes.sizes import MOST, Given, sizes_in_doubt
+from onnxshap.shapes.alone import MOST, Alone, Given
+from onnxshap.shapes.sizes import sizes_in_doubt
 
 _LOSSY = ("Abs", "Ceil", "Clip", "Div", "Floor", "Max", "Min", "Mod", "ReduceMax", "ReduceMin", "Round", "Sign")
 _EACH = frozenset((
@@ -33,6 +34,7 @@ def doubtful(
     one: Mapping[str, Array],
     others: Sequence[Mapping[str, Array]],
     shapes: Mapping[str, tuple[int, ...]],
+    alone: Alone,
 ) -> tuple[dict[str, BoolArray], dict[str, BoolArray]]:
     """Return what may be alike in all runs by chance: entries of what shape arithmetic gives, and axes of any tensors.
 
@@ -40,8 +42,9 @@ def doubtful(
         model: that was run.
         one, others: what its shape arithmetic gave in the runs.
         shapes: of all tensors in the first.
+        alone: infers what a node of the model gives.
     """
-    doubts = _Doubts(one, others, {t.name: t for t in model.graph.initializer}, shapes, list(model.opset_import))
+    doubts = _Doubts(one, others, {t.name: t for t in model.graph.initializer}, shapes, alone)
     for node in model.graph.node:
         doubts.visit(node)
     return doubts.found, doubts.axes
@@ -63,7 +66,7 @@ class _Doubts:
     others: Sequence[Mapping[str, Array]]
     stored: Mapping[str, TensorProto]
     shapes: Mapping[str, tuple[int, ...]]
-    opsets: list[OperatorSetIdProto]
+    alone: Alone
     found: dict[str, BoolArray] = field(default_factory=dict)
     axes: dict[str, BoolArray] = field(default_factory=dict)
     """Tensors of which some axes have sizes in doubt."""
@@ -102,7 +105,7 @@ class _Doubts:
                 self.shapeless.add(name)
             elif not known:
                 self.axes[name] = np.ones(len(self.shapes[name]), np.bool_)
-        found = sizes_in_doubt(node, given, self.shapes, self.opsets) if known else {}
+        found = sizes_in_doubt(node, given, self.shapes, self.alone) if known else {}
         self.axes |= {name: axes for name, axes in found.items() if axes.any() and name not in self.shapeless}
 
     def _given(self, name: str) -> Given:

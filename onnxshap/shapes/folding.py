@@ -18,6 +18,7 @@ from onnx import ModelProto, NodeProto, helper
 from onnxshap.core import Array, BoolArray
 from onnxshap.graph import Graph, array, attributes, is_op, tensor
 from onnxshap.graph.structure import copied, outer_names, subgraphs
+from onnxshap.shapes.alone import Alone
 from onnxshap.shapes.doubts import doubtful, unlike
 
 Shape = tuple[int, ...]
@@ -81,13 +82,14 @@ class Folded:
     doubted: frozenset[tuple[str, int]] = field(default_factory=frozenset)
 
 
-def fold(graph: Graph, first: Run, others: Sequence[Run]) -> Folded:
+def fold(graph: Graph, first: Run, others: Sequence[Run], alone: Alone) -> Folded:
     """Return the graph with its shape arithmetic folded, as far as some runs allow; the same one where it has none.
 
     Args:
         graph: a normalised graph.
         first: a run.
         others: some at other sizes, the same run where no size is free, none where there is none.
+        alone: infers what a node of the graph gives.
     """
     if not others:
         shapes = [n for n in graph.nodes if is_op(n, "Shape", "Size")]
@@ -97,7 +99,7 @@ def fold(graph: Graph, first: Run, others: Sequence[Run]) -> Folded:
     model = copied(graph.model)
     stored = {t.name: tuple(t.dims) for t in model.graph.initializer}
     one, *more = (replace(run, shapes=stored | dict(run.shapes)) for run in (first, *others))
-    edit = _Folding(model, one, more)
+    edit = _Folding(model, one, more, alone)
     edit.apply()
     doubted = frozenset((name, int(axis)) for name, axes in edit.doubted.items() for axis in np.flatnonzero(axes))
     return Folded(replace(graph, model=copied(model)), frozenset(edit.told()), edit.parts, edit.shapes, doubted)
@@ -117,6 +119,7 @@ class _Folding:
     model: ModelProto
     first: Run
     others: Sequence[Run]
+    alone: Alone
     parts: dict[str, Part] = field(default_factory=dict)
     shapes: dict[str, Shape] = field(default_factory=dict)
     _before: defaultdict[int, list[NodeProto]] = field(default_factory=lambda: defaultdict(list))
@@ -127,7 +130,7 @@ class _Folding:
         self._outside: frozenset[str] = frozenset()
         self._nodes: list[NodeProto] = []
         others = [run.values for run in self.others]
-        self._chance, self.doubted = doubtful(self.model, self.first.values, others, self.first.shapes)
+        self._chance, self.doubted = doubtful(self.model, self.first.values, others, self.first.shapes, self.alone)
         self._stored = {t.name: t for t in self.model.graph.initializer}
         self._choices = {n.output[0]: n for n in self.model.graph.node if is_op(n, "Where")}
         self._opset = next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)

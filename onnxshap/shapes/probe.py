@@ -19,9 +19,8 @@ from onnxshap.data import InputSpec, random_data
 from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import Graph, is_op
 from onnxshap.graph.lifting import is_enter
-from onnxshap.graph.loops import closed, depths
-from onnxshap.graph.structure import copied, graphs_of, subgraphs
-from onnxshap.graph.weights import without_values
+from onnxshap.graph.loops import depths
+from onnxshap.graph.structure import copied, subgraphs
 from onnxshap.shapes.constants import is_random
 from onnxshap.shapes.folding import Run, Shape
 
@@ -222,21 +221,6 @@ def _telling(model: ModelProto, names: Sequence[str], values: Sequence[str]) -> 
         made.graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.INT64, None))
     made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
     return made
-
-
-def value_kinds(model: ModelProto) -> dict[str, int | None]:
-    """Return name -> element type as inference knows it, None for what is no tensor (a sequence, an optional)."""
-    model = closed(model)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(without_values(model))
-    except (onnx.shape_inference.InferenceError, ValueError, TypeError):  # onnxruntime is the judge
-        inferred = model
-    kinds: dict[str, int | None] = {}
-    for graph in reversed(list(graphs_of(inferred.graph))):  # a name of the main graph is that of the main graph
-        for value in (*graph.value_info, *graph.input, *graph.output):
-            other = value.type.WhichOneof("value") not in (None, "tensor_type")
-            kinds[value.name] = None if other else value.type.tensor_type.elem_type
-    return {t.name: t.data_type for t in model.graph.initializer} | kinds
 
 
 def noise(name: str, dtype: np.dtype[Any], shape: Shape, seed: int = 0) -> Array:

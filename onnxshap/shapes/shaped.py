@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import onnx
-from onnx import ModelProto, TensorProto
+from onnx import TensorProto
 
 from onnxshap.backend import Backend
 from onnxshap.core import Array
@@ -20,10 +19,12 @@ from onnxshap.errors import ModelError
 from onnxshap.graph import Graph, lift_bodies, take_branches
 from onnxshap.graph.lifting import entered, is_if, is_loop, is_open, join
 from onnxshap.graph.loops import declare_ranks
+from onnxshap.shapes.alone import Alone
 from onnxshap.shapes.bodies import alike_handed, attempts, decided_by, open_bodies, why_loop_whole, why_whole
 from onnxshap.shapes.constants import constants_of, store_mixed
 from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
-from onnxshap.shapes.probe import Probe, runs, value_kinds
+from onnxshap.shapes.kinds import unknown_kinds, value_kinds
+from onnxshap.shapes.probe import Probe, runs
 from onnxshap.shapes.specs import input_specs
 
 _RANKS = 8
@@ -170,7 +171,7 @@ def _see(
         graph = store_mixed(graph, backend)
         kinds = value_kinds(graph.model)
         first, others = runs(Probe(graph, kinds, backend, specs, samples[0] if samples else {}), specs, shapes)
-        folding = fold(graph, first, others)
+        folding = fold(graph, first, others, Alone(graph.model, kinds, backend))
         if (simpler := take_branches(folding.graph)) is None:
             unchanged = folding.graph is graph
             return _Seen(
@@ -183,7 +184,7 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     """Return the graph with all that is known of its tensors; its lifted If nodes are joined where they can be."""
     graph, first = seen.graph, seen.first
     kinds = {name: kind for name, kind in seen.kinds.items() if kind}
-    kinds |= _unknown_kinds(graph, backend, seen.kinds)
+    kinds |= unknown_kinds(graph.model, backend, seen.kinds)
     for item in graph.model.graph.output:
         if not item.type.WhichOneof("value"):
             item.type.tensor_type.elem_type = kinds.get(item.name, TensorProto.FLOAT)
@@ -211,18 +212,6 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
         graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart, axes, whole, first.times,
         elsewhere,
     )  # fmt: skip
-
-
-def _unknown_kinds(graph: Graph, backend: Backend, kinds: Mapping[str, int | None]) -> dict[str, int]:
-    """Return the element types that ONNX cannot infer, behind ops of other domains, as the runtime sees them."""
-    unknown = [o for node in graph.nodes for o in node.output if o and kinds.get(o, 0) == 0]
-    if not unknown:
-        return {}
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
-    return dict(zip(unknown, backend.session(model, optimize=False).kinds, strict=True))
 
 
 def _varying(one: Mapping[str, Shape], other: Mapping[str, Shape]) -> frozenset[tuple[str, int]]:

@@ -1,52 +1,25 @@
 """Which axes of what a node gives have sizes that are in doubt (`doubts`), given which of what it reads have.
 
-Ops that are given their sizes as a vector are told entry by entry; of all others ONNX's own shape inference tells, of
-that node alone, with axes of unknown size where there is doubt: what it still knows is sure.
+Ops that are given their sizes as a vector are told entry by entry; of all others `alone` tells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import onnx.shape_inference
-from onnx import NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, helper
+from onnx import NodeProto
 
-from onnxshap.core import Array, BoolArray
-from onnxshap.graph import attributes, is_op, tensor
-
-MOST = 64
-"""Numbers of a constant that shape inference may want to see."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """An input of a node.
-
-    Attributes:
-        shape: its shape in a run.
-        sizes: bool[rank], the axes whose sizes are in doubt.
-        value: its values, where they are known; None = data.
-        entries: bool[shape] of values, those that are in doubt.
-    """
-
-    shape: tuple[int, ...]
-    sizes: BoolArray
-    value: Array | None = None
-    entries: BoolArray | None = None
-
-    @property
-    def sure(self) -> bool:
-        """Whether nothing of it is in doubt."""
-        return not self.sizes.any() and (self.entries is None or not self.entries.any())
+from onnxshap.core import BoolArray
+from onnxshap.graph import attributes, is_op
+from onnxshap.shapes.alone import Alone, Given
 
 
 def sizes_in_doubt(
     node: NodeProto,
     given: Sequence[Given | None],
     shapes: Mapping[str, tuple[int, ...]],
-    opsets: Sequence[OperatorSetIdProto],
+    alone: Alone,
 ) -> dict[str, BoolArray]:
     """Return the axes in doubt of every output, bool[rank] each; all of them where nothing is known.
 
@@ -54,14 +27,14 @@ def sizes_in_doubt(
         node: the node.
         given: its inputs, None those left out.
         shapes: shapes of its outputs in a run.
-        opsets: of the model.
+        alone: infers what a node of the model gives.
     """
     wanted = [o for o in node.output if o]
     found = {name: np.ones(len(shapes.get(name, ())), np.bool_) for name in wanted}
     listed = _by_entries(node, given, shapes.get(wanted[0], ()) if wanted else ())
     if listed is not None:
         return {name: listed if len(listed) == len(found[name]) else found[name] for name in wanted}
-    known = _inferred(node, given, opsets)
+    known = alone.shapes(node, given)
     for name in wanted:
         dims = known.get(name)
         if dims is not None and len(dims) == len(found[name]):
@@ -122,35 +95,3 @@ def _entries(one: Given | None) -> BoolArray:
         return np.ones(0, np.bool_)
     doubts = np.zeros(one.value.shape, np.bool_) if one.entries is None else one.entries
     return np.asarray(doubts | one.sizes.any()).reshape(-1)
-
-
-def _inferred(
-    node: NodeProto, given: Sequence[Given | None], opsets: Sequence[OperatorSetIdProto]
-) -> dict[str, list[int | None]]:
-    """Return the shapes that ONNX infers of a node alone, None for what it does not know."""
-    inputs, stored, seen = list[ValueInfoProto](), list[TensorProto](), set[str]()
-    for k, (name, one) in enumerate(zip(node.input, given, strict=True)):
-        if one is None or name in seen:
-            continue
-        seen.add(name)
-        if one.value is not None and one.sure and one.value.size <= MOST:
-            stored.append(tensor(name, one.value))
-            continue
-        kind = TensorProto.FLOAT if one.value is None else helper.np_dtype_to_tensor_dtype(one.value.dtype)
-        dims = [
-            f"d{k}.{axis}" if doubt else size
-            for axis, (size, doubt) in enumerate(zip(one.shape, one.sizes, strict=True))
-        ]
-        inputs.append(helper.make_tensor_value_info(name, kind, dims))
-    outputs = [ValueInfoProto(name=o) for o in node.output if o]
-    graph = helper.make_graph([node], "one", inputs, outputs, stored)
-    model = helper.make_model(graph, opset_imports=opsets)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model).graph
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return {}
-    return {
-        o.name: [d.dim_value if d.HasField("dim_value") else None for d in o.type.tensor_type.shape.dim]
-        for o in (*inferred.output, *inferred.value_info)
-        if o.type.tensor_type.HasField("shape")
-    }

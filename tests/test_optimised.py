@@ -16,13 +16,14 @@ import onnxshap
 from tests.exactness import check_exact, net
 
 MODELS = Path(__file__).parent.parent / "models"
+EXTENDED = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
 
-def optimised(model: ModelProto | Path, folder: Path) -> ModelProto:
-    """Return a model as onnxruntime's extended optimizations write it."""
+def optimised(model: ModelProto | Path, folder: Path, level: ort.GraphOptimizationLevel = EXTENDED) -> ModelProto:
+    """Return a model as onnxruntime's optimizations write it."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.graph_optimization_level = level
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     source = model if isinstance(model, Path) else model.SerializeToString()
     ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -90,6 +91,14 @@ def test_fused_convolutions_are_cut_like_the_originals(name: str, tmp_path: Path
     assert "FusedConv" in {n.op_type for n in model.graph.node}
     assert sizes(model) == sizes(MODELS / f"{name}.onnx")
     assert check_exact(model).kept < 0.6
+
+
+def test_what_is_laid_out_for_a_processor_says_what_to_do(tmp_path: Path) -> None:
+    model = optimised(MODELS / "fashion_vgg.onnx", tmp_path, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    if "com.microsoft.nchwc" not in {n.domain for n in model.graph.node}:
+        pytest.skip("onnxruntime has no layout of its own for this processor")
+    reasons = {f.reason for f in onnxshap.trace(model).frozen}
+    assert any("save the model with ORT_ENABLE_EXTENDED at most" in reason for reason in reasons), reasons
 
 
 def test_a_fused_net_is_pruned_from_data_to_file(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ _SMALL, _FEW = 65536, 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""
 _COMPUTED = "two computed tensors are summed over it, neither is zero there"
 _ELSEWHERE = "its units would be others at other sizes of the inputs"
+_BLOCKED = "com.microsoft.nchwc."
+"""Ops that onnxruntime's last optimizations write, whose weights are reordered in blocks."""
 _NONE = np.empty(0, np.int64)
 _PARTS = ("Slice", "Split")
 """What takes parts of a weight: the gates of a recurrent layer, in torch's order, the projections of an attention."""
@@ -211,6 +213,8 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
                    for n, t in zip(names, ts, strict=True))  # fmt: skip
     known = RULES.get(op.type) if not unshaped and not any(subgraphs(node)) else None
     reason = f"{op.type} has no rule" if known is None else f"{op.type} keeps this axis as a whole"
+    if op.type.startswith(_BLOCKED):
+        reason = f"{op.type} is laid out for one kind of processor: save the model with ORT_ENABLE_EXTENDED at most"
     if known is None and op.type in RULES:
         reason = f"{op.type} reads or gives what has no fixed shape"
     if (why := ops.whole(node)) is not None:

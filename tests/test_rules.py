@@ -1419,6 +1419,10 @@ case("FusedConv", conv_net("""
     b = com.microsoft.FusedConv(e, w4, b4, c)
 """, imports=MS, w1=(8, 8, 3, 3), b1=(8,), w2=(6, 8, 1, 1), w3=(8, 6, 1, 1), b3=(8,), w4=(8, 8, 1, 1), b4=(8,)),
     [8, 8, 6])
+case("FusedConv in half precision", net("""(float16[N,3,6,6] x) => (float16[N,2,6,6] y) {
+    a = com.microsoft.FusedConv<activation="Clip", activation_params=[0.0,6.0]>(x, w0, b0)
+    y = Conv(a, w1)
+}""", imports=MS, **_typed(np.float16, w0=(8, 3, 1, 1), b0=(8,), w1=(2, 8, 1, 1))), [8], tolerance=5e-3)
 case("FusedConv with an activation of its own", conv_net(
     'b = com.microsoft.FusedConv<activation="HardSigmoid", activation_params=[0.2,0.5], group=8>(a, w1, b1)',
     imports=MS, w1=(8, 1, 1, 1), b1=(8,)), [8])

@@ -95,7 +95,9 @@ def _linear(graph: GraphProto, node: NodeProto, opset: int) -> list[NodeProto]:
     if addend:
         made.append(helper.make_node("Add", [made[-1].output[0], addend], [summed], name=f"{y}.add"))
     if activation:
-        made.append(_activation(graph, activation, parameters, made[-1].output[0], y, opset))
+        weights = next((t for t in graph.initializer if t.name == node.input[1]), TensorProto(data_type=1))
+        dtype = helper.tensor_dtype_to_np_dtype(weights.data_type)
+        made.append(_activation(graph, activation, parameters, made[-1].output[0], y, opset, dtype))
     return made
 
 
@@ -162,12 +164,18 @@ def _sum_of_rows(graph: GraphProto, source: str, target: str, opset: int) -> Nod
 
 
 def _activation(
-    graph: GraphProto, kind: str, parameters: Mapping[str, Any], source: str, target: str, opset: int
+    graph: GraphProto,
+    kind: str,
+    parameters: Mapping[str, Any],
+    source: str,
+    target: str,
+    opset: int,
+    dtype: np.dtype[Any],
 ) -> NodeProto:
     inputs = [source]
     if kind == "Clip" and opset >= 11:
         for name, value in parameters.items():
             inputs.append(f"{target}.{name}")
-            graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), inputs[-1]))
+            graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), inputs[-1]))
         parameters = {}
     return helper.make_node(kind, inputs, [target], name=f"{target}.{kind}", **parameters)

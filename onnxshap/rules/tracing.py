@@ -100,9 +100,12 @@ def _tie_shared(trace: Trace, ops: _Ops, shaped: Shaped, labels: Labels) -> bool
     """State that layers with one weight lose the same of it (heads on every level of a pyramid, towers, steps in time).
 
     Cut apart it would be stored once for each of them, and the file might grow. So it is where other positions stay for
-    one layer than for another. Return whether there was anything to state.
+    one layer than for another; what nothing makes (a state that starts as zeros) follows the others. Return whether
+    there was anything to state.
     """
-    frozen = np.asarray((labels.slots < 0).all(axis=1))
+    frozen = np.zeros(len(labels.slots), np.bool_)
+    frozen[list(labels.reasons)] = True
+    frozen &= (labels.slots < 0).all(axis=1)
     first: dict[tuple[object, ...], Tensor] = {}
     before = len(trace.ties)
     for node in shaped.graph.nodes:  # each copy is read in part, and stays whole where it is not read
@@ -219,14 +222,16 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
         reason = f"{op.type} reads or gives what has no fixed shape"
     if (why := ops.whole(node)) is not None:
         reason = f"{op.type} gives it: {why}"
-    mark = trace.mark()
+    mark, related = trace.mark(), known is not None
     if known is not None:
         try:
             known(op, axes)
         except RuleError as refusal:
-            reason = str(refusal)
+            reason, related = str(refusal), False
             axes.mentioned.clear()
             trace.forget(mark)
+    if not related:
+        _note_made(op, axes)
     for tensor in tensors:
         for axis in range(tensor.rank):
             if (tensor.name, axis) not in axes.mentioned:
@@ -235,6 +240,15 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
         for tensor in (t for name in outer_names(graph) if (t := ops.tensor(name)) is not None):
             part = "the body" if is_loop(node) else "a branch"
             _freeze_tensor(trace, tensor, f"{part} of {op.type} reads it" + ("" if why is None else f": {why}"))
+
+
+def _note_made(op: Op, axes: Axes) -> None:
+    """State which axes an unknown op seems to make, by the sizes of its weights: the report says why they stay."""
+    sizes = {size for t in op.inputs if t is not None and t.constant and t.rank > 1 for size in t.shape if size > 1}
+    y = op.outputs[0] if op.outputs else None
+    for axis in range(1, y.rank) if y is not None and not y.constant else ():
+        if y is not None and y.shape[axis] in sizes:
+            axes.make(axis)
 
 
 # --- chains of movements that permute one axis (channel shuffle) -----------------------------------------------------

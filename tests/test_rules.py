@@ -485,6 +485,10 @@ case("max pool with indices stays", conv_net("b, i = MaxPool<kernel_shape=[2,2]>
 for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"):
     case(op, conv_net(f"b = {op}(a)"), [8])
 case("resize by scales", conv_net('b = Resize<mode="linear">(a, , scales)', scales=[1, 1, 2, 2.0]), [8])
+case("resize by scales that were halves", conv_net("""
+    s = Cast<to=1>(halves)
+    b = Resize<mode="linear">(a, , s)
+""", halves=np.array([1, 1, 2, 2], np.float16)), [8])
 case("resize by scales, opset 10", conv_net("b = Resize(a, scales)", opset=10, scales=[1, 1, 2, 2.0]), [8])
 case("resize by scales, opset 11", conv_net("b = Resize(a, roi, scales)", opset=11, scales=[1, 1, 2, 2.0],
      roi=np.zeros(0, np.float32)), [8])
@@ -1460,6 +1464,14 @@ case("SkipLayerNormalization of a sum with a bias", net("""(float[N,5,12] x) => 
     n = com.microsoft.SkipLayerNormalization(m, t, s, b, c)
     y = MatMul(n, w2)
 }""", imports=MS, w0=(12, 8), w1=(12, 8), s=(8,), b=(8,), c=(8,), w2=(8, 3)), [8])
+case("SkipLayerNormalization of a sum with positions", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    t = MatMul(x, w0)
+    n = com.microsoft.SkipLayerNormalization(t, places, s, b)
+    h = MatMul(n, w1)
+    m = com.microsoft.SkipLayerNormalization(h, rows, s2, b2)
+    y = MatMul(m, w2)
+}""", imports=MS, w0=(12, 8), places=(1, 5, 8), s=(8,), b=(8,), w1=(8, 6), rows=(5, 6), s2=(6,), b2=(6,), w2=(6, 3)),
+    [8, 6])
 case("SkipLayerNormalization over a trunk", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     t = MatMul(x, w0)
     h = MatMul(t, w1)

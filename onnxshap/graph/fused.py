@@ -69,7 +69,7 @@ def _parts(graph: GraphProto, node: NodeProto, opset: int, used: Collection[str]
     if node.op_type in ("FusedConv", "FusedGemm"):
         return _linear(graph, node, opset)
     if node.op_type in _BIASES:
-        return _skip(node)
+        return _skip(graph, node)
     if node.op_type == "EmbedLayerNormalization":
         return _embedding(graph, node, opset, used)
     return [node]
@@ -101,15 +101,31 @@ def _linear(graph: GraphProto, node: NodeProto, opset: int) -> list[NodeProto]:
     return made
 
 
-def _skip(node: NodeProto) -> list[NodeProto]:
-    """Take the bias out of a norm of a sum."""
-    place = _BIASES[node.op_type]
-    if len(node.input) <= place or not node.input[place]:
-        return [node]
-    biased, norm = f"{node.output[0]}.biased", copied(node)
-    norm.input[0] = biased
+def _skip(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
+    """Take the bias out of a norm of a sum, and the sum where one of its terms is stored, for all images the same.
+
+    There is no norm of one term before opset 17, so it is that of two halves.
+    """
+    y, place, made = node.output[0], _BIASES[node.op_type], list[NodeProto]()
+
+    def add(one: str, other: str, name: str) -> str:
+        made.append(helper.make_node("Add", [one, other], [name], name=name))
+        return name
+
+    norm = copied(node)
+    if len(node.input) > place and node.input[place]:
+        norm.input[0] = add(node.input[0], node.input[place], f"{y}.biased")
     del norm.input[place:]
-    return [helper.make_node("Add", [node.input[0], node.input[place]], [biased], name=biased), norm]
+    table = next((t for t in graph.initializer if t.name in norm.input[:2]), None)
+    if table is not None and place == _BIASES["SkipLayerNormalization"]:
+        total = node.output[3] if len(node.output) > 3 and node.output[3] else f"{y}.sum"
+        half = numpy_helper.from_array(np.array(0.5, helper.tensor_dtype_to_np_dtype(table.data_type)), f"{y}.half")
+        graph.initializer.append(half)
+        whole = add(norm.input[0], norm.input[1], total)
+        made.append(helper.make_node("Mul", [whole, half.name], [f"{y}.halves"], name=f"{y}.halves"))
+        norm.input[:2] = [f"{y}.halves"] * 2
+        del norm.output[3:]
+    return [*made, norm]
 
 
 def _embedding(graph: GraphProto, node: NodeProto, opset: int, used: Collection[str]) -> list[NodeProto]:

@@ -387,7 +387,9 @@ class Refilled:
             else:
                 node.input[k] = self._filled(edit, name, f"{node.output[0]}.input{k}", own, gone, before)
         for k in self.data:
-            node.input[k] = self._filled(edit, node.input[k], f"{node.output[0]}.input{k}", rank, alive, before)
+            own = edit.rank(node.input[k])
+            there = {axis - rank + own: kept for axis, kept in alive.items()}
+            node.input[k] = self._filled(edit, node.input[k], f"{node.output[0]}.input{k}", own, there, before)
         for j in self.outputs:
             result = node.output[j]
             node.output[j] = f"{result}.whole"

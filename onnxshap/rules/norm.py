@@ -44,12 +44,14 @@ def as_a_whole(
             why += f", with a computed input {k} or one of another shape"
             break
     else:
-        if all(op.need(k).shape == first.shape for k in data) and not first.free.intersection(axes):
+        above = {k: first.rank - op.need(k).rank for k in data}  # a table of positions is the same for all images
+        alike = all(op.need(k).shape[axes[0] - above[k] :] == first.shape[axes[0] :] for k in data)
+        if alike and not first.free.intersection(axes):
             for axis in axes:
                 for k in data:
-                    ax.contract(k, axis, why=f"{op.type} {why} over it, and it is not zero there")
+                    ax.contract(k, axis - above[k], why=f"{op.type} {why} over it, and it is not zero there")
                     for out in outputs:
-                        ax.same([axis], k, out)
+                        ax.carry(axis - above[k], axis, k, out)
             for k in parameters:
                 rank = op.need(k).rank
                 for axis in range(rank):

@@ -82,6 +82,12 @@ class Folded:
     doubted: frozenset[tuple[str, int]] = field(default_factory=frozenset)
 
 
+def sizes_of(node: NodeProto) -> list[int]:
+    """Return the inputs of a node that are vectors of sizes, bounds or scales."""
+    places = _SIZES.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
+    return [k for k in places if k < len(node.input) and node.input[k]]
+
+
 def fold(graph: Graph, first: Run, others: Sequence[Run], alone: Alone) -> Folded:
     """Return the graph with its shape arithmetic folded, as far as some runs allow; the same one where it has none.
 

@@ -22,7 +22,7 @@ from onnxshap.graph.lifting import is_enter
 from onnxshap.graph.loops import depths
 from onnxshap.graph.structure import copied, subgraphs
 from onnxshap.shapes.constants import is_random
-from onnxshap.shapes.folding import Run, Shape
+from onnxshap.shapes.folding import Run, Shape, sizes_of
 
 _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
@@ -233,7 +233,7 @@ def noise(name: str, dtype: np.dtype[Any], shape: Shape, seed: int = 0) -> Array
 
 
 def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set[str]:
-    """Return the tensors computed from shapes and initializers alone: of shapes some, or integers of no weights.
+    """Return the tensors computed from shapes and initializers alone: of shapes some, integers of no weights, or sizes.
 
     What is made of a table of weights (positions of a sequence that has some length, resized or not) stays weights.
     """
@@ -242,6 +242,7 @@ def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set
     weights = {t.name for t in model.graph.initializer if t.data_type not in _INTEGERS and np.prod(t.dims) > 1}
     found: set[str] = set()
     sized: set[str] = set()
+    vectors = {n.input[k] for n in model.graph.node for k in sizes_of(n)}
     for node in model.graph.node:
         if any(True for _ in subgraphs(node)) or is_random(node) or is_enter(node):
             continue
@@ -259,7 +260,7 @@ def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set
             if from_shape:
                 sized.update(outputs)
             integers = weights.isdisjoint(inputs) and all(kinds.get(o) in _INTEGERS for o in outputs)
-            if from_shape or shape or integers:
+            if from_shape or shape or integers or not vectors.isdisjoint(outputs):
                 found.update(outputs)
             elif not weights.isdisjoint(inputs):
                 weights.update(outputs)

@@ -1755,6 +1755,17 @@ case("a stored image seen through computed weights", net("""(float[1,6] x) => (f
     c = Conv<pads=[1,1,1,1]>(image, w, b1)
     y = Conv(c, w2)
 }""", w0=(6, 8), scales=[1, 8, 1, 1], w1=(4, 8, 3, 3), image=(1, 8, 5, 5), b1=(4,), w2=(3, 4, 1, 1)), [8, 4])
+case("a norm behind rows that the data choose", net("""(float[N,5,6] x) => (float[N,3,3] y) {
+    e = MatMul(x, w0)
+    s = Slice(x, zero, one, two)
+    best, places = TopK<axis=1>(s, three)
+    wide = Expand(places, width)
+    g = GatherElements<axis=1>(e, wide)
+    c = Greater(best, nought)
+    h = Where(c, g, b0)
+    n = LayerNormalization(h, s1)
+    y = MatMul(n, w1)
+}""", w0=(6, 8), zero=[0], one=[1], two=[2], three=[3], width=[1, 1, 8], nought=0.0, b0=(8,), s1=(8,), w1=(8, 3)), [8])
 case("rows of a table in codes", net("""(int64[N,5] x) => (float[N,5,3] y) {
     r = Gather(codes, x)
     t = Transpose<perm=[0,2,1]>(r)

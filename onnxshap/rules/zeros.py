@@ -22,12 +22,14 @@ PRODUCTS = {
     **dict.fromkeys(("GroupNormalization", "InstanceNormalization", "LayerNormalization"), ((1,), (2,))),
     "SkipLayerNormalization": ((2,), (3,)),
     "MatMulIntegerToFloat": ((0, 1), (6,)),
+    "DynamicQuantizeMatMul": ((0, 1), (4,)),
     **dict.fromkeys(("QLinearMatMul", "QLinearMul"), ((0, 3), ())),
-    **dict.fromkeys(("BiasGelu", "FastGelu"), ((), (0, 1))),
-    "QLinearAdd": ((), (0, 3)),
     "QLinearConv": ((0, 3), (8,)),
     "QGemm": ((0, 3), (6,)),
-    "DynamicQuantizeMatMul": ((0, 1), (4,)),
+    "QLinearAdd": ((), (0, 3)),
+    **dict.fromkeys(("BiasGelu", "FastGelu"), ((), (0, 1))),
+    **dict.fromkeys(("ScatterElements", "ScatterND"), ((), (0, 2))),
+    "Where": ((), (1, 2)),
 }
 """Zero where one of their factors (inputs) is, if they have such, and all of their addends (inputs)."""
 JOINED = {"Concat": (0, None), "QLinearConcat": (2, None, 3)}
@@ -35,13 +37,13 @@ JOINED = {"Concat": (0, None), "QLinearConcat": (2, None, 3)}
 FIRST: frozenset[str] = frozenset([
     *("Abs", "Asin", "Atan", "AveragePool", "Cast", "CastLike", "Ceil", "Celu", "CumSum", "DepthToSpace"),
     *("DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand", "Flatten"),
-    *("Floor", "Gather", "Gelu", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "HardSwish"),
-    *("Identity", "LRN", "LeakyRelu", "LpNormalization", "LpPool", "MaxPool", "Mish", "Neg", "PRelu"),
-    *("QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QuantizeLinear"),
-    *("QuickGelu", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu"),
-    *("Reshape", "Resize", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh", "Slice", "Softsign"),
-    *("SpaceToDepth", "Split", "Sqrt", "Squeeze", "Swish", "Tan", "Tanh", "Tile", "Transpose", "Trilu"),
-    *("Unsqueeze", "Upsample"),
+    *("Floor", "Gather", "GatherElements", "GatherND", "Gelu", "GlobalAveragePool", "GlobalLpPool"),
+    *("GlobalMaxPool", "GridSample", "HardSwish", "Identity", "LRN", "LeakyRelu", "LpNormalization", "LpPool"),
+    *("MaxPool", "Mish", "Neg", "PRelu", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu"),
+    *("QuantizeLinear", "QuickGelu", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),
+    *("Relu", "Reshape", "Resize", "ReverseSequence", "RoiAlign", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh"),
+    *("Slice", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Swish", "Tan", "Tanh", "Tile"),
+    *("Transpose", "Trilu", "Unsqueeze", "Upsample"),
 ])  # fmt: skip
 """Zero where their first input is; of codes, the zero point is zero."""
 
@@ -124,11 +126,10 @@ class Zeros:
         if node.op_type == "Clip":
             return zero(node.input[0]) if _clips_around_zero(self._shaped, node) else False
         if node.op_type in PRODUCTS:
-            factors, addends = (
-                [verdict(node.input[k]) for k in numbers if k < len(node.input) and node.input[k]]
-                for numbers, verdict in zip(PRODUCTS[node.op_type], (zero, added), strict=True)
-            )
-            return _all((*addends, _any(factors))) if factors else _all(addends)
+            places, others = PRODUCTS[node.op_type]
+            addends = [added(node.input[k]) for k in others if k < len(node.input) and node.input[k]]
+            factors = [zero(node.input[k]) for k in places if k < len(node.input) and node.input[k]]
+            return _all((*addends, _any(factors))) if places else _all(addends)
         return False
 
     def _held(self, name: str) -> frozenset[int]:

@@ -1,0 +1,35 @@
+"""Constants of a graph that restate a width, and how they follow it when the width shrinks.
+
+An initializer with a traced axis is simply compressed to its live positions. These are the other ones: a Reshape target
+lists widths (`widths`), a Slice lists bounds on an axis (`positions`), a mean counts what it divides by (`statistics`).
+A rule states which of them its op has; the rewrite applies those that touch a cut axis.
+"""
+
+from onnxshap.labels.fixups.edit import Edit, Fixup, set_attribute
+from onnxshap.labels.fixups.positions import Bounds, Grid, PadCount, Selection, grid
+from onnxshap.labels.fixups.statistics import Divisor, Extreme, Refilled, Residue, RootMeanSquare, Statistics
+from onnxshap.labels.fixups.widths import Declared, Default, GroupCount, HeadCount, Parts, SingleAxes, Widths
+
+__all__ = [
+    "Bounds",
+    "Declared",
+    "Default",
+    "Divisor",
+    "Edit",
+    "Extreme",
+    "Fixup",
+    "Grid",
+    "GroupCount",
+    "HeadCount",
+    "PadCount",
+    "Parts",
+    "Refilled",
+    "Residue",
+    "RootMeanSquare",
+    "Selection",
+    "SingleAxes",
+    "Statistics",
+    "Widths",
+    "grid",
+    "set_attribute",
+]

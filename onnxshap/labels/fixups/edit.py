@@ -1,0 +1,58 @@
+"""What fixups ask of the rewrite in progress, and do to it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from onnx import NodeProto, helper
+
+from onnxshap.core import Array, BoolArray
+
+
+class Edit(Protocol):
+    """What a fixup may ask of the rewrite in progress, and do to it."""
+
+    def alive(self, tensor: str, axis: int) -> BoolArray:
+        """Return which positions of an axis stay."""
+
+    def cut(self, tensor: str, axis: int) -> bool:
+        """Return whether an axis loses positions."""
+
+    def rank(self, tensor: str) -> int:
+        """Return the number of axes of a tensor."""
+
+    def node(self, index: int) -> NodeProto:
+        """Return a node, to be changed in place."""
+
+    def constant(self, name: str) -> Array:
+        """Return the present values of an initializer, or of that with what is known of a vector (`folding.Part`)."""
+
+    def stored(self, name: str) -> bool:
+        """Return whether `constant` knows a tensor."""
+
+    def set_constant(self, name: str, values: Array) -> None:
+        """Replace the values of an initializer."""
+
+    def new_constant(self, hint: str, values: Array) -> str:
+        """Add an initializer, return its name."""
+
+    def typed(self, values: Array, like: str) -> Array:
+        """Return values in the element type of a tensor."""
+
+    def replace(self, index: int, nodes: list[NodeProto]) -> None:
+        """Put other nodes in a node's place."""
+
+
+class Fixup(Protocol):
+    """A constant that must follow some widths."""
+
+    def apply(self, edit: Edit) -> None:
+        """Make the constant follow, where a width has changed."""
+
+
+def set_attribute(node: NodeProto, name: str, value: object) -> None:
+    """Set an attribute of a node, replacing the old one."""
+    kept = [a for a in node.attribute if a.name != name]
+    made = helper.make_attribute(name, value)
+    del node.attribute[:]
+    node.attribute.extend([*kept, made])

@@ -1,0 +1,143 @@
+"""Constants that name positions of an axis: indices, grids, bounds and pads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+
+from onnxshap.core import BoolArray, IntArray
+from onnxshap.labels.fixups.edit import Edit, set_attribute
+
+
+def gathered(edit: Edit, source: str, target: str, axis: int, index: IntArray, nodes: list[NodeProto]) -> str:
+    """Append a Gather of positions of an axis, return its target."""
+    places = edit.new_constant(f"{target}.index", index.astype(np.int64))
+    nodes.append(helper.make_node("Gather", [source, places], [target], name=f"{target}.gather", axis=axis))
+    return target
+
+
+def _renumbered(positions: IntArray, alive: BoolArray) -> IntArray:
+    """Return the live ones of some positions of an axis, by their places among all that is alive there."""
+    return (np.cumsum(alive) - 1)[positions[alive[positions]]].astype(np.int64)
+
+
+def grid(positions: Sequence[IntArray]) -> IntArray:
+    """Return the places that take one position of every axis, int64[*lengths, axes]."""
+    return np.stack(np.meshgrid(*positions, indexing="ij"), axis=-1)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A Slice, Gather or shuffle: output positions `index` of the input's axis; becomes one Gather where it is cut.
+
+    Attributes:
+        nodes: the node, or a chain of nodes that together select.
+        source: input tensor.
+        target: output tensor.
+        axis: the axis selected on, of both; other axes are the same.
+        index: int[n_out], input position of each output position.
+        others: axes of the source that the nodes carry along.
+        shape: that of the index of a Gather, -1 where its positions lie.
+    """
+
+    nodes: tuple[int, ...]
+    source: str
+    target: str
+    axis: int
+    index: IntArray
+    others: tuple[int, ...] = ()
+    shape: tuple[int, ...] = (-1,)
+
+    def apply(self, edit: Edit) -> None:
+        """Select the live positions among the live positions."""
+        if not any(edit.cut(self.source, a) or edit.cut(self.target, a) for a in (self.axis, *self.others)):
+            return None
+        alive = edit.alive(self.source, self.axis)
+        chosen = _renumbered(self.index, alive)
+        for node in self.nodes[:-1]:
+            edit.replace(node, [])
+        if len(self.shape) == 1 and np.array_equal(chosen, np.arange(alive.sum())):
+            same = helper.make_node("Identity", [self.source], [self.target], name=f"{self.target}.gather")
+            return edit.replace(self.nodes[-1], [same])
+        made: list[NodeProto] = []
+        gathered(edit, self.source, self.target, self.axis, chosen.reshape(self.shape), made)
+        return edit.replace(self.nodes[-1], made)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A ScatterND that writes `positions` of its first axes, a list each: the live ones among the live ones."""
+
+    node: int
+    target: str
+    positions: tuple[IntArray, ...]
+
+    def apply(self, edit: Edit) -> None:
+        """Write the new numbers."""
+        if not any(edit.cut(self.target, axis) for axis in range(len(self.positions))):
+            return
+        left = [_renumbered(some, edit.alive(self.target, axis)) for axis, some in enumerate(self.positions)]
+        edit.node(self.node).input[1] = edit.new_constant(f"{self.target}.index", grid(left))
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A Slice with step 1 on an axis: its bounds (entry `entry` of starts and ends) move with the live positions."""
+
+    node: int
+    source: str
+    axis: int
+    start: int
+    stop: int
+    entry: int
+
+    def apply(self, edit: Edit) -> None:
+        """Write the new bounds."""
+        if not edit.cut(self.source, self.axis):
+            return
+        before = np.concatenate([[0], np.cumsum(edit.alive(self.source, self.axis))])
+        node = edit.node(self.node)
+        for k, (name, bound) in enumerate((("starts", self.start), ("ends", self.stop)), start=1):
+            if len(node.input) > k:
+                values = edit.constant(node.input[k]).copy().reshape(-1)
+                values[self.entry] = before[bound]
+                edit.set_constant(node.input[k], values)
+            else:
+                values = np.array(next(list(a.ints) for a in node.attribute if a.name == name), np.int64)
+                values[self.entry] = before[bound]
+                set_attribute(node, name, values.tolist())
+
+
+@dataclass(frozen=True)
+class PadCount:
+    """Padding of a cut axis: as many zeros as live positions stand in the padding."""
+
+    node: int
+    target: str
+    axis: int
+    rank: int
+    before: int
+    after: int
+
+    def apply(self, edit: Edit) -> None:
+        """Write the new amounts."""
+        if not edit.cut(self.target, self.axis):
+            return
+        alive = edit.alive(self.target, self.axis)
+        amounts: NDArray[np.int64] = np.array(
+            [alive[: self.before].sum(), alive[len(alive) - self.after :].sum()], np.int64
+        )
+        node = edit.node(self.node)
+        where = [self.axis, self.axis + self.rank]
+        if len(node.input) > 1:
+            pads = edit.constant(node.input[1]).copy()
+            pads[where] = amounts
+            edit.set_constant(node.input[1], pads)
+        else:
+            pads = np.array(next(list(a.ints) for a in node.attribute if a.name == "pads"), np.int64)
+            pads[where] = amounts
+            set_attribute(node, "pads", pads.tolist())

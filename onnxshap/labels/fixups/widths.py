@@ -1,0 +1,160 @@
+"""Numbers that restate a width: targets of a Reshape, counts of groups and of heads, parts of a Split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import AttributeProto
+
+from onnxshap.core import Array
+from onnxshap.labels.fixups.edit import Edit, set_attribute
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Entries of an integer list that are the widths of axes: `entries` maps position -> (tensor, axis).
+
+    The list is the initializer `input` of the node, or its attribute `attribute`. Where it is a Reshape's, an entry 0
+    copies that axis of `source`, which need not be the axis that its positions come from: [n, c, c] -> [n, 1, c, 0]
+    copies a width that is equal only until one of them is cut.
+    """
+
+    node: int
+    entries: tuple[tuple[int, str, int], ...]
+    input: int | None = None
+    attribute: str | None = None
+    source: str | None = None
+
+    def apply(self, edit: Edit) -> None:
+        """Write the widths that changed; entries -1 adapt by themselves, and so do those of free dimensions."""
+        if not any(edit.cut(tensor, axis) for _, tensor, axis in self.entries):
+            return
+        node = edit.node(self.node)
+        if self.input is not None:
+            name = node.input[self.input]
+            if edit.stored(name):  # else a freed batch made it follow the tensors themselves (`batching`)
+                edit.set_constant(name, self._followed(edit, edit.constant(name)))
+        else:
+            values = np.array(next(list(a.ints) for a in node.attribute if a.name == self.attribute), np.int64)
+            set_attribute(node, str(self.attribute), self._followed(edit, values).tolist())
+
+    def _followed(self, edit: Edit, values: Array) -> Array:
+        values = values.copy()
+        for position, tensor, axis in self.entries:
+            width = edit.alive(tensor, axis).sum()
+            if values[position] > 0 and edit.cut(tensor, axis):
+                values[position] = width
+            elif values[position] == 0 and self.source is not None:
+                copied = edit.alive(self.source, position).sum()
+                values[position] = 0 if copied == width else width
+        return values
+
+
+@dataclass(frozen=True)
+class SingleAxes:
+    """A Squeeze of all axes of size 1: a cut may leave one channel, which it must not take."""
+
+    node: int
+    source: str
+    axes: tuple[int, ...]
+    as_input: bool
+
+    def apply(self, edit: Edit) -> None:
+        """Name the axes."""
+        node = edit.node(self.node)
+        named = len(node.input) > 1 or any(a.name == "axes" for a in node.attribute)  # by a freed batch (`batching`)
+        if named or not any(edit.cut(self.source, axis) for axis in range(edit.rank(self.source))):
+            return
+        if self.as_input:
+            node.input[1:] = [edit.new_constant(f"{node.output[0]}.axes", np.array(self.axes, np.int64))]
+        else:
+            set_attribute(node, "axes", list(self.axes))
+
+
+@dataclass(frozen=True)
+class GroupCount:
+    """The group attribute of a Conv or GroupNormalization: live channels over channels a group.
+
+    Channels a group are `size`, or the live width of a weight's axis where that is None.
+    """
+
+    node: int
+    source: str
+    weight: str
+    weight_axis: int
+    attribute: str = "group"
+    size: int | None = None
+
+    def apply(self, edit: Edit) -> None:
+        """Count the groups that are left."""
+        if edit.cut(self.source, 1) or edit.cut(self.weight, self.weight_axis):
+            width = self.size or int(edit.alive(self.weight, self.weight_axis).sum())
+            set_attribute(edit.node(self.node), self.attribute, int(edit.alive(self.source, 1).sum()) // width)
+
+
+@dataclass(frozen=True)
+class HeadCount:
+    """An attribute that counts the positions of an axis."""
+
+    node: int
+    source: str
+    attribute: str
+    axis: int = 0
+
+    def apply(self, edit: Edit) -> None:
+        """Count those that are left."""
+        if edit.cut(self.source, self.axis):
+            set_attribute(edit.node(self.node), self.attribute, int(edit.alive(self.source, self.axis).sum()))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An attribute that lists the widths of consecutive parts of an axis; by default they are equal."""
+
+    node: int
+    source: str
+    axis: int
+    sizes: tuple[int, ...]
+    attribute: str
+
+    def apply(self, edit: Edit) -> None:
+        """Write the widths that are left."""
+        if edit.cut(self.source, self.axis):
+            parts = np.split(edit.alive(self.source, self.axis), np.cumsum(self.sizes)[:-1])
+            set_attribute(edit.node(self.node), self.attribute, [int(part.sum()) for part in parts])
+
+
+@dataclass(frozen=True)
+class Default:
+    """An attribute whose default follows from a width: it is spelled out, so that a cut does not change it."""
+
+    node: int
+    source: str
+    axis: int
+    attribute: str
+    value: float
+
+    def apply(self, edit: Edit) -> None:
+        """Write it where it is not given."""
+        node = edit.node(self.node)
+        if edit.cut(self.source, self.axis) and all(a.name != self.attribute for a in node.attribute):
+            set_attribute(node, self.attribute, self.value)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The sizes that the body of a loop declares for what it is given and what it gives, tensors by these names."""
+
+    node: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def apply(self, edit: Edit) -> None:
+        """Write the widths that are left."""
+        inside = next(a.g for a in edit.node(self.node).attribute if a.type == AttributeProto.GRAPH)
+        for items, names in ((inside.input, self.inputs), (inside.output, self.outputs)):
+            for item, name in zip(items, names, strict=True):
+                for axis, dim in enumerate(item.type.tensor_type.shape.dim):
+                    if dim.HasField("dim_value") and edit.cut(name, axis):
+                        dim.dim_value = int(edit.alive(name, axis).sum())

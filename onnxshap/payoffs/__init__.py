@@ -1,0 +1,17 @@
+"""Payoffs: what a model's outputs are worth, as float64[rows], higher is better; `choose` picks one and fits it.
+
+    integer labels              ce     log p(label), in nats
+    float labels                mse    minus the relative squared error to the targets
+    no labels, class scores     kl     minus KL(original || output), in nats
+    no labels, anything else    mse    minus the relative squared error to the original outputs
+
+What a payoff must know of the original model (which output, logits or probabilities, the scale) is in its fields and
+decided once by `choose`. So a row's payoff depends on that row alone, never on the batch it was evaluated in.
+"""
+
+from onnxshap.payoffs.builtin import KL, MSE, Accuracy, CrossEntropy
+from onnxshap.payoffs.choice import choose
+from onnxshap.payoffs.custom import Custom, OverAll, custom
+from onnxshap.payoffs.names import NAMES
+
+__all__ = ["KL", "MSE", "NAMES", "Accuracy", "CrossEntropy", "Custom", "OverAll", "choose", "custom"]

@@ -1,0 +1,171 @@
+"""The payoffs that come with the tool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxshap.core import Array, FloatArray
+from onnxshap.payoffs.checked import (
+    check_shape,
+    class_labels,
+    class_scores,
+    finite,
+    float_targets,
+    log_probabilities,
+    row_mean,
+    shifted_scores,
+)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Log probability of the label, in nats: the mean over positions where the output is dense.
+
+    Attributes:
+        output: which of the model's outputs holds the class scores.
+        probabilities: they sum to 1 over the classes already (a Softmax is in the graph); False: logits.
+        axis: the class axis; None: the last of rank 3, else 1.
+
+    >>> ce = CrossEntropy(probabilities=True)
+    >>> ce([np.array([[0.5, 0.5], [0.25, 0.75]])], [], np.array([0, 0])).round(3).tolist()
+    [-0.693, -1.386]
+    """
+
+    output: int = 0
+    probabilities: bool = False
+    axis: int | None = None
+    name: ClassVar[str] = "ce"
+
+    def __call__(self, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> FloatArray:
+        """Return float64[rows]; `labels` are class indices, one a row (a row and position if dense); no `reference`.
+
+        Raises:
+            DataError: no labels, or labels that are no classes of the output; an output with NaN or Inf.
+        """
+        where = f"output {self.output}"
+        shifted, norm = shifted_scores(
+            class_scores(outputs[self.output], self.axis, where), probabilities=self.probabilities
+        )
+        classes = class_labels(labels, shifted.shape, where, payoff=self.name)
+        return row_mean(np.take_along_axis(shifted, classes[None], axis=0)[0] - norm)
+
+
+@dataclass(frozen=True)
+class KL:
+    """Minus KL(original || output), in nats: the mean over positions where the output is dense. Needs no labels.
+
+    Attributes:
+        output: which of the model's outputs holds the class scores.
+        probabilities: they sum to 1 over the classes already (a Softmax is in the graph); False: logits.
+        axis: the class axis; None: the last of rank 3, else 1.
+
+    >>> scores = np.array([[0.0, 1.0], [2.0, 0.0]])
+    >>> KL()([scores[::-1]], [scores], None).round(3).tolist()
+    [-1.007, -0.829]
+    """
+
+    output: int = 0
+    probabilities: bool = False
+    axis: int | None = None
+    name: ClassVar[str] = "kl"
+
+    def __call__(self, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> FloatArray:
+        """Return float64[rows], at most 0, and 0 where the outputs agree; `labels` are not read.
+
+        Raises:
+            DataError: outputs with NaN or Inf, or of another shape than the reference.
+        """
+        where = f"output {self.output}"
+        check_shape(outputs[self.output], reference[self.output], where)
+        log_p = log_probabilities(
+            class_scores(reference[self.output], self.axis, where), probabilities=self.probabilities
+        )
+        log_q = log_probabilities(
+            class_scores(outputs[self.output], self.axis, where), probabilities=self.probabilities
+        )
+        # Never positive but by rounding.
+        return row_mean(np.minimum((np.exp(log_p) * (log_q - log_p)).sum(axis=0), 0.0))
+
+
+@dataclass(frozen=True)
+class MSE:
+    """Minus the squared error to the original outputs, or to float targets: relative, the mean over `outputs`.
+
+    Attributes:
+        outputs: which of the model's outputs count, each with the same weight.
+        scales: what each one's mean squared error is divided by: the original output's mean square, so that outputs
+            of different units can be averaged.
+        targets: compare the only one of `outputs` with the labels instead of the original.
+
+    >>> MSE(scales=(4.0,))([np.array([[1.0, 2.0]])], [np.array([[3.0, 2.0]])], None).tolist()
+    [-0.5]
+    """
+
+    outputs: tuple[int, ...] = (0,)
+    scales: tuple[float, ...] = (1.0,)
+    targets: bool = False
+    name: ClassVar[str] = "mse"
+
+    def __post_init__(self) -> None:
+        """Hold the fields to each other."""
+        assert len(self.outputs) == len(self.scales) > 0
+        assert len(self.outputs) == 1 or not self.targets
+
+    def __call__(self, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> FloatArray:
+        """Return float64[rows], at most 0; `labels` are read if `targets`, else `reference`.
+
+        Raises:
+            DataError: outputs with NaN or Inf, or of another shape than what they are compared with.
+        """
+        errors = []
+        for index, scale in zip(self.outputs, self.scales, strict=True):
+            where = f"output {index}"
+            got = finite(outputs[index], where)
+            if self.targets:
+                wanted = float_targets(labels, got.shape, where)
+            else:
+                check_shape(got, reference[index], where)
+                wanted = finite(reference[index], where)
+            with np.errstate(over="ignore"):  # Inf is told as such
+                errors.append(row_mean((got - wanted) ** 2) / scale)
+        return -sum(errors[1:], start=errors[0]) / len(errors)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of positions whose top class is the label, or the original's top class if there are no labels.
+
+    For reports. The worst payoff to score with: most coalitions move no row's top class, so nearly every marginal
+    contribution is 0 and the rest are 1; the caller warns.
+
+    Attributes:
+        output: which of the model's outputs holds the class scores.
+        axis: the class axis; None: the last of rank 3, else 1.
+
+    >>> Accuracy()([np.array([[0.0, 1.0], [2.0, 0.0]])], [], np.array([1, 1])).tolist()
+    [1.0, 0.0]
+    """
+
+    output: int = 0
+    axis: int | None = None
+    name: ClassVar[str] = "accuracy"
+
+    def __call__(self, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> FloatArray:
+        """Return float64[rows] in [0, 1]; `reference` is read only without `labels`.
+
+        Raises:
+            DataError: labels that are no classes of the output; outputs with NaN or Inf, or of another shape than
+                the reference.
+        """
+        where = f"output {self.output}"
+        scores = class_scores(outputs[self.output], self.axis, where)
+        if labels is None:
+            check_shape(outputs[self.output], reference[self.output], where)
+            wanted = class_scores(reference[self.output], self.axis, where).argmax(axis=0)
+        else:
+            wanted = class_labels(labels, scores.shape, where, payoff=self.name)
+        return row_mean((scores.argmax(axis=0) == wanted).astype(np.float64))

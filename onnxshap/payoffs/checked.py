@@ -1,0 +1,140 @@
+"""What a payoff reads, checked: outputs and labels as numbers that are finite and of the shapes that they need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxshap.core import Array, FloatArray, IntArray
+from onnxshap.errors import DataError
+
+_FLOOR = 1e-12
+"""Probabilities below it count as it: a softmax that underflows to 0 costs 27.6 nats, not infinitely many."""
+CLOSE = 1e-3
+"""How far rows of probabilities may be from summing to 1, and embeddings from unit length; half precision needs it."""
+_MANY = 256
+"""Classes that are summed faster where they lie side by side."""
+_OVERFLOW = "run that row alone and look for an overflow (half precision) or an input out of range"
+
+
+def class_axis(rank: int, axis: int | None) -> int:
+    """Return the class axis: `axis`, or by rank [n, C], [n, T, C], [n, C, H, W], [n, C, D, H, W]."""
+    if axis is None:
+        return 2 if rank == 3 else 1
+    return axis + rank if axis < 0 else axis
+
+
+def class_scores(output: Array, axis: int | None, where: str) -> FloatArray:
+    """Return class scores float64[classes, rows, *positions], finite; few classes lie apart, for sums are faster so."""
+    axis_ = class_axis(output.ndim, axis)
+    if not 1 <= axis_ < output.ndim:
+        raise DataError(f"{where}: shape {text_of(output.shape)} has no class axis {axis_}: use payoff 'mse'")
+    scores = np.moveaxis(finite(output, where), axis_, 0)
+    return scores if axis_ == output.ndim - 1 and len(scores) >= _MANY else np.ascontiguousarray(scores)
+
+
+def are_probabilities(scores: FloatArray) -> bool:
+    """Return whether float64[classes, ...] are nonnegative and sum to 1 over the classes."""
+    return bool((scores >= 0.0).all() and (np.abs(scores.sum(axis=0) - 1.0) <= CLOSE).all())
+
+
+def shifted_scores(scores: FloatArray, *, probabilities: bool) -> tuple[FloatArray, FloatArray]:
+    """Return logits float64[classes, ...] with a maximum of 0, and what normalises them, float64[...]."""
+    # A distribution's logarithm is a valid set of logits: normalising it again takes the rounding of its sum away.
+    logits = np.log(np.maximum(scores, _FLOOR)) if probabilities else scores
+    shifted = logits - logits.max(axis=0)
+    return shifted, np.log(np.exp(shifted).sum(axis=0))
+
+
+def log_probabilities(scores: FloatArray, *, probabilities: bool) -> FloatArray:
+    """Return log probabilities float64[classes, ...] that sum to 1 within rounding."""
+    shifted, norm = shifted_scores(scores, probabilities=probabilities)
+    return shifted - norm
+
+
+def class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, payoff: str) -> IntArray:
+    """Return labels as int64[rows, *positions], each a class of scores [classes, rows, *positions]."""
+    if labels is None:
+        raise DataError(f"payoff {payoff!r}: there are no labels: give them, or use 'kl', which needs none")
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iub":
+        raise DataError(
+            f"payoff {payoff!r}: labels are {labels.dtype}: give integer class indices, or use 'mse' for float targets"
+        )
+    if not fits(labels.shape, scores[1:]):
+        raise DataError(
+            f"labels: shape {text_of(labels.shape)} for {where}: give one class index a row and position, "
+            f"shape {text_of(scores[1:])}"
+        )
+    classes = scores[0]
+    bad = np.argwhere((labels < 0) | (labels >= classes))
+    if len(bad):
+        at = tuple(int(i) for i in bad[0])
+        raise DataError(
+            f"labels: {labels[at]} in row {at[0]} is not in [0, {classes}), the classes of {where}: "
+            "number the classes as the model does, from 0"
+        )
+    return labels.astype(np.int64).reshape(scores[1:])
+
+
+def float_targets(labels: Array | None, output: tuple[int, ...], where: str) -> FloatArray:
+    """Return labels as finite float64 of the output's shape."""
+    if labels is None:
+        raise DataError("payoff 'mse': there are no labels to compare with: give float targets of the output's shape")
+    labels = np.asarray(labels)
+    if not fits(labels.shape, output):
+        raise DataError(
+            f"payoff 'mse': targets of shape {text_of(labels.shape)} for {where}: "
+            f"give targets of shape {text_of(output)}"
+        )
+    return finite(labels, "labels", "give finite targets, or leave that row out").reshape(output)
+
+
+def fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Return whether two shapes have the same rows and, but for axes of length 1, the same positions."""
+
+    def long(axes: tuple[int, ...]) -> list[int]:
+        return [length for length in axes if length != 1]
+
+    return shape[:1] == wanted[:1] and long(shape[1:]) == long(wanted[1:])
+
+
+def check_shape(output: Array, reference: Array, where: str) -> None:
+    """Refuse an output that cannot be compared with the original's."""
+    if output.shape != reference.shape:
+        raise DataError(
+            f"{where}: shape {text_of(output.shape)}, but {text_of(reference.shape)} from the original model: "
+            "outputs whose shape depends on the data cannot be compared; use 'ce' or a payoff of your own"
+        )
+
+
+def finite(array: Array, where: str, remedy: str = _OVERFLOW) -> FloatArray:
+    """Return the array as float64, which has to be finite."""
+    values = np.asarray(array, dtype=np.float64)
+    finite = np.isfinite(values)
+    if not finite.all():
+        row = int(np.argwhere(~finite)[0][0]) if values.ndim else 0
+        raise DataError(f"{where}: NaN or Inf in row {row}: {remedy}")
+    return values
+
+
+def row_mean(values: FloatArray) -> FloatArray:
+    """Return the mean float64[rows] over all but axis 0."""
+    mean: FloatArray = values.reshape(len(values), math.prod(values.shape[1:])).mean(axis=1)
+    return mean
+
+
+def any_of(names: Sequence[str]) -> str:
+    """Return names as a message lists them.
+
+    >>> any_of(["ce", "kl", "mse"])
+    "'ce', 'kl' or 'mse'"
+    """
+    return ", ".join(repr(name) for name in names[:-1]) + f" or {names[-1]!r}"
+
+
+def text_of(shape: Sequence[int]) -> str:
+    """Return a shape as messages write it."""
+    return "[" + ", ".join(str(length) for length in shape) + "]"

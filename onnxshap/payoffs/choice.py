@@ -1,0 +1,149 @@
+"""Which payoff fits a model's outputs and the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxshap.core import Array, Payoff
+from onnxshap.errors import DataError
+from onnxshap.payoffs.builtin import KL, MSE, Accuracy, CrossEntropy
+from onnxshap.payoffs.checked import (
+    CLOSE,
+    any_of,
+    are_probabilities,
+    class_axis,
+    class_labels,
+    class_scores,
+    finite,
+    fits,
+    float_targets,
+    text_of,
+)
+from onnxshap.payoffs.names import NAMES
+
+
+def choose(name: str | None, reference: Sequence[Array], labels: Array | None, output_names: Sequence[str]) -> Payoff:
+    """Return the payoff called `name`, fitted to the original model's outputs; None: by the table atop this module.
+
+    An output can be used if it is of floats, not empty and has one entry a row along axis 0. Class scores are taken
+    from the first such output of rank 2, else from the first dense one, that has two classes or more (and room for
+    the labels). They are probabilities if no reference entry is negative and every row sums to 1 within 1e-3, else
+    logits. By default outputs count as class scores only if the first that can be used has rank 2 and is
+    probabilities, or has entries of either sign and rows that are not all of unit length: sigmoids, features and
+    embeddings get mse. Several centred regression targets in one output look like logits; ask for mse there.
+
+    Args:
+        name: one of `NAMES`, or None. mse reads float labels as targets and ignores integer ones (they are classes).
+        reference: the original model's outputs on the whole data set, each array[n, ...].
+        labels: integer class indices [n] (dense: one a position), float targets of an output's shape, or None.
+        output_names: the names of the outputs, for messages.
+
+    Raises:
+        DataError: an unknown name, no output that can be used, labels that do not fit the payoff or the outputs, NaN
+            or Inf in an output.
+
+    >>> choose(None, [np.array([[0.9, 0.1]])], None, ["p"])
+    KL(output=0, probabilities=True, axis=None)
+    >>> choose(None, [np.array([[3.0, -1.0]])], np.array([1]), ["logits"])
+    CrossEntropy(output=0, probabilities=False, axis=None)
+    """
+    if name is not None and name not in NAMES:
+        raise DataError(f"payoff {name!r}: unknown: use {any_of(NAMES)}")
+    usable = _usable(reference, labels, output_names)
+    labels = None if labels is None else np.asarray(labels)
+    match name or _default(reference, labels, usable, output_names):
+        case "mse":
+            return _fit_mse(reference, labels, usable, output_names)
+        case "kl":
+            index, probabilities = _fit_classes("kl", reference, None, usable, output_names)
+            return KL(index, probabilities)
+        case "ce":
+            if labels is None:
+                raise DataError("payoff 'ce': there are no labels: give them, or use 'kl', which needs none")
+            index, probabilities = _fit_classes("ce", reference, labels, usable, output_names)
+            return CrossEntropy(index, probabilities)
+        case _:
+            index, _ = _fit_classes("accuracy", reference, labels, usable, output_names)
+            return Accuracy(index)
+
+
+def _default(
+    reference: Sequence[Array], labels: Array | None, usable: Sequence[int], output_names: Sequence[str]
+) -> str:
+    """Return the name of the payoff for these outputs and labels."""
+    if labels is not None:
+        return "mse" if labels.dtype.kind == "f" else "ce"
+    first = usable[0]
+    if reference[first].ndim != 2 or reference[first].shape[1] < 2:
+        return "mse"
+    values = finite(reference[first], f"output {output_names[first]!r}")
+    embedding = bool((np.abs(np.linalg.norm(values, axis=1) - 1.0) < CLOSE).all())
+    logits = bool((values < 0.0).any()) and not embedding
+    return "kl" if are_probabilities(values.T) or logits else "mse"
+
+
+def _usable(reference: Sequence[Array], labels: Array | None, output_names: Sequence[str]) -> list[int]:
+    """Return the indices of the float outputs with one entry a row; at least one."""
+    floats = [i for i, array in enumerate(reference) if array.dtype.kind == "f" and array.ndim and array.size]
+    if not floats:
+        have = ", ".join(f"{n!r} {a.dtype}{text_of(a.shape)}" for n, a in zip(output_names, reference, strict=True))
+        raise DataError(
+            f"no output can be scored (has {have or 'none'}): a payoff needs a float output with one entry a row "
+            "along axis 0; add one to the model's outputs"
+        )
+    rows = reference[floats[0]].shape[0]
+    if labels is not None:
+        given = len(labels) if np.ndim(labels) else 0
+        if all(reference[i].shape[0] != given for i in floats):
+            raise DataError(
+                f"labels: {given} entries for {rows} rows of output {output_names[floats[0]]!r}: give one label a row"
+            )
+        rows = given
+    return [i for i in floats if reference[i].shape[0] == rows]
+
+
+def _fit_classes(
+    payoff: str, reference: Sequence[Array], labels: Array | None, usable: Sequence[int], output_names: Sequence[str]
+) -> tuple[int, bool]:
+    """Return the output that holds the class scores, and whether they are probabilities."""
+    dense_last = sorted((i for i in usable if reference[i].ndim >= 2), key=lambda i: reference[i].ndim > 2)
+    moved = {i: np.moveaxis(reference[i], class_axis(reference[i].ndim, None), -1) for i in dense_last}
+    moved = {i: scores for i, scores in moved.items() if scores.shape[-1] >= 2}
+    if labels is not None and labels.dtype.kind in "iub":
+        # An output of the labels' shape with too few classes is kept for the message, behind those with enough.
+        moved = {i: scores for i, scores in moved.items() if fits(labels.shape, scores.shape[:-1])}
+        top = int(labels.max(initial=0))
+        moved = dict(sorted(moved.items(), key=lambda item: top >= item[1].shape[-1]))
+    if not moved:
+        have = ", ".join(f"{output_names[i]!r} {text_of(reference[i].shape)}" for i in usable)
+        given = "" if labels is None else f" for labels {text_of(labels.shape)}"
+        raise DataError(
+            f"payoff {payoff!r}: no output holds class scores [n, 2 or more]{given} (float outputs: {have}): "
+            "use 'mse', which reads float labels as targets"
+        )
+    index, where = next((i, f"output {output_names[i]!r}") for i in moved)
+    scores = class_scores(reference[index], None, where)
+    if labels is not None:
+        class_labels(labels, scores.shape, where, payoff=payoff)
+    return index, are_probabilities(scores)
+
+
+def _fit_mse(
+    reference: Sequence[Array], labels: Array | None, usable: Sequence[int], output_names: Sequence[str]
+) -> MSE:
+    """Return MSE over every usable output, or against the labels if they are floats, scaled by the reference."""
+    targets = labels is not None and labels.dtype.kind == "f"
+    indices = list(usable)
+    if labels is not None and targets:
+        indices = [i for i in usable if fits(labels.shape, reference[i].shape)][:1]
+        if not indices:
+            have = ", ".join(f"{output_names[i]!r} {text_of(reference[i].shape)}" for i in usable)
+            raise DataError(
+                f"payoff 'mse': the targets are {text_of(labels.shape)} and no float output is ({have}): give "
+                "targets of an output's shape, or no labels to compare with the original outputs"
+            )
+        float_targets(labels, reference[indices[0]].shape, f"output {output_names[indices[0]]!r}")
+    powers = [float(np.mean(finite(reference[i], f"output {output_names[i]!r}") ** 2)) for i in indices]
+    return MSE(tuple(indices), tuple(power or 1.0 for power in powers), targets)

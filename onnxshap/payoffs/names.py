@@ -1,0 +1,4 @@
+"""The names of the payoffs that come with the tool."""
+
+NAMES = ("ce", "kl", "mse", "accuracy")
+"""Every name that `choose` knows."""

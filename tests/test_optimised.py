@@ -117,3 +117,28 @@ def test_a_fused_encoder_loses_heads_and_hidden_units(tmp_path: Path) -> None:
     assert sizes(model)[24] == 2, "hidden units of both layers"
     assert sizes(model)[3] >= 2, "heads of both layers"
     assert check_exact(model, tolerance=2e-5).dropped > 0
+
+
+def test_what_fusions_called_by_names_of_their_own_gets_others() -> None:
+    """onnxruntime takes the names again when it loads what it saved, and fails where one is still there."""
+    model = net(
+        """(float[N,6,2] x) => (float[N,3] y) {
+        f = Reshape(x, gemm_input_shape)
+        a = Gemm(f, w0)
+        s = Reshape(a, fold_token_7)
+        r = Relu(s)
+        t = Reshape(r, fold)
+        y = Gemm(t, w_token)
+    }""",
+        gemm_input_shape=[-1, 12],
+        w0=(12, 8),
+        fold_token_7=[-1, 4, 2],
+        fold=[-1, 8],
+        w_token=(8, 3),
+    )
+    assert check_exact(model).dropped
+    traced = onnxshap.trace(model)
+    small = onnxshap.drop_units(traced, {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups})
+    names = {t.name for t in small.graph.initializer}
+    assert {"w0", "w_token"} <= names
+    assert names.isdisjoint({"gemm_input_shape", "fold_token_7", "fold"})

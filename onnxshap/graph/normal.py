@@ -9,6 +9,7 @@ bit for bit.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from onnxshap.core import Array
 from onnxshap.graph import weights
-from onnxshap.graph.branches import Moved, conditions_of
+from onnxshap.graph.branches import Moved, conditions_of, rename
 from onnxshap.graph.branches import take_branches as take_branches_of
 from onnxshap.graph.fused import unfuse
 from onnxshap.graph.invariants import read_from_outside
@@ -36,6 +37,9 @@ from onnxshap.graph.structure import (
     subgraphs,
 )
 
+_GENERATED = re.compile(r"_token_\d+$")
+"""What onnxruntime makes a name one of its own with."""
+_FUSED = ("gemm_input_shape", "gemm_output_shape")
 _CONSTANT_DTYPES = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -115,6 +119,7 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     _without_branches(graph, moved)
     overridable = _drop_overridable_inputs(graph)
     _unfuse(graph, opset_of(normal), moved)
+    _rename_generated(graph, moved, overridable)
     origin = _unshare(graph, moved.origin)
     del graph.value_info[:]
     normal.ir_version = max(4, model.ir_version)
@@ -180,6 +185,24 @@ def _unfuse(graph: GraphProto, opset: int, moved: Moved) -> None:
         if part.made != part.fused:
             moved.rename(part.made, part.fused)
         moved.places.update({(part.made, k): place for k, place in part.places.items() if k != place})
+
+
+def _rename_generated(graph: GraphProto, moved: Moved, overridable: Collection[str]) -> None:
+    """Give initializers that onnxruntime's fusions wrote other names.
+
+    It calls what it makes by names that it takes to be free as soon as a fusion has no use for the old one; then the
+    model does not load ("Attempt to replace the existing tensor"), be it the one that was read or what is left of it.
+    """
+    fixed = {o.name for o in graph.output}.union(overridable)
+    bases = {t.name: _GENERATED.sub("", t.name) for t in graph.initializer if t.name not in fixed}
+    counted = {base for name, base in bases.items() if name != base}.union(_FUSED)
+    names = {name: f"{name}.stored" for name, base in bases.items() if base in counted}
+    for item in graph.initializer if names else ():
+        if item.name in names:
+            moved.rename(names[item.name], item.name)
+            item.name = names[item.name]
+    for node in graph.node if names else ():
+        rename(node, names)
 
 
 def _without_branches(graph: GraphProto, moved: Moved) -> bool:

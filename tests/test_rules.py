@@ -2057,19 +2057,23 @@ def test_what_was_cut_can_be_cut_again(name: str) -> None:
         model = small
 
 
-def test_positions_out_of_a_table_are_slices_of_it_also_where_a_shape_chooses_them() -> None:
+@pytest.mark.parametrize("coded", [False, True])
+def test_positions_out_of_a_table_are_slices_of_it_also_where_a_shape_chooses_them(coded: bool) -> None:
     model = net(
-        """(float[N,T,6] x) => (float[N,T,3] y) {
+        f"""(float[N,T,6] x) => (float[N,T,3] y) {{
         e = MatMul(x, w0)
         s = Shape(x)
         t = Gather<axis=0>(s, one)
         u = Unsqueeze(t, zero)
-        p = Slice(places, zero, u, one_axis)
+        c = Slice(places, zero, u, one_axis)
+        p = {"DequantizeLinear(c, scale, middle)" if coded else "Identity(c)"}
         a = Add(e, p)
         y = MatMul(a, w1)
-    }""",
+    }}""",
         w0=(6, 8),
-        places=(1, 40, 8),
+        places=_codes((1, 40, 8), np.uint8) if coded else (1, 40, 8),
+        scale=2.0**-7,
+        middle=np.array(120, np.uint8),
         one=np.array(1),
         zero=[0],
         one_axis=[1],

@@ -29,7 +29,11 @@ _FREE_SIZES = (64, 32, 224, 320, 16)
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 """Element types of bounds, sizes and positions, which exporters that fold no constants compute from constants."""
 _PREFIX = "onnxshap.shape."
-_REAL = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
+_WEIGHTS = frozenset((
+    *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE),
+    *(TensorProto.INT8, TensorProto.UINT8),
+))  # fmt: skip
+"""Element types of weights, as numbers or as codes."""
 
 
 def runs(
@@ -237,7 +241,7 @@ def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set
 
     What is made of a table of weights (positions of a sequence that has some length, resized or not) stays weights.
     """
-    tables = {t.name for t in model.graph.initializer if t.data_type in _REAL and len(t.dims) > 1}
+    tables = {t.name for t in model.graph.initializer if t.data_type in _WEIGHTS and len(t.dims) > 1}
     static = {t.name for t in model.graph.initializer}
     weights = {t.name for t in model.graph.initializer if t.data_type not in _INTEGERS and np.prod(t.dims) > 1}
     found: set[str] = set()
@@ -248,7 +252,7 @@ def _shape_arithmetic(model: ModelProto, kinds: Mapping[str, int | None]) -> set
             continue
         inputs = [i for i in node.input if i]
         if not tables.isdisjoint(inputs):
-            tables.update(o for o in node.output if kinds.get(o) in _REAL)
+            tables.update(o for o in node.output if kinds.get(o) in _WEIGHTS)
             if not sized.isdisjoint(inputs):
                 continue
         shape = is_op(node, "Shape", "Size")

@@ -2060,7 +2060,7 @@ def test_what_was_cut_can_be_cut_again(name: str) -> None:
 @pytest.mark.parametrize("coded", [False, True])
 def test_positions_out_of_a_table_are_slices_of_it_also_where_a_shape_chooses_them(coded: bool) -> None:
     model = net(
-        f"""(float[N,T,6] x) => (float[N,T,3] y) {{
+        f"""(float[N,{5 if coded else "T"},6] x) => (float[N,T,3] y) {{
         e = MatMul(x, w0)
         s = Shape(x)
         t = Gather<axis=0>(s, one)

@@ -1766,6 +1766,16 @@ case("a norm behind rows that the data choose", net("""(float[N,5,6] x) => (floa
     n = LayerNormalization(h, s1)
     y = MatMul(n, w1)
 }""", w0=(6, 8), zero=[0], one=[1], two=[2], three=[3], width=[1, 1, 8], nought=0.0, b0=(8,), s1=(8,), w1=(8, 3)), [8])
+case("numbers computed from constants alone are no units", net("""(float[N,5,6] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    c = Cast<to=1>(places)
+    d = Div(c, two)
+    e = Log(d)
+    i = Cast<to=7>(e)
+    r = Gather(table, i)
+    b = Add(a, r)
+    y = MatMul(b, w1)
+}""", w0=(6, 8), places=np.arange(2, 12, 2), two=2.0, table=(7, 8), w1=(8, 3)), [8])
 case("rows of a table in codes", net("""(int64[N,5] x) => (float[N,5,3] y) {
     r = Gather(codes, x)
     t = Transpose<perm=[0,2,1]>(r)

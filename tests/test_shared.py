@@ -175,6 +175,30 @@ CELL = net(
 """A recurrent cell unrolled in time, whose state is zeros at first."""
 
 
+CODED = net(
+    """(float[N,6] x) => (float[N,3] y) {
+    q = QuantizeLinear(x, s, z)
+    a = QLinearMatMul(q, s, z, wa, sw, zw, s, z)
+    b = com.microsoft.QGemm<transB=1>(a, s, z, wb, sw, zw, bb, s, z)
+    c = com.microsoft.QGemm<transB=1>(b, s, z, wb, sw, zw, bb, s, z)
+    d = QLinearMatMul(c, s, z, wc, sw, zw, s, z)
+    e = QLinearMatMul(d, s, z, wc, sw, zw, s, z)
+    y = com.microsoft.QGemm(e, s, z, wo, sw, zw)
+}""",
+    imports=', "com.microsoft" : 1',
+    **{
+        name: np.random.default_rng(len(name)).integers(-63, 64, shape).astype(np.int8)
+        for name, shape in {"wa": (6, 8), "wb": (8, 8), "wc": (8, 8), "wo": (8, 3)}.items()
+    },
+    bb=np.arange(8, dtype=np.int32),
+    s=2.0**-5,
+    z=np.array(120, np.uint8),
+    sw=2.0**-7,
+    zw=np.array(0, np.int8),
+)
+"""Layers on codes that are used twice."""
+
+
 def images(model: ModelProto, count: int = 80) -> Dataset:
     rng, found = np.random.default_rng(3), {}
     for item in model.graph.input:
@@ -205,12 +229,18 @@ def test_what_is_shared_is_cut_alike_and_counts_once(model: ModelProto) -> None:
     assert traced.cost.params(traced.alive(half(traced))) == sum(array(t).size for t in small.graph.initializer)
 
 
-@pytest.mark.parametrize(("model", "share"), [(GATES, 0.35), (CELL, 0.45)], ids=["gates taken apart", "cell unrolled"])
+@pytest.mark.parametrize(
+    ("model", "share"),
+    [(GATES, 0.35), (CELL, 0.45), (CODED, 0.4)],
+    ids=["gates taken apart", "cell unrolled", "layers on codes"],
+)
 def test_what_is_read_in_several_ways_is_stored_once(model: ModelProto, share: float) -> None:
     traced = onnxshap.trace(model)
     assert check_exact(model).dropped
     small = onnxshap.drop_units(traced, half(traced))
-    before, after = (sum(array(t).size for t in m.graph.initializer if t.data_type == 1) for m in (model, small))
+    before, after = (
+        sum(array(t).size for t in m.graph.initializer if t.data_type in (1, 2, 3)) for m in (model, small)
+    )
     assert (traced.cost.params(), traced.cost.params(traced.alive(half(traced)))) == (before, after)
     assert weights(small) < share * weights(model)
 

@@ -123,6 +123,11 @@ class Axes:
         """State that the op is linear in input `k`, channels on `axis`, with constant weights."""
         tensor = self.op.need(k)
         self.trace.linear.append(Site(self.op.index, k, tensor.name, axis % tensor.rank, weight))
+        self.weigh(weight.input)
+
+    def weigh(self, k: int) -> None:
+        """State that input `k` is a constant that the op multiplies with: of one weight all layers lose the same."""
+        self.trace.weights.append((self.op.index, k))
 
     def factor_name(self, name: str) -> str:
         """Return the name under which `factor` keeps an axis that no tensor has."""
@@ -230,6 +235,7 @@ class Axes:
         constant = [p for p in places if p[1].constant]
         if len(running) == 1 and constant:
             (k, _, axis), (w, _, w_axis) = running[0], constant[0]
+            self.weigh(w)
             others = [(a, p["out"]) for n, p in at.items() if n != name for i, _, a in p["in"] if i == w]
             weight = None
             biased = bias is None or k < w  # a bias is added along what the second operand makes

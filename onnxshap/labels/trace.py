@@ -191,6 +191,8 @@ class Trace:
     balances: list[Balance] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     linear: list[Site] = field(default_factory=list)
+    weights: list[tuple[int, int]] = field(default_factory=list)
+    """Node and input: the constants that a layer multiplies with."""
     made: list[AxisKey] = field(default_factory=list)
     producers: dict[AxisKey, int] = field(default_factory=dict)
     macs: list[tuple[int, tuple[AxisKey, ...]]] = field(default_factory=list)
@@ -257,4 +259,6 @@ class Trace:
 
     @property
     def _lists(self) -> tuple[list[Any], ...]:
-        return self.fixups, self.sites, self.linear, self.made, self.macs, self.products, self.balances
+        return (
+            self.fixups, self.sites, self.linear, self.weights, self.made, self.macs, self.products, self.balances,
+        )  # fmt: skip

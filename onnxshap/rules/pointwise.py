@@ -18,7 +18,7 @@ def broadcast(op: Op, ax: Axes, inputs: Sequence[int] | None = None, skip: int =
     for out, y in enumerate(op.outputs):
         if y is None:
             continue
-        for axis in range(y.rank - skip):
+        for axis in range(0 if y.constant else y.rank - skip):
             wide = [k for k in chosen if ((1,) * y.rank + op.need(k).shape)[axis - y.rank] > 1]
             if wide and len(chosen) > len(wide) and all(op.need(k).constant for k in wide):
                 ax.make(axis, out)

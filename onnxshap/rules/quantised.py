@@ -91,6 +91,7 @@ def _matmul(op: Op, ax: Axes, b: int, zeros: tuple[int | None, int | None]) -> N
         ax.contract(0, -1, zero=zeros[0])
         if w.constant:
             ax.make(-1)
+            ax.weigh(b)
     ax.macs(*((y, axis) for axis in range(y.rank)), (a, a.rank - 1))
 
 
@@ -166,6 +167,7 @@ def qgemm(op: Op, ax: Axes) -> None:
     ax.tie(ax.input(0, inner_a), ax.input(3, inner_b))
     ax.contract(0, inner_a, zero=2)
     ax.make(1)
+    ax.weigh(3)
     _along(op, ax, (4, 5), weight=3, axis=columns)
     if op.input(6) is not None:
         broadcast(op, ax, inputs=(6,))

@@ -114,8 +114,8 @@ def _tie_shared(trace: Trace, ops: _Ops, shaped: Shaped, labels: Labels) -> bool
             other = first.setdefault((shaped.graph.sources[own.name], own.shape, _PARTS), own)
             for axis in range(own.rank) if other.name != own.name else ():
                 trace.tie(trace.axis(other, axis), trace.axis(own, axis))
-    for site in trace.linear:
-        name = shaped.graph.nodes[site.node].input[site.weight.input] if site.weight is not None else ""
+    for index, k in dict.fromkeys(trace.weights):
+        name = shaped.graph.nodes[index].input[k]
         while name in shaped.producers and is_op(mover := shaped.graph.nodes[shaped.producers[name]], *_MOVES):
             name = mover.input[0]
         own = ops.tensor(name) if name in shaped.graph.sources else None

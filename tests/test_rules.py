@@ -1447,6 +1447,22 @@ case("FusedMatMul of queries and keys", net("""(float[N,5,12] x) => (float[N,5,1
     t = com.microsoft.TransposeMatMul(p, v)
     y = com.microsoft.FusedMatMul<transB=1>(t, wo)
 }""", imports=MS, wq=(12, 6), wk=(12, 6), wv=(12, 8), wo=(12, 8)), [6, 8])
+for name, given, queries, keys in (
+    ("A", "transBatchA=1", "[1,0,2]", "[0,2,1]"),
+    ("A, turned itself", "transBatchA=1, transA=1", "[2,0,1]", "[0,2,1]"),
+    ("B", "transBatchB=1", "[0,1,2]", "[2,0,1]"),
+    ("both, B turned itself", "transBatchA=1, transBatchB=1, transB=1", "[1,0,2]", "[1,0,2]"),
+):
+    case(f"FusedMatMul with turned batches of {name}", net(f"""(float[N,5,12] x) => (float[N,5,3] y) {{
+        q = MatMul(x, wq)
+        qt = Transpose<perm={queries}>(q)
+        k = MatMul(x, wk)
+        kt = Transpose<perm={keys}>(k)
+        s = com.microsoft.FusedMatMul<{given}>(qt, kt)
+        v = MatMul(x, wv)
+        p = MatMul(s, v)
+        y = MatMul(p, wo)
+    }}""", imports=MS, wq=(12, 6), wk=(12, 6), wv=(12, 4), wo=(4, 3)), [6, 4])
 case("SkipLayerNormalization", net("""(float[N,5,12] x) => (float[N,5,12] y) {
     h = MatMul(x, w0)
     g = com.microsoft.BiasGelu(h, b0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,12 +82,14 @@ def _constant(node: onnx.NodeProto) -> NDArray[Any]:
     return np.array(value, np.float32 if node.attribute[0].name.startswith("value_float") else np.int64)
 
 
-def run(model: onnx.ModelProto, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+def run(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]], *, optimise: bool = True) -> list[NDArray[Any]]:
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1  # small nets: threads would only wait for each other
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, feeds))
+    return list(session.run(None, dict(feeds)))
 
 
 LEAST = 0.03

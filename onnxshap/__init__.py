@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from onnxshap.methods import METHODS
     from onnxshap.pivoting import Pivoted, pivot
     from onnxshap.plan import Budget, make_plan
-    from onnxshap.rewrite import drop_units, removed_slices
+    from onnxshap.rewrite import drop_units
+    from onnxshap.slices import removed_slices
     from onnxshap.sweeping import Sweep, sweep
     from onnxshap.tracing import Traced, trace
     from onnxshap.unification import Unified, unify
@@ -77,6 +78,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for a public one
                 "pivoting",
                 "plan",
                 "rewrite",
+                "slices",
                 "sweeping",
                 "tracing",
                 "unification",

@@ -44,12 +44,12 @@ from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
 from onnxshap.plan.cutter import Cut, Cutter, check_names, shares
 from onnxshap.plan.search import Drop, Judge, within_drop, within_latency
 from onnxshap.repair import Refit
-from onnxshap.rewrite import removed_slices
 from onnxshap.scoring import DECIDED, Rules, score_groups
 from onnxshap.scoring.jobs import fingerprint
 from onnxshap.scoring.journal import Journal
 from onnxshap.scoring.runners import Cluster, Processes, Runner
 from onnxshap.shapes import input_specs
+from onnxshap.slices import removed_slices
 from onnxshap.tracing import Keep, Traced, trace
 from onnxshap.verify import Verified
 

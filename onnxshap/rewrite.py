@@ -7,19 +7,17 @@ Every initializer is compressed to the live positions of its axes, every constan
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxshap.codes import dequantize, zero_point
+from onnxshap.codes import dequantize
 from onnxshap.core import Array, BoolArray, FloatArray, IntArray
-from onnxshap.graph import array, attributes, finish, tensor, weights
-from onnxshap.graph.structure import graphs_of, refill
+from onnxshap.graph import array, finish, tensor, weights
+from onnxshap.graph.structure import refill
 from onnxshap.labels import Liveness, Site
 from onnxshap.labels.fixups import set_attribute
 from onnxshap.masking import Means, responses
-from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Keep, Traced
 
 
@@ -201,78 +199,6 @@ def cut(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
         if means and (key := (site.node, site.input)) in tables:
             edit.fold(site, tables[key], means[key])
     return edit.finished()
-
-
-def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
-    """Return what was cut from the constants, in the names and indices of the input file.
-
-    Zeroing these slices in the input file computes the same as the cut file (without repair). Slices whose zeroing
-    would not be harmless (the divisor of a Div, an exponent) are left out: they act on channels that are zero anyway.
-    So are those of constants that the input file computes from shapes, and the channels that a grouped Conv weighs
-    group by group, each its own.
-
-    Returns:
-        One entry for every cut axis: {initializer, node, input, axis, indices}, and `value` where zero is written as
-        another code (a zero point, broadcast over the slices); `node` is the first output of the node
-        that reads the initializer at `input`, which tells the uses of a shared one apart; `body`, where that node
-        is in the body of another, is `output.then_branch` by the first output of an If, `output.body` of a Loop or
-        Scan (of bodies in bodies joined by `/`), which tells nodes of two bodies apart. A weight that
-        the file mixes out of initializers (`constants`) goes by the name of the tensor that the layer reads.
-    """
-    live, graph = traced.alive(keep), traced.shaped.graph
-    constants = {t.name for t in graph.model.graph.initializer}
-    constants |= {n.output[0] for n in graph.nodes if n.op_type == "ConstantOfShape"}
-    every = list(graphs_of(traced.source.graph))
-    given = {t.name for part in every for t in part.initializer}
-    given |= {n.output[0] for part in every for n in part.node if n.op_type == "Constant"}
-    given |= {n.output[0] for p in every for n in p.node if n.op_type == "ConstantOfShape" and n.input[0] in given}
-    given |= graph.mixed
-    found = []
-    for node in graph.nodes:
-        for k, name in enumerate(node.input):
-            if name not in constants or graph.origin.get(name, name) not in given or (node.op_type, k) in _NOT_ZEROABLE:
-                continue
-            for axis in range(len(traced.shaped.shapes[name])):
-                if live.cut(name, axis) and (name, axis) not in traced.labels.blockwise:
-                    dead = np.flatnonzero(~_must(live.axis(name, axis)))
-                    item = {
-                        "initializer": graph.origin.get(name, name),
-                        "node": graph.origin.get(node.output[0], node.output[0]),
-                        "input": graph.places.get((node.output[0], k), k),
-                        "axis": axis,
-                        "indices": dead.tolist(),
-                    }
-                    if (value := _code_of_zero(traced, live, node, k, axis)) != 0:
-                        item["value"] = value
-                    if (branch := graph.bodies.get(node.output[0])) is not None:
-                        item["body"] = branch
-                    found.append(item)
-    return found
-
-
-def _code_of_zero(traced: Traced, live: Liveness, node: NodeProto, k: int, axis: int) -> Any:
-    """Return what stands for zero in a slice of input `k`: 0, or the zero point of codes, broadcast over the slice."""
-    name = zero_point(traced.shaped, node, k)
-    if name not in traced.shaped.constants:
-        return 0
-    zero = static_values(traced.shaped.graph.model, traced.backend, [name])[name].astype(np.int64)
-    if zero.size == 1:
-        return int(zero.ravel()[0])
-    rank = len(traced.shaped.shapes[node.input[k]])
-    by_type = {"DequantizeLinear": int(attributes(node).get("axis", 1)), "QLinearConv": 0, "ConvInteger": 0,
-               "DynamicQuantizeLSTM": 0}  # fmt: skip
-    own = by_type.get(node.op_type, -1) % rank
-    if own == axis or zero.ndim > 1:  # cut with the codes: both become 0
-        return 0
-    if (zero == zero[:1]).all():
-        return int(zero[0])
-    return zero.reshape([-1 if a == own else 1 for a in range(rank)]).tolist()
-
-
-_NOT_ZEROABLE = {
-    *(("QuantizeLinear", 1), ("QLinearConv", 4), ("QLinearMatMul", 4), ("QGemm", 4)),
-    *(("Div", 1), ("Pow", 0), ("Pow", 1), ("Mod", 1), ("BatchNormalization", 4), ("Clip", 1), ("Clip", 2)),
-}
 
 
 def _must(found: BoolArray | None) -> BoolArray:

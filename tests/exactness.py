@@ -20,9 +20,10 @@ from onnxshap.calibrate import free_batch, site_means
 from onnxshap.core import BoolArray, Dataset
 from onnxshap.data import InputSpec, random_data
 from onnxshap.masking import Means, insert_masks, mask_name, row_wise
-from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.rewrite import drop_units
 from onnxshap.shapes import input_specs
 from onnxshap.shapes.folding import Shape
+from onnxshap.slices import removed_slices
 from onnxshap.tracing import Traced, trace
 from tests.zeroing import relative_error, run, zeroed
 

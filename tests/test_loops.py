@@ -14,7 +14,8 @@ import onnxshap
 from onnxshap.calibrate import free_batch
 from onnxshap.core import Dataset
 from onnxshap.errors import ModelError
-from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.rewrite import drop_units
+from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
 from tests.exactness import check_exact, net
 from tests.test_branches import nested_ops

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.rewrite import drop_units
 from onnxshap.rules import RULES
+from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
 from tests.exactness import TOLERANCE, check_exact, net
 
@@ -1792,6 +1793,28 @@ case("numbers computed from constants alone are no units", net("""(float[N,5,6] 
     b = Add(a, r)
     y = MatMul(b, w1)
 }""", w0=(6, 8), places=np.arange(2, 12, 2), two=2.0, table=(7, 8), w1=(8, 3)), [8])
+case("shares that are gated and divided by their sum", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, ws)
+    s = Softmax<axis=1>(a)
+    m = Mul(s, gate)
+    t = ReduceSum(m, places)
+    d = Div(m, t)
+    v = MatMul(x, wv)
+    p = Mul(d, v)
+    y = MatMul(p, wo)
+}""", ws=(12, 8), gate=(8,), places=[1], wv=(12, 8), wo=(8, 3)), [8])
+case("weights over the root of their squares", net("""(float[1,6] x, float[1,5,4,4] z) => (float[1,2,4,4] y) {
+    a = Gemm(x, w0)
+    m = Reshape(a, scales)
+    w = Mul(w1, m)
+    q = Mul(w, w)
+    t = ReduceSum(q, taps)
+    r = Sqrt(t)
+    i = Reciprocal(r)
+    n = Mul(w, i)
+    c = Conv(z, n)
+    y = Conv(c, w2)
+}""", w0=(6, 5), scales=[1, 5, 1, 1], w1=(8, 5, 1, 1), taps=[1, 2, 3], w2=(2, 8, 1, 1)), [8])
 case("rows of a table in codes", net("""(int64[N,5] x) => (float[N,5,3] y) {
     r = Gather(codes, x)
     t = Transpose<perm=[0,2,1]>(r)
@@ -2011,6 +2034,7 @@ _NO_ROWS = {
         "sampling by grids",
         "regions",
         "a stored image seen through computed weights",
+        "weights over the root of their squares",
         "largest places, elements, triangles",
     ),
     *("DynamicQuantizeLSTM: what goes in", "gathered by numbers that spread one axis over several"),

@@ -10,10 +10,11 @@ import pytest
 from onnx import GraphProto, TensorProto, helper
 
 from onnxshap.backend import OrtBackend
-from onnxshap.rewrite import drop_units, removed_slices
+from onnxshap.rewrite import drop_units
 from onnxshap.shapes.alone import Alone, Given
 from onnxshap.shapes.doubts import doubtful
 from onnxshap.shapes.sizes import sizes_in_doubt
+from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
 from tests.exactness import TOLERANCE, draw_plan, net
 from tests.test_rules import FREE_GROUP_NORM, FREE_GROUP_NORM_WEIGHTS

@@ -14,7 +14,7 @@ from onnxshap.core import IntArray
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.graph.lifting import entered, is_enter, is_loop, is_open
 from onnxshap.graph.structure import outer_names, reads, subgraphs
-from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Site, Tensor, Trace, resolve
+from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Tensor, Trace, resolve
 from onnxshap.labels.compare import unlike_units
 from onnxshap.labels.fixups import Selection
 from onnxshap.rules.loops import trace_loop
@@ -80,7 +80,7 @@ def _labels(shaped: Shaped, stay: IntArray = _NONE) -> Labels:
         labels = resolve(trace)
     while True:
         zeros = Zeros(shaped, labels)
-        leaks = [s for s in trace.sites if s.weight is None and not _vanishes(zeros, shaped, labels, s)]
+        leaks = [s for s in trace.sites if s.weight is None and not zeros.vanishes(s)]
         uneven = [b for b in trace.balances if labels.uneven(b) and not _removable(zeros, labels, b)]
         if not leaks and not uneven:
             return labels
@@ -136,18 +136,6 @@ def _removable(zeros: Zeros, labels: Labels, balance: Balance) -> bool:
         return True
     units = labels.slots[labels.classes[balance.blocks]]
     return zeros.gives_zero(balance.source, np.unique(units[units >= 0]))
-
-
-def _vanishes(zeros: Zeros, shaped: Shaped, labels: Labels, site: Site) -> bool:
-    """Return whether one of the tensors that meet at a site is zero wherever a unit of its axis is removed.
-
-    There is no weight at the site to be cut: the sum loses exactly the removed positions only if what makes them up,
-    without its removed slices, gives zeros.
-    """
-    units = labels.units(site.tensor, site.axis)
-    wanted = np.unique(units[units >= 0])
-    factors = (site.tensor,) if site.why else shaped.graph.nodes[site.node].input
-    return not len(wanted) or any(zeros.gives_zero(name, wanted) for name in factors if name)
 
 
 def _freeze_tensor(trace: Trace, tensor: Tensor, reason: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxshap.graph import array, attributes
-from onnxshap.labels import Labels
+from onnxshap.labels import Labels, Site
 from onnxshap.shapes import Shaped
 
 ALL = frozenset(("Add", "Max", "Min", "SkipSimplifiedLayerNormalization", "Sub", "Sum"))
@@ -49,10 +49,15 @@ FIRST: frozenset[str] = frozenset([
 
 
 class Zeros:
-    """Whether tensors vanish where units are removed, found out once for every set of units."""
+    """Whether tensors vanish where units are removed, found out once for every set of units.
 
-    def __init__(self, shaped: Shaped, labels: Labels) -> None:
-        self._shaped, self._labels = shaped, labels
+    Args:
+        shaped, labels: the graph and its relations.
+        without: constant -> units whose slices of it are not zero.
+    """
+
+    def __init__(self, shaped: Shaped, labels: Labels, without: Mapping[str, Collection[int]] | None = None) -> None:
+        self._shaped, self._labels, self._without = shaped, labels, without or {}
         self._units: dict[str, frozenset[int]] = {}
         self._known: dict[frozenset[int], dict[str, bool]] = {}
 
@@ -77,9 +82,20 @@ class Zeros:
                 pending.pop()
         return known[name]
 
+    def vanishes(self, site: Site) -> bool:
+        """Return whether one of the tensors that meet at a site is zero wherever a unit of its axis is removed.
+
+        There is no weight at the site to be cut: the sum loses exactly the removed positions only if what makes them
+        up, without its removed slices, gives zeros.
+        """
+        units = self._labels.units(site.tensor, site.axis)
+        wanted = np.unique(units[units >= 0])
+        factors = (site.tensor,) if site.why else self._shaped.graph.nodes[site.node].input
+        return not len(wanted) or any(self.gives_zero(name, wanted) for name in factors if name)
+
     def holds(self, name: str, units: NDArray[np.intp]) -> bool:
         """Return whether a tensor has positions of some of the units."""
-        return not self._held(name).isdisjoint(units.tolist())
+        return not self.held(name).isdisjoint(units.tolist())
 
     def holds_on(self, name: str, units: NDArray[np.intp], axis: int) -> bool:
         """Return whether a tensor has positions of some of the units on this axis alone."""
@@ -89,7 +105,8 @@ class Zeros:
     def _look_up(self, name: str, wanted: frozenset[int], known: dict[str, bool]) -> bool | None:
         """Return the verdict on a tensor, None where there is none so far."""
         if name not in self._shaped.producers:
-            return name in self._shaped.constants and wanted <= self._held(name)
+            stored = name in self._shaped.constants and wanted.isdisjoint(self._without.get(name, ()))
+            return stored and wanted <= self.held(name)
         return known.get(name)
 
     def _verdict(self, name: str, wanted: frozenset[int], known: dict[str, bool]) -> bool | None:
@@ -99,8 +116,8 @@ class Zeros:
             return self._look_up(source, wanted, known)
 
         def added(source: str) -> bool | None:
-            held = wanted & self._held(name)
-            if not held <= self._held(source):
+            held = wanted & self.held(name)
+            if not held <= self.held(source):
                 return False
             stretched = len(self._shaped.shapes[source]) < len(self._shaped.shapes[name])
             return False if stretched and self._on_many_axes(name, held) else zero(source)
@@ -111,7 +128,7 @@ class Zeros:
         if node.op_type in FIRST:
             return zero(node.input[0])
         if node.op_type in JOINED:
-            parts = {i: wanted & self._held(i) for i in node.input[slice(*JOINED[node.op_type])]}
+            parts = {i: wanted & self.held(i) for i in node.input[slice(*JOINED[node.op_type])]}
             found = [zero(i) if part == wanted else self._gives_zero(i, part) for i, part in parts.items() if part]
             return bool(found) and _all(found)
         if node.op_type in ALL:
@@ -132,7 +149,7 @@ class Zeros:
             return _all((*addends, _any(factors))) if places else _all(addends)
         return False
 
-    def _held(self, name: str) -> frozenset[int]:
+    def held(self, name: str) -> frozenset[int]:
         """Return the units that have positions on a tensor's axes."""
         if name not in self._units:
             self._units[name] = frozenset(unit for some in self._by_axis(name) for unit in some)

@@ -1,0 +1,138 @@
+"""What a cut took from the constants, in the names and indices of the input file: enough for anybody to redo it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto
+
+from onnxshap.codes import zero_point
+from onnxshap.core import IntArray
+from onnxshap.graph import attributes
+from onnxshap.graph.structure import graphs_of
+from onnxshap.labels import Liveness
+from onnxshap.rules.zeros import Zeros
+from onnxshap.shapes.constants import static_values
+from onnxshap.tracing import Keep, Traced
+
+_NOT_ZEROABLE = {
+    *(("QuantizeLinear", 1), ("QLinearConv", 4), ("QLinearMatMul", 4), ("QGemm", 4)),
+    *(("Div", 1), ("Pow", 0), ("Pow", 1), ("Mod", 1), ("BatchNormalization", 4), ("Clip", 1), ("Clip", 2)),
+}
+"""Op and input: constants of which zeros would not be harmless."""
+_DIVISORS = {("Div", 1), ("Mod", 1), ("Reciprocal", 0), ("Log", 0)}
+"""Op and input that must not be zero."""
+
+
+def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
+    """Return what was cut from the constants, in the names and indices of the input file.
+
+    Zeroing these slices in the input file computes the same as the cut file (without repair). Slices whose zeroing
+    would not be harmless (the divisor of a Div, what makes up a divisor, an exponent) are left out: they act on
+    channels that are zero anyway. So are those of constants that the input file computes from shapes, and the channels
+    that a grouped Conv weighs group by group, each its own.
+
+    Returns:
+        One entry for every cut axis: {initializer, node, input, axis, indices}, and `value` where zero is written as
+        another code (a zero point, broadcast over the slices); `node` is the first output of the node
+        that reads the initializer at `input`, which tells the uses of a shared one apart; `body`, where that node
+        is in the body of another, is `output.then_branch` by the first output of an If, `output.body` of a Loop or
+        Scan (of bodies in bodies joined by `/`), which tells nodes of two bodies apart. A weight that
+        the file mixes out of initializers (`constants`) goes by the name of the tensor that the layer reads.
+    """
+    live, graph = traced.alive(keep), traced.shaped.graph
+    constants = {t.name for t in graph.model.graph.initializer}
+    constants |= {n.output[0] for n in graph.nodes if n.op_type == "ConstantOfShape"}
+    every = list(graphs_of(traced.source.graph))
+    given = {t.name for part in every for t in part.initializer}
+    given |= {n.output[0] for part in every for n in part.node if n.op_type == "Constant"}
+    given |= {n.output[0] for p in every for n in p.node if n.op_type == "ConstantOfShape" and n.input[0] in given}
+    given |= graph.mixed
+    found, harmful = [], _harmful(traced, keep, live)
+    for node in graph.nodes:
+        for k, name in enumerate(node.input):
+            known = name in constants and graph.origin.get(name, name) in given
+            if not known or (node.op_type, k) in _NOT_ZEROABLE:
+                continue
+            for axis in range(len(traced.shaped.shapes[name])):
+                if live.cut(name, axis) and (name, axis) not in traced.labels.blockwise:
+                    indices = _zeroed(traced, keep, name, axis, harmful.get(name, set()))
+                    if not len(indices):
+                        continue
+                    item = {
+                        "initializer": graph.origin.get(name, name),
+                        "node": graph.origin.get(node.output[0], node.output[0]),
+                        "input": graph.places.get((node.output[0], k), k),
+                        "axis": axis,
+                        "indices": indices.tolist(),
+                    }
+                    if (value := _code_of_zero(traced, live, node, k, axis)) != 0:
+                        item["value"] = value
+                    if (branch := graph.bodies.get(node.output[0])) is not None:
+                        item["body"] = branch
+                    found.append(item)
+    return found
+
+
+def _zeroed(traced: Traced, keep: Keep, name: str, axis: int, harmful: set[int]) -> IntArray:
+    """Return the positions of an axis that are removed, but for those that some units alone remove."""
+    stay = traced.units(keep)
+    stay[sorted(harmful)] = True
+    alive = traced.labels.alive(stay).axis(name, axis)
+    assert alive is not None
+    return np.flatnonzero(~alive)
+
+
+def _harmful(traced: Traced, keep: Keep, live: Liveness) -> dict[str, set[int]]:
+    """Return constants -> units whose slices of them would make a divisor zero, where the other slices are enough.
+
+    0 / 0 is not zero, whatever it is multiplied with.
+    """
+    shaped, labels, found = traced.shaped, traced.labels, dict[str, set[int]]()
+    gone, zeros = frozenset(np.flatnonzero(~traced.units(keep)).tolist()), Zeros(shaped, labels)
+    for node in shaped.graph.nodes:
+        for k, name in enumerate(node.input):
+            units = sorted(zeros.held(name) & gone) if (node.op_type, k) in _DIVISORS else []
+            if units and name in shaped.producers and zeros.gives_zero(name, np.array(units)):
+                for unit in units:
+                    for constant in _makers(traced, zeros, name, unit):
+                        found.setdefault(constant, set()).add(unit)
+    left = Zeros(shaped, labels, found)
+    for site in labels.trace.sites if found else ():
+        if live.cut(site.tensor, site.axis):
+            weight = "" if site.weight is None else shaped.graph.nodes[site.node].input[site.weight.input]
+            if (not weight or weight in found) and not left.vanishes(site):
+                return {}
+    return found
+
+
+def _makers(traced: Traced, zeros: Zeros, name: str, unit: int) -> set[str]:
+    """Return the constants by whose slices a tensor is zero where a unit is removed; none where it is not."""
+    shaped, pending, seen = traced.shaped, [name], set[str]()
+    while pending:
+        current = pending.pop()
+        if current not in seen and unit in zeros.held(current) and zeros.gives_zero(current, np.array([unit])):
+            seen.add(current)
+            if current in shaped.producers:
+                pending += [i for i in shaped.graph.nodes[shaped.producers[current]].input if i]
+    return {one for one in seen if one in shaped.constants and one not in shaped.producers}
+
+
+def _code_of_zero(traced: Traced, live: Liveness, node: NodeProto, k: int, axis: int) -> Any:
+    """Return what stands for zero in a slice of input `k`: 0, or the zero point of codes, broadcast over the slice."""
+    name = zero_point(traced.shaped, node, k)
+    if name not in traced.shaped.constants:
+        return 0
+    zero = static_values(traced.shaped.graph.model, traced.backend, [name])[name].astype(np.int64)
+    if zero.size == 1:
+        return int(zero.ravel()[0])
+    rank = len(traced.shaped.shapes[node.input[k]])
+    by_type = {"DequantizeLinear": int(attributes(node).get("axis", 1)), "QLinearConv": 0, "ConvInteger": 0,
+               "DynamicQuantizeLSTM": 0}  # fmt: skip
+    own = by_type.get(node.op_type, -1) % rank
+    if own == axis or zero.ndim > 1:  # cut with the codes: both become 0
+        return 0
+    if (zero == zero[:1]).all():
+        return int(zero[0])
+    return zero.reshape([-1 if a == own else 1 for a in range(rank)]).tolist()

@@ -57,7 +57,7 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
                 continue
             for axis in range(len(traced.shaped.shapes[name])):
                 if live.cut(name, axis) and (name, axis) not in traced.labels.blockwise:
-                    indices = _zeroed(traced, keep, name, axis, harmful.get(name, set()))
+                    indices = _zeroed(traced, keep, live, name, axis, harmful.get(name, set()))
                     if not len(indices):
                         continue
                     item = {
@@ -75,11 +75,13 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
     return found
 
 
-def _zeroed(traced: Traced, keep: Keep, name: str, axis: int, harmful: set[int]) -> IntArray:
+def _zeroed(traced: Traced, keep: Keep, live: Liveness, name: str, axis: int, harmful: set[int]) -> IntArray:
     """Return the positions of an axis that are removed, but for those that some units alone remove."""
-    stay = traced.units(keep)
-    stay[sorted(harmful)] = True
-    alive = traced.labels.alive(stay).axis(name, axis)
+    if harmful:
+        stay = traced.units(keep)
+        stay[sorted(harmful)] = True
+        live = traced.labels.alive(stay)
+    alive = live.axis(name, axis)
     assert alive is not None
     return np.flatnonzero(~alive)
 

@@ -180,6 +180,15 @@ def test_an_output_that_is_nothing_but_rounding_is_no_difference() -> None:
     assert compare([rounding + 1e-4, large], [rounding, large], [rounding, large]).rel_err > 1e-3
 
 
+def test_one_image_whose_codes_tipped_is_not_typical() -> None:
+    wanted = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    tipped = wanted.copy()
+    tipped[5] += 1
+    found = compare([tipped], [wanted], [wanted])
+    assert found.rel_err > 0.1 and found.typical == 0
+    assert compare([wanted + 1], [wanted], [wanted]).typical > 0.1
+
+
 def test_rounding_of_a_saturated_output_is_no_difference() -> None:
     # random inputs drive the text detector's Sigmoid to about -36: float32 rounding is all that shows
     result = onnxshap.prune(

@@ -128,17 +128,17 @@ def test_what_fusions_called_by_names_of_their_own_gets_others() -> None:
         s = Reshape(a, fold_token_7)
         r = Relu(s)
         t = Reshape(r, fold)
-        y = Gemm(t, w_token)
+        y = Gemm(t, w_token_8)
     }""",
         gemm_input_shape=[-1, 12],
         w0=(12, 8),
         fold_token_7=[-1, 4, 2],
         fold=[-1, 8],
-        w_token=(8, 3),
+        w_token_8=(8, 3),
     )
     assert check_exact(model).dropped
     traced = onnxshap.trace(model)
     small = onnxshap.drop_units(traced, {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups})
     names = {t.name for t in small.graph.initializer}
-    assert {"w0", "w_token"} <= names
+    assert {"w0", "w_token_8"} <= names
     assert names.isdisjoint({"gemm_input_shape", "fold_token_7", "fold"})

@@ -39,6 +39,8 @@ from onnxshap.graph.structure import (
 
 _GENERATED = re.compile(r"_token_\d+$")
 """What onnxruntime makes a name one of its own with."""
+_SMALL = 8
+"""Numbers of a shape, of axes, of a factor: no weights."""
 _FUSED = ("gemm_input_shape", "gemm_output_shape")
 _CONSTANT_DTYPES = {
     "value_float": np.float32,
@@ -188,13 +190,14 @@ def _unfuse(graph: GraphProto, opset: int, moved: Moved) -> None:
 
 
 def _rename_generated(graph: GraphProto, moved: Moved, overridable: Collection[str]) -> None:
-    """Give initializers that onnxruntime's fusions wrote other names.
+    """Give small initializers that onnxruntime's fusions wrote (shapes, axes, factors) other names.
 
     It calls what it makes by names that it takes to be free as soon as a fusion has no use for the old one; then the
     model does not load ("Attempt to replace the existing tensor"), be it the one that was read or what is left of it.
     """
     fixed = {o.name for o in graph.output}.union(overridable)
-    bases = {t.name: _GENERATED.sub("", t.name) for t in graph.initializer if t.name not in fixed}
+    small = (t.name for t in graph.initializer if np.prod(t.dims) <= _SMALL and t.name not in fixed)
+    bases = {name: _GENERATED.sub("", name) for name in small}
     counted = {base for name, base in bases.items() if name != base}.union(_FUSED)
     names = {name: f"{name}.stored" for name, base in bases.items() if base in counted}
     for item in graph.initializer if names else ():

@@ -22,7 +22,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from onnxshap.core import Array
 from onnxshap.graph import weights
-from onnxshap.graph.branches import Moved, conditions_of, rename
+from onnxshap.graph.branches import Moved, conditions_of, names_in, rename, unused
 from onnxshap.graph.branches import take_branches as take_branches_of
 from onnxshap.graph.fused import unfuse
 from onnxshap.graph.invariants import read_from_outside
@@ -42,6 +42,7 @@ _GENERATED = re.compile(r"_token_\d+$")
 _SMALL = 8
 """Numbers of a shape, of axes, of a factor: no weights."""
 _FUSED = ("gemm_input_shape", "gemm_output_shape")
+"""What it calls the first shapes that it makes."""
 _CONSTANT_DTYPES = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -199,7 +200,9 @@ def _rename_generated(graph: GraphProto, moved: Moved, overridable: Collection[s
     small = (t.name for t in graph.initializer if np.prod(t.dims) <= _SMALL and t.name not in fixed)
     bases = {name: _GENERATED.sub("", name) for name in small}
     counted = {base for name, base in bases.items() if name != base}.union(_FUSED)
-    names = {name: f"{name}.stored" for name, base in bases.items() if base in counted}
+    wanted = [name for name, base in bases.items() if base in counted]
+    taken = names_in(graph) if wanted else Counter[str]()
+    names = {name: unused(f"{name}.stored", taken) for name in wanted}
     for item in graph.initializer if names else ():
         if item.name in names:
             moved.rename(names[item.name], item.name)

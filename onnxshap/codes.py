@@ -27,6 +27,7 @@ ZERO_POINTS = {
 }  # fmt: skip
 """Op and input that holds codes -> the input with their zero point."""
 _DECODING = frozenset(op for op, _ in ZERO_POINTS)
+"""What computes with codes: its other inputs of their type are zero points."""
 
 
 def zero_point(shaped: Shaped, node: NodeProto, k: int) -> str:

@@ -57,6 +57,13 @@ class Exactness:
     kept: float
 
 
+def codes(shape: tuple[int, ...], dtype: Any = np.int8) -> Any:
+    """Return random codes."""
+    # 7 bits: without VNNI, onnxruntime sums products of uint8 and int8 in pairs of 16 bits
+    low, high = (0, 255) if dtype == np.uint8 else (-63, 64)
+    return np.random.default_rng(len(shape)).integers(low, high, shape).astype(dtype)
+
+
 def net(
     text: str, *, opset: int = 17, ir: int = 8, seed: int = 0, imports: str = "", **initializers: Any
 ) -> ModelProto:

@@ -14,7 +14,7 @@ from onnxshap.rewrite import drop_units
 from onnxshap.rules import RULES
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
-from tests.exactness import TOLERANCE, check_exact, net
+from tests.exactness import TOLERANCE, check_exact, codes, net
 
 INT_MAX = 2**63 - 1
 INT_MIN = -(2**63)
@@ -68,12 +68,6 @@ def gemm_net(body: str, *, opset: int = 17, c: int = 8, d: int = 8, **more: Any)
 def _typed(dtype: Any, **shapes: tuple[int, ...]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     return {name: (rng.normal(size=shape) / 3).astype(dtype) for name, shape in shapes.items()}
-
-
-def _codes(shape: tuple[int, ...], dtype: Any = np.int8) -> Any:
-    # 7 bits: without VNNI, onnxruntime sums products of uint8 and int8 in pairs of 16 bits
-    low, high = (0, 255) if dtype == np.uint8 else (-63, 64)
-    return np.random.default_rng(len(shape)).integers(low, high, shape).astype(dtype)
 
 
 def _called_like_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -1393,7 +1387,7 @@ case("DynamicQuantizeLSTM: what goes in", net("""(float[N,7,6] x) => (float[N,7,
     u = Transpose<perm=[2,0,1,3]>(h)
     m = Reshape(u, together)
     y = MatMul(m, w1)
-}""", imports=MS, w0=(6, 8), wi=_codes((2, 8, 20)), wh=_codes((2, 5, 20)), wb=(2, 40), together=[0, 0, 10], w1=(10, 3),
+}""", imports=MS, w0=(6, 8), wi=codes((2, 8, 20)), wh=codes((2, 5, 20)), wb=(2, 40), together=[0, 0, 10], w1=(10, 3),
     si=[0.01, 0.02], zi=np.array([0, 3], np.int8), sh=[0.01, 0.02], zh=np.array([1, 0], np.int8)), [8],
     tolerance=1e-2)
 
@@ -1511,13 +1505,13 @@ for name, given, more in (
         g = Relu(a)
         b = com.microsoft.MatMulNBits<K=64, N=8, bits=4, block_size=16>({given})
         y = MatMul(b, w1)
-    }}""", imports=MS, w0=(12, 64), q=_codes((8, 4, 8), np.uint8), w1=(8, 3), **more), [4, 8])
-for name, zeros in (("blocks", _codes((8, 2), np.uint8)), ("flat", _codes((16,), np.uint8))):
+    }}""", imports=MS, w0=(12, 64), q=codes((8, 4, 8), np.uint8), w1=(8, 3), **more), [4, 8])
+for name, zeros in (("blocks", codes((8, 2), np.uint8)), ("flat", codes((16,), np.uint8))):
     case(f"MatMulNBits with zero points, {name}", net("""(float[N,5,12] x) => (float[N,5,3] y) {
         a = MatMul(x, w0)
         b = com.microsoft.MatMulNBits<K=64, N=8, bits=4, block_size=16>(a, q, s, z)
         y = MatMul(b, w1)
-    }""", imports=MS, w0=(12, 64), q=_codes((8, 4, 8), np.uint8), s=(8, 4), z=zeros, w1=(8, 3)), [8],
+    }""", imports=MS, w0=(12, 64), q=codes((8, 4, 8), np.uint8), s=(8, 4), z=zeros, w1=(8, 3)), [8],
         "in blocks that cannot be cut")
 for name, many, few, sizes in (("as many", 2, 2, [2]), ("fewer", 4, 2, [2, 2])):
     case(f"com.microsoft.GroupQueryAttention, {name} heads of keys", net(f"""
@@ -1667,12 +1661,12 @@ case("uint8 weights around a zero point", conv_net("""
     w = DequantizeLinear(codes, s, z)
     r = Sigmoid(a)
     b = Conv<pads=[1,1,1,1]>(r, w)
-""", d=6, codes=_codes((6, 8, 3, 3), np.uint8), s=0.001, z=np.array(99, np.uint8)), [8, 6])
+""", d=6, codes=codes((6, 8, 3, 3), np.uint8), s=0.001, z=np.array(99, np.uint8)), [8, 6])
 case("uint8 weights around a zero point a channel", conv_net("""
     w = DequantizeLinear<axis=0>(codes, s, z)
     r = Sigmoid(a)
     b = Conv<pads=[1,1,1,1]>(r, w)
-""", d=6, codes=_codes((6, 8, 3, 3), np.uint8), s=[0.001] * 6, z=np.arange(94, 100, dtype=np.uint8)), [8, 6])
+""", d=6, codes=codes((6, 8, 3, 3), np.uint8), s=[0.001] * 6, z=np.arange(94, 100, dtype=np.uint8)), [8, 6])
 
 
 def qdq_net() -> onnx.ModelProto:
@@ -1688,8 +1682,8 @@ def qdq_net() -> onnx.ModelProto:
         d1 = DequantizeLinear(q1, s, z)
         v1 = DequantizeLinear<axis=0>(w1, s1, z1)
         y = Conv(d1, v1)
-    }""", w0=_codes((8, 3, 3, 3)), sw=2.0**-7, zw=np.array(0, np.int8), b0=_codes((8,), np.int32), sb=2.0**-12,
-        w1=_codes((2, 8, 3, 3)), s1=[2.0**-7, 2.0**-8], z1=np.zeros(2, np.int8), s=2.0**-5, z=np.array(120, np.uint8))
+    }""", w0=codes((8, 3, 3, 3)), sw=2.0**-7, zw=np.array(0, np.int8), b0=codes((8,), np.int32), sb=2.0**-12,
+        w1=codes((2, 8, 3, 3)), s1=[2.0**-7, 2.0**-8], z1=np.zeros(2, np.int8), s=2.0**-5, z=np.array(120, np.uint8))
 
 
 case("QDQ", qdq_net(), [8], tolerance=1e-3)
@@ -1706,7 +1700,7 @@ def coded_net(body: str, *, w9: tuple[int, ...] = (2, 8, 1, 1), c: int = 8, **mo
         {body}
         o = QLinearConv(b, s, z, w9, s9, z9, s, z)
         y = DequantizeLinear(o, s, z)
-    }}""", imports=', "com.microsoft" : 1', w0=_codes((c, 3, 3, 3)), b0=_codes((c,), np.int32), w9=_codes(w9),
+    }}""", imports=', "com.microsoft" : 1', w0=codes((c, 3, 3, 3)), b0=codes((c,), np.int32), w9=codes(w9),
         s=2.0**-5, z=np.array(120, np.uint8), sw=2.0**-7, zw=np.array(0, np.int8), s9=[2.0**-7] * 2,
         z9=np.zeros(2, np.int8), **more)
 
@@ -1714,14 +1708,14 @@ def coded_net(body: str, *, w9: tuple[int, ...] = (2, 8, 1, 1), c: int = 8, **mo
 case("QLinearConv", coded_net("""
     c = QLinearConv<pads=[1,1,1,1]>(a, s, z, w1, s1, z1, s, z, b1)
     b = MaxPool<kernel_shape=[2,2]>(c)
-""", w1=_codes((8, 8, 3, 3)), s1=[2.0**-k for k in (6, 7, 8, 6, 7, 8, 6, 7)], z1=np.zeros(8, np.int8),
-    b1=_codes((8,), np.int32)), [8, 8])
+""", w1=codes((8, 8, 3, 3)), s1=[2.0**-k for k in (6, 7, 8, 6, 7, 8, 6, 7)], z1=np.zeros(8, np.int8),
+    b1=codes((8,), np.int32)), [8, 8])
 case("QLinearConv, depthwise and grouped", coded_net("""
     c = QLinearConv<group=8, pads=[1,1,1,1]>(a, s, z, w1, sw, zw, s, z, b1)
     b = QLinearConv<group=2>(c, s, z, w2, sw, zw, s, z)
-""", w1=_codes((8, 1, 3, 3)), b1=_codes((8,), np.int32), w2=_codes((8, 4, 1, 1))), [4, 4])
+""", w1=codes((8, 1, 3, 3)), b1=codes((8,), np.int32), w2=codes((8, 4, 1, 1))), [4, 4])
 case("QLinearConv, uint8 weights", coded_net("b = QLinearConv(a, s, z, w1, sw, z1, s, z)",
-     w1=_codes((8, 8, 3, 3), np.uint8), z1=np.array(101, np.uint8)), [8, 8])
+     w1=codes((8, 8, 3, 3), np.uint8), z1=np.array(101, np.uint8)), [8, 8])
 case("QLinearAdd, QLinearMul, QLinearSigmoid, QLinearLeakyRelu, QLinearConcat and pools", coded_net("""
     c = QLinearConv<pads=[1,1,1,1]>(a, s, z, w1, sw, zw, s, z)
     d = com.microsoft.QLinearAdd(a, s, z, c, s, z, s, z)
@@ -1733,8 +1727,8 @@ case("QLinearAdd, QLinearMul, QLinearSigmoid, QLinearLeakyRelu, QLinearConcat an
     e = QLinearConv(a, s, z, w2, sw, zw, s, z)
     some = com.microsoft.QLinearWhere(even, p, s, z, l, s, z, s, z)
     b = com.microsoft.QLinearConcat<axis=1>(s, z, some, s, z, e, s, z)
-""", even=np.arange(36).reshape(1, 1, 6, 6) % 2 == 0, w1=_codes((8, 8, 3, 3)),
-    w2=_codes((5, 8, 1, 1)), w9=(2, 13, 1, 1)), [8, 5])
+""", even=np.arange(36).reshape(1, 1, 6, 6) % 2 == 0, w1=codes((8, 8, 3, 3)),
+    w2=codes((5, 8, 1, 1)), w9=(2, 13, 1, 1)), [8, 5])
 case("QLinearSoftmax over space", coded_net(
     "b = com.microsoft.QLinearSoftmax<axis=3, opset=13>(a, s, z, s, z)"), [8])
 case("QLinearMatMul and QGemm", net("""(float[N,6] x) => (float[N,3] y) {
@@ -1743,9 +1737,9 @@ case("QLinearMatMul and QGemm", net("""(float[N,6] x) => (float[N,3] y) {
     b = com.microsoft.QGemm<transB=1>(a, s, z, w1, s1, z1, b1, s, z)
     c = QLinearMatMul(b, s, z, w2, sw, zw, s, z)
     y = com.microsoft.QGemm(c, s, z, w3, sw, zw)
-}""", imports=', "com.microsoft" : 1', w0=_codes((6, 8)), s0=[2.0**-k for k in (6, 7, 8, 6, 7, 8, 6, 7)],
-    z0=np.zeros(8, np.int8), w1=_codes((7, 8)), s1=[2.0**-7] * 7, z1=np.zeros(7, np.int8), b1=_codes((7,), np.int32),
-    w2=_codes((7, 5)), w3=_codes((5, 3)), s=2.0**-5, z=np.array(120, np.uint8), sw=2.0**-7,
+}""", imports=', "com.microsoft" : 1', w0=codes((6, 8)), s0=[2.0**-k for k in (6, 7, 8, 6, 7, 8, 6, 7)],
+    z0=np.zeros(8, np.int8), w1=codes((7, 8)), s1=[2.0**-7] * 7, z1=np.zeros(7, np.int8), b1=codes((7,), np.int32),
+    w2=codes((7, 5)), w3=codes((5, 3)), s=2.0**-5, z=np.array(120, np.uint8), sw=2.0**-7,
     zw=np.array(0, np.int8)), [8, 7, 5])
 case("attention on codes, a norm behind it", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     i = QuantizeLinear(x, s, z)
@@ -1761,8 +1755,8 @@ case("attention on codes, a norm behind it", net("""(float[N,5,12] x) => (float[
     scale = DequantizeLinear(wn, sw, zw)
     n = LayerNormalization(f, scale, bn)
     y = MatMul(n, w2)
-}""", imports=', "com.microsoft" : 1', wq=_codes((12, 6)), bq=_codes((6,), np.uint8), wk=_codes((12, 6)),
-    wv=_codes((12, 4)), wn=_codes((8,)), bn=(8,), w2=(8, 3), s=2.0**-5, z=np.array(120, np.uint8), sw=2.0**-7,
+}""", imports=', "com.microsoft" : 1', wq=codes((12, 6)), bq=codes((6,), np.uint8), wk=codes((12, 6)),
+    wv=codes((12, 4)), wn=codes((8,)), bn=(8,), w2=(8, 3), s=2.0**-5, z=np.array(120, np.uint8), sw=2.0**-7,
     zw=np.array(0, np.int8)), [6, 4])
 case("a stored image seen through computed weights", net("""(float[1,6] x) => (float[1,3,5,5] y) {
     a = Gemm(x, w0)
@@ -1822,13 +1816,13 @@ case("rows of a table in codes", net("""(int64[N,5] x) => (float[N,5,3] y) {
     b = Transpose<perm=[0,2,1]>(f)
     n = LayerNormalization(b, s)
     y = MatMul(n, w1)
-}""", codes=_codes((7, 8), np.uint8), sw=2.0**-7, z=np.array(120, np.uint8), s=(8,), w1=(8, 3)), [8])
+}""", codes=codes((7, 8), np.uint8), sw=2.0**-7, z=np.array(120, np.uint8), s=(8,), w1=(8, 3)), [8])
 case("root mean square with its scale in codes", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     a = MatMul(x, w0)
     s = DequantizeLinear(codes, sw, zw)
     n = RMSNormalization(a, s)
     y = MatMul(n, w1)
-}""", opset=23, w0=(12, 8), codes=_codes((8,)), sw=2.0**-7, zw=np.array(3, np.int8), w1=(8, 3)), [8])
+}""", opset=23, w0=(12, 8), codes=codes((8,)), sw=2.0**-7, zw=np.array(3, np.int8), w1=(8, 3)), [8])
 case("attention between codes as floats", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     q = MatMul(x, wq)
     qc = QuantizeLinear(q, s, z)
@@ -1855,8 +1849,8 @@ case("dynamic: ConvInteger", net("""(float[N,3,6,6] x) => (float[N,2,4,4] y) {
     i2 = ConvInteger(q2, w2, z2)
     f2 = Cast<to=1>(i2)
     y = Mul(f2, s2)
-}""", w0=(8, 3, 3, 3), b0=(8,), w1=_codes((6, 8, 3, 3), np.uint8), z1=np.array(128, np.uint8), s1=0.002, b1=(6, 1, 1),
-    lo=0.0, hi=6.0, w2=_codes((2, 6, 3, 3))), [8, 6], tolerance=2e-2)
+}""", w0=(8, 3, 3, 3), b0=(8,), w1=codes((6, 8, 3, 3), np.uint8), z1=np.array(128, np.uint8), s1=0.002, b1=(6, 1, 1),
+    lo=0.0, hi=6.0, w2=codes((2, 6, 3, 3))), [8, 6], tolerance=2e-2)
 case("dynamic: the range is taken over channels that do not vanish", conv_net("""
     r = Sigmoid(a)
     q, s, z = DynamicQuantizeLinear(r)
@@ -1872,14 +1866,14 @@ case("dynamic: MatMulInteger", net("""(float[N,5,6] x) => (float[N,5,3] y) {
     g = Gelu(n)
     q2, s2, z2 = DynamicQuantizeLinear(g)
     y = com.microsoft.MatMulIntegerToFloat(q2, w1, s2, s1, z2, z1, b1)
-}""", imports=', "com.microsoft" : 1', opset=20, w0=_codes((6, 8)), z0=np.zeros(8, np.int8), b0=(8,),
-    w1=_codes((8, 3), np.uint8), s1=0.002, z1=np.array(128, np.uint8), b1=(3,)), [8], tolerance=2e-2)
+}""", imports=', "com.microsoft" : 1', opset=20, w0=codes((6, 8)), z0=np.zeros(8, np.int8), b0=(8,),
+    w1=codes((8, 3), np.uint8), s1=0.002, z1=np.array(128, np.uint8), b1=(3,)), [8], tolerance=2e-2)
 case("dynamic: DynamicQuantizeMatMul", net("""(float[N,5,6] x) => (float[N,5,3] y) {
     a = com.microsoft.DynamicQuantizeMatMul(x, w0, s0, z0, b0)
     r = Relu(a)
     y = com.microsoft.DynamicQuantizeMatMul(r, w1, s1, z1)
-}""", imports=', "com.microsoft" : 1', w0=_codes((6, 8)), s0=[0.002] * 8, z0=np.zeros(8, np.int8), b0=(8,),
-    w1=_codes((8, 3), np.uint8), s1=[0.002], z1=np.array([128], np.uint8)), [8], tolerance=2e-2)
+}""", imports=', "com.microsoft" : 1', w0=codes((6, 8)), s0=[0.002] * 8, z0=np.zeros(8, np.int8), b0=(8,),
+    w1=codes((8, 3), np.uint8), s1=[0.002], z1=np.array([128], np.uint8)), [8], tolerance=2e-2)
 
 # --- how exporters write ---------------------------------------------------------------------------------------------
 
@@ -2121,7 +2115,7 @@ def test_positions_out_of_a_table_are_slices_of_it_also_where_a_shape_chooses_th
         y = MatMul(a, w1)
     }}""",
         w0=(6, 8),
-        places=_codes((1, 40, 8), np.uint8) if coded else (1, 40, 8),
+        places=codes((1, 40, 8), np.uint8) if coded else (1, 40, 8),
         scale=2.0**-7,
         middle=np.array(120, np.uint8),
         one=np.array(1),

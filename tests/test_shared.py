@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from onnxshap.core import Dataset
 from onnxshap.graph import array, finish
 from onnxshap.repair import refit, rematch
 from onnxshap.rewrite import cut
-from tests.exactness import check_exact, net
+from tests.exactness import check_exact, codes, net
 
 NETS: dict[str, ModelProto] = {
     "two towers": net(
@@ -176,10 +175,6 @@ CELL = net(
 """A recurrent cell unrolled in time, whose state is zeros at first."""
 
 
-def codes(*shape: int) -> Any:
-    return np.random.default_rng(shape[0]).integers(-63, 64, shape).astype(np.int8)
-
-
 CODED = net(
     """(float[N,6] x) => (float[N,3] y) {
     q = QuantizeLinear(x, s, z)
@@ -191,10 +186,10 @@ CODED = net(
     y = com.microsoft.QGemm(e, s, z, wo, sw, zw)
 }""",
     imports=', "com.microsoft" : 1',
-    wa=codes(6, 8),
-    wb=codes(8, 8),
-    wc=codes(8, 8),
-    wo=codes(8, 3),
+    wa=codes((6, 8)),
+    wb=codes((8, 8)),
+    wc=codes((8, 8)),
+    wo=codes((8, 3)),
     bb=np.arange(8, dtype=np.int32),
     s=2.0**-5,
     z=np.array(120, np.uint8),

@@ -16,6 +16,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxshap.core import Array
 from onnxshap.graph.structure import copied, refill, used_names
 
+_DOMAIN = "com.microsoft"
 _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
     "Relu": (),
     "Sigmoid": (),
@@ -47,11 +48,13 @@ class Unfused:
 
 def unfuse(graph: GraphProto, opset: int) -> list[Unfused]:
     """Take fused ops apart in place, and tell what came of them."""
+    if not any(node.domain == _DOMAIN for node in graph.node):
+        return []
     found: list[Unfused] = []
     nodes: list[NodeProto] = []
-    used = used_names(graph)
+    used, stored = used_names(graph), {t.name: t for t in graph.initializer}
     for node in graph.node:
-        parts = _parts(graph, node, opset, used)
+        parts = _parts(graph, node, opset, used, stored)
         nodes += parts
         for part in parts if len(parts) > 1 else ():
             read = list(node.input)
@@ -62,20 +65,22 @@ def unfuse(graph: GraphProto, opset: int) -> list[Unfused]:
     return found
 
 
-def _parts(graph: GraphProto, node: NodeProto, opset: int, used: Collection[str]) -> list[NodeProto]:
+def _parts(
+    graph: GraphProto, node: NodeProto, opset: int, used: Collection[str], stored: Mapping[str, TensorProto]
+) -> list[NodeProto]:
     """Return the ops that a node is made of, or the node."""
-    if node.domain != "com.microsoft":
+    if node.domain != _DOMAIN:
         return [node]
     if node.op_type in ("FusedConv", "FusedGemm"):
-        return _linear(graph, node, opset)
+        return _linear(graph, node, opset, stored)
     if node.op_type in _BIASES:
-        return _skip(graph, node)
+        return _skip(graph, node, stored)
     if node.op_type == "EmbedLayerNormalization":
-        return _embedding(graph, node, opset, used)
+        return _embedding(graph, node, opset, used, stored)
     return [node]
 
 
-def _linear(graph: GraphProto, node: NodeProto, opset: int) -> list[NodeProto]:
+def _linear(graph: GraphProto, node: NodeProto, opset: int, stored: Mapping[str, TensorProto]) -> list[NodeProto]:
     """Take apart a Conv or Gemm, an addend and an activation."""
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     activation = given.pop("activation", b"").decode()
@@ -95,13 +100,13 @@ def _linear(graph: GraphProto, node: NodeProto, opset: int) -> list[NodeProto]:
     if addend:
         made.append(helper.make_node("Add", [made[-1].output[0], addend], [summed], name=f"{y}.add"))
     if activation:
-        weights = next((t for t in graph.initializer if t.name == node.input[1]), TensorProto(data_type=1))
+        weights = stored.get(node.input[1], TensorProto(data_type=TensorProto.FLOAT))
         dtype = helper.tensor_dtype_to_np_dtype(weights.data_type)
         made.append(_activation(graph, activation, parameters, made[-1].output[0], y, opset, dtype))
     return made
 
 
-def _skip(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
+def _skip(graph: GraphProto, node: NodeProto, stored: Mapping[str, TensorProto]) -> list[NodeProto]:
     """Take the bias out of a norm of a sum, and the sum where one of its terms is stored, for all images the same.
 
     There is no norm of one term before opset 17, so it is that of two halves.
@@ -116,7 +121,7 @@ def _skip(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
     if len(node.input) > place and node.input[place]:
         norm.input[0] = add(node.input[0], node.input[place], f"{y}.biased")
     del norm.input[place:]
-    table = next((t for t in graph.initializer if t.name in norm.input[:2]), None)
+    table = next((stored[name] for name in norm.input[:2] if name in stored), None)
     if table is not None and place == _BIASES["SkipLayerNormalization"]:
         total = node.output[3] if len(node.output) > 3 and node.output[3] else f"{y}.sum"
         half = numpy_helper.from_array(np.array(0.5, helper.tensor_dtype_to_np_dtype(table.data_type)), f"{y}.half")
@@ -128,7 +133,9 @@ def _skip(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
     return [*made, norm]
 
 
-def _embedding(graph: GraphProto, node: NodeProto, opset: int, used: Collection[str]) -> list[NodeProto]:
+def _embedding(
+    graph: GraphProto, node: NodeProto, opset: int, used: Collection[str], stored: Mapping[str, TensorProto]
+) -> list[NodeProto]:
     """Take apart the sum of two or three tables' rows and its norm, and the count of ones in a mask.
 
     Inputs: ids, segments, tables of words, of positions and of segments, scale, shift, mask, positions, all but the
@@ -136,7 +143,7 @@ def _embedding(graph: GraphProto, node: NodeProto, opset: int, used: Collection[
     """
     ids, segments, words, places, parts, scale, shift, mask, given = [*node.input, *[""] * 9][:9]
     y, counts, total = (name if name in used else "" for name in [*node.output, "", ""][:3])
-    rows = next((t.dims[0] for t in graph.initializer if t.name == places), 0)
+    rows = stored[places].dims[0] if places in stored else 0
     if not y or (counts and not mask) or not (given or rows):
         return [node]
     made = list[NodeProto]()

@@ -167,20 +167,14 @@ def fused_matmul(op: Op, ax: Axes) -> None:
     a, b, y = op.need(0), op.need(1), op.out()
     if min(a.rank, b.rank) < 2:
         raise RuleError(f"{op.type} with a vector")
-    turned = [bool(op.attributes.get(f"transBatch{name}")) for name in "AB"]
-    second = [-t.rank if around else -2 for t, around in zip((a, b), turned, strict=True)]
+    turned = [k for k, name in enumerate("AB") if op.attributes.get(f"transBatch{name}")]
+    second = [-t.rank if k in turned else -2 for k, t in enumerate((a, b))]
     rows, inner_a = (-1, second[0]) if op.attributes.get("transA") else (second[0], -1)
     inner_b, columns = (-1, second[1]) if op.attributes.get("transB") else (second[1], -1)
     ax.tie(ax.input(0, rows), ax.output(0, -2))
     ax.tie(ax.input(1, columns), ax.output(0, -1))
     ax.tie(ax.input(0, inner_a), ax.input(1, inner_b))
-    for k, (t, around) in enumerate(zip((a, b), turned, strict=True)):
-        for axis in range(t.rank - 2):
-            target = axis + y.rank - t.rank
-            if t.shape[axis + around] == y.shape[target]:
-                ax.carry(axis + around, target, k)
-            else:
-                ax.freeze(ax.input(k, axis + around), f"{op.type} stretches it over a wider axis")
+    broadcast(op, ax, inputs=(0, 1), skip=2, turned=turned)
     if b.constant and not a.constant:
         alpha = float(op.attributes.get("alpha", 1.0))
         weight = Weight(1, inner_b % 2, columns % 2, y.rank - 1, alpha) if b.rank == 2 else None

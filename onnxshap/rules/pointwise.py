@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from onnxshap.labels import Axes, Op
 from onnxshap.rules.registry import rule
 
 
-def broadcast(op: Op, ax: Axes, inputs: Sequence[int] | None = None, skip: int = 0) -> None:
-    """Tie inputs to every output as numpy broadcasts them; `skip` last axes are left out.
+def broadcast(
+    op: Op, ax: Axes, inputs: Sequence[int] | None = None, skip: int = 0, turned: Collection[int] = ()
+) -> None:
+    """Tie inputs to every output as numpy broadcasts them; `skip` last axes are left out, of `turned` inputs the first.
 
     An axis of size 1 that is stretched to a wider one stays: removing it would remove all positions. What is stretched
     over constants is made there, by them.
     """
     chosen = [k for k, t in enumerate(op.inputs) if t is not None] if inputs is None else inputs
+    first = {k: int(k in turned) for k in chosen}
+    sizes = {k: op.need(k).shape[first[k] : op.need(k).rank - skip + first[k]] for k in chosen}
     for out, y in enumerate(op.outputs):
         if y is None:
             continue
-        for axis in range(0 if y.constant else y.rank - skip):
-            wide = [k for k in chosen if ((1,) * y.rank + op.need(k).shape)[axis - y.rank] > 1]
+        rank = y.rank - skip
+        for axis in range(0 if y.constant else rank):
+            wide = [k for k in chosen if ((1,) * rank + sizes[k])[axis - rank] > 1]
             if wide and len(chosen) > len(wide) and all(op.need(k).constant for k in wide):
                 ax.make(axis, out)
         for k in chosen:
-            x = op.need(k)
-            for axis in range(x.rank - skip):
-                target = axis + y.rank - x.rank
-                if x.shape[axis] == y.shape[target]:
-                    ax.carry(axis, target, k, out)
+            for axis, size in enumerate(sizes[k]):
+                target = axis + rank - len(sizes[k])
+                if size == y.shape[target]:
+                    ax.carry(axis + first[k], target, k, out)
                 else:
-                    ax.freeze(ax.input(k, axis), f"{op.type} stretches it over a wider axis")
+                    ax.freeze(ax.input(k, axis + first[k]), f"{op.type} stretches it over a wider axis")
 
 
 @rule(

@@ -176,7 +176,7 @@ class _Folding:
             target = _relative_target(node, self._sizes(node), self._chance.get(name))
             if target is not None:
                 return self._constant(name, target)
-        if not is_op(node, *_SIZES) or k not in _SIZES[node.op_type] or value.ndim != 1 or follows is None:
+        if k not in sizes_of(node) or value.ndim != 1 or follows is None:
             return name
         known, unknown = value, follows
         if is_op(node, "Expand"):

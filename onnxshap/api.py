@@ -165,7 +165,8 @@ def score(
         samples: most calibration images to score with; None = 128, fewer where they would take more than
             `WORK` multiply-accumulates, 1024 for methods without a game (the result says how many were used).
         max_evals: most (image, coalition) rows, shared by the groups in proportion to their units.
-        max_seconds: most wall-clock time, shared in the same way; every group gets one block of images at least.
+        max_seconds: most wall-clock time, shared in proportion to what their rows take; every group gets one image at
+            least.
         decided: a group ends early when the expected share of misplaced units, were half of them cut, is below; 0 =
             never. The values tell which rule ended each group (`core.Values.stopped`).
         seed: of all randomness.

@@ -154,6 +154,15 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
     return Cost(widths, table(macs), table(params), table(size), counted, weighed)
 
 
+def node_macs(shaped: Shaped, labels: Labels) -> FloatArray:
+    """Return the multiply-accumulates of every node of the whole model, one image: float64[nodes]."""
+    found = np.zeros(len(shaped.graph.nodes))
+    for index, axes in labels.trace.macs:
+        times = shaped.times.get(shaped.graph.nodes[index].output[0], 1) / shaped.batch
+        found[index] += times * math.prod(shaped.shapes[tensor][axis] for tensor, axis in axes)
+    return found
+
+
 def parameters(model: ModelProto) -> int:
     """Return the numbers of a model's initializers that count as parameters, those of bodies among them."""
     stored = (item for graph in graphs_of(model.graph) for item in graph.initializer)

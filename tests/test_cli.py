@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 import onnxshap
 from onnxshap import api, cli, opening
+from onnxshap.cli.screen import Lines
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, VerifyError
 from onnxshap.methods import Whole
@@ -656,3 +657,20 @@ def test_threads_are_numpys_too() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "{1}\n"
+
+
+def test_where_no_bar_is_shown_lines_tell_of_long_stages() -> None:
+    said: list[str] = []
+    now = iter([0.0, 30.0, 61.0, 90.0, 182.0, 200.0, 7000.0, 7100.0, 7170.0, 7200.0])
+    lines = Lines(said.append, lambda: next(now))
+    for done in (0, 10, 20, 30, 60, 60, 500):
+        lines.tell("score", done, 1000)
+    for done in (0, 5, 10):
+        lines.tell("repair", done, 10)
+    hint = "--samples, --max-seconds, or a method without a game (--method recon) take less"
+    assert said == [
+        f"scoring units: 2% after 61 s, some 50 minutes left; {hint}",
+        "scoring units: 6% after 3 minutes, some 48 minutes left",
+        "scoring units: 50% after 117 minutes, some 117 minutes left",
+        "refitting weights: 50% after 70 s, some 70 s left",
+    ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,12 @@ _STAGES = {
     "time": "timing Convs",
     "weigh": "weighing layers",
 }
+_SHORTER = {"score": "--samples, --max-seconds, or a method without a game (--method recon) take less"}
+"""What shortens a stage."""
+_FIRST_LINE, _LAST_PAUSE = 60.0, 600.0
+"""Seconds until a line tells how far a stage is, and most seconds between two."""
+_LONG = 600.0
+"""Seconds left that a hint is worth."""
 _INTERRUPTED = 130
 _LONGEST = 1200
 
@@ -74,7 +81,7 @@ class Screen:
 
     @contextmanager
     def progress(self) -> Iterator[Tell]:
-        """Yield what the pipeline tells its progress to: one bar on a terminal, nothing elsewhere."""
+        """Yield what the pipeline tells its progress to: one bar on a terminal, now and then a line elsewhere."""
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import TimeRemainingColumn as Remaining
@@ -85,6 +92,7 @@ class Screen:
         with Progress(*bars, *times, console=Console(stderr=True), transient=True, disable=hidden) as bar:
             current = "trace"
             task = bar.add_task(_STAGES[current], total=1)
+            lines = Lines(self.note)
 
             def tell(stage: str, done: int, total: int) -> None:
                 nonlocal current
@@ -94,6 +102,8 @@ class Screen:
                     current = stage
                     bar.reset(task, description=_STAGES.get(stage, stage), total=total)
                 bar.update(task, completed=done, total=total)
+                if hidden:
+                    lines.tell(stage, done, total)
 
             self._bar = None if hidden else bar
             try:
@@ -101,6 +111,49 @@ class Screen:
             finally:
                 self._bar = None
         self.flush()
+
+
+@dataclass
+class Lines:
+    """Progress where no bar can be shown, as in the log of a pipeline: a line after a minute, then ever fewer.
+
+    Attributes:
+        say: takes a line.
+        clock: seconds.
+    """
+
+    say: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
+    _stage: str = ""
+    _start: float = 0.0
+    _pause: float = _FIRST_LINE
+    _next: float = 0.0
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Say how far a stage is, if it is time to."""
+        now = self.clock()
+        if stage != self._stage:
+            self._stage, self._start, self._pause, self._next = stage, now, _FIRST_LINE, now + _FIRST_LINE
+        if now < self._next or not 0 < done < total:
+            return
+        spent = now - self._start
+        left = spent * (total - done) / done
+        hint = f"; {_SHORTER[stage]}" if stage in _SHORTER and self._pause == _FIRST_LINE and left > _LONG else ""
+        what = _STAGES.get(stage, stage)
+        self.say(f"{what}: {done / total:.0%} after {_span(spent)}, some {_span(left)} left{hint}")
+        self._pause = min(2 * self._pause, _LAST_PAUSE)
+        self._next = now + self._pause
+
+
+def _span(seconds: float) -> str:
+    """Return a time in words.
+
+    >>> _span(75), _span(3 * 60), _span(3 * 3600)
+    ('75 s', '3 minutes', '3.0 hours')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _one_line(error: BaseException) -> str:

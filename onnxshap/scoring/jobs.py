@@ -91,9 +91,17 @@ def fingerprint(data: Dataset) -> str:
 
 
 def blocks(schedule: Schedule, most: int = 16) -> Sequence[Schedule]:
-    """Return a schedule in blocks: an eighth of the images each, at most 16 and at least one."""
-    size = int(np.clip(len(schedule) // 8, 1, most))
-    return [schedule.part(start, start + size) for start in range(0, len(schedule), size)]
+    """Return a schedule in blocks: of 1, 1, 2, 4 images and so on, up to an eighth of all and at most 16.
+
+    What a group takes is known after its first image, and little more than that is played where its time is over.
+    """
+    largest = int(np.clip(len(schedule) // 8, 1, most))
+    found, start = list[Schedule](), 0
+    while start < len(schedule):
+        stop = start + min(largest, max(1, start))
+        found.append(schedule.part(start, stop))
+        start = stop
+    return found
 
 
 def plan_group(

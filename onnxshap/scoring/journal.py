@@ -19,7 +19,8 @@ import numpy as np
 from onnxshap.core import FloatArray
 from onnxshap.errors import DataError, OnnxshapError
 
-FORMAT = 1
+FORMAT = 2
+"""2: blocks grow from one image on."""
 Key = tuple[str, int]
 """Group name and block number."""
 Header = Mapping[str, str | int | None]

@@ -4,7 +4,8 @@ A group ends by the first of these rules; all but `max_seconds` depend on the se
 
 samples      every calibration image was used
 max-evals    the group's share of the evaluations is spent
-max-seconds  the time is spent: a group gets its share and what others leave, one block of images at least
+max-seconds  the time is spent: a group gets its share, by what a row of it takes, and what others leave; one image at
+             least
 decided      the expected share of misplaced units at the cut is small
 """
 
@@ -27,6 +28,7 @@ from onnxshap.methods.base import Tell
 from onnxshap.scoring.jobs import Job, Result, plan_group
 from onnxshap.scoring.journal import Journal
 from onnxshap.scoring.runners import Here, Runner
+from onnxshap.scoring.work import row_work
 
 DECIDED = 0.1
 """Expected misplaced share at which a group has enough images."""
@@ -40,8 +42,8 @@ class Rules:
 
     Attributes:
         max_evals: rows in all, shared by the groups in proportion to their units.
-        max_seconds: wall clock, shared in the same way; what a group leaves goes to the next, and what all leave to
-            those with the fewest images.
+        max_seconds: wall clock, shared in proportion to what a row of every unit takes; what a group leaves goes to
+            the next, and what all leave to those with the fewest images.
         decided: expected misplaced share below which a group ends; 0 = never.
         keep: group -> units that the plan will keep, about; half of the units where it is not said.
     """
@@ -88,6 +90,8 @@ class _Group:
     images: int
     row_images: int
     """Images that a row of the game runs: one, or all where the payoff is of all together."""
+    row_work: float
+    """What a row takes, in multiply-accumulates."""
     results: dict[int, Result] = field(default_factory=dict)
     submitted: int = 0
     counted: int = 0
@@ -132,8 +136,8 @@ class _Group:
 
     @property
     def steps(self) -> int:
-        """How much work it is, in units and images."""
-        return len(self.group) * (1 if self.schedule is None else len(self.schedule))
+        """How much work it is, about: thousands of multiply-accumulates of a walk with every image."""
+        return self._work(1 if self.schedule is None else len(self.schedule))
 
     @property
     def done(self) -> int:
@@ -141,7 +145,10 @@ class _Group:
         if self.stopped:
             return self.steps
         images = sum(len(r.figures) for r in self.results.values())
-        return 0 if self.schedule is None else len(self.group) * images
+        return 0 if self.schedule is None else self._work(images)
+
+    def _work(self, images: int) -> int:
+        return round(len(self.group) * self.row_work / 1e3) * images
 
 
 def score_groups(
@@ -174,13 +181,14 @@ def score_groups(
     total = sum(len(g) for g in groups)
     chosen = METHODS[method]
     estimator = chosen.estimator if isinstance(chosen, ByImage) else None
+    work = row_work(setting.traced, groups)
     states: dict[str, _Group] = {}
     for group in groups:
         limit = None if rules.max_evals is None else rules.max_evals * len(group) // max(1, total)
         schedule, jobs = plan_group(setting, group, places[group.name], method, seed, limit)
         images = len(setting.data)
         row_images = images // chosen.images(setting) if isinstance(chosen, ByImage) else 1
-        states[group.name] = _Group(group, schedule, jobs, estimator, images, row_images)
+        states[group.name] = _Group(group, schedule, jobs, estimator, images, row_images, work[group.name])
     _Loop(setting, states, method, rules, progress, journal, runner).run()
     return {name: state.values() for name, state in states.items()}
 
@@ -235,8 +243,8 @@ class _Loop:
         most = self.rules.max_seconds
         if most is None:
             return {}
-        units = np.array([len(s.group) for s in self.states.values()], np.float64)
-        ends = most * (np.cumsum(units) / max(1.0, units.sum()))
+        work = np.array([len(s.group) * s.row_work for s in self.states.values()])
+        ends = most * (np.cumsum(work) / max(1.0, work.sum()))
         return dict(zip(self.states, ends.tolist(), strict=True))
 
     def _next_job(self) -> Job | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from onnxshap.cost import node_macs
 from onnxshap.graph.structure import reads
@@ -16,19 +19,20 @@ _LEAST = 1e5
 def row_work(traced: Traced, groups: Sequence[Group]) -> Mapping[str, float]:
     """Return group -> what a row of its game takes: the multiply-accumulates behind its producers, one image."""
     macs = node_macs(traced.shaped, traced.labels).tolist()
-    makers: dict[str, int] = {}
+    makers = Counter[str]()  # sets of groups are the bits of a number
     for bit, group in enumerate(groups):
-        for name in group.producers:
-            makers[name] = makers.get(name, 0) | 1 << bit
-    found = [_LEAST] * len(groups)
-    reached: dict[str, int] = {}
+        makers.update(dict.fromkeys(group.producers, 1 << bit))
+    reached, behind = dict[str, int](), defaultdict[int, float](float)
     for index, node in enumerate(traced.shaped.graph.nodes):
-        behind = 0
+        before = 0
         for name in reads(node):
-            behind |= reached.get(name, 0)
-        if behind and macs[index]:
-            for bit in range(len(groups)):
-                found[bit] += macs[index] * (behind >> bit & 1)
-        if behind := behind | makers.get(node_name(traced.shaped, index), 0):
-            reached.update(dict.fromkeys(node.output, behind))
-    return {group.name: work for group, work in zip(groups, found, strict=True)}
+            before |= reached.get(name, 0)
+        behind[before] += macs[index]
+        if after := before | makers[node_name(traced.shaped, index)]:
+            reached.update(dict.fromkeys(node.output, after))
+    size = (len(groups) + 7) // 8
+    work = np.full(len(groups), _LEAST)
+    for some, total in behind.items():
+        bits = np.frombuffer(some.to_bytes(size, "little"), np.uint8)
+        work += total * np.unpackbits(bits, count=len(groups), bitorder="little")
+    return {group.name: found for group, found in zip(groups, work.tolist(), strict=True)}

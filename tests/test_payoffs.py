@@ -420,3 +420,14 @@ def test_what_does_not_fit_is_refused_in_one_line(
 def test_targets_of_the_wrong_shape_are_refused_when_scoring_too() -> None:
     payoff = MSE(targets=True)
     refused(lambda: payoff([LOGITS], [LOGITS], np.zeros((2, 2))), "'mse'", "[2, 2]", "output 0", "[2, 3]")
+
+
+@pytest.mark.parametrize("shape", [(7,), (300,), (1000,), (5, 6), (4, 3, 3)])
+@pytest.mark.parametrize("payoff", [KL(), MSE(scales=(2.0,)), Accuracy()])
+def test_rows_of_one_image_may_be_held_to_a_view_of_its_outputs(payoff: Payoff, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(60, *shape)).astype(np.float32)
+    outputs[::2] *= 0.1
+    reference = rng.normal(size=(1, *shape)).astype(np.float32)
+    seen = payoff([outputs], [np.broadcast_to(reference[0], outputs.shape)], None)
+    assert seen.tobytes() == payoff([outputs], [np.repeat(reference, 60, axis=0)], None).tobytes()

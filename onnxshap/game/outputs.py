@@ -9,7 +9,7 @@ import numpy as np
 from onnxshap.core import Array, BoolArray, CoalitionMatrix, FloatArray, ImageIndex
 from onnxshap.game.setting import Setting
 
-_NUMBERS = 2**13
+_NUMBERS = 2**16
 """Numbers of the outputs that a payoff gets at a time: what it makes of them stays in the processor's cache."""
 
 
@@ -35,11 +35,19 @@ def payoffs(
     found = np.empty(len(images))
     for start in range(0, len(images), size):
         rows = slice(start, start + size)
-        reference = [np.take(value, images[rows], axis=0) for value in setting.reference]
-        outputs = [changed[k][rows] if k in changed else value for k, value in enumerate(reference)]
-        labels = None if setting.data.labels is None else setting.data.labels[images[rows]]
+        chosen = images[rows]
+        reference = [_of_images(value, chosen) for value in setting.reference]
+        outputs = [changed[k][rows] if k in changed else value[chosen] for k, value in enumerate(setting.reference)]
+        labels = None if setting.data.labels is None else setting.data.labels[chosen]
         found[rows] = setting.payoff(outputs, reference, labels)
     return found
+
+
+def _of_images(value: Array, images: ImageIndex) -> Array:
+    """Return the values of rows' images; where these are one, a view of its value, by which payoffs see that."""
+    if (images == images[0]).all():
+        return np.broadcast_to(value[images[0]], (len(images), *value.shape[1:]))
+    return np.take(value, images, axis=0)
 
 
 def _zero_where(value: Array, rows: BoolArray) -> Array:

@@ -16,6 +16,7 @@ from onnxshap.payoffs.checked import (
     finite,
     float_targets,
     log_probabilities,
+    once,
     row_mean,
     shifted_scores,
 )
@@ -82,7 +83,7 @@ class KL:
         where = f"output {self.output}"
         check_shape(outputs[self.output], reference[self.output], where)
         log_p = log_probabilities(
-            class_scores(reference[self.output], self.axis, where), probabilities=self.probabilities
+            class_scores(once(reference[self.output]), self.axis, where), probabilities=self.probabilities
         )
         log_q = log_probabilities(
             class_scores(outputs[self.output], self.axis, where), probabilities=self.probabilities
@@ -129,7 +130,7 @@ class MSE:
                 wanted = float_targets(labels, got.shape, where)
             else:
                 check_shape(got, reference[index], where)
-                wanted = finite(reference[index], where)
+                wanted = finite(once(reference[index]), where)
             with np.errstate(over="ignore"):  # Inf is told as such
                 errors.append(row_mean((got - wanted) ** 2) / scale)
         return -sum(errors[1:], start=errors[0]) / len(errors)
@@ -165,7 +166,7 @@ class Accuracy:
         scores = class_scores(outputs[self.output], self.axis, where)
         if labels is None:
             check_shape(outputs[self.output], reference[self.output], where)
-            wanted = class_scores(reference[self.output], self.axis, where).argmax(axis=0)
+            wanted = class_scores(once(reference[self.output]), self.axis, where).argmax(axis=0)
         else:
             wanted = class_labels(labels, scores.shape, where, payoff=self.name)
         return row_mean((scores.argmax(axis=0) == wanted).astype(np.float64))

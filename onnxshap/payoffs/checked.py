@@ -19,6 +19,11 @@ _MANY = 256
 _OVERFLOW = "run that row alone and look for an overflow (half precision) or an input out of range"
 
 
+def once(values: Array) -> Array:
+    """Return one row of values that are the same for every row (a view of one, `np.broadcast_to`), else all of them."""
+    return values[:1] if values.ndim and len(values) > 1 and values.strides[0] == 0 else values
+
+
 def class_axis(rank: int, axis: int | None) -> int:
     """Return the class axis: `axis`, or by rank [n, C], [n, T, C], [n, C, H, W], [n, C, D, H, W]."""
     if axis is None:

@@ -55,6 +55,8 @@ FOLDER = Path(__file__).parent.parent / "models"
 WIDTHS = (32, 32, 64, 64, 128, 128)
 HIDDEN = 256
 PERMUTATIONS = 5
+IMAGES = 8
+"""Images of the table of cost against units: half of a block of jobs."""
 DEEP = 4
 """Pixels of the nets of the table of cost against units: what is left of an image in a last block."""
 _SECONDS = 0.5
@@ -330,7 +332,7 @@ def bare(setting: Setting, group: Group) -> float:
     session = traced.backend.session(extract(traced.shaped.graph.model, kinds, outputs))
     kept = Activations(setting, halves.prefix, halves.boundary)
     best = 0.0
-    for rows in (8, 32, 128):
+    for rows in (8, 32, 128, 512):
         feeds = kept.take(np.arange(rows) % min(4, len(setting.data)))
         feeds = {name: feeds[name] for name in session.inputs}
 
@@ -349,15 +351,16 @@ def scaling(folder: Path, units: Sequence[int]) -> Iterator[list[str]]:
     for width in units:
         path = folder / f"width{width}.onnx"
         export(build((width, width), 64, DEEP).eval(), torch.zeros(2, 1, DEEP, DEEP), path)
-        pixels = np.random.default_rng(0).normal(size=(2, 1, DEEP, DEEP)).astype(np.float32)
+        pixels = np.random.default_rng(0).normal(size=(IMAGES, 1, DEEP, DEEP)).astype(np.float32)
         traced, data = open_model(path, pixels, backend=OrtBackend("cpu", 1))
         free = free_batch(traced)
         reference = run_all(free, free.shaped.graph.model, data)
         setting = Setting(free, data, payoffs.choose("kl", reference, None, ["logits"]), reference)
         for group in setting.traced.groups[:2]:
             game, rng = GroupGame(setting, group), np.random.default_rng(0)
-            orders = np.stack([rng.permutation(len(group))[:-1] for _ in range(2)])
-            found = rate(lambda g=game, o=orders: g.removals(np.array([0, 0]), o[:, ::-1]).size)
+            orders = np.stack([rng.permutation(len(group))[:-1] for _ in range(2 * IMAGES)])
+            images = np.repeat(np.arange(IMAGES), 2)
+            found = rate(lambda g=game, i=images, o=orders: g.removals(i, o).size)
             plain = bare(setting, group)
             yield [
                 f"{width}",

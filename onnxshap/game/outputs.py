@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from onnxshap.game.setting import Setting
 
 _NUMBERS = 2**16
 """Numbers of the outputs that a payoff gets at a time: what it makes of them stays in the processor's cache."""
+_MANY = 256
+"""Rows of an image that are worth a call of their own."""
 
 
 def payoffs(
@@ -33,14 +35,22 @@ def payoffs(
     a_row = sum(int(np.prod(value.shape[1:])) for value in setting.reference)
     size = max(8, _NUMBERS // max(1, a_row))
     found = np.empty(len(images))
-    for start in range(0, len(images), size):
-        rows = slice(start, start + size)
+    for rows in _parts(images, size):
         chosen = images[rows]
         reference = [_of_images(value, chosen) for value in setting.reference]
         outputs = [changed[k][rows] if k in changed else value[chosen] for k, value in enumerate(setting.reference)]
         labels = None if setting.data.labels is None else setting.data.labels[chosen]
         found[rows] = setting.payoff(outputs, reference, labels)
     return found
+
+
+def _parts(images: ImageIndex, size: int) -> Iterator[slice]:
+    """Yield slices of at most `size` rows, of one image each where there are many of every image."""
+    changes = (np.flatnonzero(np.diff(images)) + 1).tolist()
+    ends = [*changes, len(images)] if len(images) >= _MANY * (1 + len(changes)) else [len(images)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        for first in range(start, end, size):
+            yield slice(first, min(first + size, end))
 
 
 def _of_images(value: Array, images: ImageIndex) -> Array:

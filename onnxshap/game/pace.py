@@ -38,7 +38,7 @@ class Pace:
         The guess is what lets the largest tensor stay in the processor's cache.
         """
         most = int(np.clip(memory // 8 // largest, 1, _MOST))
-        return cls(most if fixed else int(np.clip(_CACHE // largest, min(4, most), min(256, most))), most, fixed)
+        return cls(most if fixed else int(np.clip(_CACHE // largest, min(4, most), min(1024, most))), most, fixed)
 
     @property
     def rows(self) -> int:

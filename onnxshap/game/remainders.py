@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
+import functools
 
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from onnxshap.backend import OrtBackend, Session
 from onnxshap.core import Array, IntArray
 
 LONG = 1024
 """Numbers of a row above which a subtraction of its own is as fast, and needs no copy of what its unit adds."""
-_FEW = 128
-"""Numbers of one place of all walks up to which one call for all places is faster than one for each."""
 
 
 class Remainders:
     """What is left of an op's output after every removal of some walks of one image.
 
-    Rows are numbered by place, then by walk: a subtraction of all walks at one place is one call.
+    Rows are numbered by place, then by walk: all walks are summed at once.
 
     Args:
         whole: float32[length], with all units.
@@ -47,13 +49,21 @@ class Remainders:
 
 
 def _sums(whole: Array, added: Array) -> Array:
-    """Return what is left of the whole [length] after each place of walks [m, walks, length], [m * walks, length]."""
-    if added[0].size <= _FEW:
-        np.negative(added, out=added)
-        added[0] += whole
-        np.add.accumulate(added, axis=0, out=added)
-    else:
-        before: Array = whole
-        for place in added:
-            before = np.subtract(before, place, out=place)
-    return added.reshape(-1, len(whole))
+    """Return what is left of the whole [length] after each place of walks [m, walks, length], [m * walks, length].
+
+    The subtractions of `Remainders.write`, to the last bit.
+    """
+    np.negative(added, out=added)
+    added[0] += whole
+    (found,) = _summing().run({"x": added.reshape(len(added), -1)})
+    return found.reshape(-1, len(whole))
+
+
+@functools.cache
+def _summing() -> Session:
+    """Return what sums [m, k] along m, row upon row: numpy does that column by column, at a sixth of the speed."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["m", "k"]) for name in "xy")
+    axis = helper.make_tensor("axis", TensorProto.INT64, [], [0])
+    graph = helper.make_graph([helper.make_node("CumSum", ["x", "axis"], ["y"])], "sums", [x], [y], [axis])
+    model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return OrtBackend("cpu", threads=1).session(model)

@@ -14,7 +14,7 @@ from onnxshap.data import feeds_of
 from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import extract, tensor
 from onnxshap.masking import SiteKey
-from onnxshap.shapes.batching import freed_model
+from onnxshap.shapes.batching import freed_model, steady_model
 from onnxshap.tracing import Traced
 
 _STATISTICS = "onnxshap.statistics."
@@ -25,12 +25,17 @@ _POSITIONS = 256
 def free_batch(traced: Traced) -> Traced:
     """Return the same model for evaluation, its batch axis free where the file fixes it and the model allows it.
 
-    Exporters write sizes with the batch spelled out, and constants for one image; `batching` makes them follow it.
-    Whether that worked is measured: two images at once must give what they give one by one, else the model is left
-    alone and evaluated at its own batch size.
+    Where it is free, a Squeeze of all axes of size 1 would take it from a single image; the axes are named. Exporters
+    write sizes with the batch spelled out, and constants for one image; `batching` makes them follow it. Whether that
+    worked is measured: two images at once must give what they give one by one, else the model is left alone and
+    evaluated at its own batch size.
     """
-    if traced.shaped.free_batch or traced.shaped.alone:
+    if traced.shaped.alone:
         return traced
+    if traced.shaped.free_batch:
+        steady = steady_model(traced.shaped)
+        shaped = traced.shaped
+        return replace(traced, shaped=replace(shaped, graph=replace(shaped.graph, model=steady))) if steady else traced
     model = freed_model(traced.shaped)
     if model is None:
         return traced
@@ -69,15 +74,18 @@ def _same_rows(traced: Traced, freed: Traced) -> bool:
     )
 
 
-def batches(traced: Traced, data: Dataset, size: int) -> Iterator[tuple[int, Mapping[str, Array]]]:
-    """Yield feeds of consecutive images and how many images they hold; a fixed batch is filled up with repeats."""
-    step = traced.batch if not traced.shaped.free_batch else 1 if traced.shaped.apart else size
+def batches(traced: Traced, data: Dataset, size: int, least: int = 1) -> Iterator[tuple[int, Mapping[str, Array]]]:
+    """Yield feeds of consecutive images and how many images they hold.
+
+    A fixed batch is filled up with repeats, and a free one of less than `least` images, if it may be of several.
+    """
+    fixed, apart = not traced.shaped.free_batch, traced.shaped.apart
+    step = traced.batch if fixed else 1 if apart else size
+    fewest = step if fixed else 1 if apart else least
     for start in range(0, len(data), step):
         part = data.take(slice(start, start + step))
-        if len(part) < step and not traced.shaped.free_batch:
-            yield len(part), feeds_of(part.take(np.resize(np.arange(len(part)), step)).inputs, traced.shaped.batch_axes)
-        else:
-            yield len(part), feeds_of(part.inputs, traced.shaped.batch_axes)
+        filled = part if len(part) >= fewest else part.take(np.resize(np.arange(len(part)), fewest))
+        yield len(part), feeds_of(filled.inputs, traced.shaped.batch_axes)
 
 
 def usual_batch(traced: Traced, data: Dataset) -> dict[str, Array]:
@@ -135,7 +143,7 @@ def run_all(
             "without, or as an array (skl2onnx: zipmap=False)"
         )
     parts = []
-    for count, feeds in batches(traced, data, 32):
+    for count, feeds in batches(traced, data, 32, least=2):  # of one image a Squeeze may take the axis
         outputs = by_image(traced, session.run({**feeds, **(extra or {})}))
         rows = traced.shaped.count(feeds)
         for name, value in zip(session.outputs, outputs, strict=True):

@@ -295,3 +295,40 @@ def test_a_model_that_mixes_images_keeps_its_batch() -> None:
     assert not freed.shaped.free_batch
     feeds = {"x": np.ones((1, 4), np.float32)}
     assert relative_error(run(freed.shaped.graph.model, feeds), run(mixing, feeds)) == 0
+
+
+SQUEEZED = {
+    "midway": """
+        s = Squeeze(p)
+        m = MatMul(s, w2)
+        y = Add(m, b2)""",
+    "at the end": """
+        f = Flatten(p)
+        g = Gemm(f, w3)
+        y = Squeeze(g)""",
+}
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("name", SQUEEZED)
+def test_a_squeeze_may_take_the_axis_of_a_single_image(name: str, opset: int) -> None:
+    model = net(
+        f"""(float[N,3,8,8] x) => (float[N,5] y) {{
+        a = Conv<pads=[1,1,1,1]>(x, w0)
+        r = Relu(a)
+        b = Conv<pads=[1,1,1,1]>(r, w1)
+        p = GlobalAveragePool(b)
+        {SQUEEZED[name]}
+        }}""",
+        opset=opset, w0=(8, 3, 3, 3), w1=(6, 8, 3, 3), w2=(6, 5), b2=(5,), w3=(6, 1),
+    )  # fmt: skip
+    if name == "at the end":
+        del model.graph.output[0].type.tensor_type.shape.dim[1]
+    images = np.random.default_rng(0).normal(size=(33, 3, 8, 8)).astype(np.float32)
+    for count in (1, 33):  # a run of one image, and one of what is left over
+        for samples in (1, 33):
+            small = prune(model, images[:count], keep_units=0.5, samples=samples, method="shapley").model
+            for batch in (1, 2):
+                before, after = (run(m, {"x": images[:batch]})[0] for m in (model, small))
+                assert before.shape == after.shape
+                assert (before.ndim < len(model.graph.output[0].type.tensor_type.shape.dim)) == (batch == 1)

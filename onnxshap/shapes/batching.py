@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from onnxshap.core import Array
+from onnxshap.core import Array, IntArray
 from onnxshap.graph import array, attributes, is_op, tensor
 from onnxshap.graph.lifting import body, entered, is_open
 from onnxshap.graph.loops import handed_on
@@ -38,6 +38,41 @@ def freed_model(shaped: Shaped) -> ModelProto | None:
     edit = _Free(walk)
     edit.apply()
     return edit.model
+
+
+def steady_model(shaped: Shaped) -> ModelProto | None:
+    """Return a model of a free batch that gives one image the axes that it gives several, None if it is one already.
+
+    A Squeeze of all axes of size 1 names those that it was traced with.
+    """
+    nodes = shaped.graph.nodes
+    taking = [index for index, node in enumerate(nodes) if _takes_all(node) and node.input[0] in shaped.shapes]
+    if not taking:
+        return None
+    model = ModelProto()
+    model.CopyFrom(shaped.graph.model)
+    for index in taking:
+        node, axes = model.graph.node[index], _single_axes(shaped, nodes[index])
+        if shaped.graph.opset >= 13:
+            name = f"{node.output[0]}.axes"
+            while name in shaped.shapes:
+                name += "_"
+            model.graph.initializer.append(tensor(name, axes))
+            node.input[1:] = [name]
+        else:
+            set_attribute(node, "axes", axes.tolist())
+    return model
+
+
+def _takes_all(node: NodeProto) -> bool:
+    """Return whether a node is a Squeeze of all axes of size 1."""
+    return is_op(node, "Squeeze") and "axes" not in attributes(node) and not any(node.input[1:])
+
+
+def _single_axes(shaped: Shaped, node: NodeProto, but: int | None = None) -> IntArray:
+    """Return the axes of size 1 that a Squeeze takes, but for one."""
+    shape = shaped.shapes[node.input[0]]
+    return np.array([axis for axis, size in enumerate(shape) if size == 1 and axis != but], np.int64)
 
 
 @dataclass
@@ -130,16 +165,12 @@ class _Free:
 
     def _squeeze(self, node: NodeProto) -> None:
         """Name the axes: one image is an axis of size 1 too."""
-        given = attributes(node)
-        if "axes" in given or len(node.input) > 1:
-            return
-        place = self.walk.found[node.input[0]]
-        shape = self.walk.shaped.shapes[node.input[0]]
-        axes = [axis for axis, size in enumerate(shape) if size == 1 and axis != place.axis]
-        if self.walk.shaped.graph.opset >= 13:
-            node.input.append(self._constant(f"{node.output[0]}.axes", np.array(axes, np.int64)))
-        else:
-            set_attribute(node, "axes", axes)
+        if _takes_all(node):
+            axes = _single_axes(self.walk.shaped, node, self.walk.found[node.input[0]].axis)
+            if self.walk.shaped.graph.opset >= 13:
+                node.input.append(self._constant(f"{node.output[0]}.axes", axes))
+            else:
+                set_attribute(node, "axes", axes.tolist())
 
     def _repeat(self, node: NodeProto, repeat: Repeat) -> None:
         """Repeat a constant of one image for every image."""

@@ -53,7 +53,10 @@ class Widths:
 
 @dataclass(frozen=True)
 class SingleAxes:
-    """A Squeeze of all axes of size 1: a cut may leave one channel, which it must not take."""
+    """A Squeeze of all axes of size 1: a cut may leave one channel, which it must not take.
+
+    Only then are the axes named: a batch of one image is taken from the original too.
+    """
 
     node: int
     source: str
@@ -64,12 +67,15 @@ class SingleAxes:
         """Name the axes."""
         node = edit.node(self.node)
         named = len(node.input) > 1 or any(a.name == "axes" for a in node.attribute)  # by a freed batch (`batching`)
-        if named or not any(edit.cut(self.source, axis) for axis in range(edit.rank(self.source))):
+        if named or not any(self._left_single(edit, axis) for axis in range(edit.rank(self.source))):
             return
         if self.as_input:
             node.input[1:] = [edit.new_constant(f"{node.output[0]}.axes", np.array(self.axes, np.int64))]
         else:
             set_attribute(node, "axes", list(self.axes))
+
+    def _left_single(self, edit: Edit, axis: int) -> bool:
+        return edit.cut(self.source, axis) and int(edit.alive(self.source, axis).sum()) == 1
 
 
 @dataclass(frozen=True)

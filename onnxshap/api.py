@@ -322,8 +322,9 @@ def prune(
             they are fewer, none where there are none.
         allocation: how widths are shared out: `curves`, by what each group loses at each width with the repair
             that follows, measured, `uniform`, the same share of every group, or `iterative`, curves in rounds: cut
-            part of the way and repair, then score and measure again; None = curves with lstsq, where they take no
-            more than `cutter.WORK` multiply-accumulates.
+            part of the way and repair, then score and measure again, and of all plans the one that loses least
+            on images that were not fitted on; None = curves with lstsq, where they take no more than
+            `cutter.WORK` multiply-accumulates.
         distill_seconds: most seconds that `distill` tunes a model for; where they cut its schedule short, how far it
             gets is up to the machine; None = eight minutes.
         values: values of an earlier run instead of scoring.

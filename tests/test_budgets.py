@@ -18,6 +18,7 @@ from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, cutter, make_plan, rounds, search, wider_plans
 from onnxshap.plan.curves import affordable, convex, loss_curves
 from onnxshap.plan.rounds import Part
+from onnxshap.plan.trials import Trials
 from onnxshap.rewrite import small_model
 from onnxshap.tracing import Keep, Traced
 from tests import exactness
@@ -102,6 +103,32 @@ def test_iterative_ranks_and_measures_again_half_of_the_way(monkeypatch: pytest.
     assert whole == 1.0 and 0.4 < part <= 0.4**0.5
     again = onnxshap.prune(net(), data, keep_macs=0.4, method="l1", allocation="iterative")
     assert again.model == found.model
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_of_the_plans_of_all_rounds_the_one_that_loses_least_is_cut(best: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Keep] = []
+
+    def loss(trials: Trials, keep: Keep) -> float:
+        assert not set(trials.fitted.inputs["x"].ravel()) & set(trials.judged.inputs["x"].ravel())
+        tried.append(keep)
+        return float(len(tried) != best + 1)
+
+    monkeypatch.setattr(Trials, "of_plan", loss)
+    data = np.random.default_rng(1).standard_normal((80, 3, 4, 4)).astype(np.float32)
+    found = onnxshap.prune(wide(), data, keep_macs=0.3, method="l1", multiple_of=1, allocation="iterative")
+    assert len(tried) == 2 and all((found.keep[name] == kept).all() for name, kept in tried[best].items())
+    assert any((tried[0][name] != kept).any() for name, kept in tried[1].items())
+
+
+def test_a_trial_fits_on_some_images_and_judges_by_the_others() -> None:
+    traced = onnxshap.trace(wide())
+    data = Dataset({"x": np.random.default_rng(1).standard_normal((80, 3, 4, 4)).astype(np.float32)})
+    trials = Trials.of(traced, data, seed=0)
+    whole, half, one = ({g.name: np.arange(len(g)) % step == 0 for g in traced.groups} for step in (1, 2, 100))
+    assert (len(trials.fitted), len(trials.judged)) == (48, 32)
+    assert trials.of_plan(whole) == pytest.approx(0, abs=1e-9)
+    assert 0 < trials.of_plan(half) < trials.of_plan(one)
 
 
 def test_what_a_round_finds_is_carried_back_to_all_units() -> None:

@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from onnxshap import payoffs
-from onnxshap.calibrate import batches, by_image, run_all, site_means
+from onnxshap.calibrate import batches, by_image
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray
 from onnxshap.graph import extract
 from onnxshap.graph.structure import used_names
 from onnxshap.groups import Group
 from onnxshap.plan.choice import Candidate, plan_at
+from onnxshap.plan.trials import FITTED, Trials
 from onnxshap.repair import FEWEST_IMAGES, QUICK, Walk, batch_size, border, refit
 from onnxshap.tracing import Traced
 
@@ -31,7 +31,6 @@ FEW = (0.75, 0.5, 0.25)
 """Those measured where all of them would take too long."""
 IMAGES = 500
 """Most images used, three fifths to fit, the others to judge."""
-_FIT = 0.6
 
 
 def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float) -> tuple[int, tuple[float, ...]]:
@@ -41,11 +40,11 @@ def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float
     fitted on through the layers next to it, and the regressions.
     """
     regressions = sum(_regressions(traced, group) for group in groups)
-    share = 0.6 * (1 - _FIT) + _FIT * min(1.0, 3 / max(1, len(groups)))
+    share = 0.6 * (1 - FITTED) + FITTED * min(1.0, 3 / max(1, len(groups)))
     for count, fractions in ((IMAGES, FRACTIONS), (200, FRACTIONS), (200, FEW), (100, FEW)):
         used = min(images, count)
         runs = len(groups) * used * share * traced.cost.macs()
-        if len(fractions) * (runs + 3 * regressions) <= work and used * _FIT >= FEWEST_IMAGES:
+        if len(fractions) * (runs + 3 * regressions) <= work and used * FITTED >= FEWEST_IMAGES:
             return used, fractions
     return 0, ()
 
@@ -85,18 +84,10 @@ def loss_curves(
         progress: told after every width.
         original: whose outputs are compared with, where the model was cut before; None = the model's own.
     """
-    order = np.random.default_rng([seed, 5]).permutation(len(data))
-    split = max(FEWEST_IMAGES, round(_FIT * len(data)))
-    fitted, judged = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
-    names = [o.name for o in free.shaped.graph.model.graph.output]
-    own = run_all(free, free.shaped.graph.model, judged)
-    reference = own if original is None else run_all(original, original.shaped.graph.model, judged)
-    payoff = payoffs.choose(None, reference, None, names)
-    best = float(np.mean(payoff(own, reference, None)))
-    means = site_means(free, fitted)
+    trials = Trials.of(free, data, seed, original)
     whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
     candidates = [Candidate(g.name, g.units, values[g.name]) for g in groups]
-    before = _Before(free, fitted), _Before(free, judged)
+    before = _Before(free, trials.fitted), _Before(free, trials.judged)
     curves = {}
     for number, group in enumerate(groups):
         fit_on, judge_on = (part.of(group, whole) for part in before)
@@ -105,9 +96,10 @@ def loss_curves(
             width = round(fraction * len(group))
             if 0 < width < len(group) and width not in points:
                 plan = whole | plan_at(candidates, {group.name: width}, traced.covers)
-                model, _ = refit(free, free, plan, means, fitted, seed, nearest=True, effort=QUICK, feeds=fit_on)
-                found = _outputs(free, model, judge_on, len(judged))
-                points[width] = max(0.0, best - float(np.mean(payoff(found, reference, None))))
+                model, _ = refit(
+                    free, free, plan, trials.means, trials.fitted, seed, nearest=True, effort=QUICK, feeds=fit_on
+                )
+                points[width] = trials.loss(_outputs(free, model, judge_on, len(trials.judged)))
             progress(number * len(fractions) + k + 1, len(groups) * len(fractions))
         curves[group.name] = convex(points, len(group))
     return curves

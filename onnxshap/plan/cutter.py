@@ -20,6 +20,7 @@ from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, fits, make_plan, wider_plans
 from onnxshap.plan.curves import affordable, loss_curves
 from onnxshap.plan.rounds import Part, eased
+from onnxshap.plan.trials import Trials
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit, rematch
 from onnxshap.rewrite import small_model
 from onnxshap.tracing import Traced
@@ -102,7 +103,7 @@ class Cutter:
         repair: one of `REPAIRS`; None = lstsq where there are data for it, else fold.
         allocation: how widths are shared out, one of `ALLOCATIONS`; None = curves where they are affordable and the
             repair is lstsq or distill, else uniform. Iterative is curves in rounds: part of the way, then values and
-            curves of the model cut and repaired so far.
+            curves of the model cut and repaired so far; of the plans of all rounds the one that loses least.
         seed: of all randomness.
         progress: told what is going on.
         clock: told how long it took.
@@ -158,9 +159,17 @@ class Cutter:
             BudgetError: it cannot be met.
         """
         values, curves = self.values, self._curves() if self.allocation != "uniform" and budget.units is None else {}
+        plans = [self._planned(budget, values, curves)]
         for number in range(1, ROUNDS if curves and self.allocation == "iterative" else 1):
             values, curves = self._after(self._planned(eased(budget, number / ROUNDS), values, curves), values, curves)
-        return self._planned(budget, values, curves)
+            plans.append(self._planned(budget, values, curves))
+        return plans[0] if len(plans) == 1 else self._least_lost(plans)
+
+    def _least_lost(self, plans: Sequence[dict[str, BoolArray]]) -> dict[str, BoolArray]:
+        """Return the plan that loses least once refitted."""
+        with self.clock.stage("curves"):
+            trials = Trials.of(self.free, self.data.take(slice(0, self._images)), self.seed)
+            return min(plans, key=trials.of_plan)
 
     def lost(self, keep: Mapping[str, BoolArray]) -> float:
         """Return what a plan loses, to compare plans: by the curves where there are some, else the MACs."""

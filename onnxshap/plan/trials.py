@@ -1,0 +1,68 @@
+"""What plans lose once the layers behind the cut are refitted, on images that were not fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxshap import payoffs
+from onnxshap.calibrate import run_all, site_means
+from onnxshap.core import Array, BoolArray, Dataset, Payoff
+from onnxshap.masking import Means
+from onnxshap.repair import FEWEST_IMAGES, refit
+from onnxshap.tracing import Traced
+
+FITTED = 0.6
+"""Share of the images that is fitted on; the others judge."""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Images to fit on and to judge by.
+
+    Attributes:
+        free: the model for evaluation.
+        fitted, judged: the images.
+        means: of what removed channels leave behind, on the fitted ones.
+        seed: of the refit.
+    """
+
+    free: Traced
+    fitted: Dataset
+    judged: Dataset
+    means: Means
+    seed: int
+    _reference: Sequence[Array]
+    _payoff: Payoff
+    _best: float
+
+    @classmethod
+    def of(cls, free: Traced, data: Dataset, seed: int, original: Traced | None = None) -> Trials:
+        """Divide images by a seed.
+
+        Args:
+            free: the model for evaluation.
+            data: calibration images.
+            seed: of the division.
+            original: whose outputs are compared with, where the model was cut before; None = the model's own.
+        """
+        order = np.random.default_rng([seed, 5]).permutation(len(data))
+        split = max(FEWEST_IMAGES, round(FITTED * len(data)))
+        fitted, judged = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
+        names = [o.name for o in free.shaped.graph.model.graph.output]
+        own = run_all(free, free.shaped.graph.model, judged)
+        reference = own if original is None else run_all(original, original.shaped.graph.model, judged)
+        payoff = payoffs.choose(None, reference, None, names)
+        best = float(np.mean(payoff(own, reference, None)))
+        return cls(free, fitted, judged, site_means(free, fitted), seed, reference, payoff, best)
+
+    def loss(self, outputs: Sequence[Array]) -> float:
+        """Return what outputs for the judged images lose: KL divergence of class scores, else the relative error."""
+        return max(0.0, self._best - float(np.mean(self._payoff(outputs, self._reference, None))))
+
+    def of_plan(self, keep: Mapping[str, BoolArray]) -> float:
+        """Return what the model loses that is cut by a plan and refitted."""
+        model, _ = refit(self.free, self.free, keep, self.means, self.fitted, self.seed)
+        return self.loss(run_all(self.free, model, self.judged))

@@ -49,7 +49,6 @@ STAGES = (
     ("lstsq", "uniform"),
     ("lstsq", "curves"),
 )
-DISTILLED = ("distill", "curves")
 IN_ROUNDS = ("lstsq", "iterative")
 IMAGES = 500
 HALF = 0.5
@@ -147,7 +146,8 @@ def add_ours(task: Task, found: Found, traced: Traced, pool: Dataset, test: Data
 
     phi, free = ranked(traced), free_batch(traced)
     curves: Mapping[str, FloatArray] | None = None
-    for repair, allocation in (*STAGES, *[IN_ROUNDS] * task.rounds, *[DISTILLED] * task.distilled):
+    stages = [*STAGES, *[IN_ROUNDS] * task.rounds]
+    for repair, allocation in (*stages, *[("distill", stages[-1][1])] * task.distilled):
         cutter = Cutter(
             traced, free, traced.groups, phi, pool, repair, allocation, task.seed, rescore=ranked,
             tuning_seconds=task.distill_seconds,
@@ -215,7 +215,7 @@ def leads(found: Sequence[Found], budgets: Sequence[float]) -> str:
     for budget in budgets:
         rows = [row for row, b in found[0].accuracy if b == budget and all((row, b) in f.accuracy for f in found)]
         by_seed = {row: [100 * f.accuracy[row, budget] for f in found] for row in rows}
-        sides = [[v for row, v in by_seed.items() if (row[0] == OURS) == ours and row[3] != DISTILLED[0]]
+        sides = [[v for row, v in by_seed.items() if (row[0] == OURS) == ours and row[3] != "distill"]
                  for ours in (True, False)]  # fmt: skip
         if not all(sides):
             return ""
@@ -233,7 +233,7 @@ def leads(found: Sequence[Found], budgets: Sequence[float]) -> str:
 @click.option("--distill", "distilled", is_flag=True, help="Also tune after the refit (needs torch).")
 @click.option("--distill-seconds", type=float, help="Most that tuning takes.  [default: as prune's]")
 @click.option("--multiple-of", type=int, help="Step of our widths.  [default: as prune's]")
-@click.option("--rounds", is_flag=True, help="Also widths in rounds.")
+@click.option("--rounds", is_flag=True, help="Also widths in rounds; those are tuned.")
 @click.option("--peers", is_flag=True, help="Also other pruners (needs those of peers.py).")
 @click.option("--ours/--no-ours", default=True, help="Our own stages.")
 @click.option("--imagenet", "images", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its folder.")

@@ -120,7 +120,7 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
         at = [(place(t, a), shaped.shapes[t][a]) for t, a in axes]
         return math.prod(size for k, size in at if k is None), [k for k, _ in at if k is not None]
 
-    times = [shaped.times.get(node.output[0], 1) / shaped.batch for node in shaped.graph.nodes]
+    times = _runs(shaped)
     macs = [(times[index] * size, at) for index, axes in labels.trace.macs for size, at in [block(axes)]]
     generated = [(n.output[0], shaped.kinds.get(n.output[0], 1)) for n in shaped.graph.nodes
                  if n.op_type == "ConstantOfShape" and n.output[0] in shaped.constants]  # fmt: skip
@@ -156,11 +156,15 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
 
 def node_macs(shaped: Shaped, labels: Labels) -> FloatArray:
     """Return the multiply-accumulates of every node of the whole model, one image: float64[nodes]."""
-    found = np.zeros(len(shaped.graph.nodes))
+    found, times = np.zeros(len(shaped.graph.nodes)), _runs(shaped)
     for index, axes in labels.trace.macs:
-        times = shaped.times.get(shaped.graph.nodes[index].output[0], 1) / shaped.batch
-        found[index] += times * math.prod(shaped.shapes[tensor][axis] for tensor, axis in axes)
+        found[index] += times[index] * math.prod(shaped.shapes[tensor][axis] for tensor, axis in axes)
     return found
+
+
+def _runs(shaped: Shaped) -> list[float]:
+    """Return how often every node runs for an image: in the body of a loop many times, else a batch at a time."""
+    return [shaped.times.get(node.output[0], 1) / shaped.batch for node in shaped.graph.nodes]
 
 
 def parameters(model: ModelProto) -> int:

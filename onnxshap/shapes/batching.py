@@ -6,18 +6,18 @@ gets -1 there, and a constant is repeated as often as there are images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from onnxshap.core import Array, IntArray
+from onnxshap.core import Array
 from onnxshap.graph import array, attributes, is_op, tensor
 from onnxshap.graph.lifting import body, entered, is_open
 from onnxshap.graph.loops import handed_on
-from onnxshap.labels.fixups import set_attribute
+from onnxshap.labels.fixups import name_axes, set_attribute, takes_all
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.images import Images, Repeat, Walk
 
@@ -46,33 +46,30 @@ def steady_model(shaped: Shaped) -> ModelProto | None:
     A Squeeze of all axes of size 1 names those that it was traced with.
     """
     nodes = shaped.graph.nodes
-    taking = [index for index, node in enumerate(nodes) if _takes_all(node) and node.input[0] in shaped.shapes]
+    taking = [k for k, n in enumerate(nodes) if is_op(n, "Squeeze") and takes_all(n) and n.input[0] in shaped.shapes]
     if not taking:
         return None
     model = ModelProto()
     model.CopyFrom(shaped.graph.model)
+
+    def constant(name: str, values: Array) -> str:
+        while name in shaped.shapes:
+            name += "_"
+        model.graph.initializer.append(tensor(name, values))
+        return name
+
     for index in taking:
-        node, axes = model.graph.node[index], _single_axes(shaped, nodes[index])
-        if shaped.graph.opset >= 13:
-            name = f"{node.output[0]}.axes"
-            while name in shaped.shapes:
-                name += "_"
-            model.graph.initializer.append(tensor(name, axes))
-            node.input[1:] = [name]
-        else:
-            set_attribute(node, "axes", axes.tolist())
+        _name_single(shaped, model.graph.node[index], constant)
     return model
 
 
-def _takes_all(node: NodeProto) -> bool:
-    """Return whether a node is a Squeeze of all axes of size 1."""
-    return is_op(node, "Squeeze") and "axes" not in attributes(node) and not any(node.input[1:])
-
-
-def _single_axes(shaped: Shaped, node: NodeProto, but: int | None = None) -> IntArray:
-    """Return the axes of size 1 that a Squeeze takes, but for one."""
-    shape = shaped.shapes[node.input[0]]
-    return np.array([axis for axis, size in enumerate(shape) if size == 1 and axis != but], np.int64)
+def _name_single(
+    shaped: Shaped, squeeze: NodeProto, constant: Callable[[str, Array], str], but: int | None = None
+) -> None:
+    """Name the axes of size 1 that a Squeeze takes, but for one."""
+    shape = shaped.shapes[squeeze.input[0]]
+    axes = [axis for axis, size in enumerate(shape) if size == 1 and axis != but]
+    name_axes(squeeze, axes, constant, as_input=shaped.graph.opset >= 13)
 
 
 @dataclass
@@ -165,12 +162,8 @@ class _Free:
 
     def _squeeze(self, node: NodeProto) -> None:
         """Name the axes: one image is an axis of size 1 too."""
-        if _takes_all(node):
-            axes = _single_axes(self.walk.shaped, node, self.walk.found[node.input[0]].axis)
-            if self.walk.shaped.graph.opset >= 13:
-                node.input.append(self._constant(f"{node.output[0]}.axes", axes))
-            else:
-                set_attribute(node, "axes", axes.tolist())
+        if takes_all(node):
+            _name_single(self.walk.shaped, node, self._constant, self.walk.found[node.input[0]].axis)
 
     def _repeat(self, node: NodeProto, repeat: Repeat) -> None:
         """Repeat a constant of one image for every image."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
 from onnx import NodeProto, helper
 
 from onnxshap.core import Array, BoolArray
@@ -56,3 +58,25 @@ def set_attribute(node: NodeProto, name: str, value: object) -> None:
     made = helper.make_attribute(name, value)
     del node.attribute[:]
     node.attribute.extend([*kept, made])
+
+
+def takes_all(squeeze: NodeProto) -> bool:
+    """Return whether a Squeeze names no axes: it takes all of size 1."""
+    return not any(squeeze.input[1:]) and all(a.name != "axes" for a in squeeze.attribute)
+
+
+def name_axes(
+    squeeze: NodeProto, axes: Sequence[int], constant: Callable[[str, Array], str], *, as_input: bool
+) -> None:
+    """Name the axes that a Squeeze takes: in an attribute, or from opset 13 on in an input.
+
+    Args:
+        squeeze: the node.
+        axes: which.
+        constant: stores values under a name like the one given, and returns it.
+        as_input: whether the opset has them there.
+    """
+    if as_input:
+        squeeze.input[1:] = [constant(f"{squeeze.output[0]}.axes", np.array(axes, np.int64))]
+    else:
+        set_attribute(squeeze, "axes", list(axes))

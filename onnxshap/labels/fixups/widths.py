@@ -8,7 +8,7 @@ import numpy as np
 from onnx import AttributeProto
 
 from onnxshap.core import Array
-from onnxshap.labels.fixups.edit import Edit, set_attribute
+from onnxshap.labels.fixups.edit import Edit, name_axes, set_attribute, takes_all
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,9 @@ class SingleAxes:
     def apply(self, edit: Edit) -> None:
         """Name the axes."""
         node = edit.node(self.node)
-        named = len(node.input) > 1 or any(a.name == "axes" for a in node.attribute)  # by a freed batch (`batching`)
-        if named or not any(self._left_single(edit, axis) for axis in range(edit.rank(self.source))):
-            return
-        if self.as_input:
-            node.input[1:] = [edit.new_constant(f"{node.output[0]}.axes", np.array(self.axes, np.int64))]
-        else:
-            set_attribute(node, "axes", list(self.axes))
+        single = any(self._left_single(edit, axis) for axis in range(edit.rank(self.source)))
+        if single and takes_all(node):  # they may be named by a freed batch (`batching`)
+            name_axes(node, self.axes, edit.new_constant, as_input=self.as_input)
 
     def _left_single(self, edit: Edit, axis: int) -> bool:
         return edit.cut(self.source, axis) and int(edit.alive(self.source, axis).sum()) == 1

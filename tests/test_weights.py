@@ -170,7 +170,7 @@ def test_external_data_come_and_go_as_external_data() -> None:
 def test_external_data_are_mapped_not_read() -> None:
     external()
     source = graph.read("m.onnx")
-    assert all(isinstance(values, np.memmap) for values in source.kept.values())
+    assert all(isinstance(values(), np.memmap) for values in source.kept.values())
     assert source.files == (Path("m.data").absolute(),)
 
 

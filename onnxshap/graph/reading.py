@@ -73,7 +73,7 @@ def _parse(source: str | Path | bytes, where: str) -> tuple[ModelProto, weights.
         raise ModelError("the model's path is empty; give the path of an .onnx model")
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
-            model, inside = weights.parse(stream)
+            model, inside = weights.parse(stream, where)
     except FileNotFoundError as error:
         raise ModelError(f"{where}: no such file; give the path of an .onnx model") from error
     except (OSError, ValueError) as error:

@@ -3,7 +3,7 @@
 Every pass copies a model and edits the copy. So that a copy costs nothing and models beyond protobuf's 2 GB can be
 handled at all, large initializers are taken out of their model: their tensors become tickets, external-data entries
 that name an array and what is cut from it. Arrays live as long as somebody holds the `Kept` that came with the model;
-those of files with external data are mapped, not read.
+those of its file are read when they are asked for (`held`), those of files with external data are mapped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import secrets
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BufferedIOBase
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
@@ -24,6 +24,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from onnxshap.core import Array, BoolArray
 from onnxshap.errors import ModelError, first_line
+from onnxshap.graph.held import InFile, InMemory, Values, opened
 from onnxshap.graph.wire import GRAPH, INITIALIZER, RAW_DATA, header
 from onnxshap.graph.wire import parse as parse_apart
 
@@ -43,18 +44,18 @@ _KINDS = frozenset(
 """Element types that numpy and onnxruntime share; others stay in the model, bit for bit."""
 _DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
-_arrays: WeakValueDictionary[str, Array] = WeakValueDictionary()
+_held: WeakValueDictionary[str, Values] = WeakValueDictionary()
 
 
-class Kept(dict[str, Array]):
-    """Ticket -> array; whoever holds it keeps the arrays, also in the process that it is sent to."""
+class Kept(dict[str, Values]):
+    """Ticket -> values; whoever holds it keeps the values, also in the process that it is sent to."""
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Array]], Kept], tuple[dict[str, Array]]]:
-        return _received, (dict(self),)
+        return _received, ({ticket: values() for ticket, values in self.items()},)
 
 
 def _received(arrays: dict[str, Array]) -> Kept:
-    return Kept({ticket: _arrays.setdefault(ticket, values) for ticket, values in arrays.items()})
+    return Kept({ticket: _held.setdefault(ticket, InMemory(values)) for ticket, values in arrays.items()})
 
 
 def values(tensor: TensorProto) -> Array:
@@ -73,17 +74,17 @@ def values(tensor: TensorProto) -> Array:
 
 @dataclass(frozen=True)
 class Ticketed:
-    """What a ticket stands for: an array, and bool[n] of the axes that are cut; the cut is made when it is called for.
+    """What a ticket stands for: values, and bool[n] of the axes that are cut; the cut is made when it is called for.
 
-    Holds the array, whatever becomes of the model.
+    Holds the values, whatever becomes of the model.
     """
 
-    whole: Array
+    whole: Values
     alive: tuple[tuple[int, BoolArray], ...] = ()
 
     def __call__(self) -> Array:
         """Return the values."""
-        found = self.whole
+        found = self.whole()
         for axis, flags in self.alive:
             found = found.compress(flags, axis)
         return np.asarray(found)
@@ -92,9 +93,9 @@ class Ticketed:
 def ticketed(tensor: TensorProto) -> Ticketed:
     """Return what a ticket stands for."""
     entries = {e.key: e.value for e in tensor.external_data}
-    found = _arrays[_ticket(tensor)]
-    cuts = [(axis, entries.get(f"{_CUT}{axis}")) for axis in range(found.ndim)]
-    return Ticketed(found, tuple((axis, _unpacked(alive)) for axis, alive in cuts if alive is not None))
+    cuts = [(axis, entries.get(f"{_CUT}{axis}")) for axis in range(len(tensor.dims))]
+    cut = tuple((axis, _unpacked(alive)) for axis, alive in cuts if alive is not None)
+    return Ticketed(_held[_ticket(tensor)], cut)
 
 
 def is_kept(tensor: TensorProto) -> bool:
@@ -151,32 +152,52 @@ def size(tensor: TensorProto) -> int:
     return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
-def parse(stream: BufferedIOBase) -> tuple[ModelProto, Kept]:
+def parse(stream: BufferedIOBase, name: str = "the model's file") -> tuple[ModelProto, Kept]:
     """Return the model in a file, and what its tickets stand for: the large initializers whose values are in the file.
+
+    Args:
+        stream: the file, or the same in memory.
+        name: what messages call it.
 
     Raises:
         DecodeError: it is no model, or a truncated one.
         ModelError: it has external data of a reserved name.
     """
+    if not stream.seekable():
+        stream = BytesIO(stream.read())
+    file = opened(stream, name)
     model, found = parse_apart(stream, LARGE)
     if any(map(is_kept, tensors(model))):
         raise ModelError("its external data have a reserved name; export it again")
     kept = Kept()
-    for place, raw in found.items():
+    for place, where in found.items():
         item = model.graph.initializer[place]
-        if is_external(item) or not _is_large(item) or size(item) != len(raw):
-            item.raw_data = raw.tobytes()
+        if is_external(item) or not _is_large(item) or size(item) != len(where):
+            item.raw_data = _read(stream, where).tobytes()
+            continue
+        dtype, shape = helper.tensor_dtype_to_np_dtype(item.data_type), tuple(item.dims)
+        if file is not None:
+            _put_ticket(item, kept, InFile(file, where.start, dtype, shape))
         else:
-            _put_ticket(item, kept, raw.view(helper.tensor_dtype_to_np_dtype(item.data_type)).reshape(item.dims))
+            _put_ticket(item, kept, InMemory(_read(stream, where).view(dtype).reshape(shape)))
     return model, kept
 
 
-def _put_ticket(item: TensorProto, kept: Kept, values: Array) -> None:
+def _read(stream: BufferedIOBase, where: range) -> Array:
+    """Return uint8[n], bytes of a stream that were there before."""
+    found = np.empty(len(where), np.uint8)
+    stream.seek(where.start)
+    stream.readinto(found.data)
+    found.flags.writeable = False
+    return found
+
+
+def _put_ticket(item: TensorProto, kept: Kept, values: Values) -> None:
     """Make an initializer a ticket."""
     for name in (*_DATA, "external_data"):
         item.ClearField(name)
     ticket = f"{_TICKET}{secrets.token_hex(8)}"
-    kept[ticket] = _arrays[ticket] = values
+    kept[ticket] = _held[ticket] = values
     item.data_location = TensorProto.EXTERNAL
     item.external_data.add(key=_LOCATION, value=ticket)
 
@@ -203,12 +224,12 @@ def take_out(model: ModelProto, folder: Path | None = None) -> tuple[ModelProto,
         if is_kept(source):
             target.CopyFrom(source)
             ticket = _ticket(source)
-            kept[ticket] = _arrays[ticket]
+            kept[ticket] = _held[ticket]
         elif not _is_large(source):
             target.CopyFrom(source)
         else:
             _copy_but(source, target, *_DATA, "external_data")
-            _put_ticket(target, kept, _mapped(source, folder) if is_external(source) else _array(source))
+            _put_ticket(target, kept, InMemory(_mapped(source, folder) if is_external(source) else _array(source)))
         target.name = name
 
     for item in model.graph.initializer:

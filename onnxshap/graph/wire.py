@@ -9,10 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from onnx import ModelProto
-
-from onnxshap.core import Array
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 """Numbers of fields: of ModelProto, GraphProto and TensorProto."""
@@ -41,21 +38,19 @@ def header(field: int, content: int) -> bytes:
     return varint(field << 3 | _CONTENT) + varint(content)
 
 
-def parse(stream: io.BufferedIOBase, large: int) -> tuple[ModelProto, dict[int, Array]]:
-    """Return the model in a stream without the raw data of its large initializers, and these.
+def parse(stream: io.BufferedIOBase, large: int) -> tuple[ModelProto, dict[int, range]]:
+    """Return the model in a stream without the raw data of its large initializers, and where those stand.
 
     Args:
-        stream: a model file from its first byte on.
+        stream: a model file from its first byte on, in which any place can be gone to.
         large: bytes from which raw data are left out of the model.
 
     Returns:
-        The model, and place of an initializer -> uint8[n].
+        The model, and place of an initializer -> the bytes of the stream that are its values.
 
     Raises:
         DecodeError: it is no model, or a truncated one.
     """
-    if not stream.seekable():
-        stream = io.BytesIO(stream.read())
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     walk = _Walk(stream, large)
@@ -72,11 +67,12 @@ class _Walk:
 
     def __init__(self, stream: io.BufferedIOBase, large: int) -> None:
         self._stream, self._large = stream, large
-        self._place = -1
-        self.found: dict[int, Array] = {}
+        self._place, self._size = -1, 0
+        self.found: dict[int, range] = {}
 
     def model(self, size: int) -> bytes:
         """Return a ModelProto of `size` bytes without what was found."""
+        self._size = size
         parts = []
         for field, head, content in self._fields(size):
             parts.append(self._graph(content) if field == GRAPH else head + self._read(content))
@@ -96,7 +92,7 @@ class _Walk:
             if field == RAW_DATA:
                 self.found.pop(self._place, None)  # of several the last one counts
             if field == RAW_DATA and content >= self._large:
-                self.found[self._place] = self._array(content)
+                self.found[self._place] = self._passed(content)
             else:
                 parts.append(head + self._read(content))
         return _message(INITIALIZER, parts)
@@ -138,12 +134,12 @@ class _Walk:
             raise ValueError("the file ends within a message")
         return found
 
-    def _array(self, size: int) -> Array:
-        found = np.empty(size, np.uint8)
-        if self._stream.readinto(found.data) < size:
+    def _passed(self, size: int) -> range:
+        """Return the places of the bytes that stand next."""
+        start = self._stream.tell()
+        if self._stream.seek(size, io.SEEK_CUR) > self._size:
             raise ValueError("the file ends within a message")
-        found.flags.writeable = False
-        return found
+        return range(start, start + size)
 
 
 def _message(field: int, parts: Sequence[bytes]) -> bytes:

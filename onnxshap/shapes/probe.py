@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto
 
 from onnxshap.backend import Backend
 from onnxshap.core import Array
@@ -20,15 +19,15 @@ from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import Graph, is_op
 from onnxshap.graph.lifting import is_enter
 from onnxshap.graph.loops import depths
-from onnxshap.graph.structure import copied, subgraphs
+from onnxshap.graph.structure import subgraphs
 from onnxshap.shapes.constants import is_random
 from onnxshap.shapes.folding import Run, Shape, sizes_of
+from onnxshap.shapes.pieces import Pieces
 
 _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 """Element types of bounds, sizes and positions, which exporters that fold no constants compute from constants."""
-_PREFIX = "onnxshap.shape."
 _WEIGHTS = frozenset((
     *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE),
     *(TensorProto.INT8, TensorProto.UINT8),
@@ -159,7 +158,7 @@ def _uneven(
 
 
 class Probe:
-    """The model with a `Shape` node behind every tensor, loaded once."""
+    """The model with a `Shape` node behind every tensor (`pieces`)."""
 
     def __init__(
         self,
@@ -175,38 +174,35 @@ class Probe:
         arithmetic = _shape_arithmetic(graph.model, kinds)
         self._values = [n for n in self._names if n in arithmetic]
         self._depths = depths(graph.nodes)
-        self._session = backend.session(_telling(graph.model, self._names, self._values), optimize=False)
+        self._pieces = Pieces(graph.model, kinds, self._names, self._values, backend)
 
     def run(self, sizes: Mapping[str, Shape]) -> Run:
         """Return the shapes at these sizes of the inputs; a ModelError where the model does not run."""
         feeds = {n: noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()}
         feeds |= {n: v for n, v in self._sample.items() if not self._specs[n].shape}
-        got = self._outputs(feeds)
-        shapes, values, times = dict[str, Shape](), dict[str, Array](), dict[str, int]()
-        for number, (name, entries) in enumerate(zip([*self._names, *self._values], got, strict=True)):
-            if (depth := self._depths.get(name, 0)) > 0:
-                times[name] = int(np.prod(entries.shape[:depth]))
-                entries = entries.reshape(times[name], *entries.shape[depth:])
-                if not len(entries) or (entries != entries[:1]).any():
-                    continue  # none, or another one at every iteration
-            value = entries[0] if depth else entries
-            if number < len(self._names):
-                shapes[name] = tuple(value.tolist())
-            else:
-                values[name] = value
-        return Run(sizes, shapes, values, times)
+        told = self._outputs(feeds)
+        times = {n: int(np.prod(told[0][n].shape[: self._depths[n]])) for n in self._names if n in self._depths}
+        shapes, values = ({n: v for n, e in found.items() if (v := self._alike(n, e)) is not None} for found in told)
+        return Run(sizes, {name: tuple(shape.tolist()) for name, shape in shapes.items()}, values, times)
 
-    def _outputs(self, feeds: dict[str, Array]) -> list[Array]:
+    def _alike(self, name: str, entries: Array) -> Array | None:
+        """Return what is told of a tensor; of one in a body what is the same at every iteration, None where nothing."""
+        if not (depth := self._depths.get(name, 0)):
+            return entries
+        entries = entries.reshape(int(np.prod(entries.shape[:depth])), *entries.shape[depth:])
+        return entries[0] if len(entries) and (entries == entries[:1]).all() else None
+
+    def _outputs(self, feeds: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return what noise gives, or zeros (indices of a table with few rows), or the sample where it is as large."""
         zeros = {n: np.zeros_like(v) for n, v in feeds.items() if v.dtype.kind in "iu" and n not in self._sample}
         given = {n: v for n, v in self._sample.items() if v.shape == feeds[n].shape}
         attempts = [feeds, *(feeds | others for others in (zeros, given) if others)]
         for others in attempts[:-1]:
             try:
-                return self._session.run(others)
+                return self._pieces.run(others)
             except ModelError:
                 continue
-        return self._session.run(attempts[-1])
+        return self._pieces.run(attempts[-1])
 
     def attempt(self, sizes: Mapping[str, Shape]) -> Run | None:
         """Return the same, None where the model does not run."""
@@ -214,17 +210,6 @@ class Probe:
             return self.run(sizes)
         except ModelError:
             return None
-
-
-def _telling(model: ModelProto, names: Sequence[str], values: Sequence[str]) -> ModelProto:
-    """Return a model whose outputs are the shapes of some tensors, then the values of some."""
-    made = copied(model)
-    del made.graph.output[:]
-    for name in names:
-        made.graph.node.append(helper.make_node("Shape", [name], [_PREFIX + name]))
-        made.graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.INT64, None))
-    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    return made
 
 
 def noise(name: str, dtype: np.dtype[Any], shape: Shape, seed: int = 0) -> Array:

@@ -1,0 +1,152 @@
+"""A model run in pieces, one behind the other: a session holds some 10 KB a node, and the weights that it is fed.
+
+A piece ends where all that is handed on is plain tensors of the main graph; where there is no such place it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import ModelProto, TensorProto, helper
+
+from onnxshap.backend import Backend, Session
+from onnxshap.core import Array
+from onnxshap.errors import ModelError
+from onnxshap.graph import weights
+from onnxshap.graph.loops import depths
+from onnxshap.graph.structure import copied, reads
+
+NODES = 400
+BYTES = 2**26
+"""Where a piece ends: behind so many nodes, or weights of so many bytes."""
+_HANDED = frozenset((
+    *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE),
+    *(TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL),
+))  # fmt: skip
+"""Element types that numpy has too."""
+_SHAPE = "onnxshap.shape."
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Nodes that are run in one session.
+
+    Attributes:
+        nodes: their places in the graph.
+        handed: what is known behind them and read later.
+    """
+
+    nodes: range
+    handed: frozenset[str] = frozenset()
+
+
+class Pieces:
+    """A model that tells the shapes of some tensors and the values of some, in one session or in several."""
+
+    def __init__(
+        self,
+        model: ModelProto,
+        kinds: Mapping[str, int | None],
+        shapes: Sequence[str],
+        values: Sequence[str],
+        backend: Backend,
+    ) -> None:
+        """Take a normalised model, the types of its tensors (`kinds.value_kinds`), and whose shapes and values to tell.
+
+        Raises:
+            ModelError: it does not load.
+        """
+        self._model, self._shapes, self._values, self._backend = model, shapes, values, backend
+        self._pieces = _divided(model, kinds)
+        # to load a device's session costs more than it takes
+        self._whole = self._loaded() if len(self._pieces) == 1 or backend.on_device else None
+
+    def run(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return shapes and values by name.
+
+        Raises:
+            ModelError: the model does not run on the feeds, or does not load.
+        """
+        found = self._one_by_one(feeds) if self._whole is None else None
+        if found is None:  # as a whole it may load, or onnxruntime tells what it has against the model
+            self._whole = self._whole or self._loaded()
+            found = _ran(self._whole, feeds)
+        return {name: found[_SHAPE + name] for name in self._shapes}, {name: found[name] for name in self._values}
+
+    def _loaded(self) -> Session:
+        return self._backend.session(_telling(self._model, self._shapes, self._values), optimize=False)
+
+    def _one_by_one(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
+        """Return what the pieces tell, None where one of them does not load."""
+        told, known = dict[str, Array](), dict(feeds)
+        asked = {*self._values, *(_SHAPE + name for name in self._shapes)}
+        for piece in self._pieces:
+            try:
+                session = self._backend.session(self._part(piece, known), optimize=False)
+            except ModelError:
+                return None
+            got = _ran(session, known)
+            del session  # before the next one is made
+            told |= {name: value for name, value in got.items() if name in asked}
+            known = {name: value for name, value in (known | got).items() if name in piece.handed}
+        return told
+
+    def _part(self, piece: _Piece, known: Mapping[str, Array]) -> ModelProto:
+        """Return a piece as a model: its inputs are what is known that it reads, of the first one those of the whole.
+
+        Their shapes are declared, for onnxruntime takes a vector of sizes of which it knows no length for empty.
+        """
+        whole = self._model.graph
+        made = ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
+        made.graph.name = whole.name
+        made.graph.node.extend(whole.node[piece.nodes.start : piece.nodes.stop])
+        own = {name for node in made.graph.node for name in node.output}
+        read = {name for node in made.graph.node for name in reads(node)}
+        if piece.nodes.start == 0:
+            made.graph.input.extend(whole.input)
+            own.update(item.name for item in whole.input)
+        else:
+            made.graph.input.extend(_declared(name, value) for name, value in known.items() if name in read)
+        made.graph.initializer.extend(t for t in whole.initializer if t.name in read)
+        made.graph.sparse_initializer.extend(whole.sparse_initializer)
+        values = dict.fromkeys([*self._values, *sorted(piece.handed)])
+        return _telling(made, (n for n in self._shapes if n in own), (n for n in values if n in own))
+
+
+def _divided(model: ModelProto, kinds: Mapping[str, int | None]) -> list[_Piece]:
+    nodes = model.graph.node
+    latest = {name: k for k, node in enumerate(nodes) for name in reads(node)}
+    sizes = {t.name: weights.size(t) for t in model.graph.initializer}
+    inside = depths(nodes)
+    found, start, held = list[_Piece](), 0, 0
+    known = {item.name for item in model.graph.input}
+    for k, node in enumerate(nodes):
+        held += sum(sizes.get(name, 0) for name in reads(node))
+        known = {name for name in known.union(node.output) if latest.get(name, -1) > k}
+        full = k + 1 - start >= NODES or held >= BYTES
+        if full and all(kinds.get(name) in _HANDED and name not in inside for name in known):
+            found.append(_Piece(range(start, k + 1), frozenset(known)))
+            start, held = k + 1, 0
+    return found if found and start == len(nodes) else [*found, _Piece(range(start, len(nodes)))]
+
+
+def _telling(model: ModelProto, shapes: Iterable[str], values: Iterable[str]) -> ModelProto:
+    """Return a model whose outputs are the shapes of some tensors, then the values of some."""
+    made = copied(model)
+    del made.graph.output[:]
+    for name in shapes:
+        made.graph.node.append(helper.make_node("Shape", [name], [_SHAPE + name]))
+        made.graph.output.append(helper.make_tensor_value_info(_SHAPE + name, TensorProto.INT64, None))
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
+    return made
+
+
+def _declared(name: str, value: Array) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+
+
+def _ran(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the outputs by name, of a session that reads some of the feeds."""
+    return dict(zip(session.outputs, session.run({name: feeds[name] for name in session.inputs}), strict=True))

@@ -70,7 +70,8 @@ def find_groups(shaped: Shaped, labels: Labels) -> list[Group]:
     links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(labels.n_units, labels.n_units))
     _, component = connected_components(links, directed=False)
     order = np.concatenate(chains)
-    first = {int(component[u]): None for u in order}
+    seen, places = np.unique(component[order], return_index=True)
+    first = seen[np.argsort(places)].tolist()
     producers: dict[int, dict[str, None]] = {c: {} for c in first}
     for key, units in made:
         name = node_name(shaped, labels.trace.producers[key])
@@ -81,14 +82,15 @@ def find_groups(shaped: Shaped, labels: Labels) -> list[Group]:
         units = labels.units(site.tensor, site.axis)
         for c in np.unique(component[units[units >= 0]]):
             consumers[int(c)].setdefault(node_name(shaped, site.node))
-    place = {int(u): i for i, u in reversed(list(enumerate(order)))}
+    every, places = np.unique(order, return_index=True)
+    found = every[np.lexsort((places, component[every]))].astype(np.intp)
+    parts = np.split(found, np.cumsum(np.bincount(component[every]))[:-1])
     groups, used = [], Counter[str]()
     for c in first:
-        units = np.array(sorted(np.flatnonzero(component == c), key=lambda u: place[int(u)]), np.intp)
         name = next(iter(producers[c]))
         used[name] += 1
         unique = name if used[name] == 1 else f"{name}#{used[name]}"
-        groups.append(Group(unique, units, tuple(producers[c]), tuple(consumers[c])))
+        groups.append(Group(unique, parts[c], tuple(producers[c]), tuple(consumers[c])))
     return groups
 
 

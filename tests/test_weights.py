@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -324,3 +326,74 @@ def test_sessions_outlive_the_model() -> None:
     del light, kept
     gc.collect()
     assert relative_error(session.run({"x": DATA}), run(cut, {"x": DATA})) < 1e-6
+
+
+def in_a_file() -> graph.Source:
+    """Read a model back that was written."""
+    Path("m.onnx").write_bytes(one().SerializeToString())
+    return graph.read("m.onnx")
+
+
+def test_values_are_read_when_they_are_asked_for_and_while_they_are_held_only_once() -> None:
+    source = in_a_file()
+    item = source.model.graph.initializer[0]
+    first = weights.values(item)
+    assert weights.values(item) is first
+    assert not first.flags.writeable
+    gone = weakref.ref(first)
+    del first
+    gc.collect()
+    assert gone() is None
+    assert np.array_equal(weights.values(item), numpy_helper.to_array(one().graph.initializer[0]))
+
+
+def test_a_file_may_be_replaced_or_deleted_while_it_is_in_use() -> None:
+    source = in_a_file()
+    Path("other").write_bytes(bytes(20000))
+    Path("other").replace("m.onnx")
+    assert weights.put_in(source.model) == one()
+    Path("m.onnx").unlink()
+    assert weights.put_in(source.model) == one()
+    again = pickle.loads(pickle.dumps(source.kept))
+    assert weights.put_in(source.model) == one()
+    del again
+
+
+@pytest.mark.parametrize("content", [b"", bytes(20000)])
+def test_a_file_that_is_written_to_while_it_is_in_use_is_refused(content: bytes) -> None:
+    source = in_a_file()
+    Path("m.onnx").write_bytes(content)
+    os.utime("m.onnx", ns=(0, 0))
+    with pytest.raises(ModelError, match=r"m\.onnx: was written to while it was in use; run again"):
+        weights.put_in(source.model)
+
+
+def test_a_file_that_cannot_be_read_any_more_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = in_a_file()
+
+    def broken(number: int, buffers: object, start: int) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(ModelError, match=r"m\.onnx: cannot be read any more \(Input/output error\); run again"):
+        weights.put_in(source.model)
+
+
+def test_where_no_place_of_a_file_can_be_gone_to_its_values_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "preadv")
+    source = in_a_file()
+    Path("m.onnx").write_bytes(b"")
+    assert weights.put_in(source.model) == one()
+
+
+def test_reads_that_end_early_are_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = in_a_file()
+    pread = os.pread
+
+    def some(number: int, buffers: list[memoryview], start: int) -> int:
+        found = pread(number, min(1000, len(buffers[0])), start)
+        buffers[0][: len(found)] = found
+        return len(found)
+
+    monkeypatch.setattr(os, "preadv", some)
+    assert weights.put_in(source.model) == one()

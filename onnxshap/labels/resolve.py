@@ -201,17 +201,20 @@ def _without_frozen_factors(
 
 def _reconcile(products: Sequence[Product], classes: NDArray[np.int32], changes: _Changes) -> None:
     """Make products agree with each other; change one conflict's worth at a time, in the order of their atoms."""
-    products = sorted(products, key=lambda p: (p.merged.ravel().tolist(), [f.tolist() for f in p.factors]))
-    owner: dict[int, tuple[Product, int]] = {}
-    factor_classes = {int(c) for p in products for f in p.factors for c in classes[f]}
+    products = sorted(products, key=lambda p: (_in_order(p.merged), [_in_order(f) for f in p.factors]))
+    count = int(classes.max(initial=-1)) + 1
+    owner, is_factor = np.full(count, -1, np.intp), np.zeros(count, np.bool_)
     for product in products:
+        for factor in product.factors:
+            is_factor[classes[factor]] = True
+    for place, product in enumerate(products):
         found = classes[product.merged].ravel()
         if len(np.unique(found)) < found.size:
             return changes.freeze_smallest(product, "positions of a merged axis belong to several places")
-        if not factor_classes.isdisjoint(found.tolist()):
+        if is_factor[found].any():
             return changes.freeze_smallest(product, "a merged axis is merged again")
-        others = {id(owner[c][0]): owner[c] for c in found.tolist() if c in owner}
-        for other, _ in others.values():
+        owners = owner[found]
+        for other in (products[k] for k in dict.fromkeys(owners[owners >= 0].tolist())):
             same = other.merged.shape == product.merged.shape and np.array_equal(
                 classes[other.merged], classes[product.merged]
             )
@@ -223,8 +226,13 @@ def _reconcile(products: Sequence[Product], classes: NDArray[np.int32], changes:
                     changes.ties.append((a, b))
         if changes.ties:
             return None
-        owner.update((c, (product, i)) for i, c in enumerate(found.tolist()))
+        owner[found] = place
     return None
+
+
+def _in_order(atoms: IntArray) -> bytes:
+    """Return what compares as a list of the atoms does."""
+    return atoms.astype(">u4").tobytes()
 
 
 def _balanced(

@@ -59,6 +59,7 @@ class Zeros:
     def __init__(self, shaped: Shaped, labels: Labels, without: Mapping[str, Collection[int]] | None = None) -> None:
         self._shaped, self._labels, self._without = shaped, labels, without or {}
         self._units: dict[str, frozenset[int]] = {}
+        self._alike: dict[bytes, frozenset[int]] = {}
         self._known: dict[frozenset[int], dict[str, bool]] = {}
 
     def gives_zero(self, name: str, units: NDArray[np.intp]) -> bool:
@@ -152,7 +153,12 @@ class Zeros:
     def held(self, name: str) -> frozenset[int]:
         """Return the units that have positions on a tensor's axes."""
         if name not in self._units:
-            self._units[name] = frozenset(unit for some in self._by_axis(name) for unit in some)
+            axes = self._axes(name)
+            found = np.unique(np.concatenate([np.empty(0, np.intp), *(some.ravel() for some in axes)]))
+            key = found.tobytes()  # most tensors hold what others hold
+            if key not in self._alike:
+                self._alike[key] = frozenset(found.tolist())
+            self._units[name] = self._alike[key]
         return self._units[name]
 
     def _on_many_axes(self, name: str, units: frozenset[int]) -> bool:
@@ -160,8 +166,11 @@ class Zeros:
         return any(count > 1 for count in Counter(u for some in self._by_axis(name) for u in units & some).values())
 
     def _by_axis(self, name: str) -> list[frozenset[int]]:
+        return [frozenset(np.unique(units).tolist()) for units in self._axes(name)]
+
+    def _axes(self, name: str) -> list[NDArray[np.intp]]:
         axes = [a for a in range(len(self._shaped.shapes.get(name, ()))) if (name, a) not in self._labels.blockwise]
-        return [frozenset(np.unique(self._labels.units(name, axis)).tolist()) for axis in axes]
+        return [self._labels.units(name, axis) for axis in axes]
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:

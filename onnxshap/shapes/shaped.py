@@ -94,7 +94,8 @@ class Shaped:
 
         The lengths of vectors of sizes are said: onnxruntime takes what it knows no rank or length of for empty there.
         """
-        return {n: s if self._sizes(n, s) else (None,) * len(s) for n, s in self.shapes.items()}
+        open_ = [(None,) * rank for rank in range(1 + max(map(len, self.shapes.values()), default=0))]
+        return {n: s if self._sizes(n, s) else open_[len(s)] for n, s in self.shapes.items()}
 
     def _sizes(self, name: str, shape: Shape) -> bool:
         """Return whether a tensor may hold sizes: a few integers, always as many as far as two runs told."""
@@ -190,6 +191,8 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
             item.type.tensor_type.elem_type = kinds.get(item.name, TensorProto.FLOAT)
     known = {t.name: tuple(t.dims) for t in graph.model.graph.initializer} | dict(first.shapes)
     known |= seen.folded.shapes
+    once = {shape: shape for shape in known.values()}
+    known = {name: once[shape] for name, shape in known.items()}  # of equal ones there are many
     others = known | dict((seen.others or (first,))[0].shapes)
     alike = [
         n.output[0] for n in graph.lifted.nodes if graph.opset >= 9 and alike_handed(n, graph, (known, others), kinds)

@@ -148,5 +148,9 @@ def _declared(name: str, value: Array) -> onnx.ValueInfoProto:
 
 
 def _ran(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the outputs by name, of a session that reads some of the feeds."""
-    return dict(zip(session.outputs, session.run({name: feeds[name] for name in session.inputs}), strict=True))
+    """Return the outputs by name, of a session that reads some of the feeds.
+
+    They are copies: what a session gives holds on to all of its memory.
+    """
+    found = session.run({name: feeds[name] for name in session.inputs})
+    return {name: value.copy() for name, value in zip(session.outputs, found, strict=True)}

@@ -206,16 +206,18 @@ NOTE = """Trace, plan, cut to half of the MACs, and the checks of structure; eve
 own. Seconds are the processor's (one thread; the machine was shared). Peak is resident memory, \
 pages of mapped files included, less what the process has after its imports. Runtime is the same of a \
 process that does nothing but load the file in onnxruntime, with its default settings, and run it once."""
-READING = """Seconds: 1,200 nodes take .6 to 1.0 s, the aim is 2; both kinds of nets .5 to .8 ms a node from 88 to \
-5,003 nodes, so the time grows linearly. About half of it is onnxruntime's: two sessions, two runs.
+READING = """Seconds: 1,200 nodes take .7 to 1.1 s, the aim is 2; both kinds of nets .6 to .8 ms a node from 88 to \
+5,003 nodes, so the time grows linearly. About half of it is onnxruntime's: sessions of 400 nodes each that tell the \
+shapes, one of the cut model.
 
-Memory: the aim, 2.5 times the model, is met by nets of 50 MB and more with up to 1,200 nodes (1.2 to 1.95), also \
-beyond 2 GB. It is missed by the net of 54 MB with 5,003 nodes (2.75), by those of 8 to 36 MB with 1,200 nodes and \
-more (3.1 to 5.7), and by far by those of 3 MB and less (8 to 34). Peak is about the weights once, 18 MB whatever the \
-model (first row; 9 of them the runtime takes alone too: pages of its library, its registries), and 15 to 18 KB a \
-node. Some 12 KB of these are onnxruntime's, in the one session that tells the shapes, with a Shape node behind every \
-tensor: 57 MB at 5,003 nodes, 36 MB without these. To load and run the residual nets in its usual way it takes more \
-than all of this does: 286 MB at 5,003 nodes, not 148."""
+Memory: the aim, 2.5 times the model, is met by nets of 27 MB and more with up to 5,003 nodes (.5 to 2.5). It is \
+missed by those of 8 to 18 MB with 1,200 nodes and more (2.9 to 4.3), and by far by those of 3 MB and less (8 to 35). \
+Peak is 18 MB whatever the model (first row; 9 of them the runtime takes alone too: pages of its library, its \
+registries), 14 to 16 KB a node, 6 of these onnxruntime's when it loads the cut model, and what a piece of 400 nodes \
+or 64 MB of weights takes to run: the weights stay in the file until somebody asks for them. External data are \
+mapped, and their pages counted. To load and run the nets of 1,200 nodes and more in its usual way onnxruntime takes \
+1.1 to 6.5 times as much, but for transformers of 8 and 18 MB. Models of large images take more: what is traced is \
+run, two images at a time."""
 STAGES = ("read", "shapes", "labels", "groups", "plan", "cut", "checks")
 
 

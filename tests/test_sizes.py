@@ -16,7 +16,7 @@ from onnxshap.shapes.doubts import doubtful
 from onnxshap.shapes.sizes import sizes_in_doubt
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
-from tests.exactness import TOLERANCE, draw_plan, net
+from tests.exactness import TOLERANCE, check_exact, draw_plan, net
 from tests.test_rules import FREE_GROUP_NORM, FREE_GROUP_NORM_WEIGHTS
 from tests.zeroing import relative_error, run, zeroed
 
@@ -272,3 +272,28 @@ def test_onnx_knows_the_shapes_that_sure_sizes_give() -> None:
     graph = helper.make_graph([node], "g", [image, weight], [onnx.ValueInfoProto(name="y")])
     (out,) = onnx.shape_inference.infer_shapes(helper.make_model(graph)).graph.output
     assert [d.dim_value for d in out.type.tensor_type.shape.dim] == [2, 6, 0, 14]
+
+
+def test_tables_of_pairs_of_positions_are_not_stored() -> None:
+    """What a file computes of sizes can take more room than its weights."""
+    model = net(
+        """(float[N,4,300] x) => (float[N,5,300] y) {
+            h = Conv(x, w)
+            s = Shape<start=2>(h)
+            n = Squeeze(s, nil)
+            r = Range(zero, n, one)
+            q = Concat<axis=0>(s, s)
+            columns = Expand(r, q)
+            rows = Transpose(columns)
+            apart = Sub(columns, rows)
+            places = Add(apart, most)
+            g = Gather(table, places)
+            m = MatMul(h, g)
+            y = Conv(m, v)
+        }""",
+        w=(6, 4, 1), v=(5, 6, 1), table=(599,), zero=np.array(0), one=np.array(1), nil=[0], most=[299],
+    )  # fmt: skip
+    traced = trace(model)
+    assert {g.name: len(g) for g in traced.groups} == {"h": 6}
+    assert max(np.prod(t.dims) for t in traced.shaped.graph.model.graph.initializer) == 599
+    check_exact(model)

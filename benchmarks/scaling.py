@@ -3,6 +3,7 @@
     python benchmarks/scaling.py            prints benchmarks/scaling.md, but for its last row
     python benchmarks/scaling.py --quick    the small sizes only
     python benchmarks/scaling.py --huge     also a model beyond 2 GB (5 GB of memory, 4 GB of disk)
+    python benchmarks/scaling.py --folder FOLDER     how many models of a folder (`zoo_export.py`) stay within 2.5 times
 
 Every row is a process of its own on one thread; seconds are the processor's. Peak is the process' resident memory,
 pages of mapped files included, less what it has after its imports. The runtime's is that of another process, which does
@@ -239,6 +240,21 @@ def row(name: str, build: Callable[[Path], ModelProto], folder: Path) -> list[st
     return [name, *counts, *(f"{s:.2f}" for s in seconds), *(f"{s:.0f}" for s in sizes), f"{ratio:.2f}"]
 
 
+def within(folder: Path) -> Iterator[list[str]]:
+    """Yield the rows of a table: from which size on, how many models of a folder take no more than some times that."""
+    found = []
+    for path in sorted(folder.glob("*.onnx")):
+        command = [sys.executable, __file__, "--one", str(path)]
+        one = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        found.append((one["model"], one["peak"] / one["model"], one["small"] / one["model"], path.stem))
+    for least in (0, 5, 10, 20, 50, 100):
+        ratios = sorted(ratio for model, ratio, _, _ in found if model >= least)
+        counts = [str(sum(r <= most for r in ratios)) for most in (1.5, 2.5, 5)]
+        yield [str(least), str(len(ratios)), *counts, *(f"{r:.2f}" for r in (np.median(ratios), ratios[-1]) if ratios)]
+    larger = [name for _, _, small, name in found if small > 1]
+    print(f"Cut files that are larger than the original: {', '.join(larger) or 'none'}.\n")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -246,12 +262,17 @@ def main() -> None:
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--huge", action="store_true")
+    parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if options.one is not None:
         print(json.dumps(measure(options.one)))
         return
     if options.bare is not None:
         print(json.dumps(bare(options.bare)))
+        return
+    if options.folder is not None:
+        head = ["MB from", "models", "within 1.5", "within 2.5", "within 5", "median", "most"]
+        print(table(head, list(within(options.folder))))
         return
     sizes = QUICK if options.quick else SIZES
     rows = []

@@ -147,7 +147,8 @@ def trace(
     """Return a model with its labels and groups; a traced one as it is.
 
     Args:
-        model: a path, serialized bytes or a ModelProto.
+        model: a path, serialized bytes or a ModelProto. The weights of a file are read from it when they are needed: it
+            may be replaced or deleted meanwhile, but not written to.
         input_shapes: concrete shapes for inputs with free dimensions.
         backend: what runs it; onnxruntime on the CPU by default.
         samples: inputs that it is meant for: bodies of If nodes that none of them takes stay whole.

@@ -78,7 +78,7 @@ def distill(
     model: ModelProto,
     data: Dataset,
     seed: int = 0,
-    epochs: int = EPOCHS,
+    epochs: int | None = None,
     seconds: float = SECONDS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[ModelProto, Tuning]:
@@ -91,13 +91,16 @@ def distill(
         model: the refitted model (`repair.refit`), which has seen none of the images that are held out here.
         data: calibration images; labels are not read.
         seed: of the images held out (`tuning.divided`), the order and the mixtures.
-        epochs, seconds: how long at most; the schedule is set by what the first epochs took.
+        epochs, seconds: how long at most; the schedule is set by what epochs take. Default: `EPOCHS`, and in proportion
+            more where there are more seconds than usual.
         progress: told after every epoch.
 
     Raises:
         DataError: fewer than 25 images.
         ModelError: the model cannot be evaluated in torch exactly.
     """
+    if epochs is None:
+        epochs = int(EPOCHS * max(1.0, seconds / SECONDS))
     student = transfer(model, cut(free, keep, means))
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with exact, _threads(threads_of(free.backend)):
@@ -335,7 +338,7 @@ class _Tuner:
             last = self._judge()
             if last.mean() < best.mean():
                 number, best, kept = epoch, last, self._graph.arrays()
-            if epoch == _TIMED:
+            if epoch >= _TIMED:  # a machine may get busier meanwhile
                 planned = max(epoch, min(epochs, int(seconds / (time.perf_counter() - started) * epoch)))
             progress(epoch, planned)
         if last.mean() < before.mean() and not _above(last, best, 2):

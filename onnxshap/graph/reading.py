@@ -32,7 +32,9 @@ class Source:
 
 
 def read(source: str | Path | bytes | ModelProto | Source) -> Source:
-    """Return a checked model whose large initializers are taken out; external data are mapped, not read.
+    """Return a checked model whose large initializers are taken out, to be read when they are asked for (`held`).
+
+    Meanwhile the file may be replaced or deleted, but not written to; external data are mapped.
 
     Raises:
         ModelError: no such file, not readable, truncated, not ONNX, or not well formed.

@@ -58,7 +58,9 @@ class Pieces:
         Raises:
             ModelError: it does not load.
         """
-        self._model, self._shapes, self._values, self._backend = model, shapes, values, backend
+        self._model, self._backend = model, backend
+        self._shapes, self._values = frozenset(shapes), frozenset(values)
+        self._stored = {t.name: k for k, t in enumerate(model.graph.initializer)}
         self._pieces = _divided(model, kinds)
         # to load a device's session costs more than it takes
         self._whole = self._loaded() if len(self._pieces) == 1 or backend.on_device else None
@@ -76,7 +78,8 @@ class Pieces:
         return {name: found[_SHAPE + name] for name in self._shapes}, {name: found[name] for name in self._values}
 
     def _loaded(self) -> Session:
-        return self._backend.session(_telling(self._model, self._shapes, self._values), optimize=False)
+        shapes, values = sorted(self._shapes), sorted(self._values)
+        return self._backend.session(_telling(self._model, shapes, values), optimize=False)
 
     def _one_by_one(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
         """Return what the pieces tell, None where one of them does not load."""
@@ -102,17 +105,19 @@ class Pieces:
         made = ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
         made.graph.name = whole.name
         made.graph.node.extend(whole.node[piece.nodes.start : piece.nodes.stop])
-        own = {name for node in made.graph.node for name in node.output}
+        own = [name for node in made.graph.node for name in node.output]
         read = {name for node in made.graph.node for name in reads(node)}
         if piece.nodes.start == 0:
             made.graph.input.extend(whole.input)
-            own.update(item.name for item in whole.input)
+            own += [item.name for item in whole.input]
         else:
             made.graph.input.extend(_declared(name, value) for name, value in known.items() if name in read)
-        made.graph.initializer.extend(t for t in whole.initializer if t.name in read)
+        stored = sorted(self._stored[name] for name in read if name in self._stored)
+        made.graph.initializer.extend(whole.initializer[k] for k in stored)
         made.graph.sparse_initializer.extend(whole.sparse_initializer)
-        values = dict.fromkeys([*self._values, *sorted(piece.handed)])
-        return _telling(made, (n for n in self._shapes if n in own), (n for n in values if n in own))
+        handed = piece.handed - known.keys()
+        shapes, values = ([name for name in own if name in some] for some in (self._shapes, self._values | handed))
+        return _telling(made, shapes, values)
 
 
 def _divided(model: ModelProto, kinds: Mapping[str, int | None]) -> list[_Piece]:

@@ -62,6 +62,13 @@ def test_a_known_loss_decides_the_widths() -> None:
         make_plan(candidates, Budget(macs=0.1, multiple_of=2), measure)
 
 
+@pytest.mark.parametrize(
+    ("multiple", "steps"), [(16, {32: 16, 31: 8, 16: 8, 15: 4, 3: 1, 1: 1}), (12, {24: 12, 23: 6, 6: 3, 5: 1})]
+)
+def test_narrow_groups_have_half_the_step(multiple: int, steps: dict[int, int]) -> None:
+    assert {units: Budget(multiple_of=multiple).step(units) for units in steps} == steps
+
+
 def test_the_hull_is_convex_and_below() -> None:
     points = {16: 0.0, 12: 3.0, 8: 3.5, 4: 9.0, 2: 9.0}
     found = convex(points, 16)

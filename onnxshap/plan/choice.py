@@ -36,7 +36,8 @@ class Budget:
         macs: share of the multiply-accumulates.
         params: share of the parameters.
         bytes: share of the bytes of the constants.
-        multiple_of: widths are multiples of it where a group is at least twice as wide; None = 8, 4 or 1 by width.
+        multiple_of: widths are multiples of it where a group is at least twice as wide, else of its half, and so on;
+            None = 8, 4 or 1 by width.
         min_units: no group gets narrower.
     """
 
@@ -66,7 +67,10 @@ class Budget:
         """Return the width step of a group."""
         if self.multiple_of is None:
             return 8 if units >= 64 else 4 if units >= 16 else 1
-        return self.multiple_of if units >= 2 * self.multiple_of else 1
+        step = self.multiple_of
+        while step > 1 and units < 2 * step:
+            step //= 2
+        return step
 
 
 @dataclass(frozen=True)

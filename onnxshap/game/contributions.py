@@ -66,10 +66,11 @@ class Adder:
             found = self.session.run({self.x: chosen})[0].reshape(count, self.outputs, -1)
             left = None if self.left is None else self.left[:, :, None]
         else:
-            rows = np.moveaxis(chosen[0], self.axis - 1, 0).reshape(count, each, -1)
-            found = rows.transpose(0, 2, 1) @ self.matrix
+            rows = np.moveaxis(chosen[0], self.axis - 1, 0).reshape(count, each, -1).transpose(0, 2, 1)
+            found = rows * self.matrix if each == 1 else rows @ self.matrix  # a product of matrices costs more
             left = None if self.left is None else self.left[:, None, :]
-        found = found if left is None else found - left
+        if left is not None:
+            found -= left
         flat = np.ascontiguousarray(found, np.float32).reshape(count, -1)
         if count == n_units and (self.present == np.arange(n_units)).all():
             return flat

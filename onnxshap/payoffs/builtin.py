@@ -88,8 +88,9 @@ class KL:
         log_q = log_probabilities(
             class_scores(outputs[self.output], self.axis, where), probabilities=self.probabilities
         )
-        # Never positive but by rounding.
-        return row_mean(np.minimum((np.exp(log_p) * (log_q - log_p)).sum(axis=0), 0.0))
+        log_q -= log_p
+        log_q *= np.exp(log_p)
+        return row_mean(np.minimum(log_q.sum(axis=0), 0.0))  # never positive but by rounding
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def class_scores(output: Array, axis: int | None, where: str) -> FloatArray:
     axis_ = class_axis(output.ndim, axis)
     if not 1 <= axis_ < output.ndim:
         raise DataError(f"{where}: shape {text_of(output.shape)} has no class axis {axis_}: use payoff 'mse'")
-    scores = np.moveaxis(finite(output, where), axis_, 0)
+    scores = finite(output, where).transpose(axis_, *(k for k in range(output.ndim) if k != axis_))
     return scores if axis_ == output.ndim - 1 and len(scores) >= _MANY else np.ascontiguousarray(scores)
 
 
@@ -56,7 +56,8 @@ def shifted_scores(scores: FloatArray, *, probabilities: bool) -> tuple[FloatArr
 def log_probabilities(scores: FloatArray, *, probabilities: bool) -> FloatArray:
     """Return log probabilities float64[classes, ...] that sum to 1 within rounding."""
     shifted, norm = shifted_scores(scores, probabilities=probabilities)
-    return shifted - norm
+    shifted -= norm
+    return shifted
 
 
 def class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, payoff: str) -> IntArray:
@@ -118,7 +119,7 @@ def check_shape(output: Array, reference: Array, where: str) -> None:
 def finite(array: Array, where: str, remedy: str = _OVERFLOW) -> FloatArray:
     """Return the array as float64, which has to be finite."""
     values = np.asarray(array, dtype=np.float64)
-    finite = np.isfinite(values)
+    finite = np.isfinite(array if np.asarray(array).dtype.kind == "f" else values)
     if not finite.all():
         row = int(np.argwhere(~finite)[0][0]) if values.ndim else 0
         raise DataError(f"{where}: NaN or Inf in row {row}: {remedy}")

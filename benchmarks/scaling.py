@@ -130,8 +130,8 @@ def dense(layers: int, width: int, data: Path | None = None) -> ModelProto:
     return net.model(["N", 16], net("MatMul", x, net.weight(width, 10)), ["N", 10])
 
 
-def measure(path: Path) -> dict[str, float]:
-    """Return seconds a stage, and megabytes, of a model in a file; what a process of its own does."""
+def measure(path: Path, *, units: bool = False) -> dict[str, float]:
+    """Return seconds a stage, and megabytes, of a model in a file, cut to half of the MACs, or of the units of every group."""
     from onnxshap import graph, shapes
     from onnxshap.backend import OrtBackend
     from onnxshap.graph import weights
@@ -170,7 +170,8 @@ def measure(path: Path) -> dict[str, float]:
             live = traced.alive(keep)
             return {"macs": cost.macs(live) / cost.macs(), "params": cost.params(live) / cost.params()}
 
-        keep = make_plan(candidates, Budget(None, 0.5, None, 1, 1), shares, covers)
+        budget = Budget(units=0.5, multiple_of=1) if units else Budget(macs=0.5, multiple_of=1)
+        keep = make_plan(candidates, budget, shares, covers)
     with stage("cut"):
         small = graph.finish(cut(traced, keep), shaped.graph)
     with stage("checks"):
@@ -244,7 +245,7 @@ def within(folder: Path) -> Iterator[list[str]]:
     """Yield the rows of a table: from which size on, how many models of a folder take no more than some times that."""
     found = []
     for path in sorted(folder.glob("*.onnx")):
-        command = [sys.executable, __file__, "--one", str(path)]
+        command = [sys.executable, __file__, "--units", "--one", str(path)]
         one = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         found.append((one["model"], one["peak"] / one["model"], one["small"] / one["model"], path.stem))
     for least in (0, 5, 10, 20, 50, 100):
@@ -259,13 +260,14 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--units", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--huge", action="store_true")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if options.one is not None:
-        print(json.dumps(measure(options.one)))
+        print(json.dumps(measure(options.one, units=options.units)))
         return
     if options.bare is not None:
         print(json.dumps(bare(options.bare)))

@@ -131,7 +131,7 @@ def dense(layers: int, width: int, data: Path | None = None) -> ModelProto:
 
 
 def measure(path: Path, *, units: bool = False) -> dict[str, float]:
-    """Return seconds a stage, and megabytes, of a model in a file; cut to half of the MACs, or of each group's units."""
+    """Return seconds a stage, and megabytes, of a model in a file; cut to half of the MACs, or of every group."""
     from onnxshap import graph, shapes
     from onnxshap.backend import OrtBackend
     from onnxshap.graph import weights

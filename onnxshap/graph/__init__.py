@@ -1,6 +1,7 @@
 """Models in and out: read, brought to one form, taken apart for evaluation, written again.
 
-- `reading`: files, bytes and protos -> a checked model, its large initializers taken out (`weights`, `wire`).
+- `reading`: files, bytes and protos -> a checked model, its large initializers taken out (`weights`, `wire`),
+  those of a file left in it until they are asked for (`held`).
 - `normal`: -> a `Graph`, the one form that every pass knows; bodies of If, Loop and Scan are lifted into the main graph
   (`branches`, `lifting`, `loops`, `invariants`), fused ops are split where they hide axes (`fused`).
 - `parts`: sub-models that are only evaluated.

@@ -18,7 +18,7 @@ from scipy.special import log_softmax
 import onnxshap
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
-from onnxshap.distill.tuning import divided
+from onnxshap.distill.tuning import SECONDS, divided
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.plan.cutter import Cutter
 from onnxshap.repair import refit
@@ -231,10 +231,30 @@ def test_what_is_not_in_the_table_is_refused() -> None:
 
 
 def test_time_and_images_are_asked_for() -> None:
-    with pytest.raises(BudgetError, match="distill-seconds is 0; give more than 0"):
-        onnxshap.prune(net(), images(60), keep_macs=0.6, method="l1", repair="distill", distill_seconds=0)
+    for seconds in (0, float("inf"), float("nan")):
+        with pytest.raises(BudgetError, match=f"distill-seconds is {seconds}; give a number of seconds above 0"):
+            onnxshap.prune(net(), images(60), keep_macs=0.6, method="l1", repair="distill", distill_seconds=seconds)
     with pytest.raises(DataError, match="distill needs at least 25 images, there are 24"):
         onnxshap.prune(net(), images(24), keep_macs=0.6, method="l1", repair="distill")
+
+
+def test_more_than_the_usual_seconds_give_more_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxshap.distill import tuner
+
+    asked = list[int]()
+
+    def run(_self: object, epochs: int, _seconds: float, _progress: object) -> object:
+        asked.append(epochs)
+        raise KeyError
+
+    monkeypatch.setattr(tuner._Tuner, "run", run)
+    for seconds in (None, 100.0, 2 * SECONDS):
+        with pytest.raises(KeyError):
+            onnxshap.prune(
+                net(), images(60), keep_macs=0.6, method="l1", repair="distill", allocation="uniform",
+                distill_seconds=seconds,
+            )  # fmt: skip
+    assert asked == [tuner.EPOCHS, tuner.EPOCHS, 2 * tuner.EPOCHS]
 
 
 def test_what_judges_the_tuning_is_kept_from_the_repair_before_it() -> None:

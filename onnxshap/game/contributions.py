@@ -69,8 +69,8 @@ class Adder:
             rows = np.moveaxis(chosen[0], self.axis - 1, 0).reshape(count, each, -1).transpose(0, 2, 1)
             found = rows * self.matrix if each == 1 else rows @ self.matrix  # a product of matrices costs more
             left = None if self.left is None else self.left[:, None, :]
-        if left is not None:
-            found -= left
+        if left is not None:  # in place where that rounds no more than the difference does
+            found = np.subtract(found, left, out=found if found.dtype == left.dtype else None)
         flat = np.ascontiguousarray(found, np.float32).reshape(count, -1)
         if count == n_units and (self.present == np.arange(n_units)).all():
             return flat

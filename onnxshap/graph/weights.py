@@ -161,7 +161,7 @@ def parse(stream: BufferedIOBase, name: str = "the model's file") -> tuple[Model
 
     Raises:
         DecodeError: it is no model, or a truncated one.
-        ModelError: it has external data of a reserved name.
+        ModelError: it has external data of a reserved name, or got shorter meanwhile.
     """
     if not stream.seekable():
         stream = BytesIO(stream.read())
@@ -187,7 +187,8 @@ def _read(stream: BufferedIOBase, where: range) -> Array:
     """Return uint8[n], bytes of a stream that were there before."""
     found = np.empty(len(where), np.uint8)
     stream.seek(where.start)
-    stream.readinto(found.data)
+    if stream.readinto(found.data) < len(found):
+        raise ModelError("the file got shorter while it was read; run again")
     found.flags.writeable = False
     return found
 

@@ -53,8 +53,8 @@ def check_tuning(seconds: float | None) -> None:
         OnnxshapError: torch is not installed.
         BudgetError: there is no time.
     """
-    if seconds is not None and not seconds > 0:
-        raise BudgetError(f"distill-seconds is {seconds:g}; give more than 0")
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise BudgetError(f"distill-seconds is {seconds:g}; give a number of seconds above 0")
     if importlib.util.find_spec("torch") is None:
         raise OnnxshapError("repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
 

@@ -1,6 +1,6 @@
 """Seconds and memory over the size of a model: trace, plan, cut and the checks of structure, nothing that needs data.
 
-    python benchmarks/scaling.py            prints benchmarks/scaling.md, but for its last row
+    python benchmarks/scaling.py            prints benchmarks/scaling.md, but for its last row and table
     python benchmarks/scaling.py --quick    the small sizes only
     python benchmarks/scaling.py --huge     also a model beyond 2 GB (5 GB of memory, 4 GB of disk)
     python benchmarks/scaling.py --folder FOLDER     how many models of a folder (`zoo_export.py`) stay within 2.5 times
@@ -241,19 +241,23 @@ def row(name: str, build: Callable[[Path], ModelProto], folder: Path) -> list[st
     return [name, *counts, *(f"{s:.2f}" for s in seconds), *(f"{s:.0f}" for s in sizes), f"{ratio:.2f}"]
 
 
-def within(folder: Path) -> Iterator[list[str]]:
-    """Yield the rows of a table: from which size on, how many models of a folder take no more than some times that."""
-    found = []
+def within(folder: Path) -> tuple[list[list[str]], list[str]]:
+    """Return rows: from some size on, how many models of a folder take no more than so many times that; and names.
+
+    Those are of the models whose cut files are larger than they are.
+    """
+    found, rows = [], []
     for path in sorted(folder.glob("*.onnx")):
         command = [sys.executable, __file__, "--units", "--one", str(path)]
         one = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         found.append((one["model"], one["peak"] / one["model"], one["small"] / one["model"], path.stem))
     for least in (0, 5, 10, 20, 50, 100):
         ratios = sorted(ratio for model, ratio, _, _ in found if model >= least)
-        counts = [str(sum(r <= most for r in ratios)) for most in (1.5, 2.5, 5)]
-        yield [str(least), str(len(ratios)), *counts, *(f"{r:.2f}" for r in (np.median(ratios), ratios[-1]) if ratios)]
-    larger = [name for _, _, small, name in found if small > 1]
-    print(f"Cut files that are larger than the original: {', '.join(larger) or 'none'}.\n")
+        if ratios:
+            counts = [str(sum(r <= most for r in ratios)) for most in (1.5, 2.5, 5)]
+            ends = [f"{np.median(ratios):.2f}", f"{ratios[-1]:.2f}"]
+            rows.append([str(least), str(len(ratios)), *counts, *ends])
+    return rows, [name for _, _, small, name in found if small > 1]
 
 
 def main() -> None:
@@ -274,7 +278,8 @@ def main() -> None:
         return
     if options.folder is not None:
         head = ["MB from", "models", "within 1.5", "within 2.5", "within 5", "median", "most"]
-        print(table(head, list(within(options.folder))))
+        rows, larger = within(options.folder)
+        print(f"Cut files that are larger than the original: {', '.join(larger) or 'none'}.\n\n{table(head, rows)}")
         return
     sizes = QUICK if options.quick else SIZES
     rows = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from onnx import ModelProto, helper
@@ -118,5 +117,4 @@ def test_a_sequence_is_not_handed_on() -> None:
     )
     backend = Counting()
     assert told(model, 1, backend) == told(model, 1000)
-    assert set(backend.nodes) == {4}
-    assert np.prod(backend.nodes) >= 4
+    assert backend.nodes == [4]

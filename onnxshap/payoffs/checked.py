@@ -118,8 +118,8 @@ def check_shape(output: Array, reference: Array, where: str) -> None:
 
 def finite(array: Array, where: str, remedy: str = _OVERFLOW) -> FloatArray:
     """Return the array as float64, which has to be finite."""
-    values = np.asarray(array, dtype=np.float64)
-    finite = np.isfinite(array if np.asarray(array).dtype.kind == "f" else values)
+    given, values = np.asarray(array), np.asarray(array, dtype=np.float64)
+    finite = np.isfinite(given if given.dtype.kind == "f" else values)
     if not finite.all():
         row = int(np.argwhere(~finite)[0][0]) if values.ndim else 0
         raise DataError(f"{where}: NaN or Inf in row {row}: {remedy}")

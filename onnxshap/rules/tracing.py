@@ -23,9 +23,9 @@ from onnxshap.rules.registry import RULES
 from onnxshap.rules.residue import add_residue
 from onnxshap.rules.zeros import Zeros
 from onnxshap.shapes import Shaped
-from onnxshap.shapes.folding import Shape
+from onnxshap.shapes.folding import TABLE, Shape
 
-_SMALL, _FEW = 65536, 16
+_FEW = 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""
 _COMPUTED = "two computed tensors are summed over it, neither is zero there"
 _ELSEWHERE = "its units would be others at other sizes of the inputs"
@@ -164,7 +164,7 @@ class _Ops:
         if not name or shape is None:
             return None
         value, size = None, math.prod(shape)
-        if (stored := self._initializers.get(name)) is not None and size <= _SMALL:
+        if (stored := self._initializers.get(name)) is not None and size <= TABLE:
             small = stored.data_type in (stored.INT64, stored.INT32) or (
                 stored.data_type == stored.FLOAT and size <= _FEW
             )

@@ -22,9 +22,9 @@ from onnxshap.shapes.alone import Alone
 from onnxshap.shapes.doubts import doubtful, unlike
 
 Shape = tuple[int, ...]
-_STORED = 2**16
-"""Entries of the largest table that is stored: positions on a grid of pairs can take more room than all weights, so the
-nodes that make them stay, and what those read is folded."""
+TABLE = 2**16
+"""Entries of the largest table that is stored, and of which rules see the values: positions on a grid of pairs can take
+more room than all weights, so the nodes that make them stay, and what those read is folded."""
 COMPUTED = -(2**62)
 """Stands for the entries of a vector of sizes that follow free dimensions."""
 _SIZES = {
@@ -172,7 +172,7 @@ class _Folding:
         if any(name not in run.values for run in self.others):
             return name
         if follows is not None and not follows.any():
-            return self._constant(name, value) if value.size <= _STORED else name
+            return self._constant(name, value) if value.size <= TABLE else name
         if not all(n in run.shapes for n in (*node.input[:1], *node.output) for run in (self.first, *self.others)):
             return name
         if is_op(node, "Reshape") and k == 1:

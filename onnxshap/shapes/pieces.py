@@ -79,7 +79,7 @@ class Pieces:
 
     def _loaded(self) -> Session:
         shapes, values = sorted(self._shapes), sorted(self._values)
-        return self._backend.session(_telling(self._model, shapes, values), optimize=False)
+        return self._backend.session(_telling(copied(self._model), shapes, values), optimize=False)
 
     def _one_by_one(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
         """Return what the pieces tell, None where one of them does not load."""
@@ -138,14 +138,14 @@ def _divided(model: ModelProto, kinds: Mapping[str, int | None]) -> list[_Piece]
 
 
 def _telling(model: ModelProto, shapes: Iterable[str], values: Iterable[str]) -> ModelProto:
-    """Return a model whose outputs are the shapes of some tensors, then the values of some."""
-    made = copied(model)
-    del made.graph.output[:]
+    """Make the shapes of some tensors, then the values of some, the outputs of a model, and return it."""
+    graph = model.graph
+    del graph.output[:]
     for name in shapes:
-        made.graph.node.append(helper.make_node("Shape", [name], [_SHAPE + name]))
-        made.graph.output.append(helper.make_tensor_value_info(_SHAPE + name, TensorProto.INT64, None))
-    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    return made
+        graph.node.append(helper.make_node("Shape", [name], [_SHAPE + name]))
+        graph.output.append(helper.make_tensor_value_info(_SHAPE + name, TensorProto.INT64, None))
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
+    return model
 
 
 def _declared(name: str, value: Array) -> onnx.ValueInfoProto:

@@ -29,6 +29,8 @@ from tables import made_by, table
 
 SIZES = (100, 300, 1200, 2500, 5000)
 QUICK = (100, 300)
+WIDTHS = (32, 128, 256)
+QUICK_WIDTHS = (32,)
 
 
 class _Net:
@@ -208,37 +210,42 @@ NOTE = """Trace, plan, cut to half of the MACs, and the checks of structure; eve
 own. Seconds are the processor's (one thread; the machine was shared). Peak is resident memory, \
 pages of mapped files included, less what the process has after its imports. Runtime is the same of a \
 process that does nothing but load the file in onnxruntime, with its default settings, and run it once."""
-READING = """Seconds: 1,200 nodes take .7 to 1.1 s, the aim is 2; both kinds of nets .6 to .8 ms a node from 88 to \
-5,003 nodes, so the time grows linearly. About half of it is onnxruntime's: sessions of 400 nodes each that tell the \
-shapes, one of the cut model.
+READING = """Seconds: 1,200 nodes take .7 to 1.1 s on a quiet machine, the aim is 2; both kinds of nets take as long a \
+node from 88 to 5,003 nodes, so the time grows linearly. About half of it is onnxruntime's: sessions of 100 nodes \
+each that tell the shapes, one of the cut model.
 
-Memory: the aim, 2.5 times the model, is met by nets of 27 MB and more with up to 5,003 nodes (.5 to 2.5). It is \
-missed by those of 8 to 18 MB with 1,200 nodes and more (2.9 to 4.3), and by far by those of 3 MB and less (8 to 35). \
-Peak is 18 MB whatever the model (first row; 9 of them the runtime takes alone too: pages of its library, its \
-registries), 14 to 16 KB a node, 6 of these onnxruntime's when it loads the cut model, and what a piece of 400 nodes \
-or 64 MB of weights takes to run: the weights stay in the file until somebody asks for them. External data are \
-mapped, and their pages counted. To load and run the nets of 1,200 nodes and more in its usual way onnxruntime takes \
-1.1 to 6.5 times as much, but for transformers of 8 and 18 MB. Models of large images take more: what is traced is \
-run, two images at a time."""
+Memory: the aim, 2.5 times the model, is met by nets of 27 MB and more with up to 5,003 nodes. Below that it is what \
+any process has that opens a model, 18 MB (first row, a file of 3 KB: 12 of them pages of the libraries' code, 9 the \
+runtime takes alone too), and at most 2.5 times the model from 8 MB and 1,180 nodes on, 2 to 5 times from .6 to 3 MB: \
+never more than 20 MB and 2.5 times the model. It is 14 to 16 KB a node, 6 of these onnxruntime's when it loads the \
+cut model, and what a piece of 100 nodes or 64 MB of weights takes to run: the weights stay in the file until somebody \
+asks for them. External data are mapped, and their pages counted. To load and run the nets of 1,200 nodes and more in \
+its usual way onnxruntime takes 1.1 to 6.5 times as much, but for transformers of 8 and 18 MB. Models of large images \
+take more: what is traced is run, two images at a time."""
 STAGES = ("read", "shapes", "labels", "groups", "plan", "cut", "checks")
 
 
-def row(name: str, build: Callable[[Path], ModelProto], folder: Path) -> list[str]:
-    """Return the row of one model, measured in a process of its own."""
+def measured(build: Callable[[Path], ModelProto], folder: Path) -> dict[str, float]:
+    """Return what processes of their own find of one model."""
     path = folder / "model.onnx"
     path.write_bytes(build(folder).SerializeToString())
     found: dict[str, float] = {}
     for what in ("--one", "--bare"):
         command = [sys.executable, __file__, what, str(path)]
         found |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    total = sum(found[s] for s in STAGES)
     for file in folder.iterdir():
         file.unlink()
+    return found
+
+
+def row(name: str, found: dict[str, float], least: float) -> list[str]:
+    """Return the row of one model; `least` is the peak of the smallest, in megabytes."""
+    total = sum(found[s] for s in STAGES)
     seconds = [*(found[s] for s in STAGES), total, 1000 * total / found["nodes"]]
     sizes = [found[key] for key in ("model", "small", "runtime", "peak")]
     counts = [str(found[key]) for key in ("nodes", "units")]
-    ratio = found["peak"] / found["model"]
-    return [name, *counts, *(f"{s:.2f}" for s in seconds), *(f"{s:.0f}" for s in sizes), f"{ratio:.2f}"]
+    ratios = [peak / found["model"] for peak in (found["peak"], found["peak"] - least)]
+    return [name, *counts, *(f"{s:.2f}" for s in seconds), *(f"{s:.0f}" for s in sizes), *(f"{r:.2f}" for r in ratios)]
 
 
 def within(folder: Path) -> tuple[list[list[str]], list[str]]:
@@ -282,26 +289,24 @@ def main() -> None:
         print(f"Cut files that are larger than the original: {', '.join(larger) or 'none'}.\n\n{table(head, rows)}")
         return
     sizes = QUICK if options.quick else SIZES
-    rows = []
+    nets: list[tuple[str, Callable[[Path], ModelProto]]] = [("dense, 16 wide", lambda _: dense(1, 16))]
+    nets += [("residual", lambda _, n=size: residual(n)) for size in sizes]
+    nets += [("transformer", lambda _, n=size: transformer(n)) for size in sizes]
+    widths = QUICK_WIDTHS if options.quick else WIDTHS
+    nets += [(f"residual, {width} wide", lambda _, w=width: residual(300, w)) for width in widths]
+    if not options.quick:
+        nets.append(("residual, 64 wide", lambda _: residual(1200, 64)))
+        nets.append(("transformer, 160 wide", lambda _: transformer(1200, 160)))
+    nets.append(("dense, 4096 wide", lambda _: dense(4, 4096)))
+    if not options.quick:
+        nets.append(("dense, external", lambda f: dense(6, 4096, f / "model.data")))
+    if options.huge:
+        nets.append(("dense, beyond 2 GB", lambda f: dense(9, 8192, f / "model.data")))
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        rows.append(row("dense, 16 wide", lambda _: dense(1, 16), folder))
-        for size in sizes:
-            rows.append(row("residual", lambda _, n=size: residual(n), folder))
-        for size in sizes:
-            rows.append(row("transformer", lambda _, n=size: transformer(n), folder))
-        for width in (32, 128, 256)[: 1 if options.quick else 3]:
-            rows.append(row(f"residual, {width} wide", lambda _, w=width: residual(300, w), folder))
-        if not options.quick:
-            rows.append(row("residual, 64 wide", lambda _: residual(1200, 64), folder))
-            rows.append(row("transformer, 160 wide", lambda _: transformer(1200, 160), folder))
-        rows.append(row("dense, 4096 wide", lambda _: dense(4, 4096), folder))
-        if not options.quick:
-            rows.append(row("dense, external", lambda f: dense(6, 4096, f / "model.data"), folder))
-        if options.huge:
-            rows.append(row("dense, beyond 2 GB", lambda f: dense(9, 8192, f / "model.data"), folder))
+        found = [measured(build, Path(name)) for _, build in nets]
+    rows = [row(name, one, found[0]["peak"]) for (name, _), one in zip(nets, found, strict=True)]
     head = ["net", "nodes", "units", *STAGES, "total s", "ms a node", "model MB", "cut MB", "runtime MB", "peak MB",
-            "peak / model"]  # fmt: skip
+            "peak / model", "less the first row's"]  # fmt: skip
     print(f"# Scaling\n\n{made_by('one thread')}\n\n{NOTE}\n\n{table(head, rows)}")
     if not options.quick:
         print(f"\n{READING}")

@@ -18,7 +18,7 @@ from onnxshap.graph import weights
 from onnxshap.graph.loops import depths
 from onnxshap.graph.structure import copied, reads
 
-NODES = 400
+NODES = 100
 BYTES = 2**26
 """Where a piece ends: behind so many nodes, or weights of so many bytes."""
 _HANDED = frozenset((

@@ -17,9 +17,9 @@ from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff, Values
 from onnxshap.data import DataLike
 from onnxshap.distill.tuning import Tuning
-from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
+from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.game import Setting
-from onnxshap.graph import data_path, read, save
+from onnxshap.graph import read, save
 from onnxshap.graph.weights import digest, file_size, put_in
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, latencies, scores
@@ -30,10 +30,11 @@ from onnxshap.opening import (
     SAMPLES,
     ModelLike,
     Progress,
-    calibration,
+    check_output,
     choose_payoff,
-    divided,
     groups_to_cut,
+    hold_out,
+    judged,
     open_model,
     reference_of,
     sample,
@@ -204,14 +205,9 @@ def affordable(traced: Traced, groups: Sequence[Group], samples: int | None, met
 
 def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str) -> Setting:
     reference = reference_of(free, free.shaped.graph.model, data)
-    names = [o.name for o in free.shaped.graph.model.graph.output]
     if baseline not in BASELINES:
         raise OnnxshapError(f"baseline {baseline!r} is unknown; choose one of {', '.join(BASELINES)}")
-    chosen = (
-        payoffs.custom(payoff, reference, data.labels)
-        if callable(payoff)
-        else choose_payoff(payoff, reference, data, names)
-    )
+    chosen = choose_payoff(payoff, reference, data, free.outputs)
     means = site_means(free, data) if baseline == "mean" else {}
     return Setting(free, data, chosen, reference, means)
 
@@ -341,8 +337,7 @@ def prune(
     with clock.stage("trace"):
         progress("trace", 0, 1)
         traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
-        if output is not None and data_path(output).resolve() in [file.resolve() for file in traced.files]:
-            raise ModelError(f"{data_path(output)}: would replace data of the model; choose another output path")
+        check_output(traced, output)
         groups = groups_to_cut(traced, include, exclude)
         blank = [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
         searched = max_drop is not None or target_latency is not None
@@ -351,13 +346,12 @@ def prune(
         if budget.units is not None or budget.shares or not searched:
             check_reachable(blank, budget, lambda plan: shares(traced, plan))
         free = free_batch(traced)
-        held_out = calibration(traced, eval_data, seed=seed) if eval_data is not None else dataset
-        if max_drop is not None and eval_data is None:
-            dataset, held_out = divided(dataset, seed)
+        dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
         progress("trace", 1, 1)
     with clock.stage("score"):
         setting = _setting(free, sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline)
-        reference, judge = _judge(traced, held_out, setting.payoff)
+        fits = setting.payoff.name if setting.payoff.name in payoffs.NAMES else setting.payoff
+        reference, judge = judged(traced, held_out, fits)
         found = _check_values(values, traced, groups) if values is not None else None
         if found is None:
             half = budget if budget.units is not None or budget.shares else replace(budget, macs=0.5)
@@ -411,23 +405,17 @@ def _check_values(values: Scores, traced: Traced, groups: Sequence[Group]) -> Sc
     return values
 
 
-def _judge(traced: Traced, data: Dataset, payoff: Payoff) -> tuple[list[Array], Payoff]:
-    """Return the original outputs on held-out data and the payoff fitted to them; called before the long part."""
-    names = [o.name for o in traced.shaped.graph.model.graph.output]
-    reference = reference_of(traced, traced.source, data)
-    return reference, choose_payoff(payoff.name, reference, data, names) if payoff.name in payoffs.NAMES else payoff
-
-
 def _figures(
     traced: Traced, result: Cut, data: Dataset, reference: Sequence[Array], judge: Payoff
 ) -> tuple[Figures, Figures]:
-    names = [o.name for o in traced.shaped.graph.model.graph.output]
     outputs = run_all(traced, result.model, data)
     times = latencies(traced.backend, [traced.source, result.model], usual_batch(traced, data))
     cost, macs = traced.cost, traced.cost.macs(traced.alive(result.keep))
 
     def figures(model: ModelProto, found: Sequence[Array], macs: int, params: int, latency: float) -> Figures:
-        return Figures(macs, params, file_size(model), latency, scores(found, reference, data.labels, names, judge))
+        return Figures(
+            macs, params, file_size(model), latency, scores(found, reference, data.labels, traced.outputs, judge)
+        )
 
     return (
         figures(traced.source, reference, cost.macs(), cost.params(), times[0]),
@@ -462,9 +450,8 @@ def compare(
         samples = samples_of(dataset, theirs)
         sizes = {name: value.shape for name, value in samples[0].items()}
         every.append(trace(second, input_shapes=sizes, backend=backend, samples=samples))
-    names = [o.name for o in traced.shaped.graph.model.graph.output]
     outputs = [run_all(t, t.source, dataset) for t in every]
-    fitted = choose_payoff(payoff, outputs[0], dataset, names)
+    fitted = choose_payoff(payoff, outputs[0], dataset, traced.outputs)
     for found in outputs[1:]:
         if [a.shape for a in found] != [a.shape for a in outputs[0]]:
             raise DataError("the two models have outputs of other shapes; compare models with the same outputs")
@@ -475,7 +462,7 @@ def compare(
             t.cost.params(),
             file_size(t.source),
             ms,
-            scores(out, outputs[0], dataset.labels, names, fitted),
+            scores(out, outputs[0], dataset.labels, traced.outputs, fitted),
         )
         for t, out, ms in zip(every, outputs, times, strict=True)
     ]

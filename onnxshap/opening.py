@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ from onnxshap.calibrate import run_all
 from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, load_data, random_data
 from onnxshap.errors import BudgetError, DataError, ModelError
-from onnxshap.graph import Source, read
+from onnxshap.graph import Source, data_path, read
 from onnxshap.groups import Group, select
 from onnxshap.repair import FEWEST_IMAGES
 from onnxshap.shapes import input_specs
@@ -134,20 +134,52 @@ def reference_of(traced: Traced, model: ModelProto, data: Dataset) -> list[Array
     return reference
 
 
-def choose_payoff(payoff: str | None, reference: Sequence[Array], data: Dataset, names: Sequence[str]) -> Payoff:
-    """Return the payoff fitted to the data; a refusal says which data."""
+def choose_payoff(
+    payoff: str | Callable[..., object] | None, reference: Sequence[Array], data: Dataset, names: Sequence[str]
+) -> Payoff:
+    """Return the payoff fitted to the data, a user's function as one; a refusal says which data."""
+    if isinstance(payoff, payoffs.Custom | payoffs.OverAll):
+        return payoff
+    if callable(payoff):
+        return payoffs.custom(payoff, reference, data.labels)
     try:
         return payoffs.choose(payoff, reference, data.labels, names)
     except DataError as error:
         raise DataError(f"{data.source}: {error}") from error
 
 
-def divided(data: Dataset, seed: int, what: str = "max-drop") -> tuple[Dataset, Dataset]:
-    """Return the images to cut and repair with, and two fifths of them held out to judge the drop by.
+def judged(traced: Traced, data: Dataset, payoff: str | Callable[..., object] | None) -> tuple[list[Array], Payoff]:
+    """Return the original's outputs and the payoff fitted to them: called before the long part, for it may refuse.
 
     Raises:
-        DataError: there are too few; `what` needs them.
+        DataError: as `reference_of`, or the payoff does not fit the data.
     """
+    reference = reference_of(traced, traced.source, data)
+    return reference, choose_payoff(payoff, reference, data, traced.outputs)
+
+
+def hold_out(
+    traced: Traced, data: Dataset, eval_data: DataLike | None, seed: int, dividing: str | None = None
+) -> tuple[Dataset, Dataset]:
+    """Return the images to cut and repair with, and those to judge by.
+
+    Args:
+        traced: the model.
+        data: calibration images.
+        eval_data: what to judge by; None = the calibration images.
+        seed: of the division.
+        dividing: what cannot judge by the images that it worked with: two fifths of them are held out, where
+            `eval_data` is None.
+
+    Raises:
+        DataError: the data do not fit the model, or are too few to divide.
+    """
+    if eval_data is not None:
+        return data, calibration(traced, eval_data, seed=seed)
+    return (data, data) if dividing is None else _divided(data, seed, dividing)
+
+
+def _divided(data: Dataset, seed: int, what: str) -> tuple[Dataset, Dataset]:
     if len(data) < 2 * FEWEST_IMAGES:
         raise DataError(
             f"{data.source}: {what} holds two fifths of the images out; there are {len(data)}, give at least "
@@ -157,6 +189,16 @@ def divided(data: Dataset, seed: int, what: str = "max-drop") -> tuple[Dataset, 
     split = 3 * len(data) // 5
     kept, held_out = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
     return kept, replace(held_out, source=f"{data.source}, held out")
+
+
+def check_output(traced: Traced, output: str | Path | None) -> None:
+    """Refuse a path whose external data would replace those of the model.
+
+    Raises:
+        ModelError: they would.
+    """
+    if output is not None and data_path(output).resolve() in [file.resolve() for file in traced.files]:
+        raise ModelError(f"{data_path(output)}: would replace data of the model; choose another output path")
 
 
 def groups_to_cut(traced: Traced, include: Sequence[str], exclude: Sequence[str]) -> list[Group]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from onnxshap import api, payoffs
+from onnxshap import api
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
@@ -25,12 +25,10 @@ from onnxshap.opening import (
     REPAIR_IMAGES,
     ModelLike,
     Progress,
-    calibration,
-    choose_payoff,
-    divided,
     groups_to_cut,
+    hold_out,
+    judged,
     open_model,
-    reference_of,
     sample,
     silent,
 )
@@ -191,10 +189,7 @@ def sweep(
     left_out = _unreachable(traced, groups, budgets)
     if len(left_out) == len(budgets):
         raise BudgetError(next(iter(left_out.values())))
-    if eval_data is None:
-        dataset, held_out = divided(dataset, seed, "a sweep")
-    else:
-        held_out = calibration(traced, eval_data, seed=seed)
+    dataset, held_out = hold_out(traced, dataset, eval_data, seed, "a sweep")
     bench = _Bench.of(traced, held_out, payoff)
     free, repaired_on = free_batch(traced), sample(dataset, REPAIR_IMAGES, seed)
     progress("trace", 1, 1)
@@ -265,12 +260,7 @@ class _Bench:
 
     @classmethod
     def of(cls, traced: Traced, data: Dataset, payoff: str | Callable[..., object] | None) -> _Bench:
-        names = [o.name for o in traced.shaped.graph.model.graph.output]
-        reference = reference_of(traced, traced.source, data)
-        if callable(payoff):
-            fitted: Payoff = payoffs.custom(payoff, reference, data.labels)
-        else:
-            fitted = choose_payoff(payoff, reference, data, names)
+        reference, fitted = judged(traced, data, payoff)
         return cls(Judge.of(traced, data, reference, fitted), fitted, data.labels)
 
     def point(self, share: float, cut: Cut, clock: Clock) -> Point:
@@ -290,6 +280,5 @@ class _Bench:
 
     def _figures(self, model: ModelProto, macs: int, params: int, outputs: Sequence[Array], ms: float) -> Figures:
         traced, reference = self.judge.traced, self.judge.reference
-        names = [o.name for o in traced.shaped.graph.model.graph.output]
-        found = scores(outputs, reference, self.labels, names, self.payoff)
+        found = scores(outputs, reference, self.labels, traced.outputs, self.payoff)
         return Figures(macs, params, file_size(model), ms, found)

@@ -67,6 +67,11 @@ class Traced:
         return frozen_axes(self.shaped, self.labels)
 
     @property
+    def outputs(self) -> list[str]:
+        """The names of the model's outputs, in its order."""
+        return [output.name for output in self.shaped.graph.model.graph.output]
+
+    @property
     def batch(self) -> int:
         """The number of images it was traced with."""
         return self.shaped.batch
@@ -106,7 +111,7 @@ class Traced:
     @cached_property
     def output_axes(self) -> tuple[int | None, ...]:
         """The axis of the images in every output, None where it is not known."""
-        return tuple(self.batch_axis(output.name) for output in self.shaped.graph.model.graph.output)
+        return tuple(self.batch_axis(name) for name in self.outputs)
 
     def is_batch(self, tensor: str, axis: int) -> bool:
         """Return whether the images lie along an axis."""

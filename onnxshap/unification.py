@@ -36,7 +36,7 @@ from onnxshap.graph import array, finish, save, tensor
 from onnxshap.graph.weights import put_in, write_whole
 from onnxshap.labels import Weight
 from onnxshap.measure import scores
-from onnxshap.opening import ModelLike, Progress, calibration, choose_payoff, open_model, reference_of, sample, silent
+from onnxshap.opening import ModelLike, Progress, check_output, hold_out, judged, open_model, sample, silent
 from onnxshap.plan.search import Drop, Judge
 from onnxshap.tracing import Traced
 from onnxshap.verify import check_loads
@@ -241,9 +241,8 @@ def weighted(traced: Traced, blocks: Sequence[Blocks], data: Dataset) -> list[Bl
     One run of the model a layer: the outputs with the layer unified against the original's, by the payoff that fits
     without labels.
     """
-    names = [o.name for o in traced.shaped.graph.model.graph.output]
     reference = run_all(traced, traced.source, data)
-    payoff = payoffs.choose(None, reference, None, names)
+    payoff = payoffs.choose(None, reference, None, traced.outputs)
     best = float(np.mean(payoff(reference, reference, None)))
     found, first = [], 0
     for one in blocks:
@@ -355,10 +354,9 @@ def unify(
         raise BudgetError(f"block is {block}; give at least 2 weights that share a magnitude")
     progress("trace", 0, 1)
     traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
-    held_out = dataset if eval_data is None else calibration(traced, eval_data, seed=seed)
-    names = [o.name for o in traced.shaped.graph.model.graph.output]
-    reference = reference_of(traced, traced.source, held_out)
-    fitted = choose_payoff(payoff, reference, held_out, names)
+    check_output(traced, output)
+    dataset, held_out = hold_out(traced, dataset, eval_data, seed)
+    reference, fitted = judged(traced, held_out, payoff)
     blocks = find_blocks(traced, free_batch(traced), dataset, block)
     runs = api.WORK // max(1, len(blocks) * traced.cost.macs())
     blocks = weighted(traced, blocks, sample(dataset, max(1, min(_WEIGHED, runs)), seed))
@@ -377,8 +375,8 @@ def unify(
     sizes = np.concatenate([b.sizes for b in blocks]) if blocks else np.zeros(0, np.int64)
     return Unified(
         put_in(made), size_of(traced.source), size_of(made),
-        scores(reference, reference, held_out.labels, names, fitted),
-        scores(outputs, reference, held_out.labels, names, fitted),
+        scores(reference, reference, held_out.labels, traced.outputs, fitted),
+        scores(outputs, reference, held_out.labels, traced.outputs, fitted),
         Judge.of(traced, held_out, reference, fitted).lost(outputs), codec, block, len(sizes), count,
         int(sizes[ranked[:count]].sum()), _shares(blocks, ranked[:count]), len(dataset), dataset.source,
         len(held_out), held_out.source,

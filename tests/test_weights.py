@@ -206,7 +206,9 @@ def test_two_files_replace_theirs_together_or_not_at_all(monkeypatch: pytest.Mon
 
 def test_the_data_of_the_model_are_not_replaced() -> None:
     external("m.onnx", "small.onnx.data")
-    assert "small.onnx.data: would replace data of the model" in refused("prune", "m.onnx", "-o", "small.onnx")
+    for command in ("prune", "unify", "pivot"):
+        told = refused(command, "m.onnx", "-o", "small.onnx")
+        assert "small.onnx.data: would replace data of the model" in told
 
 
 def entry(key: str, value: str) -> Callable[[TensorProto], None]:

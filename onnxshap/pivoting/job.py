@@ -17,18 +17,17 @@ from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.cost import parameters
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, ModelError, OnnxshapError
-from onnxshap.graph import data_path, save
+from onnxshap.graph import save
 from onnxshap.graph.weights import file_size, put_in
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.opening import (
     REPAIR_IMAGES,
     ModelLike,
     Progress,
-    calibration,
-    choose_payoff,
-    divided,
+    check_output,
+    hold_out,
+    judged,
     open_model,
-    reference_of,
     sample,
     silent,
 )
@@ -159,15 +158,10 @@ def pivot(
     _check(groups, keep_macs, max_drop, multiple_of, repair)
     progress("trace", 0, 1)
     traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
-    if output is not None and data_path(output).resolve() in [file.resolve() for file in traced.files]:
-        raise ModelError(f"{data_path(output)}: would replace data of the model; choose another output path")
+    check_output(traced, output)
     free = free_batch(traced)
-    held_out = dataset if eval_data is None else calibration(traced, eval_data, seed=seed)
-    if max_drop is not None and eval_data is None:
-        dataset, held_out = divided(dataset, seed)
-    names = [o.name for o in traced.shaped.graph.model.graph.output]
-    reference = reference_of(traced, traced.source, held_out)
-    judge = choose_payoff(payoff, reference, held_out, names)
+    dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
+    reference, judge = judged(traced, held_out, payoff)
     repaired_on = sample(dataset, REPAIR_IMAGES, seed)
     enough = len(repaired_on) >= FEWEST_IMAGES
     repair = repair or ("none" if data is None else "lstsq" if enough else "fold")
@@ -361,14 +355,13 @@ def _figures(
     outputs: Sequence[Sequence[Array]],
     judge: Payoff,
 ) -> tuple[Figures, Figures]:
-    names = [o.name for o in traced.shaped.graph.model.graph.output]
     times = latencies(traced.backend, [traced.source, made], usual_batch(traced, data))
     fewer = [(c, chosen[c.y]) for c in convs if c.y in chosen]
     cost, gone = traced.cost, traced.stored_params - parameters(made)
     macs = (cost.macs(), cost.macs() - sum(saved(c, k) for c, k in fewer))
     params = (cost.params(), cost.params() - gone)
     before, after = (
-        Figures(m, p, file_size(one), ms, scores(found, outputs[0], data.labels, names, judge))
+        Figures(m, p, file_size(one), ms, scores(found, outputs[0], data.labels, traced.outputs, judge))
         for m, p, one, ms, found in zip(macs, params, (traced.source, made), times, outputs, strict=True)
     )
     return before, after

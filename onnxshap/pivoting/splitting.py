@@ -91,9 +91,8 @@ def weigh(
 
     One run of the model, and one quick refit of the Conv, each; by the payoff that fits without labels.
     """
-    names = [o.name for o in traced.shaped.graph.model.graph.output]
     reference = run_all(traced, traced.source, data)
-    payoff = payoffs.choose(None, reference, None, names)
+    payoff = payoffs.choose(None, reference, None, traced.outputs)
     best = float(np.mean(payoff(reference, reference, None)))
     model, found = placed_model(free, placed), list[float]()
     for number, one in enumerate(wanted):

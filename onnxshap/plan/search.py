@@ -72,11 +72,10 @@ class Judge:
     @classmethod
     def of(cls, traced: Traced, data: Dataset, reference: Sequence[Array], payoff: Payoff) -> Judge:
         """Return the judge of accuracy (with labels), of agreement (of class scores), else of the payoff."""
-        names = [o.name for o in traced.shaped.graph.model.graph.output]
         if payoff.name in payoffs.NAMES and payoff.name != "mse":
             labels = data.labels if data.labels is not None and data.labels.dtype.kind in "iub" else None
             try:
-                top = payoffs.choose("accuracy", reference, labels, names)
+                top = payoffs.choose("accuracy", reference, labels, traced.outputs)
             except DataError:
                 pass  # no classes: the payoff itself is judged
             else:

@@ -51,10 +51,9 @@ class Trials:
         order = np.random.default_rng([seed, 5]).permutation(len(data))
         split = max(FEWEST_IMAGES, round(FITTED * len(data)))
         fitted, judged = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
-        names = [o.name for o in free.shaped.graph.model.graph.output]
         own = run_all(free, free.shaped.graph.model, judged)
         reference = own if original is None else run_all(original, original.shaped.graph.model, judged)
-        payoff = payoffs.choose(None, reference, None, names)
+        payoff = payoffs.choose(None, reference, None, free.outputs)
         best = float(np.mean(payoff(own, reference, None)))
         return cls(free, fitted, judged, site_means(free, fitted), seed, reference, payoff, best)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from onnxshap import api, payoffs
+from onnxshap import api
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import channel_means, free_batch, run_all
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
@@ -37,6 +37,7 @@ from onnxshap.graph.weights import put_in, write_whole
 from onnxshap.labels import Weight
 from onnxshap.measure import scores
 from onnxshap.opening import ModelLike, Progress, check_output, hold_out, judged, open_model, sample, silent
+from onnxshap.payoffs import Fidelity
 from onnxshap.plan.search import Drop, Judge
 from onnxshap.tracing import Traced
 from onnxshap.verify import check_loads
@@ -241,14 +242,12 @@ def weighted(traced: Traced, blocks: Sequence[Blocks], data: Dataset) -> list[Bl
     One run of the model a layer: the outputs with the layer unified against the original's, by the payoff that fits
     without labels.
     """
-    reference = run_all(traced, traced.source, data)
-    payoff = payoffs.choose(None, reference, None, traced.outputs)
-    best = float(np.mean(payoff(reference, reference, None)))
+    fidelity = Fidelity.of(run_all(traced, traced.source, data), traced.outputs)
     found, first = [], 0
     for one in blocks:
         made = unify_weights(traced, blocks, np.arange(first, first + len(one.starts)))
         first += len(one.starts)
-        lost = max(0.0, best - float(np.mean(payoff(run_all(traced, made, data), reference, None))))
+        lost = max(0.0, fidelity.lost(run_all(traced, made, data)))
         found.append(replace(one, losses=one.losses * (lost / max(float(one.losses.sum()), 1e-300))))
     return found
 

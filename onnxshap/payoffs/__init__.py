@@ -12,6 +12,7 @@ decided once by `choose`. So a row's payoff depends on that row alone, never on 
 from onnxshap.payoffs.builtin import KL, MSE, Accuracy, CrossEntropy
 from onnxshap.payoffs.choice import choose
 from onnxshap.payoffs.custom import Custom, OverAll, custom
+from onnxshap.payoffs.fidelity import Fidelity
 from onnxshap.payoffs.names import NAMES
 
-__all__ = ["KL", "MSE", "NAMES", "Accuracy", "CrossEntropy", "Custom", "OverAll", "choose", "custom"]
+__all__ = ["KL", "MSE", "NAMES", "Accuracy", "CrossEntropy", "Custom", "Fidelity", "OverAll", "choose", "custom"]

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from onnxshap import payoffs
 from onnxshap.calibrate import run_all
 from onnxshap.core import Dataset
 from onnxshap.graph import attributes, extract, finish
 from onnxshap.measure import latencies
 from onnxshap.opening import Progress
+from onnxshap.payoffs import Fidelity
 from onnxshap.pivoting.permuting import Classes, orders, permuted
 from onnxshap.pivoting.pivots import Dense, Wanted, grouped, zeroed
 from onnxshap.repair import QUICK, Refit, refit_edited, rematch_edited
@@ -91,16 +91,14 @@ def weigh(
 
     One run of the model, and one quick refit of the Conv, each; by the payoff that fits without labels.
     """
-    reference = run_all(traced, traced.source, data)
-    payoff = payoffs.choose(None, reference, None, traced.outputs)
-    best = float(np.mean(payoff(reference, reference, None)))
+    fidelity = Fidelity.of(run_all(traced, traced.source, data), traced.outputs)
     model, found = placed_model(free, placed), list[float]()
     for number, one in enumerate(wanted):
         progress("weigh", number, len(wanted))
         made = grouped(model.shaped.graph.model, {one.conv.y: one.groups})
         if repair == "lstsq":
             refit_edited(model, made, [one.conv.index], data, nearest=True, effort=QUICK)
-        lost = best - float(np.mean(payoff(run_all(free, made, data), reference, None)))
+        lost = fidelity.lost(run_all(free, made, data))
         found.append(lost / max(1 - one.conv.explained(one.groups, placed), 1e-6))
     progress("weigh", len(wanted), len(wanted))
     least = max(_LIGHTEST * max(found, default=0.0), 1e-12)

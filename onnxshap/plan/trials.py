@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap import payoffs
 from onnxshap.calibrate import run_all, site_means
-from onnxshap.core import Array, BoolArray, Dataset, Payoff
+from onnxshap.core import Array, BoolArray, Dataset
 from onnxshap.masking import Means
+from onnxshap.payoffs import Fidelity
 from onnxshap.repair import FEWEST_IMAGES, refit
 from onnxshap.tracing import Traced
 
@@ -34,9 +34,7 @@ class Trials:
     judged: Dataset
     means: Means
     seed: int
-    _reference: Sequence[Array]
-    _payoff: Payoff
-    _best: float
+    _fidelity: Fidelity
 
     @classmethod
     def of(cls, free: Traced, data: Dataset, seed: int, original: Traced | None = None) -> Trials:
@@ -53,13 +51,12 @@ class Trials:
         fitted, judged = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
         own = run_all(free, free.shaped.graph.model, judged)
         reference = own if original is None else run_all(original, original.shaped.graph.model, judged)
-        payoff = payoffs.choose(None, reference, None, free.outputs)
-        best = float(np.mean(payoff(own, reference, None)))
-        return cls(free, fitted, judged, site_means(free, fitted), seed, reference, payoff, best)
+        fidelity = Fidelity.of(reference, free.outputs, own)
+        return cls(free, fitted, judged, site_means(free, fitted), seed, fidelity)
 
     def loss(self, outputs: Sequence[Array]) -> float:
         """Return what outputs for the judged images lose: KL divergence of class scores, else the relative error."""
-        return max(0.0, self._best - float(np.mean(self._payoff(outputs, self._reference, None))))
+        return max(0.0, self._fidelity.lost(outputs))
 
     def of_plan(self, keep: Mapping[str, BoolArray]) -> float:
         """Return what the model loses that is cut by a plan and refitted."""

@@ -109,12 +109,13 @@ class Axes:
             self.carry(axis, axis, inp, out)
 
     def contract(
-        self, k: int, axis: int, weight: Weight | None = None, zero: int | None = None, why: str | None = None
-    ) -> None:
+        self, k: int, axis: int, weight: Weight | None = None, zero: int | None = None, why: str | None = None,
+        meets: int | None = None,
+    ) -> None:  # fmt: skip
         """State that input `k` is summed over `axis`, against `weight` if that is a constant; others as in `Site`."""
         tensor = self.op.need(k)
         self.trace.sites.append(
-            Site(self.op.index, k, tensor.name, axis % tensor.rank, weight, zero, tensor.constant, why)
+            Site(self.op.index, k, tensor.name, axis % tensor.rank, weight, zero, tensor.constant, why, meets)
         )
         if weight is not None:
             self.linear(k, axis, weight)

@@ -129,7 +129,8 @@ class Site:
 
     Where the tensor holds codes, `zero` is the input with their zero point (an absent one is 0): what a removed
     position holds. A `stored` one is weights: there is nothing to be seen of the images. Where the sum is of the
-    tensor alone, `why` is what to say if it does not vanish; otherwise any input of the node may vanish instead.
+    tensor alone, `why` is what to say if it does not vanish; otherwise the input that it `meets` there may vanish
+    instead, any input of the node where that is None.
     """
 
     node: int
@@ -140,6 +141,7 @@ class Site:
     zero: int | None = None
     stored: bool = False
     why: str | None = None
+    meets: int | None = None
 
 
 @dataclass(frozen=True)

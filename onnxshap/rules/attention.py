@@ -207,7 +207,7 @@ def attention(op: Op, ax: Axes) -> None:
             ax.tie(ax.input(number, 3), last)
         ax.tie(ax.output(0, 1), heads)
         ax.tie(ax.output(0, 3), values)
-    ax.contract(0, -1)
+    ax.contract(0, -1, meets=1)
     _addend(op, ax, 3, heads)
     ax.fix(Default(op.index, q.name, q.rank - 1, "scale", 1 / math.sqrt(size)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,9 @@ class Zeros:
         """
         units = self._labels.units(site.tensor, site.axis)
         wanted = np.unique(units[units >= 0])
-        factors = (site.tensor,) if site.why else self._shaped.graph.nodes[site.node].input
+        inputs = self._shaped.graph.nodes[site.node].input
+        others = inputs if site.meets is None else [inputs[site.meets]]
+        factors = (site.tensor,) if site.why else dict.fromkeys((site.tensor, *others))
         return not len(wanted) or any(self.gives_zero(name, wanted) for name in factors if name)
 
     def holds(self, name: str, units: NDArray[np.intp]) -> bool:
@@ -117,17 +119,13 @@ class Zeros:
             return self._look_up(source, wanted, known)
 
         def added(source: str) -> bool | None:
-            held = wanted & self.held(name)
-            if not held <= self.held(source):
-                return False
-            stretched = len(self._shaped.shapes[source]) < len(self._shaped.shapes[name])
-            return False if stretched and self._on_many_axes(name, held) else zero(source)
+            return zero(source) if self._spans(source, name, wanted) else False
 
         if name not in self._shaped.producers:
             return zero(name)
         node = self._shaped.graph.nodes[self._shaped.producers[name]]
         if node.op_type in FIRST:
-            return zero(node.input[0])
+            return self._product(name, [node.input[0]], [i for i in node.input[1:] if i], wanted, known)
         if node.op_type in JOINED:
             parts = {i: wanted & self.held(i) for i in node.input[slice(*JOINED[node.op_type])]}
             found = [zero(i) if part == wanted else self._gives_zero(i, part) for i, part in parts.items() if part]
@@ -146,8 +144,9 @@ class Zeros:
         if node.op_type in PRODUCTS:
             places, others = PRODUCTS[node.op_type]
             addends = [added(node.input[k]) for k in others if k < len(node.input) and node.input[k]]
-            factors = [zero(node.input[k]) for k in places if k < len(node.input) and node.input[k]]
-            return _all((*addends, _any(factors))) if places else _all(addends)
+            factors = [node.input[k] for k in places if k < len(node.input) and node.input[k]]
+            rest = [i for k, i in enumerate(node.input) if i and k not in (*places, *others)]
+            return _all((*addends, self._product(name, factors, rest, wanted, known))) if places else _all(addends)
         return False
 
     def held(self, name: str) -> frozenset[int]:
@@ -161,9 +160,45 @@ class Zeros:
             self._units[name] = self._alike[key]
         return self._units[name]
 
-    def _on_many_axes(self, name: str, units: frozenset[int]) -> bool:
-        """Return whether some of these units have positions on several axes of a tensor."""
-        return any(count > 1 for count in Counter(u for some in self._by_axis(name) for u in units & some).values())
+    def _product(
+        self, name: str, factors: Sequence[str], others: Sequence[str], wanted: frozenset[int], known: dict[str, bool]
+    ) -> bool | None:
+        """Return whether a tensor is zero that is a sum of products, or vanishes where a factor of it does.
+
+        Args:
+            name: the tensor.
+            factors: inputs that it vanishes with.
+            others: inputs that it does not vanish with.
+            wanted: the units.
+            known: verdicts so far.
+        """
+        verdicts = {i: self._look_up(i, wanted, known) for i in factors}
+        there = [i for i in factors if verdicts[i]]
+        rest = [i for i in (*factors, *others) if i not in there and not wanted.isdisjoint(self.held(i))]
+        if there and not rest:
+            return True
+        if any(all(self._covers(one, other, name, wanted) for other in rest) for one in there):
+            return True
+        return None if None in verdicts.values() else False
+
+    def _covers(self, zero: str, other: str, name: str, wanted: frozenset[int]) -> bool:
+        """Return whether all positions of a product that depend on a unit have zeros of one factor in them.
+
+        A factor has axes with a unit that are summed over (s), alone among the product's (f, g of the other), or met
+        there by the other's (m): of f + m + s, of g + m + s and f + g + m of the product the last two less the first
+        are 2 g + m, so at most one of it is no axis of the other's.
+        """
+        mine, theirs, made = (self._axes_of(i, wanted) for i in (zero, other, name))
+        return all(theirs[u] + made[u] - mine[u] <= 1 for u in made)
+
+    def _spans(self, source: str, name: str, wanted: frozenset[int]) -> bool:
+        """Return whether an addend has an axis for every one of the sum's that has a unit; else it is stretched."""
+        mine, made = self._axes_of(source, wanted), self._axes_of(name, wanted)
+        return all(mine[u] >= made[u] for u in made)
+
+    def _axes_of(self, name: str, units: frozenset[int]) -> Counter[int]:
+        """Return on how many axes of a tensor units have positions."""
+        return Counter(u for some in self._by_axis(name) for u in units & some)
 
     def _by_axis(self, name: str) -> list[frozenset[int]]:
         return [frozenset(np.unique(units).tolist()) for units in self._axes(name)]

@@ -192,6 +192,53 @@ def test_a_form_with_other_nodes_is_fitted_too() -> None:
     assert error(run_all(traced, small, data), wanted) < error(run_all(traced, cut(traced, plan, means), data), wanted)
 
 
+MIXER = """(float[N,9,6] x) => (float[N,4] y) {
+    h = MatMul(x, wh)
+    t = Transpose<perm=[0,2,1]>(h)
+    u = MatMul(t, wu)
+    r = Relu(u)
+    v = MatMul(r, wv)
+    b = Transpose<perm=[0,2,1]>(v)
+    k = Add(h, b)
+    m = ReduceMean<axes=[1], keepdims=0>(k)
+    y = MatMul(m, wy)
+}"""
+HEADS = """(float[N,5,6] x) => (float[N,5,4] y) {
+    a = MatMul(x, wa)
+    n = Relu(a)
+    s = Reshape(n, apart)
+    h = Transpose<perm=[0,2,1,3]>(s)
+    p = MatMul(h, wp)
+    r = Relu(p)
+    t = Transpose<perm=[0,2,1,3]>(r)
+    m = Reshape(t, together)
+    y = MatMul(m, wy)
+}"""
+POSITIONS = {
+    "channels of tokens": exactness.net(MIXER, wh=(6, 16), wu=(9, 24), wv=(24, 9), wy=(16, 4)),
+    "heads": exactness.net(HEADS, wa=(6, 24), apart=[0, 0, 3, 8], wp=(8, 12), together=[0, 0, 36], wy=(36, 4)),
+    "heads beside the images": exactness.net(
+        HEADS.replace("p = MatMul(h, wp)", "f = Reshape(h, flat)\n    g = MatMul(f, wp)\n    p = Reshape(g, split)"),
+        wa=(6, 24), apart=[0, 0, 3, 8], flat=[-1, 5, 8], wp=(8, 12), split=[-1, 3, 5, 12], together=[0, 0, 36],
+        wy=(36, 4),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", POSITIONS)
+@pytest.mark.parametrize("repair", ["fold", "lstsq", "distill"])
+def test_layers_whose_positions_are_cut_too(kind: str, repair: str) -> None:
+    if repair == "distill":
+        pytest.importorskip("torch", reason="torch is not installed (pip install 'onnxshap[distill]')")
+    data = Dataset({"x": np.random.default_rng(1).normal(size=(60, *((9, 6) if "tokens" in kind else (5, 6))))
+                    .astype(np.float32)}, None, "random")  # fmt: skip
+    cut_alone, found = (
+        onnxshap.prune(POSITIONS[kind], data, keep_units=0.7, method="recon", repair=how) for how in ("none", repair)
+    )
+    assert all(0 < kept.sum() < len(kept) for kept in found.keep.values())
+    assert found.after.score["mse"] > cut_alone.after.score["mse"]
+
+
 def test_too_few_images() -> None:
     with pytest.raises(DataError, match="at least 20 images, there are 7"):
         repaired(net(), [True] * 5 + [False] * 3, images(7))

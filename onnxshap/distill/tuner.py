@@ -27,7 +27,7 @@ from torch import Tensor
 
 from onnxshap import payoffs
 from onnxshap.backend import Backend, Session, threads_of
-from onnxshap.core import Array, Dataset, FloatArray, IntArray
+from onnxshap.core import Array, Dataset, FloatArray, IntArray, Payoff
 from onnxshap.distill.mixing import Mixer
 from onnxshap.distill.ops import clipped
 from onnxshap.distill.torchgraph import CPU, TorchGraph, laid_out
@@ -196,8 +196,7 @@ class _Tuner:
         source = free.shaped.graph.model
         self._outputs = [o.name for o in source.graph.output]
         hints = list({layer.target: layer for layer in layers if layer.target not in self._outputs}.values())
-        live = free.alive(keep)
-        self._alive = {layer.target: live.axis(layer.target, layer.outputs) for layer in hints}
+        self._live = free.alive(keep)
         numbers = sum(int(np.prod(free.shaped.shapes[layer.target])) for layer in hints) // free.batch
         hinted = int(np.clip(HINTED // max(1, numbers), 1, BATCH))
         held = 2 * sum(bytes_per_image(free, [o for node in student.graph.node for o in node.output]))  # and gradients
@@ -213,8 +212,11 @@ class _Tuner:
         inputs = self._tensors(data.take(self._held_out))
         reference = self._outputs_of(inputs)
         payoff = payoffs.choose(None, reference, None, self._outputs)
-        self._classes = payoff if isinstance(payoff, payoffs.KL) else None
-        self._scale = [self._variance(k, r) if r.dtype.kind == "f" else 0.0 for k, r in enumerate(reference)]
+        every: Sequence[Payoff] = payoff.parts if isinstance(payoff, payoffs.Joint) else [payoff]
+        self._classes = {one.output: one for one in every if isinstance(one, payoffs.KL)}
+        scales = [zip(one.outputs, one.scales, strict=True) for one in every if isinstance(one, payoffs.MSE)]
+        self._columns = {k for pairs in scales for k, scale in pairs if isinstance(scale, tuple)}
+        self._scale = [self._variance(k, r) for k, r in enumerate(reference)]
         self._spread = self._spreads(inputs)
         turned = {n: v.flip(-1) if v.ndim == 4 else v for n, v in inputs.items()}
         mirrors = seen_alike(self._outputs_of(turned), reference)
@@ -255,12 +257,13 @@ class _Tuner:
         parts = [[v.cpu().numpy() for v in teacher(piece)] for piece in self._pieces(feeds, count)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)][: len(self._outputs)]
 
-    def _variance(self, number: int, output: Array) -> float:
-        """Return that of an output, of its class scores less their mean where it holds such."""
+    def _variance(self, number: int, output: Array) -> Tensor:
+        """Return that of an output, of its class scores less their mean where it holds such, or of each column."""
         values = torch.from_numpy(output)
-        if self._classes is not None and number == self._classes.output:
-            values = _centred(_log_p(values, self._classes))
-        return max(float(values.double().var(correction=0)), 1e-12)
+        if number in self._classes:
+            values = _centred(_log_p(values, self._classes[number]))
+        found = values.double().var(dim=0 if number in self._columns else None, correction=0)
+        return found.clamp(min=max(1e-12, 1e-8 * float(found.max()))).float().to(self._device)
 
     def _spreads(self, feeds: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the variance of every intermediate target on the images held out."""
@@ -279,8 +282,8 @@ class _Tuner:
 
     def _hint(self, value: Tensor, layer: Layer) -> Tensor:
         """Return what of an intermediate target of the original is left in the cut model."""
-        if (alive := self._alive[layer.target]) is not None:
-            value = value.index_select(layer.outputs, torch.from_numpy(np.flatnonzero(alive)).to(value.device))
+        for axis, places in self._live.places(layer.target, value.shape):
+            value = value.index_select(axis, torch.from_numpy(places).to(value.device))
         return clipped(value, *layer.flat)
 
     def _losses(self, feeds: Mapping[str, Tensor], part: _Part) -> tuple[Tensor, Tensor, Tensor]:
@@ -292,12 +295,12 @@ class _Tuner:
         for k, a, b in zip(part.outputs, found, wanted, strict=False):
             if not a.is_floating_point():
                 continue
-            if self._classes is not None and k == self._classes.output:
-                p, q = (_log_p(x, self._classes) for x in (b, a))
+            if k in self._classes:
+                p, q = (_log_p(x, self._classes[k]) for x in (b, a))
                 outputs = outputs + _by_image((p.exp() * (p - q)).sum(1))
-                scores = ((_centred(p) - _centred(q)) ** 2).mean() / self._scale[k]
+                scores = scores + ((_centred(p) - _centred(q)) ** 2).mean() / self._scale[k]
             else:
-                outputs = outputs + _by_image((a - b) ** 2) / self._scale[k]
+                outputs = outputs + _by_image((a - b) ** 2 / self._scale[k])
         for a, b, layer in zip(found[count:], wanted[count:], part.hints, strict=True):
             b = self._hint(b, layer)
             hints = hints + ((clipped(a, *layer.flat) - b) ** 2).mean() / self._spread[layer.target]

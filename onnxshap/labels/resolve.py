@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from onnxshap.core import BoolArray, IntArray
+from onnxshap.core import Array, BoolArray, IntArray
 from onnxshap.labels.balance import balanced_sets
 from onnxshap.labels.relations import Atoms
 from onnxshap.labels.trace import AxisKey, Balance, Frozen, Product, Trace
@@ -85,6 +85,24 @@ class Liveness:
         """Return whether an axis loses positions."""
         alive = self.axis(tensor, axis)
         return alive is not None and not alive.all()
+
+    def shape(self, tensor: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return a tensor's shape once it is cut."""
+        return tuple(self.width(tensor, axis, size) for axis, size in enumerate(shape))
+
+    def narrowed(self, tensor: str, values: Array) -> Array:
+        """Return the values of a whole tensor at the positions that stay; of more images than it was traced with, too.
+
+        Images that share an axis with positions (heads) lie one behind the other.
+        """
+        for axis, places in self.places(tensor, values.shape):
+            values = values.take(places, axis)
+        return values
+
+    def places(self, tensor: str, shape: Sequence[int]) -> list[tuple[int, IntArray]]:
+        """Return the axes of a tensor that are cut, and which positions stay of each; as `narrowed`."""
+        found = [(axis, self.axis(tensor, axis), size) for axis, size in enumerate(shape) if self.cut(tensor, axis)]
+        return [(axis, np.flatnonzero(np.resize(alive, size))) for axis, alive, size in found if alive is not None]
 
 
 def resolve(trace: Trace) -> Labels:

@@ -260,13 +260,11 @@ class _Fitter:
         """Add a layer's rows to those that are fitted and those held out; `own` are the inputs of the biases."""
         node = self.model.graph.node[layer.index]
         names = [layer.x, *([layer.addend] if layer.addend else [])]
-        alive = self.live.axis(layer.target, layer.outputs)
         pairs = zip(self._flags, self._original([layer.target]), self._present(names), strict=True)
         for number, (flags, (target,), (source, *addend)) in enumerate(pairs):
             at = self._positions(layer, number, inputs)
             design = self._design(layer, node, _channels_second(source, layer.channels), at)
-            wanted = _rows(target, layer.outputs, at)
-            wanted = wanted if alive is None else wanted[..., alive]
+            wanted = _rows(self.live.narrowed(layer.target, target), layer.outputs, at)
             added = [_rows(values, layer.outputs, at) for values in addend]
             if addends and not added:
                 added = [np.zeros_like(wanted)]
@@ -302,11 +300,10 @@ class _Fitter:
     def _moments(self, layer: Layer, scale: FloatArray, shift: FloatArray) -> Moments:
         """Return those of a layer's outputs, and of what they should be."""
         names = [layer.y, *([layer.addend] if layer.addend else [])]
-        alive = self.live.axis(layer.target, layer.outputs)
         moments = Moments()
         for (target,), values in zip(self._original([layer.target]), self._present(names), strict=True):
+            target = self.live.narrowed(layer.target, target)
             wanted, given, *added = (_every_row(v, layer.outputs) for v in (target, *values))
-            wanted = wanted if alive is None else wanted[:, alive]
             moments.add(given * scale + shift, wanted, added[0] if added else None)
         return moments
 
@@ -320,15 +317,16 @@ class _Fitter:
             self._present.restart()
 
     def _total(self, layer: Layer) -> int:
-        shape = self.free.shaped.shapes[layer.y]
+        shape = self.live.shape(layer.y, self.free.shaped.shapes[layer.y])
         return math.prod(shape) // (shape[0] * shape[layer.outputs]) if len(shape) > 1 else 1
 
     def _design(self, layer: Layer, node: NodeProto, x: Array, at: NDArray[np.intp]) -> Array:
         """Return the regression's inputs [images, positions, channels, taps]."""
         if is_op(node, "Conv", "ConvTranspose"):
             shapes = self.free.shaped.shapes
-            kernel = self.free.shaped.shapes[node.input[1]][2:] if node.input[1] in shapes else ()
-            read = taps(node.op_type, attributes(node), x.shape[2:], shapes[layer.y][2:], kernel)[at]
+            kernel = shapes[node.input[1]][2:] if node.input[1] in shapes else ()
+            made = self.live.shape(layer.y, shapes[layer.y])[2:]
+            read = taps(node.op_type, attributes(node), x.shape[2:], made, kernel)[at]
             return patches(x, read).transpose(0, 2, 1, 3)
         flat = x.reshape(*x.shape[:2], -1)[:, :, at]
         return flat.transpose(0, 2, 1)[..., None]

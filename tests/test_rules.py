@@ -180,10 +180,10 @@ case("matmul batched constants", net("""(float[N,4,5,6] x) => (float[N,4,5,3] y)
     a = MatMul(x, w0)
     y = MatMul(a, w1)
 }""", w0=(4, 6, 8), w1=(4, 8, 3)), [8])
-case("matmul vector stays", net("""(float[N,6] x) => (float[N] y) {
+case("matmul with a vector", net("""(float[N,6] x) => (float[N] y) {
     a = MatMul(x, w0)
     y = MatMul(a, w1)
-}""", w0=(6, 8), w1=(8,)), [], "MatMul keeps")
+}""", w0=(6, 8), w1=(8,)), [8])
 case("matmul of one tensor with itself", net("""(float[N,6,7] x) => (float[N,5,3] y) {
     l = MatMul(w0, x)
     a = MatMul(l, w1)
@@ -1797,6 +1797,34 @@ case("shares that are gated and divided by their sum", net("""(float[N,5,12] x) 
     p = Mul(d, v)
     y = MatMul(p, wo)
 }""", ws=(12, 8), gate=(8,), places=[1], wv=(12, 8), wo=(8, 3)), [8])
+case("a product with a vector", net("""(float[N,5,6] x) => (float[N,5] y) {
+    h = MatMul(x, w0)
+    t = Sigmoid(h)
+    y = MatMul(t, u)
+}""", w0=(6, 8), u=(8,)), [8])
+case("a vector on the left", net("""(float[N,5,6] x) => (float[N,5] y) {
+    h = MatMul(x, w0)
+    t = Transpose<perm=[0,2,1]>(h)
+    y = MatMul(u, t)
+}""", w0=(6, 8), u=(8,)), [8])
+case("an Einsum of one tensor with two weights", net("""(float[N,7] x) => (float[N,3,4] y) {
+    h = MatMul(x, w0)
+    r = Relu(h)
+    s = Reshape(r, apart)
+    y = Einsum<equation="bji,oi,pj->bop">(s, k1, k2)
+}""", w0=(7, 30), apart=[0, 6, 5], k1=(3, 5), k2=(4, 6)), [6, 5])
+case("an Einsum of two tensors with a weight each", net("""(float[N,7] x, float[N,6] z) => (float[N,3] y) {
+    h = MatMul(x, w0)
+    g = MatMul(z, w1)
+    y = Einsum<equation="bi,bj,io,jo->bo">(h, g, k1, k2)
+}""", w0=(7, 8), w1=(6, 9), k1=(8, 3), k2=(9, 3)), [8, 9])
+case("sizes are a model output", net("""(float[N,6] x) => (float[N,3] y, int64[K] s) {
+    h = MatMul(x, w0)
+    g = MatMul(h, w1)
+    r = Relu(g)
+    s = Shape<start=1>(h)
+    y = MatMul(r, w2)
+}""", w0=(6, 8), w1=(8, 5), w2=(5, 3)), [5], "its size is counted on elsewhere")
 case("zero along one axis of a product alone", net("""(float[N,5,6] x) => (float[N,5,3] y) {
     h = MatMul(x, w0)
     e = Exp(h)
@@ -2047,7 +2075,7 @@ case("branches of If read a tensor", conv_net("""
 _NO_ROWS = {
     *("gemm transA", "gemm with the constant on the left", "flatten with axis 2"),
     *("gemm C column", "gemm C full", "gemm with computed bias", "conv with computed weights"),
-    *("a branch reads a weight and a bias that are cut", "a weight is a model output"),
+    *("a branch reads a weight and a bias that are cut", "a weight is a model output", "sizes are a model output"),
     *("resize by sizes", "concat with an expanded constant", "constant of shape", "means over channels and more"),
     *("a table spread over the images", "branches of If read a tensor", "a grid of all axes written"),
     *(

@@ -209,8 +209,10 @@ class Axes:
         for k, _, axis in made:
             self.make(axis, k)
         contracted = {name: places["in"] for name, places in at.items() if not places["out"]}
+        # against two weights at once no position adds anything by itself
+        alone = sum(len({t.constant for _, t, _ in places}) > 1 for places in contracted.values()) == 1
         for name, places in contracted.items():
-            self._contract_name(name, places, at, scale, spread, bias, zero)
+            self._contract_name(name, places, at, scale, spread, bias, zero, alone=alone)
         if contracted:
             weight = operands[1][2]
             named = [(p["in"] + p["out"])[0][1:] for p in at.values()]
@@ -231,6 +233,8 @@ class Axes:
         spread: float,
         bias: tuple[int, float] | None,
         zero: int | None,
+        *,
+        alone: bool,
     ) -> None:
         running = [p for p in places if not p[1].constant]
         constant = [p for p in places if p[1].constant]
@@ -240,7 +244,7 @@ class Axes:
             others = [(a, p["out"]) for n, p in at.items() if n != name for i, _, a in p["in"] if i == w]
             weight = None
             biased = bias is None or k < w  # a bias is added along what the second operand makes
-            if len(others) == 1 and others[0][1] and len(places) == 2 and zero is None and biased:
+            if alone and len(others) == 1 and others[0][1] and len(places) == 2 and zero is None and biased:
                 weight = Weight(w, w_axis, others[0][0], others[0][1][0][2], scale, spread, bias=bias)
             self.contract(k, axis, weight, zero)
         elif running:

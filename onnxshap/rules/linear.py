@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onnxshap.labels import Axes, Balance, Op, RuleError, Weight
+from onnxshap.labels import Axes, Balance, Op, RuleError, Tensor, Weight
 from onnxshap.labels.fixups import GroupCount
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
@@ -188,11 +188,28 @@ def fused_matmul(op: Op, ax: Axes) -> None:
     ax.macs(*((y, axis) for axis in range(y.rank)), (a, a.rank + inner_a))
 
 
+def _vector(ax: Axes, a: Tensor, b: Tensor, y: Tensor) -> None:
+    """Relate a MatMul with a vector: no axis of the output is its own."""
+    inner = -1, -1 if b.rank == 1 else -2
+    for k, tensor in enumerate((a, b)):
+        others = [axis for axis in range(tensor.rank) if axis != inner[k] % tensor.rank]
+        for target, axis in enumerate(others):
+            ax.carry(axis, target, k)
+    ax.meet(inner[0], inner[1])
+    if not (a.constant and b.constant):
+        k = int(a.constant)
+        ax.contract(k, inner[k])
+        if y.rank and (a.constant or b.constant) and (b, a)[k].rank > 1:
+            ax.make(-1)
+    ax.macs(*((y, axis) for axis in range(y.rank)), (a, a.rank - 1))
+
+
 @rule("MatMul")
 def matmul(op: Op, ax: Axes) -> None:
     """The last axis of A meets the last but one of B; leading axes broadcast."""
     a, b, y = op.need(0), op.need(1), op.out()
     if min(a.rank, b.rank) < 2:
+        _vector(ax, a, b, y)
         return
     ax.carry(-2, -2)
     ax.carry(-1, -1, 1)

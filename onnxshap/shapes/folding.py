@@ -100,11 +100,9 @@ def fold(graph: Graph, first: Run, others: Sequence[Run], alone: Alone) -> Folde
         others: some at other sizes, the same run where no size is free, none where there is none.
         alone: infers what a node of the graph gives.
     """
-    if not others:
+    if not others or not first.values:
         shapes = [n for n in graph.nodes if is_op(n, "Shape", "Size")]
         return Folded(graph, frozenset((n.input[0], a) for n in shapes for a in _axes(n, first)))
-    if not first.values:
-        return Folded(graph, frozenset())
     model = copied(graph.model)
     stored = {t.name: tuple(t.dims) for t in model.graph.initializer}
     one, *more = (replace(run, shapes=stored | dict(run.shapes)) for run in (first, *others))
@@ -277,10 +275,11 @@ class _Folding:
     def told(self) -> set[tuple[str, int]]:
         """Return the axes whose sizes are read."""
         found: set[tuple[str, int]] = set()
+        given_out = {o.name for o in self.model.graph.output}
         for node in self._nodes:
             if is_op(node, "Shape", "Size"):
                 axes, name = list(_axes(node, self.first)), node.output[0]
-                if name in self._apart:
+                if name in self._apart - given_out:
                     follows = self._follows(name)
                     assert follows is not None  # it would not be apart
                     axes = [axis for axis, does in zip(axes, follows, strict=True) if does]

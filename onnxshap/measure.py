@@ -66,8 +66,15 @@ def latencies(backend: Backend, models: Sequence[ModelProto], feeds: Mapping[str
 def scores(
     outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None, names: Sequence[str], payoff: Payoff
 ) -> dict[str, float]:
-    """Return the mean payoff; of class scores also accuracy (with labels) and agreement with the original."""
+    """Return the mean payoff; of class scores also accuracy (with labels) and agreement with the original.
+
+    Of several outputs with class scores that count jointly, agreement is that of the one that agrees least.
+    """
     found = {payoff.name: float(np.mean(payoff(outputs, reference, labels)))}
+    if isinstance(payoff, payoffs.Joint):
+        tops = [one for _, one in payoff.each() if isinstance(one, payoffs.Accuracy)]
+        agreements = [float(np.mean(one(outputs, reference, None))) for one in tops]
+        return found | ({"agreement": min(agreements)} if agreements else {})
     for name, given in (("accuracy", labels), ("agreement", None)):
         if name == "accuracy" and (labels is None or labels.dtype.kind not in "iub"):
             continue

@@ -18,6 +18,7 @@ from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, load_data, 
 from onnxshap.errors import BudgetError, DataError, ModelError
 from onnxshap.graph import Source, data_path, read
 from onnxshap.groups import Group, select
+from onnxshap.payoffs.checked import class_axis
 from onnxshap.repair import FEWEST_IMAGES
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced, trace
@@ -65,8 +66,21 @@ def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | N
         fixed = {n: replace(s, shape=shaped.inputs[n]) for n, s in specs.items()}
         return random_data(fixed, RANDOM_IMAGES, seed)
     if isinstance(data, str | Path):
-        return load_data(data, specs, labels=labels, seed=seed)
-    return as_dataset(data, specs)
+        return _with_classes(traced, load_data(data, specs, labels=labels, seed=seed))
+    return _with_classes(traced, as_dataset(data, specs))
+
+
+def _with_classes(traced: Traced, data: Dataset) -> Dataset:
+    """Return data whose labels, if they are one-hot along the classes of an output, are class indices."""
+    if (labels := data.labels) is None or labels.ndim < 2:
+        return data
+    for name, batch in zip(traced.outputs, traced.output_axes, strict=True):
+        shape = [size for axis, size in enumerate(traced.shaped.shapes[name]) if axis != batch]
+        axis = class_axis(labels.ndim, None)
+        fits = list(labels.shape[1:]) == shape and shape[axis - 1] > 1
+        if fits and np.isin(labels, (0, 1)).all() and (labels.sum(axis=axis) == 1).all():
+            return replace(data, labels=labels.argmax(axis=axis))
+    return data
 
 
 def open_model(
@@ -92,7 +106,8 @@ def open_model(
         )
         samples = samples_of(checked, specs)
         shapes = {name: list(value.shape) for name, value in samples[0].items()}
-        return trace(source, input_shapes=shapes, backend=backend, samples=samples), checked
+        traced = trace(source, input_shapes=shapes, backend=backend, samples=samples)
+        return traced, _with_classes(traced, checked)
     traced = trace(source, input_shapes=shapes, backend=backend)
     checked = calibration(traced, None, seed=seed)
     if traced.shaped.graph.lifted.nodes:  # the branches that these inputs take

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,53 @@ def test_max_drop_without_labels_is_about_agreement() -> None:
 def test_budgets_that_cannot_be_met(options: dict[str, float], words: str) -> None:
     with pytest.raises(BudgetError, match=words):
         onnxshap.prune(net(), labelled(100), method="l1", **options)  # type: ignore[arg-type]
+
+
+def two_heads() -> ModelProto:
+    """Return a net of class scores, which hardly read the hidden layer, and numbers, which do."""
+    rng = np.random.default_rng(0)
+    return exactness.net(
+        """(float[N,6] x) => (float[N,3] c, float[N,4] b) {
+            h = MatMul(x, w0)
+            r = Relu(h)
+            c = MatMul(x, w1)
+            b = MatMul(r, w2)
+        }""",
+        w0=(6, 16), w1=(rng.normal(size=(6, 3)) @ (np.eye(3) - 1 / 3)).astype(np.float32), w2=(16, 4),
+    )  # fmt: skip
+
+
+def test_every_output_is_judged_without_labels() -> None:
+    data = Dataset({"x": np.random.default_rng(1).normal(size=(200, 6)).astype(np.float32)}, None, "random")
+    found = onnxshap.prune(two_heads(), data, max_drop=0.2, method="shapley")
+    assert found.scores.payoff == "joint"
+    assert found.drop is not None
+    assert found.drop.name == "mse of 'b'"
+    assert found.drop.bound <= 0.2
+    assert found.after.macs < found.before.macs
+    assert set(found.after.score) == {"joint", "agreement"}
+
+
+def test_no_image_lost_of_a_few_is_not_certain() -> None:
+    data = labelled(400)
+    found = onnxshap.prune(net(), data, eval_data=data.take(slice(0, 5)), max_drop=0.5, method="l1")
+    assert found.drop is not None
+    assert found.drop.stderr >= 1 / 5
+    with pytest.raises(BudgetError, match="give more images"):
+        onnxshap.prune(net(), data, eval_data=data.take(slice(0, 5)), max_drop=0.1, method="l1")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_one_hot_labels_are_classes(kind: type[np.generic]) -> None:
+    data = labelled(60)
+    assert data.labels is not None
+    hot = np.eye(int(data.labels.max()) + 1)[data.labels].astype(kind)
+    plain, spread = (
+        onnxshap.prune(net(), replace(data, labels=labels), keep_macs=0.5, method="taylor")
+        for labels in (data.labels, hot)
+    )
+    assert spread.scores.payoff == "ce"
+    assert spread.after.score == plain.after.score
 
 
 def test_max_drop_needs_images_to_hold_out() -> None:

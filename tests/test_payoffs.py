@@ -13,13 +13,16 @@ from scipy.special import log_softmax, softmax
 
 from onnxshap.core import Array, FloatArray, Payoff
 from onnxshap.errors import DataError
-from onnxshap.payoffs import KL, MSE, NAMES, Accuracy, CrossEntropy, Custom, choose
+from onnxshap.payoffs import KL, MSE, NAMES, Accuracy, CrossEntropy, Custom, Joint, choose
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [-3.0, 0.0, 4.0]], dtype=np.float32)
 PROBABILITIES = softmax(LOGITS, axis=1)
 LABELS = np.array([0, 1])
 
-ALL: list[Payoff] = [CrossEntropy(), CrossEntropy(probabilities=True), KL(), KL(probabilities=True), MSE(), Accuracy()]
+ALL: list[Payoff] = [
+    *(CrossEntropy(), CrossEntropy(probabilities=True), KL(), KL(probabilities=True), MSE(), Accuracy()),
+    Joint((KL(), MSE()), (0.5, 2.0)),
+]
 
 
 def floats(*shape: int) -> st.SearchStrategy[FloatArray]:
@@ -206,6 +209,48 @@ def test_an_output_of_zeros_is_not_divided_by() -> None:
     assert choose("mse", [zeros], None, ["y"])([zeros + 2.0], [zeros], None).tolist() == [-4.0, -4.0]
 
 
+def test_columns_in_different_units_count_alike() -> None:
+    rng = np.random.default_rng(0)
+    reference, output = rng.normal(size=(2, 40, 3))
+    units = np.array([1000.0, 1.0, 1.0])
+    payoff = choose("mse", [reference * units], None, ["y"])
+    plain = MSE(scales=(tuple(reference.var(axis=0)),))
+    found = payoff([output * units], [reference * units], None)
+    np.testing.assert_allclose(found, plain([output], [reference], None))
+    mean = np.broadcast_to(reference.mean(axis=0), reference.shape)
+    assert payoff([mean * units], [reference * units], None).mean() == pytest.approx(-1.0)
+    targets = choose("mse", [reference * units], output * units, ["y"])
+    np.testing.assert_allclose(targets([reference * units], [], output * units), found)
+
+
+# Joint ----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_is_its_mean_loses_one_of_either_kind() -> None:
+    rng = np.random.default_rng(0)
+    logits, boxes = rng.normal(size=(60, 5)) * 4, rng.normal(7.0, 3.0, (60, 4))
+    logits -= logits.mean(axis=1, keepdims=True)
+    for names in (["classes", "boxes"], ["boxes", "classes"]):
+        whole = {"classes": logits, "boxes": boxes}
+        flat = {
+            "classes": np.log(softmax(logits, axis=1).mean(axis=0) + 0 * logits),
+            "boxes": boxes.mean(axis=0) + 0 * boxes,
+        }
+        reference = [whole[n] for n in names]
+        payoff = choose(None, reference, None, names)
+        assert isinstance(payoff, Joint)
+        assert {names[k]: one.name for k, one in payoff.each()} == {"classes": "accuracy", "boxes": "mse"}
+        for lost in names:
+            outputs = [flat[n] if n == lost else whole[n] for n in names]
+            assert payoff(outputs, reference, None).mean() == pytest.approx(-0.5)
+
+
+def test_an_output_that_is_constant_is_not_divided_by() -> None:
+    reference = [TARGETS - TARGETS.mean(axis=1, keepdims=True), np.full((50, 2), 3.0)]
+    payoff = choose("joint", reference, None, ["a", "b"])
+    assert payoff([reference[0], reference[1] + 3.0], reference, None).mean() == pytest.approx(-0.5)
+
+
 # Accuracy and custom --------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +356,7 @@ def test_payoffs_that_need_labels_say_so() -> None:
 
 EMBEDDING = LOGITS / np.linalg.norm(LOGITS, axis=1, keepdims=True)
 DENSE = np.random.default_rng(0).normal(size=(2, 3, 4, 4))
+TARGETS = np.random.default_rng(1).normal(size=(50, 4))  # what a regression gives
 
 
 @pytest.mark.parametrize(
@@ -333,7 +379,11 @@ DENSE = np.random.default_rng(0).normal(size=(2, 3, 4, 4))
         ([LOGITS], LOGITS * 2, "mse"),
         ([LOGITS[:, :1]], np.array([0.5, 1.5]), "mse"),
         ([LOGITS.argmax(axis=1), LOGITS], None, KL(output=1)),  # integers are passed over
-        ([DENSE, LOGITS], None, "mse"),  # the first float output decides
+        ([DENSE, LOGITS], None, "joint"),  # one output of each kind
+        ([LOGITS, LOGITS], None, "joint"),
+        ([DENSE, DENSE], None, "mse"),
+        ([TARGETS], None, "mse"),
+        ([TARGETS - TARGETS.mean(axis=1, keepdims=True)], None, KL()),  # their sum stays
         ([DENSE, LOGITS], LABELS, CrossEntropy(output=1)),
         ([LOGITS[:, :1], LOGITS[:, :2], LOGITS], np.array([0, 2]), CrossEntropy(output=2)),  # where the classes fit
         ([LOGITS, DENSE], np.zeros((2, 4, 4), np.int64), CrossEntropy(output=1)),
@@ -388,7 +438,7 @@ def test_higher_is_better(name: str | None, reference: Array) -> None:
 @pytest.mark.parametrize(
     ("name", "reference", "labels", "fragments"),
     [
-        ("hinge", [LOGITS], LABELS, ("'hinge'", "unknown", "'ce', 'kl', 'mse' or 'accuracy'")),
+        ("hinge", [LOGITS], LABELS, ("'hinge'", "unknown", "'ce', 'kl', 'mse', 'joint' or 'accuracy'")),
         ("ce", [LOGITS], None, ("'ce'", "no labels", "'kl'")),
         ("ce", [LOGITS], np.array([0, 3]), ("labels: 3 in row 1", "[0, 3)", "'out0'", "from 0")),
         (None, [LOGITS], np.array([-1, 0]), ("labels: -1 in row 0", "'out0'")),

@@ -32,14 +32,12 @@ def distance(setting: Setting) -> Payoff:
 
 
 def divergence(setting: Setting) -> Payoff:
-    """Return minus KL to the original where the outputs are class scores, else `distance`."""
-    if payoffs.choose(None, setting.reference, None, _names(setting)).name != "kl":
-        return distance(setting)
-    return payoffs.choose("kl", setting.reference, None, _names(setting))
+    """Return what compares with the original without labels: minus KL of class scores, else `distance`, or both."""
+    return payoffs.choose(None, setting.reference, None, _names(setting))
 
 
 def _names(setting: Setting) -> list[str]:
-    return [o.name for o in setting.traced.shaped.graph.model.graph.output]
+    return setting.traced.outputs
 
 
 def iterated(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:

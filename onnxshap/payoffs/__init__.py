@@ -3,16 +3,29 @@
     integer labels              ce     log p(label), in nats
     float labels                mse    minus the relative squared error to the targets
     no labels, class scores     kl     minus KL(original || output), in nats
-    no labels, anything else    mse    minus the relative squared error to the original outputs
+    no labels, no class scores  mse    minus the relative squared error to the original outputs
+    no labels, outputs of both  joint  minus the mean over outputs of what each loses (kl, mse) of what its mean would
 
 What a payoff must know of the original model (which output, logits or probabilities, the scale) is in its fields and
 decided once by `choose`. So a row's payoff depends on that row alone, never on the batch it was evaluated in.
 """
 
-from onnxshap.payoffs.builtin import KL, MSE, Accuracy, CrossEntropy
+from onnxshap.payoffs.builtin import KL, MSE, Accuracy, CrossEntropy, Joint
 from onnxshap.payoffs.choice import choose
 from onnxshap.payoffs.custom import Custom, OverAll, custom
 from onnxshap.payoffs.fidelity import Fidelity
 from onnxshap.payoffs.names import NAMES
 
-__all__ = ["KL", "MSE", "NAMES", "Accuracy", "CrossEntropy", "Custom", "Fidelity", "OverAll", "choose", "custom"]
+__all__ = [
+    "KL",
+    "MSE",
+    "NAMES",
+    "Accuracy",
+    "CrossEntropy",
+    "Custom",
+    "Fidelity",
+    "Joint",
+    "OverAll",
+    "choose",
+    "custom",
+]

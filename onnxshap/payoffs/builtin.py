@@ -100,7 +100,7 @@ class MSE:
     Attributes:
         outputs: which of the model's outputs count, each with the same weight.
         scales: what each one's mean squared error is divided by: the original output's mean square, so that outputs
-            of different units can be averaged.
+            of different units can be averaged; every column's variance where those of an output have different units.
         targets: compare the only one of `outputs` with the labels instead of the original.
 
     >>> MSE(scales=(4.0,))([np.array([[1.0, 2.0]])], [np.array([[3.0, 2.0]])], None).tolist()
@@ -108,7 +108,7 @@ class MSE:
     """
 
     outputs: tuple[int, ...] = (0,)
-    scales: tuple[float, ...] = (1.0,)
+    scales: tuple[float | tuple[float, ...], ...] = (1.0,)
     targets: bool = False
     name: ClassVar[str] = "mse"
 
@@ -133,7 +133,7 @@ class MSE:
                 check_shape(got, reference[index], where)
                 wanted = finite(once(reference[index]), where)
             with np.errstate(over="ignore"):  # Inf is told as such
-                errors.append(row_mean((got - wanted) ** 2) / scale)
+                errors.append(row_mean((got - wanted) ** 2 / np.asarray(scale)))
         return -sum(errors[1:], start=errors[0]) / len(errors)
 
 
@@ -171,3 +171,45 @@ class Accuracy:
         else:
             wanted = class_labels(labels, scores.shape, where, payoff=self.name)
         return row_mean((scores.argmax(axis=0) == wanted).astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The mean over outputs of what each one's own payoff gives, in units of what that output's mean would lose.
+
+    So a head of classes and one of numbers count alike: what is lost is a share of what the images tell about either,
+    for classes the mutual information of image and class in place of a variance.
+
+    Attributes:
+        parts: one payoff an output, KL for class scores, else MSE.
+        scales: what each one loses where it is constant, the original's mean; positive.
+
+    >>> numbers = np.array([[3.0], [1.0]])
+    >>> Joint((MSE((0,)), MSE((1,))), (1.0, 2.0))([numbers, numbers], [numbers + 1, numbers + 2], None).tolist()
+    [-1.5, -1.5]
+    """
+
+    parts: tuple[KL | MSE, ...]
+    scales: tuple[float, ...]
+    name: ClassVar[str] = "joint"
+
+    def __post_init__(self) -> None:
+        """Hold the fields to each other."""
+        assert len(self.parts) == len(self.scales) > 0
+
+    def __call__(self, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> FloatArray:
+        """Return float64[rows], at most 0, and 0 where the outputs agree; `labels` are not read.
+
+        Raises:
+            DataError: outputs with NaN or Inf, or of another shape than the reference.
+        """
+        every = zip(self.parts, self.scales, strict=True)
+        shares = [part(outputs, reference, None) / scale for part, scale in every]
+        return sum(shares[1:], start=shares[0]) / len(shares)
+
+    def each(self) -> list[tuple[int, Accuracy | MSE]]:
+        """Return every output with what judges it alone: agreement of the classes, the relative squared error."""
+        return [
+            (part.output, Accuracy(part.output, part.axis)) if isinstance(part, KL) else (part.outputs[0], part)
+            for part in self.parts
+        ]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxshap.core import Array, Payoff
+from onnxshap.core import Array, FloatArray, Payoff
 from onnxshap.errors import DataError
-from onnxshap.payoffs.builtin import KL, MSE, Accuracy, CrossEntropy
+from onnxshap.payoffs.builtin import KL, MSE, Accuracy, CrossEntropy, Joint
 from onnxshap.payoffs.checked import (
     CLOSE,
     any_of,
@@ -19,9 +19,21 @@ from onnxshap.payoffs.checked import (
     finite,
     fits,
     float_targets,
+    log_probabilities,
     text_of,
 )
 from onnxshap.payoffs.names import NAMES
+
+COLUMNS = 64
+"""Fewer columns than that may be quantities of their own; more are features, which have a common unit."""
+UNLIKE = 100.0
+"""Columns whose variances differ by more are in different units."""
+_LEAST = 1e-8
+"""Of the largest column's variance: what a smaller one counts as."""
+_CONSTANT = 1e-9
+"""What an output loses, at most, whose mean is as good as it is."""
+STILL = 0.7
+"""How much the mean of logits varies from row to row, at most, of what independent columns would let it."""
 
 
 def choose(name: str | None, reference: Sequence[Array], labels: Array | None, output_names: Sequence[str]) -> Payoff:
@@ -30,12 +42,16 @@ def choose(name: str | None, reference: Sequence[Array], labels: Array | None, o
     An output can be used if it is of floats, not empty and has one entry a row along axis 0. Class scores are taken
     from the first such output of rank 2, else from the first dense one, that has two classes or more (and room for
     the labels). They are probabilities if no reference entry is negative and every row sums to 1 within 1e-3, else
-    logits. By default outputs count as class scores only if the first that can be used has rank 2 and is
-    probabilities, or has entries of either sign and rows that are not all of unit length: sigmoids, features and
-    embeddings get mse. Several centred regression targets in one output look like logits; ask for mse there.
+    logits. By default an output counts as class scores only if it has rank 2 and is probabilities, or looks like
+    logits: entries of either sign, rows that are not all of unit length (embeddings), and a mean over the columns that
+    varies less from row to row than it does where columns are independent. The gradients of a softmax leave that mean
+    alone (their sum over the classes is 0): of trained classifiers it varies .08 to .5 times as much, of regressions
+    with several targets once to twice. Sigmoids, features, embeddings and numbers get mse; where outputs of both kinds
+    are there, joint counts them all.
 
     Args:
-        name: one of `NAMES`, or None. mse reads float labels as targets and ignores integer ones (they are classes).
+        name: one of `NAMES`, or None. mse reads float labels as targets and ignores integer ones (they are classes);
+            joint ignores all.
         reference: the original model's outputs on the whole data set, each array[n, ...].
         labels: integer class indices [n] (dense: one a position), float targets of an output's shape, or None.
         output_names: the names of the outputs, for messages.
@@ -64,6 +80,8 @@ def choose(name: str | None, reference: Sequence[Array], labels: Array | None, o
                 raise DataError("payoff 'ce': there are no labels: give them, or use 'kl', which needs none")
             index, probabilities = _fit_classes("ce", reference, labels, usable, output_names)
             return CrossEntropy(index, probabilities)
+        case "joint":
+            return _fit_joint(reference, usable, output_names)
         case _:
             index, _ = _fit_classes("accuracy", reference, labels, usable, output_names)
             return Accuracy(index)
@@ -75,13 +93,23 @@ def _default(
     """Return the name of the payoff for these outputs and labels."""
     if labels is not None:
         return "mse" if labels.dtype.kind == "f" else "ce"
-    first = usable[0]
-    if reference[first].ndim != 2 or reference[first].shape[1] < 2:
+    classes = [_of_classes(reference[i], f"output {output_names[i]!r}") for i in usable]
+    if not any(classes):
         return "mse"
-    values = finite(reference[first], f"output {output_names[first]!r}")
+    return "kl" if len(usable) == 1 else "joint"
+
+
+def _of_classes(output: Array, where: str) -> bool:
+    """Return whether an output counts as class scores where nobody says so."""
+    if output.ndim != 2 or output.shape[1] < 2:
+        return False
+    values = finite(output, where)
+    if are_probabilities(values.T):
+        return True
     embedding = bool((np.abs(np.linalg.norm(values, axis=1) - 1.0) < CLOSE).all())
-    logits = bool((values < 0.0).any()) and not embedding
-    return "kl" if are_probabilities(values.T) or logits else "mse"
+    own = float(np.mean(values.var(axis=0)))
+    still = values.shape[1] * float(values.mean(axis=1).var()) <= STILL * own
+    return bool((values < 0.0).any()) and not embedding and still
 
 
 def _usable(reference: Sequence[Array], labels: Array | None, output_names: Sequence[str]) -> list[int]:
@@ -145,5 +173,36 @@ def _fit_mse(
                 "targets of an output's shape, or no labels to compare with the original outputs"
             )
         float_targets(labels, reference[indices[0]].shape, f"output {output_names[indices[0]]!r}")
-    powers = [float(np.mean(finite(reference[i], f"output {output_names[i]!r}") ** 2)) for i in indices]
-    return MSE(tuple(indices), tuple(power or 1.0 for power in powers), targets)
+    powers = [_powers(finite(reference[i], f"output {output_names[i]!r}")) for i in indices]
+    return MSE(tuple(indices), tuple(powers), targets)
+
+
+def _powers(output: FloatArray) -> float | tuple[float, ...]:
+    """Return the mean square of an output, 1 where it is 0, or each column's variance where units are different."""
+    whole = float(np.mean(output**2)) or 1.0
+    if output.ndim != 2 or not 1 < output.shape[1] < COLUMNS:
+        return whole
+    own = output.var(axis=0)
+    if own.max() <= UNLIKE * own.min():
+        return whole
+    return tuple(float(v) for v in np.maximum(own, _LEAST * own.max()))
+
+
+def _fit_joint(reference: Sequence[Array], usable: Sequence[int], output_names: Sequence[str]) -> Joint:
+    """Return the payoff of every usable output, with what it loses where the output is its mean over the rows."""
+    parts, scales = list[KL | MSE](), list[float]()
+    for i in usable:
+        where = f"output {output_names[i]!r}"
+        values = finite(reference[i], where)
+        if _of_classes(values, where):
+            part: KL | MSE = KL(i, sums_to_1 := are_probabilities(values.T))
+            log_p = log_probabilities(class_scores(values, None, where), probabilities=sums_to_1)
+            p = np.exp(log_p)
+            lost = float(np.mean((p * (log_p - np.log(p.mean(axis=1, keepdims=True)))).sum(axis=0)))
+        else:
+            part = _fit_mse(reference, None, [i], output_names)
+            around = np.broadcast_to(values.mean(axis=0), values.shape)
+            lost = -float(np.mean(part([*reference[:i], around], reference, None)))
+        parts.append(part)
+        scales.append(lost if lost > _CONSTANT else 1.0)
+    return Joint(tuple(parts), tuple(scales))

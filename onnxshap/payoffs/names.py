@@ -1,4 +1,4 @@
 """The names of the payoffs that come with the tool."""
 
-NAMES = ("ce", "kl", "mse", "accuracy")
+NAMES = ("ce", "kl", "mse", "joint", "accuracy")
 """Every name that `choose` knows."""

@@ -59,19 +59,29 @@ class Judge:
         traced: the original.
         data: held-out images.
         reference: the original's outputs on them.
-        payoff: what counts.
-        name: how it is called.
+        measures: what counts, by how it is called; where there are several, the one that loses most.
     """
 
     traced: Traced
     data: Dataset
     reference: Sequence[Array]
-    payoff: Payoff
-    name: str
+    measures: Mapping[str, Payoff]
+
+    @property
+    def name(self) -> str:
+        """What is judged."""
+        return ", ".join(self.measures)
 
     @classmethod
     def of(cls, traced: Traced, data: Dataset, reference: Sequence[Array], payoff: Payoff) -> Judge:
-        """Return the judge of accuracy (with labels), of agreement (of class scores), else of the payoff."""
+        """Return the judge of accuracy (with labels), of agreement (of class scores), else of the payoff.
+
+        Outputs that count jointly are judged one by one.
+        """
+        if isinstance(payoff, payoffs.Joint):
+            called = {"accuracy": "agreement", "mse": "mse"}
+            every = {f"{called[one.name]} of {traced.outputs[k]!r}": one for k, one in payoff.each()}
+            return cls(traced, replace(data, labels=None), reference, every)
         if payoff.name in payoffs.NAMES and payoff.name != "mse":
             labels = data.labels if data.labels is not None and data.labels.dtype.kind in "iub" else None
             try:
@@ -80,8 +90,8 @@ class Judge:
                 pass  # no classes: the payoff itself is judged
             else:
                 data = data if labels is not None else replace(data, labels=None)
-                return cls(traced, data, reference, top, "agreement" if labels is None else "accuracy")
-        return cls(traced, data, reference, payoff, payoff.name)
+                return cls(traced, data, reference, {"agreement" if labels is None else "accuracy": top})
+        return cls(traced, data, reference, {payoff.name: payoff})
 
     def drop(self, cut: Cut) -> Drop:
         """Return what a cut model loses."""
@@ -89,12 +99,15 @@ class Judge:
 
     def lost(self, outputs: Sequence[Array]) -> Drop:
         """Return what a model loses whose outputs on the images are these."""
-        lost = self._scores(self.reference) - self._scores(outputs)
-        stderr = float(lost.std(ddof=1) / np.sqrt(len(lost))) if len(lost) > 1 else float("inf")
-        return Drop(self.name, float(lost.mean()), stderr, len(lost))
+        return max((self._lost(name, outputs) for name in self.measures), key=lambda drop: drop.bound)
 
-    def _scores(self, outputs: Sequence[Array]) -> FloatArray:
-        return np.asarray(self.payoff(outputs, self.reference, self.data.labels), np.float64)
+    def _lost(self, name: str, outputs: Sequence[Array]) -> Drop:
+        whole, cut = (self.measures[name](o, self.reference, self.data.labels) for o in (self.reference, outputs))
+        lost: FloatArray = np.asarray(whole, np.float64) - np.asarray(cut, np.float64)
+        stderr = float(lost.std(ddof=1) / np.sqrt(len(lost))) if len(lost) > 1 else float("inf")
+        if isinstance(self.measures[name], payoffs.Accuracy) and np.isin(lost, (-1.0, 0.0, 1.0)).all():
+            stderr = max(stderr, 1 / len(lost))  # no image lost of a few: of so many others one may be
+        return Drop(name, float(lost.mean()), stderr, len(lost))
 
 
 def _tightened(budget: Budget, share: float) -> Budget:
@@ -115,7 +128,7 @@ def within_drop(cutter: Cutter, budget: Budget, judge: Judge, most: float, check
     Raises:
         BudgetError: not even the least cut is within, or a share given beside it is not reached within.
     """
-    if most < 0:
+    if not 0 <= most < float("inf"):
         raise BudgetError(f"max-drop is {most:g}; give 0 or more, in units of the score")
     low, high = _smallest(cutter, budget), budget.macs or 1.0
     best: tuple[Cut, Drop] | None = None
@@ -131,15 +144,15 @@ def within_drop(cutter: Cutter, budget: Budget, judge: Judge, most: float, check
         elif budget.shares and number == 0:
             raise BudgetError(
                 f"max-drop {most:g}: the budget beside it already loses {found.mean:.3g} +- {found.stderr:.2g} "
-                f"{judge.name}; ask for less"
+                f"{found.name}; ask for less"
             )
         else:
             least, low = found, share
     cutter.progress("search", _STEPS, _STEPS)
     if best is None:
-        lost = f"{least.mean:.3g} +- {least.stderr:.2g}" if least else "more"
+        lost = f"{least.mean:.3g} +- {least.stderr:.2g} {least.name}" if least else f"more {judge.name}"
         raise BudgetError(
-            f"max-drop {most:g}: even {low:.1%} of the MACs loses {lost} {judge.name} on {len(judge.data)} held-out "
+            f"max-drop {most:g}: even {low:.1%} of the MACs loses {lost} on {len(judge.data)} held-out "
             "images; allow more, or give more images (--data, --eval-data)"
         )
     return best

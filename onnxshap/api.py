@@ -43,7 +43,7 @@ from onnxshap.opening import (
 )
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
 from onnxshap.plan.cutter import Cut, Cutter, check_names, shares
-from onnxshap.plan.search import Drop, Judge, within_drop, within_latency
+from onnxshap.plan.search import Drop, Judge, check_drop, within_drop, within_latency
 from onnxshap.repair import Refit
 from onnxshap.scoring import DECIDED, Rules, score_groups
 from onnxshap.scoring.jobs import fingerprint
@@ -334,6 +334,9 @@ def prune(
     clock = Clock()
     budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units, keep_bytes)
     check_names(repair, allocation)
+    check_drop(max_drop)
+    if target_latency is not None and not 0 < target_latency < float("inf"):
+        raise BudgetError(f"target-latency is {target_latency:g}; give milliseconds, above 0")
     with clock.stage("trace"):
         progress("trace", 0, 1)
         traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
@@ -455,6 +458,8 @@ def compare(
     for found in outputs[1:]:
         if [a.shape for a in found] != [a.shape for a in outputs[0]]:
             raise DataError("the two models have outputs of other shapes; compare models with the same outputs")
+    # whether the scores of classes are probabilities may differ, what compares with the first model is its own
+    own = [choose_payoff("ce", found, dataset, traced.outputs) if fitted.name == "ce" else fitted for found in outputs]
     times = latencies(traced.backend, [t.source for t in every], usual_batch(traced, dataset))
     return [
         Figures(
@@ -462,7 +467,7 @@ def compare(
             t.cost.params(),
             file_size(t.source),
             ms,
-            scores(out, outputs[0], dataset.labels, traced.outputs, fitted),
+            scores(out, outputs[0], dataset.labels, traced.outputs, judge),
         )
-        for t, out, ms in zip(every, outputs, times, strict=True)
+        for t, out, ms, judge in zip(every, outputs, times, own, strict=True)
     ]

@@ -184,6 +184,9 @@ def test_max_drop_without_labels_is_about_agreement() -> None:
     ("options", "words"),
     [
         ({"max_drop": -0.1}, "max-drop is -0.1; give 0 or more"),
+        ({"max_drop": float("nan")}, "max-drop is nan; give 0 or more"),
+        ({"target_latency": 0.0}, "target-latency is 0; give milliseconds, above 0"),
+        ({"target_latency": float("nan")}, "target-latency is nan"),
         ({"max_drop": 0.1, "keep_units": 0.5}, "keep-units leaves nothing to search"),
         ({"target_latency": 1e-9}, "cannot be reached: the smallest allowed model runs in"),
         ({"target_latency": 1e9}, "the model already runs in"),

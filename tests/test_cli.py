@@ -216,6 +216,29 @@ def test_eval_puts_models_side_by_side(here: Path) -> None:
     assert "change" not in fine("eval", "m.onnx", "--data", "d.npz").stdout
 
 
+def test_eval_takes_probabilities_for_what_they_are(here: Path) -> None:
+    model = net()
+    model.graph.node[-1].output[0] = "logits"
+    model.graph.node.append(onnx.helper.make_node("Softmax", ["logits"], ["scores"]))
+    onnx.save(model, "p.onnx")
+    found = json.loads(fine("eval", "m.onnx", "p.onnx", "--data", "d.npz", "--json").stdout)
+    first, second = (m["score"]["ce"] for m in found["models"])
+    assert second == pytest.approx(first, abs=1e-5)
+
+
+def test_an_output_without_a_name_is_none(here: Path) -> None:
+    assert "give -o another path" in refused("prune", "m.onnx", "-o", "", "--method", "l1")
+
+
+def test_nobody_reads_the_errors(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["prune", "m.onnx", "--data", "d.npz", "-o", "small.onnx", *FEW])
+    sys.stderr.close()
+    assert ended.value.code == 0
+    assert Path("small.onnx").exists()
+
+
 def test_eval_refuses_models_that_do_not_compare(here: Path) -> None:
     Path("other.onnx").write_bytes(onnx.parser.parse_model(UNPRUNABLE).SerializeToString())
     line = refused("eval", "m.onnx", "other.onnx", "--data", "d.npz")

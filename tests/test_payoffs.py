@@ -291,6 +291,17 @@ def test_a_custom_payoff_that_is_none_is_refused(
     refused(lambda: Custom(function, "mine")([LOGITS], [LOGITS], labels), "payoff 'mine'", *fragments)
 
 
+def test_a_custom_payoff_may_work_in_place() -> None:
+    def shifted(outputs: Sequence[Array], labels: Array | None) -> Array:
+        assert labels is not None
+        labels += 1
+        return labels.astype(np.float64)
+
+    labels = LABELS.copy()
+    assert Custom(shifted)([LOGITS], [], labels).tolist() == [1.0, 2.0]
+    assert labels.tolist() == LABELS.tolist()
+
+
 def test_an_exception_in_a_custom_payoff_is_chained_and_told_in_one_line() -> None:
     def broken(outputs: Sequence[Array], labels: Array | None) -> Array:
         raise RuntimeError("first\nsecond")

@@ -8,6 +8,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
+from onnxshap import report
 from onnxshap.backend import OrtBackend
 from onnxshap.blas import at_most, threads_for
 from onnxshap.calibrate import free_batch, run_all, site_means
@@ -237,6 +238,22 @@ def test_layers_whose_positions_are_cut_too(kind: str, repair: str) -> None:
     )
     assert all(0 < kept.sum() < len(kept) for kept in found.keep.values())
     assert found.after.score["mse"] > cut_alone.after.score["mse"]
+
+
+def test_weights_that_nothing_refits_are_named() -> None:
+    text = """(float[5,N,6] x) => (float[N,3] y) {
+        h, last = GRU<hidden_size=8>(x, w, r)
+        s = Squeeze(last, first)
+        y = MatMul(s, v)
+    }"""
+    model = exactness.net(text, w=(1, 24, 6), r=(1, 24, 8), v=(8, 3), first=[0])
+    data = Dataset({"x": np.random.default_rng(1).normal(size=(40, 5, 6)).astype(np.float32)}, None, "random")
+    found = onnxshap.prune(model, data, keep_units=0.5, method="l1", repair="lstsq")
+    told = report.prune_report(found, model="m.onnx", output=None, seed=0)
+    assert told["unfitted"] == ["h"]
+    table = report.prune_tables(told)
+    assert any("not refitted: h;" in str(item) for item in table)
+    assert any("which the repair was fitted to" in str(item) for item in table)
 
 
 def test_too_few_images() -> None:

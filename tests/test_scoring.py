@@ -423,6 +423,16 @@ def test_workers_that_keep_dying_and_failing_payoffs_are_one_error() -> None:
         score(workers=-1)
 
 
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    onnx.save(net(), tmp_path / "m.onnx")
+    script = tmp_path / "script.py"
+    script.write_text(f"import onnxshap; onnxshap.score({str(tmp_path / 'm.onnx')!r}, workers=1)")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    assert "OnnxshapError: workers keep dying" in done.stderr
+    assert "a script that starts workers needs" in done.stderr.splitlines()[-1]
+
+
 def test_methods_without_a_game_need_no_workers() -> None:
     assert same(score(workers=2, method="recon"), score(method="recon"))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -23,6 +25,8 @@ from onnxshap.cli.unify import unify
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Make an exported ONNX model smaller and faster, without its training code."""
+    if sys.stderr is None:  # closed by who called: nothing can be said
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):  # names that a terminal cannot show must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

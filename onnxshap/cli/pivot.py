@@ -46,7 +46,7 @@ def pivot(
 
     need_data(data, labels)
     say_defaults(screen, data, payoff)
-    written = output or str(beside(model, ".pivoted.onnx"))
+    written = str(beside(model, ".pivoted.onnx")) if output is None else output
     check_outputs({"-o": written}, sources_of(model, data, labels, eval_data))
     with screen.progress() as tell:
         result = pivoting.pivot(

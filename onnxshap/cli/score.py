@@ -46,7 +46,7 @@ def score(
 
     need_data(data, labels)
     say_defaults(screen, data, payoff)
-    written = output or str(beside(model, ".values.json"))
+    written = str(beside(model, ".values.json")) if output is None else output
     kept = journal or f"{written}.journal"
     check_outputs({"-o": written, "--journal": kept}, sources_of(model, data, labels))
     with screen.progress() as tell:

@@ -58,7 +58,9 @@ def sweep(
     The knee is the point after which more is lost for what is saved.
     """
     from onnxshap import report, sweeping
+    from onnxshap.plan.search import check_drop
 
+    check_drop(max_drop)
     if data is None:
         raise click.UsageError("sweep needs --data")
     say_defaults(screen, data, payoff)

@@ -36,7 +36,7 @@ def unify(
 
     need_data(data, labels)
     say_defaults(screen, data, payoff)
-    written = output or str(beside(model, ".unified.onnx"))
+    written = str(beside(model, ".unified.onnx")) if output is None else output
     check_outputs({"-o": written}, sources_of(model, data, labels, eval_data))
     with screen.progress() as tell:
         result = unification.unify(

@@ -101,7 +101,8 @@ def custom(
 
 def _called(function: Callable[..., Any], name: str, outputs: Sequence[Array], labels: Array | None) -> FloatArray:
     try:
-        return np.asarray(function(outputs, labels), dtype=np.float64)
+        own = None if labels is None else labels.copy()  # a function may work in place
+        return np.asarray(function(outputs, own), dtype=np.float64)
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         known = any_of(NAMES)

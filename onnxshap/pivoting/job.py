@@ -34,7 +34,7 @@ from onnxshap.opening import (
 from onnxshap.pivoting.permuting import Classes, nobody_moved, peers
 from onnxshap.pivoting.pivots import Dense, Ladder, Wanted, arrange, choose, find_convs, saved
 from onnxshap.pivoting.splitting import WEIGHED, Timed, possible, split_convs, time_convs, weigh
-from onnxshap.plan.search import Drop, Judge
+from onnxshap.plan.search import Drop, Judge, check_drop
 from onnxshap.repair import FEWEST_IMAGES, Refit
 from onnxshap.tracing import Traced
 from onnxshap.verify import Verified
@@ -285,8 +285,7 @@ def _check(
         raise BudgetError(f"groups is {', '.join(map(str, groups)) or 'empty'}; give numbers of groups, at least 2")
     if keep_macs is not None and not 0 < keep_macs <= 1:
         raise BudgetError(f"keep-macs is {keep_macs:g}; give the share to keep, above 0 and at most 1")
-    if max_drop is not None and max_drop < 0:
-        raise BudgetError(f"max-drop is {max_drop:g}; give 0 or more, in units of the score")
+    check_drop(max_drop)
     if multiple_of < 1:
         raise BudgetError(f"multiple-of is {multiple_of}; give a width of at least 1")
     if repair is not None and repair not in REPAIRS:

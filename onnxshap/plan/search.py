@@ -110,6 +110,16 @@ class Judge:
         return Drop(name, float(lost.mean()), stderr, len(lost))
 
 
+def check_drop(most: float | None) -> None:
+    """Refuse a loss that cannot be meant.
+
+    Raises:
+        BudgetError: it is no number from 0 on.
+    """
+    if most is not None and not 0 <= most < float("inf"):
+        raise BudgetError(f"max-drop is {most:g}; give 0 or more, in units of the score")
+
+
 def _tightened(budget: Budget, share: float) -> Budget:
     return replace(budget, macs=min(share, budget.macs or 1.0))
 
@@ -128,8 +138,7 @@ def within_drop(cutter: Cutter, budget: Budget, judge: Judge, most: float, check
     Raises:
         BudgetError: not even the least cut is within, or a share given beside it is not reached within.
     """
-    if not 0 <= most < float("inf"):
-        raise BudgetError(f"max-drop is {most:g}; give 0 or more, in units of the score")
+    check_drop(most)
     low, high = _smallest(cutter, budget), budget.macs or 1.0
     best: tuple[Cut, Drop] | None = None
     least: Drop | None = None

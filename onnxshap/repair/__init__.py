@@ -18,6 +18,7 @@ variable is projected on the flat part instead of penalised.
 
 from onnxshap.repair.fitting import batch_size, refit, refit_edited, rematch, rematch_edited
 from onnxshap.repair.regression import FEWEST_IMAGES, FULL, QUICK, Effort, Refit
+from onnxshap.repair.targets import unfitted
 from onnxshap.repair.walk import Walk, border
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "refit_edited",
     "rematch",
     "rematch_edited",
+    "unfitted",
 ]

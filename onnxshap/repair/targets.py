@@ -59,6 +59,18 @@ def find_layers(traced: Traced, model: ModelProto, live: Liveness, edited: Colle
     return _Finder(traced, model, live, edited).layers()
 
 
+def unfitted(traced: Traced, live: Liveness) -> list[str]:
+    """Return nodes whose weights are cut and which are no regression (LSTM, GRU): nothing restores what they gave."""
+    nodes, found = traced.shaped.graph.nodes, dict[str, None]()
+    for site in traced.labels.trace.sites:
+        node = nodes[site.node]
+        weights = [i for i in node.input if i in traced.shaped.constants]
+        cut = site.weight is None and live.cut(site.tensor, site.axis)
+        if cut and any(live.cut(i, axis) for i in weights for axis in range(len(traced.shaped.shapes[i]))):
+            found[node.name or node.output[0]] = None
+    return list(found)
+
+
 @dataclass
 class _Finder:
     traced: Traced

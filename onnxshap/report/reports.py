@@ -17,7 +17,7 @@ from onnxshap.graph import weights
 from onnxshap.groups import Group
 from onnxshap.measure import Figures
 from onnxshap.pivoting import Pivoted, Split
-from onnxshap.repair import Refit
+from onnxshap.repair import Refit, unfitted
 from onnxshap.report.kinds import kinds_of
 from onnxshap.sweeping import Curve, Point, Sweep
 from onnxshap.tracing import Traced
@@ -54,6 +54,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "drop": None if result.drop is None else dataclasses.asdict(result.drop),
         "tuning": None if result.tuning is None else dataclasses.asdict(result.tuning),
         "refits": _refits(result.refits),
+        "unfitted": unfitted(result.traced, result.traced.alive(result.keep)) if result.refits else [],
         "data": {"n": found.images, "source": found.source},
         "eval_data": {"n": result.eval_images, "source": result.eval_source},
         "evals": found.evals,

@@ -37,10 +37,20 @@ def prune_tables(report: Report) -> list[RenderableType]:
             f"{plural(lost['images'], 'held-out image')}.\n"
         )
     )
+    whole = (
+        f"Cut, but not refitted: {listed(report['unfitted'])}; --repair distill tunes such weights.\n"
+        if report["unfitted"] and report["repair"] == "lstsq"
+        else ""
+    )
+    seen = (
+        ", which the repair was fitted to (--eval-data tells what others lose)"
+        if report["refits"] and judged["source"] == data["source"]
+        else ""
+    )
     foot = (
         f"Values: {report['method']}{payoff}, {images} ({_source_name(data)}), {evals}; repair: {report['repair']}, "
         f"widths: {report['allocation']}.\n{drop}"
-        f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}), higher is better.\n"
+        f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better.\n{whole}"
         f"Checked before any refit: the cut model is the masked one within {checked:.1e} of its largest output."
     )
     return [

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import tempfile
 import threading
 import time
 import warnings
@@ -18,6 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Protocol
 
 from onnxshap.backend import OrtBackend
@@ -33,6 +35,11 @@ PATIENCE = 60.0
 _POLL = 0.01
 _MOST_LOSSES = 4
 """How often in a row all workers may be lost without one result."""
+_STARTED_BY = "ONNXSHAP_WORKERS_OF"
+"""Environment variable that tells workers whose they are."""
+_GUARD = "a script that starts workers needs `if __name__ == '__main__':`"
+_FIRST_LOSSES = 1
+"""The same before any result: they may not be able to start at all."""
 
 
 class Runner(Protocol):
@@ -86,9 +93,9 @@ _player: Player | None = None
 """The player of a worker process."""
 
 
-def _start(payload: bytes) -> None:
+def _start(path: str) -> None:
     global _player
-    setting, method = pickle.loads(payload)
+    setting, method = pickle.loads(Path(path).read_bytes())
     _player = Player(setting, method)
 
 
@@ -110,16 +117,23 @@ class Processes:
     def __init__(self, setting: Setting, method: str, workers: int) -> None:
         self.slots = 2 * workers
         self._workers, self._threads = workers, max(1, cores() // workers)
-        self._payload = payload(setting, method, self._threads)
-        self._before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self._threads)))  # read when a worker starts
+        if os.environ.get(_STARTED_BY, str(os.getpid())) != str(os.getpid()):  # a worker that reads the script again
+            raise OnnxshapError(f"a worker was to start workers; {_GUARD}")
+        content = payload(setting, method, self._threads)
+        # through a file: whoever writes much to a process that dies at its start waits for ever
+        self._folder = tempfile.TemporaryDirectory(prefix="onnxshap-")
+        self._payload = Path(self._folder.name) / "payload"
+        self._payload.write_bytes(content)
+        wanted = {_STARTED_BY: str(os.getpid())} | dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
+        self._before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)  # read when a worker starts
         self._jobs: dict[Future[Result], Job] = {}
-        self._losses = 0
+        self._losses, self._allowed = 0, _FIRST_LOSSES
         self._pool = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            self._workers, mp_context=get_context("spawn"), initializer=_start, initargs=(self._payload,)
+            self._workers, mp_context=get_context("spawn"), initializer=_start, initargs=(str(self._payload),)
         )
 
     def submit(self, job: Job) -> None:
@@ -140,17 +154,14 @@ class Processes:
             except BrokenProcessPool as error:
                 self._repeat(error)
                 continue
-            self._losses = 0
+            self._losses, self._allowed = 0, _MOST_LOSSES
             return self._jobs.pop(future), result
 
     def _repeat(self, error: BrokenProcessPool) -> None:
         """Start new workers on the jobs that are open; one that died has taken its pool with it."""
         self._losses += 1
-        if self._losses > _MOST_LOSSES:
-            raise OnnxshapError(
-                f"workers keep dying ({error}); use fewer (--workers), or none; a script that starts workers needs "
-                "`if __name__ == '__main__':`"
-            ) from error
+        if self._losses > self._allowed:
+            raise OnnxshapError(f"workers keep dying ({error}); use fewer (--workers), or none; {_GUARD}") from error
         finished = {f: j for f, j in self._jobs.items() if f.done() and f.exception() is None}
         lost = [job for future, job in self._jobs.items() if future not in finished]
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -165,6 +176,7 @@ class Processes:
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
+        self._folder.cleanup()
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -8,6 +8,7 @@ from onnx import ModelProto
 
 from onnxshap import prune
 from onnxshap.calibrate import free_batch, run_all, site_means
+from onnxshap.core import Array
 from onnxshap.data import random_data
 from onnxshap.game import GroupGame, Setting
 from onnxshap.graph.weights import put_in
@@ -16,9 +17,10 @@ from onnxshap.opening import calibration, choose_payoff
 from onnxshap.rewrite import cut, drop_units
 from onnxshap.shapes import input_specs
 from onnxshap.shapes.images import Images
+from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
 from tests.exactness import check_exact, net
-from tests.zeroing import relative_error, run
+from tests.zeroing import relative_error, run, zeroed
 
 FIXED: dict[str, ModelProto] = {
     "windows": net(
@@ -234,6 +236,63 @@ def test_fixed_sizes_that_do_not_agree_are_those_of_one_sample() -> None:
     data = {"x": rng.normal(size=(30, 10, 8)).astype(np.float32), "edges": rng.integers(0, 10, (30, 2, 24))}
     found = prune(graph_net, data, keep_macs=0.6, method="l1")
     assert found.verified.rel_err < 1e-5 and found.eval_images == 30
+
+
+def test_lengths_that_are_free_and_named_are_no_images() -> None:
+    """The same with as many nodes and edges as there are; no input has an axis for graphs."""
+    graph_net = net(
+        """(float[n,6] x, int64[2,e] edges, float[e,3] kinds) => (float[n,4] y) {
+    h = MatMul(x, w1)
+    a = Relu(h)
+    from = Gather<axis=0>(edges, nil)
+    to = Gather<axis=0>(edges, one)
+    sent = Gather(a, from)
+    both = Concat<axis=1>(sent, kinds)
+    m = MatMul(both, w2)
+    r = Relu(m)
+    g = MatMul(r, w3)
+    none = Sub(a, a)
+    places = Unsqueeze(to, last)
+    got = ScatterND<reduction="add">(none, places, g)
+    b = Add(a, got)
+    y = MatMul(b, w4)
+}""",
+        opset=18, w1=(6, 8), nil=0, one=1, w2=(11, 12), w3=(12, 8), last=[1], w4=(8, 4),
+    )  # fmt: skip
+    traced = trace(graph_net)
+    assert [len(g) for g in traced.groups] == [8, 12]
+    assert traced.shaped.batch_axes == dict.fromkeys(("x", "edges", "kinds"))
+    plan = {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups}
+    small, expected = drop_units(traced, plan), zeroed(graph_net, removed_slices(traced, plan))
+    rng = np.random.default_rng(0)
+    for nodes, edges in ((5, 9), (1, 1), (30, 7)):
+        feeds: dict[str, Array] = {
+            "x": rng.normal(size=(nodes, 6)).astype(np.float32),
+            "edges": rng.integers(0, nodes, (2, edges)),
+            "kinds": rng.normal(size=(edges, 3)).astype(np.float32),
+        }
+        assert relative_error(run(small, feeds), run(expected, feeds)) < 1e-5
+    data = {
+        "x": rng.normal(size=(30, 5, 6)).astype(np.float32),
+        "edges": rng.integers(0, 5, (30, 2, 9)),
+        "kinds": rng.normal(size=(30, 9, 3)).astype(np.float32),
+    }
+    assert prune(graph_net, data, keep_macs=0.6, method="l1").eval_images == 30
+
+
+def test_positions_are_no_images() -> None:
+    embedded = net(
+        """(int64[batch,tokens] ids, int64[tokens] places) => (float[batch,tokens,3] y) {
+    e = Gather(table, ids)
+    p = Gather(angles, places)
+    a = Add(e, p)
+    h = MatMul(a, w1)
+    r = Relu(h)
+    y = MatMul(r, w2)
+}""",
+        table=(12, 8), angles=(64, 8), w1=(8, 16), w2=(16, 3),
+    )  # fmt: skip
+    assert trace(embedded).shaped.batch_axes == {"ids": 0, "places": None}
 
 
 def test_a_state_of_one_image_is_repeated_once_for_all_outputs() -> None:

@@ -51,8 +51,9 @@ def _batch_axes(names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpe
 
     Axis 0, if it is free or as long as that of the first input of which it is free; otherwise the axis that is named
     as that one, or where that has no name the only other free one. Inputs that have none of these are whole for an
-    image, and a batch is then one image. So are all of them where every size is fixed and axis 0 does not agree
-    (the nodes of a graph and its edges).
+    image, and a batch is then one image. So is one whose axis 0 is named as a length of what has images (positions),
+    and so are all of them where axis 0 of one is named as another axis of what has no images, or every size is fixed
+    and axis 0 does not agree (the nodes of a graph and its edges).
     """
     ranked = [name for name, spec in specs.items() if spec.shape]
     lengths = {specs[name].shape[0] for name in ranked}
@@ -60,11 +61,18 @@ def _batch_axes(names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpe
         return dict.fromkeys(specs)
     first = next((name for name in ranked if specs[name].shape[0] is None), next(iter(ranked), ""))
     size, title = (specs[first].shape[0], names[first][0]) if first else (None, "")
+    lengths_of = {name: {own for own in names[name][1:] if own not in ("", title)} for name in ranked}
+    imaged = set[str]().union(*(lengths_of[name] for name in ranked if title and title in names[name]))
+    others = set[str]().union(*lengths_of.values()) - imaged
+    if title and any(names[name][0] in others for name in ranked if specs[name].shape[0] is None):
+        return dict.fromkeys(specs)
     found: dict[str, int | None] = {}
     for name, spec in specs.items():
         named = [axis for axis, own in enumerate(names[name]) if own == title and spec.shape[axis] == size is None]
         if not spec.shape or size not in (None, 1):
             found[name] = 0 if spec.shape else None
+        elif spec.shape[0] is None and names[name][0] in imaged and title not in names[name]:
+            found[name] = None
         elif 0 in named or (spec.shape[0] == size and not (named and title)):
             found[name] = 0
         else:

@@ -1825,6 +1825,29 @@ case("sizes are a model output", net("""(float[N,6] x) => (float[N,3] y, int64[K
     s = Shape<start=1>(h)
     y = MatMul(r, w2)
 }""", w0=(6, 8), w1=(8, 5), w2=(5, 3)), [5], "its size is counted on elsewhere")
+for opset, given in ((17, "DFT<axis=1>(u)"), (20, "DFT(u, , one)")):
+    case(f"features behind a transform over time, opset {opset}", net("""(float[N,8,6] x) => (float[N,8,3] y) {
+    h = MatMul(x, w0)
+    u = Unsqueeze(h, last)
+    f = DFT
+    r = Slice(f, zero, ones, last)
+    s = Reshape(r, flat)
+    y = MatMul(s, w1)
+}""".replace("DFT", given),
+        opset=opset, w0=(6, 5), last=[3], one=1, zero=[0], ones=[1], flat=[0, 8, 5], w1=(5, 3)), [5])
+case("zeros that are made as the model runs", net("""(float[N,6] x) => (float[N,3] y) {
+    h = MatMul(x, w0)
+    k = Exp(h)
+    uk = Mul(u, k)
+    v = MatMul(x, w1)
+    uv = Mul(uk, v)
+    s = Shape(h)
+    z = ConstantOfShape(s)
+    n = Add(uv, z)
+    d = Add(uk, z)
+    p = Div(n, d)
+    y = MatMul(p, w2)
+}""", w0=(6, 8), u=np.linspace(0.5, 1.5, 8, dtype=np.float32), w1=(6, 8), w2=(8, 3)), [8])
 case("zero along one axis of a product alone", net("""(float[N,5,6] x) => (float[N,5,3] y) {
     h = MatMul(x, w0)
     e = Exp(h)

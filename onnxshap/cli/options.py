@@ -98,7 +98,7 @@ repair_options = _options(
     click.option(
         "--repair",
         type=OneOf(repairs),
-        help="What is done about what the cut leaves behind.  [default: lstsq with --data, else fold]",
+        help="What is done about what the cut leaves behind.  [default: lstsq with --data, none without]",
     ),
     click.option(
         "--allocation",

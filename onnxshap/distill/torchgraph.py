@@ -67,6 +67,20 @@ class TorchGraph:
             known.update(zip(node.output, outputs, strict=False))
         return [known[n] for n in wanted]
 
+    def behind_layers(self) -> set[str]:
+        """Return the names of the weights that layers read, and nodes behind layers.
+
+        A layer is a node with a weight of two axes or more; what inputs go through before the first is their scales.
+        """
+        axes = {name: sum(size > 1 for size in w.shape) for name, w in zip(self.names, self.weights, strict=True)}
+        found, behind = set[str](), set[str]()
+        for node in self.nodes:
+            stored = {self._same.get(name, name) for name in node.input} & axes.keys()
+            if not behind.isdisjoint(node.input) or any(axes[name] > 1 for name in stored):
+                behind.update(node.output)
+                found.update(stored)
+        return found
+
     def arrays(self) -> dict[str, Array]:
         """Return the parameters by initializer name."""
         found = {n: w.detach().cpu().numpy().copy() for n, w in zip(self.names, self.weights, strict=True)}

@@ -351,11 +351,15 @@ class _Tuner:
         return kept, Tuning(epoch, number, float(before.mean()), float(best.mean()), self._device.type)
 
     def _optimizer(self) -> torch.optim.Adam:
-        """Return a new one of all weights but single numbers: bounds, epsilons, and the constants of a formula."""
+        """Return a new one of the weights of layers and what is behind them, less the constants of a formula.
+
+        Those are single numbers (bounds, epsilons), and what inputs go through before the first layer: their scales.
+        """
+        behind = self._graph.behind_layers()
         sized = [
             {"params": [w], "size": max(_LEAST, float(w.detach().square().mean().sqrt()))}
-            for w in self._graph.weights
-            if w.numel() > 1
+            for name, w in zip(self._graph.names, self._graph.weights, strict=True)
+            if w.numel() > 1 and name in behind
         ]
         return torch.optim.Adam(sized, fused=self._device.type == "cuda")  # there a step is as slow as it has kernels
 

@@ -56,6 +56,14 @@ def _comparable(op: Op) -> bool:
     return op.type in _EXTREMES and op.opset >= 12  # before, of floats alone
 
 
+@rule("DFT")
+def fourier(op: Op, ax: Axes) -> None:
+    """A transform mixes one axis and makes the last one, of real and imaginary parts; the others keep apart."""
+    default = int(op.attributes.get("axis", 1)) if op.opset < 20 else -2
+    axis = (op.ints(2) or [default])[0] % op.out().rank
+    ax.same(a for a in range(op.out().rank - 1) if a != axis)
+
+
 @rule("CumSum")
 def cumulative(op: Op, ax: Axes) -> None:
     """Running sums mix their axis."""

@@ -28,6 +28,7 @@ from onnxshap.shapes.folding import TABLE, Shape
 _FEW = 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""
 _COMPUTED = "two computed tensors are summed over it, neither is zero there"
+_SUMMED = "it is summed over, and it is not zero there"
 _ELSEWHERE = "its units would be others at other sizes of the inputs"
 _BLOCKED = "com.microsoft.nchwc."
 """Ops that onnxruntime's last optimizations write, whose weights are reordered in blocks."""
@@ -90,7 +91,7 @@ def _labels(shaped: Shaped, stay: IntArray = _NONE) -> Labels:
             if op.type in SUMS and add_residue(trace, shaped, labels, zeros, site, tuple(sorted(reduced_axes(op)))):
                 continue
             atoms = trace.axes[site.tensor, site.axis]
-            trace.freeze(np.arange(atoms.start, atoms.stop), site.why or _COMPUTED)
+            trace.freeze(np.arange(atoms.start, atoms.stop), site.why or (_COMPUTED if len(op.inputs) > 1 else _SUMMED))
         for balance in uneven:
             trace.tie(*balance.equal_places)
         labels = resolve(trace)

@@ -36,7 +36,7 @@ JOINED = {"Concat": (0, None), "QLinearConcat": (2, None, 3)}
 """Op -> where those of its inputs stand that are laid side by side: zero where all are that hold the units."""
 FIRST: frozenset[str] = frozenset([
     *("Abs", "Asin", "Atan", "AveragePool", "Cast", "CastLike", "Ceil", "Celu", "CumSum", "DepthToSpace"),
-    *("DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand", "Flatten"),
+    *("DFT", "DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand", "Flatten"),
     *("Floor", "Gather", "GatherElements", "GatherND", "Gelu", "GlobalAveragePool", "GlobalLpPool"),
     *("GlobalMaxPool", "GridSample", "HardSwish", "Identity", "LRN", "LeakyRelu", "LpNormalization", "LpPool"),
     *("MaxPool", "Mish", "Neg", "PRelu", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu"),
@@ -119,11 +119,13 @@ class Zeros:
             return self._look_up(source, wanted, known)
 
         def added(source: str) -> bool | None:
-            return zero(source) if self._spans(source, name, wanted) else False
+            return zero(source) if self._spans(source, name, wanted) else _is_nothing(self._shaped, source)
 
         if name not in self._shaped.producers:
             return zero(name)
         node = self._shaped.graph.nodes[self._shaped.producers[name]]
+        if node.op_type == "ConstantOfShape":
+            return _is_nothing(self._shaped, name)
         if node.op_type in FIRST:
             return self._product(name, [node.input[0]], [i for i in node.input[1:] if i], wanted, known)
         if node.op_type in JOINED:
@@ -216,6 +218,15 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
     found = set(verdicts)
     return True if True in found else None if None in found else False
+
+
+def _is_nothing(shaped: Shaped, name: str) -> bool:
+    """Return whether a tensor is zeros as far as it goes, filled in as the model runs."""
+    if name not in shaped.producers:
+        return False
+    node = shaped.graph.nodes[shaped.producers[name]]
+    fill = attributes(node).get("value")
+    return node.op_type == "ConstantOfShape" and (fill is None or not array(fill).any())
 
 
 def is_positive(shaped: Shaped, name: str) -> bool:

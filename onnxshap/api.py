@@ -374,6 +374,7 @@ def prune(
     cutter = Cutter(
         traced, free, groups, phi, repaired_on, repair, allocation, seed, progress, clock,
         rescore=again if values is None else None, tuning_seconds=distill_seconds,
+        payoff=payoffs.unlabelled(payoff),
     )  # fmt: skip
     lost: Drop | None = None
     plan: Keep | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from onnxshap import api
+from onnxshap import api, payoffs
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
@@ -208,6 +208,7 @@ def sweep(
         cutter = Cutter(
             traced, free, groups, phi, repaired_on, repair, allocation, seed, told, clock,
             rescore=partial(_rescored, scored, dataset), tuning_seconds=distill_seconds,
+            payoff=payoffs.unlabelled(payoff),
         )  # fmt: skip
         points: list[Point] = []
         for share, budget in budgets.items():

@@ -223,6 +223,24 @@ def test_every_output_is_judged_without_labels() -> None:
     assert set(found.after.score) == {"joint", "agreement"}
 
 
+def test_the_payoff_that_is_named_rules_the_curves_too() -> None:
+    """Shifts of all logits lose nothing by KL; the head that makes them is wide by MSE alone."""
+    data = Dataset({"x": np.random.default_rng(1).normal(size=(200, 6)).astype(np.float32)}, None, "random")
+    plain = two_heads()
+    del plain.graph.output[1]
+    plain.graph.node[-1].CopyFrom(onnx.helper.make_node("MatMul", ["r", "w2"], ["b"]))
+    plain.graph.node.append(onnx.helper.make_node("ReduceMean", ["b"], ["m"], axes=[1]))
+    plain.graph.node.append(onnx.helper.make_node("Add", ["c", "m"], ["z"]))
+    plain.graph.output[0].name = "z"
+    traced = onnxshap.trace(plain)
+    phi = {g.name: np.arange(float(len(g))) for g in traced.groups}
+    by_kl, by_mse = (loss_curves(traced, traced, traced.groups, phi, data, payoff=name)["h"] for name in ("kl", "mse"))
+    assert by_kl.max() < 1e-6 < by_mse[8]
+    by_name = cutter.Cutter(traced, traced, traced.groups, phi, data, "lstsq", "curves", payoff="kl")
+    by_name.plan(Budget(macs=0.8, multiple_of=1))
+    assert by_name.curves is not None and by_name.curves["h"].max() < 1e-6
+
+
 def test_no_image_lost_of_a_few_is_not_certain() -> None:
     data = labelled(400)
     found = onnxshap.prune(net(), data, eval_data=data.take(slice(0, 5)), max_drop=0.5, method="l1")

@@ -81,6 +81,7 @@ def distill(
     epochs: int | None = None,
     seconds: float = SECONDS,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    payoff: str | None = None,
 ) -> tuple[ModelProto, Tuning]:
     """Return the cut model (before `graph.finish`) with its weights tuned, and what that did.
 
@@ -94,6 +95,7 @@ def distill(
         epochs, seconds: how long at most; the schedule is set by what epochs take. Default: `EPOCHS`, and in proportion
             more where there are more seconds than usual.
         progress: told after every epoch.
+        payoff: which outputs are class scores, one of `payoffs.UNLABELLED`; None = what fits.
 
     Raises:
         DataError: fewer than 25 images.
@@ -104,7 +106,7 @@ def distill(
     student = transfer(model, cut(free, keep, means))
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with exact, _threads(threads_of(free.backend)):
-        tuner = _Tuner(free, find_layers(traced, student, traced.alive(keep)), student, keep, data, seed)
+        tuner = _Tuner(free, find_layers(traced, student, traced.alive(keep)), student, keep, data, seed, payoff)
         weights, tuning = tuner.run(epochs, seconds, progress)
     for item in student.graph.initializer:
         if item.name in weights:
@@ -184,8 +186,9 @@ class _TorchTeacher:
 
 class _Tuner:
     def __init__(
-        self, free: Traced, layers: Sequence[Layer], student: ModelProto, keep: Keep, data: Dataset, seed: int
-    ) -> None:
+        self, free: Traced, layers: Sequence[Layer], student: ModelProto, keep: Keep, data: Dataset, seed: int,
+        payoff: str | None = None,
+    ) -> None:  # fmt: skip
         if free.shaped.alone or free.shaped.apart:
             raise ModelError("distillation runs many images at a time, the model takes one; use --repair lstsq")
         if any(free.output_axes):
@@ -211,8 +214,8 @@ class _Tuner:
             self._check(source, self._parts[0].teacher)
         inputs = self._tensors(data.take(self._held_out))
         reference = self._outputs_of(inputs)
-        payoff = payoffs.choose(None, reference, None, self._outputs)
-        every: Sequence[Payoff] = payoff.parts if isinstance(payoff, payoffs.Joint) else [payoff]
+        fitted = payoffs.choose(payoff, reference, None, self._outputs)
+        every: Sequence[Payoff] = fitted.parts if isinstance(fitted, payoffs.Joint) else [fitted]
         self._classes = {one.output: one for one in every if isinstance(one, payoffs.KL)}
         scales = [zip(one.outputs, one.scales, strict=True) for one in every if isinstance(one, payoffs.MSE)]
         self._columns = {k for pairs in scales for k, scale in pairs if isinstance(scale, tuple)}

@@ -14,12 +14,13 @@ from onnxshap.payoffs.builtin import KL, MSE, Accuracy, CrossEntropy, Joint
 from onnxshap.payoffs.choice import choose
 from onnxshap.payoffs.custom import Custom, OverAll, custom
 from onnxshap.payoffs.fidelity import Fidelity
-from onnxshap.payoffs.names import NAMES
+from onnxshap.payoffs.names import NAMES, UNLABELLED, unlabelled
 
 __all__ = [
     "KL",
     "MSE",
     "NAMES",
+    "UNLABELLED",
     "Accuracy",
     "CrossEntropy",
     "Custom",
@@ -28,4 +29,5 @@ __all__ = [
     "OverAll",
     "choose",
     "custom",
+    "unlabelled",
 ]

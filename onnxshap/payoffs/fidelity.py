@@ -30,10 +30,23 @@ class Fidelity:
     best: float
 
     @classmethod
-    def of(cls, reference: Sequence[Array], names: Sequence[str], own: Sequence[Array] | None = None) -> Fidelity:
-        """Return what compares with outputs of these names; `own` loses nothing, the reference itself if None."""
-        payoff = choose(None, reference, None, names)
-        return cls(reference, payoff, float(np.mean(payoff(own or reference, reference, None))))
+    def of(
+        cls,
+        reference: Sequence[Array],
+        names: Sequence[str],
+        own: Sequence[Array] | None = None,
+        payoff: str | None = None,
+    ) -> Fidelity:
+        """Return what compares with the original's outputs.
+
+        Args:
+            reference: the original's outputs.
+            names: theirs, for messages.
+            own: outputs that lose nothing; None = the reference itself.
+            payoff: one of `UNLABELLED`; None = what fits.
+        """
+        fitted = choose(payoff, reference, None, names)
+        return cls(reference, fitted, float(np.mean(fitted(own or reference, reference, None))))
 
     def lost(self, outputs: Sequence[Array]) -> float:
         """Return what outputs for the same images lose, the mean over them; below 0 where they gain."""

@@ -71,6 +71,7 @@ def loss_curves(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     original: Traced | None = None,
+    payoff: str | None = None,
 ) -> dict[str, FloatArray]:
     """Return, for every group, the loss at each width: float64[units + 1], convex and not increasing.
 
@@ -83,8 +84,9 @@ def loss_curves(
         seed: divides the images.
         progress: told after every width.
         original: whose outputs are compared with, where the model was cut before; None = the model's own.
+        payoff: what compares them, one of `payoffs.UNLABELLED`; None = what fits.
     """
-    trials = Trials.of(free, data, seed, original)
+    trials = Trials.of(free, data, seed, original, payoff)
     whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
     candidates = [Candidate(g.name, g.units, values[g.name]) for g in groups]
     before = _Before(free, trials.fitted), _Before(free, trials.judged)

@@ -110,6 +110,7 @@ class Cutter:
         curves: what groups lose at each width; measured where a plan first needs them, unless given.
         rescore: values of the groups of a model cut so far, for iterative; None = the values given stay.
         tuning_seconds: most seconds that distillation takes, of each model; None = `tuning.SECONDS`.
+        payoff: what curves and distillation compare outputs by, one of `payoffs.UNLABELLED`; None = what fits.
     """
 
     traced: Traced
@@ -125,6 +126,7 @@ class Cutter:
     curves: Mapping[str, FloatArray] | None = None
     rescore: Callable[[Traced], Mapping[str, FloatArray]] | None = None
     tuning_seconds: float | None = None
+    payoff: str | None = None
     _means: Means = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -168,7 +170,7 @@ class Cutter:
     def _least_lost(self, plans: Sequence[dict[str, BoolArray]]) -> dict[str, BoolArray]:
         """Return the plan that loses least once refitted."""
         with self.clock.stage("curves"):
-            trials = Trials.of(self.free, self.data.take(slice(0, self._images)), self.seed)
+            trials = Trials.of(self.free, self.data.take(slice(0, self._images)), self.seed, payoff=self.payoff)
             return min(plans, key=trials.of_plan)
 
     def lost(self, keep: Mapping[str, BoolArray]) -> float:
@@ -230,7 +232,7 @@ class Cutter:
         with self.clock.stage("curves"):
             return loss_curves(
                 traced, free, groups, values, self.data.take(slice(0, self._images)), self._fractions, self.seed,
-                lambda done, total: self.progress("curves", done, total), original,
+                lambda done, total: self.progress("curves", done, total), original, self.payoff,
             )  # fmt: skip
 
     def rough(self, keep: Mapping[str, BoolArray]) -> ModelProto:
@@ -280,5 +282,5 @@ def _tuned(cutter: Cutter, keep: Mapping[str, BoolArray], refitted: ModelProto) 
     return distill(
         cutter.traced, cutter.free, keep, cutter._means, refitted, cutter.data, cutter.seed,
         seconds=SECONDS if cutter.tuning_seconds is None else cutter.tuning_seconds,
-        progress=lambda done, total: cutter.progress("distill", done, total),
+        progress=lambda done, total: cutter.progress("distill", done, total), payoff=cutter.payoff,
     )  # fmt: skip

@@ -37,7 +37,9 @@ class Trials:
     _fidelity: Fidelity
 
     @classmethod
-    def of(cls, free: Traced, data: Dataset, seed: int, original: Traced | None = None) -> Trials:
+    def of(
+        cls, free: Traced, data: Dataset, seed: int, original: Traced | None = None, payoff: str | None = None
+    ) -> Trials:
         """Divide images by a seed.
 
         Args:
@@ -45,13 +47,14 @@ class Trials:
             data: calibration images.
             seed: of the division.
             original: whose outputs are compared with, where the model was cut before; None = the model's own.
+            payoff: what compares them, one of `payoffs.UNLABELLED`; None = what fits.
         """
         order = np.random.default_rng([seed, 5]).permutation(len(data))
         split = max(FEWEST_IMAGES, round(FITTED * len(data)))
         fitted, judged = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
         own = run_all(free, free.shaped.graph.model, judged)
         reference = own if original is None else run_all(original, original.shaped.graph.model, judged)
-        fidelity = Fidelity.of(reference, free.outputs, own)
+        fidelity = Fidelity.of(reference, free.outputs, own, payoff)
         return cls(free, fitted, judged, site_means(free, fitted), seed, fidelity)
 
     def loss(self, outputs: Sequence[Array]) -> float:

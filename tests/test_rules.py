@@ -1616,7 +1616,7 @@ case("positions that are mixed, then looked at", net("""(float[N,5,12] x) => (fl
     t = Transpose<perm=[0,2,1]>(d)
     y = MatMul(t, w6)
 }""", imports=MS, opset=23, w0=(8, 5), w1=(12, 12), w2=(12, 12), w3=(12, 12), w4=(12, 36), b4=(36,), w5=(12, 3),
-    w6=(8, 2)), [3, 4], "divides by a sum over it", tolerance=1e-4)
+    w6=(8, 2)), [3, 3, 4], "divides by a sum over it", tolerance=1e-4)
 case("Attention on three axes", net(_QKV + """
     a = Attention<q_num_heads=3, kv_num_heads=3>(q, k, v)
     y = MatMul(a, wo)
@@ -1848,6 +1848,27 @@ case("zeros that are made as the model runs", net("""(float[N,6] x) => (float[N,
     p = Div(n, d)
     y = MatMul(p, w2)
 }""", w0=(6, 8), u=np.linspace(0.5, 1.5, 8, dtype=np.float32), w1=(6, 8), w2=(8, 3)), [8])
+case("norms over heads that were merged in between", net("""(float[2,5,24] x) => (float[2,5,4] y) {
+    v = MatMul(x, w0)
+    h = Reshape(v, heads)
+    f = Reshape(h, flat)
+    g = Reshape(f, groups)
+    n = InstanceNormalization(g, ones, zeros)
+    b = Reshape(n, back)
+    y = MatMul(b, w1)
+}""", w0=(24, 24), heads=[2, 5, 3, 8], flat=[10, 24], groups=[10, 3, 8], ones=[1.0, 1.0, 1.0], zeros=[0.0, 0.0, 0.0],
+    back=[2, 5, 24], w1=(24, 4)), [3])
+case("patches that are merged and split finer", net("""(float[2,3,3,3] x) => (float[2,4,1,1] y) {
+    h = Conv(x, w0)
+    r = Relu(h)
+    f = Reshape(r, flat)
+    g = Reshape(f, groups)
+    m = Mul(g, w1)
+    s = ReduceSum(m, last)
+    b = Reshape(s, back)
+    y = Conv(b, w2)
+}""", w0=(16, 3, 1, 1), flat=[2, 144], groups=[2, 4, 4, 9], w1=(4, 1, 9), last=[3], back=[0, 16, 1, 1],
+    w2=(4, 16, 1, 1)), [4, 4])
 case("zero along one axis of a product alone", net("""(float[N,5,6] x) => (float[N,5,3] y) {
     h = MatMul(x, w0)
     e = Exp(h)

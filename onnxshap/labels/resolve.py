@@ -170,9 +170,11 @@ class _Changes:
     ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
 
+    def freeze(self, product: Product, factor: int, why: str) -> None:
+        self.frozen.append(Frozen(product.factors[factor], f"{why} at {product.where}"))
+
     def freeze_smallest(self, product: Product, why: str) -> None:
-        smallest = min(product.factors, key=len)
-        self.frozen.append(Frozen(smallest, f"{why} at {product.where}"))
+        self.freeze(product, min(range(len(product.factors)), key=lambda k: len(product.factors[k])), why)
 
 
 def _simplify(
@@ -228,6 +230,10 @@ def _reconcile(products: Sequence[Product], classes: NDArray[np.int32], changes:
     for place, product in enumerate(products):
         found = classes[product.merged].ravel()
         if len(np.unique(found)) < found.size:
+            grid = found.reshape(product.merged.shape)
+            tied = [k for k in range(grid.ndim) if grid.shape[k] > 1 and (grid == grid.take([0], k)).all()]
+            if tied:  # what no other position of a factor is without cannot be cut along it
+                return changes.freeze(product, tied[0], "positions of a merged axis are removed together")
             return changes.freeze_smallest(product, "positions of a merged axis belong to several places")
         if is_factor[found].any():
             return changes.freeze_smallest(product, "a merged axis is merged again")

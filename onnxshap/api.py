@@ -236,8 +236,8 @@ def _header(
     return {
         "version": __version__,
         "model": model,
+        "seed": seed,  # which decides on the images, too
         "data": fingerprint(setting.data),
-        "seed": seed,
         "method": method,
         "payoff": repr(setting.payoff) if setting.payoff.name in payoffs.NAMES else setting.payoff.name,
         "baseline": "mean" if setting.means else "zero",
@@ -451,6 +451,12 @@ def compare(
         if set(theirs) != set(dataset.inputs):
             have = ", ".join(map(repr, theirs))
             raise DataError(f"the second model's inputs are {have}, not those of the first; compare models of one kind")
+        ours = input_specs(traced.source)
+        if odd := next((n for n, spec in theirs.items() if len(spec.shape) != len(ours[n].shape)), None):
+            raise DataError(
+                f"the second model's input {odd!r} has {len(theirs[odd].shape)} dimensions, the first's "
+                f"{len(ours[odd].shape)}; compare models of one kind"
+            )
         samples = samples_of(dataset, theirs)
         sizes = {name: value.shape for name, value in samples[0].items()}
         every.append(trace(second, input_shapes=sizes, backend=backend, samples=samples))

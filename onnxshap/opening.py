@@ -105,6 +105,7 @@ def open_model(
             else as_dataset(data, specs)
         )
         samples = samples_of(checked, specs)
+        _check_shapes(shapes, specs, samples[0], checked.source)
         shapes = {name: list(value.shape) for name, value in samples[0].items()}
         traced = trace(source, input_shapes=shapes, backend=backend, samples=samples)
         return traced, _with_classes(traced, checked)
@@ -114,6 +115,20 @@ def open_model(
         samples = samples_of(checked, input_specs(source.model))
         traced = trace(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples)
     return traced, checked
+
+
+def _check_shapes(
+    given: Mapping[str, Sequence[int | None]], specs: Mapping[str, InputSpec], sample: Mapping[str, Array], source: str
+) -> None:
+    """Refuse shapes that are given beside data and say something else."""
+    for name, shape in given.items():
+        if name not in specs:
+            raise ModelError(f"a shape is given for {name!r}, the model's inputs are {', '.join(map(repr, specs))}")
+        own, batch = sample[name].shape, specs[name].batch
+        if len(shape) != len(own) or any(
+            axis != batch and size not in (None, own[axis]) for axis, size in enumerate(shape)
+        ):
+            raise DataError(f"{source}: {name!r} is {list(own)}, the shape given {list(shape)}; leave one of them out")
 
 
 def samples_of(data: Dataset, specs: Mapping[str, InputSpec]) -> list[dict[str, Array]]:

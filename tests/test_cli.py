@@ -244,6 +244,19 @@ def test_eval_refuses_models_that_do_not_compare(here: Path) -> None:
     line = refused("eval", "m.onnx", "other.onnx", "--data", "d.npz")
     assert "inputs are 'x'" in line
     assert "no such file" in refused("eval", "m.onnx", "missing.onnx")
+    flat = onnx.parser.parse_model(
+        UNPRUNABLE.replace("x)", "image)").replace(" x ", " image ").replace("3] x", "3] image")
+    )
+    onnx.save(flat, "flat.onnx")
+    line = refused("eval", "m.onnx", "flat.onnx", "--data", "d.npz")
+    assert "the second model's input 'image' has 2 dimensions, the first's 4" in line
+
+
+def test_shapes_beside_data_are_theirs(here: Path) -> None:
+    common = ("prune", "m.onnx", "--data", "d.npz", "--method", "l1", "--input-shape")
+    assert "a shape is given for 'x', the model's inputs are 'image'" in refused(*common, "x=1,3,4,4")
+    assert "the shape given [1, 3, 5, 4]; leave one of them out" in refused(*common, "image=1,3,5,4")
+    fine(*common, "image=1,3,4,4")
 
 
 def test_inspect_lists_groups_and_what_stays(here: Path) -> None:

@@ -279,7 +279,7 @@ def test_a_custom_payoff_gets_outputs_and_labels() -> None:
         (lambda o, _: o[0], ("shape [2, 3]", "2 rows", "shape [2]")),
         (lambda o, _: o[0].sum(), ("shape []", "one number a row")),
         (lambda o, _: np.array([0.0, np.nan]), ("nan in row 1", "finite")),
-        (lambda o, _: None, ("'mine'",)),
+        (lambda o, _: None, ("'mine'", "it returned nothing", "mend it")),
         (lambda o, _: o[9], ("IndexError", "list index out of range", "mend it")),
         (lambda o, _: ["a", "b"], ("ValueError", "mend it")),
     ],

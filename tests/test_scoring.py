@@ -290,7 +290,7 @@ def test_a_damaged_end_is_computed_again(tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"seed": 1}, "data"),  # other images are drawn
+        ({"seed": 1}, "seed"),  # other images are drawn, too
         ({"samples": 32}, "data"),
         ({"method": "loo"}, "method"),
         ({"baseline": "zero"}, "baseline"),

@@ -102,7 +102,10 @@ def custom(
 def _called(function: Callable[..., Any], name: str, outputs: Sequence[Array], labels: Array | None) -> FloatArray:
     try:
         own = None if labels is None else labels.copy()  # a function may work in place
-        return np.asarray(function(outputs, own), dtype=np.float64)
+        found = function(outputs, own)
+        if found is None:
+            raise TypeError("it returned nothing")  # noqa: TRY301 - told like what it raises itself
+        return np.asarray(found, dtype=np.float64)
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         known = any_of(NAMES)

@@ -1886,6 +1886,13 @@ case("zero along one axis of an outer product alone", net("""(float[N,6] x) => (
     s = ReduceSum<keepdims=0>(o, one)
     y = MatMul(s, w1)
 }""", w0=(6, 8), w1=(8, 3), one=[1], two=[2]), [])
+case("a sum of what is zero in part, times what is not", net("""(float[N,6] x) => (float[N,1] y) {
+    h = MatMul(x, w0)
+    e = Exp(h)
+    g = Einsum<equation="bd,be->bde">(h, h)
+    o = Einsum<equation="bde,bf->bf">(g, e)
+    y = ReduceSum(o, one)
+}""", w0=(6, 8), one=[1]), [])
 case("linear attention behind one projection", net("""(float[2,5,24] x) => (float[2,5,4] y) {
     p = MatMul(x, w0)
     r = Reshape(p, parts)

@@ -119,7 +119,8 @@ class Zeros:
             return self._look_up(source, wanted, known)
 
         def added(source: str) -> bool | None:
-            return zero(source) if self._spans(source, name, wanted) else _is_nothing(self._shaped, source)
+            verdict = zero(source)
+            return verdict and (self._spans(source, name, wanted) or _is_nothing(self._shaped, source))
 
         if name not in self._shaped.producers:
             return zero(name)
@@ -179,16 +180,17 @@ class Zeros:
         rest = [i for i in (*factors, *others) if i not in there and not wanted.isdisjoint(self.held(i))]
         if there and not rest:
             return True
-        if any(all(self._covers(one, other, name, wanted) for other in rest) for one in there):
+        node = self._shaped.graph.nodes[self._shaped.producers[name]]
+        if not _sums_alone(node) and any(all(self._covers(i, other, name, wanted) for other in rest) for i in there):
             return True
         return None if None in verdicts.values() else False
 
     def _covers(self, zero: str, other: str, name: str, wanted: frozenset[int]) -> bool:
         """Return whether all positions of a product that depend on a unit have zeros of one factor in them.
 
-        A factor has axes with a unit that are summed over (s), alone among the product's (f, g of the other), or met
-        there by the other's (m): of f + m + s, of g + m + s and f + g + m of the product the last two less the first
-        are 2 g + m, so at most one of it is no axis of the other's.
+        Of the axes that hold a unit, s of both factors are summed over against each other, m of both meet in one of the
+        product's, and f of this one, g of the other alone become the product's. This one has f + m + s, the other
+        g + m + s, the product f + g + m: the last two less the first are 2 g + m, and g is 0 where that is at most 1.
         """
         mine, theirs, made = (self._axes_of(i, wanted) for i in (zero, other, name))
         return all(theirs[u] + made[u] - mine[u] <= 1 for u in made)
@@ -218,6 +220,15 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
     found = set(verdicts)
     return True if True in found else None if None in found else False
+
+
+def _sums_alone(node: NodeProto) -> bool:
+    """Return whether an Einsum sums over an axis of one input, against no other's."""
+    if node.op_type != "Einsum":
+        return False
+    terms, _, out = attributes(node)["equation"].replace(" ", "").partition("->")
+    counts = Counter(letter for term in terms.split(",") for letter in set(term))
+    return any(count == 1 and letter not in out for letter, count in counts.items() if letter.isalpha())
 
 
 def _is_nothing(shaped: Shaped, name: str) -> bool:

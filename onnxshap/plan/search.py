@@ -102,11 +102,12 @@ class Judge:
         return max((self._lost(name, outputs) for name in self.measures), key=lambda drop: drop.bound)
 
     def _lost(self, name: str, outputs: Sequence[Array]) -> Drop:
-        whole, cut = (self.measures[name](o, self.reference, self.data.labels) for o in (self.reference, outputs))
+        judge = self.measures[name]
+        whole, cut = (judge(o, self.reference, self.data.labels) for o in (self.reference, outputs))
         lost: FloatArray = np.asarray(whole, np.float64) - np.asarray(cut, np.float64)
         stderr = float(lost.std(ddof=1) / np.sqrt(len(lost))) if len(lost) > 1 else float("inf")
-        if isinstance(self.measures[name], payoffs.Accuracy) and np.isin(lost, (-1.0, 0.0, 1.0)).all():
-            stderr = max(stderr, 1 / len(lost))  # no image lost of a few: of so many others one may be
+        if isinstance(judge, payoffs.Accuracy) and self.reference[judge.output].ndim == 2:
+            stderr = max(stderr, 1 / max(1, len(lost)))  # no image lost of a few: of so many others one may be
         return Drop(name, float(lost.mean()), stderr, len(lost))
 
 

@@ -20,7 +20,7 @@ from onnxshap.graph import Source, data_path, read
 from onnxshap.groups import Group, select
 from onnxshap.payoffs.checked import class_axis
 from onnxshap.repair import FEWEST_IMAGES
-from onnxshap.shapes import input_specs
+from onnxshap.shapes import check_names, input_specs
 from onnxshap.tracing import Traced, trace
 
 ModelLike = str | Path | bytes | ModelProto | Source | Traced
@@ -121,9 +121,8 @@ def _check_shapes(
     given: Mapping[str, Sequence[int | None]], specs: Mapping[str, InputSpec], sample: Mapping[str, Array], source: str
 ) -> None:
     """Refuse shapes that are given beside data and say something else."""
+    check_names(given, specs)
     for name, shape in given.items():
-        if name not in specs:
-            raise ModelError(f"a shape is given for {name!r}, the model's inputs are {', '.join(map(repr, specs))}")
         own, batch = sample[name].shape, specs[name].batch
         if len(shape) != len(own) or any(
             axis != batch and size not in (None, own[axis]) for axis, size in enumerate(shape)

@@ -6,7 +6,7 @@ import click
 
 from onnxshap.cli.options import Shapes, data_options, json_option, model_argument, run_options, talk_options
 from onnxshap.cli.screen import Screen
-from onnxshap.cli.shared import backend_of, beside, check_outputs, need_data, print_found, say_defaults, sources_of
+from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults, sources_of
 from onnxshap.cli.types import OneOf, Share, pivot_repairs
 
 
@@ -46,7 +46,7 @@ def pivot(
 
     need_data(data, labels)
     say_defaults(screen, data, payoff)
-    written = str(beside(model, ".pivoted.onnx")) if output is None else output
+    written = output_of(output, model, ".pivoted.onnx")
     check_outputs({"-o": written}, sources_of(model, data, labels, eval_data))
     with screen.progress() as tell:
         result = pivoting.pivot(

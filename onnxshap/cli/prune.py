@@ -25,10 +25,10 @@ from onnxshap.cli.screen import Screen
 from onnxshap.cli.shared import (
     DEFAULT_KEEP_MACS,
     backend_of,
-    beside,
     check_outputs,
     listed,
     need_data,
+    output_of,
     print_found,
     say_defaults,
     sources_of,
@@ -97,7 +97,7 @@ def prune(
     budgets = (keep_macs, keep_params, keep_bytes, keep_units, target_latency, max_drop)
     unbudgeted = all(budget is None for budget in budgets)
     say_defaults(screen, data, payoff, budget=not unbudgeted)
-    written = None if dry_run else str(beside(model, ".pruned.onnx")) if output is None else output
+    written = None if dry_run else output_of(output, model, ".pruned.onnx")
     sources = {**sources_of(model, data, labels, eval_data), "--values": values}
     if not dry_run:
         check_outputs({"-o": written, "--report": report_path, "--journal": journal}, sources)

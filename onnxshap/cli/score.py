@@ -18,7 +18,7 @@ from onnxshap.cli.options import (
     talk_options,
 )
 from onnxshap.cli.screen import Screen
-from onnxshap.cli.shared import backend_of, beside, check_outputs, need_data, print_found, say_defaults, sources_of
+from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults, sources_of
 
 
 @click.command()
@@ -46,7 +46,7 @@ def score(
 
     need_data(data, labels)
     say_defaults(screen, data, payoff)
-    written = str(beside(model, ".values.json")) if output is None else output
+    written = output_of(output, model, ".values.json")
     kept = journal or f"{written}.journal"
     check_outputs({"-o": written, "--journal": kept}, sources_of(model, data, labels))
     with screen.progress() as tell:

@@ -36,9 +36,11 @@ def backend_of(screen: Screen, provider: str, threads: int, memory: int | None =
     return found
 
 
-def beside(model: str, suffix: str) -> Path:
-    """Return the path beside a model of its stem and a suffix."""
-    return Path(model).with_name(Path(model).stem + suffix) if Path(model).name else Path(suffix)
+def output_of(output: str | None, model: str, suffix: str) -> str:
+    """Return where to write: where the user says, else beside the model, by its stem and a suffix."""
+    if output is not None:
+        return output
+    return str(Path(model).with_name(Path(model).stem + suffix) if Path(model).name else Path(suffix))
 
 
 def listed(*paths: str | None) -> str:

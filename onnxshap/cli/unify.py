@@ -6,7 +6,7 @@ import click
 
 from onnxshap.cli.options import Shapes, data_options, json_option, model_argument, run_options, talk_options
 from onnxshap.cli.screen import Screen
-from onnxshap.cli.shared import backend_of, beside, check_outputs, need_data, print_found, say_defaults, sources_of
+from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults, sources_of
 from onnxshap.cli.types import OneOf, Share, codecs
 
 
@@ -36,7 +36,7 @@ def unify(
 
     need_data(data, labels)
     say_defaults(screen, data, payoff)
-    written = str(beside(model, ".unified.onnx")) if output is None else output
+    written = output_of(output, model, ".unified.onnx")
     check_outputs({"-o": written}, sources_of(model, data, labels, eval_data))
     with screen.progress() as tell:
         result = unification.unify(

@@ -28,16 +28,12 @@ ROUNDS = 7
 
 def distance(setting: Setting) -> Payoff:
     """Return the payoff that is minus the squared distance of the outputs to the original's."""
-    return payoffs.choose("mse", setting.reference, None, _names(setting))
+    return payoffs.choose("mse", setting.reference, None, setting.traced.outputs)
 
 
 def divergence(setting: Setting) -> Payoff:
     """Return what compares with the original without labels: minus KL of class scores, else `distance`, or both."""
-    return payoffs.choose(None, setting.reference, None, _names(setting))
-
-
-def _names(setting: Setting) -> list[str]:
-    return setting.traced.outputs
+    return payoffs.choose(None, setting.reference, None, setting.traced.outputs)
 
 
 def iterated(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:

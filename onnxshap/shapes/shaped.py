@@ -25,7 +25,7 @@ from onnxshap.shapes.constants import constants_of, store_mixed
 from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
 from onnxshap.shapes.kinds import unknown_kinds, value_kinds
 from onnxshap.shapes.probe import Probe, runs
-from onnxshap.shapes.specs import input_specs
+from onnxshap.shapes.specs import check_names, input_specs
 
 _RANKS = 8
 """Integers of one axis of which there are no more may be the sizes of a tensor."""
@@ -133,8 +133,7 @@ def infer(
     specs = input_specs(graph.model)
     if not specs:
         raise ModelError("the model has no inputs, so it computes a constant; export it with its inputs")
-    if unknown := sorted(set(shapes or {}) - set(specs)):
-        raise ModelError(f"a shape is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
+    check_names(shapes or {}, specs)
     seen = _see(graph, backend, shapes or {}, samples)
     done: set[str] = set()
     while open_ := open_bodies(seen.graph, done, samples, backend):

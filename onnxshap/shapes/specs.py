@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -44,6 +44,16 @@ def input_specs(model: ModelProto) -> dict[str, InputSpec]:
         specs[item.name] = InputSpec(item.name, dtype, shape, symbols=tuple(d.dim_param for d in dims))
     axes = _batch_axes({i.name: [d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input}, specs)
     return {name: replace(spec, batch=axes[name]) for name, spec in specs.items()}
+
+
+def check_names(given: Iterable[str], specs: Mapping[str, InputSpec]) -> None:
+    """Refuse shapes of what is no input.
+
+    Raises:
+        ModelError: a name is none of an input.
+    """
+    if unknown := sorted(set(given) - set(specs)):
+        raise ModelError(f"a shape is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
 
 
 def _batch_axes(names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpec]) -> dict[str, int | None]:

@@ -75,14 +75,20 @@ def scores(
         tops = [one for _, one in payoff.each() if isinstance(one, payoffs.Accuracy)]
         agreements = [float(np.mean(one(outputs, reference, None))) for one in tops]
         return found | ({"agreement": min(agreements)} if agreements else {})
-    for name, given in (("accuracy", labels), ("agreement", None)):
-        if name == "accuracy" and (labels is None or labels.dtype.kind not in "iub"):
-            continue
-        if payoff.name == "mse":
-            continue
-        try:
-            top = payoffs.choose("accuracy", reference, given, names)
-        except DataError:
-            continue
-        found[name] = float(np.mean(top(outputs, reference, given)))
+    if payoff.name == "mse":
+        return found
+    classes = payoffs.as_classes(labels)
+    labelled = None if classes is None else _top(reference, classes, names)
+    if labelled is not None:
+        found["accuracy"] = float(np.mean(labelled(outputs, reference, classes)))
+    if top := _top(reference, None, names) or labelled:
+        found["agreement"] = float(np.mean(top(outputs, reference, None)))
     return found
+
+
+def _top(reference: Sequence[Array], labels: Array | None, names: Sequence[str]) -> Payoff | None:
+    """Return what tells the share of right classes, None where no output holds classes."""
+    try:
+        return payoffs.choose("accuracy", reference, labels, names)
+    except DataError:
+        return None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax
 
 from onnxshap.core import Array, FloatArray, Payoff
 from onnxshap.errors import DataError
@@ -261,6 +261,17 @@ def test_accuracy_is_top_one_against_labels_or_agreement_with_the_original() -> 
     assert Accuracy()([LOGITS], [LOGITS[::-1]], None).tolist() == [0.0, 0.0]
 
 
+def test_an_entry_that_tells_two_classes_apart_is_scored_as_both() -> None:
+    labels = np.array([[1, 0, 1], [0, 1, 1]])
+    both = np.stack([np.zeros_like(LOGITS), LOGITS], axis=1)  # [n, 2, columns]: their scores on an axis
+    for ours, whole in ((CrossEntropy(binary=True), CrossEntropy(axis=1)), (Accuracy(binary=True), Accuracy(axis=1))):
+        assert ours([LOGITS], [LOGITS[::-1]], labels) == pytest.approx(whole([both], [both[::-1]], labels))
+    sigmoids = CrossEntropy(probabilities=True, binary=True)
+    assert sigmoids([expit(LOGITS)], [], labels) == pytest.approx(CrossEntropy(binary=True)([LOGITS], [], labels))
+    agreement = Accuracy(probabilities=True, binary=True)
+    assert agreement([np.array([0.4, 0.6])], [np.array([0.1, 0.2])], None).tolist() == [1.0, 0.0]
+
+
 def test_a_custom_payoff_gets_outputs_and_labels() -> None:
     def margin(outputs: Sequence[Array], labels: Array | None) -> Array:
         assert labels is not None
@@ -351,7 +362,7 @@ def test_outputs_of_another_shape_than_the_original_are_refused(payoff: Payoff) 
         (np.array([-1, 0]), ("labels: -1 in row 0", "[0, 3)")),
         (np.array([0, 1, 2]), ("labels: shape [3]", "shape [2]")),
         (np.array(0), ("labels: shape []", "shape [2]")),
-        (np.array([0.0, 1.0]), ("labels are float64", "integer", "'mse'")),
+        (np.array([0.5, 1.0]), ("labels are float64", "integer", "'mse'")),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(payoff: Payoff, labels: Array, fragments: tuple[str, ...]) -> None:
@@ -367,6 +378,8 @@ def test_payoffs_that_need_labels_say_so() -> None:
 
 EMBEDDING = LOGITS / np.linalg.norm(LOGITS, axis=1, keepdims=True)
 DENSE = np.random.default_rng(0).normal(size=(2, 3, 4, 4))
+SIGMOIDS = expit(LOGITS)
+ZERO_ONE = np.array([[1, 0, 1], [0, 1, 1]])
 TARGETS = np.random.default_rng(1).normal(size=(50, 4))  # what a regression gives
 
 
@@ -399,6 +412,14 @@ TARGETS = np.random.default_rng(1).normal(size=(50, 4))  # what a regression giv
         ([LOGITS[:, :1], LOGITS[:, :2], LOGITS], np.array([0, 2]), CrossEntropy(output=2)),  # where the classes fit
         ([LOGITS, DENSE], np.zeros((2, 4, 4), np.int64), CrossEntropy(output=1)),
         ([np.ones((1, 5), np.float32), LOGITS], LABELS, CrossEntropy(output=1)),  # one entry a row
+        # two classes an entry: one sigmoid, many, masks
+        ([LOGITS[:, :1]], ZERO_ONE[:, 0], CrossEntropy(binary=True)),
+        ([SIGMOIDS[:, 0]], ZERO_ONE[:, 0], CrossEntropy(probabilities=True, binary=True)),
+        ([SIGMOIDS[:, :1]], ZERO_ONE[:, :1].astype(np.float32), CrossEntropy(probabilities=True, binary=True)),
+        ([SIGMOIDS], ZERO_ONE, CrossEntropy(probabilities=True, binary=True)),
+        ([DENSE[:, :1]], DENSE[:, 0] > 0, CrossEntropy(binary=True)),
+        ([SIGMOIDS[:, :1], LOGITS], ZERO_ONE[:, 0], CrossEntropy(output=1)),  # classes on an axis come first
+        ([SIGMOIDS], ZERO_ONE + 0.5, "mse"),
     ],
 )
 def test_the_default_follows_labels_and_outputs(
@@ -454,11 +475,11 @@ def test_higher_is_better(name: str | None, reference: Array) -> None:
         ("ce", [LOGITS], np.array([0, 3]), ("labels: 3 in row 1", "[0, 3)", "'out0'", "from 0")),
         (None, [LOGITS], np.array([-1, 0]), ("labels: -1 in row 0", "'out0'")),
         ("accuracy", [LOGITS], np.array([0, 7]), ("labels: 7 in row 1", "'out0'")),
-        ("ce", [LOGITS], np.array([0.0, 1.0]), ("'ce'", "float64", "integer", "'mse'")),
-        ("accuracy", [LOGITS], np.array([0.0, 1.0]), ("'accuracy'", "float64")),
+        ("ce", [LOGITS], np.array([0.5, 1.0]), ("'ce'", "float64", "integer", "'mse'")),
+        ("accuracy", [LOGITS], np.array([0.5, 1.0]), ("'accuracy'", "float64")),
         ("ce", [LOGITS], np.array([0, 1, 1]), ("labels: 3 entries", "2 rows", "'out0'", "one label a row")),
         ("kl", [LOGITS], np.array(1), ("labels: 0 entries", "2 rows")),
-        (None, [LOGITS[:, :1]], LABELS, ("'ce'", "'out0' [2, 1]", "labels [2]", "'mse'")),
+        (None, [LOGITS[:, :1]], LABELS + 1, ("'ce'", "'out0' [2, 1]", "labels [2]", "'mse'")),
         ("ce", [DENSE], LABELS, ("'ce'", "'out0' [2, 3, 4, 4]", "labels [2]")),
         ("kl", [LOGITS[:, :1]], None, ("'kl'", "no output holds class scores", "'out0' [2, 1]", "'mse'")),
         ("accuracy", [LOGITS[:, 0]], None, ("'accuracy'", "'out0' [2]")),

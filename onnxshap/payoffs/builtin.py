@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from onnxshap.core import Array, FloatArray
 from onnxshap.payoffs.checked import (
+    both_classes,
     check_shape,
     class_labels,
     class_scores,
@@ -22,6 +23,27 @@ from onnxshap.payoffs.checked import (
 )
 
 
+class _OfClasses(Protocol):
+    """What knows where class scores are."""
+
+    @property
+    def output(self) -> int: ...
+    @property
+    def probabilities(self) -> bool: ...
+    @property
+    def axis(self) -> int | None: ...
+    @property
+    def binary(self) -> bool: ...
+
+
+def _scores(of: _OfClasses, outputs: Sequence[Array]) -> FloatArray:
+    """Return class scores float64[classes, rows, *positions], finite."""
+    where = f"output {of.output}"
+    if of.binary:
+        return both_classes(outputs[of.output], where, probabilities=of.probabilities)
+    return class_scores(outputs[of.output], of.axis, where)
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """Log probability of the label, in nats: the mean over positions where the output is dense.
@@ -30,6 +52,8 @@ class CrossEntropy:
         output: which of the model's outputs holds the class scores.
         probabilities: they sum to 1 over the classes already (a Softmax is in the graph); False: logits.
         axis: the class axis; None: the last of rank 3, else 1.
+        binary: every entry tells two classes apart: the probability of the second one, or how much larger its logit
+            is than the first one's; there is no class axis.
 
     >>> ce = CrossEntropy(probabilities=True)
     >>> ce([np.array([[0.5, 0.5], [0.25, 0.75]])], [], np.array([0, 0])).round(3).tolist()
@@ -39,6 +63,7 @@ class CrossEntropy:
     output: int = 0
     probabilities: bool = False
     axis: int | None = None
+    binary: bool = False
     name: ClassVar[str] = "ce"
 
     def __call__(self, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> FloatArray:
@@ -47,11 +72,8 @@ class CrossEntropy:
         Raises:
             DataError: no labels, or labels that are no classes of the output; an output with NaN or Inf.
         """
-        where = f"output {self.output}"
-        shifted, norm = shifted_scores(
-            class_scores(outputs[self.output], self.axis, where), probabilities=self.probabilities
-        )
-        classes = class_labels(labels, shifted.shape, where, payoff=self.name)
+        shifted, norm = shifted_scores(_scores(self, outputs), probabilities=self.probabilities)
+        classes = class_labels(labels, shifted.shape, f"output {self.output}", payoff=self.name)
         return row_mean(np.take_along_axis(shifted, classes[None], axis=0)[0] - norm)
 
 
@@ -147,6 +169,7 @@ class Accuracy:
     Attributes:
         output: which of the model's outputs holds the class scores.
         axis: the class axis; None: the last of rank 3, else 1.
+        probabilities, binary: as those of `CrossEntropy`.
 
     >>> Accuracy()([np.array([[0.0, 1.0], [2.0, 0.0]])], [], np.array([1, 1])).tolist()
     [1.0, 0.0]
@@ -154,6 +177,8 @@ class Accuracy:
 
     output: int = 0
     axis: int | None = None
+    probabilities: bool = False
+    binary: bool = False
     name: ClassVar[str] = "accuracy"
 
     def __call__(self, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> FloatArray:
@@ -164,13 +189,18 @@ class Accuracy:
                 the reference.
         """
         where = f"output {self.output}"
-        scores = class_scores(outputs[self.output], self.axis, where)
+        scores = _scores(self, outputs)
         if labels is None:
             check_shape(outputs[self.output], reference[self.output], where)
-            wanted = class_scores(once(reference[self.output]), self.axis, where).argmax(axis=0)
+            wanted = _scores(self, [once(r) for r in reference]).argmax(axis=0)
         else:
             wanted = class_labels(labels, scores.shape, where, payoff=self.name)
         return row_mean((scores.argmax(axis=0) == wanted).astype(np.float64))
+
+    def whole(self, reference: Sequence[Array]) -> bool:
+        """Return whether an image is right or wrong as a whole, not here and there."""
+        scores = reference[self.output]
+        return scores.size == len(scores) if self.binary else scores.ndim == 2
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,16 @@ def class_scores(output: Array, axis: int | None, where: str) -> FloatArray:
     return scores if axis_ == output.ndim - 1 and len(scores) >= _MANY else np.ascontiguousarray(scores)
 
 
+def both_classes(output: Array, where: str, *, probabilities: bool) -> FloatArray:
+    """Return the scores float64[2, rows, *positions] of the two classes that every entry of an output tells apart.
+
+    >>> both_classes(np.array([[0.75], [1.0]]), "output 'p'", probabilities=True).tolist()
+    [[[0.25], [0.0]], [[0.75], [1.0]]]
+    """
+    second = finite(output, where)
+    return np.stack([1.0 - second if probabilities else np.zeros_like(second), second])
+
+
 def are_probabilities(scores: FloatArray) -> bool:
     """Return whether float64[classes, ...] are nonnegative and sum to 1 over the classes."""
     return bool((scores >= 0.0).all() and (np.abs(scores.sum(axis=0) - 1.0) <= CLOSE).all())
@@ -60,14 +70,27 @@ def log_probabilities(scores: FloatArray, *, probabilities: bool) -> FloatArray:
     return shifted
 
 
+def as_classes(labels: Array | None) -> Array | None:
+    """Return labels that can be class indices as such: integers, or floats of which every one is 0 or 1; else None.
+
+    Frameworks want floats as the targets of a sigmoid.
+
+    >>> as_classes(np.array([1.0, 0.0])).dtype.kind, as_classes(np.array([0.5, 0.0])), as_classes(None)
+    ('i', None, None)
+    """
+    if labels is None or labels.dtype.kind in "iub":
+        return labels
+    return labels.astype(np.int64) if np.isin(labels, (0, 1)).all() else None
+
+
 def class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, payoff: str) -> IntArray:
     """Return labels as int64[rows, *positions], each a class of scores [classes, rows, *positions]."""
     if labels is None:
         raise DataError(f"payoff {payoff!r}: there are no labels: give them, or use 'kl', which needs none")
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iub":
+    given, labels = np.asarray(labels), as_classes(np.asarray(labels))
+    if labels is None:
         raise DataError(
-            f"payoff {payoff!r}: labels are {labels.dtype}: give integer class indices, or use 'mse' for float targets"
+            f"payoff {payoff!r}: labels are {given.dtype}: give integer class indices, or use 'mse' for float targets"
         )
     if not fits(labels.shape, scores[1:]):
         raise DataError(

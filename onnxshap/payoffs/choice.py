@@ -13,6 +13,8 @@ from onnxshap.payoffs.checked import (
     CLOSE,
     any_of,
     are_probabilities,
+    as_classes,
+    both_classes,
     class_axis,
     class_labels,
     class_scores,
@@ -42,18 +44,23 @@ def choose(name: str | None, reference: Sequence[Array], labels: Array | None, o
     An output can be used if it is of floats, not empty and has one entry a row along axis 0. Class scores are taken
     from the first such output of rank 2, else from the first dense one, that has two classes or more (and room for
     the labels). They are probabilities if no reference entry is negative and every row sums to 1 within 1e-3, else
-    logits. By default an output counts as class scores only if it has rank 2 and is probabilities, or looks like
-    logits: entries of either sign, rows that are not all of unit length (embeddings), and a mean over the columns that
-    varies less from row to row than it does where columns are independent. The gradients of a softmax leave that mean
-    alone (their sum over the classes is 0): of trained classifiers it varies .08 to .5 times as much, of regressions
-    with several targets once to twice. Sigmoids, features, embeddings and numbers get mse; where outputs of both kinds
-    are there, joint counts them all.
+    logits. Where there is none, labels of an output's own shape that are all 0 or 1 (floats as well, for frameworks
+    want them so) are classes: every entry of the output tells two of them apart, by a probability if all of them are
+    in [0, 1], else by a logit.
+
+    By default an output counts as class scores only if it has rank 2 and is probabilities, or looks like logits:
+    entries of either sign, rows that are not all of unit length (embeddings), and a mean over the columns that varies
+    less from row to row than it does where columns are independent. The gradients of a softmax leave that mean alone
+    (their sum over the classes is 0): of trained classifiers it varies .08 to .5 times as much, of regressions with
+    several targets once to twice. Sigmoids, features, embeddings and numbers get mse; where outputs of both kinds are
+    there, joint counts them all.
 
     Args:
         name: one of `NAMES`, or None. mse reads float labels as targets and ignores integer ones (they are classes);
             joint ignores all.
         reference: the original model's outputs on the whole data set, each array[n, ...].
-        labels: integer class indices [n] (dense: one a position), float targets of an output's shape, or None.
+        labels: integer class indices [n] (dense: one a position), float targets of an output's shape (by default, if
+            they are all 0 or 1, classes), or None.
         output_names: the names of the outputs, for messages.
 
     Raises:
@@ -73,26 +80,29 @@ def choose(name: str | None, reference: Sequence[Array], labels: Array | None, o
         case "mse":
             return _fit_mse(reference, labels, usable, output_names)
         case "kl":
-            index, probabilities = _fit_classes("kl", reference, None, usable, output_names)
+            index, probabilities, _ = _fit_classes("kl", reference, None, usable, output_names)
             return KL(index, probabilities)
         case "ce":
             if labels is None:
                 raise DataError("payoff 'ce': there are no labels: give them, or use 'kl', which needs none")
-            index, probabilities = _fit_classes("ce", reference, labels, usable, output_names)
-            return CrossEntropy(index, probabilities)
+            index, probabilities, binary = _fit_classes("ce", reference, labels, usable, output_names)
+            return CrossEntropy(index, probabilities, binary=binary)
         case "joint":
             return _fit_joint(reference, usable, output_names)
         case _:
-            index, _ = _fit_classes("accuracy", reference, labels, usable, output_names)
-            return Accuracy(index)
+            index, probabilities, binary = _fit_classes("accuracy", reference, labels, usable, output_names)
+            return Accuracy(index, probabilities=probabilities, binary=binary)
 
 
 def _default(
     reference: Sequence[Array], labels: Array | None, usable: Sequence[int], output_names: Sequence[str]
 ) -> str:
     """Return the name of the payoff for these outputs and labels."""
+    if labels is not None and labels.dtype.kind == "f":
+        binary = as_classes(labels) is not None and any(fits(labels.shape, reference[i].shape) for i in usable)
+        return "ce" if binary else "mse"
     if labels is not None:
-        return "mse" if labels.dtype.kind == "f" else "ce"
+        return "ce"
     classes = [_of_classes(reference[i], f"output {output_names[i]!r}") for i in usable]
     if not any(classes):
         return "mse"
@@ -134,16 +144,21 @@ def _usable(reference: Sequence[Array], labels: Array | None, output_names: Sequ
 
 def _fit_classes(
     payoff: str, reference: Sequence[Array], labels: Array | None, usable: Sequence[int], output_names: Sequence[str]
-) -> tuple[int, bool]:
-    """Return the output that holds the class scores, and whether they are probabilities."""
+) -> tuple[int, bool, bool]:
+    """Return the output that holds the class scores, whether they are probabilities, and of two classes an entry."""
     dense_last = sorted((i for i in usable if reference[i].ndim >= 2), key=lambda i: reference[i].ndim > 2)
     moved = {i: np.moveaxis(reference[i], class_axis(reference[i].ndim, None), -1) for i in dense_last}
     moved = {i: scores for i, scores in moved.items() if scores.shape[-1] >= 2}
-    if labels is not None and labels.dtype.kind in "iub":
+    classes = as_classes(labels)
+    if labels is not None and classes is not None:
         # An output of the labels' shape with too few classes is kept for the message, behind those with enough.
         moved = {i: scores for i, scores in moved.items() if fits(labels.shape, scores.shape[:-1])}
-        top = int(labels.max(initial=0))
+        top = int(classes.max(initial=0))
         moved = dict(sorted(moved.items(), key=lambda item: top >= item[1].shape[-1]))
+        if not moved and np.isin(classes, (0, 1)).all():
+            for index in (i for i in usable if fits(labels.shape, reference[i].shape)):
+                scores = both_classes(reference[index], f"output {output_names[index]!r}", probabilities=True)
+                return index, bool((scores >= 0.0).all()), True
     if not moved:
         have = ", ".join(f"{output_names[i]!r} {text_of(reference[i].shape)}" for i in usable)
         given = "" if labels is None else f" for labels {text_of(labels.shape)}"
@@ -155,7 +170,7 @@ def _fit_classes(
     scores = class_scores(reference[index], None, where)
     if labels is not None:
         class_labels(labels, scores.shape, where, payoff=payoff)
-    return index, are_probabilities(scores)
+    return index, are_probabilities(scores), False
 
 
 def _fit_mse(

@@ -83,7 +83,7 @@ class Judge:
             every = {f"{called[one.name]} of {traced.outputs[k]!r}": one for k, one in payoff.each()}
             return cls(traced, replace(data, labels=None), reference, every)
         if payoff.name in payoffs.NAMES and payoff.name != "mse":
-            labels = data.labels if data.labels is not None and data.labels.dtype.kind in "iub" else None
+            labels = payoffs.as_classes(data.labels)
             try:
                 top = payoffs.choose("accuracy", reference, labels, traced.outputs)
             except DataError:
@@ -106,7 +106,7 @@ class Judge:
         whole, cut = (judge(o, self.reference, self.data.labels) for o in (self.reference, outputs))
         lost: FloatArray = np.asarray(whole, np.float64) - np.asarray(cut, np.float64)
         stderr = float(lost.std(ddof=1) / np.sqrt(len(lost))) if len(lost) > 1 else float("inf")
-        if isinstance(judge, payoffs.Accuracy) and self.reference[judge.output].ndim == 2:
+        if isinstance(judge, payoffs.Accuracy) and judge.whole(self.reference):
             stderr = max(stderr, 1 / max(1, len(lost)))  # no image lost of a few: of so many others one may be
         return Drop(name, float(lost.mean()), stderr, len(lost))
 

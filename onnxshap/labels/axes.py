@@ -154,7 +154,7 @@ class Axes:
 
     def macs(self, *axes: tuple[Tensor, int]) -> None:
         """State that the op does as many multiply-accumulates as the product of the widths of these axes."""
-        if self.op.out().constant:
+        if all(out.constant for out in self.op.outputs if out is not None):
             return
         self.trace.macs.append((self.op.index, tuple((t.name, a % t.rank) for t, a in axes)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -16,16 +16,18 @@ from onnxshap.blas import threads_for
 from onnxshap.calibrate import batches
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.graph import attributes, is_op
-from onnxshap.graph.structure import reads
+from onnxshap.graph.structure import copied, reads
 from onnxshap.labels import Liveness
 from onnxshap.masking import Means
 from onnxshap.repair.coefficients import Coefficients
 from onnxshap.repair.moments import FEWEST_ROWS, Moments, pooled_scale
+from onnxshap.repair.recurrent import Gates, Recurrent, Seen, Weights, find_recurrent, parts_of
 from onnxshap.repair.regression import FULL, Effort, Refit, Response, Rows, Single, require_images, solve
 from onnxshap.repair.targets import Layer, find_layers
 from onnxshap.repair.transfer import transfer
 from onnxshap.repair.walk import Walk
 from onnxshap.rewrite import cut
+from onnxshap.shapes.constants import static_values
 from onnxshap.taps import patches, taps
 from onnxshap.tracing import Keep, Traced
 
@@ -69,7 +71,7 @@ def refit(
     """
     require_images(len(data))
     fitter = _fitter(traced, free, keep, means, data, seed, effort, feeds, nearest)
-    reports = [report for report in fitter.each(fitter.fit, progress) if report is not None]
+    reports = fitter.fitted(progress)
     return _in_file(traced, free, keep, means, fitter.model), reports
 
 
@@ -88,7 +90,7 @@ def rematch(
         data: calibration images.
     """
     fitter = _fitter(traced, free, keep, means, data)
-    fitter.each(fitter.match, progress)
+    fitter.matched(progress)
     return _in_file(traced, free, keep, means, fitter.model)
 
 
@@ -115,8 +117,7 @@ def refit_edited(
         DataError: fewer than 20 images.
     """
     require_images(len(data))
-    fitter = _edited_fitter(free, model, edited, data, seed, effort, nearest)
-    return [report for report in fitter.each(fitter.fit, progress) if report is not None]
+    return _edited_fitter(free, model, edited, data, seed, effort, nearest).fitted(progress)
 
 
 def rematch_edited(
@@ -128,7 +129,7 @@ def rematch_edited(
 ) -> None:
     """Make, in place, the channels' means and variances what they were; arguments as for `refit_edited`."""
     fitter = _edited_fitter(free, model, edited, data)
-    fitter.each(fitter.match, progress)
+    fitter.matched(progress)
 
 
 def _edited_fitter(
@@ -145,7 +146,7 @@ def _edited_fitter(
     if nearest:
         names = {free.shaped.graph.nodes[index].output[0] for index in edited}
         layers = [layer for layer in layers if layer.y in names]
-    return _Fitter(free, live, model, data, seed, layers, effort, ())
+    return _Fitter(free, live, model, data, seed, layers, [], effort, ())
 
 
 def _fitter(
@@ -164,7 +165,8 @@ def _fitter(
     layers = find_layers(traced, model, live)
     if nearest:
         layers = [layer for layer in layers if live.cut(layer.x, layer.channels)]
-    return _Fitter(free, live, model, data, seed, layers, effort, feeds)
+    recurrent = find_recurrent(free, model, live, nearest=nearest)
+    return _Fitter(free, live, model, data, seed, layers, recurrent, effort, feeds)
 
 
 def _in_file(traced: Traced, free: Traced, keep: Keep, means: Means, model: ModelProto) -> ModelProto:
@@ -188,6 +190,7 @@ class _Fitter:
     data: Dataset
     seed: int
     layers: Sequence[Layer]
+    recurrent: Sequence[Recurrent]
     effort: Effort
     feeds: Sequence[Mapping[str, Array]]
 
@@ -197,14 +200,15 @@ class _Fitter:
         order = np.random.default_rng([self.seed, 3]).permutation(images)
         held_out = np.zeros(images, np.bool_)
         held_out[order[: max(1, images // _HELD_OUT)]] = True
-        size = batch_size(self.free, [n for layer in self.layers for n in (layer.x, layer.y)])
+        read = [n for layer in self.layers for n in (layer.x, layer.y)] + [layer.x for layer in self.recurrent]
+        size = batch_size(self.free, read)
         feeds = self.feeds or [dict(part) for _, part in batches(self.free, self.data, size)]
         starts = np.cumsum([0, *(self.free.shaped.count(part) for part in feeds)])
         # a fixed batch is filled up with repeats
         self._flags = [
             np.resize(held_out[s:], self.free.shaped.count(part)) for s, part in zip(starts, feeds, strict=False)
         ]
-        self._original = Walk(self.free, self.free.shaped.graph.model, feeds)
+        self._original = Walk(self.free, _telling_states(self.free.shaped.graph.model, self.recurrent), feeds)
         self._present = Walk(self.free, self.model, feeds)
 
     def _positions(self, layer: Layer, chunk: int, inputs: int) -> NDArray[np.intp]:
@@ -214,13 +218,18 @@ class _Fitter:
         rng = np.random.default_rng([self.seed, 4, layer.index, chunk])
         return np.sort(rng.choice(total, count, replace=False))
 
-    def each(self, change: Callable[[list[Layer]], _T], progress: Callable[[int, int], None]) -> list[_T]:
-        """Change one layer after the other, from input to output, those with one weight at once."""
-        found, sets = [], self._constants.sets(self.layers)
-        for number, layers in enumerate(sets):
-            found.append(change(layers))
-            progress(number + 1, len(sets))
-        return found
+    def matched(self, progress: Callable[[int, int], None]) -> None:
+        """Match the moments of one layer after the other, from input to output, those with one weight at once."""
+        sets = self._constants.sets(self.layers)
+        _in_order([(layers[0].index, partial(self.match, layers)) for layers in sets], progress)
+
+    def fitted(self, progress: Callable[[int, int], None]) -> list[Refit]:
+        """Refit one layer after the other, as `matched`, and return what became of each."""
+        steps: list[tuple[int, Callable[[], Refit | None]]] = [
+            (layers[0].index, partial(self.fit, layers)) for layers in self._constants.sets(self.layers)
+        ]
+        steps += [(layer.index, partial(self.fit_recurrent, layer)) for layer in self.recurrent]
+        return [report for report in _in_order(steps, progress) if report is not None]
 
     def fit(self, layers: list[Layer]) -> Refit | None:
         """Refit layers with one weight, each with a bias of its own, in place.
@@ -276,6 +285,41 @@ class _Fitter:
                         *(_outputs_of(values[chosen], groups) for values in (wanted, *added)),
                     )
 
+    def fit_recurrent(self, layer: Recurrent) -> Refit:
+        """Refit the weights of a recurrent op, in place."""
+        node, kept = self.model.graph.node[layer.index], self.live.axis(layer.states_weight, 2)
+        whole = Weights.of(self.free.shaped.graph.model, layer.node, self.free)
+        present = Weights.of(self.model, node, self.free)
+        gates = Gates(layer, whole, present, np.ones(whole.r.shape[2], np.bool_) if kept is None else kept)
+        parts = [(part, (Rows(Response()), Rows(Response()))) for part in parts_of(layer)]
+        for number, (flags, seen) in enumerate(zip(self._flags, self._seen(layer), strict=True)):
+            held_out = _of_rows(flags, seen.x.shape[1])
+            for part, rows in parts:
+                count = math.ceil(self.effort.needed(gates.inputs(part)) / max(1, len(self.data)))
+                rng = np.random.default_rng([self.seed, 4, layer.index, number])
+                gates.add(part, rows, seen, held_out, min(1.0, count / len(seen.x)), rng)
+        results = []
+        for part, rows in parts:
+            solved, *result = solve(*rows, gates.present(part), gates.inputs(part), self.effort)
+            gates.take(part, solved)
+            results.append(result)
+        before, after = (float(np.mean([result[k] for result in results])) for k in (0, 1))
+        ridges = [result[2] for result in results if result[2] is not None]
+        if ridges:
+            gates.store(self.model)
+        return Refit(layer.name, before, after, max(ridges, default=None))
+
+    def _seen(self, layer: Recurrent) -> Iterator[Seen]:
+        """Yield what a recurrent op sees, batch by batch."""
+        given = [name for name in (layer.start, layer.lengths) if name]
+        fixed = static_values(
+            self.free.shaped.graph.model, self.free.backend, [n for n in given if n in self.free.shaped.constants]
+        )
+        asked = [layer.x, layer.states, *(name for name in given if name not in fixed)]
+        for values, (x,) in zip(self._original(asked), self._present([layer.x]), strict=True):
+            found = fixed | dict(zip(asked, values, strict=True))
+            yield Seen(found[layer.x], x, found[layer.states], found.get(layer.start), found.get(layer.lengths))
+
     def match(self, layers: list[Layer]) -> None:
         """Make the mean and the variance of the channels of layers with one weight what they were, in place.
 
@@ -330,6 +374,26 @@ class _Fitter:
             return patches(x, read).transpose(0, 2, 1, 3)
         flat = x.reshape(*x.shape[:2], -1)[:, :, at]
         return flat.transpose(0, 2, 1)[..., None]
+
+
+def _in_order(steps: Sequence[tuple[int, Callable[[], _T]]], progress: Callable[[int, int], None]) -> list[_T]:
+    """Take steps in the order of their nodes, and return what they give."""
+    found = list[_T]()
+    for _, step in sorted(steps, key=lambda step: step[0]):
+        found.append(step())
+        progress(len(found), len(steps))
+    return found
+
+
+def _telling_states(model: ModelProto, layers: Sequence[Recurrent]) -> ModelProto:
+    """Return a model whose recurrent ops give all their states."""
+    produced = {o for node in model.graph.node for o in node.output}
+    untold = {tuple(layer.node.output)[1:]: layer.node for layer in layers if layer.states not in produced}
+    told = copied(model) if untold else model
+    for node in told.graph.node if untold else ():
+        if not node.output[0] and tuple(node.output)[1:] in untold:
+            node.CopyFrom(untold[tuple(node.output)[1:]])
+    return told
 
 
 def _affine(layer: Layer, width: int) -> tuple[FloatArray, FloatArray]:

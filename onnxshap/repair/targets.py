@@ -14,6 +14,7 @@ from onnxshap.core import Array, FloatArray
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.graph.structure import reads
 from onnxshap.labels import Liveness, Site, Weight
+from onnxshap.repair.recurrent import refittable
 from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
 
@@ -60,12 +61,12 @@ def find_layers(traced: Traced, model: ModelProto, live: Liveness, edited: Colle
 
 
 def unfitted(traced: Traced, live: Liveness) -> list[str]:
-    """Return nodes whose weights are cut and which are no regression (LSTM, GRU): nothing restores what they gave."""
+    """Return nodes whose weights are cut and which are no regression (in a loop): nothing restores what they gave."""
     nodes, found = traced.shaped.graph.nodes, dict[str, None]()
     for site in traced.labels.trace.sites:
         node = nodes[site.node]
         weights = [i for i in node.input if i in traced.shaped.constants]
-        cut = site.weight is None and live.cut(site.tensor, site.axis)
+        cut = site.weight is None and live.cut(site.tensor, site.axis) and not refittable(traced, site.node)
         if cut and any(live.cut(i, axis) for i in weights for axis in range(len(traced.shaped.shapes[i]))):
             found[node.name or node.output[0]] = None
     return list(found)

@@ -20,11 +20,11 @@ def transfer(source: ModelProto, target: ModelProto) -> ModelProto:
         if item.name not in stored:
             added.add(item.name)
         (stored[item.name] if item.name in stored else target.graph.initializer.add()).CopyFrom(item)
-    nodes = {node.output[0]: node for node in target.graph.node}
+    nodes = {tuple(node.output): node for node in target.graph.node}
     for theirs in source.graph.node:
         for k, name in enumerate(theirs.input):
             if name in added:
-                ours = nodes[theirs.output[0]]
+                ours = nodes[tuple(theirs.output)]
                 ours.input.extend([""] * (k + 1 - len(ours.input)))
                 ours.input[k] = name
     return target

@@ -153,7 +153,16 @@ def run_all(
                     "theirs; export the model with a free batch that every output has"
                 )
         parts.append([value[:count] for value in outputs])
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+    columns = list(zip(*parts, strict=True))
+    for name, column in zip(session.outputs, columns, strict=True):
+        sizes = list(dict.fromkeys(value.shape[1:] for value in column))
+        if len(sizes) > 1:
+            raise DataError(
+                f"output {name!r} is {list(sizes[0])} for some images and {list(sizes[1])} for others (as many as are "
+                "found in them), which cannot be compared; export the model without what selects (NonMaxSuppression), "
+                "or give images alike in size"
+            )
+    return [np.concatenate(column) for column in columns]
 
 
 def reduce_mean(opset: int, source: str, axes: Sequence[int], target: str) -> tuple[list[NodeProto], list[TensorProto]]:

@@ -211,9 +211,8 @@ class _Fitter:
         self._original = Walk(self.free, _telling_states(self.free.shaped.graph.model, self.recurrent), feeds)
         self._present = Walk(self.free, self.model, feeds)
 
-    def _positions(self, layer: Layer, chunk: int, inputs: int) -> NDArray[np.intp]:
-        """Return which flat output positions of a chunk's images are rows of a layer's regression, sorted."""
-        total = self._total(layer)
+    def _positions(self, layer: Layer, chunk: int, inputs: int, total: int) -> NDArray[np.intp]:
+        """Return which of so many flat output positions of a chunk's images are rows of a regression, sorted."""
         count = min(total, math.ceil(self.effort.needed(inputs) / max(1, len(self.data))))
         rng = np.random.default_rng([self.seed, 4, layer.index, chunk])
         return np.sort(rng.choice(total, count, replace=False))
@@ -234,7 +233,7 @@ class _Fitter:
     def fit(self, layers: list[Layer]) -> Refit | None:
         """Refit layers with one weight, each with a bias of its own, in place.
 
-        Where they are too large to, their moments are matched, and None is returned.
+        Where they are too large to, their moments are matched, and None is returned; where they never run, None.
         """
         first = layers[0]
         old = self._constants.read(first)
@@ -250,6 +249,8 @@ class _Fitter:
         for number, layer in enumerate(layers):
             own = np.eye(len(layers), dtype=np.float32)[number] if biases else np.empty(0, np.float32)
             self._add_rows(rows, layer, groups, inputs, own, any(other.addend for other in layers))
+        if not len(rows[0]):
+            return None
         with threads_for(inputs):
             solved, before, after, ridge = solve(*rows, present, inputs, self.effort)
         if ridge is not None:
@@ -271,9 +272,14 @@ class _Fitter:
         names = [layer.x, *([layer.addend] if layer.addend else [])]
         pairs = zip(self._flags, self._original([layer.target]), self._present(names), strict=True)
         for number, (flags, (target,), (source, *addend)) in enumerate(pairs):
-            at = self._positions(layer, number, inputs)
+            target = self.live.narrowed(layer.target, target)
+            if not (target.size and source.size):
+                continue  # as many as the data tell, and these tell of none
+            at = self._positions(layer, number, inputs, math.prod(_channels_second(target, layer.outputs).shape[2:]))
             design = self._design(layer, node, _channels_second(source, layer.channels), at)
-            wanted = _rows(self.live.narrowed(layer.target, target), layer.outputs, at)
+            wanted = _rows(target, layer.outputs, at)
+            if len(design) != len(wanted):
+                continue  # those of the cut model tell of others
             added = [_rows(values, layer.outputs, at) for values in addend]
             if addends and not added:
                 added = [np.zeros_like(wanted)]
@@ -348,6 +354,8 @@ class _Fitter:
         for (target,), values in zip(self._original([layer.target]), self._present(names), strict=True):
             target = self.live.narrowed(layer.target, target)
             wanted, given, *added = (_every_row(v, layer.outputs) for v in (target, *values))
+            if len(wanted) != len(given):
+                continue  # as in `_add_rows`
             moments.add(given * scale + shift, wanted, added[0] if added else None)
         return moments
 
@@ -359,10 +367,6 @@ class _Fitter:
                 changed.update(node.output)
         if any(name in changed for layer in layers for name in (layer.x, layer.addend)):
             self._present.restart()
-
-    def _total(self, layer: Layer) -> int:
-        shape = self.live.shape(layer.y, self.free.shaped.shapes[layer.y])
-        return math.prod(shape) // (shape[0] * shape[layer.outputs]) if len(shape) > 1 else 1
 
     def _design(self, layer: Layer, node: NodeProto, x: Array, at: NDArray[np.intp]) -> Array:
         """Return the regression's inputs [images, positions, channels, taps]."""

@@ -1,5 +1,8 @@
 """What is alike in runs at different sizes by chance, and need not be at another.
 
+Sizes that the data tell (how many boxes are kept, the longest of some lengths) are in doubt from the start, for the
+runs are of some data.
+
 What compares, rounds or clips is often alike at some sizes and not at others (`batch == 1`, `height % 32`): it does not
 depend on sizes for certain only where all that it is computed from does not. That is told for each entry of what shape
 arithmetic computes, for most vectors of sizes hold some that follow the inputs and some that do not.
@@ -17,6 +20,9 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from onnxshap.core import Array, BoolArray
 from onnxshap.graph import array, attributes, is_op
+from onnxshap.graph.lifting import BRANCHES, body, handed, is_if, is_loop
+from onnxshap.graph.loops import leading
+from onnxshap.graph.structure import subgraphs
 from onnxshap.shapes.alone import MOST, Alone, Given
 from onnxshap.shapes.sizes import sizes_in_doubt
 
@@ -26,6 +32,11 @@ _EACH = frozenset((
     *("Min", "Mod", "Mul", "Neg", "Not", "Or", "Round", "Sign", "Sqrt", "Sub", "Where", "Xor"),
 ))  # fmt: skip
 """Ops of which an entry depends on the entries there of what they read."""
+_COUNTING = ("Compress", "ConstantOfShape", "NonMaxSuppression", "NonZero", "Range", "Unique")
+"""Ops that give as much as they find, or as their first input says."""
+_SCALED = ("Resize", "Upsample")
+"""Ops that read factors of sizes, which are no integers."""
+_INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 _RESHAPING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
@@ -44,7 +55,7 @@ def doubtful(
         shapes: of all tensors in the first.
         alone: infers what a node of the model gives.
     """
-    doubts = _Doubts(one, others, {t.name: t for t in model.graph.initializer}, shapes, alone)
+    doubts = _Doubts(model.graph.node, one, others, {t.name: t for t in model.graph.initializer}, shapes, alone)
     for node in model.graph.node:
         doubts.visit(node)
     return doubts.found, doubts.axes
@@ -62,6 +73,7 @@ def unlike(value: Array, others: Sequence[Array | None]) -> BoolArray | None:
 
 @dataclass
 class _Doubts:
+    nodes: Sequence[NodeProto]
     one: Mapping[str, Array]
     others: Sequence[Mapping[str, Array]]
     stored: Mapping[str, TensorProto]
@@ -78,9 +90,12 @@ class _Doubts:
         """Tell of what a node gives."""
         inputs = [name for name in node.input if name]
         self._note_sizes(node, inputs)
+        if is_loop(node) or is_if(node):
+            self._note_bodies(node)
         truths = any(n in self.one and self.one[n].dtype == np.bool_ for n in (*inputs, *node.output))
         lossy = node.output[0] in self.one and (truths or is_op(node, *_LOSSY))
         doubted = any(name in some for name in inputs for some in (self.found, self.axes, self.shapeless))
+        doubted = doubted or self._sized_by_data(node)
         if not doubted and not (lossy and any(self._varies(n) for n in inputs)):
             return
         self._note_axes(node)
@@ -95,6 +110,56 @@ class _Doubts:
                 entries = np.ones(shape, np.bool_)
             if entries.any():
                 self.found[name] = entries
+
+    def _sized_by_data(self, node: NodeProto) -> bool:
+        """Return whether the sizes of what a node gives may follow the values of data."""
+        if node.domain not in ("", "ai.onnx") or any(subgraphs(node)):
+            return False
+        data = [n for n in node.input if n and n not in self.one and n not in self.stored]
+        if is_op(node, *_COUNTING):
+            return bool(data)
+        kinds = self.alone.inferred
+        return any(kinds.get(n) in _INTEGERS or is_op(node, *_SCALED) for n in data if n not in node.input[:1])
+
+    def _note_bodies(self, node: NodeProto) -> None:
+        """Note the axes of what bodies give whose sizes follow how often, or which of them, the data let run."""
+        if is_if(node):
+            if self._sure(node.input[0]):
+                return
+            for output, *sizes in zip(node.output, *(self._handed(node, branch) for branch in BRANCHES), strict=True):
+                if output in self.shapes:
+                    self.axes[output] = _unlike_sizes(len(self.shapes[output]), *sizes)
+        elif node.op_type == "Loop" and not self._counts(node):
+            for output in node.output[leading(node)[1] :]:
+                if output in self.shapes:
+                    self.axes[output] = np.arange(len(self.shapes[output])) == 0
+
+    def _handed(self, node: NodeProto, branch: str) -> list[tuple[int, ...] | None]:
+        """Return the shapes that a branch of an If gives, None where they are not known."""
+        inside = body(node, branch)
+        names = handed(inside)
+        if names is not None:
+            return [self.shapes.get(name) for name in names]
+        declared = [o.type.tensor_type.shape.dim for o in inside.output]
+        return [tuple(d.dim_value for d in dims) if dims and all(d.dim_value for d in dims) else None
+                for dims in declared]  # fmt: skip
+
+    def _counts(self, node: NodeProto) -> bool:
+        """Return whether a Loop runs as often as its count says, which is no matter of the data."""
+        inside = body(node)
+        count, starts, goes_on = node.input[0], node.input[1] if len(node.input) > 1 else "", inside.output[0].name
+        if not (count and self._sure(count)) or (starts and not self._sure(starts)):
+            return False
+        made = {o: n for n in (*inside.node, *self.nodes) for o in n.output}
+        while goes_on in made and is_op(made[goes_on], "Identity"):
+            goes_on = made[goes_on].input[0]
+        constants = {t.name for t in inside.initializer}.union(self.stored)
+        constants.update(o for n in inside.node if is_op(n, "Constant") for o in n.output)
+        return goes_on == inside.input[1].name or goes_on in constants
+
+    def _sure(self, name: str) -> bool:
+        """Return whether what a tensor holds is no matter of the data."""
+        return name in self.stored or (name in self.one and name not in self.found)
 
     def _note_axes(self, node: NodeProto) -> None:
         """Note which axes of what a node gives have sizes in doubt."""
@@ -172,6 +237,13 @@ class _Doubts:
                 sure = ~(self._unlike(number) | self._doubt(number)) & (self._value(number) < 0)
                 found = found | (sure & self._unlike(name))
         return found
+
+
+def _unlike_sizes(rank: int, one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> BoolArray:
+    """Return which axes differ in the two shapes that a result may have, all of them where those are not known."""
+    if one is None or other is None or not len(one) == len(other) == rank:
+        return np.ones(rank, np.bool_)
+    return np.asarray(np.array(one) != np.array(other), np.bool_).reshape(rank)
 
 
 def moved(node: NodeProto, entries: BoolArray, others: list[Array | None], shape: tuple[int, ...]) -> BoolArray | None:

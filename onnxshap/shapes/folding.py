@@ -100,7 +100,7 @@ def fold(graph: Graph, first: Run, others: Sequence[Run], alone: Alone) -> Folde
         others: some at other sizes, the same run where no size is free, none where there is none.
         alone: infers what a node of the graph gives.
     """
-    if not others or not first.values:
+    if not others:
         shapes = [n for n in graph.nodes if is_op(n, "Shape", "Size")]
         return Folded(graph, frozenset((n.input[0], a) for n in shapes for a in _axes(n, first)))
     model = copied(graph.model)

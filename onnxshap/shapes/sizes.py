@@ -90,8 +90,10 @@ def _stays(data: Given, out: tuple[int, ...], axis: int) -> bool:
 
 
 def _entries(one: Given | None) -> BoolArray:
-    """Return the entries in doubt of a vector; all where its length is."""
-    if one is None or one.value is None:
+    """Return the entries in doubt of a vector; all where its length is, or where the data tell them."""
+    if one is None:
         return np.ones(0, np.bool_)
+    if one.value is None:
+        return np.ones(one.shape, np.bool_).reshape(-1)
     doubts = np.zeros(one.value.shape, np.bool_) if one.entries is None else one.entries
     return np.asarray(doubts | one.sizes.any()).reshape(-1)

@@ -223,6 +223,29 @@ def test_columns_in_different_units_count_alike() -> None:
     np.testing.assert_allclose(targets([reference * units], [], output * units), found)
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((60, 7, 300), 1), ((60, 300, 7), 2), ((60, 5, 4, 4), 1)])
+def test_channels_of_dense_outputs_in_different_units_count_alike(shape: tuple[int, ...], axis: int) -> None:
+    rng = np.random.default_rng(0)
+    boxes = np.where(np.arange(shape[axis]) < 2, 300.0, 0.05)  # pixels beside probabilities
+    units = boxes.reshape([-1 if k == axis else 1 for k in range(len(shape))])
+    reference = rng.normal(size=shape) * units + 5 * units
+    payoff = choose(None, [reference], None, ["y"])
+    for channel in range(shape[axis]):
+        lost = np.arange(shape[axis]).reshape(units.shape) == channel
+        flat = np.where(
+            lost, reference.mean(axis=tuple(k for k in range(len(shape)) if k != axis), keepdims=True), reference
+        )
+        assert payoff([flat], [reference], None).mean() == pytest.approx(-1 / shape[axis], rel=0.02)
+
+
+def test_columns_that_stay_as_they_are_have_no_unit() -> None:
+    rng = np.random.default_rng(0)
+    wide, constant = rng.normal(size=(50, 3)) * [1e3, 1e-2, 1.0], np.full((50, 1), 7.0)
+    payoff = choose("mse", [np.concatenate([wide, constant + 1e-9 * rng.normal(size=(50, 1))], axis=1)], None, ["y"])
+    assert isinstance(payoff, MSE)
+    assert payoff.scales[0] == pytest.approx((*wide.var(axis=0), wide.var(axis=0).max()))
+
+
 # Joint ----------------------------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ from onnxshap.graph import attributes, extract, is_op
 from onnxshap.groups import Group
 from onnxshap.labels import Site
 from onnxshap.methods.base import Tell, sites_of, untold
+from onnxshap.payoffs import units_of
 from onnxshap.shapes.constants import static_values
 from onnxshap.taps import patches, taps
 
@@ -70,9 +71,11 @@ def regressions(
         setting: gives the model and the images.
         group: its units are the columns.
         rng: draws the rows.
-        importance: node -> float64[outputs], what a squared error of each output counts; default all the same.
+        importance: node -> float64[outputs], what a squared error of each output counts; default all the same, but
+            for outputs of the model that are in different units.
         tell: told how much is done.
     """
+    importance = _by_units(setting) if importance is None else importance
     fixed = np.zeros(len(group))
     problems = []
     layers = layers_of(setting, group)
@@ -80,10 +83,24 @@ def regressions(
         tell(number / (len(layers) + 1))
         grams = _grams(setting, layer, rng)
         if layer.refitted:
-            problems += _problems(layer, grams, importance or {})
+            problems += _problems(layer, grams, importance)
         else:
             fixed += _alone(layer, grams)
     return problems, fixed
+
+
+def _by_units(setting: Setting) -> dict[int, FloatArray]:
+    """Return, of the ops that give the model's outputs, what a squared error of each column counts in its own unit."""
+    shaped, found = setting.traced.shaped, {}
+    places = {shaped.graph.nodes[s.node].output[0]: s for s in setting.traced.labels.trace.linear}
+    for name, values in zip(setting.traced.outputs, setting.reference, strict=False):
+        site = places.get(name)
+        if site is None or site.weight is None or values.dtype.kind != "f":
+            continue
+        units = units_of(np.asarray(values, np.float64))
+        if units is not None and units.axis == site.weight.out % values.ndim:
+            found[site.node] = 1 / units.variances
+    return found
 
 
 # --- the greedy elimination ------------------------------------------------------------------------------------------

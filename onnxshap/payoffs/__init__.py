@@ -13,7 +13,7 @@ decided once by `choose`. So a row's payoff depends on that row alone, never on 
 
 from onnxshap.payoffs.builtin import KL, MSE, Accuracy, CrossEntropy, Joint
 from onnxshap.payoffs.checked import as_classes
-from onnxshap.payoffs.choice import choose
+from onnxshap.payoffs.choice import choose, units_of
 from onnxshap.payoffs.custom import Custom, OverAll, custom
 from onnxshap.payoffs.fidelity import Fidelity
 from onnxshap.payoffs.names import NAMES, UNLABELLED, unlabelled
@@ -32,5 +32,6 @@ __all__ = [
     "as_classes",
     "choose",
     "custom",
+    "units_of",
     "unlabelled",
 ]

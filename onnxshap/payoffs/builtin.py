@@ -124,6 +124,7 @@ class MSE:
         scales: what each one's mean squared error is divided by: the original output's mean square, so that outputs
             of different units can be averaged; every column's variance where those of an output have different units.
         targets: compare the only one of `outputs` with the labels instead of the original.
+        axes: where those columns lie in each one; empty = axis 1.
 
     >>> MSE(scales=(4.0,))([np.array([[1.0, 2.0]])], [np.array([[3.0, 2.0]])], None).tolist()
     [-0.5]
@@ -132,12 +133,14 @@ class MSE:
     outputs: tuple[int, ...] = (0,)
     scales: tuple[float | tuple[float, ...], ...] = (1.0,)
     targets: bool = False
+    axes: tuple[int, ...] = ()
     name: ClassVar[str] = "mse"
 
     def __post_init__(self) -> None:
         """Hold the fields to each other."""
         assert len(self.outputs) == len(self.scales) > 0
         assert len(self.outputs) == 1 or not self.targets
+        assert len(self.axes) in (0, len(self.outputs))
 
     def __call__(self, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> FloatArray:
         """Return float64[rows], at most 0; `labels` are read if `targets`, else `reference`.
@@ -146,7 +149,8 @@ class MSE:
             DataError: outputs with NaN or Inf, or of another shape than what they are compared with.
         """
         errors = []
-        for index, scale in zip(self.outputs, self.scales, strict=True):
+        axes = self.axes or (1,) * len(self.outputs)
+        for index, scale, axis in zip(self.outputs, self.scales, axes, strict=True):
             where = f"output {index}"
             got = finite(outputs[index], where)
             if self.targets:
@@ -155,7 +159,8 @@ class MSE:
                 check_shape(got, reference[index], where)
                 wanted = finite(once(reference[index]), where)
             with np.errstate(over="ignore"):  # Inf is told as such
-                errors.append(row_mean((got - wanted) ** 2 / np.asarray(scale)))
+                columns = [-1 if k == axis else 1 for k in range(got.ndim)] if isinstance(scale, tuple) else []
+                errors.append(row_mean((got - wanted) ** 2 / np.reshape(scale, columns)))
         return -sum(errors[1:], start=errors[0]) / len(errors)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,12 +27,15 @@ from onnxshap.payoffs.checked import (
 )
 from onnxshap.payoffs.names import NAMES
 
-COLUMNS = 64
+COLUMNS = 128
 """Fewer columns than that may be quantities of their own; more are features, which have a common unit."""
-UNLIKE = 100.0
-"""Columns whose variances differ by more are in different units."""
-_LEAST = 1e-8
+UNLIKE, UNLIKE_DENSE = 100.0, 1000.0
+"""Columns whose variances differ by more are in different units; so are channels of dense outputs, of which features,
+too, differ."""
+_LEAST = 1e-12
 """Of the largest column's variance: what a smaller one counts as."""
+_STILL = 1e-10
+"""Of the square of its own mean: a column with a smaller variance is constant, but for rounding."""
 _CONSTANT = 1e-9
 """What an output loses, at most, whose mean is as good as it is."""
 STILL = 0.7
@@ -70,7 +74,7 @@ def choose(name: str | None, reference: Sequence[Array], labels: Array | None, o
     >>> choose(None, [np.array([[0.9, 0.1]])], None, ["p"])
     KL(output=0, probabilities=True, axis=None)
     >>> choose(None, [np.array([[3.0, -1.0]])], np.array([1]), ["logits"])
-    CrossEntropy(output=0, probabilities=False, axis=None)
+    CrossEntropy(output=0, probabilities=False, axis=None, binary=False)
     """
     if name is not None and name not in NAMES:
         raise DataError(f"payoff {name!r}: unknown: use {any_of(NAMES)}")
@@ -188,19 +192,44 @@ def _fit_mse(
                 "targets of an output's shape, or no labels to compare with the original outputs"
             )
         float_targets(labels, reference[indices[0]].shape, f"output {output_names[indices[0]]!r}")
-    powers = [_powers(finite(reference[i], f"output {output_names[i]!r}")) for i in indices]
-    return MSE(tuple(indices), tuple(powers), targets)
+    found = [_scale(finite(reference[i], f"output {output_names[i]!r}")) for i in indices]
+    axes = tuple(axis for _, axis in found)
+    return MSE(tuple(indices), tuple(scale for scale, _ in found), targets, axes if set(axes) != {1} else ())
 
 
-def _powers(output: FloatArray) -> float | tuple[float, ...]:
-    """Return the mean square of an output, 1 where it is 0, or each column's variance where units are different."""
-    whole = float(np.mean(output**2)) or 1.0
-    if output.ndim != 2 or not 1 < output.shape[1] < COLUMNS:
-        return whole
-    own = output.var(axis=0)
-    if own.max() <= UNLIKE * own.min():
-        return whole
-    return tuple(float(v) for v in np.maximum(own, _LEAST * own.max()))
+def _scale(output: FloatArray) -> tuple[float | tuple[float, ...], int]:
+    """Return what squared errors of an output are divided by, and the axis of the columns with one each."""
+    if (units := units_of(output)) is not None:
+        return tuple(units.variances.tolist()), units.axis
+    return float(np.mean(output**2)) or 1.0, 1
+
+
+@dataclass(frozen=True)
+class Units:
+    """Quantities in units of their own: `variances` of the entries along an axis of an output."""
+
+    axis: int
+    variances: FloatArray
+
+
+def units_of(output: FloatArray) -> Units | None:
+    """Return the units of an output's columns [n, columns] or channels, None where they have one in common.
+
+    Channels lie on axis 1 (boxes and classes of a detector: pixels beside probabilities), of rank 3 on 1 or 2, where
+    more is told apart.
+    """
+    best: Units | None = None
+    limit = UNLIKE if output.ndim == 2 else UNLIKE_DENSE
+    for axis in range(1, 3 if output.ndim == 3 else min(2, output.ndim)):
+        if not 1 < output.shape[axis] < COLUMNS:
+            continue
+        others = tuple(k for k in range(output.ndim) if k != axis)
+        own, level = output.var(axis=others), output.mean(axis=others) ** 2
+        told = own > np.maximum(_STILL * level, _LEAST * own.max())
+        if told.any() and own[told].max() > limit * own[told].min():
+            limit = own[told].max() / own[told].min()
+            best = Units(axis, np.where(told, own, own.max()))
+    return best
 
 
 def _fit_joint(reference: Sequence[Array], usable: Sequence[int], output_names: Sequence[str]) -> Joint:

@@ -42,8 +42,8 @@ from onnxshap.opening import (
     silent,
 )
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
-from onnxshap.plan.cutter import Cut, Cutter, check_names, shares
-from onnxshap.plan.search import Drop, Judge, check_drop, within_drop, within_latency
+from onnxshap.plan.cutter import Cut, Cutter, check_names, check_tunable, check_tuning, shares
+from onnxshap.plan.search import Drop, Judge, check_drop, check_share, within_drop, within_latency
 from onnxshap.repair import Refit
 from onnxshap.scoring import DECIDED, Rules, score_groups
 from onnxshap.scoring.jobs import fingerprint
@@ -349,12 +349,17 @@ def prune(
         if budget.units is not None or budget.shares or not searched:
             check_reachable(blank, budget, lambda plan: shares(traced, plan))
         free = free_batch(traced)
+        if repair == "distill":
+            check_tuning(distill_seconds)
+            check_tunable(free)
         dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
         progress("trace", 1, 1)
     with clock.stage("score"):
         setting = _setting(free, sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline)
         fits = setting.payoff.name if setting.payoff.name in payoffs.NAMES else setting.payoff
         reference, judge = judged(traced, held_out, fits)
+        if max_drop is not None:
+            check_share(Judge.of(traced, held_out, reference, judge), max_drop)
         found = _check_values(values, traced, groups) if values is not None else None
         if found is None:
             half = budget if budget.units is not None or budget.shares else replace(budget, macs=0.5)
@@ -374,7 +379,7 @@ def prune(
     cutter = Cutter(
         traced, free, groups, phi, repaired_on, repair, allocation, seed, progress, clock,
         rescore=again if values is None else None, tuning_seconds=distill_seconds,
-        payoff=payoffs.unlabelled(payoff),
+        payoff=payoffs.unlabelled(setting.payoff.name),  # decided once, on the images that score
     )  # fmt: skip
     lost: Drop | None = None
     plan: Keep | None = None

@@ -25,7 +25,15 @@ class DataError(OnnxshapError):
 
 
 class BudgetError(OnnxshapError):
-    """No allowed plan meets the budget, or the sampling budget is too small."""
+    """No allowed plan meets the budget, or the sampling budget is too small.
+
+    Attributes:
+        least: evaluations that would be enough, where there are too few for a game.
+    """
+
+    def __init__(self, message: str, least: int | None = None) -> None:
+        super().__init__(message)
+        self.least = least
 
 
 class VerifyError(OnnxshapError):

@@ -18,7 +18,7 @@ from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, load_data, 
 from onnxshap.errors import BudgetError, DataError, ModelError
 from onnxshap.graph import Source, data_path, read
 from onnxshap.groups import Group, select
-from onnxshap.payoffs.checked import class_axis
+from onnxshap.payoffs.checked import are_probabilities, class_axis
 from onnxshap.repair import FEWEST_IMAGES
 from onnxshap.shapes import check_names, input_specs
 from onnxshap.tracing import Traced, trace
@@ -71,14 +71,17 @@ def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | N
 
 
 def _with_classes(traced: Traced, data: Dataset) -> Dataset:
-    """Return data whose labels, if they are one-hot along the classes of an output, are class indices."""
+    """Return data whose labels, if they are one-hot along the classes of an output, are class indices.
+
+    So they are if they are smoothed: shares of 1 of which one is more than a half.
+    """
     if (labels := data.labels) is None or labels.ndim < 2:
         return data
     for name, batch in zip(traced.outputs, traced.output_axes, strict=True):
         shape = [size for axis, size in enumerate(traced.shaped.shapes[name]) if axis != batch]
         axis = class_axis(labels.ndim, None)
         fits = list(labels.shape[1:]) == shape and shape[axis - 1] > 1
-        if fits and np.isin(labels, (0, 1)).all() and (labels.sum(axis=axis) == 1).all():
+        if fits and are_probabilities(np.moveaxis(labels, axis, 0)) and (labels.max(axis=axis) > 0.5).all():
             return replace(data, labels=labels.argmax(axis=axis))
     return data
 

@@ -33,7 +33,7 @@ from onnxshap.opening import (
     silent,
 )
 from onnxshap.plan import Budget, Candidate, check_reachable
-from onnxshap.plan.cutter import Cut, Cutter, check_names, check_tuning, shares
+from onnxshap.plan.cutter import Cut, Cutter, check_names, check_tunable, check_tuning, shares
 from onnxshap.plan.search import Drop, Judge
 from onnxshap.scoring import DECIDED
 from onnxshap.tracing import Traced
@@ -192,6 +192,8 @@ def sweep(
     dataset, held_out = hold_out(traced, dataset, eval_data, seed, "a sweep")
     bench = _Bench.of(traced, held_out, payoff)
     free, repaired_on = free_batch(traced), sample(dataset, REPAIR_IMAGES, seed)
+    if repair == "distill":
+        check_tunable(free)
     progress("trace", 1, 1)
     curves: list[Curve] = []
     total = len(methods) * (len(budgets) - len(left_out))

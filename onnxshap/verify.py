@@ -97,16 +97,18 @@ def verify_twin(traced: Traced, made: ModelProto, twin: ModelProto, data: Datase
 def _same(
     traced: Traced, made: ModelProto, part: Dataset, twin: Callable[[bool], list[Array]], names: tuple[str, str]
 ) -> Verified:
+    """Compare; a DataError where what the twin gives cannot be: as many boxes as it finds."""
     check_loads(traced, made)
     coded = _codes(traced.shaped)
     try:  # a fused product of codes may overflow (below), that of what is dequantised does not
         wanted = twin(not coded)
+    except ModelError as error:
+        raise _broken(names[1], error) from error
+    try:
         got = run_all(traced, made, part, optimize=not coded)
         natural = run_all(traced, traced.source, part, optimize=not coded)
     except (ModelError, DataError) as error:
-        raise VerifyError(
-            f"the {names[0]} does not run: {error}; nothing was written, please report the model"
-        ) from error
+        raise _broken(f"the {names[0]}", error) from error
     found = compare(got, wanted, natural)
     usual, worst = (found.typical, _CODE_WORST) if coded else (found.rel_err, np.inf)
     if not (usual <= tolerance(traced.shaped) and found.rel_err <= worst):
@@ -115,6 +117,10 @@ def _same(
             f"nothing was written, {_OVERFLOW if coded else 'please report the model'}"
         )
     return found
+
+
+def _broken(what: str, error: Exception) -> VerifyError:
+    return VerifyError(f"{what} does not run: {error}; nothing was written, please report the model")
 
 
 def tolerance(shaped: Shaped) -> float:

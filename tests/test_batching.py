@@ -391,3 +391,14 @@ def test_a_squeeze_may_take_the_axis_of_a_single_image(name: str, opset: int) ->
                 before, after = (run(m, {"x": images[:batch]})[0] for m in (model, small))
                 assert before.shape == after.shape
                 assert (before.ndim < len(model.graph.output[0].type.tensor_type.shape.dim)) == (batch == 1)
+
+
+@pytest.mark.parametrize(("dims", "given", "batch"), [
+    ("[5,N,6]", "[N,3]", 1), ("[5,q,6]", "[q,3]", 1), ("[5,batch,6]", "[p,3]", 1),
+    ("[5,q,6]", "[5,q,3]", 0),  # five images of free length, or steps of a free batch: nothing tells
+    ("[N,5,6]", "[N,3]", 0), ("[8,3,H,W]", "[8,3]", 0),
+    ("[3,32,32]", "[found,4]", None), ("[3,32,32]", "[3,4]", 0), ("[3,H,W]", "[found,4]", None),
+])  # fmt: skip
+def test_where_the_images_lie(dims: str, given: str, batch: int | None) -> None:
+    model = net(f"(float{dims} x) => (float{given} y) {{ y = Relu(x) }}")
+    assert input_specs(model)["x"].batch == batch

@@ -250,17 +250,26 @@ def test_no_image_lost_of_a_few_is_not_certain() -> None:
         onnxshap.prune(net(), data, eval_data=data.take(slice(0, 5)), max_drop=0.1, method="l1")
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.int64])
-def test_one_hot_labels_are_classes(kind: type[np.generic]) -> None:
+@pytest.mark.parametrize("kind", ["one-hot floats", "one-hot integers", "smoothed", "floats"])
+def test_labels_that_tell_classes_are_classes(kind: str) -> None:
     data = labelled(60)
     assert data.labels is not None
-    hot = np.eye(int(data.labels.max()) + 1)[data.labels].astype(kind)
+    one_hot = np.eye(int(data.labels.max()) + 1)[data.labels]
+    hot = {
+        "one-hot floats": one_hot.astype(np.float32), "one-hot integers": one_hot.astype(np.int64),
+        "smoothed": (0.9 * one_hot + 0.1 / one_hot.shape[1]).astype(np.float32), "floats": data.labels.astype(float),
+    }[kind]  # fmt: skip
     plain, spread = (
         onnxshap.prune(net(), replace(data, labels=labels), keep_macs=0.5, method="taylor")
         for labels in (data.labels, hot)
     )
     assert spread.scores.payoff == "ce"
     assert spread.after.score == plain.after.score
+
+
+def test_a_percentage_is_no_share() -> None:
+    with pytest.raises(BudgetError, match=r"max-drop is 1, but accuracy is a share, at most 1; give 0\.01"):
+        onnxshap.prune(net(), labelled(60), max_drop=1, method="l1")
 
 
 def test_max_drop_needs_images_to_hold_out() -> None:

@@ -23,6 +23,7 @@ from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.plan.cutter import Cutter
 from onnxshap.repair import refit
 from onnxshap.repair.targets import find_layers
+from tests import exactness
 from tests.test_batching import FIXED, STATE
 from tests.test_repair import images, net
 
@@ -228,6 +229,49 @@ def test_what_is_not_in_the_table_is_refused() -> None:
     )
     with pytest.raises(ModelError, match="distill cannot evaluate Pad other than with a constant on all axes; use"):
         TorchGraph(mirrored)({"x": torch.zeros(1, 2, 4, 4)}, ["y"])
+
+
+def test_a_model_that_cannot_be_tuned_is_refused_before_it_is_scored() -> None:
+    half = net()
+    for item in half.graph.initializer:
+        if item.data_type == item.FLOAT:
+            item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float16), item.name))
+    for value in (*half.graph.input, *half.graph.output):
+        value.type.tensor_type.elem_type = 10
+    small = images(60)
+    steps = exactness.net(
+        "(float[5,N,6] x) => (float[N,3] y) { h, last = GRU<hidden_size=8>(x, w, r) s = Squeeze(last, first)"
+        " y = MatMul(s, v) }", w=(1, 24, 6), r=(1, 24, 8), v=(8, 3), first=[0],
+    )  # fmt: skip
+
+    def score(outputs: Array, labels: Array) -> Array:
+        raise AssertionError("scored")
+
+    for model, data, why in (
+        (half, {k: v.astype(np.float16) for k, v in small.inputs.items()}, "weights of float32, the model has none"),
+        (steps, {"x": np.zeros((40, 5, 6), np.float32)}, "runs many images at a time, the model takes one"),
+    ):
+        with pytest.raises(ModelError, match=f"{why}; use --repair lstsq"):
+            onnxshap.prune(model, data, keep_macs=0.6, repair="distill", payoff=score)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_channels_of_dense_outputs_are_tuned_in_their_units(axis: int) -> None:
+    model = exactness.net(
+        """(float[N,6,9] x) => (float[N,C,D] y) {
+            t = MatMul(w1, x) r = Relu(t) f = MatMul(w2, r) u = Mul(f, units)
+            %s
+        }"""
+        % ("y = Identity(u)" if axis == 1 else "y = Transpose<perm=[0, 2, 1]>(u)"),
+        w1=(16, 6), w2=(4, 16), units=np.array([[300.0], [300.0], [0.05], [0.05]], np.float32),
+    )  # fmt: skip
+    data = Dataset({"x": np.random.default_rng(0).normal(size=(80, 6, 9)).astype(np.float32)}, None, "random")
+    bare, found = (
+        onnxshap.prune(model, data, keep_units=0.5, method="l1", repair=how, distill_seconds=20)
+        for how in ("lstsq", "distill")
+    )
+    assert found.tuning is not None and found.tuning.after <= found.tuning.before
+    assert found.after.score["mse"] > 1.05 * bare.after.score["mse"]
 
 
 def test_time_and_images_are_asked_for() -> None:

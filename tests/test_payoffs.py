@@ -392,6 +392,18 @@ def test_labels_that_are_no_classes_are_refused(payoff: Payoff, labels: Array, f
     refused(lambda: payoff([LOGITS], [LOGITS], labels), *fragments)
 
 
+@pytest.mark.parametrize("payoff", [CrossEntropy(), Accuracy()], ids=repr)
+@pytest.mark.parametrize("none", [255, -1, -100])
+def test_positions_of_no_class_are_left_out(payoff: Payoff, none: int) -> None:
+    labels = DENSE[:, :, ::-1].argmax(axis=1)
+    kept = labels.copy()
+    labels[0, 1:], labels[1] = none, none
+    found = payoff([DENSE], [], labels)
+    assert found[0] == pytest.approx(payoff([DENSE[:1, :, :1]], [], kept[:1, :1])[0])
+    assert found[1] == 0
+    assert choose(None, [DENSE], labels, ["y"]) == CrossEntropy()
+
+
 def test_payoffs_that_need_labels_say_so() -> None:
     refused(lambda: CrossEntropy()([LOGITS], [LOGITS], None), "payoff 'ce'", "no labels", "'kl'")
     refused(lambda: MSE(targets=True)([LOGITS], [LOGITS], None), "payoff 'mse'", "no labels", "float targets")

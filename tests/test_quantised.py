@@ -17,6 +17,7 @@ from onnx import ModelProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 import onnxshap
+from onnxshap import report
 from tests.exactness import check_exact
 from tests.zeroing import run
 
@@ -138,3 +139,13 @@ def test_an_exhausted_int8_layer_gets_the_means_into_its_bias() -> None:
         {**data.inputs, **{f"onnxshap.mask.{n}": k[None].astype(np.float32) for n, k in keep.items()}},
     )
     assert np.abs(run(folded, dict(data.inputs))[0] - wanted[0]).max() < 2.0**-9  # half a step of the bias' codes
+
+
+def test_layers_of_codes_are_told_as_not_refitted(quantised: tuple[Path, Path]) -> None:
+    _, path = quantised
+    data = {"image": np.load(MODELS / "fashion_calibration.npz")["image"][:40]}
+    found = onnxshap.prune(path, data, keep_units=0.7, method="l1", repair="lstsq")
+    told = report.prune_report(found, model="m.onnx", output=None, seed=0)
+    assert told["unfitted"]
+    assert set(told["unfitted"]).isdisjoint(r["node"] for r in told["refits"])
+    assert any("not refitted" in str(item) for item in report.prune_tables(told))

@@ -319,7 +319,7 @@ def test_weights_that_nothing_refits_are_named() -> None:
     told = report.prune_report(found, model="m.onnx", output=None, seed=0)
     assert told["unfitted"] == ["h", "g"]  # two nodes with one weight
     table = report.prune_tables(told)
-    assert any("not refitted: h, g;" in str(item) for item in table)
+    assert any("shared states): h, g." in str(item) for item in table)
     assert any("which the repair was fitted to" in str(item) for item in table)
 
 

@@ -39,6 +39,7 @@ from onnxshap.masking import Means
 from onnxshap.repair.targets import Layer, find_layers
 from onnxshap.repair.transfer import transfer
 from onnxshap.rewrite import cut
+from onnxshap.shapes import input_specs
 from onnxshap.tracing import Keep, Traced
 
 EPOCHS = 180
@@ -112,6 +113,21 @@ def distill(
         if item.name in weights:
             item.CopyFrom(tensor(item.name, weights[item.name]))
     return transfer(student, cut(traced, keep, means)), tuning
+
+
+def check_model(free: Traced) -> None:
+    """Refuse a model that cannot be tuned: told before anything else takes its time.
+
+    Raises:
+        ModelError: what runs many images at a time does not run, an op has no equal in torch, or no weights are tuned.
+    """
+    inputs = [spec for name, spec in input_specs(free.shaped.graph.model).items() if name in free.shaped.inputs]
+    if free.shaped.alone or free.shaped.apart:
+        raise ModelError("distillation runs many images at a time, the model takes one; use --repair lstsq")
+    if any(free.output_axes) or any(spec.batch for spec in inputs):
+        raise ModelError("distillation needs the images on axis 0 of every input and output; use --repair lstsq")
+    if not TorchGraph(free.shaped.graph.model).behind_layers():
+        raise ModelError("distillation tunes weights of float32, the model has none; use --repair lstsq")
 
 
 @contextlib.contextmanager
@@ -189,10 +205,7 @@ class _Tuner:
         self, free: Traced, layers: Sequence[Layer], student: ModelProto, keep: Keep, data: Dataset, seed: int,
         payoff: str | None = None,
     ) -> None:  # fmt: skip
-        if free.shaped.alone or free.shaped.apart:
-            raise ModelError("distillation runs many images at a time, the model takes one; use --repair lstsq")
-        if any(free.output_axes):
-            raise ModelError("distillation needs the images on axis 0 of every output; use --repair lstsq")
+        check_model(free)
         self._free, self._data, self._seed = free, data, seed
         self._rng = np.random.default_rng([seed, 8])
         self._train, self._held_out = divided(len(data), seed)
@@ -217,8 +230,7 @@ class _Tuner:
         fitted = payoffs.choose(payoff, reference, None, self._outputs)
         every: Sequence[Payoff] = fitted.parts if isinstance(fitted, payoffs.Joint) else [fitted]
         self._classes = {one.output: one for one in every if isinstance(one, payoffs.KL)}
-        scales = [zip(one.outputs, one.scales, strict=True) for one in every if isinstance(one, payoffs.MSE)]
-        self._columns = {k for pairs in scales for k, scale in pairs if isinstance(scale, tuple)}
+        self._columns = {k: axis for one in every if isinstance(one, payoffs.MSE) for k, axis in one.columns.items()}
         self._scale = [self._variance(k, r) for k, r in enumerate(reference)]
         self._spread = self._spreads(inputs)
         turned = {n: v.flip(-1) if v.ndim == 4 else v for n, v in inputs.items()}
@@ -265,7 +277,10 @@ class _Tuner:
         values = torch.from_numpy(output)
         if number in self._classes:
             values = _centred(_log_p(values, self._classes[number]))
-        found = values.double().var(dim=0 if number in self._columns else None, correction=0)
+        if (axis := self._columns.get(number)) is None:
+            found = values.double().var(correction=0)
+        else:
+            found = values.double().var(dim=[k for k in range(values.ndim) if k != axis], correction=0, keepdim=True)[0]
         return found.clamp(min=max(1e-12, 1e-8 * float(found.max()))).float().to(self._device)
 
     def _spreads(self, feeds: Mapping[str, Tensor]) -> dict[str, float]:

@@ -93,7 +93,8 @@ def fixed_cost(n_images: int, rows: int, rng: np.random.Generator, max_evals: in
     if used < 1:
         raise BudgetError(
             f"max_evals is {max_evals}, less than one image takes ({rows} evaluations); raise it to {rows} or more, "
-            f"{n_images * rows} for all {n_images} images"
+            f"{n_images * rows} for all {n_images} images",
+            rows,
         )
     images = np.arange(n_images) if used == n_images else np.sort(rng.permutation(n_images)[:used])
     return Schedule(images, np.ones(used, np.int64), np.full(used, rows), key, used < n_images)

@@ -83,7 +83,8 @@ class Permutation(PerImage):
         if budget < first:
             raise BudgetError(
                 f"max_evals is {budget}, less than one walk ({first} evaluations); raise it to {first} or more, "
-                f"{n_images * first} for one walk on each of the {n_images} images"
+                f"{n_images * first} for one walk on each of the {n_images} images",
+                first,
             )
         key = draw_key(rng)
         used = min(n_images, budget // first)

@@ -64,7 +64,8 @@ class Regression(PerImage):
             least = n_images * (2 + min(2 * n, everything))
             raise BudgetError(
                 f"max_evals is {max_evals}, less than two coalitions a unit on {n_images} images; raise it to {least} "
-                "or more, or use fewer images"
+                "or more, or use fewer images",
+                least,
             )
         count = everything if everything <= most else most - most % 2
         short = count < min(self.per_unit * n - self.per_unit * n % 2, everything)

@@ -177,8 +177,13 @@ def declare_ranks(graph: GraphProto, shapes: Mapping[str, Sequence[int]], kinds:
     for k, given in _open_loops(graph.node):
         inside, handed = body(graph.node[k]), handed_on(graph.node[k])
         for item, name in (*zip(inside.input, given, strict=True), *zip(inside.output, handed, strict=True)):
-            if name in shapes and not item.type.tensor_type.HasField("shape"):
-                item.type.tensor_type.shape.dim.extend(TensorShapeProto.Dimension() for _ in shapes[name])
+            if name not in shapes or item.type.tensor_type.HasField("shape"):
+                continue
+            if not item.type.tensor_type.elem_type:
+                if name not in kinds:
+                    continue
+                item.type.tensor_type.elem_type = kinds[name]
+            item.type.tensor_type.shape.dim.extend(TensorShapeProto.Dimension() for _ in shapes[name])
     graph.value_info.extend(
         helper.make_tensor_value_info(name, kinds[name], [None] * len(shapes[name]))
         for name in depths(graph.node)

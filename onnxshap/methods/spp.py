@@ -56,7 +56,9 @@ def spp(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int
     images = np.arange(len(setting.data))
     if max_evals is not None and max_evals < 2 * ROUNDS * len(images):
         if max_evals < 2 * ROUNDS:
-            raise BudgetError(f"max_evals is {max_evals}, less than one image takes ({2 * ROUNDS}); raise it")
+            raise BudgetError(
+                f"max_evals is {max_evals}, less than one image takes ({2 * ROUNDS}); raise it", 2 * ROUNDS
+            )
         images = np.sort(rng.permutation(len(images))[: max_evals // (2 * ROUNDS)])
     game, delta = GroupGame(setting, group), moves(n, wanted)
     gone, evals = np.zeros(n), 0

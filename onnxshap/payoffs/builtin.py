@@ -16,6 +16,7 @@ from onnxshap.payoffs.checked import (
     class_scores,
     finite,
     float_targets,
+    labelled_mean,
     log_probabilities,
     once,
     row_mean,
@@ -74,7 +75,8 @@ class CrossEntropy:
         """
         shifted, norm = shifted_scores(_scores(self, outputs), probabilities=self.probabilities)
         classes = class_labels(labels, shifted.shape, f"output {self.output}", payoff=self.name)
-        return row_mean(np.take_along_axis(shifted, classes[None], axis=0)[0] - norm)
+        at = np.clip(classes, 0, len(shifted) - 1)
+        return labelled_mean(np.take_along_axis(shifted, at[None], axis=0)[0] - norm, classes, len(shifted))
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,13 @@ class MSE:
         assert len(self.outputs) == 1 or not self.targets
         assert len(self.axes) in (0, len(self.outputs))
 
+    @property
+    def columns(self) -> dict[int, int]:
+        """Output -> axis of its columns, of those whose columns have a unit each."""
+        axes = self.axes or (1,) * len(self.outputs)
+        found = zip(self.outputs, self.scales, axes, strict=True)
+        return {output: axis for output, scale, axis in found if isinstance(scale, tuple)}
+
     def __call__(self, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> FloatArray:
         """Return float64[rows], at most 0; `labels` are read if `targets`, else `reference`.
 
@@ -149,8 +158,7 @@ class MSE:
             DataError: outputs with NaN or Inf, or of another shape than what they are compared with.
         """
         errors = []
-        axes = self.axes or (1,) * len(self.outputs)
-        for index, scale, axis in zip(self.outputs, self.scales, axes, strict=True):
+        for index, scale in zip(self.outputs, self.scales, strict=True):
             where = f"output {index}"
             got = finite(outputs[index], where)
             if self.targets:
@@ -159,7 +167,8 @@ class MSE:
                 check_shape(got, reference[index], where)
                 wanted = finite(once(reference[index]), where)
             with np.errstate(over="ignore"):  # Inf is told as such
-                columns = [-1 if k == axis else 1 for k in range(got.ndim)] if isinstance(scale, tuple) else []
+                axis = self.columns.get(index)
+                columns = [] if axis is None else [-1 if k == axis else 1 for k in range(got.ndim)]
                 errors.append(row_mean((got - wanted) ** 2 / np.reshape(scale, columns)))
         return -sum(errors[1:], start=errors[0]) / len(errors)
 
@@ -198,9 +207,9 @@ class Accuracy:
         if labels is None:
             check_shape(outputs[self.output], reference[self.output], where)
             wanted = _scores(self, [once(r) for r in reference]).argmax(axis=0)
-        else:
-            wanted = class_labels(labels, scores.shape, where, payoff=self.name)
-        return row_mean((scores.argmax(axis=0) == wanted).astype(np.float64))
+            return row_mean((scores.argmax(axis=0) == wanted).astype(np.float64))
+        wanted = class_labels(labels, scores.shape, where, payoff=self.name)
+        return labelled_mean((scores.argmax(axis=0) == wanted).astype(np.float64), wanted, len(scores))
 
     def whole(self, reference: Sequence[Array]) -> bool:
         """Return whether an image is right or wrong as a whole, not here and there."""

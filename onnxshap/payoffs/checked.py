@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxshap.core import Array, FloatArray, IntArray
+from onnxshap.core import Array, BoolArray, FloatArray, IntArray
 from onnxshap.errors import DataError
 
 _FLOOR = 1e-12
 """Probabilities below it count as it: a softmax that underflows to 0 costs 27.6 nats, not infinitely many."""
 CLOSE = 1e-3
 """How far rows of probabilities may be from summing to 1, and embeddings from unit length; half precision needs it."""
+NO_CLASS = (255, -1, -100)
+"""Labels of positions that are left out of the mean (VOC and Cityscapes, most other data sets, torch)."""
 _MANY = 256
 """Classes that are summed faster where they lie side by side."""
 _OVERFLOW = "run that row alone and look for an overflow (half precision) or an input out of range"
@@ -71,20 +73,24 @@ def log_probabilities(scores: FloatArray, *, probabilities: bool) -> FloatArray:
 
 
 def as_classes(labels: Array | None) -> Array | None:
-    """Return labels that can be class indices as such: integers, or floats of which every one is 0 or 1; else None.
+    """Return labels that can be class indices as such: integers, or floats that are whole numbers; else None.
 
-    Frameworks want floats as the targets of a sigmoid.
+    Frameworks want floats as the targets of a sigmoid, and tables hold all numbers as floats.
 
     >>> as_classes(np.array([1.0, 0.0])).dtype.kind, as_classes(np.array([0.5, 0.0])), as_classes(None)
     ('i', None, None)
     """
     if labels is None or labels.dtype.kind in "iub":
         return labels
-    return labels.astype(np.int64) if np.isin(labels, (0, 1)).all() else None
+    whole = np.isfinite(labels).all() and (labels == np.floor(labels)).all() and (np.abs(labels) < 2**31).all()
+    return labels.astype(np.int64) if whole else None
 
 
 def class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, payoff: str) -> IntArray:
-    """Return labels as int64[rows, *positions], each a class of scores [classes, rows, *positions]."""
+    """Return labels as int64[rows, *positions], each a class of scores [classes, rows, *positions].
+
+    Of maps some positions may be left out: `NO_CLASS` stay as they are where they are no classes.
+    """
     if labels is None:
         raise DataError(f"payoff {payoff!r}: there are no labels: give them, or use 'kl', which needs none")
     given, labels = np.asarray(labels), as_classes(np.asarray(labels))
@@ -98,7 +104,7 @@ def class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, p
             f"shape {text_of(scores[1:])}"
         )
     classes = scores[0]
-    bad = np.argwhere((labels < 0) | (labels >= classes))
+    bad = np.argwhere(((labels < 0) | (labels >= classes)) & ~(left_out(labels, classes)))
     if len(bad):
         at = tuple(int(i) for i in bad[0])
         raise DataError(
@@ -106,6 +112,17 @@ def class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, p
             "number the classes as the model does, from 0"
         )
     return labels.astype(np.int64).reshape(scores[1:])
+
+
+def left_out(labels: Array, classes: int) -> BoolArray:
+    """Return which positions of label maps are of no class, as the usual data sets and frameworks write it.
+
+    >>> left_out(np.array([[0, 255, -100], [1, 2, -1]]), 3).tolist()
+    [[False, True, True], [False, False, True]]
+    """
+    if labels.ndim < 2 or labels.size == len(labels):
+        return np.zeros(labels.shape, np.bool_)
+    return np.isin(labels, NO_CLASS) & ((labels < 0) | (labels >= classes))
 
 
 def float_targets(labels: Array | None, output: tuple[int, ...], where: str) -> FloatArray:
@@ -153,6 +170,16 @@ def row_mean(values: FloatArray) -> FloatArray:
     """Return the mean float64[rows] over all but axis 0."""
     mean: FloatArray = values.reshape(len(values), math.prod(values.shape[1:])).mean(axis=1)
     return mean
+
+
+def labelled_mean(values: FloatArray, labels: IntArray, classes: int) -> FloatArray:
+    """Return the mean float64[rows] over the positions that have a class; 0 where none has."""
+    away = left_out(labels, classes).reshape(values.shape)
+    if not away.any():
+        return row_mean(values)
+    rows = len(values)
+    kept = ~away.reshape(rows, -1)
+    return np.asarray((values.reshape(rows, -1) * kept).sum(axis=1) / np.maximum(1, kept.sum(axis=1)))
 
 
 def any_of(names: Sequence[str]) -> str:

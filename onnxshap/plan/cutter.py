@@ -59,6 +59,17 @@ def check_tuning(seconds: float | None) -> None:
         raise OnnxshapError("repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
 
 
+def check_tunable(free: Traced) -> None:
+    """Refuse to distil a model that torch cannot evaluate, or that has nothing to tune.
+
+    Raises:
+        ModelError: as `distill.tuner.check_model`.
+    """
+    from onnxshap.distill.tuner import check_model  # needs torch
+
+    check_model(free)
+
+
 def shares(traced: Traced, keep: Mapping[str, BoolArray]) -> dict[str, float]:
     """Return what a plan keeps, as shares of the whole."""
     live, cost = traced.alive(keep), traced.cost

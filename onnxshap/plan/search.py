@@ -121,6 +121,16 @@ def check_drop(most: float | None) -> None:
         raise BudgetError(f"max-drop is {most:g}; give 0 or more, in units of the score")
 
 
+def check_share(judge: Judge, most: float) -> None:
+    """Refuse a loss that no share can have: a percentage, most likely.
+
+    Raises:
+        BudgetError: it is 1 or more, of accuracy or agreement.
+    """
+    if most >= 1 and all(isinstance(one, payoffs.Accuracy) for one in judge.measures.values()):
+        raise BudgetError(f"max-drop is {most:g}, but {judge.name} is a share, at most 1; give 0.01 for a hundredth")
+
+
 def _tightened(budget: Budget, share: float) -> Budget:
     return replace(budget, macs=min(share, budget.macs or 1.0))
 

@@ -61,13 +61,22 @@ def find_layers(traced: Traced, model: ModelProto, live: Liveness, edited: Colle
 
 
 def unfitted(traced: Traced, live: Liveness) -> list[str]:
-    """Return nodes whose weights are cut and which are no regression (in a loop): nothing restores what they gave."""
+    """Return nodes whose weights are cut and which are no regression: nothing restores what they gave.
+
+    Those in loops, those whose weights are codes, and recurrent ones that share their weights.
+    """
     nodes, found = traced.shaped.graph.nodes, dict[str, None]()
     for site in traced.labels.trace.sites:
         node = nodes[site.node]
         weights = [i for i in node.input if i in traced.shaped.constants]
-        cut = site.weight is None and live.cut(site.tensor, site.axis) and not refittable(traced, site.node)
-        if cut and any(live.cut(i, axis) for i in weights for axis in range(len(traced.shaped.shapes[i]))):
+        left = not refittable(traced, site.node)
+        if site.weight is not None:
+            left = on_codes(traced.shaped, site) or bool(traced.depth(node.output[0]))
+        if (
+            left
+            and live.cut(site.tensor, site.axis)
+            and any(live.cut(i, axis) for i in weights for axis in range(len(traced.shaped.shapes[i])))
+        ):
             found[node.name or node.output[0]] = None
     return list(found)
 

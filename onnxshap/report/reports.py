@@ -54,7 +54,9 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "drop": None if result.drop is None else dataclasses.asdict(result.drop),
         "tuning": None if result.tuning is None else dataclasses.asdict(result.tuning),
         "refits": _refits(result.refits),
-        "unfitted": unfitted(result.traced, result.traced.alive(result.keep)) if result.refits else [],
+        "unfitted": (
+            unfitted(result.traced, result.traced.alive(result.keep)) if result.repair in ("lstsq", "distill") else []
+        ),
         "data": {"n": found.images, "source": found.source},
         "eval_data": {"n": result.eval_images, "source": result.eval_source},
         "evals": found.evals,

@@ -19,7 +19,7 @@ def prune_tables(report: Report) -> list[RenderableType]:
     """Return the figures before and after, and what stays of every group."""
     data = report["data"]
     payoff = f", payoff {report['payoff']}" if report["payoff"] else ""
-    images, evals = plural(data["n"], "image"), plural(report["evals"], "evaluation")
+    images, evals = _used(report), plural(report["evals"], "evaluation")
     groups = empty_table("group", ">units", ">kept", ">share", "~consumers")
     for group in report["groups"]:
         share = group["kept"] / group["units"]
@@ -38,7 +38,7 @@ def prune_tables(report: Report) -> list[RenderableType]:
         )
     )
     whole = (
-        f"Cut, but not refitted: {listed(report['unfitted'])}; --repair distill tunes such weights.\n"
+        f"Cut, but not refitted (codes, loops, shared states): {listed(report['unfitted'])}.\n"
         if report["unfitted"] and report["repair"] == "lstsq"
         else ""
     )
@@ -58,6 +58,16 @@ def prune_tables(report: Report) -> list[RenderableType]:
         groups,
         Text(foot),
     ]
+
+
+def _used(report: Report) -> str:
+    """Return how many images the values of the groups rest on."""
+    whole, used = plural(report["data"]["n"], "image"), [g["images"] for g in report["groups"] if g["images"]]
+    if not report["evals"] or not used or min(used) == report["data"]["n"]:
+        return whole
+    many = f"{min(used)} to {max(used)}" if min(used) < max(used) else f"{used[0]}"
+    ended = listed(sorted({g["stopped"] for g in report["groups"] if g["stopped"]}))
+    return f"{many} of {whole} (ended by: {ended})"
 
 
 def figures_table(names: Sequence[str], figures: Sequence[Report], source: str) -> Table:

@@ -76,7 +76,8 @@ class Player:
         try:
             values = method(self._setting, group, np.random.default_rng(job.seed), job.max_evals, tell)
         except BudgetError as error:
-            raise _of_group(job.group, job.max_evals, error) from error
+            share = "" if job.max_evals is None else f" (its share of the evaluations is {job.max_evals})"
+            raise BudgetError(f"group {job.group!r}{share}: {error}", error.least) from error
         return Result(np.stack([values.phi, values.stderr]), values.evals)
 
 
@@ -133,10 +134,6 @@ def plan_group(
     try:
         schedule = chosen.estimator.plan(images, len(group), np.random.default_rng(key), limit)
     except BudgetError as error:
-        raise _of_group(group.name, max_evals, error) from error
+        least = None if error.least is None else -(-error.least * len(setting.data) // images)
+        raise BudgetError(f"group {group.name!r}: {error}", least) from error
     return schedule, [Job(group.name, number, part) for number, part in enumerate(blocks(schedule))]
-
-
-def _of_group(name: str, max_evals: int | None, error: BudgetError) -> BudgetError:
-    share = "" if max_evals is None else f" (its share of the evaluations is {max_evals})"
-    return BudgetError(f"group {name!r}{share}: {error}")

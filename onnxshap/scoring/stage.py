@@ -183,12 +183,25 @@ def score_groups(
     estimator = chosen.estimator if isinstance(chosen, ByImage) else None
     work = row_work(setting.traced, groups)
     states: dict[str, _Group] = {}
+    too_few = dict[str, int]()
     for group in groups:
         limit = None if rules.max_evals is None else rules.max_evals * len(group) // max(1, total)
-        schedule, jobs = plan_group(setting, group, places[group.name], method, seed, limit)
+        try:
+            schedule, jobs = plan_group(setting, group, places[group.name], method, seed, limit)
+        except BudgetError as error:
+            if error.least is None:
+                raise
+            too_few[group.name] = -(-error.least * total // len(group))
+            continue
         images = len(setting.data)
         row_images = images // chosen.images(setting) if isinstance(chosen, ByImage) else 1
         states[group.name] = _Group(group, schedule, jobs, estimator, images, row_images, work[group.name])
+    if too_few:
+        raise BudgetError(
+            f"max-evals is {rules.max_evals}, shared by the groups in proportion to their units: too few for group "
+            f"{next(iter(too_few))!r}{f' and {len(too_few) - 1} more' if len(too_few) > 1 else ''}; give "
+            f"{max(too_few.values())} or more"
+        )
     _Loop(setting, states, method, rules, progress, journal, runner).run()
     return {name: state.values() for name, state in states.items()}
 

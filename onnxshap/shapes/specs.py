@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,8 +42,16 @@ def input_specs(model: ModelProto) -> dict[str, InputSpec]:
         shape = tuple(d.dim_value if d.WhichOneof("value") == "dim_value" and d.dim_value > 0 else None for d in dims)
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
         specs[item.name] = InputSpec(item.name, dtype, shape, symbols=tuple(d.dim_param for d in dims))
-    axes = _batch_axes({i.name: [d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input}, specs)
+    names = {i.name: [d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
+    given = [o.type.tensor_type.shape.dim[0] for o in model.graph.output if o.type.tensor_type.shape.dim]
+    axes = _batch_axes(names, specs, {d.dim_param or d.dim_value for d in given})
     return {name: replace(spec, batch=axes[name]) for name, spec in specs.items()}
+
+
+_BATCHES = ("n", "b", "bs")
+"""What axes of images are called for short."""
+_COLOURS = (3, 4)
+"""Channels of a picture."""
 
 
 def check_names(given: Iterable[str], specs: Mapping[str, InputSpec]) -> None:
@@ -56,14 +64,18 @@ def check_names(given: Iterable[str], specs: Mapping[str, InputSpec]) -> None:
         raise ModelError(f"a shape is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
 
 
-def _batch_axes(names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpec]) -> dict[str, int | None]:
+def _batch_axes(
+    names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpec], leading: Collection[str | int]
+) -> dict[str, int | None]:
     """Return where the images lie in every input, None where they do not.
 
     Axis 0, if it is free or as long as that of the first input of which it is free; otherwise the axis that is named
-    as that one, or where that has no name the only other free one. Inputs that have none of these are whole for an
-    image, and a batch is then one image. So is one whose axis 0 is named as a length of what has images (positions),
-    and so are all of them where axis 0 of one is named as another axis of what has no images, or every size is fixed
-    and axis 0 does not agree (the nodes of a graph and its edges).
+    as that one, or where that has no name the only other free one. Where axis 0 is of another fixed size (steps) and
+    all free axes have one name, which an output's axis 0 has or which says it, it is that. Inputs that have none of
+    these are whole for an image, and a batch is then one image. So is one whose axis 0 is named as a length of what has
+    images (positions), and so are all of them where axis 0 of one is named as another axis of what has no images, or
+    every size is fixed and axis 0 does not agree (the nodes of a graph and its edges), and the colours of one picture
+    where no output has as many entries (`leading`: names or sizes of their axes 0).
     """
     ranked = [name for name, spec in specs.items() if spec.shape]
     lengths = {specs[name].shape[0] for name in ranked}
@@ -71,6 +83,11 @@ def _batch_axes(names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpe
         return dict.fromkeys(specs)
     first = next((name for name in ranked if specs[name].shape[0] is None), next(iter(ranked), ""))
     size, title = (specs[first].shape[0], names[first][0]) if first else (None, "")
+    picture = len(ranked) == 1 and len(specs[first].shape) == 3 and size in _COLOURS
+    if picture and leading and size not in leading:
+        return dict.fromkeys(specs)
+    if size not in (None, 1) and (called := _second(names, leading)):
+        return {name: own.index(called) if (own := list(names[name])).count(called) == 1 else None for name in specs}
     lengths_of = {name: {own for own in names[name][1:] if own not in ("", title)} for name in ranked}
     imaged = set[str]().union(*(lengths_of[name] for name in ranked if title and title in names[name]))
     others = set[str]().union(*lengths_of.values()) - imaged
@@ -88,3 +105,10 @@ def _batch_axes(names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpe
         else:
             found[name] = named[0] if len(named) == 1 else None
     return found
+
+
+def _second(names: Mapping[str, Sequence[str]], leading: Collection[str | int]) -> str:
+    """Return what the axis of the images is called where it is not the first, "" where none is sure to be."""
+    every = {own for axes in names.values() for own in axes if own}
+    called = every.pop() if len(every) == 1 else ""
+    return called if called in leading or called.lower() in _BATCHES or "batch" in called.lower() else ""

@@ -1378,6 +1378,57 @@ for op, gates in (("GRU", 3), ("LSTM", 4), ("RNN", 1)):
     }}""", wi=(1, gates * 5, 6), wh=(1, gates * 5, 5), wb=(1, gates * 10), h0=(1, 2, 5), axes=[1],
         wi2=(1, gates * 4, 5), wh2=(1, gates * 4, 4), together=[0, 0, 4], w1=(4, 3), w2=(5, 3)), [5, 4])
 
+for op, gates in (("GRU", 3), ("LSTM", 4), ("RNN", 1)):
+    case(f"{op}: normed states that meet", net(f"""(float[N,7,6] x) => (float[N,7,3] y, float[N,1,3] z) {{
+        t = Transpose<perm=[1,0,2]>(x)
+        h, last = {op}<hidden_size=5>(t, wi, wh, wb)
+        k = Squeeze(h, axes)
+        u = Transpose<perm=[1,0,2]>(k)
+        n = LayerNormalization(u, scale, shift)
+        v = Transpose<perm=[1,2,0]>(k)
+        q = MatMul(n, v)
+        p = Softmax(q)
+        a = MatMul(p, n)
+        y = MatMul(a, w1)
+        f = Transpose<perm=[1,0,2]>(last)
+        c = LpNormalization(f)
+        z = MatMul(c, w2)
+    }}""", wi=(1, gates * 5, 6), wh=(1, gates * 5, 5), wb=(1, gates * 10), axes=[1], scale=(5,), shift=(5,), w1=(5, 3),
+        w2=(5, 3)), [5])
+case("states that start where the data say are not zero", net("""(float[N,7,6] x) => (float[N,1,3] z) {
+    t = Transpose<perm=[1,0,2]>(x)
+    m = ReduceMean<axes=[0], keepdims=1>(t)
+    h0 = MatMul(m, w0)
+    _r = Sigmoid(h0)
+    h, last = GRU<hidden_size=5>(t, wi, wh, wb, , _r)
+    f = Transpose<perm=[1,0,2]>(last)
+    c = LpNormalization(f)
+    z = MatMul(c, w2)
+}""", w0=(6, 5), wi=(1, 15, 6), wh=(1, 15, 5), wb=(1, 30), w2=(5, 3)), [],
+    "it is not zero there")
+case("states of other functions are not zero", net("""(float[N,7,6] x) => (float[N,1,3] z) {
+    t = Transpose<perm=[1,0,2]>(x)
+    h, last = RNN<hidden_size=5, activations=["Sigmoid"]>(t, wi, wh, wb)
+    f = Transpose<perm=[1,0,2]>(last)
+    c = LpNormalization(f)
+    z = MatMul(c, w2)
+}""", wi=(1, 5, 6), wh=(1, 5, 5), wb=(1, 10), w2=(5, 3)), [], "it is not zero there")
+case("a list of positions between two Transposes", conv_net("""
+    t = Transpose<perm=[1,0,2,3]>(a)
+    g = GatherND(t, order)
+    b = Transpose<perm=[1,0,2,3]>(g)
+""", order=[[3], [0], [7], [1], [-2], [2], [5], [4]]), [8])
+case("padding of chosen axes", conv_net("b = Pad(a, pads, , axes)", opset=18, pads=[1, 0, 2, 1], axes=[2, -1]), [8])
+case("padding of channels among chosen axes", conv_net("b = Pad(a, pads, , axes)", opset=18, d=9, pads=[1, 0, 0, 1],
+    axes=[2, 1]), [], "keeps this axis as a whole")
+case("a norm behind deformed taps", conv_net("""
+    o = Conv<pads=[1,1,1,1]>(a, wo)
+    d = DeformConv<pads=[1,1,1,1]>(a, w2, o, b2)
+    t = Transpose<perm=[0,2,3,1]>(d)
+    l = LayerNormalization(t, scale, shift)
+    b = Transpose<perm=[0,3,1,2]>(l)
+""", opset=19, wo=(18, 8, 3, 3), w2=(8, 8, 3, 3), b2=(8,), scale=(8,), shift=(8,)), [8, 8])
+
 case("DynamicQuantizeLSTM: what goes in", net("""(float[N,7,6] x) => (float[N,7,3] y) {
     a = MatMul(x, w0)
     r = Relu(a)
@@ -2132,7 +2183,11 @@ _NO_ROWS = {
     *(
         f"{op}: {what}"
         for op in ("GRU", "LSTM", "RNN")
-        for what in ("what goes in and hidden units", "states and a stack")
+        for what in (
+            "what goes in and hidden units",
+            "states and a stack",
+            "normed states that meet",
+        )
     ),
     *("mean and variance over images, space, and some axes", "places written in images"),
     *(f"com.microsoft.GroupQueryAttention, {keys} heads of keys" for keys in ("fewer", "as many")),

@@ -111,8 +111,12 @@ def pad(op: Op, ax: Axes) -> None:
     """Constant padding of an axis adds positions that hold the fill value; other modes repeat positions."""
     x, y = op.need(0), op.out()
     given = op.some_ints(1, "pads") or op.ints(1, "paddings")
-    if given is None or op.input(3) is not None:
-        raise RuleError("Pad with chosen axes or without amounts")
+    if given is None:
+        raise RuleError("Pad without amounts")
+    if op.input(3) is not None:
+        chosen = [a % x.rank for a in op.ints(3) or ()]
+        ax.same(a for a in range(x.rank) if a not in chosen or not any(given[chosen.index(a) :: len(chosen)]))
+        return
     for axis in range(x.rank):
         before, after = given[axis], given[axis + x.rank]
         if before == after == 0:
@@ -150,9 +154,16 @@ def elements(op: Op, ax: Axes) -> None:
 
 @rule("GatherND", "com.microsoft.GatherND")
 def gather_nd(op: Op, ax: Axes) -> None:
-    """Places looked up by numbers for some axes; the axes behind those pass through."""
+    """Places looked up by numbers for some axes; the axes behind those pass through.
+
+    A constant list of positions of the first axis selects, as torch writes `x[:, order]` between two Transposes.
+    """
     x, index = op.need(0), op.need(1)
     images = int(op.attributes.get("batch_dims", 0))
+    if index.value is not None and index.rank == 2 and index.shape[1] == 1 and not images:
+        ax.same(range(1, x.rank))
+        _select(op, ax, 0, index.value.ravel() % x.shape[0])
+        return
     looked_up = images + index.shape[-1]
     for a in range(images):
         ax.tie(ax.input(0, a), ax.output(0, a))

@@ -20,6 +20,7 @@ PRODUCTS = {
     **dict.fromkeys(("ConvInteger", "Einsum", "FusedMatMul", "MatMul", "MatMulInteger", "Mul"), ((0, 1), ())),
     **dict.fromkeys(("RMSNormalization", "SimplifiedLayerNormalization"), ((0, 1), ())),
     **dict.fromkeys(("GroupNormalization", "InstanceNormalization", "LayerNormalization"), ((1,), (2,))),
+    "DeformConv": ((0, 1), (3,)),
     "SkipLayerNormalization": ((2,), (3,)),
     "MatMulIntegerToFloat": ((0, 1), (6,)),
     "DynamicQuantizeMatMul": ((0, 1), (4,)),
@@ -34,6 +35,8 @@ PRODUCTS = {
 """Zero where one of their factors (inputs) is, if they have such, and all of their addends (inputs)."""
 JOINED = {"Concat": (0, None), "QLinearConcat": (2, None, 3)}
 """Op -> where those of its inputs stand that are laid side by side: zero where all are that hold the units."""
+RECURRENT = {"GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh"), "RNN": ("Tanh",)}
+"""Op -> its functions by default: states stay zero where weights of gates, biases and the first states are."""
 FIRST: frozenset[str] = frozenset([
     *("Abs", "Asin", "Atan", "AveragePool", "Cast", "CastLike", "Ceil", "Celu", "CumSum", "DepthToSpace"),
     *("DFT", "DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand", "Flatten"),
@@ -144,6 +147,13 @@ class Zeros:
             return zero(node.input[0]) if _pads_with_zeros(self._shaped, node) else False
         if node.op_type == "Clip":
             return zero(node.input[0]) if _clips_around_zero(self._shaped, node) else False
+        if node.op_type in RECURRENT:
+            rows = all(wanted <= self._by_axis(i)[1] for i in node.input[1:4] if i)
+            made = attributes(node).get("activations") or RECURRENT[node.op_type]
+            if not rows or any(name != usual for name, usual in zip(made, RECURRENT[node.op_type] * 2, strict=False)):
+                return False
+            starts = [_is_nothing(self._shaped, i) or zero(i) for i in node.input[5:7] if i]
+            return _all([*(zero(i) for i in node.input[1:4] if i), *starts])
         if node.op_type in PRODUCTS:
             places, others = PRODUCTS[node.op_type]
             addends = [added(node.input[k]) for k in others if k < len(node.input) and node.input[k]]

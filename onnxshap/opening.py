@@ -14,7 +14,7 @@ from onnxshap import payoffs
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import run_all
 from onnxshap.core import Array, Dataset, Payoff
-from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, load_data, random_data
+from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, random_data
 from onnxshap.errors import BudgetError, DataError, ModelError
 from onnxshap.graph import Source, data_path, read
 from onnxshap.groups import Group, select
@@ -65,9 +65,7 @@ def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | N
     if data is None:
         fixed = {n: replace(s, shape=shaped.inputs[n]) for n, s in specs.items()}
         return random_data(fixed, RANDOM_IMAGES, seed)
-    if isinstance(data, str | Path):
-        return _with_classes(traced, load_data(data, specs, labels=labels, seed=seed))
-    return _with_classes(traced, as_dataset(data, specs))
+    return _with_classes(traced, as_dataset(data, specs, labels=labels, seed=seed))
 
 
 def _with_classes(traced: Traced, data: Dataset) -> Dataset:
@@ -102,11 +100,7 @@ def open_model(
     shapes = dict(input_shapes or {})
     if data is not None:
         specs = input_specs(source.model)
-        checked = (
-            load_data(data, specs, labels=labels, seed=seed)
-            if isinstance(data, str | Path)
-            else as_dataset(data, specs)
-        )
+        checked = as_dataset(data, specs, labels=labels, seed=seed)
         samples = samples_of(checked, specs)
         _check_shapes(shapes, specs, samples[0], checked.source)
         shapes = {name: list(value.shape) for name, value in samples[0].items()}

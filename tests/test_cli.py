@@ -710,3 +710,13 @@ def test_where_no_bar_is_shown_lines_tell_of_long_stages() -> None:
         "scoring units: 50% after 117 minutes, some 117 minutes left",
         "refitting weights: 50% after 70 s, some 70 s left",
     ]
+
+
+def test_normalize_reaches_both_kinds_of_data(here: Path) -> None:
+    for name in ("--data", "--eval-data"):
+        given = {"--data": "d.npz", "--eval-data": "d.npz"} | {name: "pictures"}
+        Path("pictures").mkdir(exist_ok=True)
+        Path("pictures", "a.png").write_bytes(b"no image")
+        told = refused("prune", "m.onnx", *(x for pair in given.items() for x in pair), "--normalize", "0.5")
+        assert "normalize '0.5': unknown: use 'none', 'imagenet', or mean/deviation" in told
+    assert "is for folders of images" in refused("score", "m.onnx", "--data", "d.npz", "--normalize", "imagenet")

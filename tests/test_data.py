@@ -22,6 +22,7 @@ from onnxshap.data import (
     IMAGENET_STD,
     INPUT_NAMES,
     LABEL_NAMES,
+    Images,
     InputSpec,
     as_dataset,
     check_data,
@@ -646,12 +647,17 @@ def test_imagenet_normalisation_is_an_option(here: Path) -> None:
     np.testing.assert_allclose(plain, [1.0, 0.0, 0.2], atol=1e-6)
     normalised = load_data("d", NCHW, normalize="imagenet").inputs["x"][0, :, 0, 0]
     np.testing.assert_allclose(normalised, (plain - IMAGENET_MEAN) / IMAGENET_STD, atol=1e-5)
+    own = load_data("d", NCHW, normalize="0.5/0.25,0.5,0.25").inputs["x"][0, :, 0, 0]
+    np.testing.assert_allclose(own, (plain - 0.5) / [0.25, 0.5, 0.25], atol=1e-6)
+    assert as_dataset(Images(Path("d"), "imagenet"), NCHW).inputs["x"][0, :, 0, 0].tolist() == normalised.tolist()
 
 
 def test_normalisation_where_it_makes_no_sense_is_refused(here: Path) -> None:
     save_image(here / "d" / "a.png")
     np.save(here / "d.npy", X)
-    refused(lambda: load_data("d", NCHW, normalize="mean"), "'mean'", "'none' or 'imagenet'")  # type: ignore[arg-type]
+    for text in ("mean", "0.5", "0.5/x", "1/2/3"):
+        refused(lambda text=text: load_data("d", NCHW, normalize=text), repr(text), "'imagenet', or mean/dev")  # type: ignore[misc]
+    refused(lambda: load_data("d", NCHW, normalize="0.5/0"), "deviations above 0")
     refused(lambda: load_data("d.npy", ONE, normalize="imagenet"), "d.npy", "folders of images", "themselves")
     for model in (specs(x=("uint8", (1, 3, 4, 4))), specs(x=("float32", (1, 1, 4, 4)))):
         refused(lambda model=model: load_data("d", model, normalize="imagenet"), "'x'", "3 float channels", "'none'")  # type: ignore[misc]

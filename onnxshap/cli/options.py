@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -30,6 +31,27 @@ def _loud(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     ctx.ensure_object(Screen).verbose = value
 
 
+def _keep(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.meta[_NORMALIZE] = value
+
+
+def _normalized(ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
+    """Return data, of a folder whose images are to be normalised what says so."""
+    if value is None or _NORMALIZE not in ctx.meta:
+        return value
+    from onnxshap.data import Images
+
+    return Images(Path(value), ctx.meta[_NORMALIZE])
+
+
+def eval_data_option(default: str = "--data") -> Callable[[Command], Command]:
+    """Return the option of the data to judge by."""
+    text = f"Held-out data for the scores before and after. [default: {default}]"
+    return click.option("--eval-data", metavar="DATA", callback=_normalized, help=text)
+
+
+_NORMALIZE = "onnxshap.normalize"
 model_argument = click.argument("model", type=click.Path())
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 talk_options = _options(
@@ -55,7 +77,12 @@ data_options = _options(
     click.option(
         "--data", metavar="DATA",
         help="Calibration data: .npz (arrays named as the inputs; `labels` or `y`: the targets), .npy, a folder of "
-             "images (subfolders: labels) or module:function. Without: random inputs.",
+             "images (subfolders: labels) or module:function. Without: random inputs.", callback=_normalized,
+    ),
+    click.option(
+        "--normalize", metavar="MEAN/STD", is_eager=True, expose_value=False, callback=_keep,
+        help="Of folders of images, whose pixels are in [0, 1] for float inputs (resized without a crop): imagenet, or "
+             "0.5/0.5, or one a channel.  [default: as they are]",
     ),
     click.option("--labels", metavar="FILE", help="Labels for --data: .npy, .npz, .txt or .csv."),
     click.option("--payoff", type=OneOf(payoffs), help="What outputs are worth; by default what fits them."),

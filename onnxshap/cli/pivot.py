@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from onnxshap.cli.options import Shapes, data_options, json_option, model_argument, run_options, talk_options
+from onnxshap.cli.options import (
+    Shapes,
+    data_options,
+    eval_data_option,
+    json_option,
+    model_argument,
+    run_options,
+    talk_options,
+)
 from onnxshap.cli.screen import Screen
 from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults, sources_of
 from onnxshap.cli.types import OneOf, Share, pivot_repairs
@@ -30,7 +38,7 @@ from onnxshap.cli.types import OneOf, Share, pivot_repairs
     help="What is done about the weights that are dropped.  [default: lstsq with --data]",
 )
 @data_options
-@click.option("--eval-data", metavar="DATA", help="Held-out data for the scores before and after. [default: --data]")
+@eval_data_option()
 @json_option
 @run_options
 @talk_options

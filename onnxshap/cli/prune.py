@@ -11,6 +11,7 @@ import click
 from onnxshap.cli.options import (
     Shapes,
     data_options,
+    eval_data_option,
     journal_option,
     json_option,
     method_option,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 )
 @width_options
 @data_options
-@click.option("--eval-data", metavar="DATA", help="Held-out data for the scores before and after. [default: --data]")
+@eval_data_option()
 @method_option
 @score_options
 @journal_option

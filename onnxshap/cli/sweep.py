@@ -9,6 +9,7 @@ import click
 from onnxshap.cli.options import (
     Shapes,
     data_options,
+    eval_data_option,
     json_option,
     model_argument,
     repair_options,
@@ -28,7 +29,7 @@ from onnxshap.cli.types import FilePath, OneOf, ShareList, methods
 @click.option("--max-drop", type=float, metavar="X", help="Mark the fewest MACs that lose at most X.")
 @width_options
 @data_options
-@click.option("--eval-data", metavar="DATA", help="Held-out data to judge by. [default: two fifths of --data]")
+@eval_data_option("two fifths of --data")
 @click.option("--method", "methods", type=OneOf(methods), multiple=True, help="How to value units; may be repeated.")
 @score_options
 @repair_options

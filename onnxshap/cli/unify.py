@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from onnxshap.cli.options import Shapes, data_options, json_option, model_argument, run_options, talk_options
+from onnxshap.cli.options import (
+    Shapes,
+    data_options,
+    eval_data_option,
+    json_option,
+    model_argument,
+    run_options,
+    talk_options,
+)
 from onnxshap.cli.screen import Screen
 from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults, sources_of
 from onnxshap.cli.types import OneOf, Share, codecs
@@ -21,7 +29,7 @@ from onnxshap.cli.types import OneOf, Share, codecs
 )
 @click.option("--codec", type=OneOf(codecs), default="gzip", show_default=True, help="What compresses the file.")
 @data_options
-@click.option("--eval-data", metavar="DATA", help="Held-out data for the scores before and after. [default: --data]")
+@eval_data_option()
 @json_option
 @run_options
 @talk_options

@@ -2,7 +2,7 @@
 
     data.npz            arrays named as the model's inputs; `labels` or `y` are the targets
     data.npy            the only input of a single-input model
-    folder/             images; subfolders are the labels, if there are two or more
+    folder/             images; subfolders are the labels, if there are two or more (`Images`: normalised)
     module:function     anything below, from a function without arguments
     Dataset | mapping of arrays | (inputs, labels) | array
 
@@ -13,7 +13,7 @@ array[n], or once for all.
 """
 
 from onnxshap.data.checks import check_data
-from onnxshap.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from onnxshap.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, Normalize
 from onnxshap.data.loading import DataLike, as_dataset, load_data
 from onnxshap.data.noise import random_data
 from onnxshap.data.objects import INPUT_NAMES, LABEL_NAMES
@@ -25,6 +25,7 @@ __all__ = [
     "INPUT_NAMES",
     "LABEL_NAMES",
     "DataLike",
+    "Images",
     "InputSpec",
     "Normalize",
     "as_dataset",

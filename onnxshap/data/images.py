@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -17,8 +17,55 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 """Files of a folder that are read, whatever the case; others are passed over, as are names with a leading dot."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_KNOWN: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+    "none": ((0.0,), (1.0,)),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+}
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-Normalize = Literal["none", "imagenet"]
+Normalize = str
+"""none, imagenet, or mean and standard deviation of pixels in [0, 1], as 0.5/0.5 or 0.48,0.46,0.41/0.27,0.26,0.28."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A folder of images whose pixels are normalised, in the place of its path.
+
+    Attributes:
+        folder: the folder.
+        normalize: what by, as `Normalize` says.
+    """
+
+    folder: Path
+    normalize: Normalize
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+
+def statistics(normalize: Normalize) -> tuple[Array, Array]:
+    """Return the mean that is subtracted and the deviation that is divided by, float32[1 or channels] each.
+
+    Raises:
+        DataError: they are no numbers, or a deviation is not above 0.
+
+    >>> [values.tolist() for values in statistics("0.5/0.25")]
+    [[0.5], [0.25]]
+    """
+    if normalize in _KNOWN:
+        mean, deviation = _KNOWN[normalize]
+        return np.array(mean, np.float32), np.array(deviation, np.float32)
+    try:
+        mean, deviation = ([float(number) for number in part.split(",")] for part in normalize.split("/"))
+    except ValueError as error:
+        raise DataError(
+            f"normalize {normalize!r}: unknown: use 'none', 'imagenet', or mean/deviation as in 0.5/0.5"
+        ) from error
+    if not (np.isfinite(mean).all() and np.isfinite(deviation).all() and min(deviation) > 0):
+        raise DataError(f"normalize {normalize!r}: give finite means, and deviations above 0")
+    return np.array(mean, np.float32), np.array(deviation, np.float32)
 
 
 def list_images(folder: Path) -> tuple[list[Path], IntArray | None]:
@@ -71,12 +118,15 @@ def read_images(files: Sequence[Path], spec: InputSpec, normalize: str) -> Array
         raise DataError(
             f"input {spec.name!r}: {dtype} takes no pixels: a folder needs float or uint8; give .npz instead"
         )
-    if normalize == "imagenet" and (channels != 3 or dtype.kind != "f"):
+    mean, deviation = statistics(normalize)
+    sizes = {len(mean), len(deviation)} - {1}
+    if normalize != "none" and (dtype.kind != "f" or not sizes <= {channels}):
+        needed = "".join(f"{size} " for size in sorted(sizes))
         raise DataError(
-            f"input {spec.name!r}: normalize 'imagenet' needs 3 float channels, not {channels} of {dtype}: use 'none'"
+            f"input {spec.name!r}: normalize {normalize!r} needs {needed}float channels, not {channels} of {dtype}: "
+            "use 'none', or a mean and a deviation for all"
         )
     assert channels is not None
-    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
     pixels: Array | None = None
     for i, file in enumerate(files):
         image = _read_image(file, channels, height, width)
@@ -90,9 +140,7 @@ def read_images(files: Sequence[Path], spec: InputSpec, normalize: str) -> Array
             )
         if dtype.kind == "f":
             scaled = image.astype(np.float32) / np.float32(255)
-            if normalize == "imagenet":
-                scaled = (scaled - mean) / std
-            pixels[i] = scaled
+            pixels[i] = scaled if normalize == "none" else (scaled - mean) / deviation
         else:
             pixels[i] = image
     assert pixels is not None

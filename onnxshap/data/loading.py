@@ -13,13 +13,13 @@ import numpy as np
 from onnxshap.core import Array, Dataset, IntArray
 from onnxshap.data.checks import check_data
 from onnxshap.data.files import from_file, read_labels
-from onnxshap.data.images import Normalize, list_images, read_images
+from onnxshap.data.images import Images, Normalize, list_images, read_images, statistics
 from onnxshap.data.objects import from_function, from_object
 from onnxshap.data.spec import InputSpec, only_input, told
 from onnxshap.errors import DataError
 
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-DataLike = Dataset | Mapping[str, Any] | tuple[Any, Any] | Array | Sequence[Any] | str | Path
+DataLike = Dataset | Mapping[str, Any] | tuple[Any, Any] | Array | Sequence[Any] | str | Path | Images
 
 
 def load_data(
@@ -45,14 +45,14 @@ def load_data(
         limit: keep a random subset of that many images, drawn with `seed` without replacement; None: all.
         seed: of the subset alone.
         normalize: "none" hands pixels over as above; "imagenet" then subtracts `IMAGENET_MEAN` and divides by
-            `IMAGENET_STD`. Folders only: arrays are what the model was trained on already.
+            `IMAGENET_STD`, "0.5/0.25" a mean and a deviation of your own, one for all or one a channel. Folders only:
+            arrays are what the model was trained on already.
 
     Raises:
         DataError: what cannot be read, or does not fit the model or itself.
     """
     where = str(source)
-    if normalize not in ("none", "imagenet"):
-        raise DataError(f"normalize {normalize!r}: unknown: use 'none' or 'imagenet'")
+    statistics(normalize)
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit}: at least one image is needed: give 1 or more, or none for all")
     path = Path(source)
@@ -81,13 +81,16 @@ def load_data(
     return data if limit is None else data.take(_subset(len(data), limit, seed))
 
 
-def as_dataset(data: DataLike, specs: Mapping[str, InputSpec]) -> Dataset:
+def as_dataset(
+    data: DataLike, specs: Mapping[str, InputSpec], *, labels: str | Path | None = None, seed: int = 0
+) -> Dataset:
     """Return `data` as a checked data set.
 
     Args:
         data: a Dataset; a mapping of arrays, with `labels` or `y` as the targets; (inputs, labels), where inputs is a
-            mapping or an array; an array for a single-input model; a str or Path for `load_data`.
+            mapping or an array; an array for a single-input model; a str, Path or `Images` for `load_data`.
         specs: the model's inputs by name.
+        labels, seed: for `load_data`.
 
     Raises:
         DataError: as `load_data`.
@@ -97,8 +100,10 @@ def as_dataset(data: DataLike, specs: Mapping[str, InputSpec]) -> Dataset:
     >>> len(data), data.inputs["x"].dtype, data.labels
     (5, dtype('float32'), array([0, 1, 2, 3, 4]))
     """
+    if isinstance(data, Images):
+        return load_data(data.folder, specs, labels=labels, seed=seed, normalize=data.normalize)
     if isinstance(data, (str, Path)):
-        return load_data(data, specs)
+        return load_data(data, specs, labels=labels, seed=seed)
     return check_data(from_object(data, specs, "memory"), specs)
 
 

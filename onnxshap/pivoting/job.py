@@ -170,6 +170,8 @@ def pivot(
     movable = peers(traced.labels)
     every = list(find_convs(traced, free, repaired_on.take(slice(0, _SEEN)), movable))
     convs, left = [c for c in every if isinstance(c, Dense)], [c for c in every if isinstance(c, str)]
+    if convs and not _selected(convs, include, exclude):
+        raise BudgetError("no Conv can be split; --include and --exclude leave none")
     convs = _selected(convs, include, exclude)
     steps, times = _steps(traced, convs, groups, multiple_of, timed, left, progress)
     convs = [c for c in convs if steps[c.y]]

@@ -123,12 +123,22 @@ def prune(
         )  # fmt: skip
     found = report.prune_report(result, model=model, output=written, seed=seed)
     print_found(as_json, found, report.prune_tables(found))
+    taken = result.after.latency_ms
+    if target_latency is not None and taken is not None and taken > _NOISE * target_latency:
+        screen.note(
+            f"note: the search measured at most {target_latency:g} ms, at the end the model took {taken:.3g}: something "
+            "else ran beside; measure it on an idle machine"
+        )
     for line in report.frozen_lines(found):
         screen.detail(line)
     screen.detail("seconds: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()))
     if journal is not None:
         Path(journal).unlink(missing_ok=True)
     screen.note("dry run: nothing written" if dry_run else f"wrote {listed(written, report_path)}")
+
+
+_NOISE = 1.05
+"""How much longer than asked a model may take at the end without a word: two measurements differ."""
 
 
 def _no_effect(ctx: click.Context, option: str, *names: str) -> None:

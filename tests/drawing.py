@@ -130,6 +130,17 @@ Op = Callable[[Builder, Value], "Value | None"]
 # --- branches and loops --------------------------------------------------------------------------------------------
 
 
+def counted(b: Builder, x: Value) -> Value:
+    """A tensor over how many of its entries are large, which the images decide."""
+    large = b.node("Greater", [x.name, b.constant(0.5, np.float32)], x.shape)
+    places = b.node("NonZero", [large.name], (x.rank, 1))
+    sizes = b.node("Shape", [places.name], (2,))
+    count = b.node("Gather", [sizes.name, b.constant(1)], ())
+    number = b.node("Cast", [count.name], (), to=TensorProto.FLOAT)
+    more = b.node("Add", [number.name, b.constant(9.0, np.float32)], ())
+    return b.node("Div", [x.name, more.name], x.shape)
+
+
 def pointwise(b: Builder, x: Value, width: int) -> Value:
     """A linear layer that leaves all but the channels as they are."""
     if x.rank == 4:
@@ -629,6 +640,24 @@ def attention(b: Builder, x: Value) -> Value:
     return b.node("MatMul", [merged.name, b.weight(heads * size, d)], x.shape)
 
 
+def recurrent(b: Builder, x: Value) -> Value:
+    """All states of an LSTM, GRU or RNN over axis 1, or the last ones."""
+    kind, way = b.one_of(["LSTM", "GRU", "RNN"]), b.one_of(["forward", "reverse", "bidirectional"])
+    hidden, ways, rows = b.integer(1, 6), 1 + (way == "bidirectional"), {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    turned, gates = b.transpose(x, (1, 0, 2)), rows * hidden
+    inputs = [turned.name, b.weight(ways, gates, x.shape[2]), b.weight(ways, gates, hidden)]
+    inputs += [b.weight(ways, 2 * gates)] if b.flag() else []
+    n, steps_ = x.shape[:2]
+    more = {"linear_before_reset": b.integer(0, 1)} if kind == "GRU" else {}
+    every, last = b.node_of(
+        kind, inputs, [(steps_, ways, n, hidden), (ways, n, hidden)], hidden_size=hidden, direction=way, **more
+    )
+    if b.flag():
+        return b.transpose(last, (1, 0, 2))
+    apart = b.transpose(every, (2, 0, 1, 3))
+    return b.node("Reshape", [apart.name, b.constant([0, steps_, ways * hidden])], (n, steps_, ways * hidden))
+
+
 def einsum(b: Builder, x: Value) -> Value:
     if b.opset < 12:
         return matmul(b, x)
@@ -659,7 +688,7 @@ def gemm(b: Builder, x: Value) -> Value:
 _ANY: tuple[Op, ...] = (
     *(unary, scale_or_shift, prelu, join, join, gate, concat, concat, split, split, slice_, gather, pad, softmax),
     *(reduce, matmul, matmul_left, through_factors, reduced_factor, through_transpose, shuffle, expanded, filled),
-    *(product_of_two, layer_norm, standardised, rms_norm, own_sizes, tile, branches, rounds, steps),
+    *(product_of_two, layer_norm, standardised, rms_norm, own_sizes, tile, branches, rounds, steps, counted),
 )
 OPS: dict[int, tuple[Op, ...]] = {
     4: (
@@ -681,7 +710,7 @@ OPS: dict[int, tuple[Op, ...]] = {
         ),
         *(excite, lrn, to_sequence, flatten, squeeze, depth_to_space, space_to_depth, group_norm, squeezed),
     ),
-    3: (*_ANY, matmul, attention, attention, einsum, to_image, squeeze),
+    3: (*_ANY, matmul, attention, attention, einsum, recurrent, recurrent, to_image, squeeze),
     2: (*_ANY, gemm, gemm, gemm, to_image),
 }
 

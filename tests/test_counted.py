@@ -10,6 +10,7 @@ import onnxshap
 from onnxshap.core import Dataset
 from onnxshap.errors import DataError
 from onnxshap.graph import is_op
+from onnxshap.masking import row_wise
 from onnxshap.rewrite import drop_units
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
@@ -74,6 +75,13 @@ def test_what_is_counted_is_counted_anew(kind: str, batch: str) -> None:
     assert len(seen) > 1
 
 
+@pytest.mark.parametrize("kind", COUNTS)
+def test_what_is_counted_is_counted_over_all_images(kind: str) -> None:
+    """So an image's row is evaluated apart from others."""
+    traced = trace(counting(kind, "N"))
+    assert not row_wise(traced, traced.groups)
+
+
 def test_a_loop_that_counts_is_sure() -> None:
     model = net(
         """(float[N,8] x) => (float[N,3] y) {
@@ -85,7 +93,9 @@ def test_a_loop_that_counts_is_sure() -> None:
         w1=(8, 12), w2=(12, 3), onef=np.float32(1), zerof=np.float32(0), zero=np.array(0), often=np.array(4),
         yes=np.array(True),
     )  # fmt: skip
-    assert not any(is_op(node, "Shape") for node in trace(model).shaped.graph.nodes)
+    traced = trace(model)
+    assert not any(is_op(node, "Shape") for node in traced.shaped.graph.nodes)
+    assert row_wise(traced, traced.groups)
 
 
 def test_a_branch_that_the_count_chooses_stays_open() -> None:

@@ -126,7 +126,7 @@ def prune(
     taken = result.after.latency_ms
     if target_latency is not None and taken is not None and taken > _NOISE * target_latency:
         screen.note(
-            f"note: the search measured at most {target_latency:g} ms, at the end the model took {taken:.3g}: something "
+            f"note: the search measured at most {target_latency:g} ms, at the end it took {taken:.3g}: something "
             "else ran beside; measure it on an idle machine"
         )
     for line in report.frozen_lines(found):

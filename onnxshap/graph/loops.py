@@ -6,7 +6,7 @@ tensor of a body that somebody wants to see leaves it as one more scan output, a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorShapeP
 
 from onnxshap.graph.branches import names_in, rename, unused
 from onnxshap.graph.lifting import body, entered, handed, is_enter, is_open, put_back
+from onnxshap.graph.nodes import is_op
 from onnxshap.graph.structure import copied, graphs_of, order, reads, subgraphs
 
 
@@ -167,6 +168,27 @@ def sources(node: NodeProto) -> dict[str, list[str]]:
         found[given[0]].append(node.input[0])
         found[given[1]] += [*node.input[1:2], handed_on(node)[0]]
     return {name: [outer for outer in outers if outer] for name, outers in found.items()}
+
+
+def deciding(nodes: Sequence[NodeProto], loops: Iterable[NodeProto], wanted: Iterable[str]) -> set[str]:
+    """Return the tensors whose values, not sizes, decide those of some.
+
+    Args:
+        nodes: of the main graph.
+        loops: those nodes of it whose bodies stand there too.
+        wanted: the tensors.
+    """
+    behind = {inner: outers for loop in loops for inner, outers in sources(loop).items()}
+    reached = set(wanted)
+    before = 0
+    while len(reached) > before:  # what an iteration decides the next one may hand on
+        before = len(reached)
+        for node in reversed(nodes):
+            if is_enter(node):
+                reached.update(name for inner in node.output if inner in reached for name in behind[inner])
+            elif not reached.isdisjoint(node.output) and not is_op(node, "Shape", "Size"):
+                reached.update(reads(node))
+    return reached
 
 
 def declare_ranks(graph: GraphProto, shapes: Mapping[str, Sequence[int]], kinds: Mapping[str, int]) -> None:

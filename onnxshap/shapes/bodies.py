@@ -10,9 +10,8 @@ from onnx import NodeProto, TensorProto
 from onnxshap.backend import Backend
 from onnxshap.core import Array
 from onnxshap.graph import Graph, extract, is_op
-from onnxshap.graph.lifting import BRANCHES, body, entered, handed, is_enter, is_if, is_loop, is_open, liftable
-from onnxshap.graph.loops import controls, sources
-from onnxshap.graph.structure import reads
+from onnxshap.graph.lifting import BRANCHES, body, entered, handed, is_if, is_loop, is_open, liftable
+from onnxshap.graph.loops import controls, deciding
 from onnxshap.shapes.folding import Shape
 
 _CHOOSABLE = frozenset(
@@ -55,19 +54,10 @@ def decided_by(graph: Graph, inputs: Collection[str]) -> bool:
     nodes = (*graph.nodes, *graph.lifted.nodes)
     open_ = entered(graph.nodes)
     loops = [n for n in nodes if is_open(n, open_)]
-    behind = {inner: outers for loop in loops for inner, outers in sources(loop).items()}
-    reached = {n.input[0] for n in nodes if is_if(n)}
-    reached.update(name for loop in loops for name in controls(loop))
-    reached.update(name for n in nodes if is_loop(n) and n not in loops for name in n.input[:2] if n.op_type == "Loop")
-    before = 0
-    while len(reached) > before:  # what an iteration decides the next one may hand on
-        before = len(reached)
-        for node in reversed(graph.nodes):
-            if is_enter(node):
-                reached.update(name for inner in node.output if inner in reached for name in behind[inner])
-            elif not reached.isdisjoint(node.output) and not is_op(node, "Shape", "Size"):
-                reached.update(reads(node))
-    return not reached.isdisjoint(inputs)
+    wanted = {n.input[0] for n in nodes if is_if(n)}
+    wanted.update(name for loop in loops for name in controls(loop))
+    wanted.update(name for n in nodes if is_loop(n) and n not in loops for name in n.input[:2] if n.op_type == "Loop")
+    return not deciding(graph.nodes, loops, wanted).isdisjoint(inputs)
 
 
 def alike_handed(node: NodeProto, graph: Graph, runs: Sequence[Mapping[str, Shape]], kinds: Mapping[str, int]) -> bool:

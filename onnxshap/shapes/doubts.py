@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,8 +20,8 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from onnxshap.core import Array, BoolArray
 from onnxshap.graph import array, attributes, is_op
-from onnxshap.graph.lifting import BRANCHES, body, handed, is_if, is_loop
-from onnxshap.graph.loops import leading
+from onnxshap.graph.lifting import BRANCHES, body, entered, handed, is_if, is_loop, is_open
+from onnxshap.graph.loops import controls, deciding, leading
 from onnxshap.graph.structure import subgraphs
 from onnxshap.shapes.alone import MOST, Alone, Given
 from onnxshap.shapes.sizes import sizes_in_doubt
@@ -40,14 +40,29 @@ _INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 _RESHAPING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
+@dataclass(frozen=True)
+class Doubtful:
+    """What may be alike in all runs by chance.
+
+    Attributes:
+        entries: of what shape arithmetic gives, bool of its shape each.
+        axes: bool[rank] of tensors some of whose sizes are.
+        by_data: whether the data tell some of these sizes: those of all images of a batch do, together.
+    """
+
+    entries: dict[str, BoolArray]
+    axes: dict[str, BoolArray]
+    by_data: bool
+
+
 def doubtful(
     model: ModelProto,
     one: Mapping[str, Array],
     others: Sequence[Mapping[str, Array]],
     shapes: Mapping[str, tuple[int, ...]],
     alone: Alone,
-) -> tuple[dict[str, BoolArray], dict[str, BoolArray]]:
-    """Return what may be alike in all runs by chance: entries of what shape arithmetic gives, and axes of any tensors.
+) -> Doubtful:
+    """Return what may be alike in all runs by chance.
 
     Args:
         model: that was run.
@@ -55,10 +70,11 @@ def doubtful(
         shapes: of all tensors in the first.
         alone: infers what a node of the model gives.
     """
-    doubts = _Doubts(model.graph.node, one, others, {t.name: t for t in model.graph.initializer}, shapes, alone)
+    inputs = {i.name for i in model.graph.input}
+    doubts = _Doubts(model.graph.node, inputs, one, others, {t.name: t for t in model.graph.initializer}, shapes, alone)
     for node in model.graph.node:
         doubts.visit(node)
-    return doubts.found, doubts.axes
+    return Doubtful(doubts.found, doubts.axes, doubts.by_data)
 
 
 def unlike(value: Array, others: Sequence[Array | None]) -> BoolArray | None:
@@ -74,6 +90,7 @@ def unlike(value: Array, others: Sequence[Array | None]) -> BoolArray | None:
 @dataclass
 class _Doubts:
     nodes: Sequence[NodeProto]
+    inputs: Collection[str]
     one: Mapping[str, Array]
     others: Sequence[Mapping[str, Array]]
     stored: Mapping[str, TensorProto]
@@ -82,6 +99,7 @@ class _Doubts:
     found: dict[str, BoolArray] = field(default_factory=dict)
     axes: dict[str, BoolArray] = field(default_factory=dict)
     """Tensors of which some axes have sizes in doubt."""
+    by_data: bool = False
     shapeless: set[str] = field(default_factory=set)
     """What is made of such and has no shape that is known."""
     sizes: set[str] = field(default_factory=set)
@@ -95,10 +113,12 @@ class _Doubts:
         truths = any(n in self.one and self.one[n].dtype == np.bool_ for n in (*inputs, *node.output))
         lossy = node.output[0] in self.one and (truths or is_op(node, *_LOSSY))
         doubted = any(name in some for name in inputs for some in (self.found, self.axes, self.shapeless))
-        doubted = doubted or self._sized_by_data(node)
+        counts = self._sized_by_data(node)
+        doubted = doubted or counts
         if not doubted and not (lossy and any(self._varies(n) for n in inputs)):
             return
         self._note_axes(node)
+        self.by_data |= counts and any(name in self.axes or name in self.shapeless for name in node.output)
         for name in node.output:
             if name not in self.one:
                 continue
@@ -132,7 +152,7 @@ class _Doubts:
         elif node.op_type == "Loop" and not self._counts(node):
             for output in node.output[leading(node)[1] :]:
                 if output in self.shapes:
-                    self.axes[output] = np.arange(len(self.shapes[output])) == 0
+                    self.axes[output], self.by_data = np.arange(len(self.shapes[output])) == 0, True
 
     def _handed(self, node: NodeProto, branch: str) -> list[tuple[int, ...] | None]:
         """Return the shapes that a branch of an If gives, None where they are not known."""
@@ -146,11 +166,15 @@ class _Doubts:
 
     def _counts(self, node: NodeProto) -> bool:
         """Return whether a Loop runs as often as its count says, which is no matter of the data."""
+        open_ = entered(self.nodes)
+        if is_open(node, open_):
+            loops = [n for n in self.nodes if is_open(n, open_)]
+            return deciding(self.nodes, loops, controls(node)).isdisjoint(self.inputs)
         inside = body(node)
         count, starts, goes_on = node.input[0], node.input[1] if len(node.input) > 1 else "", inside.output[0].name
         if not (count and self._sure(count)) or (starts and not self._sure(starts)):
             return False
-        made = {o: n for n in (*inside.node, *self.nodes) for o in n.output}
+        made = {o: n for n in inside.node for o in n.output}
         while goes_on in made and is_op(made[goes_on], "Identity"):
             goes_on = made[goes_on].input[0]
         constants = {t.name for t in inside.initializer}.union(self.stored)

@@ -76,6 +76,7 @@ class Folded:
         parts: tensor name -> what is known of it.
         shapes: those of the tensors that were added.
         doubted: (tensor, axis) whose size may be alike in all runs by chance.
+        by_data: whether the data of a batch, taken together, tell sizes.
     """
 
     graph: Graph
@@ -83,6 +84,7 @@ class Folded:
     parts: Mapping[str, Part] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     doubted: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+    by_data: bool = False
 
 
 def sizes_of(node: NodeProto) -> list[int]:
@@ -100,16 +102,19 @@ def fold(graph: Graph, first: Run, others: Sequence[Run], alone: Alone) -> Folde
         others: some at other sizes, the same run where no size is free, none where there is none.
         alone: infers what a node of the graph gives.
     """
+    stored = {t.name: tuple(t.dims) for t in graph.model.graph.initializer}
+    one, *more = (replace(run, shapes=stored | dict(run.shapes)) for run in (first, *others))
     if not others:
         shapes = [n for n in graph.nodes if is_op(n, "Shape", "Size")]
-        return Folded(graph, frozenset((n.input[0], a) for n in shapes for a in _axes(n, first)))
+        told = frozenset((n.input[0], a) for n in shapes for a in _axes(n, first))
+        return Folded(graph, told, by_data=doubtful(graph.model, one.values, [], one.shapes, alone).by_data)
     model = copied(graph.model)
-    stored = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    one, *more = (replace(run, shapes=stored | dict(run.shapes)) for run in (first, *others))
     edit = _Folding(model, one, more, alone)
     edit.apply()
     doubted = frozenset((name, int(axis)) for name, axes in edit.doubted.items() for axis in np.flatnonzero(axes))
-    return Folded(replace(graph, model=copied(model)), frozenset(edit.told()), edit.parts, edit.shapes, doubted)
+    return Folded(
+        replace(graph, model=copied(model)), frozenset(edit.told()), edit.parts, edit.shapes, doubted, edit.by_data
+    )
 
 
 def _axes(node: NodeProto, run: Run) -> range:
@@ -137,7 +142,8 @@ class _Folding:
         self._outside: frozenset[str] = frozenset()
         self._nodes: list[NodeProto] = []
         others = [run.values for run in self.others]
-        self._chance, self.doubted = doubtful(self.model, self.first.values, others, self.first.shapes, self.alone)
+        doubts = doubtful(self.model, self.first.values, others, self.first.shapes, self.alone)
+        self._chance, self.doubted, self.by_data = doubts.entries, doubts.axes, doubts.by_data
         self._stored = {t.name: t for t in self.model.graph.initializer}
         self._choices = {n.output[0]: n for n in self.model.graph.node if is_op(n, "Where")}
         self._opset = next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)

@@ -51,6 +51,7 @@ class Shaped:
         whole: first output of an If, Loop or Scan that is left -> why no cut goes through it.
         times: tensor in the body of a loop -> how often it was made, for all images at once.
         elsewhere: the shapes at other sizes, where others than the batch are free; else empty.
+        counted: whether the images of a batch, taken together, tell sizes: rows of other images change what one gives.
     """
 
     graph: Graph
@@ -67,6 +68,7 @@ class Shaped:
     whole: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, int] = field(default_factory=dict)
     elsewhere: Mapping[str, Shape] = field(default_factory=dict)
+    counted: bool = False
 
     def batch_axis(self, name: str) -> int | None:
         """Return the axis of the images in an input, None where it has none."""
@@ -212,7 +214,7 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     elsewhere = known | dict(seen.others[-1].shapes) if sized else {}
     return Shaped(
         graph, known, kinds, first.inputs, free_batch, constants, varying, told, parts, apart, axes, whole, first.times,
-        elsewhere,
+        elsewhere, seen.folded.by_data,
     )  # fmt: skip
 
 

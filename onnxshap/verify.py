@@ -1,4 +1,7 @@
-"""The checks that a cut model passes before a file appears: it is valid, it loads, and it equals its masked twin."""
+"""The checks that a cut model passes before a file appears: it is valid, it loads, and it equals its masked twin.
+
+What both are made of has to be what the file computes, too.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from onnxshap.calibrate import run_all
 from onnxshap.codes import is_coding
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError, ModelError, VerifyError, first_line
+from onnxshap.graph.structure import RANDOM_OPS
 from onnxshap.graph.weights import without_values
 from onnxshap.masking import Means, mask_name, masked_model
 from onnxshap.shapes import Shaped
@@ -75,7 +79,30 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
     part = data.take(slice(0, _CHECKED_IMAGES))
     masked = masked_model(free, None, means)
     masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
-    return _same(traced, small, part, lambda optimize: run_all(free, masked, part, masks, optimize=optimize), _CUT)
+    found = _same(traced, small, part, lambda optimize: run_all(free, masked, part, masks, optimize=optimize), _CUT)
+    _check_form(traced, free, part)
+    return found
+
+
+def _check_form(traced: Traced, free: Traced, part: Dataset) -> None:
+    """Hold the form of a model that is worked on to its file: the cut model and its twin are both made of it.
+
+    Raises:
+        VerifyError: they differ.
+    """
+    if any(node.op_type in RANDOM_OPS for node in free.shaped.graph.nodes):
+        return  # another draw
+    optimize = not _codes(traced.shaped)
+    form, natural = (
+        run_all(one, model, part, optimize=optimize)
+        for one, model in ((free, free.shaped.graph.model), (traced, traced.source))
+    )
+    found = compare(form, natural, natural)
+    if not (found.typical if _codes(traced.shaped) else found.rel_err) <= tolerance(traced.shaped):
+        raise VerifyError(
+            f"the model as it is worked on differs from its file by {found.rel_err:.2g} of its largest output: "
+            "something that follows the data was taken to be constant; nothing was written, please report the model"
+        )
 
 
 def verify_twin(traced: Traced, made: ModelProto, twin: ModelProto, data: Dataset, names: tuple[str, str]) -> Verified:

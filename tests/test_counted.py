@@ -8,10 +8,11 @@ from onnx import ModelProto
 
 import onnxshap
 from onnxshap.core import Dataset
-from onnxshap.errors import DataError
+from onnxshap.errors import DataError, VerifyError
 from onnxshap.graph import is_op
 from onnxshap.masking import row_wise
 from onnxshap.rewrite import drop_units
+from onnxshap.shapes import doubts
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
 from tests.exactness import TOLERANCE, draw_plan, net
@@ -144,3 +145,13 @@ def test_layers_that_run_as_often_as_the_data_tell_are_refitted_on_what_runs() -
         onnxshap.prune(model, data, keep_units=0.5, method="l1", repair=how, payoff="mse") for how in ("none", "lstsq")
     )
     assert found.after.score["mse"] > bare.after.score["mse"]
+
+
+def test_a_form_that_is_not_what_the_file_computes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were a count taken to be constant, the cut model and its masked twin would agree, and both be wrong."""
+    images = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    data = Dataset({"x": images}, None, "random")
+    onnxshap.prune(counting("NonZero", "1"), data, keep_units=0.5, method="l1", repair="none")
+    monkeypatch.setattr(doubts._Doubts, "_sized_by_data", lambda *_: False)
+    with pytest.raises(VerifyError, match="as it is worked on differs from its file"):
+        onnxshap.prune(counting("NonZero", "1"), data, keep_units=0.5, method="l1", repair="none")

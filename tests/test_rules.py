@@ -1395,6 +1395,14 @@ for op, gates in (("GRU", 3), ("LSTM", 4), ("RNN", 1)):
         z = MatMul(c, w2)
     }}""", wi=(1, gates * 5, 6), wh=(1, gates * 5, 5), wb=(1, gates * 10), axes=[1], scale=(5,), shift=(5,), w1=(5, 3),
         w2=(5, 3)), [5])
+case("steps that are units stay", net("""(float[N,7,6] x) => (float[N,1,3] z) {
+    a = MatMul(x, w0)
+    r = Relu(a)
+    t = Transpose<perm=[2,0,1]>(r)
+    h, last = LSTM<hidden_size=5>(t, wi, wh)
+    f = Transpose<perm=[1,0,2]>(last)
+    z = MatMul(f, w2)
+}""", w0=(6, 4), wi=(1, 20, 7), wh=(1, 20, 5), w2=(5, 3)), [5], "LSTM takes it in steps, one after the other")
 case("states that start where the data say are not zero", net("""(float[N,7,6] x) => (float[N,1,3] z) {
     t = Transpose<perm=[1,0,2]>(x)
     m = ReduceMean<axes=[0], keepdims=1>(t)
@@ -2199,7 +2207,11 @@ _NO_ROWS = {
         "weights over the root of their squares",
         "largest places, elements, triangles",
     ),
-    *("DynamicQuantizeLSTM: what goes in", "gathered by numbers that spread one axis over several"),
+    *(
+        "steps that are units stay",
+        "DynamicQuantizeLSTM: what goes in",
+        "gathered by numbers that spread one axis over several",
+    ),
     *("dynamic: ConvInteger", "dynamic: MatMulInteger", "dynamic: DynamicQuantizeMatMul"),
 }
 """Nets whose images lie on another axis than the first, are counted in constants, or share codes' range or masks."""

@@ -141,7 +141,9 @@ def dynamic_quantize_lstm(op: Op, ax: Axes) -> None:
         raise RuleError(f"{op.type} has computed weights")
     ax.tie(ax.input(0, 2), ax.input(1, 1))
     ax.contract(0, 2, why=_RANGE.format(op.type))
-    ax.tie(ax.input(0, 0), ax.output(0, 0))
+    steps = [ax.input(0, 0), *([ax.output(0, 0)] if op.outputs and op.outputs[0] is not None else [])]
+    for atoms in steps:
+        ax.freeze(atoms, f"{op.type} takes it in steps, one after the other")
     for out, y in enumerate(op.outputs):
         if y is not None:
             ax.tie(ax.output(out, -2), ax.input(0, 1))

@@ -34,8 +34,9 @@ def recurrent(op: Op, ax: Axes) -> None:
             ax.tie(ax.output(out, -2), images)
             ax.tie(ax.output(out, -1), hidden)
             ax.make(-1, out)
-    if op.outputs and op.outputs[0] is not None:
-        ax.tie(ax.output(0, 0), ax.input(0, 0))
+    steps = [ax.input(0, 0), *([ax.output(0, 0)] if op.outputs and op.outputs[0] is not None else [])]
+    for atoms in steps:  # a step that is nothing moves the states on all the same
+        ax.freeze(atoms, f"{op.type} takes it in steps, one after the other")
     for k in (5, 6):
         if op.input(k) is not None:
             ax.tie(ax.input(k, 1), images)

@@ -32,7 +32,10 @@ _EACH = frozenset((
     *("Min", "Mod", "Mul", "Neg", "Not", "Or", "Round", "Sign", "Sqrt", "Sub", "Where", "Xor"),
 ))  # fmt: skip
 """Ops of which an entry depends on the entries there of what they read."""
-_COUNTING = ("Compress", "ConstantOfShape", "NonMaxSuppression", "NonZero", "Range", "Unique")
+_COUNTING = (
+    *("BlackmanWindow", "Compress", "ConstantOfShape", "HammingWindow", "HannWindow", "MelWeightMatrix"),
+    *("NonMaxSuppression", "NonZero", "Range", "Unique"),
+)
 """Ops that give as much as they find, or as their first input says."""
 _SCALED = ("Resize", "Upsample")
 """Ops that read factors of sizes, which are no integers."""
@@ -139,20 +142,66 @@ class _Doubts:
         if is_op(node, *_COUNTING):
             return bool(data)
         kinds = self.alone.inferred
-        return any(kinds.get(n) in _INTEGERS or is_op(node, *_SCALED) for n in data if n not in node.input[:1])
+        return any(kinds.get(n) in (*_INTEGERS, None) or is_op(node, *_SCALED) for n in data if n not in node.input[:1])
 
     def _note_bodies(self, node: NodeProto) -> None:
         """Note the axes of what bodies give whose sizes follow how often, or which of them, the data let run."""
         if is_if(node):
-            if self._sure(node.input[0]):
-                return
-            for output, *sizes in zip(node.output, *(self._handed(node, branch) for branch in BRANCHES), strict=True):
-                if output in self.shapes:
-                    self.axes[output] = _unlike_sizes(len(self.shapes[output]), *sizes)
-        elif node.op_type == "Loop" and not self._counts(node):
-            for output in node.output[leading(node)[1] :]:
-                if output in self.shapes:
-                    self.axes[output], self.by_data = np.arange(len(self.shapes[output])) == 0, True
+            self._note_branches(node)
+            return
+        states, handed_ = leading(node)[1], handed(body(node))
+        counts = node.op_type == "Scan" or self._counts(node)
+        results = [None] * len(node.output) if handed_ is None else handed_[leading(node)[0] // 2 :]
+        starts = list(node.input[leading(node)[0] :])
+        for k, output in enumerate(node.output):
+            if not output:
+                continue
+            if output not in self.shapes:  # a sequence: as long as there are iterations
+                if not counts:
+                    self.shapeless.add(output)
+                continue
+            shape, result = self.shapes[output], results[k]
+            axes = np.zeros(len(shape), np.bool_)
+            inner = axes if k < states else axes[1:]
+            inner |= self._inner(result, len(inner))
+            if k >= states:
+                axes[0] |= not counts
+            elif not counts:  # it may grow from step to step
+                start = self.shapes.get(starts[k])
+                given = self.shapes.get(result) if result is not None else None
+                axes |= _unlike_sizes(len(shape), start, shape) | _unlike_sizes(len(shape), start, given or shape)
+            if k < states:
+                axes |= self._inner(starts[k], len(shape))
+            if axes.any():
+                self.axes[output] = axes
+                self.by_data |= not counts
+
+    def _inner(self, name: str | None, rank: int) -> BoolArray:
+        """Return which axes of what a body gives are in doubt: none that is known; all where it is not lifted."""
+        if name is None:
+            return np.ones(rank, np.bool_)
+        found = self.axes.get(name, np.zeros(rank, np.bool_))
+        return found if len(found) == rank else np.ones(rank, np.bool_)
+
+    def _note_branches(self, node: NodeProto) -> None:
+        """Note the axes of what an If gives in which its branches differ, or are in doubt themselves."""
+        names = [handed(body(node, branch)) for branch in BRANCHES]
+        sure = self._sure(node.input[0])
+        shapes = [self._handed(node, branch) for branch in BRANCHES]
+        for k, output in enumerate(node.output):
+            if output not in self.shapes:
+                if output and not sure:
+                    self.shapeless.add(output)
+                continue
+            rank = len(self.shapes[output])
+            axes = np.zeros(rank, np.bool_)
+            if not sure:
+                axes |= _unlike_sizes(rank, shapes[0][k], shapes[1][k])
+            for some in names:
+                if some is not None and (own := self.axes.get(some[k])) is not None and len(own) == rank:
+                    axes |= own
+            if axes.any():
+                self.axes[output] = axes
 
     def _handed(self, node: NodeProto, branch: str) -> list[tuple[int, ...] | None]:
         """Return the shapes that a branch of an If gives, None where they are not known."""

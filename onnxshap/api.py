@@ -355,9 +355,13 @@ def prune(
         dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
         progress("trace", 1, 1)
     with clock.stage("score"):
-        setting = _setting(free, sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline)
-        fits = setting.payoff.name if setting.payoff.name in payoffs.NAMES else setting.payoff
-        reference, judge = judged(traced, held_out, fits)
+        scored = sample(dataset, affordable(traced, groups, samples, method), seed)
+        if (held_out.labels is None) == (dataset.labels is None):  # of the two those that judge are more, as a rule
+            reference, judge = judged(traced, held_out, payoff)
+            setting = _setting(free, scored, _known(judge), baseline)
+        else:
+            setting = _setting(free, scored, payoff, baseline)
+            reference, judge = judged(traced, held_out, _known(setting.payoff))
         if max_drop is not None:
             check_share(Judge.of(traced, held_out, reference, judge), max_drop)
         found = _check_values(values, traced, groups) if values is not None else None
@@ -403,6 +407,11 @@ def prune(
         with beside(done):
             save(result.model, output, external=bool(traced.files))
     return done
+
+
+def _known(payoff: Payoff) -> str | Payoff:
+    """Return what makes the same payoff on other data: its name, if it has one."""
+    return payoff.name if payoff.name in payoffs.NAMES else payoff
 
 
 def _check_values(values: Scores, traced: Traced, groups: Sequence[Group]) -> Scores:

@@ -81,7 +81,7 @@ def scores(
     labelled = None if classes is None else _top(reference, classes, names)
     if labelled is not None:
         found["accuracy"] = float(np.mean(labelled(outputs, reference, classes)))
-    if top := _top(reference, None, names) or labelled:
+    if top := labelled or _top(reference, None, names):
         found["agreement"] = float(np.mean(top(outputs, reference, None)))
     return found
 

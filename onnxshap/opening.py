@@ -18,7 +18,7 @@ from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, random_data
 from onnxshap.errors import BudgetError, DataError, ModelError
 from onnxshap.graph import Source, data_path, read
 from onnxshap.groups import Group, select
-from onnxshap.payoffs.checked import are_probabilities, class_axis
+from onnxshap.payoffs.checked import NO_CLASS, are_probabilities, class_axis
 from onnxshap.repair import FEWEST_IMAGES
 from onnxshap.shapes import check_names, input_specs
 from onnxshap.tracing import Traced, trace
@@ -71,10 +71,18 @@ def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | N
 def _with_classes(traced: Traced, data: Dataset) -> Dataset:
     """Return data whose labels, if they are one-hot along the classes of an output, are class indices.
 
-    So they are if they are smoothed: shares of 1 of which one is more than a half.
+    So they are if they are smoothed: shares of 1 of which one is more than a half. Images none of whose positions has
+    a class are left out.
     """
     if (labels := data.labels) is None or labels.ndim < 2:
         return data
+    if (classes := payoffs.as_classes(labels)) is not None:
+        empty = np.isin(classes, NO_CLASS).reshape(len(labels), -1).all(axis=1) & (labels.size > len(labels))
+        if empty.all():
+            raise DataError(f"{data.source}: no position of any image has a class; give labels, or none at all")
+        if empty.any():
+            kept = data.take(np.flatnonzero(~empty))
+            return replace(kept, source=f"{data.source}, {int(empty.sum())} without labels left out")
     for name, batch in zip(traced.outputs, traced.output_axes, strict=True):
         shape = [size for axis, size in enumerate(traced.shaped.shapes[name]) if axis != batch]
         axis = class_axis(labels.ndim, None)

@@ -267,6 +267,30 @@ def test_labels_that_tell_classes_are_classes(kind: str) -> None:
     assert spread.after.score == plain.after.score
 
 
+def test_the_payoff_is_that_of_all_images_not_of_a_sample() -> None:
+    model = exactness.net(
+        "(float[N,6] x) => (float[N,1] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }", w=(6, 12), v=(12, 1)
+    )
+    rng = np.random.default_rng(0)
+    x, counts = rng.normal(size=(300, 6)).astype(np.float32), (rng.random((300, 1)) > 0.5).astype(np.float32)
+    counts[:3] = 2
+    for labels, given in ((counts, None), (np.minimum(counts, 1), Dataset({"x": x}, counts, "e"))):
+        found = onnxshap.prune(model, Dataset({"x": x}, labels, "d"), eval_data=given, samples=8, keep_macs=0.5)
+        assert found.scores.payoff == "mse" and set(found.after.score) == {"mse"}
+
+
+def test_images_without_labels_are_left_out() -> None:
+    model = exactness.net("(float[N,3,4,4] x) => (float[N,5,4,4] y) { a = Conv(x, w) r = Relu(a) y = Conv(r, v) }",
+                          w=(12, 3, 1, 1), v=(5, 12, 1, 1))  # fmt: skip
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(60, 3, 4, 4)).astype(np.float32), rng.integers(0, 5, (60, 4, 4))
+    labels[::3] = 255
+    found = onnxshap.prune(model, Dataset({"x": x}, labels, "d"), keep_units=0.5, method="l1")
+    assert (found.eval_images, found.eval_source) == (40, "d, 20 without labels left out")
+    with pytest.raises(DataError, match="no position of any image has a class"):
+        onnxshap.prune(model, Dataset({"x": x}, 0 * labels - 1, "d"), keep_units=0.5, method="l1")
+
+
 def test_a_percentage_is_no_share() -> None:
     with pytest.raises(BudgetError, match=r"max-drop is 1, but accuracy is a share, at most 1; give 0\.01"):
         onnxshap.prune(net(), labelled(60), max_drop=1, method="l1")

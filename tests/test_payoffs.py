@@ -455,6 +455,13 @@ TARGETS = np.random.default_rng(1).normal(size=(50, 4))  # what a regression giv
         ([DENSE[:, :1]], DENSE[:, 0] > 0, CrossEntropy(binary=True)),
         ([SIGMOIDS[:, :1], LOGITS], ZERO_ONE[:, 0], CrossEntropy(output=1)),  # classes on an axis come first
         ([SIGMOIDS], ZERO_ONE + 0.5, "mse"),
+        ([SIGMOIDS], np.array([[1.0, -1.0, 0.0], [255.0, 0.0, 1.0]]), CrossEntropy(probabilities=True, binary=True)),
+        (
+            [np.abs(DENSE[:, 0, 0]), LOGITS[:, :1]],
+            ZERO_ONE[:, 0],
+            CrossEntropy(output=1, binary=True),
+        ),  # beside features
+        ([LOGITS[:, :1]], np.array([0.0, 2.0]), "mse"),
     ],
 )
 def test_the_default_follows_labels_and_outputs(
@@ -514,6 +521,7 @@ def test_higher_is_better(name: str | None, reference: Array) -> None:
         ("accuracy", [LOGITS], np.array([0.5, 1.0]), ("'accuracy'", "float64")),
         ("ce", [LOGITS], np.array([0, 1, 1]), ("labels: 3 entries", "2 rows", "'out0'", "one label a row")),
         ("kl", [LOGITS], np.array(1), ("labels: 0 entries", "2 rows")),
+        (None, [SIGMOIDS], 2 * ZERO_ONE - 1, ("'ce'", "labels are -1 and 1", "give 0 and 1")),
         (None, [LOGITS[:, :1]], LABELS + 1, ("'ce'", "'out0' [2, 1]", "labels [2]", "'mse'")),
         ("ce", [DENSE], LABELS, ("'ce'", "'out0' [2, 3, 4, 4]", "labels [2]")),
         ("kl", [LOGITS[:, :1]], None, ("'kl'", "no output holds class scores", "'out0' [2, 1]", "'mse'")),

@@ -86,6 +86,19 @@ def as_classes(labels: Array | None) -> Array | None:
     return labels.astype(np.int64) if whole else None
 
 
+def as_two(labels: Array | None) -> Array | None:
+    """Return labels that tell two classes apart, 0 and 1 (positions of no class beside them); else None.
+
+    >>> as_two(np.array([[1.0, 255.0], [0.0, 1.0]])).tolist(), as_two(np.array([1, -1])), as_two(np.array([2, 0]))
+    ([[1, 255], [0, 1]], None, None)
+    """
+    classes = as_classes(labels)
+    if classes is None:
+        return None
+    kept = classes[~left_out(classes, 2)]
+    return classes if (kept == 0).any() and np.isin(kept, (0, 1)).all() else None
+
+
 def class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, payoff: str) -> IntArray:
     """Return labels as int64[rows, *positions], each a class of scores [classes, rows, *positions].
 

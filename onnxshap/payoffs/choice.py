@@ -16,6 +16,7 @@ from onnxshap.payoffs.checked import (
     any_of,
     are_probabilities,
     as_classes,
+    as_two,
     both_classes,
     class_axis,
     class_labels,
@@ -105,7 +106,7 @@ def _default(
     """Return the name of the payoff for these outputs and labels."""
     if labels is not None and labels.dtype.kind == "f":
         targets = any(fits(labels.shape, reference[i].shape) for i in usable)
-        return "ce" if as_classes(labels) is not None and (not targets or np.isin(labels, (0, 1)).all()) else "mse"
+        return "mse" if (as_two(labels) if targets else as_classes(labels)) is None else "ce"
     if labels is not None:
         return "ce"
     classes = [_of_classes(reference[i], f"output {output_names[i]!r}") for i in usable]
@@ -160,10 +161,13 @@ def _fit_classes(
         moved = {i: scores for i, scores in moved.items() if fits(labels.shape, scores.shape[:-1])}
         top = int(classes[~np.isin(classes, NO_CLASS)].max(initial=0))
         moved = dict(sorted(moved.items(), key=lambda item: top >= item[1].shape[-1]))
-        if not moved and np.isin(classes, (0, 1)).all():
+        told = [i for i in moved if moved[i].shape[-1] == 2 or _of_classes(reference[i], f"output {output_names[i]!r}")]
+        if not told and as_two(labels) is not None:  # features of the same rows are wider, and no scores
             for index in (i for i in usable if fits(labels.shape, reference[i].shape)):
                 scores = both_classes(reference[index], f"output {output_names[index]!r}", probabilities=True)
                 return index, bool((scores >= 0.0).all()), True
+        if classes.ndim > 1 and set(np.unique(classes).tolist()) == {-1, 1}:
+            raise DataError(f"payoff {payoff!r}: labels are -1 and 1: give 0 and 1 (-1 is a position of no class)")
     if not moved:
         have = ", ".join(f"{output_names[i]!r} {text_of(reference[i].shape)}" for i in usable)
         given = "" if labels is None else f" for labels {text_of(labels.shape)}"

@@ -37,6 +37,12 @@ COUNTS = {
     " q = NonMaxSuppression(b, s_, many, over, half)",
     "Loop": "top = ReduceMax<keepdims=0>(x) end, q = Loop(often, yes, zerof) <body = b (int64 i, bool c, float a)"
     " => (bool c2, float a2, float told) { a2 = Add(a, onef) c2 = Less(a2, top) told = Identity(a2) }>",
+    "a state that grows": "top = ReduceMax<keepdims=0>(x) far = Mul(top, sixf) q = Loop(often, yes, single) <body = b"
+    " (int64 i, bool c, float[k] a) => (bool c2, float[m] a2) { a2 = Concat<axis=0>(a, single) l = Size(a2)"
+    " length = Cast<to=1>(l) c2 = Less(length, far) }>",
+    "branches that hand on what is counted": f"{_MOST} ks = Reshape(k, flat) {_ROW} part = Slice(row, start, ks, start)"
+    " c = Greater(top, onef) q = If(c) <then_branch = t () => (float[p] yes_) { yes_ = Neg(part) },"
+    " else_branch = e () => (float[q] no_) { no_ = Relu(part) }>",
     "If": "top = ReduceMax<keepdims=0>(x) c = Greater(top, twof) row = Reshape(x, flat)"
     " q = If(c) <then_branch = t () => (float[p] yes_) { yes_ = Slice(row, start, threes, start) },"
     " else_branch = e () => (float[q] no_) { no_ = Slice(row, start, fives, start) }>",

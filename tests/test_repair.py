@@ -243,6 +243,7 @@ def test_layers_whose_positions_are_cut_too(kind: str, repair: str) -> None:
 
 RECURRENT = {
     "GRU": ("h, last = GRU<hidden_size=8>(p, w, r, b)", 3, 1),
+    "GRU, its functions spelt out": ('h, last = GRU<hidden_size=8, activations=["Sigmoid", "Tanh"]>(p, w, r, b)', 3, 1),
     "GRU that resets behind": ("h, last = GRU<hidden_size=8, linear_before_reset=1>(p, w, r, b)", 3, 1),
     "LSTM of both directions": ("h, last = LSTM<hidden_size=8, direction=\"bidirectional\">(p, w, r, b)", 4, 2),
     "RNN backward, without biases": ("h, last = RNN<hidden_size=8, direction=\"reverse\">(p, w, r)", 1, 1),

@@ -1421,6 +1421,14 @@ case("states of other functions are not zero", net("""(float[N,7,6] x) => (float
     c = LpNormalization(f)
     z = MatMul(c, w2)
 }""", wi=(1, 5, 6), wh=(1, 5, 5), wb=(1, 10), w2=(5, 3)), [], "it is not zero there")
+for function, sizes in (("Relu", [5]), ("Tanh", [5]), ("Sigmoid", [])):
+    case(f"states through {function}", net(f"""(float[N,7,6] x) => (float[N,1,3] z) {{
+        t = Transpose<perm=[1,0,2]>(x)
+        h, last = RNN<hidden_size=5, activations=["{function}"]>(t, wi, wh, wb)
+        f = Transpose<perm=[1,0,2]>(last)
+        c = LpNormalization(f)
+        z = MatMul(c, w2)
+    }}""", wi=(1, 5, 6), wh=(1, 5, 5), wb=(1, 10), w2=(5, 3)), sizes)
 case("a list of positions between two Transposes", conv_net("""
     t = Transpose<perm=[1,0,2,3]>(a)
     g = GatherND(t, order)
@@ -2208,7 +2216,7 @@ _NO_ROWS = {
         "largest places, elements, triangles",
     ),
     *(
-        "steps that are units stay",
+        *("steps that are units stay", "states through Relu", "states through Tanh"),
         "DynamicQuantizeLSTM: what goes in",
         "gathered by numbers that spread one axis over several",
     ),

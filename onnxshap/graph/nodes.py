@@ -24,10 +24,17 @@ def is_op(node: NodeProto, *types: str) -> bool:
 def attributes(node: NodeProto) -> dict[str, Any]:
     """Return a node's attributes as Python values, subgraphs left out."""
     return {
-        a.name: value.decode() if isinstance(value := helper.get_attribute_value(a), bytes) else value
+        a.name: _as_text(helper.get_attribute_value(a))
         for a in node.attribute
         if a.type not in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
     }
+
+
+def _as_text(value: Any) -> Any:
+    """Return strings for bytes, also those of a list."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return [_as_text(one) for one in value] if isinstance(value, list) else value
 
 
 def array(tensor: TensorProto) -> Array:

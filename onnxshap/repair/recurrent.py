@@ -100,7 +100,8 @@ def refittable(traced: Traced, number: int) -> bool:
     node, graph = shaped.graph.nodes[number], shaped.graph.model.graph
     if not is_op(node, "LSTM", "GRU", "RNN") or traced.depth(next(o for o in node.output if o)):
         return False
-    if attributes(node).get("activations") and is_op(node, "GRU"):
+    functions = attributes(node).get("activations", ())
+    if is_op(node, "GRU") and any(name.lower() != "sigmoid" for name in functions[::2]):
         return False  # the gate that resets is computed here
     names = {name for name in node.input[_W : _B + 1] if name}
     if not names <= shaped.constants | {t.name for t in graph.initializer}:

@@ -35,8 +35,10 @@ PRODUCTS = {
 """Zero where one of their factors (inputs) is, if they have such, and all of their addends (inputs)."""
 JOINED = {"Concat": (0, None), "QLinearConcat": (2, None, 3)}
 """Op -> where those of its inputs stand that are laid side by side: zero where all are that hold the units."""
-RECURRENT = {"GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh"), "RNN": ("Tanh",)}
-"""Op -> its functions by default: states stay zero where weights of gates, biases and the first states are."""
+RECURRENT = {"GRU": (2, 1), "LSTM": (3, 1, 2), "RNN": (1, 0)}
+"""Op -> how many functions it has a direction, and which of them the states go through: these have to be zero at zero,
+then states stay zero where weights of gates, biases and the first states are."""
+_THROUGH_ZERO = frozenset(("elu", "leakyrelu", "relu", "scaledtanh", "softsign", "tanh", "thresholdedrelu"))
 FIRST: frozenset[str] = frozenset([
     *("Abs", "Asin", "Atan", "AveragePool", "Cast", "CastLike", "Ceil", "Celu", "CumSum", "DepthToSpace"),
     *("DFT", "DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand", "Flatten"),
@@ -149,8 +151,10 @@ class Zeros:
             return zero(node.input[0]) if _clips_around_zero(self._shaped, node) else False
         if node.op_type in RECURRENT:
             rows = all(wanted <= self._by_axis(i)[1] for i in node.input[1:4] if i)
-            made = attributes(node).get("activations") or RECURRENT[node.op_type]
-            if not rows or any(name != usual for name, usual in zip(made, RECURRENT[node.op_type] * 2, strict=False)):
+            count, *through = RECURRENT[node.op_type]
+            functions = [name.lower() for name in attributes(node).get("activations", ())]
+            states = [name for place, name in enumerate(functions) if place % count in through]
+            if not rows or not _THROUGH_ZERO.issuperset(states):
                 return False
             starts = [_is_nothing(self._shaped, i) or zero(i) for i in node.input[5:7] if i]
             return _all([*(zero(i) for i in node.input[1:4] if i), *starts])

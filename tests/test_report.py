@@ -275,3 +275,14 @@ def test_the_page_holds_the_tables_and_needs_nothing_else(pruned: onnxshap.Prune
     assert "http" not in page and "src=" not in page
     report.write_prune_report(found, tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+
+def test_values_that_a_limit_ended_say_on_how_few_images_they_rest(images: dict[str, Array]) -> None:
+    def told(**limits: Any) -> str:
+        found = onnxshap.prune(net(), images, keep_units=0.5, repair="none", decided=0, **limits)
+        items = report.prune_tables(report.prune_report(found, model="m.onnx", output=None, seed=0))
+        return text_of(items[-1])
+
+    whole, short = told(), told(max_evals=200)
+    assert "that max-evals ended" not in whole
+    assert "group" in short and "that max-evals ended)" in short

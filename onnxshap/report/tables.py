@@ -14,6 +14,9 @@ from onnxshap.api import Scores
 from onnxshap.report.cells import add_row_of, count, empty_table, in_bytes, in_milliseconds, listed, plural
 from onnxshap.report.reports import Report
 
+_LIMITS = ("max-evals", "max-seconds")
+"""Of the rules that end a group, those that do not ask whether its values are good enough."""
+
 
 def prune_tables(report: Report) -> list[RenderableType]:
     """Return the figures before and after, and what stays of every group."""
@@ -61,13 +64,15 @@ def prune_tables(report: Report) -> list[RenderableType]:
 
 
 def _used(report: Report) -> str:
-    """Return how many images the values of the groups rest on."""
-    whole, used = plural(report["data"]["n"], "image"), [g["images"] for g in report["groups"] if g["images"]]
-    if not report["evals"] or not used or min(used) == report["data"]["n"]:
+    """Return how many images the values rest on, and how few those of some groups where a limit ended them."""
+    whole = plural(report["data"]["n"], "image")
+    short = [group for group in report["groups"] if group["stopped"] in _LIMITS and group["images"]]
+    if not short:
         return whole
-    many = f"{min(used)} to {max(used)}" if min(used) < max(used) else f"{used[0]}"
-    ended = listed(sorted({g["stopped"] for g in report["groups"] if g["stopped"]}))
-    return f"{many} of {whole} (ended by: {ended})"
+    few, many = (pick(group["images"] for group in short) for pick in (min, max))
+    count = f"{few}" if few == many else f"{few} to {many}"
+    limits = listed(sorted({group["stopped"] for group in short}))
+    return f"{whole} ({count} in {plural(len(short), 'group')} that {limits} ended)"
 
 
 def figures_table(names: Sequence[str], figures: Sequence[Report], source: str) -> Table:

@@ -283,6 +283,6 @@ def test_values_that_a_limit_ended_say_on_how_few_images_they_rest(images: dict[
         items = report.prune_tables(report.prune_report(found, model="m.onnx", output=None, seed=0))
         return text_of(items[-1])
 
-    whole, short = told(), told(max_evals=200)
+    whole, short = told(), told(max_evals=100)
     assert "that max-evals ended" not in whole
     assert "group" in short and "that max-evals ended)" in short

@@ -306,6 +306,20 @@ def test_recurrent_units_that_stay_make_up_for_those_that_go(kind: str) -> None:
     assert not report.prune_report(found, model="m.onnx", output=None, seed=0)["unfitted"]
 
 
+def test_recurrent_weights_before_the_cut_stay_as_they_are() -> None:
+    model, data = recurrent("GRU")
+    model.graph.node[-1].output[0] = "f"
+    model.graph.node.append(onnx.helper.make_node("MatMul", ["f", "last_weight"], ["y"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((3, 2), np.float32), "last_weight"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 2
+    traced, _ = open_model(model, data)
+    behind = next(g for g in traced.groups if len(g) == 3)
+    found = onnxshap.prune(model, data, include=[behind.name], keep_units=0.7, multiple_of=1, method="l1", payoff="mse")
+    assert {r.node for r in found.refits} == {"y"}
+    old, new = ({t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, found.model))
+    assert all(np.array_equal(old[n], new[n]) for n in ("w", "r", "b"))
+
+
 def test_weights_that_nothing_refits_are_named() -> None:
     text = """(float[5,N,6] x) => (float[N,3] y) {
         h, last = GRU<hidden_size=8>(x, w, r)

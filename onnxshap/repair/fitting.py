@@ -23,7 +23,7 @@ from onnxshap.repair.coefficients import Coefficients
 from onnxshap.repair.moments import FEWEST_ROWS, Moments, pooled_scale
 from onnxshap.repair.recurrent import Gates, Recurrent, Seen, Weights, find_recurrent, parts_of
 from onnxshap.repair.regression import FULL, Effort, Refit, Response, Rows, Single, require_images, solve
-from onnxshap.repair.targets import Layer, find_layers
+from onnxshap.repair.targets import Layer, changed_by, find_layers
 from onnxshap.repair.transfer import transfer
 from onnxshap.repair.walk import Walk
 from onnxshap.rewrite import cut
@@ -165,7 +165,7 @@ def _fitter(
     layers = find_layers(traced, model, live)
     if nearest:
         layers = [layer for layer in layers if live.cut(layer.x, layer.channels)]
-    recurrent = find_recurrent(free, model, live, nearest=nearest)
+    recurrent = find_recurrent(free, model, live, changed_by(free, model, live), nearest=nearest)
     return _Fitter(free, live, model, data, seed, layers, recurrent, effort, feeds)
 
 

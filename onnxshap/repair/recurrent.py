@@ -9,7 +9,7 @@ h multiplied by it; its two parts are fitted one by one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,20 +112,23 @@ def refittable(traced: Traced, number: int) -> bool:
     return set(readers) == {number}
 
 
-def find_recurrent(traced: Traced, model: ModelProto, live: Liveness, *, nearest: bool) -> list[Recurrent]:
+def find_recurrent(
+    traced: Traced, model: ModelProto, live: Liveness, changed: Collection[str], *, nearest: bool
+) -> list[Recurrent]:
     """Return the recurrent ops of a cut model that can be refitted, in order.
 
     Args:
         traced: the original.
         model: the cut model.
         live: what is left.
+        changed: the tensors whose values are not what they were: what does not give such is left.
         nearest: those alone that lose inputs or units themselves.
     """
     produced = {o: k for k, node in enumerate(model.graph.node) for o in node.output if o}
     found = []
     for number, node in enumerate(traced.shaped.graph.nodes):
         index = next((produced[o] for o in node.output if o in produced), None)
-        if index is None or not refittable(traced, number):
+        if index is None or not refittable(traced, number) or not any(o in changed for o in node.output):
             continue
         if nearest and not (live.cut(node.input[0], 2) or live.cut(node.input[_R], 2)):
             continue

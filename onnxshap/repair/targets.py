@@ -60,6 +60,11 @@ def find_layers(traced: Traced, model: ModelProto, live: Liveness, edited: Colle
     return _Finder(traced, model, live, edited).layers()
 
 
+def changed_by(traced: Traced, model: ModelProto, live: Liveness) -> set[str]:
+    """Return the tensors whose values a plan changes; arguments as for `find_layers`."""
+    return _Finder(traced, model, live)._behind_cuts()
+
+
 def unfitted(traced: Traced, live: Liveness) -> list[str]:
     """Return nodes whose weights are cut and which are no regression: nothing restores what they gave.
 

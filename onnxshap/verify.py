@@ -79,24 +79,22 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
     part = data.take(slice(0, _CHECKED_IMAGES))
     masked = masked_model(free, None, means)
     masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
-    found = _same(traced, small, part, lambda optimize: run_all(free, masked, part, masks, optimize=optimize), _CUT)
-    _check_form(traced, free, part)
+    found, natural = _same(
+        traced, small, part, lambda optimize: run_all(free, masked, part, masks, optimize=optimize), _CUT
+    )
+    _check_form(traced, free, part, natural)
     return found
 
 
-def _check_form(traced: Traced, free: Traced, part: Dataset) -> None:
-    """Hold the form of a model that is worked on to its file: the cut model and its twin are both made of it.
+def _check_form(traced: Traced, free: Traced, part: Dataset, natural: list[Array]) -> None:
+    """Hold the form of a model that is worked on to what its file gives: the cut model and its twin are made of it.
 
     Raises:
         VerifyError: they differ.
     """
     if any(node.op_type in RANDOM_OPS for node in free.shaped.graph.nodes):
         return  # another draw
-    optimize = not _codes(traced.shaped)
-    form, natural = (
-        run_all(one, model, part, optimize=optimize)
-        for one, model in ((free, free.shaped.graph.model), (traced, traced.source))
-    )
+    form = run_all(free, free.shaped.graph.model, part, optimize=not _codes(traced.shaped))
     found = compare(form, natural, natural)
     if not (found.typical if _codes(traced.shaped) else found.rel_err) <= tolerance(traced.shaped):
         raise VerifyError(
@@ -118,13 +116,13 @@ def verify_twin(traced: Traced, made: ModelProto, twin: ModelProto, data: Datase
         VerifyError: the first is invalid, does not load, or differs by more than rounding.
     """
     part = data.take(slice(0, _CHECKED_IMAGES))
-    return _same(traced, made, part, lambda optimize: run_all(traced, twin, part, optimize=optimize), names)
+    return _same(traced, made, part, lambda optimize: run_all(traced, twin, part, optimize=optimize), names)[0]
 
 
 def _same(
     traced: Traced, made: ModelProto, part: Dataset, twin: Callable[[bool], list[Array]], names: tuple[str, str]
-) -> Verified:
-    """Compare; a DataError where what the twin gives cannot be: as many boxes as it finds."""
+) -> tuple[Verified, list[Array]]:
+    """Compare, and return what the file gives, too; a DataError where what the twin gives cannot be compared."""
     check_loads(traced, made)
     coded = _codes(traced.shaped)
     try:  # a fused product of codes may overflow (below), that of what is dequantised does not
@@ -143,7 +141,7 @@ def _same(
             f"the {names[0]} differs from {names[1]} by {found.rel_err:.2g} of its largest output; "
             f"nothing was written, {_OVERFLOW if coded else 'please report the model'}"
         )
-    return found
+    return found, natural
 
 
 def _broken(what: str, error: Exception) -> VerifyError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import zlib
-from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Collection, Iterable, Iterator, MutableSequence, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -143,13 +143,18 @@ def _check_graph(graph: GraphProto, outside: frozenset[str], where: str) -> None
 def _runs_for_ever(loop: NodeProto) -> bool:
     """Return whether nothing ends a Loop: no trip count, and the condition that its body is given, or a constant."""
     body = next((a.g for a in loop.attribute if a.name == "body"), None)
-    if body is None or len(body.input) < 2 or not body.output or any(loop.input[:1]):
+    return body is not None and not any(loop.input[:1]) and goes_on(body)
+
+
+def goes_on(body: GraphProto, constants: Collection[str] = ()) -> bool:
+    """Return whether the body of a Loop hands on the condition that it is given, or a constant (some stand outside)."""
+    if len(body.input) < 2 or not body.output:
         return False
     handed = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Identity" and n.input and n.output}
     name = body.output[0].name
     while name in handed:
         name = handed[name]
-    return name == body.input[1].name or any(t.name == name for t in body.initializer)
+    return name == body.input[1].name or name in constants or any(t.name == name for t in body.initializer)
 
 
 def _repeated(names: Sequence[str]) -> str | None:

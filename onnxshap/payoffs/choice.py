@@ -161,8 +161,9 @@ def _fit_classes(
         moved = {i: scores for i, scores in moved.items() if fits(labels.shape, scores.shape[:-1])}
         top = int(classes[~np.isin(classes, NO_CLASS)].max(initial=0))
         moved = dict(sorted(moved.items(), key=lambda item: top >= item[1].shape[-1]))
-        told = [i for i in moved if moved[i].shape[-1] == 2 or _of_classes(reference[i], f"output {output_names[i]!r}")]
-        if not told and as_two(labels) is not None:  # features of the same rows are wider, and no scores
+        if as_two(labels) is not None and not any(  # features of the same rows are wider, and no scores
+            moved[i].shape[-1] == 2 or _of_classes(reference[i], f"output {output_names[i]!r}") for i in moved
+        ):
             for index in (i for i in usable if fits(labels.shape, reference[i].shape)):
                 scores = both_classes(reference[index], f"output {output_names[index]!r}", probabilities=True)
                 return index, bool((scores >= 0.0).all()), True

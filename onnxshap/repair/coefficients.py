@@ -141,7 +141,7 @@ class Coefficients:
             node = self.model.graph.node[layer.index]
             if made:  # computed of what is stored once for all of them: stored once again
                 node.input[w.input] = made
-            elif not self._store(node, w.input, f"{layer.y}.weight", back.astype(values.dtype)):
+            elif not self.store(node, w.input, f"{layer.y}.weight", back.astype(values.dtype)):
                 made = node.input[w.input]
         for layer, bias in zip(layers, biases, strict=False):
             self._write_bias(layer, bias, values.dtype)
@@ -155,9 +155,9 @@ class Coefficients:
         elif w.bias is not None:
             while len(node.input) <= w.bias[0]:
                 node.input.append("")
-            self._store(node, w.bias[0], f"{layer.y}.bias", (bias / w.bias[1]).astype(dtype))
+            self.store(node, w.bias[0], f"{layer.y}.bias", (bias / w.bias[1]).astype(dtype))
 
-    def _store(self, node: NodeProto, number: int, hint: str, values: Array) -> bool:
+    def store(self, node: NodeProto, number: int, hint: str, values: Array) -> bool:
         """Store an input of a node where it is stored, else under a new name; return whether it was."""
         name = node.input[number]
         while (k := self._produced.get(name)) is not None and is_op(self.model.graph.node[k], "Identity"):

@@ -312,7 +312,7 @@ class _Fitter:
         before, after = (float(np.mean([result[k] for result in results])) for k in (0, 1))
         ridges = [result[2] for result in results if result[2] is not None]
         if ridges:
-            gates.store(self.model)
+            gates.store(node, self._constants.store)
         return Refit(layer.name, before, after, max(ridges, default=None))
 
     def _seen(self, layer: Recurrent) -> Iterator[Seen]:

@@ -9,7 +9,7 @@ h multiplied by it; its two parts are fitted one by one.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto
 from scipy.special import expit
 
 from onnxshap.core import Array, BoolArray, FloatArray
-from onnxshap.graph import attributes, is_op, tensor
+from onnxshap.graph import attributes, is_op
 from onnxshap.graph.structure import reads
 from onnxshap.labels import Liveness
 from onnxshap.repair.regression import Rows, Single
@@ -27,6 +27,8 @@ from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
 
 _REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+Store = Callable[[NodeProto, int, str, Array], object]
+"""Stores an input of a node under a name, if it has none (`Coefficients.store`)."""
 _W, _R, _B, _LENGTHS, _START = 1, 2, 3, 4, 5
 """Numbers of the inputs: weights of what comes in, of the states, biases, steps of every image, the first states."""
 
@@ -166,21 +168,16 @@ class Weights:
         wb, rb = np.split(biases.astype(np.float64), 2, axis=1)
         return cls(w.astype(np.float64), r.astype(np.float64), wb, rb, w.dtype)
 
-    def store(self, model: ModelProto, node: NodeProto) -> None:
+    def store(self, node: NodeProto, store: Store) -> None:
         """Make them those of a node, in place; zero biases are left out where there are none."""
         biases = np.concatenate([self.wb, self.rb], axis=1)
-        has = len(node.input) > _B and bool(node.input[_B])
         hint = next(o for o in node.output if o)
-        taken = {t.name for t in model.graph.initializer}
         for number, values in ((_W, self.w), (_R, self.r), (_B, biases)):
-            if number == _B and not has and not biases.any():
+            if len(node.input) <= number and not values.any():
                 continue
             node.input.extend([""] * (number + 1 - len(node.input)))
-            name = f"{hint}.{'WRB'[number - 1]}"
-            while name in taken:
-                name += "_"
-            node.input[number] = name
-            model.graph.initializer.append(tensor(name, values.astype(self.dtype)))
+            if node.input[number] or values.any():
+                store(node, number, f"{hint}.{'WRB'[number - 1]}", values.astype(self.dtype))
 
 
 @dataclass(frozen=True)
@@ -327,6 +324,6 @@ class Gates:
         else:
             now.rb[:, rows] = columns[..., -1]
 
-    def store(self, model: ModelProto) -> None:
-        """Write the weights into the cut model."""
-        self._present.store(model, model.graph.node[self._layer.index])
+    def store(self, node: NodeProto, store: Store) -> None:
+        """Make the weights those of the node of the cut model."""
+        self._present.store(node, store)

@@ -13,6 +13,7 @@ from onnxshap.labels.fixups import HeadCount
 from onnxshap.rules.linear import convolve
 from onnxshap.rules.movement import concatenate
 from onnxshap.rules.pointwise import broadcast
+from onnxshap.rules.recurrent import keep_steps
 from onnxshap.rules.registry import rule
 
 _MS = "com.microsoft"
@@ -141,9 +142,7 @@ def dynamic_quantize_lstm(op: Op, ax: Axes) -> None:
         raise RuleError(f"{op.type} has computed weights")
     ax.tie(ax.input(0, 2), ax.input(1, 1))
     ax.contract(0, 2, why=_RANGE.format(op.type))
-    steps = [ax.input(0, 0), *([ax.output(0, 0)] if op.outputs and op.outputs[0] is not None else [])]
-    for atoms in steps:
-        ax.freeze(atoms, f"{op.type} takes it in steps, one after the other")
+    keep_steps(op, ax)
     for out, y in enumerate(op.outputs):
         if y is not None:
             ax.tie(ax.output(out, -2), ax.input(0, 1))

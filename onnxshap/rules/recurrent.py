@@ -34,9 +34,7 @@ def recurrent(op: Op, ax: Axes) -> None:
             ax.tie(ax.output(out, -2), images)
             ax.tie(ax.output(out, -1), hidden)
             ax.make(-1, out)
-    steps = [ax.input(0, 0), *([ax.output(0, 0)] if op.outputs and op.outputs[0] is not None else [])]
-    for atoms in steps:  # a step that is nothing moves the states on all the same
-        ax.freeze(atoms, f"{op.type} takes it in steps, one after the other")
+    keep_steps(op, ax)
     for k in (5, 6):
         if op.input(k) is not None:
             ax.tie(ax.input(k, 1), images)
@@ -44,3 +42,10 @@ def recurrent(op: Op, ax: Axes) -> None:
     for weights in (w, r):
         ax.macs((x, 0), (x, 1), *((weights, axis) for axis in range(3)))
     ax.fix(HeadCount(op.index, r.name, "hidden_size", 2))
+
+
+def keep_steps(op: Op, ax: Axes) -> None:
+    """State that the steps, axis 0 of what comes in and of all states, stay: an empty one moves the states on, too."""
+    steps = [ax.input(0, 0), *([ax.output(0, 0)] if op.outputs and op.outputs[0] is not None else [])]
+    for atoms in steps:
+        ax.freeze(atoms, f"{op.type} takes it in steps, one after the other")

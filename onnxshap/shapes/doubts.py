@@ -22,7 +22,7 @@ from onnxshap.core import Array, BoolArray
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.graph.lifting import BRANCHES, body, entered, handed, is_if, is_loop, is_open
 from onnxshap.graph.loops import controls, deciding, leading
-from onnxshap.graph.structure import subgraphs
+from onnxshap.graph.structure import goes_on, subgraphs
 from onnxshap.shapes.alone import MOST, Alone, Given
 from onnxshap.shapes.sizes import sizes_in_doubt
 
@@ -220,15 +220,11 @@ class _Doubts:
             loops = [n for n in self.nodes if is_open(n, open_)]
             return deciding(self.nodes, loops, controls(node)).isdisjoint(self.inputs)
         inside = body(node)
-        count, starts, goes_on = node.input[0], node.input[1] if len(node.input) > 1 else "", inside.output[0].name
+        count, starts = node.input[0], node.input[1] if len(node.input) > 1 else ""
         if not (count and self._sure(count)) or (starts and not self._sure(starts)):
             return False
-        made = {o: n for n in inside.node for o in n.output}
-        while goes_on in made and is_op(made[goes_on], "Identity"):
-            goes_on = made[goes_on].input[0]
-        constants = {t.name for t in inside.initializer}.union(self.stored)
-        constants.update(o for n in inside.node if is_op(n, "Constant") for o in n.output)
-        return goes_on == inside.input[1].name or goes_on in constants
+        made = [o for n in inside.node if is_op(n, "Constant") for o in n.output]
+        return goes_on(inside, {*self.stored, *made})
 
     def _sure(self, name: str) -> bool:
         """Return whether what a tensor holds is no matter of the data."""

@@ -582,6 +582,17 @@ def depth_to_space(b: Builder, x: Value) -> Value | None:
     return b.node("DepthToSpace", [x.name], (n, c // 4, 2 * h, 2 * w), blocksize=2, mode=b.one_of(["DCR", "CRD"]))
 
 
+def columns_to_image(b: Builder, x: Value) -> Value | None:
+    n, c, h, w = x.shape
+    if c % 4 or h > 8 or b.opset < 18:
+        return None
+    step = b.integer(1, 2)
+    image = (step * (h - 1) + 2, step * (w - 1) + 2)
+    columns = b.reshape(x, (n, c, h * w))
+    inputs = [columns.name, b.constant(image), b.constant([2, 2])]
+    return b.node("Col2Im", inputs, (n, c // 4, *image), strides=[step, step])
+
+
 def space_to_depth(b: Builder, x: Value) -> Value | None:
     n, c, h, w = x.shape
     if h % 2 or w % 2 or c > 8:
@@ -709,6 +720,7 @@ OPS: dict[int, tuple[Op, ...]] = {
             resize,
         ),
         *(excite, lrn, to_sequence, flatten, squeeze, depth_to_space, space_to_depth, group_norm, squeezed),
+        columns_to_image,
     ),
     3: (*_ANY, matmul, attention, attention, einsum, recurrent, recurrent, to_image, squeeze),
     2: (*_ANY, gemm, gemm, gemm, to_image),

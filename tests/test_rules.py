@@ -1475,6 +1475,13 @@ case("space to depth", net("""(float[N,3,6,6] x) => (float[N,2,3,3] y) {
     d = SpaceToDepth<blocksize=2>(a)
     y = Conv(d, w1)
 }""", w0=(5, 3, 1, 1), w1=(2, 20, 1, 1)), [5])
+case("columns to image", net("""(float[N,3,6,6] x) => (float[N,2,4,4] y) {
+    a = Conv(x, w0, b0)
+    c = Reshape(a, columns)
+    d = Col2Im<strides=[1,1]>(c, image, block)
+    y = Conv(d, w1)
+}""", opset=18, w0=(27, 3, 5, 5), b0=(27,), columns=[0, 0, 4], image=[4, 4], block=[3, 3], w1=(2, 3, 1, 1)), [3])
+case("running products", conv_net("b = CumProd(a, axis)", opset=26, axis=np.array(-1)), [8])
 case("tile", conv_net("b = Tile(a, repeats)", repeats=[1, 1, 2, 1]), [8])
 # --- fused by runtimes, attention as one op --------------------------------------------------------------------------
 

@@ -122,6 +122,14 @@ def space_to_depth(op: Op, ax: Axes) -> None:
     ax.same([0])
 
 
+@rule("Col2Im")
+def columns_to_image(op: Op, ax: Axes) -> None:
+    """Blocks are summed into an image: the positions of the blocks of one output channel go together."""
+    for place in ax.input(0, 1).reshape(op.out().shape[1], -1).T:
+        ax.tie(place, ax.output(0, 1))
+    ax.same([0])
+
+
 @rule("Tile")
 def tile(op: Op, ax: Axes) -> None:
     """Axes that are not repeated pass through; what one of size 1 is repeated to is as wide as it is told."""

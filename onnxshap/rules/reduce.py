@@ -64,8 +64,8 @@ def fourier(op: Op, ax: Axes) -> None:
     ax.same(a for a in range(op.out().rank - 1) if a != axis)
 
 
-@rule("CumSum")
+@rule("CumProd", "CumSum")
 def cumulative(op: Op, ax: Axes) -> None:
-    """Running sums mix their axis."""
+    """Running sums and products mix their axis."""
     axis = (op.ints(1) or [0])[0] % op.out().rank
     ax.same(a for a in range(op.out().rank) if a != axis)

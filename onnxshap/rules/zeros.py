@@ -40,9 +40,9 @@ RECURRENT = {"GRU": (2, 1), "LSTM": (3, 1, 2), "RNN": (1, 0)}
 then states stay zero where weights of gates, biases and the first states are."""
 _THROUGH_ZERO = frozenset(("elu", "leakyrelu", "relu", "scaledtanh", "softsign", "tanh", "thresholdedrelu"))
 FIRST: frozenset[str] = frozenset([
-    *("Abs", "Asin", "Atan", "AveragePool", "Cast", "CastLike", "Ceil", "Celu", "CumSum", "DepthToSpace"),
-    *("DFT", "DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand", "Flatten"),
-    *("Floor", "Gather", "GatherElements", "GatherND", "Gelu", "GlobalAveragePool", "GlobalLpPool"),
+    *("Abs", "Asin", "Atan", "AveragePool", "Cast", "CastLike", "Ceil", "Celu", "Col2Im", "CumSum"),
+    *("DFT", "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand"),
+    *("Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "GlobalAveragePool", "GlobalLpPool"),
     *("GlobalMaxPool", "GridSample", "HardSwish", "Identity", "LRN", "LeakyRelu", "LpNormalization", "LpPool"),
     *("MaxPool", "Mish", "Neg", "PRelu", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu"),
     *("QuantizeLinear", "QuickGelu", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),

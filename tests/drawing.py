@@ -451,8 +451,11 @@ def standardised(b: Builder, x: Value) -> Value:
     """Mean and deviation over an axis, as exporters write a layer norm where there is no op for it."""
     axis = b.integer(1, x.rank - 1)
     shape = [1 if a == axis else size for a, size in enumerate(x.shape)]
+    pooled = x.rank == 3 and axis == 2 and b.flag()
 
     def mean(of: Value) -> Value:
+        if pooled:  # as tf2onnx writes it
+            return b.node("GlobalAveragePool", [of.name], shape)
         return b.with_ints("ReduceMean", of, "axes", [axis], shape, 18, keepdims=1)
 
     centred = b.node("Sub", [x.name, mean(x).name], x.shape)

@@ -94,8 +94,10 @@ def dropout(op: Op, ax: Axes) -> None:
 
 @rule("CastLike")
 def cast_like(op: Op, ax: Axes) -> None:
-    """The second input lends its type alone."""
+    """The second input lends its type alone: whatever it loses."""
     ax.same()
+    for axis in range(op.need(1).rank):
+        ax.input(1, axis)
 
 
 @rule("Trilu", "com.microsoft.Trilu")

@@ -10,7 +10,7 @@ from onnxshap.rules.registry import rule
 from onnxshap.shapes.folding import COMPUTED
 
 
-@rule("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
+@rule("AveragePool", "GlobalLpPool", "LpPool", "MaxPool")
 def pool(op: Op, ax: Axes) -> None:
     """Windows of space, channel by channel."""
     if len(op.outputs) > 1 and op.outputs[1] is not None:

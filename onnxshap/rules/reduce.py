@@ -6,14 +6,18 @@ from onnxshap.labels import Axes, Op
 from onnxshap.labels.fixups import Divisor, Extreme
 from onnxshap.rules.registry import rule
 
-_EXTREMES = {"ReduceMax": "Max", "ReduceMin": "Min"}
-SUMS = ("ReduceL1", "ReduceMean", "ReduceSum", "ReduceSumSquare")
+_EXTREMES = {"GlobalMaxPool": "Max", "ReduceMax": "Max", "ReduceMin": "Min"}
+MEANS = ("GlobalAveragePool", "ReduceMean")
+"""Ops that add up and divide by how many there are."""
+SUMS = (*MEANS, "ReduceL1", "ReduceSum", "ReduceSumSquare")
 """Ops that add up, each position by itself."""
 
 
 def reduced_axes(op: Op) -> set[int]:
-    """Return the axes >= 0 that a Reduce op or an ArgMax reduces."""
+    """Return the axes >= 0 that a Reduce op, a global pool or an ArgMax reduces."""
     rank = op.need(0).rank
+    if op.type.startswith("Global"):
+        return set(range(2, rank))
     if op.type.startswith("Arg"):
         return {int(op.attributes.get("axis", 0)) % rank}
     axes = op.ints(1, "axes")
@@ -23,8 +27,8 @@ def reduced_axes(op: Op) -> set[int]:
 
 
 @rule(
-    *("ArgMax", "ArgMin", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean"),
-    *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
+    *("ArgMax", "ArgMin", "GlobalAveragePool", "GlobalMaxPool", "ReduceL1", "ReduceL2", "ReduceLogSum"),
+    *("ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
 )
 def reduction(op: Op, ax: Axes) -> None:
     """What is left of the axes keeps its order; sums take no notice of positions that are zero.
@@ -45,7 +49,7 @@ def reduction(op: Op, ax: Axes) -> None:
             ax.freeze(atoms, f"{op.type} reduces over it")
     if 0 in gone and op.need(0).rank > 1 and not op.need(0).constant:
         ax.mix_rows()
-    if op.type == "ReduceMean" and gone:
+    if op.type in MEANS and gone:
         ax.fix(Divisor(op.index, op.need(0).name, tuple(sorted(gone))))
     if gone and _comparable(op):
         ax.fix(Extreme(op.index, op.need(0).name, tuple(sorted(gone)), _EXTREMES[op.type]))

@@ -14,6 +14,7 @@ import numpy as np
 from onnxshap.labels import Labels, Site, Trace
 from onnxshap.labels.fixups import Divisor, Residue
 from onnxshap.rules.pointwise import elementwise, unary
+from onnxshap.rules.reduce import MEANS
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.zeros import Zeros, is_positive
 from onnxshap.shapes import Shaped
@@ -34,7 +35,7 @@ def add_residue(trace: Trace, shaped: Shaped, labels: Labels, zeros: Zeros, site
     """
     node = shaped.graph.nodes[site.node]
     others = [labels.units(site.tensor, axis) for axis in axes if axis != site.axis]
-    if (others and node.op_type != "ReduceMean") or any((units >= 0).any() for units in others):
+    if (others and node.op_type not in MEANS) or any((units >= 0).any() for units in others):
         return False
     units = labels.units(site.tensor, site.axis)
     chain = _chain(shaped, zeros, site, np.unique(units[units >= 0]))
@@ -48,7 +49,7 @@ def add_residue(trace: Trace, shaped: Shaped, labels: Labels, zeros: Zeros, site
     ]
     trace.fixups[:] = [f for f in trace.fixups if not (isinstance(f, Divisor) and f.node == site.node)]
     trace.fixups.append(
-        Residue(site.node, site.tensor, axes, tuple(chain.nodes), frozenset(chain.zeros), "Mean" in node.op_type)
+        Residue(site.node, site.tensor, axes, tuple(chain.nodes), frozenset(chain.zeros), node.op_type in MEANS)
     )
     return True
 

@@ -25,6 +25,7 @@ from onnxshap.groups import Group
 from onnxshap.measure import Figures, latencies, scores
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.base import Tell
+from onnxshap.methods.ranking import ranks
 from onnxshap.opening import (
     REPAIR_IMAGES,
     SAMPLES,
@@ -42,7 +43,7 @@ from onnxshap.opening import (
     silent,
 )
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
-from onnxshap.plan.cutter import Cut, Cutter, check_names, check_tunable, check_tuning, shares
+from onnxshap.plan.cutter import REFITS, Cut, Cutter, check_names, check_tunable, check_tuning, repair_for, shares
 from onnxshap.plan.search import Drop, Judge, check_drop, check_share, within_drop, within_latency
 from onnxshap.repair import Refit
 from onnxshap.scoring import DECIDED, Rules, score_groups
@@ -82,6 +83,10 @@ class Scores:
     images: int
     source: str
     model: str
+
+    def order(self, *, refitted: bool) -> dict[str, FloatArray]:
+        """Return what units are cut by, group name -> float64[n_units], lowest first; `methods.ranking` says why."""
+        return {name: ranks(self.method, value, refitted=refitted) for name, value in self.values.items()}
 
     @property
     def evals(self) -> int:
@@ -370,18 +375,19 @@ def prune(
             likely = make_plan(blank, half, lambda plan: shares(traced, plan), traced.covers)
             rules = Rules(max_evals, max_seconds, decided, {name: int(kept.sum()) for name, kept in likely.items()})
             found = _score(setting, traced, groups, method, seed, rules, progress, journal, workers, cluster)
-    phi = {g.name: found.values[g.name].phi for g in groups}
     repaired_on = sample(dataset, REPAIR_IMAGES, seed)
-    repair = repair or ("none" if data is None else None)  # what noise leaves behind is not what images do
+    # what noise leaves behind is not what images do
+    repair = "none" if data is None and repair is None else repair_for(repair, len(repaired_on))
+    order = found.order(refitted=repair in REFITS)
 
     def again(part: Traced) -> dict[str, FloatArray]:
         cut = _setting(free_batch(part), setting.data, payoff, baseline)
         rules = Rules(max_evals, max_seconds, decided)
         rescored = _score(cut, part, part.groups, method, seed, rules, progress, None, workers, cluster)
-        return {name: value.phi for name, value in rescored.values.items()}
+        return rescored.order(refitted=repair in REFITS)
 
     cutter = Cutter(
-        traced, free, groups, phi, repaired_on, repair, allocation, seed, progress, clock,
+        traced, free, groups, order, repaired_on, repair, allocation, seed, progress, clock,
         rescore=again if values is None else None, tuning_seconds=distill_seconds,
         payoff=payoffs.unlabelled(setting.payoff.name),  # decided once, on the images that score
     )  # fmt: skip

@@ -13,6 +13,7 @@ from onnxshap.labels import Site
 from onnxshap.shapes import Shaped
 
 _CODES = frozenset((TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16))
+INTEGERS = _CODES | {TensorProto.INT32, TensorProto.UINT32, TensorProto.INT64, TensorProto.UINT64}
 _CODING = ("Quantize", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
 
 ZERO_POINTS = {
@@ -62,9 +63,11 @@ def dequantize(shaped: Shaped, name: str) -> NodeProto | None:
 
 
 def on_codes(shaped: Shaped, site: Site) -> bool:
-    """Return whether the weights of a site are codes."""
-    node = shaped.graph.nodes[site.node]
-    return site.weight is not None and dequantize(shaped, node.input[site.weight.input]) is not None
+    """Return whether the weights of a site are codes, or integers as they are."""
+    if site.weight is None:
+        return False
+    name = shaped.graph.nodes[site.node].input[site.weight.input]
+    return shaped.kinds.get(name) in INTEGERS or dequantize(shaped, name) is not None
 
 
 def foldable(shaped: Shaped, site: Site) -> bool:

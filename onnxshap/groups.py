@@ -86,10 +86,14 @@ def find_groups(shaped: Shaped, labels: Labels) -> list[Group]:
     found = every[np.lexsort((places, component[every]))].astype(np.intp)
     parts = np.split(found, np.cumsum(np.bincount(component[every]))[:-1])
     groups, used = [], Counter[str]()
+    names = {name for every in producers.values() for name in every}
     for c in first:
         name = next(iter(producers[c]))
         used[name] += 1
         unique = name if used[name] == 1 else f"{name}#{used[name]}"
+        while unique != name and unique in names:  # nodes may be called so
+            used[name] += 1
+            unique = f"{name}#{used[name]}"
         groups.append(Group(unique, parts[c], tuple(producers[c]), tuple(consumers[c])))
     return groups
 

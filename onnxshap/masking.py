@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from onnxshap.codes import INTEGERS
 from onnxshap.core import Array, FloatArray
 from onnxshap.errors import ModelError
 from onnxshap.graph import tensor, weights
@@ -226,8 +227,9 @@ class _Masks:
         added, place = self.probe[site.tensor, site.axis], self._images(site.tensor, site.axis)
         if place is not None and not place.alone:
             added = added.reshape(place.split(added.shape))
-        one = self._constant(f"{output}.one", np.ones((), added.dtype))
-        signs = self._constant(f"{output}.probe", added)
+        dtype = helper.tensor_dtype_to_np_dtype(kind)
+        one = self._constant(f"{output}.one", np.ones((), dtype))
+        signs = self._constant(f"{output}.probe", added.astype(dtype))
         return [
             self._node("Sub", [one, mask], f"{output}.minus"),
             self._node("Mul", [f"{output}.minus", signs], f"{output}.added"),
@@ -318,6 +320,11 @@ class _Masks:
         target = self._constant(f"{output}.shape", np.array(wanted, np.int64))
         self.head.append(self._node("Reshape", [row, target], output))
         kind = shaped.kinds.get(name, TensorProto.FLOAT)
+        if kind in INTEGERS - _CODES:  # means are rounded, as `rewrite` does
+            half = self._constant(f"{output}.half", np.array(0.5, np.float32))
+            self.head.append(self._node("Add", [output, half], f"{output}.above"))
+            self.head.append(self._node("Floor", [f"{output}.above"], f"{output}.rounded"))
+            output = f"{output}.rounded"
         if kind != TensorProto.FLOAT and kind not in _CODES:
             self.head.append(self._node("Cast", [output], f"{output}.cast", to=kind))
             output = f"{output}.cast"

@@ -68,7 +68,8 @@ def scores(
 ) -> dict[str, float]:
     """Return the mean payoff; of class scores also accuracy (with labels) and agreement with the original.
 
-    Of several outputs with class scores that count jointly, agreement is that of the one that agrees least.
+    Outputs that the labels are not for are held to the original's, under names of their own. Of several outputs with
+    class scores that count jointly, agreement is that of the one that agrees least.
     """
     found = {payoff.name: float(np.mean(payoff(outputs, reference, labels)))}
     if isinstance(payoff, payoffs.Joint):
@@ -79,11 +80,25 @@ def scores(
         return found
     classes = payoffs.as_classes(labels)
     labelled = None if classes is None else _top(reference, classes, names)
-    if labelled is not None:
+    if isinstance(labelled, payoffs.Accuracy):
         found["accuracy"] = float(np.mean(labelled(outputs, reference, classes)))
+        found |= _others(outputs, reference, names, labelled.output)
     if top := labelled or _top(reference, None, names):
         found["agreement"] = float(np.mean(top(outputs, reference, None)))
     return found
+
+
+def _others(
+    outputs: Sequence[Array], reference: Sequence[Array], names: Sequence[str], judged: int
+) -> dict[str, float]:
+    """Return how near to the original's the outputs are that the labels are not for, if that has a number."""
+    try:
+        joint = payoffs.choose("joint", reference, None, names)
+    except DataError:
+        return {}
+    assert isinstance(joint, payoffs.Joint)
+    every = joint.by_name(names).items()
+    return {name: float(np.mean(one(outputs, reference, None))) for name, (k, one) in every if k != judged}
 
 
 def _top(reference: Sequence[Array], labels: Array | None, names: Sequence[str]) -> Payoff | None:

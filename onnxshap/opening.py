@@ -226,13 +226,14 @@ def _divided(data: Dataset, seed: int, what: str) -> tuple[Dataset, Dataset]:
 
 
 def check_output(traced: Traced, output: str | Path | None) -> None:
-    """Refuse a path whose external data would replace those of the model.
+    """Refuse a path that would replace a file with data of the model, or whose own data would.
 
     Raises:
-        ModelError: they would.
+        ModelError: it would.
     """
-    if output is not None and data_path(output).resolve() in [file.resolve() for file in traced.files]:
-        raise ModelError(f"{data_path(output)}: would replace data of the model; choose another output path")
+    for path in () if output is None else (Path(output), data_path(output)):
+        if path.resolve() in [file.resolve() for file in traced.files]:
+            raise ModelError(f"{path}: would replace data of the model; choose another output path")
 
 
 def groups_to_cut(traced: Traced, include: Sequence[str], exclude: Sequence[str]) -> list[Group]:

@@ -7,6 +7,8 @@ Every initializer is compressed to the live positions of its axes, every constan
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -62,9 +64,14 @@ class _Rewrite:
         self.constants[name].CopyFrom(tensor(name, values))
         self.constants[name].doc_string = doc
 
+    @cached_property
+    def _made(self) -> frozenset[str]:
+        """What nodes make, in a model that was cut before under names that a cut gives."""
+        return frozenset(name for node in self.model.graph.node for name in node.output)
+
     def new_constant(self, hint: str, values: Array) -> str:
         name = hint
-        while name in self.constants:
+        while name in self.constants or name in self._made:
             name += "_"
         self.constants[name] = self.model.graph.initializer.add()
         self.constants[name].CopyFrom(tensor(name, values))
@@ -110,18 +117,18 @@ class _Rewrite:
             if not present:
                 while len(node.input) <= number:
                     node.input.append("")
-                node.input[number] = self._new_bias(site, (kept / factor).astype(dtype))
+                node.input[number] = self._new_bias(site, _as(kept / factor, dtype))
                 return
             if present in self.constants:
                 old = self.constant(present).astype(np.float64)
-                self.set_constant(present, (old + kept / factor).astype(dtype))
+                self.set_constant(present, _as(old + kept / factor, dtype))
                 return
             if self._fold_into_codes(present, kept / factor):
                 return
         rank = len(self.traced.shaped.shapes[node.output[0]])
-        wide = kept.reshape([-1 if axis == weight.out else 1 for axis in range(weight.out, rank)]).astype(dtype)
+        wide = kept.reshape([-1 if axis == weight.out else 1 for axis in range(weight.out, rank)])
         result, raw = node.output[0], f"{node.output[0]}.unfolded"
-        bias = self.new_constant(f"{result}.bias", wide)
+        bias = self.new_constant(f"{result}.bias", _as(wide, dtype))
         node.output[0] = raw
         self.appended[site.node] = [helper.make_node("Add", [raw, bias], [result], name=f"{result}.fold")]
 
@@ -201,6 +208,6 @@ def cut(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
     return edit.finished()
 
 
-def _must(found: BoolArray | None) -> BoolArray:
-    assert found is not None
-    return found
+def _as(values: FloatArray, dtype: np.dtype[Any]) -> Array:
+    """Return values in a type; rounded, where it is one of whole numbers."""
+    return (np.floor(values + 0.5) if dtype.kind in "iu" else values).astype(dtype)

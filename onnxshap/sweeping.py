@@ -33,7 +33,7 @@ from onnxshap.opening import (
     silent,
 )
 from onnxshap.plan import Budget, Candidate, check_reachable
-from onnxshap.plan.cutter import Cut, Cutter, check_names, check_tunable, check_tuning, shares
+from onnxshap.plan.cutter import REFITS, Cut, Cutter, check_names, check_tunable, check_tuning, repair_for, shares
 from onnxshap.plan.search import Drop, Judge
 from onnxshap.scoring import DECIDED
 from onnxshap.tracing import Traced
@@ -205,11 +205,11 @@ def sweep(
         )  # fmt: skip
         with clock.stage("score"):
             found = scored(traced, dataset, include=include, exclude=exclude)
-        phi = {g.name: found.values[g.name].phi for g in groups}
+        refitted = repair_for(repair, len(repaired_on)) in REFITS
         told = _only(progress, "curves", "distill")
         cutter = Cutter(
-            traced, free, groups, phi, repaired_on, repair, allocation, seed, told, clock,
-            rescore=partial(_rescored, scored, dataset), tuning_seconds=distill_seconds,
+            traced, free, groups, found.order(refitted=refitted), repaired_on, repair, allocation, seed, told, clock,
+            rescore=partial(_rescored, scored, dataset, refitted), tuning_seconds=distill_seconds,
             payoff=payoffs.unlabelled(payoff),
         )  # fmt: skip
         points: list[Point] = []
@@ -225,9 +225,9 @@ def sweep(
     )
 
 
-def _rescored(scored: Callable[..., api.Scores], data: Dataset, part: Traced) -> dict[str, FloatArray]:
-    """Return the values of a model cut so far."""
-    return {name: value.phi for name, value in scored(part, data).values.items()}
+def _rescored(scored: Callable[..., api.Scores], data: Dataset, refitted: bool, part: Traced) -> dict[str, FloatArray]:
+    """Return what units of a model cut so far are cut by."""
+    return scored(part, data).order(refitted=refitted)
 
 
 def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float, Budget]) -> dict[float, str]:

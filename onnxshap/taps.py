@@ -52,7 +52,8 @@ def taps(
         before = list(attributes.get("pads", [0] * 2 * rank))[:rank]
     else:  # the padding follows from the output's size (ONNX ConvTranspose, "pads can be auto generated")
         extra = list(attributes.get("output_padding", [0] * rank))
-        totals = [s * (i - 1) + e + (k - 1) * d + 1 - o for (i, o, k, s, d), e in zip(sizes, extra, strict=True)]
+        natural = [s * (i - 1) + e + (k - 1) * d + 1 for (i, _, k, s, d), e in zip(sizes, extra, strict=True)]
+        totals = [max(0, whole - o) for whole, (_, o, *_) in zip(natural, sizes, strict=True)]
         upper = attributes.get("auto_pad", "NOTSET") == "SAME_UPPER"
         before = [t // 2 if upper else t - t // 2 for t in totals]
     axes = []

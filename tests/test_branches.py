@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -418,3 +422,47 @@ def test_known_kinds_of_types_go_through() -> None:
     assert not traced.groups
     assert "parts" not in traced.shaped.shapes
     assert traced.shaped.kinds["one"] == TensorProto.FLOAT
+
+
+def test_a_branch_that_is_known_keeps_what_it_stores_sparsely() -> None:
+    model = net(
+        """(float[N,4] x) => (float[N,4] y) {
+            h = Gemm<transB=1>(x, w0)
+            r = Relu(h)
+            z = MatMul(r, w1)
+            y = If (always) <then_branch = t () => (a) { a = Add(z, s) }, else_branch = e () => (b) { b = Neg(z) }>
+        }""",
+        w0=(8, 4), w1=(8, 4), always=np.array(True),
+    )  # fmt: skip
+    (then,) = [a.g for n in model.graph.node for a in n.attribute if a.name == "then_branch"]
+    stored = onnx.SparseTensorProto(dims=[4])
+    stored.values.CopyFrom(numpy_helper.from_array(np.array([1.0, 2.0], np.float32), "s"))
+    stored.indices.CopyFrom(numpy_helper.from_array(np.array([0, 2])))
+    then.sparse_initializer.append(stored)
+    result = onnxshap.prune(model, {"x": np.ones((32, 4), np.float32)}, keep_units=0.5, method="l1", repair="none")
+    assert result.verified.rel_err < 1e-6
+
+
+def test_bytes_do_not_hang_on_hashes(tmp_path: Path) -> None:
+    """Names are kept in order, not in sets: of two weights that a body reads, the first is stored first."""
+    model = net(
+        """(float[N,6] x) => (float[N,4] y) {
+            n0 = ReduceL2<axes=[1]>(v0)
+            w0 = Div(v0, n0)
+            n1 = ReduceL2<axes=[1]>(v1)
+            w1 = Div(v1, n1)
+            m = ReduceMean<keepdims=0>(x)
+            some = Greater(m, low)
+            y = If (some) <then_branch = t () => (a) { h = MatMul(x, w0) r = Relu(h) a = MatMul(r, w1) },
+                           else_branch = e () => (b) { b = MatMul(x, w2) }>
+        }""",
+        v0=(6, 8), v1=(8, 4), w2=(6, 4), low=-9.0,
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "m.onnx")
+    found = set()
+    for seed in ("1", "2", "3"):
+        command = [sys.executable, "-m", "onnxshap", "prune", "m.onnx", "--method", "l1", "--keep-units", "0.5"]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=environment)
+        found.add((tmp_path / "m.pruned.onnx").read_bytes())
+    assert len(found) == 1

@@ -25,6 +25,7 @@ from onnxshap.methods import Whole
 from onnxshap.payoffs import NAMES
 from onnxshap.plan import cutter
 from onnxshap.plan.cutter import ALLOCATIONS, REPAIRS
+from tests.exactness import net as wide
 from tests.test_report import NET, net
 
 UNPRUNABLE = """<ir_version: 8, opset_import: ["" : 17]>
@@ -720,3 +721,33 @@ def test_normalize_reaches_both_kinds_of_data(here: Path) -> None:
         told = refused("prune", "m.onnx", *(x for pair in given.items() for x in pair), "--normalize", "0.5")
         assert "normalize '0.5': unknown: use 'none', 'imagenet', or mean/deviation" in told
     assert "is for folders of images" in refused("score", "m.onnx", "--data", "d.npz", "--normalize", "imagenet")
+
+
+def test_data_of_the_model_are_not_replaced(here: Path) -> None:
+    """Neither by the smaller model, nor by its data, a report, values or a journal."""
+    onnx.save(onnx.load("m.onnx"), "m.onnx", save_as_external_data=True, location="m.bin.json", size_threshold=0)
+    for given in (
+        ("prune", "m.onnx", "--data", "d.npz", "-o", "m.bin.json"),
+        ("prune", "m.onnx", "--data", "d.npz", "--report", "m.bin.json"),
+        ("prune", "m.onnx", "--data", "d.npz", "--journal", "m.bin.json"),
+        ("score", "m.onnx", "--data", "d.npz", "-o", "m.bin.json"),
+    ):
+        assert "would replace data of the model" in refused(*given)
+    with pytest.raises(ModelError, match="would replace data of the model"):
+        onnxshap.prune("m.onnx", "d.npz", keep_units=0.5, method="l1", output="m.bin.json")
+    onnx.checker.check_model("m.onnx", full_check=True)
+
+
+def test_a_budget_that_aligned_widths_leave_unused_is_told(here: Path) -> None:
+    model = wide(
+        "(float[N,6] x) => (float[N,3] y) { h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1) }", w0=(6, 64), w1=(64, 3)
+    )
+    onnx.save(model, "wide.onnx")
+    common = ("prune", "wide.onnx", "--method", "l1", "--repair", "none")
+    told = fine(*common, "--keep-macs", "0.36").stderr
+    assert "aligned widths keep 0.25 of the MACs, of 0.36; --multiple-of 4, or 1, comes nearer" in told
+    assert (
+        "aligned"
+        not in fine(*common, "--keep-macs", "0.26").stderr
+        + fine(*common, "--keep-macs", "0.36", "--multiple-of", "1").stderr
+    )

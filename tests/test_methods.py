@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
+from onnxshap.estimators.rows import over_images
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.lean import operator_norms
+from onnxshap.methods.ranking import ranks
 from onnxshap.methods.spp import moves
 from tests.exactness import net as build
 
@@ -146,3 +149,28 @@ def test_lean_of_another_model_is_not_remembered() -> None:
     first = score(net(), "lean").values["down"].phi
     other = score(net(w3=lambda values: values[::-1]), "lean").values["down"].phi
     assert (first != other).any()
+
+
+def test_what_is_refitted_is_ranked_by_mean_and_spread() -> None:
+    """A unit that helps half of the images as much as it harms the others is none that does nothing."""
+    values = over_images(np.array([[5.0, 0.0, 1.0], [-5.0, 0.0, 2.0]]), 0)
+    played = replace(values, images=2)
+    assert ranks("shapley", played, refitted=True).tolist() == pytest.approx([10.0, 0.0, 2.5])
+    for name, value, refitted in (("shapley", played, False), ("taylor", played, True), ("shapley", values, True)):
+        assert ranks(name, value, refitted=refitted).tolist() == [0.0, 0.0, 1.5]
+
+
+def test_dead_units_go_first_where_consumers_are_refitted() -> None:
+    rng = np.random.default_rng(0)
+    w0, b0 = rng.standard_normal((6, 16)).astype(np.float32), np.zeros(16, np.float32)
+    b0[::2] = -1000.0
+    model = build(
+        "(float[N,6] x) => (float[N,3] y) { h = MatMul(x, w0) a = Add(h, b0) r = Relu(a) y = MatMul(r, w1) }",
+        w0=w0, b0=b0, w1=(16, 3),
+    )  # fmt: skip
+    images = {"x": rng.standard_normal((60, 6)).astype(np.float32)}
+    targets = rng.integers(0, 3, 60)  # no unit helps with these: half of the values are negative
+    result = onnxshap.prune(model, images | {"labels": targets}, keep_units=0.5, multiple_of=1)
+    (kept,) = result.keep.values()
+    assert kept.tolist() == [False, True] * 8
+    assert result.after.score["agreement"] == 1

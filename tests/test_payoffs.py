@@ -556,3 +556,15 @@ def test_rows_of_one_image_may_be_held_to_a_view_of_its_outputs(payoff: Payoff, 
     reference = rng.normal(size=(1, *shape)).astype(np.float32)
     seen = payoff([outputs], [np.broadcast_to(reference[0], outputs.shape)], None)
     assert seen.tobytes() == payoff([outputs], [np.repeat(reference, 60, axis=0)], None).tobytes()
+
+
+def test_where_an_output_has_its_zero_does_not_matter() -> None:
+    """What a constant output loses is 1: temperatures in kelvin are not easier than in degrees."""
+    rng = np.random.default_rng(0)
+    for values in (rng.standard_normal((50, 1)), rng.standard_normal((50, 3, 4)) + rng.standard_normal((3, 4))):
+        for offset in (0.0, 300.0):
+            reference = [values + offset]
+            around = [np.broadcast_to(reference[0].mean(axis=0), values.shape)]
+            assert choose("mse", reference, None, ["y"])(around, reference, None).mean() == pytest.approx(-1)
+    still = [np.full((5, 2), 3.0)]
+    assert choose("mse", still, None, ["y"])([still[0] + 3], still, None).mean() == pytest.approx(-1)

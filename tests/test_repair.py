@@ -430,3 +430,25 @@ def test_rows_in_one_piece_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(one.cross(coefficients, None), rows.cross(coefficients, None), rtol=1e-4, atol=1e-4)
     monkeypatch.setattr("onnxshap.repair.regression._JOINED", 10)
     assert rows.joined() is rows
+
+
+def test_sums_beyond_float32_are_refitted() -> None:
+    model = exactness.net(
+        """(float[N,8] x) => (float[N,3] y) {
+            h = Gemm<transB=1>(x, w0)
+            r = Relu(h)
+            z = MatMul(r, w1)
+            t = Mul(z, large)
+            u = MatMul(t, w2)
+            y = Mul(u, small)
+        }""",
+        w0=(16, 8), w1=(16, 6), w2=(6, 3), large=1e19, small=1e-19,
+    )  # fmt: skip
+    images = {"x": np.random.default_rng(0).standard_normal((80, 8)).astype(np.float32)}
+    lost = {
+        repair: onnxshap.prune(
+            model, images, keep_units=0.5, method="l1", repair=repair, payoff="mse", multiple_of=1
+        ).after.score["mse"]
+        for repair in ("none", "lstsq")
+    }  # fmt: skip
+    assert lost["lstsq"] > lost["none"]

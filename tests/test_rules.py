@@ -1507,6 +1507,26 @@ case("the largest of all features", net("""(float[N,5,6] x) => (float[N,5,3] y) 
     e = Mul(d, k)
     y = MatMul(e, w1)
 }""", w0=(6, 8), w1=(8, 3)), [8])
+case("transposed convolution, larger than it is by itself", conv_net(
+    "b = ConvTranspose<kernel_shape=[3,3], strides=[2,2], output_shape=[18,18]>(a, w1)", w1=(8, 8, 3, 3)), [8, 8])
+case("nodes called as the second group of another", net("""(float[N,4,6] x) => (float[N,4,5] y) {
+    h = MatMul(x, w0)
+    s = Reshape(h, apart)
+    r = Relu(s)
+    q = Reshape(r, together)
+    "h#2" = MatMul(q, w1)
+    z = Relu("h#2")
+    y = MatMul(z, w2)
+}""", w0=(6, 16), apart=[0, 4, 2, 8], together=[0, 4, 16], w1=(16, 12), w2=(12, 5)), [2, 8, 12])
+case("Shrink that gives something for nothing", conv_net("b = Shrink<lambd=-0.5, bias=0.25>(a)"), [8])
+case("a bias of blocks of codes", net("""(float[N,4] x) => (float[N,4] y) {
+    b = DequantizeLinear<axis=0, block_size=8>(codes, s)
+    h = Gemm<transB=1>(x, w0, b)
+    r = Relu(h)
+    m = MatMul(r, w1)
+    n = Relu(m)
+    y = MatMul(n, w2)
+}""", opset=21, ir=10, w0=(16, 4), codes=np.arange(16, dtype=np.int8), s=[0.1, 0.2], w1=(16, 8), w2=(8, 4)), [8])
 case("running products", conv_net("b = CumProd(a, axis)", opset=26, axis=np.array(-1)), [8])
 case("tile", conv_net("b = Tile(a, repeats)", repeats=[1, 1, 2, 1]), [8])
 # --- fused by runtimes, attention as one op --------------------------------------------------------------------------
@@ -2309,6 +2329,7 @@ def test_what_weights_are_mixed_of_is_counted_once() -> None:
         "group norm of one group as torch writes it, opset 9",
         "group norm of one group as torch writes it, opset 17",
         "lrn, opset 17",
+        "root mean square with its scale in codes",
     ],
 )
 def test_what_was_cut_can_be_cut_again(name: str) -> None:

@@ -130,3 +130,35 @@ def test_four_bit_weights_behind_scales_a_channel_are_cut() -> None:
     assert np.array_equal(numpy_helper.to_array(kept["w0"]), before["w0"][:, :5])
     assert np.array_equal(numpy_helper.to_array(kept["w1"]), before["w1"][:5])
     assert check_exact(model).dropped > 0
+
+
+def test_integer_weights_stay_and_means_are_rounded() -> None:
+    """Least squares would write coefficients that are cut off at the point."""
+    model = net(
+        """(float[N,8] x) => (float[N,4] y) {
+            h = Gemm<transB=1>(x, w0, b0)
+            r = Relu(h)
+            k = Cast<to=6>(r)
+            z = MatMul(k, w1)
+            y = Cast<to=1>(z)
+        }""",
+        w0=(16, 8), b0=(16,), w1=np.where(np.arange(64).reshape(16, 4) % 3, 1, -1).astype(np.int32),
+    )  # fmt: skip
+    images = {"x": 4 * np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)}
+    for repair in ("fold", "lstsq"):
+        result = onnxshap.prune(model, images, keep_units=0.75, method="l1", repair=repair, payoff="mse")
+        (weight,) = [t for t in result.model.graph.initializer if t.name == "w1"]
+        assert set(np.unique(numpy_helper.to_array(weight)).tolist()) == {-1, 1}
+        assert not result.refits
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float16", np.float16), ("double", np.float64)])
+def test_sensitivity_adds_noise_of_the_models_type(name: str, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    w0, w1 = rng.standard_normal((6, 8)).astype(dtype), rng.standard_normal((8, 3)).astype(dtype)
+    model = net(
+        f"({name}[N,6] x) => ({name}[N,3] y) {{ h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1) }}", w0=w0, w1=w1
+    )
+    images = {"x": rng.standard_normal((20, 6)).astype(dtype)}
+    result = onnxshap.prune(model, images, keep_units=0.5, method="sensitivity", repair="none", multiple_of=1)
+    assert [int(kept.sum()) for kept in result.keep.values()] == [4]

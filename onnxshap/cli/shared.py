@@ -82,6 +82,7 @@ def check_outputs(outputs: Mapping[str, str | None], sources: Mapping[str, str |
     if not os.path.isfile(sources["the model"] or ""):  # noqa: PTH113 - Path raises where a name is too long
         return  # a missing model is told first
     taken = {os.path.realpath(path): name for name, path in sources.items() if path is not None}
+    taken |= {os.path.realpath(path): "data of the model" for path in _data_of(str(sources["the model"]))}
     for name, output in outputs.items():
         if output is None:
             continue
@@ -96,6 +97,16 @@ def check_outputs(outputs: Mapping[str, str | None], sources: Mapping[str, str |
                 pass
         except OSError as error:
             raise ModelError(f"{output}: cannot be written ({error.strerror}); give {name} another path") from error
+
+
+def _data_of(model: str) -> Sequence[Path]:
+    """Return the files with external data of a model; none where it cannot be read, which is told when it is opened."""
+    from onnxshap.graph import read
+
+    try:
+        return read(model).files
+    except ModelError:
+        return ()
 
 
 def print_found(as_json: bool, found: dict[str, Any], tables: Sequence[RenderableType]) -> None:

@@ -6,11 +6,11 @@ Exporters write them by the dozen (`squeeze` where a size is not known, switches
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, MutableSequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, NodeProto, helper
 
 from onnxshap.graph.structure import copied, graphs_of, refill, subgraphs
 
@@ -62,7 +62,7 @@ def take_branches(graph: GraphProto, conditions: Mapping[str, bool], moved: Move
         wanted = "then_branch" if conditions[node.input[0]] else "else_branch"
         branch = next(a.g for a in node.attribute if a.name == wanted)
         where = moved.inside(node, wanted)
-        inside = inlined(branch, where, taken, graph.initializer, moved, node.output)
+        inside = inlined(branch, where, taken, graph, moved, node.output)
         through = [(i, o) for i, o in zip(inside.outputs, node.output, strict=True) if i != o]
         added = [helper.make_node("Identity", [i], [o], name=o) for i, o in through]
         pending += reversed([*inside.nodes, *added])
@@ -79,10 +79,14 @@ def names_in(graph: GraphProto) -> Counter[str]:
 
 
 def _given(graph: GraphProto) -> Counter[str]:
-    found = Counter(t.name for t in graph.initializer)
+    found = Counter(_stored(graph))
     for node in graph.node:
         found.update(name for name in {*node.output, node.name} if name)
     return found
+
+
+def _stored(graph: GraphProto) -> list[str]:
+    return [*(t.name for t in graph.initializer), *(t.values.name for t in graph.sparse_initializer)]
 
 
 class Inlined(NamedTuple):
@@ -97,7 +101,7 @@ def inlined(
     branch: GraphProto,
     where: str,
     taken: Counter[str],
-    stored: MutableSequence[TensorProto],
+    graph: GraphProto,
     moved: Moved,
     outputs: Iterable[str] = (),
 ) -> Inlined:
@@ -107,7 +111,7 @@ def inlined(
         branch: the body.
         where: what it is called.
         taken: how often every name is given, changed as names move.
-        stored: gets the body's initializers.
+        graph: the graph around it, which gets the body's initializers.
         moved: told of every tensor.
         outputs: names for the body's outputs, where it makes them and gives them once; default their own.
     """
@@ -119,7 +123,7 @@ def inlined(
     inputs = [i.name for i in branch.input]
     taken.subtract(_given(branch))
     taken.subtract(inputs)
-    for name in (*inputs, *made, *(t.name for t in branch.initializer)):
+    for name in (*inputs, *made, *_stored(branch)):
         if name not in names:
             names[name] = unused(name, taken)
     for old, new in names.items():
@@ -127,10 +131,12 @@ def inlined(
             moved.origin[new] = old
         moved.bodies[new] = where
     for item in branch.initializer:
-        own = TensorProto()
-        own.CopyFrom(item)
+        own = copied(item)
         own.name = names[item.name]
-        stored.append(own)
+        graph.initializer.append(own)
+    for sparse in map(copied, branch.sparse_initializer):
+        sparse.values.name = names[sparse.values.name]
+        graph.sparse_initializer.append(sparse)
     nodes = [copied(inner) for inner in branch.node]
     for inner in nodes:
         rename(inner, names)
@@ -153,7 +159,7 @@ def rename(node: NodeProto, names: Mapping[str, str]) -> None:
         for k, name in enumerate(listed):
             listed[k] = names.get(name, name)
     for body in subgraphs(node):
-        own = {i.name for i in body.input} | {t.name for t in body.initializer}
+        own = {i.name for i in body.input} | set(_stored(body))
         own |= {name for inner in body.node for name in inner.output}
         left = {old: new for old, new in names.items() if old not in own}
         for inner in body.node:

@@ -126,13 +126,13 @@ def lift(graph: GraphProto, chosen: Mapping[str, Collection[str]], before: Lifte
             for branch in BRANCHES:
                 if branch in chosen[node.output[0]]:
                     place = body(copy, branch)
-                    inside = inlined(place, moved.inside(node, branch), taken, graph.initializer, moved)
+                    inside = inlined(place, moved.inside(node, branch), taken, graph, moved)
                     nodes += inside.nodes
                     place.CopyFrom(_handing(place, inside, taken))
             lifted.append(copy)
         elif is_loop(node) and node.output[0] in chosen:
             place = body(copy)
-            inside = inlined(place, moved.inside(node, BODY), taken, graph.initializer, moved)
+            inside = inlined(place, moved.inside(node, BODY), taken, graph, moved)
             name = unused(f"{node.output[0]}.enter", taken)
             nodes += [helper.make_node("Enter", [], inside.inputs, name=name, domain=_DOMAIN), *inside.nodes]
             place.CopyFrom(_handing(place, inside, taken))
@@ -281,7 +281,7 @@ def _sink(
         for number, attribute in enumerate(node.attribute):
             inside = (k, number) if is_if(node) or is_open(node, given) else None
             graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else list(attribute.graphs)
-            for name in {n for g in graphs for n in outer_names(g)}:
+            for name in dict.fromkeys(n for g in graphs for n in outer_names(g)):
                 uses[name].add(homes[k] if homes[k] is not None else inside)
     moved: defaultdict[_Home, list[int]] = defaultdict(list)
     for k, home in enumerate(homes):

@@ -50,11 +50,12 @@ def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
             yield from graphs_of(body)
 
 
-def outer_names(graph: GraphProto) -> set[str]:
-    """Return every name that a subgraph and its subgraphs take from outside."""
-    names = {name for node in graph.node for name in reads(node)} | {o.name for o in graph.output}
+def outer_names(graph: GraphProto) -> list[str]:
+    """Return every name that a subgraph and its subgraphs take from outside, once, in the order of reading."""
+    names = dict.fromkeys([*(name for node in graph.node for name in reads(node)), *(o.name for o in graph.output)])
     own = {name for node in graph.node for name in node.output} | {i.name for i in graph.input}
-    return names - own - {t.name for t in graph.initializer} - {t.values.name for t in graph.sparse_initializer}
+    own |= {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    return [name for name in names if name not in own]
 
 
 def reads(node: NodeProto) -> list[str]:

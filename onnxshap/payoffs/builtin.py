@@ -257,3 +257,8 @@ class Joint:
             (part.output, Accuracy(part.output, part.axis)) if isinstance(part, KL) else (part.outputs[0], part)
             for part in self.parts
         ]
+
+    def by_name(self, names: Sequence[str]) -> dict[str, tuple[int, Accuracy | MSE]]:
+        """Return `each` by what reports call it: agreement of 'scores', mse of 'boxes'."""
+        called = {"accuracy": "agreement", "mse": "mse"}
+        return {f"{called[one.name]} of {names[k]!r}": (k, one) for k, one in self.each()}

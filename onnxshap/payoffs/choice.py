@@ -204,10 +204,15 @@ def _fit_mse(
 
 
 def _scale(output: FloatArray) -> tuple[float | tuple[float, ...], int]:
-    """Return what squared errors of an output are divided by, and the axis of the columns with one each."""
+    """Return what squared errors of an output are divided by, and the axis of the columns with one each.
+
+    One number is what the output loses where it is its mean over the rows, wherever it has its zero: its mean square,
+    where all rows are alike.
+    """
     if (units := units_of(output)) is not None:
         return tuple(units.variances.tolist()), units.axis
-    return float(np.mean(output**2)) or 1.0, 1
+    square, around = float(np.mean(output**2)), float(np.mean((output - output.mean(axis=0)) ** 2))
+    return (around if around > _STILL * square else square) or 1.0, 1
 
 
 @dataclass(frozen=True)

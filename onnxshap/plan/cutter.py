@@ -26,7 +26,8 @@ from onnxshap.rewrite import small_model
 from onnxshap.tracing import Traced
 from onnxshap.verify import Verified, check_loads, verify
 
-REPAIRS = ("lstsq", "fold", "none", "distill")
+REFITS = ("lstsq", "distill")
+REPAIRS = (*REFITS, "fold", "none")
 ALLOCATIONS = ("curves", "uniform", "iterative")
 ROUNDS = 2
 """Of the allocation `iterative`."""
@@ -70,6 +71,11 @@ def check_tunable(free: Traced) -> None:
     check_model(free)
 
 
+def repair_for(repair: str | None, images: int) -> str:
+    """Return the repair asked for, or what so many images allow."""
+    return repair or ("lstsq" if images >= FEWEST_IMAGES else "fold")
+
+
 def shares(traced: Traced, keep: Mapping[str, BoolArray]) -> dict[str, float]:
     """Return what a plan keeps, as shares of the whole."""
     live, cost = traced.alive(keep), traced.cost
@@ -109,7 +115,7 @@ class Cutter:
     Attributes:
         traced, free: the model, as in its file and for evaluation.
         groups: those that may be cut.
-        values: group name -> phi.
+        values: group name -> float64[n_units], the lowest go first.
         data: images to measure curves, to repair and to verify with.
         repair: one of `REPAIRS`; None = lstsq where there are data for it, else fold.
         allocation: how widths are shared out, one of `ALLOCATIONS`; None = curves where they are affordable and the
@@ -149,15 +155,14 @@ class Cutter:
         check_names(self.repair, self.allocation)
         if self.repair == "distill":
             check_tuning(self.tuning_seconds)
-        enough = len(self.data) >= FEWEST_IMAGES
-        self.repair = self.repair or ("lstsq" if enough else "fold")
+        self.repair = repair_for(self.repair, len(self.data))
         asked = self.allocation in ("curves", "iterative")
         images, self._fractions = affordable(self.traced, self.groups, len(self.data), float("inf") if asked else WORK)
         if asked and not images:
             least = round(FEWEST_IMAGES / 0.6)
             raise OnnxshapError(f"allocation {self.allocation} needs at least {least} images; give more data")
         if self.allocation is None:
-            self.allocation = "curves" if images and self.repair in ("lstsq", "distill") else "uniform"
+            self.allocation = "curves" if images and self.repair in REFITS else "uniform"
         self._images = images
         self._fitted = self.data
         if self.repair == "distill":  # what judges the tuning is kept from the repair before it

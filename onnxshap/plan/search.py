@@ -79,8 +79,7 @@ class Judge:
         Outputs that count jointly are judged one by one.
         """
         if isinstance(payoff, payoffs.Joint):
-            called = {"accuracy": "agreement", "mse": "mse"}
-            every = {f"{called[one.name]} of {traced.outputs[k]!r}": one for k, one in payoff.each()}
+            every = {name: one for name, (_, one) in payoff.by_name(traced.outputs).items()}
             return cls(traced, replace(data, labels=None), reference, every)
         if payoff.name in payoffs.NAMES and payoff.name != "mse":
             labels = payoffs.as_classes(data.labels)

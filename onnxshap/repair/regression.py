@@ -16,6 +16,8 @@ _GAIN = 0.01
 """Share of the held-out error by which another round has to lower it."""
 FEWEST_IMAGES = 20
 _BLOCK = 4096
+_LARGE = 1e30
+"""Products up to which float32 holds sums of them."""
 _JOINED = 2**26
 """Bytes of rows that may be there twice for a moment."""
 Single = NDArray[np.float32]
@@ -177,11 +179,18 @@ class Rows:
             aim = wanted
             if coefficients is not None:
                 aim = self.response.projected(self.response.of(_product(x, coefficients), addend), wanted)
-            rest = (self.response.needed(aim, addend) - _product(x, present)).astype(np.float32)
+            rest = self.response.needed(aim, addend) - _product(x, present)
             for start in range(0, x.shape[1], _BLOCK):
                 block = slice(start, start + _BLOCK)
-                total += x[:, block].transpose(0, 2, 1) @ rest[:, block]
+                total += _crossed(x[:, block], rest[:, block])
         return total
+
+
+def _crossed(x: Single, rest: FloatArray) -> FloatArray:
+    """Return x^T rest; in float32, like the inputs, where its numbers hold the sums."""
+    large = max(float(np.abs(x).max(initial=0)), 1.0) * max(float(np.abs(rest).max(initial=0)), 1.0)
+    dtype = np.float32 if large < _LARGE else np.float64
+    return np.asarray(x.transpose(0, 2, 1).astype(dtype, copy=False) @ rest.astype(dtype), np.float64)
 
 
 def _product(x: Single, coefficients: FloatArray) -> FloatArray:

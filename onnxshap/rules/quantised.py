@@ -42,13 +42,13 @@ def quantize(op: Op, ax: Axes) -> None:
     """A scale and a zero point for all, or one a position of an axis."""
     ax.same()
     scale = op.need(1)
-    if scale.rank == 1 and scale.shape[0] > 1 and not op.attributes.get("block_size"):
+    if op.attributes.get("block_size") or scale.rank > 1:
+        raise RuleError("scales of blocks")
+    if scale.rank == 1 and scale.shape[0] > 1:
         axis = int(op.attributes.get("axis", 1)) % op.out().rank
         for k in range(1, len(op.inputs)):
             if op.input(k) is not None:
                 ax.tie(ax.input(k, 0), ax.output(0, axis))
-    elif scale.rank > 1:
-        raise RuleError("scales of blocks")
 
 
 @rule("DynamicQuantizeLinear")

@@ -46,7 +46,7 @@ FIRST: frozenset[str] = frozenset([
     *("GlobalMaxPool", "GridSample", "HardSwish", "Identity", "LRN", "LeakyRelu", "LpNormalization", "LpPool"),
     *("MaxPool", "Mish", "Neg", "PRelu", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu"),
     *("QuantizeLinear", "QuickGelu", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),
-    *("Relu", "Reshape", "Resize", "ReverseSequence", "RoiAlign", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh"),
+    *("Relu", "Reshape", "Resize", "ReverseSequence", "RoiAlign", "Round", "Selu", "Sign", "Sin", "Sinh"),
     *("Slice", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Swish", "Tan", "Tanh", "Tile"),
     *("Transpose", "Trilu", "Unsqueeze", "Upsample"),
 ])  # fmt: skip
@@ -143,6 +143,8 @@ class Zeros:
         if node.op_type == "BatchNormalization":
             x, scale, shift, mean = map(zero, node.input[:4])  # (x - mean) scale + shift
             return _all((shift, _any((scale, _all((mean, x))))))
+        if node.op_type == "Shrink":
+            return zero(node.input[0]) if attributes(node).get("lambd", 0.5) >= 0 else False
         if node.op_type == "Pow":
             return zero(node.input[0]) if is_positive(self._shaped, node.input[1]) else False
         if node.op_type == "Pad":

@@ -247,7 +247,9 @@ class _Folding:
         """Make the arithmetic that is left read no size that is alike in both runs."""
         for node in list(self._nodes):
             name = node.output[0]
-            if not is_op(node, "Shape") or (follows := self._follows(name)) is None or self._opset < 9:
+            if not is_op(node, "Shape") or name not in self.first.values or self._opset < 9:
+                continue  # one without a value: no run came there
+            if (follows := self._follows(name)) is None:
                 continue
             value, readers = self.first.values[name], [r for r in self._nodes if name in r.input]
             if follows.all() or all(self._takes_what_follows(r) for r in readers):

@@ -136,7 +136,7 @@ class RootMeanSquare:
             edit.set_constant(name, (values / np.sqrt(share)).astype(values.dtype))
             return
         number = edit.new_constant(f"{name}.share", edit.typed(np.array(1 / np.sqrt(share)), name))
-        node.input[self.scale] = f"{node.output[0]}.scale"
+        node.input[self.scale] = f"{node.output[0]}.{name}.scaled"  # a name of its own when it is cut again, too
         scaled = helper.make_node("Mul", [name, number], [node.input[self.scale]], name=node.input[self.scale])
         edit.replace(self.node, [scaled, node])
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import os
 import re
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -26,6 +24,7 @@ from onnxshap.errors import ModelError, OnnxshapError, first_line
 from onnxshap.graph import weights
 from onnxshap.graph.loops import closed
 from onnxshap.graph.structure import reads, seeded, subgraphs, used_names
+from onnxshap.quiet import quiet
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -45,8 +44,6 @@ _OPTIONS = {
 }
 """Options of providers that make values exact, and the same in every run."""
 _FATAL = 4
-_LOADING = threading.Lock()
-"""One session is made at a time: what it prints is kept back for the whole process, and each thread may make some."""
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*\.(?:cc|h):\d+ (?:[^()]*::~?\w+\([^()]*\) |\S+ (?=[A-Z]))?")
 """Where in its sources onnxruntime gave up: nothing that a user can use."""
 _NEWER = re.compile(r".*Opset (\d+) is under development.*domain (\S+) is till opset (\d+).*")
@@ -330,11 +327,7 @@ class OrtBackend:
         if held.constant:
             options.add_external_initializers(list(held.constant), list(held.constant.values()))
         try:
-            with (
-                _LOADING,
-                _native_stderr_silenced(),
-                contextlib.redirect_stdout(io.StringIO()),
-            ):  # it prints what it falls back to
+            with quiet(), _native_stderr_silenced():  # it prints what it falls back to
                 if self.provider != "cpu":
                     _load_libraries()
                 session = ort.InferenceSession(content, options, providers=providers)

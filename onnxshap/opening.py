@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from onnxshap.tracing import Traced, trace
 
 ModelLike = str | Path | bytes | ModelProto | Source | Traced
 RANDOM_IMAGES = 32
+RANDOM_NUMBERS = 2**27
+"""Fewer images are drawn where they would hold more numbers than that: 1 GiB while they are made."""
 SAMPLES = 128
 """Calibration images to score with, where nothing else is said."""
 REPAIR_IMAGES = 1024
@@ -64,7 +67,8 @@ def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | N
         )
     if data is None:
         fixed = {n: replace(s, shape=shaped.inputs[n]) for n, s in specs.items()}
-        return random_data(fixed, RANDOM_IMAGES, seed)
+        numbers = sum(math.prod(length or 1 for length in spec.entry) for spec in fixed.values())
+        return random_data(fixed, min(RANDOM_IMAGES, max(batch, RANDOM_NUMBERS // max(1, numbers))), seed)
     return _with_classes(traced, as_dataset(data, specs, labels=labels, seed=seed))
 
 

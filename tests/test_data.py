@@ -815,3 +815,16 @@ def test_random_data_that_cannot_be_drawn_are_refused() -> None:
     refused(lambda: random_data(ONE, 0, 0), "0 images", "1 or more")
     refused(lambda: random_data(TWO, 3, 0), "axis 1 of input 'ids' is free", "give its length")
     refused(lambda: random_data(specs(x=("complex64", (1,))), 3, 0), "'x' is complex64", "give data")
+
+
+def test_labels_in_a_file_go_with_arrays(here: Path) -> None:
+    specs = {"x": InputSpec("x", np.dtype(np.float32), (None, 2))}
+    np.save("y.npy", np.arange(5))
+    arrays = {"x": np.zeros((5, 2), np.float32)}
+    for data in (arrays, arrays | {"y": np.ones(5, np.int64)}, arrays["x"]):
+        found = as_dataset(data, specs, labels="y.npy").labels
+        assert found is not None and found.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(DataError, match="no such file"):
+        as_dataset(arrays, specs, labels="nowhere.npy")
+    with pytest.raises(DataError, match="labels: ndarray is no path; give arrays as data"):
+        as_dataset(arrays, specs, labels=np.arange(5))  # type: ignore[arg-type]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from onnxshap import prune
 from onnxshap.backend import OrtBackend
 from onnxshap.errors import ModelError
 from onnxshap.graph import extract, finish, load, normalise, save, whole_file
+from onnxshap.quiet import quiet
 from onnxshap.rewrite import drop_units
 from onnxshap.tracing import Traced, trace
 from tests.exactness import check_exact, net
@@ -388,3 +392,16 @@ def test_parts_that_are_fed_sizes_load() -> None:
     assert found.shape == (3, 3, 8, 6)
     with pytest.raises(ModelError, match="sizes"):
         OrtBackend().session(extract(model, kinds, {"y": 1}, {"size": [None], "dd": [None] * 4}))
+
+
+def test_stdout_is_what_it_was_when_threads_are_quiet() -> None:
+    before = sys.stdout
+
+    def hush(number: int) -> None:
+        with quiet():
+            print(number)  # noqa: T201
+            time.sleep(0.001)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(hush, range(40)))
+    assert sys.stdout is before

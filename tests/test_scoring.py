@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -570,3 +571,30 @@ def test_an_output_without_an_axis_of_images_is_that_of_the_one_image_a_run_has(
     result = api.prune(model, data, keep_units=0.5, samples=20)
     assert [int(keep.sum()) for keep in result.keep.values()] == [4]
     assert result.verified.rel_err < 1e-5
+
+
+def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
+    """Also where that one is killed without a chance to end them."""
+    model, data = (Path(__file__).parent.parent / "models" / n for n in ("fashion_vgg.onnx", "fashion_calibration.npz"))
+    command = [sys.executable, "-m", "onnxshap", "score", str(model), "--data", str(data), "--samples", "1000"]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        temporary = tmp_path / number.name
+        temporary.mkdir()
+        run = subprocess.Popen(
+            [*command, "--decided", "0", "--workers", "1", "-o", str(tmp_path / "v.json")],
+            env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert eventually(lambda: any(temporary.glob("onnxshap-*/payload"))), "no worker was started"  # noqa: B023
+        time.sleep(5)  # it reads that, and watches from then on
+        run.send_signal(number)
+        run.wait(60)
+        assert eventually(lambda: not any(temporary.glob("onnxshap-*"))), "a worker is left"  # noqa: B023
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.1)
+    return False

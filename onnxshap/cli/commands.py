@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -30,7 +32,16 @@ def main(ctx: click.Context) -> None:
     for stream in (sys.stdout, sys.stderr):  # names that a terminal cannot show must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():  # what cleans up after Ctrl-C does after these, too
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
+                signal.signal(number, _end)
     ctx.obj = Screen()
+
+
+def _end(number: int, frame: object) -> None:
+    """End as an interrupted run does, its processes and temporary files with it."""
+    sys.exit(128 + number)
 
 
 for command in (inspect, prune, score, sweep, unify, pivot, evaluate):

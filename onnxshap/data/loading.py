@@ -90,7 +90,8 @@ def as_dataset(
         data: a Dataset; a mapping of arrays, with `labels` or `y` as the targets; (inputs, labels), where inputs is a
             mapping or an array; an array for a single-input model; a str, Path or `Images` for `load_data`.
         specs: the model's inputs by name.
-        labels, seed: for `load_data`.
+        labels: a path, as for `load_data`; goes before those in `data`.
+        seed: for `load_data`.
 
     Raises:
         DataError: as `load_data`.
@@ -104,7 +105,12 @@ def as_dataset(
         return load_data(data.folder, specs, labels=labels, seed=seed, normalize=data.normalize)
     if isinstance(data, (str, Path)):
         return load_data(data, specs, labels=labels, seed=seed)
-    return check_data(from_object(data, specs, "memory"), specs)
+    found = from_object(data, specs, "memory")
+    if labels is not None:
+        if not isinstance(labels, (str, Path)):
+            raise DataError(f"labels: {type(labels).__name__} is no path; give arrays as data, (inputs, labels)")
+        found = replace(found, labels=read_labels(Path(labels)))
+    return check_data(found, specs)
 
 
 def _subset(n: int, limit: int | None, seed: int) -> IntArray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Collection, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
@@ -16,6 +14,7 @@ from onnxshap.graph.structure import (
     refill,
     subgraphs,
 )
+from onnxshap.quiet import quiet
 
 
 def extract(
@@ -34,7 +33,7 @@ def extract(
         shapes: tensor name -> dims to declare of an input, None = open; of others even the rank is left open.
     """
     model = closed(model, outputs)
-    with contextlib.redirect_stdout(io.StringIO()):  # its warnings go to stdout
+    with quiet():
         graph = gs.import_onnx(_upstream(model, inputs, outputs))
         tensors = {name: gs.Variable(name) for name in inputs} | graph.tensors()
         graph.inputs = [tensors[name] for name in inputs]

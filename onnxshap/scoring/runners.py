@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import shutil
 import tempfile
 import threading
 import time
@@ -33,6 +34,10 @@ _GO_ON = "run the same command again with --journal to go on, or leave out --clu
 PATIENCE = 60.0
 """Seconds to wait for a cluster's workers to come back."""
 _POLL = 0.01
+_WATCH = 1.0
+"""Seconds after which a worker looks whether there still is who started it."""
+_A_CORE = 4
+"""Workers a core, at most: more of them only take memory."""
 _MOST_LOSSES = 4
 """How often in a row all workers may be lost without one result."""
 _STARTED_BY = "ONNXSHAP_WORKERS_OF"
@@ -93,10 +98,19 @@ _player: Player | None = None
 """The player of a worker process."""
 
 
-def _start(path: str) -> None:
+def _start(path: str, parent: int) -> None:
     global _player
+    threading.Thread(target=_end_with, args=(parent, Path(path).parent), daemon=True).start()
     setting, method = pickle.loads(Path(path).read_bytes())
     _player = Player(setting, method)
+
+
+def _end_with(parent: int, folder: Path) -> None:
+    """End this process when the one that started it is gone, killed without a chance to end it."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 def _play(job: Job) -> Result:
@@ -115,6 +129,7 @@ class Processes:
     """Runs jobs in processes of this machine, its cores shared out among them."""
 
     def __init__(self, setting: Setting, method: str, workers: int) -> None:
+        workers = min(workers, _A_CORE * cores())
         self.slots = 2 * workers
         self._workers, self._threads = workers, max(1, cores() // workers)
         if os.environ.get(_STARTED_BY, str(os.getpid())) != str(os.getpid()):  # a worker that reads the script again
@@ -133,7 +148,10 @@ class Processes:
 
     def _new_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            self._workers, mp_context=get_context("spawn"), initializer=_start, initargs=(str(self._payload),)
+            self._workers,
+            mp_context=get_context("spawn"),
+            initializer=_start,
+            initargs=(str(self._payload), os.getpid()),
         )
 
     def submit(self, job: Job) -> None:

@@ -123,8 +123,9 @@ class MSE:
 
     Attributes:
         outputs: which of the model's outputs count, each with the same weight.
-        scales: what each one's mean squared error is divided by: the original output's mean square, so that outputs
-            of different units can be averaged; every column's variance where those of an output have different units.
+        scales: what each one's mean squared error is divided by: that of the original output's mean over the rows, so
+            that outputs of different units can be averaged, wherever they have their zero; every column's variance
+            where those of an output have different units.
         targets: compare the only one of `outputs` with the labels instead of the original.
         axes: where those columns lie in each one; empty = axis 1.
 

@@ -6,6 +6,7 @@ python docs/picture.py
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -20,13 +21,8 @@ COMMAND = "onnxshap prune fashion_vgg.onnx --data fashion_calibration.npz --eval
 
 def main() -> None:
     """Prune the example net and record the tables."""
-    models = ROOT / "models"
-    result = onnxshap.prune(
-        models / "fashion_vgg.onnx",
-        models / "fashion_calibration.npz",
-        eval_data=models / "fashion_test.npz",
-        keep_macs=0.5,
-    )
+    os.chdir(ROOT / "models")  # the picture names files as the command does
+    result = onnxshap.prune("fashion_vgg.onnx", "fashion_calibration.npz", eval_data="fashion_test.npz", keep_macs=0.5)
     console = Console(record=True, width=116, file=io.StringIO())
     console.print(Text(f"$ {COMMAND}\n", style="bold"))
     found = report.prune_report(result, model="fashion_vgg.onnx", output="fashion_vgg.pruned.onnx", seed=0)

@@ -420,7 +420,11 @@ def _known(payoff: Payoff) -> str | Payoff:
     return payoff.name if payoff.name in payoffs.NAMES else payoff
 
 
-def _check_values(values: Scores, traced: Traced, groups: Sequence[Group]) -> Scores:
+def _check_values(values: object, traced: Traced, groups: Sequence[Group]) -> Scores:
+    if not isinstance(values, Scores):
+        raise DataError(
+            f"values: {type(values).__name__} given; give what `score` returns (`report.read_values` reads its file)"
+        )
     if values.model != digest(traced.source):
         raise DataError("the values belong to another model; score this one, or give the model they were made for")
     for group in groups:

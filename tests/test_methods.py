@@ -10,6 +10,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
+from onnxshap.errors import DataError
 from onnxshap.estimators.rows import over_images
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.lean import operator_norms
@@ -174,3 +175,14 @@ def test_dead_units_go_first_where_consumers_are_refitted() -> None:
     (kept,) = result.keep.values()
     assert kept.tolist() == [False, True] * 8
     assert result.after.score["agreement"] == 1
+
+
+def test_a_string_is_one_pattern_and_no_values() -> None:
+    model = build(
+        "(float[N,6] x) => (float[N,3] y) { h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1) }", w0=(6, 8), w1=(8, 3)
+    )
+    model.graph.node[0].name = "first"
+    result = onnxshap.prune(model, keep_units=0.5, method="l1", include="fir*", multiple_of=1)
+    assert [int(kept.sum()) for kept in result.keep.values()] == [4]
+    with pytest.raises(DataError, match="values: str given; give what `score` returns"):
+        onnxshap.prune(model, keep_units=0.5, values="values.json")  # type: ignore[arg-type]

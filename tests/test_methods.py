@@ -14,7 +14,7 @@ from onnxshap.errors import DataError
 from onnxshap.estimators.rows import over_images
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.lean import operator_norms
-from onnxshap.methods.ranking import ranks
+from onnxshap.methods.ranking import ranked_by, ranks
 from onnxshap.methods.spp import moves
 from tests.exactness import net as build
 
@@ -157,6 +157,8 @@ def test_what_is_refitted_is_ranked_by_mean_and_spread() -> None:
     values = over_images(np.array([[5.0, 0.0, 1.0], [-5.0, 0.0, 2.0]]), 0)
     played = replace(values, images=2)
     assert ranks("shapley", played, refitted=True).tolist() == pytest.approx([10.0, 0.0, 2.5])
+    assert ranked_by("shapley", refitted=True) == "value + 2 std over images"
+    assert ranked_by("shapley", refitted=False) == ranked_by("recon", refitted=True) == "value"
     for name, value, refitted in (("shapley", played, False), ("taylor", played, True), ("shapley", values, True)):
         assert ranks(name, value, refitted=refitted).tolist() == [0.0, 0.0, 1.5]
 

@@ -18,6 +18,11 @@ CANCELLING = frozenset({"exact", "shapley", "shapley-independent", "shapley-stra
 """Methods whose values are means over images of contributions of either sign."""
 
 
+def ranked_by(method: str, *, refitted: bool) -> str:
+    """Return what units are ranked by, in words."""
+    return "value + 2 std over images" if refitted and method in CANCELLING else "value"
+
+
 def ranks(method: str, values: Values, *, refitted: bool) -> FloatArray:
     """Return float64[n_units], lowest first to go.
 
@@ -26,7 +31,7 @@ def ranks(method: str, values: Values, *, refitted: bool) -> FloatArray:
         values: those of one group.
         refitted: whether least squares follows the cut.
     """
-    if not refitted or method not in CANCELLING or values.images < 2:
+    if ranked_by(method, refitted=refitted) == "value" or values.images < 2:
         return values.phi
     spread: FloatArray = values.stderr * np.sqrt(values.images - 1)
     return values.phi + 2 * spread

@@ -16,7 +16,9 @@ from onnxshap.core import Array
 from onnxshap.graph import weights
 from onnxshap.groups import Group
 from onnxshap.measure import Figures
+from onnxshap.methods.ranking import ranked_by
 from onnxshap.pivoting import Pivoted, Split
+from onnxshap.plan.cutter import REFITS
 from onnxshap.repair import Refit, unfitted
 from onnxshap.report.kinds import kinds_of
 from onnxshap.sweeping import Curve, Point, Sweep
@@ -51,12 +53,11 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "provider": provider_of(result.traced.backend),
         "repair": result.repair,
         "allocation": result.allocation,
+        "ranked_by": ranked_by(found.method, refitted=result.repair in REFITS),
         "drop": None if result.drop is None else dataclasses.asdict(result.drop),
         "tuning": None if result.tuning is None else dataclasses.asdict(result.tuning),
         "refits": _refits(result.refits),
-        "unfitted": (
-            unfitted(result.traced, result.traced.alive(result.keep)) if result.repair in ("lstsq", "distill") else []
-        ),
+        "unfitted": (unfitted(result.traced, result.traced.alive(result.keep)) if result.repair in REFITS else []),
         "data": {"n": found.images, "source": found.source},
         "eval_data": {"n": result.eval_images, "source": result.eval_source},
         "evals": found.evals,

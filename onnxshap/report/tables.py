@@ -52,7 +52,7 @@ def prune_tables(report: Report) -> list[RenderableType]:
     )
     foot = (
         f"Values: {report['method']}{payoff}, {images} ({_source_name(data)}), {evals}; repair: {report['repair']}, "
-        f"widths: {report['allocation']}.\n{drop}"
+        f"widths: {report['allocation']}, units: by {report['ranked_by']}.\n{drop}"
         f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better.\n{whole}"
         f"Checked before any refit: the cut model is the masked one within {checked:.1e} of its largest output."
     )

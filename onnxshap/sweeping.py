@@ -195,6 +195,7 @@ def sweep(
     if repair == "distill":
         check_tunable(free)
     progress("trace", 1, 1)
+    refitted = repair_for(repair, len(repaired_on)) in REFITS
     curves: list[Curve] = []
     total = len(methods) * (len(budgets) - len(left_out))
     for method in dict.fromkeys(methods):
@@ -205,7 +206,6 @@ def sweep(
         )  # fmt: skip
         with clock.stage("score"):
             found = scored(traced, dataset, include=include, exclude=exclude)
-        refitted = repair_for(repair, len(repaired_on)) in REFITS
         told = _only(progress, "curves", "distill")
         cutter = Cutter(
             traced, free, groups, found.order(refitted=refitted), repaired_on, repair, allocation, seed, told, clock,

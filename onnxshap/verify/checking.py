@@ -1,12 +1,6 @@
-"""The checks that a cut model passes before a file appears: it is valid, it loads, and it equals its masked twin.
-
-What both are made of has to be what the file computes, too.
-"""
+"""A model against its masked twin, or another form of it, on real inputs."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -21,6 +15,8 @@ from onnxshap.graph.weights import without_values
 from onnxshap.masking import Means, mask_name, masked_model
 from onnxshap.shapes import Shaped
 from onnxshap.tracing import Keep, Traced
+from onnxshap.verify.choices import Form, chosen_alike
+from onnxshap.verify.errors import Verified, compare
 
 TOLERANCE = 1e-4
 """Largest allowed difference over the largest magnitude of an output, where all is computed in float32 or better."""
@@ -32,9 +28,6 @@ In deep nets a code that tips in the first layers tips others behind it, of few 
 """
 _CODE_WORST = 0.5
 """What no image may differ by there."""
-_LEAST = 1e-2
-"""Least magnitude that counts: where numbers of order one are computed with, single precision rounds 1e-6 away, which
-is all that shows of a Sigmoid of -36 or of the mean of what a layer norm gives."""
 _CHECKED_IMAGES = 16
 _OVERFLOW = (
     "x86 processors without VNNI add products of 8-bit codes in 16 bits, which overflow: "
@@ -42,24 +35,6 @@ _OVERFLOW = (
 )
 """What is to be done about a difference of models that compute with codes."""
 _CUT = ("cut model", "its masked twin")
-
-
-@dataclass(frozen=True)
-class Verified:
-    """How far the cut model is from its masked twin on real inputs.
-
-    Attributes:
-        max_abs_err: largest absolute difference over all outputs.
-        rel_err: largest ratio of an output's difference to its largest magnitude, in the cut or the original model;
-            no magnitude counts as less than .01.
-        images: how many images were compared.
-        typical: the median of that ratio over the images.
-    """
-
-    max_abs_err: float
-    rel_err: float
-    images: int
-    typical: float
 
 
 def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelProto, data: Dataset) -> Verified:
@@ -79,9 +54,7 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
     part = data.take(slice(0, _CHECKED_IMAGES))
     masked = masked_model(free, None, means)
     masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
-    found, natural = _same(
-        traced, small, part, lambda optimize: run_all(free, masked, part, masks, optimize=optimize), _CUT
-    )
+    found, natural = _same(traced, small, part, Form(free, masked, masks), _CUT)
     _check_form(traced, free, part, natural)
     return found
 
@@ -94,9 +67,11 @@ def _check_form(traced: Traced, free: Traced, part: Dataset, natural: list[Array
     """
     if any(node.op_type in RANDOM_OPS for node in free.shaped.graph.nodes):
         return  # another draw
-    form = run_all(free, free.shaped.graph.model, part, optimize=not _codes(traced.shaped))
-    found = compare(form, natural, natural)
-    if not (found.typical if _codes(traced.shaped) else found.rel_err) <= tolerance(traced.shaped):
+    coded, model = _codes(traced.shaped), free.shaped.graph.model
+    found = compare(run_all(free, model, part, optimize=not coded), natural, natural)
+    if not coded and not found.rel_err <= tolerance(traced.shaped):
+        found = chosen_alike(traced, traced.source, Form(free, model), part) or found
+    if not (found.typical if coded else found.rel_err) <= tolerance(traced.shaped):
         raise VerifyError(
             f"the model as it is worked on differs from its file by {found.rel_err:.2g} of its largest output: "
             "something that follows the data was taken to be constant; nothing was written, please report the model"
@@ -116,17 +91,17 @@ def verify_twin(traced: Traced, made: ModelProto, twin: ModelProto, data: Datase
         VerifyError: the first is invalid, does not load, or differs by more than rounding.
     """
     part = data.take(slice(0, _CHECKED_IMAGES))
-    return _same(traced, made, part, lambda optimize: run_all(traced, twin, part, optimize=optimize), names)[0]
+    return _same(traced, made, part, Form(traced, twin), names)[0]
 
 
 def _same(
-    traced: Traced, made: ModelProto, part: Dataset, twin: Callable[[bool], list[Array]], names: tuple[str, str]
+    traced: Traced, made: ModelProto, part: Dataset, twin: Form, names: tuple[str, str]
 ) -> tuple[Verified, list[Array]]:
     """Compare, and return what the file gives, too; a DataError where what the twin gives cannot be compared."""
     check_loads(traced, made)
     coded = _codes(traced.shaped)
     try:  # a fused product of codes may overflow (below), that of what is dequantised does not
-        wanted = twin(not coded)
+        wanted = run_all(twin.traced, twin.model, part, twin.extra, optimize=not coded)
     except ModelError as error:
         raise _broken(names[1], error) from error
     try:
@@ -135,6 +110,8 @@ def _same(
     except (ModelError, DataError) as error:
         raise _broken(f"the {names[0]}", error) from error
     found = compare(got, wanted, natural)
+    if not coded and not found.rel_err <= tolerance(traced.shaped):
+        found = chosen_alike(traced, made, twin, part) or found
     usual, worst = (found.typical, _CODE_WORST) if coded else (found.rel_err, np.inf)
     if not (usual <= tolerance(traced.shaped) and found.rel_err <= worst):
         raise VerifyError(
@@ -183,28 +160,3 @@ def check_loads(traced: Traced, small: ModelProto) -> None:
         traced.backend.session(small, optimize=False)  # optimised it is loaded for every run that follows
     except ModelError as error:
         raise VerifyError(f"the cut model does not load: {error}; nothing was written, please report it") from error
-
-
-def compare(got: Sequence[Array], wanted: Sequence[Array], natural: Sequence[Array]) -> Verified:
-    """Return the errors of outputs against those wanted; infinite where shapes or finiteness differ.
-
-    `natural`, the original's outputs, tell how large outputs usually are: where a hard cut leaves next to nothing of an
-    output (a Sigmoid of -20), rounding is not measured against that.
-    """
-    images = len(wanted[0]) if wanted else 0
-    different = Verified(float("inf"), float("inf"), images, float("inf"))
-    worst_abs, ratios = 0.0, np.zeros(max(1, images))
-    for a, b, usual in zip(got, wanted, natural, strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return different
-        if b.dtype.kind not in "fiub" or not b.size:
-            continue
-        x, y = a.astype(np.float64), b.astype(np.float64)
-        if not np.isfinite(y).all() or not np.isfinite(x).all():
-            return different
-        apart = np.abs(x - y)
-        worst_abs = max(worst_abs, float(apart.max()))
-        scale = max(float(np.abs(y).max()), float(np.abs(usual.astype(np.float64)).max(initial=0.0)))
-        by_image = apart.reshape(images, -1).max(axis=1) if y.ndim and len(y) == images else apart.max()
-        ratios = np.maximum(ratios, by_image / max(scale, _LEAST))
-    return Verified(worst_abs, float(ratios.max()), images, float(np.median(ratios)))

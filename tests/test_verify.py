@@ -1,0 +1,80 @@
+"""Models that choose by what they compute: ties that rounding tips are no difference, everything else is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from onnx import ModelProto, numpy_helper
+
+import onnxshap
+from onnxshap import rewrite
+from onnxshap.core import Dataset
+from onnxshap.errors import VerifyError
+from onnxshap.plan import cutter
+from tests.exactness import net
+
+CHOOSING = {
+    "ArgMax": "best = ArgMax<axis=1, keepdims=0>(s) y = Cast<to=1>(best)",
+    "TopK": "v, i = TopK<axis=1>(s, one) j = Cast<to=1>(i) y = Mul(j, v)",
+    "Greater": "one_, two_ = Split<axis=1>(s, each) c = Greater(one_, two_) y = Where(c, high, low)",
+    "Round": "one_, two_ = Split<axis=1>(s, each) d = Sub(one_, two_) e = Mul(d, many) f = Add(e, half) y = Round(f)",
+    "a choice of a choice": "best = ArgMax<axis=1>(s) p = GatherElements<axis=1>(x, best) q = Mul(p, zerof)"
+    " t = Add(s, q) last = ArgMax<axis=1>(t) y = Cast<to=1>(last)",
+}
+
+
+def choosing(kind: str) -> ModelProto:
+    """A net that scores two classes at every position, alike but for rounding."""
+    one = np.random.default_rng(3).normal(size=(1, 24, 1, 1)).astype(np.float32)
+    # half of the channels twice, the other way round: the sums are the same, in another order
+    both = np.concatenate([one, one[:, ::-1]]).astype(np.float32)
+    first = np.random.default_rng(4).normal(size=(12, 3, 3, 3)).astype(np.float32)
+    return net(
+        f"""(float[N,3,24,24] x) => (y) {{
+            a = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(a) s = Conv(r, w2) {CHOOSING[kind]}
+        }}""",
+        w1=np.concatenate([first, first[::-1]]), w2=both, one=np.array([1]), each=np.array([1, 1]),
+        high=np.float32(3), low=np.float32(-1), many=np.float32(1e3), half=np.float32(0.5), zerof=np.float32(0),
+    )  # fmt: skip
+
+
+def pruned(model: ModelProto) -> onnxshap.Pruned:
+    images = np.random.default_rng(0).normal(size=(24, 3, 24, 24)).astype(np.float32)
+    return onnxshap.prune(model, Dataset({"x": images}, None, "random"), keep_units=0.5, method="l1", repair="none",
+                          payoff="mse")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CHOOSING)
+def test_ties_that_rounding_tips_are_no_difference(kind: str) -> None:
+    assert pruned(choosing(kind)).verified.rel_err < 1e-5
+
+
+def _weaker(model: ModelProto) -> None:
+    weights = next(t for t in model.graph.initializer if t.name.startswith("w1"))
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * np.float32(0.99), weights.name))
+
+
+def _the_other_way_round(model: ModelProto) -> None:
+    where = next(node for node in model.graph.node if node.op_type == "Where")
+    where.input[1], where.input[2] = where.input[2], where.input[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "harm"),
+    [*((kind, _weaker) for kind in CHOOSING), ("Greater", _the_other_way_round)],
+)
+def test_what_is_wrong_before_or_behind_a_choice_is_refused(
+    kind: str, harm: Callable[[ModelProto], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = rewrite.small_model
+
+    def harmed(*args: object) -> ModelProto:
+        made = whole(*args)  # type: ignore[arg-type]
+        harm(made)
+        return made
+
+    monkeypatch.setattr(cutter, "small_model", harmed)
+    with pytest.raises(VerifyError, match="differs from its masked twin"):
+        pruned(choosing(kind))

@@ -18,6 +18,7 @@ from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff, Values
 from onnxshap.data import DataLike
 from onnxshap.distill.tuning import Tuning
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
+from onnxshap.exposed import conceal, expose
 from onnxshap.game import Setting
 from onnxshap.graph import read, save
 from onnxshap.graph.weights import digest, file_size, put_in
@@ -212,7 +213,7 @@ def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | 
     reference = reference_of(free, free.shaped.graph.model, data)
     if baseline not in BASELINES:
         raise OnnxshapError(f"baseline {baseline!r} is unknown; choose one of {', '.join(BASELINES)}")
-    chosen = choose_payoff(payoff, reference, data, free.outputs)
+    chosen = choose_payoff(payoff, reference, data, free)
     means = site_means(free, data) if baseline == "mean" else {}
     return Setting(free, data, chosen, reference, means)
 
@@ -404,14 +405,15 @@ def prune(
         progress("cut", 2, 3)
         before, after = _figures(traced, result, held_out, reference, judge)
         progress("cut", 3, 3)
+    small = conceal(traced, result.model)
     done = Pruned(
-        put_in(result.model), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
+        put_in(small), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
         str(cutter.allocation), lost, result.tuning,
     )  # fmt: skip
     if output is not None:
         with beside(done):
-            save(result.model, output, external=bool(traced.files))
+            save(small, output, external=bool(traced.files))
     return done
 
 
@@ -437,7 +439,8 @@ def _figures(
     traced: Traced, result: Cut, data: Dataset, reference: Sequence[Array], judge: Payoff
 ) -> tuple[Figures, Figures]:
     outputs = run_all(traced, result.model, data)
-    times = latencies(traced.backend, [traced.source, result.model], usual_batch(traced, data))
+    models = [conceal(traced, model) for model in (traced.source, result.model)]
+    times = latencies(traced.backend, models, usual_batch(traced, data))
     cost, macs = traced.cost, traced.cost.macs(traced.alive(result.keep))
 
     def figures(model: ModelProto, found: Sequence[Array], macs: int, params: int, latency: float) -> Figures:
@@ -446,8 +449,8 @@ def _figures(
         )
 
     return (
-        figures(traced.source, reference, cost.macs(), cost.params(), times[0]),
-        figures(result.model, outputs, macs, result.params, times[1]),
+        figures(models[0], reference, cost.macs(), cost.params(), times[0]),
+        figures(models[1], outputs, macs, result.params, times[1]),
     )
 
 
@@ -481,24 +484,27 @@ def compare(
                 f"the second model's input {odd!r} has {len(theirs[odd].shape)} dimensions, the first's "
                 f"{len(ours[odd].shape)}; compare models of one kind"
             )
+        if not isinstance(second, Traced):
+            second = replace(second, model=expose(traced, second.model, traced.exposed))
         samples = samples_of(dataset, theirs)
         sizes = {name: value.shape for name, value in samples[0].items()}
         every.append(trace(second, input_shapes=sizes, backend=backend, samples=samples))
     outputs = [run_all(t, t.source, dataset) for t in every]
-    fitted = choose_payoff(payoff, outputs[0], dataset, traced.outputs)
+    fitted = choose_payoff(payoff, outputs[0], dataset, traced)
     for found in outputs[1:]:
         if [a.shape for a in found] != [a.shape for a in outputs[0]]:
             raise DataError("the two models have outputs of other shapes; compare models with the same outputs")
     # whether the scores of classes are probabilities may differ, what compares with the first model is its own
-    own = [choose_payoff("ce", found, dataset, traced.outputs) if fitted.name == "ce" else fitted for found in outputs]
-    times = latencies(traced.backend, [t.source for t in every], usual_batch(traced, dataset))
+    own = [choose_payoff("ce", found, dataset, traced) if fitted.name == "ce" else fitted for found in outputs]
+    models = [conceal(traced, t.source) for t in every]
+    times = latencies(traced.backend, models, usual_batch(traced, dataset))
     return [
         Figures(
             t.cost.macs(),
             t.cost.params(),
-            file_size(t.source),
+            file_size(model),
             ms,
             scores(out, outputs[0], dataset.labels, traced.outputs, judge),
         )
-        for t, out, ms, judge in zip(every, outputs, times, own, strict=True)
+        for t, model, out, ms, judge in zip(every, models, outputs, times, own, strict=True)
     ]

@@ -69,8 +69,20 @@ def scores(
     """Return the mean payoff; of class scores also accuracy (with labels) and agreement with the original.
 
     Outputs that the labels are not for are held to the original's, under names of their own. Of several outputs with
-    class scores that count jointly, agreement is that of the one that agrees least.
+    class scores that count jointly, agreement is that of the one that agrees least. Of outputs of
+    integers or truths it is told what share of their entries is the original's.
     """
+    same = {
+        name: float(np.mean(own == theirs))
+        for name, own, theirs in zip(names, outputs, reference, strict=True)
+        if theirs.dtype.kind in "iub" and theirs.size and own.shape == theirs.shape
+    }
+    return _of_real(outputs, reference, labels, names, payoff) | same
+
+
+def _of_real(
+    outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None, names: Sequence[str], payoff: Payoff
+) -> dict[str, float]:
     found = {payoff.name: float(np.mean(payoff(outputs, reference, labels)))}
     if isinstance(payoff, payoffs.Joint):
         tops = [one for _, one in payoff.each() if isinstance(one, payoffs.Accuracy)]

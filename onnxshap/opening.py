@@ -17,6 +17,7 @@ from onnxshap.calibrate import run_all
 from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, random_data
 from onnxshap.errors import BudgetError, DataError, ModelError
+from onnxshap.exposed import chosen_by, expose, gives_classes
 from onnxshap.graph import Source, data_path, read
 from onnxshap.groups import Group, select
 from onnxshap.payoffs.checked import NO_CLASS, are_probabilities, class_axis
@@ -116,14 +117,27 @@ def open_model(
         samples = samples_of(checked, specs)
         _check_shapes(shapes, specs, samples[0], checked.source)
         shapes = {name: list(value.shape) for name, value in samples[0].items()}
-        traced = trace(source, input_shapes=shapes, backend=backend, samples=samples)
+        traced = _scorable(source, input_shapes=shapes, backend=backend, samples=samples)
         return traced, _with_classes(traced, checked)
-    traced = trace(source, input_shapes=shapes, backend=backend)
+    traced = _scorable(source, input_shapes=shapes, backend=backend)
     checked = calibration(traced, None, seed=seed)
     if traced.shaped.graph.lifted.nodes:  # the branches that these inputs take
         samples = samples_of(checked, input_specs(source.model))
-        traced = trace(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples)
+        traced = _scorable(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples)
     return traced, checked
+
+
+def _scorable(
+    source: Source, *, input_shapes: Mapping[str, Sequence[int | None]], backend: OrtBackend | None,
+    samples: Sequence[Mapping[str, Array]] = (),
+) -> Traced:  # fmt: skip
+    """Return a traced model with an output that can be scored, if it computes one."""
+    traced = trace(source, input_shapes=input_shapes, backend=backend, samples=samples)
+    names = chosen_by(traced)
+    if not names:
+        return traced
+    more = replace(source, model=expose(traced, source.model, names))
+    return replace(trace(more, input_shapes=input_shapes, backend=backend, samples=samples), exposed=names)
 
 
 def _check_shapes(
@@ -173,15 +187,20 @@ def reference_of(traced: Traced, model: ModelProto, data: Dataset) -> list[Array
 
 
 def choose_payoff(
-    payoff: str | Callable[..., object] | None, reference: Sequence[Array], data: Dataset, names: Sequence[str]
+    payoff: str | Callable[..., object] | None, reference: Sequence[Array], data: Dataset, traced: Traced
 ) -> Payoff:
-    """Return the payoff fitted to the data, a user's function as one; a refusal says which data."""
+    """Return the payoff fitted to the data, a user's function as one; a refusal says which data.
+
+    By default an output is class scores where the model itself takes the largest of them.
+    """
     if isinstance(payoff, payoffs.Custom | payoffs.OverAll):
         return payoff
     if callable(payoff):
         return payoffs.custom(payoff, reference, data.labels)
+    if payoff is None and data.labels is None and gives_classes(traced):
+        payoff = "kl"
     try:
-        return payoffs.choose(payoff, reference, data.labels, names)
+        return payoffs.choose(payoff, reference, data.labels, traced.outputs)
     except DataError as error:
         raise DataError(f"{data.source}: {error}") from error
 
@@ -193,7 +212,7 @@ def judged(traced: Traced, data: Dataset, payoff: str | Callable[..., object] | 
         DataError: as `reference_of`, or the payoff does not fit the data.
     """
     reference = reference_of(traced, traced.source, data)
-    return reference, choose_payoff(payoff, reference, data, traced.outputs)
+    return reference, choose_payoff(payoff, reference, data, traced)
 
 
 def hold_out(

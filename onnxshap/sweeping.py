@@ -17,6 +17,7 @@ from onnxshap.clock import Clock
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, OnnxshapError
+from onnxshap.exposed import conceal
 from onnxshap.graph.weights import file_size
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, latencies, scores
@@ -269,7 +270,8 @@ class _Bench:
     def point(self, share: float, cut: Cut, clock: Clock) -> Point:
         traced, data = self.judge.traced, self.judge.data
         with clock.stage("measure"):
-            whole, ms = latencies(traced.backend, [traced.source, cut.model], usual_batch(traced, data))
+            models = [conceal(traced, model) for model in (traced.source, cut.model)]
+            whole, ms = latencies(traced.backend, models, usual_batch(traced, data))
             self.whole_ms.append(whole)
             outputs = run_all(traced, cut.model, data)
             macs = traced.cost.macs(traced.alive(cut.keep))
@@ -284,4 +286,4 @@ class _Bench:
     def _figures(self, model: ModelProto, macs: int, params: int, outputs: Sequence[Array], ms: float) -> Figures:
         traced, reference = self.judge.traced, self.judge.reference
         found = scores(outputs, reference, self.labels, traced.outputs, self.payoff)
-        return Figures(macs, params, file_size(model), ms, found)
+        return Figures(macs, params, file_size(conceal(traced, model)), ms, found)

@@ -38,6 +38,7 @@ class Traced:
         labels: which positions go together.
         backend: what it runs on.
         files: the files with external data that it came with.
+        exposed: those of its outputs that its file does not have (`exposed`).
     """
 
     source: ModelProto
@@ -45,6 +46,7 @@ class Traced:
     labels: Labels
     backend: Backend = field(default_factory=OrtBackend)
     files: tuple[Path, ...] = ()
+    exposed: tuple[str, ...] = ()
 
     @cached_property
     def groups(self) -> list[Group]:

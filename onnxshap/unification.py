@@ -32,6 +32,7 @@ from onnxshap.calibrate import channel_means, free_batch, run_all
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, OnnxshapError
+from onnxshap.exposed import conceal
 from onnxshap.graph import array, finish, save, tensor
 from onnxshap.graph.weights import put_in, write_whole
 from onnxshap.labels import Weight
@@ -369,11 +370,12 @@ def unify(
     made = unify_weights(traced, blocks, ranked[:count])
     check_loads(traced, made)
     outputs = run_all(traced, made, held_out)
+    before, made = conceal(traced, traced.source), conceal(traced, made)
     if output is not None:
         save(made, output, external=bool(traced.files))
     sizes = np.concatenate([b.sizes for b in blocks]) if blocks else np.zeros(0, np.int64)
     return Unified(
-        put_in(made), size_of(traced.source), size_of(made),
+        put_in(made), size_of(before), size_of(made),
         scores(reference, reference, held_out.labels, traced.outputs, fitted),
         scores(outputs, reference, held_out.labels, traced.outputs, fitted),
         Judge.of(traced, held_out, reference, fitted).lost(outputs), codec, block, len(sizes), count,

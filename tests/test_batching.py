@@ -205,7 +205,7 @@ def test_files_of_one_image_are_scored_many_rows_at_a_time(model: ModelProto) ->
     traced = trace(model)
     free, data = free_batch(traced), calibration(traced, None)
     outputs = run_all(free, free.shaped.graph.model, data)
-    shared = Setting(free, data, choose_payoff("mse", outputs, data, ["y"]), outputs, site_means(free, data))
+    shared = Setting(free, data, choose_payoff("mse", outputs, data, free), outputs, site_means(free, data))
     images = np.array([0, 1, 2, 0])
     for group in free.groups:
         game, coalitions = GroupGame(shared, group), np.random.default_rng(0).integers(0, 2, (4, len(group)))

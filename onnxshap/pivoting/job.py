@@ -17,6 +17,7 @@ from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.cost import parameters
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError, ModelError, OnnxshapError
+from onnxshap.exposed import conceal
 from onnxshap.graph import save
 from onnxshap.graph.weights import file_size, put_in
 from onnxshap.measure import Figures, latencies, scores
@@ -219,6 +220,7 @@ def pivot(
             f"nothing is gained: with {len(splits)} Convs in groups the model runs in {after.latency_ms:.3g} ms, "
             f"as it was in {before.latency_ms:.3g}; give --untimed for fewer multiply-accumulates all the same"
         )
+    made = conceal(traced, made)
     if output is not None:
         save(made, output, external=bool(traced.files))
     return Pivoted(
@@ -356,13 +358,14 @@ def _figures(
     outputs: Sequence[Sequence[Array]],
     judge: Payoff,
 ) -> tuple[Figures, Figures]:
-    times = latencies(traced.backend, [traced.source, made], usual_batch(traced, data))
+    models = [conceal(traced, model) for model in (traced.source, made)]
+    times = latencies(traced.backend, models, usual_batch(traced, data))
     fewer = [(c, chosen[c.y]) for c in convs if c.y in chosen]
     cost, gone = traced.cost, traced.stored_params - parameters(made)
     macs = (cost.macs(), cost.macs() - sum(saved(c, k) for c, k in fewer))
     params = (cost.params(), cost.params() - gone)
     before, after = (
         Figures(m, p, file_size(one), ms, scores(found, outputs[0], data.labels, traced.outputs, judge))
-        for m, p, one, ms, found in zip(macs, params, (traced.source, made), times, outputs, strict=True)
+        for m, p, one, ms, found in zip(macs, params, models, times, outputs, strict=True)
     )
     return before, after

@@ -13,21 +13,19 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from onnxshap.calibrate import batches
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import ModelError
+from onnxshap.exposed import OF_SIZES, REALS
 from onnxshap.graph import is_op
 from onnxshap.graph.structure import copied, refill, subgraphs
 from onnxshap.tracing import Traced
 from onnxshap.verify.errors import Verified, compare
 
-_REALS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16))
 _STEPS = ("Ceil", "Floor", "Mod", "Round", "Sign")
 """Ops that give real numbers and are no continuous functions."""
-_OF_SIZES = ("EyeLike", "Shape", "Size")
-"""Ops that give integers whatever the numbers are."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,13 @@ def _choosing(traced: Traced, made: ModelProto, twin: ModelProto) -> list[NodePr
     kinds, known = traced.shaped.kinds, _computed(made)
 
     def jumps(node: NodeProto) -> bool:
-        steps = is_op(node, *_STEPS) or any(o and kinds.get(o) not in _REALS for o in node.output)
-        return steps and any(kinds.get(name) in _REALS for name in node.input)
+        steps = is_op(node, *_STEPS) or any(o and kinds.get(o) not in REALS for o in node.output)
+        return steps and any(kinds.get(name) in REALS for name in node.input)
 
     return [
         node
         for node in twin.graph.node
-        if jumps(node) and not is_op(node, *_OF_SIZES) and not any(subgraphs(node)) and known.issuperset(node.output)
+        if jumps(node) and not is_op(node, *OF_SIZES) and not any(subgraphs(node)) and known.issuperset(node.output)
     ]
 
 
@@ -98,7 +96,7 @@ def _both(
     """Return what both compute, batch by batch, with the twin's choices; None as `chosen_alike` does."""
     kinds, known = traced.shaped.kinds, _computed(made) & _computed(twin.model)
     chosen = {
-        node.output[0]: [o for o in node.output if o and (kinds.get(o) not in _REALS or is_op(node, *_STEPS))]
+        node.output[0]: [o for o in node.output if o and (kinds.get(o) not in REALS or is_op(node, *_STEPS))]
         for node in nodes
     }
     reads = {node.output[0]: [name for name in node.input if name in known] for node in nodes}

@@ -17,8 +17,8 @@ from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff, Values
 from onnxshap.data import DataLike
 from onnxshap.distill.tuning import Tuning
+from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
-from onnxshap.exposed import conceal, expose
 from onnxshap.game import Setting
 from onnxshap.graph import read, save
 from onnxshap.graph.weights import digest, file_size, put_in
@@ -41,6 +41,7 @@ from onnxshap.opening import (
     reference_of,
     sample,
     samples_of,
+    scorable,
     silent,
 )
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
@@ -187,7 +188,9 @@ def score(
     Raises:
         ModelError, DataError, BudgetError: as their names say.
     """
-    traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+    traced, dataset = open_model(
+        model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
+    )
     groups = groups_to_cut(traced, include, exclude)
     setting = _setting(
         free_batch(traced), sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline
@@ -345,7 +348,9 @@ def prune(
         raise BudgetError(f"target-latency is {target_latency:g}; give milliseconds, above 0")
     with clock.stage("trace"):
         progress("trace", 0, 1)
-        traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+        traced, dataset = open_model(
+            model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
+        )
         check_output(traced, output)
         groups = groups_to_cut(traced, include, exclude)
         blank = [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
@@ -382,7 +387,8 @@ def prune(
     order = found.order(refitted=repair in REFITS)
 
     def again(part: Traced) -> dict[str, FloatArray]:
-        cut = _setting(free_batch(part), setting.data, payoff, baseline)
+        known = payoff if callable(payoff) else setting.payoff.name
+        cut = _setting(free_batch(part), setting.data, known, baseline)
         rules = Rules(max_evals, max_seconds, decided)
         rescored = _score(cut, part, part.groups, method, seed, rules, progress, None, workers, cluster)
         return rescored.order(refitted=repair in REFITS)
@@ -405,7 +411,7 @@ def prune(
         progress("cut", 2, 3)
         before, after = _figures(traced, result, held_out, reference, judge)
         progress("cut", 3, 3)
-    small = conceal(traced, result.model)
+    small = complete(traced, result.model)
     done = Pruned(
         put_in(small), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
@@ -439,7 +445,7 @@ def _figures(
     traced: Traced, result: Cut, data: Dataset, reference: Sequence[Array], judge: Payoff
 ) -> tuple[Figures, Figures]:
     outputs = run_all(traced, result.model, data)
-    models = [conceal(traced, model) for model in (traced.source, result.model)]
+    models = [complete(traced, model) for model in (traced.source, result.model)]
     times = latencies(traced.backend, models, usual_batch(traced, data))
     cost, macs = traced.cost, traced.cost.macs(traced.alive(result.keep))
 
@@ -470,7 +476,9 @@ def compare(
     Raises:
         ModelError, DataError: a model cannot be read or run, or the data or outputs do not fit.
     """
-    traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+    traced, dataset = open_model(
+        model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
+    )
     every = [traced]
     if other is not None:
         second = other if isinstance(other, Traced) else read(other)
@@ -484,11 +492,15 @@ def compare(
                 f"the second model's input {odd!r} has {len(theirs[odd].shape)} dimensions, the first's "
                 f"{len(ours[odd].shape)}; compare models of one kind"
             )
-        if not isinstance(second, Traced):
-            second = replace(second, model=expose(traced, second.model, traced.exposed))
         samples = samples_of(dataset, theirs)
         sizes = {name: value.shape for name, value in samples[0].items()}
-        every.append(trace(second, input_shapes=sizes, backend=backend, samples=samples))
+        same = second if isinstance(second, Traced) else scorable(
+            second, input_shapes=sizes, backend=backend, samples=samples, own=traced.tail is None
+        )  # fmt: skip
+        every.append(same)
+        if (same.tail is None) != (traced.tail is None):  # one does not end in choices alone
+            every = [trace(complete(t, t.source), input_shapes=sizes, backend=backend, samples=samples) for t in every]
+            traced = every[0]
     outputs = [run_all(t, t.source, dataset) for t in every]
     fitted = choose_payoff(payoff, outputs[0], dataset, traced)
     for found in outputs[1:]:
@@ -496,7 +508,7 @@ def compare(
             raise DataError("the two models have outputs of other shapes; compare models with the same outputs")
     # whether the scores of classes are probabilities may differ, what compares with the first model is its own
     own = [choose_payoff("ce", found, dataset, traced) if fitted.name == "ce" else fitted for found in outputs]
-    models = [conceal(traced, t.source) for t in every]
+    models = [complete(t, t.source) for t in every]
     times = latencies(traced.backend, models, usual_batch(traced, dataset))
     return [
         Figures(

@@ -16,8 +16,8 @@ from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import run_all
 from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, random_data
+from onnxshap.endings import ended, gives_classes
 from onnxshap.errors import BudgetError, DataError, ModelError
-from onnxshap.exposed import chosen_by, expose, gives_classes
 from onnxshap.graph import Source, data_path, read
 from onnxshap.groups import Group, select
 from onnxshap.payoffs.checked import NO_CLASS, are_probabilities, class_axis
@@ -100,8 +100,11 @@ def _with_classes(traced: Traced, data: Dataset) -> Dataset:
 def open_model(
     model: ModelLike, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0,
     backend: OrtBackend | None = None, input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    own: bool = False,
 ) -> tuple[Traced, Dataset]:  # fmt: skip
     """Return a traced model and checked calibration data; free dimensions are taken from the data.
+
+    It ends where it chooses (`endings`), unless its `own` outputs are wanted: by a payoff of the user's.
 
     Raises:
         ModelError: the model cannot be read, traced or run.
@@ -117,27 +120,27 @@ def open_model(
         samples = samples_of(checked, specs)
         _check_shapes(shapes, specs, samples[0], checked.source)
         shapes = {name: list(value.shape) for name, value in samples[0].items()}
-        traced = _scorable(source, input_shapes=shapes, backend=backend, samples=samples)
+        traced = scorable(source, input_shapes=shapes, backend=backend, samples=samples, own=own)
         return traced, _with_classes(traced, checked)
-    traced = _scorable(source, input_shapes=shapes, backend=backend)
+    traced = scorable(source, input_shapes=shapes, backend=backend, own=own)
     checked = calibration(traced, None, seed=seed)
     if traced.shaped.graph.lifted.nodes:  # the branches that these inputs take
         samples = samples_of(checked, input_specs(source.model))
-        traced = _scorable(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples)
+        traced = scorable(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples, own=own)
     return traced, checked
 
 
-def _scorable(
-    source: Source, *, input_shapes: Mapping[str, Sequence[int | None]], backend: OrtBackend | None,
-    samples: Sequence[Mapping[str, Array]] = (),
+def scorable(
+    source: Source, *, input_shapes: Mapping[str, Sequence[int | None]], backend: OrtBackend | None = None,
+    samples: Sequence[Mapping[str, Array]] = (), own: bool = False,
 ) -> Traced:  # fmt: skip
-    """Return a traced model with an output that can be scored, if it computes one."""
+    """Return a traced model, without the choices that it ends in unless its `own` outputs are wanted."""
     traced = trace(source, input_shapes=input_shapes, backend=backend, samples=samples)
-    names = chosen_by(traced)
-    if not names:
+    if own or (parts := ended(traced)) is None:
         return traced
-    more = replace(source, model=expose(traced, source.model, names))
-    return replace(trace(more, input_shapes=input_shapes, backend=backend, samples=samples), exposed=names)
+    head, tail = parts
+    short = trace(replace(source, model=head), input_shapes=input_shapes, backend=backend, samples=samples)
+    return replace(short, tail=tail)
 
 
 def _check_shapes(

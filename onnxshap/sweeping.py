@@ -16,8 +16,8 @@ from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
 from onnxshap.data import DataLike
+from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, OnnxshapError
-from onnxshap.exposed import conceal
 from onnxshap.graph.weights import file_size
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, latencies, scores
@@ -185,7 +185,9 @@ def sweep(
         raise BudgetError("a sweep needs a method and a budget; give --method and --keep, or neither")
     budgets = {k: Budget(macs=k, multiple_of=multiple_of, min_units=min_units) for k in sorted(set(keep))[::-1]}
     progress("trace", 0, 1)
-    traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+    traced, dataset = open_model(
+        model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
+    )
     groups = groups_to_cut(traced, include, exclude)
     left_out = _unreachable(traced, groups, budgets)
     if len(left_out) == len(budgets):
@@ -270,7 +272,7 @@ class _Bench:
     def point(self, share: float, cut: Cut, clock: Clock) -> Point:
         traced, data = self.judge.traced, self.judge.data
         with clock.stage("measure"):
-            models = [conceal(traced, model) for model in (traced.source, cut.model)]
+            models = [complete(traced, model) for model in (traced.source, cut.model)]
             whole, ms = latencies(traced.backend, models, usual_batch(traced, data))
             self.whole_ms.append(whole)
             outputs = run_all(traced, cut.model, data)
@@ -286,4 +288,4 @@ class _Bench:
     def _figures(self, model: ModelProto, macs: int, params: int, outputs: Sequence[Array], ms: float) -> Figures:
         traced, reference = self.judge.traced, self.judge.reference
         found = scores(outputs, reference, self.labels, traced.outputs, self.payoff)
-        return Figures(macs, params, file_size(conceal(traced, model)), ms, found)
+        return Figures(macs, params, file_size(complete(traced, model)), ms, found)

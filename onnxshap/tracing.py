@@ -18,6 +18,7 @@ from onnxshap.core import Array, BoolArray
 from onnxshap.cost import Cost, cost_of, parameters
 from onnxshap.errors import OnnxshapError
 from onnxshap.graph.loops import depths
+from onnxshap.graph.tails import Tail
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
 from onnxshap.labels import Labels, Liveness, Site
 from onnxshap.rules import trace_graph
@@ -38,7 +39,7 @@ class Traced:
         labels: which positions go together.
         backend: what it runs on.
         files: the files with external data that it came with.
-        exposed: those of its outputs that its file does not have (`exposed`).
+        tail: the last nodes of its file, where they are off (`endings`).
     """
 
     source: ModelProto
@@ -46,7 +47,7 @@ class Traced:
     labels: Labels
     backend: Backend = field(default_factory=OrtBackend)
     files: tuple[Path, ...] = ()
-    exposed: tuple[str, ...] = ()
+    tail: Tail | None = None
 
     @cached_property
     def groups(self) -> list[Group]:

@@ -31,8 +31,8 @@ from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import channel_means, free_batch, run_all
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
 from onnxshap.data import DataLike
+from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, OnnxshapError
-from onnxshap.exposed import conceal
 from onnxshap.graph import array, finish, save, tensor
 from onnxshap.graph.weights import put_in, write_whole
 from onnxshap.labels import Weight
@@ -353,7 +353,9 @@ def unify(
     if block < 2:
         raise BudgetError(f"block is {block}; give at least 2 weights that share a magnitude")
     progress("trace", 0, 1)
-    traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+    traced, dataset = open_model(
+        model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
+    )
     check_output(traced, output)
     dataset, held_out = hold_out(traced, dataset, eval_data, seed)
     reference, fitted = judged(traced, held_out, payoff)
@@ -370,7 +372,7 @@ def unify(
     made = unify_weights(traced, blocks, ranked[:count])
     check_loads(traced, made)
     outputs = run_all(traced, made, held_out)
-    before, made = conceal(traced, traced.source), conceal(traced, made)
+    before, made = complete(traced, traced.source), complete(traced, made)
     if output is not None:
         save(made, output, external=bool(traced.files))
     sizes = np.concatenate([b.sizes for b in blocks]) if blocks else np.zeros(0, np.int64)

@@ -22,7 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"codes", "cost", "groups", "rules"}),
     frozenset({"tracing"}),
     frozenset({"masking"}),
-    frozenset({"calibrate", "exposed", "rewrite", "slices"}),
+    frozenset({"calibrate", "endings", "rewrite", "slices"}),
     frozenset({"game", "measure", "repair", "verify"}),
     frozenset({"distill", "methods"}),
     frozenset({"plan"}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from onnx import ModelProto, numpy_helper
 
 import onnxshap
 from onnxshap import rewrite
-from onnxshap.core import Dataset
+from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import VerifyError
 from onnxshap.plan import cutter
 from tests.exactness import net
@@ -43,7 +43,12 @@ def choosing(kind: str) -> ModelProto:
 def pruned(model: ModelProto) -> onnxshap.Pruned:
     images = np.random.default_rng(0).normal(size=(24, 3, 24, 24)).astype(np.float32)
     return onnxshap.prune(model, Dataset({"x": images}, None, "random"), keep_units=0.5, method="l1", repair="none",
-                          payoff="mse")  # fmt: skip
+                          payoff=brightness)  # fmt: skip
+
+
+def brightness(outputs: Sequence[Array], labels: Array | None) -> FloatArray:
+    """A payoff of the user's: the model is judged by its own outputs."""
+    return np.asarray(outputs[0].reshape(len(outputs[0]), -1).mean(axis=1), np.float64)
 
 
 @pytest.mark.parametrize("kind", CHOOSING)

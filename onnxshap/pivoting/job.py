@@ -16,8 +16,8 @@ from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.cost import parameters
 from onnxshap.data import DataLike
+from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, ModelError, OnnxshapError
-from onnxshap.exposed import conceal
 from onnxshap.graph import save
 from onnxshap.graph.weights import file_size, put_in
 from onnxshap.measure import Figures, latencies, scores
@@ -158,7 +158,9 @@ def pivot(
     """
     _check(groups, keep_macs, max_drop, multiple_of, repair)
     progress("trace", 0, 1)
-    traced, dataset = open_model(model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes)
+    traced, dataset = open_model(
+        model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
+    )
     check_output(traced, output)
     free = free_batch(traced)
     dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
@@ -220,7 +222,7 @@ def pivot(
             f"nothing is gained: with {len(splits)} Convs in groups the model runs in {after.latency_ms:.3g} ms, "
             f"as it was in {before.latency_ms:.3g}; give --untimed for fewer multiply-accumulates all the same"
         )
-    made = conceal(traced, made)
+    made = complete(traced, made)
     if output is not None:
         save(made, output, external=bool(traced.files))
     return Pivoted(
@@ -358,7 +360,7 @@ def _figures(
     outputs: Sequence[Sequence[Array]],
     judge: Payoff,
 ) -> tuple[Figures, Figures]:
-    models = [conceal(traced, model) for model in (traced.source, made)]
+    models = [complete(traced, model) for model in (traced.source, made)]
     times = latencies(traced.backend, models, usual_batch(traced, data))
     fewer = [(c, chosen[c.y]) for c in convs if c.y in chosen]
     cost, gone = traced.cost, traced.stored_params - parameters(made)

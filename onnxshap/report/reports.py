@@ -53,7 +53,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "provider": provider_of(result.traced.backend),
         "repair": result.repair,
         "allocation": result.allocation,
-        "exposed": list(result.traced.exposed),
+        "scored_by": result.traced.outputs if result.traced.tail else [],
         "ranked_by": ranked_by(found.method, refitted=result.repair in REFITS),
         "drop": None if result.drop is None else dataclasses.asdict(result.drop),
         "tuning": None if result.tuning is None else dataclasses.asdict(result.tuning),

@@ -50,10 +50,10 @@ def prune_tables(report: Report) -> list[RenderableType]:
         if report["refits"] and judged["source"] == data["source"]
         else ""
     )
-    exposed = f"Scored by {listed(report['exposed'])}, of which the outputs are made.\n" if report["exposed"] else ""
+    scored = f"Scored by {listed(report['scored_by'])}: what the model chooses by.\n" if report["scored_by"] else ""
     foot = (
         f"Values: {report['method']}{payoff}, {images} ({_source_name(data)}), {evals}; repair: {report['repair']}, "
-        f"widths: {report['allocation']}, units: by {report['ranked_by']}.\n{exposed}{drop}"
+        f"widths: {report['allocation']}, units: by {report['ranked_by']}.\n{scored}{drop}"
         f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better.\n{whole}"
         f"Checked before any refit: the cut model is the masked one within {checked:.1e} of its largest output."
     )

@@ -17,8 +17,8 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from onnxshap.calibrate import batches
 from onnxshap.core import Array, Dataset
+from onnxshap.endings import OF_SIZES, REALS
 from onnxshap.errors import ModelError
-from onnxshap.exposed import OF_SIZES, REALS
 from onnxshap.graph import is_op
 from onnxshap.graph.structure import copied, refill, subgraphs
 from onnxshap.tracing import Traced

@@ -1,0 +1,102 @@
+"""A model in two: a head, and a tail of nodes that is put back word for word behind whatever becomes of the head."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from onnxshap.graph.branches import names_in, rename, unused
+from onnxshap.graph.structure import copied, reads, refill
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The last nodes of a model.
+
+    Attributes:
+        border: the tensors of the head that it reads, in the order of reading; they are outputs of the head.
+        nodes: its nodes, in order.
+        stored: the initializers that they read.
+        inputs: the entries among the model's inputs of those initializers.
+        outputs: the outputs of the whole.
+        model: the whole, as it was.
+    """
+
+    border: tuple[str, ...]
+    nodes: tuple[NodeProto, ...]
+    stored: tuple[TensorProto, ...]
+    inputs: tuple[ValueInfoProto, ...]
+    outputs: tuple[ValueInfoProto, ...]
+    model: ModelProto
+
+
+def take_off(model: ModelProto, ends: Collection[str], border: Sequence[tuple[str, int]]) -> tuple[ModelProto, Tail]:
+    """Return the head of a model and its tail.
+
+    Args:
+        model: any model; nothing of what makes its sparse initializers is in the tail.
+        ends: the outputs that the tail makes.
+        border: tensors that the tail reads, and their element types. What else it needs stands in both.
+    """
+    graph = model.graph
+    names = [name for name, _ in border]
+    left = [output for output in graph.output if output.name not in ends]
+    nodes = _before(graph.node, ends, names)
+    read = {name for node in nodes for name in reads(node)}
+    stored = tuple(copied(t) for t in graph.initializer if t.name in read)
+    given = {t.name for t in stored}
+    tail = Tail(
+        tuple(names), tuple(map(copied, nodes)), stored, tuple(copied(i) for i in graph.input if i.name in given),
+        tuple(map(copied, graph.output)), model,
+    )  # fmt: skip
+    head = copied(model)
+    known = {output.name for output in left}
+    refill(
+        head.graph.output,
+        [*left, *(helper.make_tensor_value_info(name, kind, None) for name, kind in border if name not in known)],
+    )
+    refill(head.graph.node, _before(graph.node, [o.name for o in head.graph.output], ()))
+    used = {name for node in head.graph.node for name in reads(node)} | {o.name for o in head.graph.output}
+    dead = {t.name for t in graph.initializer} - used
+    refill(head.graph.initializer, [t for t in head.graph.initializer if t.name not in dead])
+    refill(head.graph.input, [i for i in head.graph.input if i.name not in dead])
+    return head, tail
+
+
+def _before(nodes: Sequence[NodeProto], ends: Collection[str], border: Collection[str]) -> list[NodeProto]:
+    """Return the nodes that make some tensors out of others, in order."""
+    producers = {name: k for k, node in enumerate(nodes) for name in node.output if name}
+    found, pending, stop = set[int](), list(ends), set(border)
+    while pending:
+        name = pending.pop()
+        k = producers.get(name)
+        if name not in stop and k is not None and k not in found:
+            found.add(k)
+            pending += reads(nodes[k])
+    return [nodes[k] for k in sorted(found)]
+
+
+def put_back(head: ModelProto, tail: Tail) -> ModelProto:
+    """Return a form of the head with the tail behind it; what both have is the tail's own under a name of its own."""
+    whole = copied(head)
+    graph = whole.graph
+    taken = names_in(graph)
+    taken.update(i.name for i in graph.input)
+    kept = {o.name for o in tail.outputs}
+    own = [*(t.name for t in tail.stored), *(name for node in tail.nodes for name in node.output if name)]
+    names = {name: name if name in kept and not taken[name] else unused(name, taken) for name in own}
+    for item in tail.stored:
+        graph.initializer.append(item)
+        graph.initializer[-1].name = names[item.name]
+    for entry in tail.inputs:
+        graph.input.append(entry)
+        graph.input[-1].name = names[entry.name]
+    for node in map(copied, tail.nodes):
+        rename(node, names)
+        if node.name:
+            node.name = unused(node.name, taken)
+        graph.node.append(node)
+    refill(graph.output, tail.outputs)
+    return whole

@@ -1,0 +1,157 @@
+"""Models whose outputs are choices alone are scored by what they choose by, and stay what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto
+
+import onnxshap
+from onnxshap import api
+from onnxshap.backend import OrtBackend
+from onnxshap.core import Array, Dataset
+from onnxshap.endings import ended
+from onnxshap.errors import DataError
+from onnxshap.sweeping import sweep
+from onnxshap.tracing import trace
+from tests.exactness import net
+
+ENDS = {
+    "ArgMax": ("y = ArgMax<axis=1, keepdims=0>(s)", "kl"),
+    "ArgMax of Softmax, cast": ("p = Softmax<axis=1>(s) best = ArgMax<axis=1>(p) y = Cast<to=6>(best)", "kl"),
+    "TopK": ("v, y = TopK<axis=1>(s, two)", "mse"),
+    "Greater": ("p = Sigmoid(s) y = Greater(p, half)", "mse"),
+    "a choice in the shape of an image": (
+        "best = ArgMax<axis=1, keepdims=0>(s) size = Shape<start=2>(x) all = Shape<end=1>(x)"
+        " to = Concat<axis=0>(all, size) y = Reshape(best, to)",
+        "kl",
+    ),
+}
+
+
+def ending(kind: str, batch: str = "N") -> ModelProto:
+    """A net that scores five classes at every position, and gives no real number."""
+    return net(
+        f"""(float[{batch},3,8,8] x) => (y) {{
+            a = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(a) s = Conv(r, w2) {ENDS[kind][0]}
+        }}""",
+        w1=(24, 3, 3, 3), w2=(5, 24, 1, 1), two=np.array([2]), half=np.float32(0.5),
+    )  # fmt: skip
+
+
+def images(count: int = 40) -> Array:
+    return np.random.default_rng(0).normal(size=(count, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("batch", ["N", "1"])
+@pytest.mark.parametrize("kind", ENDS)
+def test_choices_are_scored_by_what_is_chosen_by(kind: str, batch: str) -> None:
+    model, data = ending(kind, batch), Dataset({"x": images()}, None, "images")
+    found = onnxshap.prune(model, data, keep_units=0.5, samples=8)
+    assert found.scores.payoff == ENDS[kind][1]
+    assert any(np.ptp(values.phi) > 0 for values in found.scores.values.values())
+    assert [o.name for o in found.model.graph.output] == ["y"] and found.after.params < found.before.params
+    assert found.traced.outputs == (["s"] if kind in ("ArgMax", "TopK") or "image" in kind else ["p"])
+    whole, cut = (found.traced.backend.session(m).run({"x": images()[:1]})[0] for m in (model, found.model))
+    assert whole.shape == cut.shape and whole.dtype == cut.dtype and np.mean(whole == cut) > 0.5
+
+
+def test_labels_and_a_bound_go_with_classes() -> None:
+    model, pixels = ending("ArgMax"), images(60)
+    labels = OrtBackend().session(model).run({"x": pixels})[0]
+    found = onnxshap.prune(model, Dataset({"x": pixels}, labels, "images"), max_drop=0.5, method="l1")
+    assert found.before.score["accuracy"] == 1.0 and found.drop is not None and found.drop.name == "accuracy"
+    unlabelled = onnxshap.prune(model, Dataset({"x": pixels}, None, "images"), max_drop=0.5, method="l1")
+    assert unlabelled.drop is not None and unlabelled.drop.name == "agreement"
+
+
+def test_every_job_takes_them(tmp_path: Path) -> None:
+    path, data = tmp_path / "m.onnx", Dataset({"x": images()}, None, "images")
+    onnx.save(ending("ArgMax"), path)
+    scores = onnxshap.score(path, data, samples=8)
+    done = onnxshap.prune(path, data, keep_macs=0.5, values=scores, output=tmp_path / "cut.onnx")
+    assert done.after.bytes == (tmp_path / "cut.onnx").stat().st_size
+    assert done.before.bytes == path.stat().st_size
+    both = api.compare(path, tmp_path / "cut.onnx", data)
+    assert both[1].score["agreement"] == pytest.approx(done.after.score["agreement"])
+    curve = sweep(path, data, keep=(0.5,), methods=("l1",)).curves[0]
+    assert curve.points[0].figures.score["agreement"] > 0.5
+
+
+def test_what_has_no_real_number_before_it_is_refused() -> None:
+    model = net(
+        "(int64[N,4] x) => (y) { e = Gather(table, x) b = Greater(e, zero) c = Cast<to=7>(b) y = Add(x, c) }",
+        table=(9,), zero=np.float32(0),
+    )  # fmt: skip
+    numbers = np.random.default_rng(0).integers(0, 9, (8, 4))
+    with pytest.raises((DataError, onnxshap.BudgetError), match="can be"):
+        onnxshap.prune(model, Dataset({"x": numbers}, None, "numbers"), keep_units=0.5)
+
+
+def test_a_choice_beside_the_scores_is_told_of() -> None:
+    model = net(
+        """(float[N,3,8,8] x) => (s, y) {
+            a = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(a) s = Conv(r, w2) y = ArgMax<axis=1, keepdims=0>(s)
+        }""",
+        w1=(24, 3, 3, 3), w2=(5, 24, 1, 1),
+    )  # fmt: skip
+    found = onnxshap.prune(model, Dataset({"x": images()}, None, "images"), keep_units=0.5, method="l1")
+    assert found.traced.tail is None and 0.5 < found.after.score["y"] <= found.before.score["y"] == 1.0
+
+
+SELECTING = """flat = Reshape(b, boxes) q = Transpose<perm=[0,2,1]>(c) best = ReduceMax<axes=[1], keepdims=1>(c)
+    k = NonMaxSuppression(flat, best, many, over, under) at = Gather<axis=1>(k, last)
+    one = Squeeze(flat, first) y = Gather<axis=0>(one, at)"""
+
+
+def test_boxes_that_differ_in_number_are_cut_and_put_back() -> None:
+    """Before NonMaxSuppression all images have as many boxes; behind it the original's nodes stand word for word."""
+    model = net(
+        f"""(float[1,3,8,8] x) => (y) {{
+            a = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(a) h = Conv(r, w2) raw, s = Split<axis=1>(h, parts)
+            row = Reshape(raw, as_boxes) b = Transpose<perm=[0,2,1]>(row) t = Reshape(s, as_scores) c = Sigmoid(t)
+            {SELECTING}
+        }}""",
+        w1=(24, 3, 3, 3), w2=(9, 24, 1, 1), parts=np.array([4, 5]), as_boxes=np.array([1, 4, 64]),
+        as_scores=np.array([1, 5, 64]), boxes=np.array([1, 64, 4]), many=np.array([60]),
+        over=np.array([0.5], np.float32), under=np.array([0.75], np.float32), last=np.array(2), first=np.array([0]),
+    )  # fmt: skip
+    found = onnxshap.prune(model, Dataset({"x": images()}, None, "images"), keep_units=0.5, samples=8)
+    assert found.traced.tail is not None and "NonMaxSuppression" in [n.op_type for n in found.model.graph.node]
+    assert found.after.params < 0.6 * found.before.params and found.verified.rel_err < 1e-5
+    session = OrtBackend().session(found.model)
+    counts = {len(session.run({"x": images()[k : k + 1]})[0]) for k in range(8)}
+    assert len(counts) > 1
+    named = [node for node in model.graph.node if node.op_type in ("NonMaxSuppression", "Gather", "Squeeze")]
+    assert all(node in list(found.model.graph.node) for node in named)
+
+
+def test_experts_that_are_chosen_stay_in_the_model() -> None:
+    """Behind a choice that weights are behind, nothing is taken off."""
+    model = net(
+        """(float[N,12] x) => (y) {
+            h = MatMul(x, w0) r = Relu(h) g = MatMul(r, w1) v, i = TopK<axis=1>(g, one) e = Gather<axis=0>(table, i)
+            f = Mul(e, v) z = Squeeze(f, at) s = Add(z, r) y = MatMul(s, w2)
+        }""",
+        w0=(12, 16), w1=(16, 4), one=np.array([1]), table=(4, 16), at=np.array([1]), w2=(16, 5),
+    )  # fmt: skip
+    assert ended(trace(model)) is None
+
+
+def test_names_of_the_tail_stay_clear_of_those_of_the_cut() -> None:
+    """What the tail shares with the head (a constant, the input's size) is its own, under another name."""
+    model = net(
+        """(float[N,3,8,8] x) => (y, where) {
+            n = Mul(x, two) a = Conv<pads=[1,1,1,1]>(n, w1) r = Relu(a) s0 = Conv(r, w2) s = Mul(s0, two)
+            size = Shape(x) m = ReduceMean<axes=[2,3], keepdims=0>(s) v, i = TopK<axis=1>(m, three)
+            y = Mul(v, two) f = Cast<to=1>(size) g = Gather(f, at) where = Add(i, three)
+        }""",
+        w1=(24, 3, 3, 3), w2=(5, 24, 1, 1), two=np.float32(2), three=np.array([3]), at=np.array(0),
+    )  # fmt: skip
+    found = onnxshap.prune(model, Dataset({"x": images()}, None, "images"), keep_units=0.5, method="l1")
+    assert found.traced.outputs == ["m"]
+    checked = OrtBackend().session(found.model).run({"x": images()})
+    assert [o.name for o in found.model.graph.output] == ["y", "where"] and checked[1].min() >= 3

@@ -117,6 +117,49 @@ FIXED: dict[str, ModelProto] = {
         w2=(8, 2),
         apart=[4, 1, 2],
     ),
+    "a mask by pairs of image and place": net(
+        """(float[1,4,6] x, int64[1,4] m) => (float[1,4,2] y) {
+    b = Cast<to=9>(m)
+    k = GatherND(b, pairs)
+    t = Where(k, none, far)
+    h = MatMul(x, w1)
+    u = Transpose<perm=[0,2,1]>(h)
+    s = MatMul(h, u)
+    z = Add(s, t)
+    p = Softmax(z)
+    o = MatMul(p, h)
+    y = MatMul(o, w2)
+}""",
+        pairs=np.array([[[[0, 0], [0, 1], [0, 2], [0, 3]]]]),
+        none=np.float32(0),
+        far=np.float32(-9),
+        w1=(6, 8),
+        w2=(8, 2),
+    ),
+    "a mask by places in the order of elements": net(
+        """(float[1,4,6] x, int64[1,4] m) => (float[1,4,2] y) {
+    b = Cast<to=9>(m)
+    f = Flatten<axis=2>(b)
+    g = Gather<axis=0>(f, places)
+    r = Reshape(g, flat)
+    k = Reshape(r, wide)
+    t = Where(k, none, far)
+    h = MatMul(x, w1)
+    u = Transpose<perm=[0,2,1]>(h)
+    s = MatMul(h, u)
+    z = Add(s, t)
+    p = Softmax(z)
+    o = MatMul(p, h)
+    y = MatMul(o, w2)
+}""",
+        places=np.array([[[0, 1, 2, 3]]]),
+        flat=[-1],
+        wide=[1, 1, 4],
+        none=np.float32(0),
+        far=np.float32(-9),
+        w1=(6, 8),
+        w2=(8, 2),
+    ),
     "sizes of a Resize": net(
         """(float[1,3,4,4] x) => (float[1,2,8,8] y) {
     a = Conv(x, w1)
@@ -171,10 +214,10 @@ def test_files_of_one_image_are_cut_as_those_of_several(name: str) -> None:
     traced = trace(FIXED[name])
     freed = free_batch(traced)
     keep = {g.name: np.arange(len(g)) % 3 > 0 for g in traced.groups}
-    spec = input_specs(FIXED[name])[FIXED[name].graph.input[0].name]
-    images = random_data({spec.name: spec}, 3, 0).inputs[spec.name]
-    alone = [run(drop_units(traced, keep), {spec.name: image[None]})[0] for image in images]
-    together = run(put_in(cut(freed, keep)), {spec.name: images})[0]
+    images = random_data(input_specs(FIXED[name]), 3, 0).inputs
+    small = drop_units(traced, keep)
+    alone = [run(small, {name: values[k : k + 1] for name, values in images.items()})[0] for k in range(3)]
+    together = run(put_in(cut(freed, keep)), images)[0]
     assert relative_error([together], [np.concatenate(alone)]) < 1e-5
 
 
@@ -402,3 +445,15 @@ def test_a_squeeze_may_take_the_axis_of_a_single_image(name: str, opset: int) ->
 def test_where_the_images_lie(dims: str, given: str, batch: int | None) -> None:
     model = net(f"(float{dims} x) => (float{given} y) {{ y = Relu(x) }}")
     assert input_specs(model)["x"].batch == batch
+
+
+def test_a_mask_that_is_the_first_images_for_all_is_found_out_however_little_it_does() -> None:
+    """What one image gives must not hang on another by a bit: here by less than outputs are compared to."""
+    model = net(
+        """(float[1,4,6] x, float[1,4] m) => (float[1,4,2] y) {
+            g = Gather<axis=0>(m, first) t = Mul(g, little) v = Unsqueeze(t, last) h = MatMul(x, w1) r = Relu(h)
+            o = MatMul(r, w2) y = Add(o, v)
+        }""",
+        first=np.array(0), little=np.float32(1e-6), last=np.array([1]), w1=(6, 8), w2=(8, 2),
+    )  # fmt: skip
+    assert not free_batch(trace(model)).shaped.free_batch

@@ -97,6 +97,8 @@ class _Free:
                 self._resize(node)
             elif is_op(node, "Squeeze"):
                 self._squeeze(node)
+        for index, place in self.walk.picks.items():
+            self._pick(nodes[index], place)
         for repeat in dict.fromkeys(self.walk.repeats):  # an op of several outputs asks for it for each
             if self.walk.batch == 1:
                 self._repeat(nodes[repeat.node], repeat)
@@ -146,6 +148,23 @@ class _Free:
             if source[-axis] == shapes[node.output[0]][-axis]:
                 target[-axis] = 1
         stored.CopyFrom(tensor(stored.name, target))
+
+    def _pick(self, node: NodeProto, place: Images) -> None:
+        """Pick of every image the positions that are picked of one, on the axis behind that of the images."""
+        name = node.input[1]
+        if name not in self.stored:
+            return
+        chosen = array(self.stored[name])[0]
+        if is_op(node, "GatherND"):
+            node.op_type, chosen = "Gather", chosen[..., 1]
+            del node.attribute[:]
+        else:
+            shape = self.walk.shaped.shapes[node.input[0]]
+            apart = np.array([*shape[: place.axis], -1, place.inner, *shape[place.axis + 1 :]])
+            parts = [node.input[0], self._constant(f"{node.output[0]}.apart", apart)]
+            node.input[0] = self._node("Reshape", parts, f"{node.output[0]}.images")
+        set_attribute(node, "axis", place.axis + 1)
+        node.input[1] = self._constant(f"{node.output[0]}.places", chosen)
 
     def _resize(self, node: NodeProto) -> None:
         """Take the number of images from the input instead of from the sizes."""

@@ -99,6 +99,8 @@ class Walk:
     found: dict[str, Images] = field(default_factory=dict)
     targets: dict[int, Images] = field(default_factory=dict)
     repeats: list[Repeat] = field(default_factory=list)
+    picks: dict[int, Images] = field(default_factory=dict)
+    """Nodes that pick positions of one image by constants, from the axis with the images."""
     passages: list[Passage] = field(default_factory=list)
 
     def run(self) -> None:
@@ -122,6 +124,7 @@ class Walk:
         self.found.clear()
         self.targets.clear()
         self.repeats.clear()
+        self.picks.clear()
         for name, shape in self.shaped.inputs.items():
             axis = self.shaped.batch_axis(name)
             if axis is not None and shape[axis] == self.batch:
@@ -254,7 +257,26 @@ def _gather(walk: Walk, index: int, node: NodeProto, number: int) -> Images | No
         return replace(data, axis=data.axis + shift)
     if chosen is not None and data is None:
         return replace(chosen, axis=chosen.axis + axis)
+    if data is not None and data.axis == axis and chosen is None and data.outer == 1:
+        return _picked(walk, index, node, Images(axis))
     return None
+
+
+def _gather_nd(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+    """Positions [image, place] of [images, places, ...], as exporters write mask[image, place]."""
+    names, alone = walk.shaped.shapes, walk.found.get(node.input[0]) == Images(0)
+    pairs = names[node.input[1]][-1:] == (2,) and not attributes(node).get("batch_dims", 0)
+    return _picked(walk, index, node, Images(0)) if alone and pairs and node.input[1] not in walk.found else None
+
+
+def _picked(walk: Walk, index: int, node: NodeProto, place: Images) -> Images | None:
+    """One image's positions are picked by constants: with several, each has its own on the first axis of these."""
+    chosen = node.input[1]
+    single = walk.batch == 1 and not walk.shaped.free_batch and walk.shaped.shapes[chosen][:1] == (1,)
+    if not single or chosen not in walk.shaped.constants:
+        return None
+    walk.picks[index] = walk.found[node.input[0]]
+    return place
 
 
 def _gather_elements(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
@@ -303,13 +325,14 @@ _RULES: dict[str, _Rule] = {
     "Concat": _concat,
     "Gather": _gather,
     "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
     **dict.fromkeys(("ArgMax", "ArgMin"), _reduce),
     **{f"Reduce{name}": _reduce for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum")},
     "ReduceSumSquare": _reduce,
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
     "Einsum": _einsum,
     **dict.fromkeys(
-        ("Shape", "Size", "NonZero", "Unique", "GatherND", "NonMaxSuppression", "RoiAlign", "MaxRoiPool"),
+        ("Shape", "Size", "NonZero", "Unique", "NonMaxSuppression", "RoiAlign", "MaxRoiPool"),
         lambda walk, index, node, number: None,
     ),
 }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.codes import foldable
 from onnxshap.core import Array, Dataset, FloatArray
@@ -175,14 +176,6 @@ def run_all(
     return [np.concatenate(column) for column in columns]
 
 
-def reduce_mean(opset: int, source: str, axes: Sequence[int], target: str) -> tuple[list[NodeProto], list[TensorProto]]:
-    """Return a ReduceMean without kept axes, in the form of the opset."""
-    if opset >= 18:
-        constant = tensor(f"{target}.axes", np.array(axes, np.int64))
-        return [helper.make_node("ReduceMean", [source, constant.name], [target], keepdims=0)], [constant]
-    return [helper.make_node("ReduceMean", [source], [target], axes=list(axes), keepdims=0)], []
-
-
 def channel_means(
     traced: Traced, data: Dataset, places: Sequence[tuple[str, int]], transform: str = "identity"
 ) -> dict[tuple[str, int], FloatArray]:
@@ -204,28 +197,30 @@ def channel_means(
     model = ModelProto()
     model.CopyFrom(shaped.graph.model)
     graph = model.graph
-    outputs = []
+    names, outputs = shaped.graph.names(), []
+
+    def put(kind: str, inputs: Sequence[str], wish: str, **given: Any) -> str:
+        graph.node.append(helper.make_node(kind, inputs, [made := names.new(wish)], **given))
+        return made
+
     for number, (name, axis) in enumerate(todo):
         base, batch = f"{_STATISTICS}{number}", traced.batch_axis(name)
-        graph.node.append(helper.make_node("Cast", [name], [f"{base}.x"], to=TensorProto.FLOAT))
-        source = f"{base}.x"
+        source = put("Cast", [name], f"{base}.x", to=TensorProto.FLOAT)
         if transform == "abs":
-            graph.node.append(helper.make_node("Abs", [source], [f"{base}.t"]))
+            source = put("Abs", [source], f"{base}.t")
         elif transform == "square":
-            graph.node.append(helper.make_node("Mul", [f"{base}.x", f"{base}.x"], [f"{base}.t"]))
+            source = put("Mul", [source, source], f"{base}.t")
         elif transform == "positive":
-            graph.node.append(helper.make_node("Relu", [source], [f"{base}.relu"]))
-            graph.node.append(helper.make_node("Sign", [f"{base}.relu"], [f"{base}.t"]))
-        source = source if transform == "identity" else f"{base}.t"
+            source = put("Sign", [put("Relu", [source], f"{base}.relu")], f"{base}.t")
         axes = [a for a in range(len(shaped.shapes[name])) if a not in (axis, batch)]
-        if axes:
-            nodes, constants = reduce_mean(shaped.graph.opset, source, axes, f"{base}.mean")
-            graph.node.extend(nodes)
-            graph.initializer.extend(constants)
-            source = f"{base}.mean"
+        if axes and shaped.graph.opset >= 18:
+            constant = tensor(names.new(f"{base}.mean.axes"), np.array(axes, np.int64))
+            graph.initializer.append(constant)
+            source = put("ReduceMean", [source, constant.name], f"{base}.mean", keepdims=0)
+        elif axes:
+            source = put("ReduceMean", [source], f"{base}.mean", axes=axes, keepdims=0)
         if batch is not None and batch > axis:
-            graph.node.append(helper.make_node("Transpose", [source], [f"{base}.turned"], perm=[1, 0]))
-            source = f"{base}.turned"
+            source = put("Transpose", [source], f"{base}.turned", perm=[1, 0])
         outputs.append(source)
     kinds = {i.name: i.type.tensor_type.elem_type for i in graph.input}
     session = traced.backend.session(extract(model, kinds, dict.fromkeys(outputs, TensorProto.FLOAT)))

@@ -16,6 +16,9 @@ from onnxshap.errors import ModelError
 from onnxshap.labels import Labels
 from onnxshap.shapes import Shaped
 
+MASKS = "onnxshap.mask."
+"""What the name of a group's mask input is before the group's own."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -87,11 +90,12 @@ def find_groups(shaped: Shaped, labels: Labels) -> list[Group]:
     parts = np.split(found, np.cumsum(np.bincount(component[every]))[:-1])
     groups, used = [], Counter[str]()
     names = {name for every in producers.values() for name in every}
+    taken = shaped.graph.names()
     for c in first:
         name = next(iter(producers[c]))
         used[name] += 1
         unique = name if used[name] == 1 else f"{name}#{used[name]}"
-        while unique != name and unique in names:  # nodes may be called so
+        while (unique != name and unique in names) or MASKS + unique in taken:  # nodes and tensors may be called so
             used[name] += 1
             unique = f"{name}#{used[name]}"
         groups.append(Group(unique, parts[c], tuple(producers[c]), tuple(consumers[c])))

@@ -22,13 +22,12 @@ from onnxshap.errors import ModelError
 from onnxshap.graph import tensor, weights
 from onnxshap.graph.loops import closed
 from onnxshap.graph.structure import refill
-from onnxshap.groups import Group
+from onnxshap.groups import MASKS, Group
 from onnxshap.labels import Site, Weight
 from onnxshap.shapes.constants import static_values
 from onnxshap.shapes.images import Images
 from onnxshap.tracing import Traced, trace
 
-PREFIX = "onnxshap.mask."
 _CODES = frozenset({TensorProto.INT8, TensorProto.UINT8})
 SiteKey = tuple[int, int]
 """Node index and input number of a site."""
@@ -42,7 +41,7 @@ Probe = Mapping[tuple[str, int], Array]
 
 def mask_name(group: Group) -> str:
     """Return the name of a group's mask input."""
-    return PREFIX + group.name
+    return MASKS + group.name
 
 
 def insert_masks(
@@ -139,6 +138,9 @@ class _Masks:
     constants: list[TensorProto] = field(default_factory=list)
     made: dict[tuple[str, ...], str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.names = self.traced.shaped.graph.names(map(mask_name, self.groups))
+
     def model(self) -> ModelProto:
         """Return the masked model."""
         masked = ModelProto()
@@ -159,12 +161,19 @@ class _Masks:
         )
         return masked
 
-    def _constant(self, name: str, values: Array) -> str:
+    def _constant(self, wish: str, values: Array) -> str:
+        name = self.names.new(wish)
         self.constants.append(tensor(name, values))
         return name
 
     def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
-        return helper.make_node(kind, list(inputs), [output], name=PREFIX + output, **attributes)
+        return helper.make_node(kind, list(inputs), [output], name=self.names.node(MASKS + output), **attributes)
+
+    def _put(self, kind: str, inputs: Sequence[str], wish: str, **attributes: Any) -> str:
+        """Add a node that computes something of masks, return the name of that."""
+        output = self.names.new(wish)
+        self.head.append(self._node(kind, inputs, output, **attributes))
+        return output
 
     def _mask(self, node: NodeProto, site: Site, table: FloatArray | None) -> None:
         """Multiply the mask into a site's input and, for mean filling, add what the means leave to its output."""
@@ -175,7 +184,8 @@ class _Masks:
         zero = node.input[site.zero] if site.zero is not None and site.zero < len(node.input) else ""
         key = ("masked", source, str(site.axis), zero)
         if key not in self.made:
-            self.made[key] = output = f"{source}.masked{site.axis}" + (f".{zero}" if zero else "")
+            output = self.names.new(f"{source}.masked{site.axis}" + (f".{zero}" if zero else ""))
+            self.made[key] = output
             shaped = self._broadcast(row, site.tensor, site.axis, f"{row}.for.{output}")
             self.before.setdefault(site.node, []).extend(
                 self._apart(site.tensor, site.axis, source, output, lambda x, y: self._apply(site, x, shaped, y, zero))
@@ -183,14 +193,11 @@ class _Masks:
         node.input[site.input] = self.made[key]
         if table is None or site.weight is None:
             return
-        result, raw = node.output[0], f"{node.output[0]}.raw"
+        result, raw = node.output[0], self.names.new(f"{node.output[0]}.raw")
         filled = self.means[site.node, site.input][:, None] * table
-        removed, left = f"{result}.removed{site.input}", f"{result}.left{site.input}"
-        rows = self._constant(f"{left}.rows", filled.astype(np.float32))
-        self.head += [
-            self._node("Sub", [self._one(), row], removed),
-            self._node("MatMul", [removed, rows], left),
-        ]
+        rows = self._constant(f"{result}.left{site.input}.rows", filled.astype(np.float32))
+        removed = self._put("Sub", [self._one(), row], f"{result}.removed{site.input}")
+        left = self._put("MatMul", [removed, rows], f"{result}.left{site.input}")
         shaped = self._broadcast(left, result, site.weight.out, f"{left}.shaped")
         node.output[0] = raw
         self.after.setdefault(site.node, []).extend(
@@ -212,10 +219,11 @@ class _Masks:
         split = self._constant(f"{output}.split", np.array(place.split(shape), np.int64))
         whole = [-1 if axis == place.axis else size for axis, size in enumerate(shape)]
         merged = self._constant(f"{output}.merged", np.array(whole, np.int64))
+        apart, done = self.names.new(f"{output}.apart"), self.names.new(f"{output}.done")
         return [
-            self._node("Reshape", [source, split], f"{output}.apart"),
-            *nodes(f"{output}.apart", f"{output}.done"),
-            self._node("Reshape", [f"{output}.done", merged], output),
+            self._node("Reshape", [source, split], apart),
+            *nodes(apart, done),
+            self._node("Reshape", [done, merged], output),
         ]
 
     def _apply(self, site: Site, source: str, mask: str, output: str, zero: str) -> list[NodeProto]:
@@ -230,27 +238,33 @@ class _Masks:
         dtype = helper.tensor_dtype_to_np_dtype(kind)
         one = self._constant(f"{output}.one", np.ones((), dtype))
         signs = self._constant(f"{output}.probe", added.astype(dtype))
+        minus, plus = self.names.new(f"{output}.minus"), self.names.new(f"{output}.added")
         return [
-            self._node("Sub", [one, mask], f"{output}.minus"),
-            self._node("Mul", [f"{output}.minus", signs], f"{output}.added"),
-            self._node("Add", [source, f"{output}.added"], output),
+            self._node("Sub", [one, mask], minus),
+            self._node("Mul", [minus, signs], plus),
+            self._node("Add", [source, plus], output),
         ]
 
     def _apply_to_codes(self, source: str, mask: str, output: str, zero: str, kind: int) -> list[NodeProto]:
         """Return the nodes of (codes - zero point) * mask + zero point; there is no arithmetic on 8-bit integers."""
-        made = [self._node("Cast", [source], f"{output}.float", to=TensorProto.FLOAT)]
+        made = list[NodeProto]()
+
+        def put(kind: str, inputs: Sequence[str], wish: str, **attributes: Any) -> str:
+            made.append(self._node(kind, inputs, self.names.new(f"{output}.{wish}"), **attributes))
+            return str(made[-1].output[0])
+
+        whole = put("Cast", [source], "float", to=TensorProto.FLOAT)
         if zero:
-            made.append(self._node("Cast", [zero], f"{output}.zero", to=TensorProto.FLOAT))
-            made.append(self._node("Sub", [f"{output}.float", f"{output}.zero"], f"{output}.apart"))
-            made.append(self._node("Mul", [f"{output}.apart", mask], f"{output}.scaled"))
-            made.append(self._node("Add", [f"{output}.scaled", f"{output}.zero"], f"{output}.whole"))
+            lowest = put("Cast", [zero], "zero", to=TensorProto.FLOAT)
+            scaled = put("Mul", [put("Sub", [whole, lowest], "apart"), mask], "scaled")
+            whole = put("Add", [scaled, lowest], "whole")
         else:
-            made.append(self._node("Mul", [f"{output}.float", mask], f"{output}.whole"))
-        return [*made, self._node("Cast", [f"{output}.whole"], output, to=kind)]
+            whole = put("Mul", [whole, mask], "whole")
+        return [*made, self._node("Cast", [whole], output, to=kind)]
 
     def _one(self) -> str:
         if ("one",) not in self.made:
-            self.made["one",] = self._constant(f"{PREFIX}1", np.ones((1, 1), np.float32))
+            self.made["one",] = self._constant(f"{MASKS}1", np.ones((1, 1), np.float32))
         return self.made["one",]
 
     def _axis_mask(self, name: str, axis: int) -> str:
@@ -263,7 +277,7 @@ class _Masks:
         key = ("mask", units.tobytes().hex() if units.size < 64 else str(hash(units.tobytes())), str(units.shape))
         if key in self.made:
             return self.made[key]
-        base = f"{PREFIX}{name}.{axis}"
+        base = f"{MASKS}{name}.{axis}"
         factors = []
         for slot in range(units.shape[1]):
             terms = []
@@ -278,33 +292,27 @@ class _Masks:
                     return self.made[key]
                 terms.append(self._spread(group, where, f"{base}.{slot}.{group.name}"))
             if terms:
-                factor = f"{base}.{slot}"
                 total = terms[0]
                 for k, term in enumerate(terms[1:]):
-                    self.head.append(self._node("Add", [total, term], f"{factor}.sum{k}"))
-                    total = f"{factor}.sum{k}"
-                self.head.append(self._node("Add", [total, self._one()], factor))
-                factors.append(factor)
+                    total = self._put("Add", [total, term], f"{base}.{slot}.sum{k}")
+                factors.append(self._put("Add", [total, self._one()], f"{base}.{slot}"))
         result = factors[0]
         for k, factor in enumerate(factors[1:]):
-            self.head.append(self._node("Mul", [result, factor], f"{base}.product{k}"))
-            result = f"{base}.product{k}"
+            result = self._put("Mul", [result, factor], f"{base}.product{k}")
         self.made[key] = result
         return result
 
-    def _spread(self, group: Group, where: NDArray[np.intp], name: str) -> str:
+    def _spread(self, group: Group, where: NDArray[np.intp], wish: str) -> str:
         """Return (m - 1) S: float32[rows, n], 0 where the position is none of the group's."""
-        missing = f"{PREFIX}{group.name}.minus1"
-        if ("minus", group.name) not in self.made:
-            self.made["minus", group.name] = missing
-            self.head.append(self._node("Sub", [mask_name(group), self._one()], missing))
+        key = ("minus", group.name)
+        if key not in self.made:
+            self.made[key] = self._put("Sub", [mask_name(group), self._one()], f"{MASKS}{group.name}.minus1")
         selector = np.zeros((len(group), len(where)), np.float32)
         selector[where[where >= 0], np.flatnonzero(where >= 0)] = 1
-        chosen = self._constant(f"{name}.select", selector)
-        self.head.append(self._node("MatMul", [missing, chosen], name))
-        return name
+        chosen = self._constant(f"{wish}.select", selector)
+        return self._put("MatMul", [self.made[key], chosen], wish)
 
-    def _broadcast(self, row: str, name: str, axis: int, output: str) -> str:
+    def _broadcast(self, row: str, name: str, axis: int, wish: str) -> str:
         """Return `row` [rows, n] shaped and typed to multiply an axis of a tensor, rows on its batch axis."""
         shaped, place = self.traced.shaped, self._images(name, axis)
         rank, batch, size = len(shaped.shapes[name]), None if place is None else place.axis, shaped.shapes[name][axis]
@@ -315,17 +323,14 @@ class _Masks:
         if batch is not None:
             wanted[batch] = -1
             if batch > axis:
-                self.head.append(self._node("Transpose", [row], f"{output}.turned", perm=[1, 0]))
-                row = f"{output}.turned"
-        target = self._constant(f"{output}.shape", np.array(wanted, np.int64))
-        self.head.append(self._node("Reshape", [row, target], output))
+                row = self._put("Transpose", [row], f"{wish}.turned", perm=[1, 0])
+        target = self._constant(f"{wish}.shape", np.array(wanted, np.int64))
+        output = self._put("Reshape", [row, target], wish)
         kind = shaped.kinds.get(name, TensorProto.FLOAT)
         if kind in INTEGERS - _CODES:  # means are rounded, as `rewrite` does
             half = self._constant(f"{output}.half", np.array(0.5, np.float32))
-            self.head.append(self._node("Add", [output, half], f"{output}.above"))
-            self.head.append(self._node("Floor", [f"{output}.above"], f"{output}.rounded"))
-            output = f"{output}.rounded"
+            above = self._put("Add", [output, half], f"{output}.above")
+            output = self._put("Floor", [above], f"{output}.rounded")
         if kind != TensorProto.FLOAT and kind not in _CODES:
-            self.head.append(self._node("Cast", [output], f"{output}.cast", to=kind))
-            output = f"{output}.cast"
+            output = self._put("Cast", [output], f"{output}.cast", to=kind)
         return output

@@ -7,7 +7,6 @@ Every initializer is compressed to the live positions of its axes, every constan
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxshap.codes import dequantize
 from onnxshap.core import Array, BoolArray, FloatArray, IntArray
-from onnxshap.graph import array, finish, tensor, weights
+from onnxshap.graph import Names, array, finish, tensor, weights
 from onnxshap.graph.structure import refill
 from onnxshap.labels import Liveness, Site
 from onnxshap.labels.fixups import set_attribute
@@ -31,6 +30,7 @@ class _Rewrite:
     live: Liveness
     model: ModelProto
     constants: dict[str, TensorProto]
+    names: Names
     replaced: dict[int, list[NodeProto]] = field(default_factory=dict)
     appended: dict[int, list[NodeProto]] = field(default_factory=dict)
 
@@ -64,15 +64,8 @@ class _Rewrite:
         self.constants[name].CopyFrom(tensor(name, values))
         self.constants[name].doc_string = doc
 
-    @cached_property
-    def _made(self) -> frozenset[str]:
-        """What nodes make, in a model that was cut before under names that a cut gives."""
-        return frozenset(name for node in self.model.graph.node for name in node.output)
-
-    def new_constant(self, hint: str, values: Array) -> str:
-        name = hint
-        while name in self.constants or name in self._made:
-            name += "_"
+    def new_constant(self, wish: str, values: Array) -> str:
+        name = self.names.new(wish)
         self.constants[name] = self.model.graph.initializer.add()
         self.constants[name].CopyFrom(tensor(name, values))
         return name
@@ -127,31 +120,33 @@ class _Rewrite:
                 return
         rank = len(self.traced.shaped.shapes[node.output[0]])
         wide = kept.reshape([-1 if axis == weight.out else 1 for axis in range(weight.out, rank)])
-        result, raw = node.output[0], f"{node.output[0]}.unfolded"
+        result, raw = node.output[0], self.names.new(f"{node.output[0]}.unfolded")
         bias = self.new_constant(f"{result}.bias", _as(wide, dtype))
         node.output[0] = raw
-        self.appended[site.node] = [helper.make_node("Add", [raw, bias], [result], name=f"{result}.fold")]
+        called = self.names.node(f"{result}.fold")
+        self.appended[site.node] = [helper.make_node("Add", [raw, bias], [result], name=called)]
 
     def _new_bias(self, site: Site, values: Array) -> str:
         """Return a bias: a constant, or where inputs and weights are codes, codes too."""
         node, weight = self.node(site.node), site.weight
         assert weight is not None
-        hint = f"{node.output[0]}.bias"
+        wish = f"{node.output[0]}.bias"
         scales = []
         for name in (node.input[site.input], node.input[weight.input]):
             source = dequantize(self.traced.shaped, name)
             if source is None or source.input[1] not in self.constants:
-                return self.new_constant(hint, values)
+                return self.new_constant(wish, values)
             scales.append(self.constant(source.input[1]).astype(np.float64).ravel())
         scale = scales[0] * scales[1]
-        names = [self.new_constant(f"{hint}.codes", np.rint(values / scale).astype(np.int32))]
-        names.append(self.new_constant(f"{hint}.scale", scale.astype(values.dtype) if scale.size > 1
+        names = [self.new_constant(f"{wish}.codes", np.rint(values / scale).astype(np.int32))]
+        names.append(self.new_constant(f"{wish}.scale", scale.astype(values.dtype) if scale.size > 1
                                        else scale.astype(values.dtype).reshape(())))  # fmt: skip
-        made = helper.make_node("DequantizeLinear", names, [hint], name=hint)
+        bias = self.names.new(wish)
+        made = helper.make_node("DequantizeLinear", names, [bias], name=bias)
         if scale.size > 1:
             set_attribute(made, "axis", 0)
         self.replaced[site.node] = [made, node]
-        return hint
+        return bias
 
     def _fold_into_codes(self, bias: str, values: Array) -> bool:
         """Add to a bias that is dequantised from int32 codes; return whether it is one."""
@@ -195,7 +190,8 @@ def cut(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
     live = traced.alive(keep)
     model = ModelProto()
     model.CopyFrom(traced.shaped.graph.model)
-    edit = _Rewrite(traced, live, model, {t.name: t for t in model.graph.initializer})
+    stored = {t.name: t for t in model.graph.initializer}
+    edit = _Rewrite(traced, live, model, stored, traced.shaped.graph.names())
     touched = [s for s in traced.labels.trace.sites if live.cut(s.tensor, s.axis)]
     folded = [s for s in touched if means and (s.node, s.input) in means]
     tables = responses(traced, folded)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnxshap.backend import Session
 from onnxshap.core import Array
-from onnxshap.graph import tensor
+from onnxshap.graph import Names, tensor
 from onnxshap.groups import Group
 from onnxshap.labels import Site
 from onnxshap.masking import Means, block_diagonal, responses
@@ -177,7 +177,8 @@ def _apart(traced: Traced, node: NodeProto, site: Site, chosen: Array) -> ModelP
     alone = NodeProto()
     alone.CopyFrom(node)
     del alone.input[:], alone.attribute[:]
-    alone.input.extend([site.tensor, "weights"])
+    stored = Names(GraphProto(node=[alone]), [site.tensor]).new("weights")
+    alone.input.extend([site.tensor, stored])
     alone.attribute.extend(a for a in node.attribute if a.name != "group")
     alone.attribute.append(helper.make_attribute("group", count))
     source = traced.shaped.graph.model
@@ -186,6 +187,6 @@ def _apart(traced: Traced, node: NodeProto, site: Site, chosen: Array) -> ModelP
         "contributions",
         [helper.make_tensor_value_info(site.tensor, TensorProto.FLOAT, None)],
         [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)],
-        [tensor("weights", np.ascontiguousarray(weights, np.float32))],
+        [tensor(stored, np.ascontiguousarray(weights, np.float32))],
     )
     return helper.make_model(graph, opset_imports=source.opset_import, ir_version=source.ir_version)

@@ -16,7 +16,7 @@ from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArr
 from onnxshap.estimators.rows import coalition_removals
 from onnxshap.game.activations import Activations, bytes_per_image
 from onnxshap.game.behind import Behind
-from onnxshap.game.halves import ROWS, gathered, halve
+from onnxshap.game.halves import gathered, halve
 from onnxshap.game.outputs import payoffs
 from onnxshap.game.pace import Pace
 from onnxshap.game.setting import Setting
@@ -117,9 +117,10 @@ class _Masked:
         self._kept = Activations(self.setting, halves.prefix, halves.boundary)
         stays = self._stays(halves.boundary)
         self._session = None if suffix is None or stays else traced.backend.session(suffix)
-        self._resident = (
-            traced.backend.resident(gathered(traced, suffix, mask)) if suffix is not None and stays else None
-        )
+        self._resident = None
+        if suffix is not None and stays:
+            resident, self._rows = gathered(traced, suffix, mask)
+            self._resident = traced.backend.resident(resident)
         self._version = -1
         made = [] if suffix is None else [o for node in suffix.graph.node for o in node.output]
         names = [*made, *halves.boundary]
@@ -162,6 +163,6 @@ class _Masked:
             if self._kept.version != self._version:
                 self._resident.keep(kept)
                 self._version = self._kept.version
-            outputs = self._resident.run({**mask, ROWS: at})
+            outputs = self._resident.run({**mask, self._rows: at})
         outputs = by_image(self.setting.traced, outputs, self._outputs)
         return dict(zip(self._outputs, outputs, strict=True))

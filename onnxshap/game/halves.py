@@ -7,12 +7,9 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, TensorProto, helper
 
-from onnxshap.graph import extract
+from onnxshap.graph import Names, extract
 from onnxshap.graph.structure import reads, refill
 from onnxshap.tracing import Traced
-
-ROWS = "onnxshap.rows"
-"""Input of a gathered suffix: int64[rows], which of the images that it holds each row is of."""
 
 
 @dataclass(frozen=True)
@@ -92,19 +89,24 @@ def halve(traced: Traced, masked: ModelProto, mask: str, given: Sequence[str] = 
     return Halves(prefix, suffix, order, outputs, computed, mask in seen)
 
 
-def gathered(traced: Traced, suffix: ModelProto, mask: str) -> ModelProto:
-    """Return a suffix that is fed tensors of many images once, and the numbers of its rows' images with every run."""
+def gathered(traced: Traced, suffix: ModelProto, mask: str) -> tuple[ModelProto, str]:
+    """Return a suffix that is fed tensors of many images once, and with every run which of them each row is of.
+
+    The name is that of the input for the latter, int64[rows].
+    """
     found = ModelProto()
     found.CopyFrom(suffix)
+    names = Names(found.graph)
+    rows = names.new("onnxshap.rows")
     gathers = []
     for item in found.graph.input:
         axis = None if item.name == mask else traced.batch_axis(item.name)
         if axis is None:
             continue
-        row = f"{item.name}.rows"
-        gathers.append(helper.make_node("Gather", [item.name, ROWS], [row], axis=axis, name=row))
+        row = names.new(f"{item.name}.rows")
+        gathers.append(helper.make_node("Gather", [item.name, rows], [row], axis=axis, name=row))
         for node in found.graph.node:
             node.input[:] = [row if name == item.name else name for name in node.input]
     refill(found.graph.node, [*gathers, *found.graph.node])
-    found.graph.input.append(helper.make_tensor_value_info(ROWS, TensorProto.INT64, ["rows"]))
-    return found
+    found.graph.input.append(helper.make_tensor_value_info(rows, TensorProto.INT64, ["rows"]))
+    return found, rows

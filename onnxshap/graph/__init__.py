@@ -4,11 +4,13 @@
   those of a file left in it until they are asked for (`held`).
 - `normal`: -> a `Graph`, the one form that every pass knows; bodies of If, Loop and Scan are lifted into the main graph
   (`branches`, `lifting`, `loops`, `invariants`), fused ops are split where they hide axes (`fused`).
+- `names`: for what passes add.
 - `parts`: sub-models that are only evaluated.
 - `saving`: -> a file that appears whole or not at all, its bodies sunk again.
 """
 
 from onnxshap.graph.files import whole_file, whole_files
+from onnxshap.graph.names import Names
 from onnxshap.graph.nodes import array, attributes, is_op, opset_of, tensor
 from onnxshap.graph.normal import Graph, lift_bodies, normalise, take_branches, with_constants
 from onnxshap.graph.parts import extract
@@ -17,6 +19,7 @@ from onnxshap.graph.saving import data_path, equal_copies, finish, save
 
 __all__ = [
     "Graph",
+    "Names",
     "Source",
     "array",
     "attributes",

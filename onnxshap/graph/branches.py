@@ -5,14 +5,14 @@ Exporters write them by the dozen (`squeeze` where a size is not known, switches
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from onnx import GraphProto, NodeProto, helper
 
-from onnxshap.graph.structure import copied, graphs_of, refill, subgraphs
+from onnxshap.graph.names import Names, stored_in
+from onnxshap.graph.structure import copied, refill, subgraphs
 
 
 @dataclass
@@ -51,7 +51,7 @@ def take_branches(graph: GraphProto, conditions: Mapping[str, bool], moved: Move
         conditions: names of tensors -> their value.
         moved: told of every tensor that is moved.
     """
-    taken = names_in(graph)
+    taken = Names(graph)
     nodes: list[NodeProto] = []
     pending = list(reversed(graph.node))
     while pending:
@@ -63,30 +63,11 @@ def take_branches(graph: GraphProto, conditions: Mapping[str, bool], moved: Move
         branch = next(a.g for a in node.attribute if a.name == wanted)
         where = moved.inside(node, wanted)
         inside = inlined(branch, where, taken, graph, moved, node.output)
+        taken.replaced(node)
         through = [(i, o) for i, o in zip(inside.outputs, node.output, strict=True) if i != o]
-        added = [helper.make_node("Identity", [i], [o], name=o) for i, o in through]
+        added = [helper.make_node("Identity", [i], [o], name=taken.node(o)) for i, o in through]
         pending += reversed([*inside.nodes, *added])
     refill(graph.node, nodes)
-
-
-def names_in(graph: GraphProto) -> Counter[str]:
-    """Return how often every name of a tensor or node is given in a graph and the graphs in its nodes."""
-    found = Counter[str]()
-    for part in graphs_of(graph):
-        found.update(_given(part))
-        found.update(i.name for i in part.input)
-    return found
-
-
-def _given(graph: GraphProto) -> Counter[str]:
-    found = Counter(_stored(graph))
-    for node in graph.node:
-        found.update(name for name in {*node.output, node.name} if name)
-    return found
-
-
-def _stored(graph: GraphProto) -> list[str]:
-    return [*(t.name for t in graph.initializer), *(t.values.name for t in graph.sparse_initializer)]
 
 
 class Inlined(NamedTuple):
@@ -100,7 +81,7 @@ class Inlined(NamedTuple):
 def inlined(
     branch: GraphProto,
     where: str,
-    taken: Counter[str],
+    taken: Names,
     graph: GraphProto,
     moved: Moved,
     outputs: Iterable[str] = (),
@@ -110,7 +91,7 @@ def inlined(
     Args:
         branch: the body.
         where: what it is called.
-        taken: how often every name is given, changed as names move.
+        taken: the names that are taken in the graph around it, those in the body too.
         graph: the graph around it, which gets the body's initializers.
         moved: told of every tensor.
         outputs: names for the body's outputs, where it makes them and gives them once; default their own.
@@ -121,11 +102,10 @@ def inlined(
         if inside in made and inside not in names:
             names[inside] = outside
     inputs = [i.name for i in branch.input]
-    taken.subtract(_given(branch))
-    taken.subtract(inputs)
-    for name in (*inputs, *made, *_stored(branch)):
+    taken.opened(branch)
+    for name in (*inputs, *made, *stored_in(branch)):
         if name not in names:
-            names[name] = unused(name, taken)
+            names[name] = taken.new(name)
     for old, new in names.items():
         if new != old:
             moved.origin[new] = old
@@ -140,17 +120,8 @@ def inlined(
     nodes = [copied(inner) for inner in branch.node]
     for inner in nodes:
         rename(inner, names)
-        inner.name = unused(inner.name, taken) if inner.name else ""
+        inner.name = taken.node(inner.name) if inner.name else ""
     return Inlined(nodes, [names[name] for name in inputs], [names.get(o.name, o.name) for o in branch.output])
-
-
-def unused(name: str, taken: Counter[str]) -> str:
-    """Return a name that nothing has, as near as can be to one given; it is taken from now on."""
-    new, number = name, 1
-    while taken[new] > 0:
-        new = f"{name}.{(number := number + 1)}"
-    taken[new] += 1
-    return new
 
 
 def rename(node: NodeProto, names: Mapping[str, str]) -> None:
@@ -159,7 +130,7 @@ def rename(node: NodeProto, names: Mapping[str, str]) -> None:
         for k, name in enumerate(listed):
             listed[k] = names.get(name, name)
     for body in subgraphs(node):
-        own = {i.name for i in body.input} | set(_stored(body))
+        own = {i.name for i in body.input} | set(stored_in(body))
         own |= {name for inner in body.node for name in inner.output}
         left = {old: new for old, new in names.items() if old not in own}
         for inner in body.node:

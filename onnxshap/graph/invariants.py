@@ -9,9 +9,10 @@ from collections.abc import Collection
 
 from onnx import GraphProto, NodeProto
 
-from onnxshap.graph.branches import names_in, rename
+from onnxshap.graph.branches import rename
 from onnxshap.graph.lifting import body, is_loop
 from onnxshap.graph.loops import leading
+from onnxshap.graph.names import Names
 from onnxshap.graph.structure import graphs_of, refill, used_names
 
 
@@ -33,7 +34,7 @@ def _take_out(loop: NodeProto, stored: Collection[str], used: Collection[str]) -
         return  # a Scan of the first opset that had one, with lengths
     first, states = leading(loop)
     sources = {n.output[0]: n.input[0] for n in inside.node if _is_identity(n)}
-    handed, taken = [item.name for item in inside.output], names_in(inside)
+    handed, taken = [item.name for item in inside.output], Names(inside)
     found = {}
     for state in reversed(range(states)):
         outer, given = loop.input[first + state], inside.input[first + state].name

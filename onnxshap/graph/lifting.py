@@ -16,13 +16,14 @@ as the input file does. What is run goes through `loops.closed`, which puts the 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
-from onnxshap.graph.branches import Inlined, Moved, inlined, names_in, unused
+from onnxshap.graph.branches import Inlined, Moved, inlined
+from onnxshap.graph.names import Names
 from onnxshap.graph.structure import RANDOM_OPS, copied, graphs_of, order, outer_names, refill
 from onnxshap.graph.weights import is_kept
 
@@ -117,7 +118,7 @@ def lift(graph: GraphProto, chosen: Mapping[str, Collection[str]], before: Lifte
             *(o for n in graph.node for o in n.output),
         ]
     )
-    taken = names_in(graph)
+    taken = Names(graph, main)
     nodes: list[NodeProto] = []
     lifted = []
     for node in graph.node:
@@ -133,7 +134,7 @@ def lift(graph: GraphProto, chosen: Mapping[str, Collection[str]], before: Lifte
         elif is_loop(node) and node.output[0] in chosen:
             place = body(copy)
             inside = inlined(place, moved.inside(node, BODY), taken, graph, moved)
-            name = unused(f"{node.output[0]}.enter", taken)
+            name = taken.node(f"{node.output[0]}.enter")
             nodes += [helper.make_node("Enter", [], inside.inputs, name=name, domain=_DOMAIN), *inside.nodes]
             place.CopyFrom(_handing(place, inside, taken))
         nodes.append(copy)
@@ -141,7 +142,7 @@ def lift(graph: GraphProto, chosen: Mapping[str, Collection[str]], before: Lifte
     return Lifted((*lifted, *before.nodes), main)
 
 
-def _handing(branch: GraphProto, inside: Inlined, taken: Counter[str]) -> GraphProto:
+def _handing(branch: GraphProto, inside: Inlined, taken: Names) -> GraphProto:
     """Return a body with the inputs and outputs of another, which only hands tensors through."""
     made = GraphProto(name=branch.name, doc_string=branch.doc_string)
     for item, name in zip(branch.input, inside.inputs, strict=True):
@@ -149,7 +150,7 @@ def _handing(branch: GraphProto, inside: Inlined, taken: Counter[str]) -> GraphP
         made.input[-1].name = name
     for item, name in zip(branch.output, inside.outputs, strict=True):
         made.output.add().CopyFrom(item)
-        made.output[-1].name = unused(f"{item.name}.handed", taken)
+        made.output[-1].name = taken.new(f"{item.name}.handed")
         made.node.append(helper.make_node("Identity", [name], [made.output[-1].name]))
     return made
 
@@ -168,7 +169,7 @@ def join(graph: GraphProto, names: Collection[str]) -> None:
 
     Both tensors that meet at an output have to have the same shape and type.
     """
-    nodes = []
+    nodes, taken = list[NodeProto](), Names(graph)
     for node in graph.node:
         if not (is_if(node) and node.output[0] in names):
             nodes.append(node)
@@ -176,8 +177,9 @@ def join(graph: GraphProto, names: Collection[str]) -> None:
         yes, no = (handed(body(node, branch)) for branch in BRANCHES)
         assert yes is not None
         assert no is not None
+        taken.replaced(node)
         nodes += [
-            helper.make_node("Where", [node.input[0], a, b], [output], name=output)
+            helper.make_node("Where", [node.input[0], a, b], [output], name=taken.node(output))
             for a, b, output in zip(yes, no, node.output, strict=True)
             if output
         ]

@@ -12,8 +12,9 @@ from typing import Literal
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorShapeProto, helper
 
-from onnxshap.graph.branches import names_in, rename, unused
+from onnxshap.graph.branches import rename
 from onnxshap.graph.lifting import body, entered, handed, is_enter, is_open, put_back
+from onnxshap.graph.names import Names
 from onnxshap.graph.nodes import is_op
 from onnxshap.graph.structure import copied, graphs_of, order, reads, subgraphs
 
@@ -73,8 +74,8 @@ def closed(model: ModelProto, wanted: Collection[str] = ()) -> ModelProto:
     nodes = [copied(graph.node[k]) for k in places]
     around = _around(nodes)
     seen = [name for name in dict.fromkeys([*(o.name for o in graph.output), *wanted]) if name in around]
-    taken = names_in(graph)
-    inner = {name: unused(f"{name}.inside", taken) for name in seen}
+    taken = Names(graph)
+    inner = {name: taken.new(f"{name}.inside") for name in seen}
     if inner:
         for item in [i for k, _ in _open_loops(nodes) for i in body(nodes[k]).input]:
             item.name = inner.get(item.name, item.name)
@@ -84,8 +85,8 @@ def closed(model: ModelProto, wanted: Collection[str] = ()) -> ModelProto:
     for name in seen:
         current = inner[name]
         for k in reversed(around[name]):
-            out = name if k == around[name][0] else unused(f"{name}.entries", taken)
-            _add_scan_output(nodes[k], current, unused(f"{name}.handed", taken), out)
+            out = name if k == around[name][0] else taken.new(f"{name}.entries")
+            _add_scan_output(nodes[k], current, taken.new(f"{name}.handed"), out)
             inside.add(current)
             current = out
     put_back(graph, nodes, [], frozenset(o for node in nodes for o in node.output if o not in inside))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -22,11 +22,12 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from onnxshap.core import Array
 from onnxshap.graph import weights
-from onnxshap.graph.branches import Moved, conditions_of, names_in, rename, unused
+from onnxshap.graph.branches import Moved, conditions_of, rename
 from onnxshap.graph.branches import take_branches as take_branches_of
 from onnxshap.graph.fused import unfuse
 from onnxshap.graph.invariants import read_from_outside
 from onnxshap.graph.lifting import Lifted, lift
+from onnxshap.graph.names import Names
 from onnxshap.graph.nodes import array, is_op, opset_of, tensor
 from onnxshap.graph.structure import (
     copied,
@@ -92,6 +93,10 @@ class Graph:
     def initializers(self) -> dict[str, TensorProto]:
         """Name -> initializer."""
         return {t.name: t for t in self.model.graph.initializer}
+
+    def names(self, others: Iterable[str] = ()) -> Names:
+        """Return the names that are taken: here, by other tensors, and once outside of bodies: what has those stays."""
+        return Names(self.model.graph, [*self.lifted.main, *others])
 
     @cached_property
     def sources(self) -> Mapping[str, tuple[str, str]]:
@@ -201,13 +206,15 @@ def _rename_generated(graph: GraphProto, moved: Moved, overridable: Collection[s
     bases = {name: _GENERATED.sub("", name) for name in small}
     counted = {base for name, base in bases.items() if name != base}.union(_FUSED)
     wanted = [name for name, base in bases.items() if base in counted]
-    taken = names_in(graph) if wanted else Counter[str]()
-    names = {name: unused(f"{name}.stored", taken) for name in wanted}
-    for item in graph.initializer if names else ():
+    if not wanted:
+        return
+    taken = Names(graph)
+    names = {name: taken.new(f"{name}.stored") for name in wanted}
+    for item in graph.initializer:
         if item.name in names:
             moved.rename(names[item.name], item.name)
             item.name = names[item.name]
-    for node in graph.node if names else ():
+    for node in graph.node:
         rename(node, names)
 
 
@@ -279,17 +286,13 @@ def _unshare(graph: GraphProto, before: Mapping[str, str]) -> dict[str, str]:
     Where a subgraph or an output of the model reads the original, that is a use of its own.
     """
     pinned = {o.name for o in graph.output}.union(*(outer_names(g) for n in graph.node for g in subgraphs(n)))
-    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {t.name for t in graph.initializer}
+    taken = Names(graph)
     origin: dict[str, str] = dict(before)
 
     def own_names(name: str, uses: list[tuple[NodeProto, int]]) -> Iterator[str]:
-        number = 1
         for node, k in uses if name in pinned else uses[1:]:
-            while (copy := f"{name}.use{(number := number + 1)}") in taken:
-                pass
-            taken.add(copy)
+            node.input[k] = copy = taken.numbered(f"{name}.use", 2)
             origin[copy] = origin.get(name, name)
-            node.input[k] = copy
             yield copy
 
     uses = _uses(graph)

@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto
 
 from onnxshap.graph.loops import closed
+from onnxshap.graph.names import Names
 from onnxshap.graph.structure import (
     graphs_of,
     reads,
@@ -34,15 +35,20 @@ def extract(
     """
     model = closed(model, outputs)
     with quiet():
-        graph = gs.import_onnx(_upstream(model, inputs, outputs))
+        between = _upstream(model, inputs, outputs)
+        graph = gs.import_onnx(between)
         tensors = {name: gs.Variable(name) for name in inputs} | graph.tensors()
         graph.inputs = [tensors[name] for name in inputs]
         graph.outputs = [tensors[name] for name in outputs]
         for name, kind in (*inputs.items(), *outputs.items()):
             tensors[name].dtype = kind
             tensors[name].shape = list(shapes[name]) if shapes and name in inputs and name in shapes else None
-        for node in [producer for item in graph.inputs for producer in item.inputs]:
-            node.outputs = [gs.Variable(f"{o.name}.cut") if o.name in inputs else o for o in node.outputs]
+        if producers := [producer for item in graph.inputs for producer in item.inputs]:
+            taken = Names(between.graph, inputs)
+            for node in producers:
+                node.outputs = [
+                    gs.Variable(taken.new(f"{o.name}.cut")) if o.name in inputs else o for o in node.outputs
+                ]
         graph.cleanup().toposort()
         part: ModelProto = gs.export_onnx(graph, do_type_check=False)
     _keep_outside(part.graph, model.graph)

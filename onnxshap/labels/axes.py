@@ -132,7 +132,7 @@ class Axes:
 
     def factor_name(self, name: str) -> str:
         """Return the name under which `factor` keeps an axis that no tensor has."""
-        return f"{self.op.out().name}.{name}"
+        return self.trace.factor_name(self.op, name)
 
     def factor(self, name: str, size: int) -> IntArray:
         """Return the atoms of an axis that no tensor has (heads), for products and for counts that follow it."""

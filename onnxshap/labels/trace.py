@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from onnx import GraphProto
 
 from onnxshap.core import Array, IntArray
 from onnxshap.errors import ModelError
+from onnxshap.graph import Names
 from onnxshap.labels.fixups import Fixup
 from onnxshap.labels.relations import Freezes, Ties
 
@@ -183,8 +185,9 @@ class Frozen:
 
 @dataclass
 class Trace:
-    """The relations of one graph, as its rules state them."""
+    """The relations of one graph, as its rules state them; `names` are those of its tensors."""
 
+    names: Names = field(default_factory=lambda: Names(GraphProto()))
     size: int = 0
     axes: dict[AxisKey, range] = field(default_factory=dict)
     ties: Ties = field(default_factory=Ties)
@@ -202,11 +205,19 @@ class Trace:
     mixes_rows: bool = False
     mixed: list[AxisKey] = field(default_factory=list)
     _shared: list[AxisKey] = field(default_factory=list)
+    _factors: dict[tuple[int, str], str] = field(default_factory=dict)
 
     def fresh(self, size: int) -> IntArray:
         """Return `size` new atoms."""
         self.size += size
         return np.arange(self.size - size, self.size)
+
+    def factor_name(self, op: Op, name: str) -> str:
+        """Return what an axis of an op that no tensor has is kept as: a tensor's name that no tensor has."""
+        key = op.index, name
+        if key not in self._factors:
+            self._factors[key] = self.names.new(f"{op.out().name}.{name}")
+        return self._factors[key]
 
     def axis(self, tensor: Tensor, axis: int) -> IntArray:
         """Return the atoms of an axis, made on first sight."""

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxshap.core import Array, FloatArray
-from onnxshap.graph import array, is_op, tensor
+from onnxshap.graph import Names, array, is_op, tensor
 from onnxshap.repair.targets import Layer
 from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
@@ -30,7 +30,7 @@ class Coefficients:
 
     def __init__(self, free: Traced, model: ModelProto) -> None:
         self.free, self.model = free, model
-        self._stored = {t.name: t for t in model.graph.initializer}
+        self._stored, self._names = {t.name: t for t in model.graph.initializer}, Names(model.graph)
         self._produced = {o: k for k, node in enumerate(model.graph.node) for o in node.output}
         self._readers: dict[str, list[int]] = {}
         for k, node in enumerate(model.graph.node):
@@ -157,7 +157,7 @@ class Coefficients:
                 node.input.append("")
             self.store(node, w.bias[0], f"{layer.y}.bias", (bias / w.bias[1]).astype(dtype))
 
-    def store(self, node: NodeProto, number: int, hint: str, values: Array) -> bool:
+    def store(self, node: NodeProto, number: int, wish: str, values: Array) -> bool:
         """Store an input of a node where it is stored, else under a new name; return whether it was."""
         name = node.input[number]
         while (k := self._produced.get(name)) is not None and is_op(self.model.graph.node[k], "Identity"):
@@ -166,10 +166,7 @@ class Coefficients:
             name = self.model.graph.node[k].input[0]
         there = name in self._stored
         if not there:
-            name = hint
-            while name in self._stored:
-                name += "_"
-            node.input[number] = name
+            node.input[number] = name = self._names.new(wish)
             self._stored[name] = self.model.graph.initializer.add()
         self._stored[name].CopyFrom(tensor(name, values))
         return there

@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto
 from scipy.special import expit
 
 from onnxshap.core import Array, BoolArray, FloatArray
-from onnxshap.graph import attributes, is_op
+from onnxshap.graph import Names, attributes, is_op
 from onnxshap.graph.structure import reads
 from onnxshap.labels import Liveness
 from onnxshap.repair.regression import Rows, Single
@@ -127,7 +127,7 @@ def find_recurrent(
         nearest: those alone that lose inputs or units themselves.
     """
     produced = {o: k for k, node in enumerate(model.graph.node) for o in node.output if o}
-    found = []
+    found, names = [], Names(traced.shaped.graph.model.graph)
     for number, node in enumerate(traced.shaped.graph.nodes):
         index = next((produced[o] for o in node.output if o in produced), None)
         if index is None or not refittable(traced, number) or not any(o in changed for o in node.output):
@@ -136,16 +136,16 @@ def find_recurrent(
             continue
         w, r = (traced.shaped.shapes[node.input[k]] for k in (_W, _R))
         name = node.name or next(o for o in node.output if o)
-        found.append(Recurrent(index, with_states(node), w[1] // r[2], name))
+        found.append(Recurrent(index, with_states(node, names), w[1] // r[2], name))
     return sorted(found, key=lambda one: one.index)
 
 
-def with_states(node: NodeProto) -> NodeProto:
+def with_states(node: NodeProto, names: Names) -> NodeProto:
     """Return a recurrent node that has an output of all states."""
     own = NodeProto()
     own.CopyFrom(node)
     if not own.output[0]:
-        own.output[0] = f"{next(o for o in node.output if o)}.states"
+        own.output[0] = names.new(f"{next(o for o in node.output if o)}.states")
     return own
 
 

@@ -106,14 +106,15 @@ class _Finder:
         changed = self._behind_cuts()
         layers: list[Layer] = []
         for site in self.traced.labels.trace.linear:
-            y = self.traced.shaped.graph.nodes[site.node].output[0]
+            original = self.traced.shaped.graph.nodes[site.node]
+            y = original.output[0]
             if y not in changed or y not in self.produced or site.weight is None or on_codes(self.traced.shaped, site):
                 continue  # codes are not made anew
             if self.traced.depth(y):
                 continue  # inside a loop it answers for many iterations, and for what they hand on to each other
             index, bias = self.produced[y], None
             node = self.model.graph.node[index]
-            if is_op(node, "Add") and node.name == f"{y}.fold":
+            if is_op(node, "Add") and not is_op(original, "Add"):  # means folded behind the op
                 index, bias = self.produced[node.input[0]], node.input[1]
             elif site.weight.bias is not None and len(node.input) > site.weight.bias[0]:
                 bias = node.input[site.weight.bias[0]] or None

@@ -54,7 +54,7 @@ def trace_graph(shaped: Shaped) -> Labels:
 
 def _labels(shaped: Shaped, stay: IntArray = _NONE) -> Labels:
     """Return the labels at the sizes that a graph was run at, some of the atoms frozen."""
-    trace, ops = Trace(mixes_rows=shaped.apart or shaped.counted), _Ops(shaped)
+    trace, ops = Trace(shaped.graph.names(), mixes_rows=shaped.apart or shaped.counted), _Ops(shaped)
     graph = shaped.graph.model.graph
     for names, reason in (
         ([i.name for i in graph.input], "model input"),

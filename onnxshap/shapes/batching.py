@@ -14,7 +14,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from onnxshap.core import Array
-from onnxshap.graph import array, attributes, is_op, tensor
+from onnxshap.graph import Names, array, attributes, is_op, tensor
 from onnxshap.graph.lifting import body, entered, is_open
 from onnxshap.graph.loops import handed_on
 from onnxshap.labels.fixups import name_axes, set_attribute, takes_all
@@ -51,11 +51,10 @@ def steady_model(shaped: Shaped) -> ModelProto | None:
         return None
     model = ModelProto()
     model.CopyFrom(shaped.graph.model)
+    names = shaped.graph.names()
 
-    def constant(name: str, values: Array) -> str:
-        while name in shaped.shapes:
-            name += "_"
-        model.graph.initializer.append(tensor(name, values))
+    def constant(wish: str, values: Array) -> str:
+        model.graph.initializer.append(tensor(name := names.new(wish), values))
         return name
 
     for index in taking:
@@ -79,6 +78,9 @@ class _Free:
     walk: Walk
     model: ModelProto = field(default_factory=ModelProto)
     made: dict[tuple[Any, ...], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names: Names = self.walk.shaped.graph.names()
 
     def apply(self) -> None:
         """Change targets and sizes, and repeat constants."""
@@ -221,16 +223,13 @@ class _Free:
             self.made["rows",] = self._node("Gather", [sizes, zero], _ROWS, axis=0)
         return self.made["rows",]
 
-    def _constant(self, name: str, values: Array) -> str:
-        while name in self.stored:
-            name += "_"
+    def _constant(self, wish: str, values: Array) -> str:
+        name = self.names.new(wish)
         self.stored[name] = self.model.graph.initializer.add()
         self.stored[name].CopyFrom(tensor(name, values))
         return name
 
-    def _node(self, kind: str, inputs: Sequence[str], output: str, **given: Any) -> str:
-        while ("node", output) in self.made:
-            output += "_"
-        self.made["node", output] = output
+    def _node(self, kind: str, inputs: Sequence[str], wish: str, **given: Any) -> str:
+        output = self.names.new(wish)
         self.model.graph.node.append(helper.make_node(kind, list(inputs), [output], name=output, **given))
         return output

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from onnxshap.core import Array, BoolArray
-from onnxshap.graph import Graph, array, attributes, is_op, tensor
+from onnxshap.graph import Graph, Names, array, attributes, is_op, tensor
 from onnxshap.graph.structure import copied, outer_names, subgraphs
 from onnxshap.shapes.alone import Alone
 from onnxshap.shapes.doubts import doubtful, unlike
@@ -109,7 +109,7 @@ def fold(graph: Graph, first: Run, others: Sequence[Run], alone: Alone) -> Folde
         told = frozenset((n.input[0], a) for n in shapes for a in _axes(n, first))
         return Folded(graph, told, by_data=doubtful(graph.model, one.values, [], one.shapes, alone).by_data)
     model = copied(graph.model)
-    edit = _Folding(model, one, more, alone)
+    edit = _Folding(model, graph.names(), one, more, alone)
     edit.apply()
     doubted = frozenset((name, int(axis)) for name, axes in edit.doubted.items() for axis in np.flatnonzero(axes))
     return Folded(
@@ -129,6 +129,7 @@ class _Folding:
     """A model while its shape arithmetic is folded."""
 
     model: ModelProto
+    names: Names
     first: Run
     others: Sequence[Run]
     alone: Alone
@@ -136,7 +137,6 @@ class _Folding:
     shapes: dict[str, Shape] = field(default_factory=dict)
     _before: defaultdict[int, list[NodeProto]] = field(default_factory=lambda: defaultdict(list))
     _apart: set[str] = field(default_factory=set)
-    _made: int = 1
 
     def __post_init__(self) -> None:
         self._outside: frozenset[str] = frozenset()
@@ -208,8 +208,7 @@ class _Folding:
 
     def _constant(self, hint: str, values: Array) -> str:
         """Add an initializer, return its name."""
-        while (name := f"{hint}.folded{self._made}") in self._stored or name in self.shapes:
-            self._made += 1
+        name = self.names.numbered(f"{hint}.folded", 1)
         self.model.graph.initializer.append(tensor(name, values))
         self.shapes[name] = values.shape
         return name
@@ -227,7 +226,7 @@ class _Folding:
     def _chosen(self, name: str, follows: BoolArray, stored: str, nodes: list[NodeProto]) -> str:
         """Add a node that takes the entries that follow from a tensor, the others from an initializer."""
         condition = self._constant(f"{name}.follows", follows)
-        made = f"{condition}.chosen"
+        made = self.names.new(f"{condition}.chosen")
         nodes.append(helper.make_node("Where", [condition, name, stored], [made], name=made))
         self.shapes[made] = follows.shape
         return made

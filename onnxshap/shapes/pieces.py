@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnxshap.backend import Backend, Session
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
-from onnxshap.graph import weights
+from onnxshap.graph import Names, weights
 from onnxshap.graph.loops import depths
 from onnxshap.graph.structure import copied, reads
 
@@ -59,7 +59,8 @@ class Pieces:
             ModelError: it does not load.
         """
         self._model, self._backend = model, backend
-        self._shapes, self._values = frozenset(shapes), frozenset(values)
+        names = Names(model.graph)
+        self._shapes, self._values = {name: names.new(_SHAPE + name) for name in sorted(shapes)}, frozenset(values)
         self._stored = {t.name: k for k, t in enumerate(model.graph.initializer)}
         self._pieces = _divided(model, kinds)
         # to load a device's session costs more than it takes
@@ -75,16 +76,16 @@ class Pieces:
         if found is None:  # as a whole it may load, or onnxruntime tells what it has against the model
             self._whole = self._whole or self._loaded()
             found = _ran(self._whole, feeds)
-        return {name: found[_SHAPE + name] for name in self._shapes}, {name: found[name] for name in self._values}
+        return {name: found[told] for name, told in self._shapes.items()}, {name: found[name] for name in self._values}
 
     def _loaded(self) -> Session:
-        shapes, values = sorted(self._shapes), sorted(self._values)
-        return self._backend.session(_telling(copied(self._model), shapes, values), optimize=False)
+        model = _telling(copied(self._model), self._shapes, sorted(self._values))
+        return self._backend.session(model, optimize=False)
 
     def _one_by_one(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
         """Return what the pieces tell, None where one of them does not load."""
         told, known = dict[str, Array](), dict(feeds)
-        asked = {*self._values, *(_SHAPE + name for name in self._shapes)}
+        asked = {*self._values, *self._shapes.values()}
         for piece in self._pieces:
             try:
                 session = self._backend.session(self._part(piece, known), optimize=False)
@@ -116,8 +117,8 @@ class Pieces:
         made.graph.initializer.extend(whole.initializer[k] for k in stored)
         made.graph.sparse_initializer.extend(whole.sparse_initializer)
         handed = piece.handed - known.keys()
-        shapes, values = ([name for name in own if name in some] for some in (self._shapes, self._values | handed))
-        return _telling(made, shapes, values)
+        shapes = {name: self._shapes[name] for name in own if name in self._shapes}
+        return _telling(made, shapes, [name for name in own if name in self._values | handed])
 
 
 def _divided(model: ModelProto, kinds: Mapping[str, int | None]) -> list[_Piece]:
@@ -137,13 +138,13 @@ def _divided(model: ModelProto, kinds: Mapping[str, int | None]) -> list[_Piece]
     return found if found and start == len(nodes) else [*found, _Piece(range(start, len(nodes)))]
 
 
-def _telling(model: ModelProto, shapes: Iterable[str], values: Iterable[str]) -> ModelProto:
-    """Make the shapes of some tensors, then the values of some, the outputs of a model, and return it."""
+def _telling(model: ModelProto, shapes: Mapping[str, str], values: Iterable[str]) -> ModelProto:
+    """Make shapes (tensor -> what its shape is called) and the values of some tensors the outputs; return the model."""
     graph = model.graph
     del graph.output[:]
-    for name in shapes:
-        graph.node.append(helper.make_node("Shape", [name], [_SHAPE + name]))
-        graph.output.append(helper.make_tensor_value_info(_SHAPE + name, TensorProto.INT64, None))
+    for name, told in shapes.items():
+        graph.node.append(helper.make_node("Shape", [name], [told]))
+        graph.output.append(helper.make_tensor_value_info(told, TensorProto.INT64, None))
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
     return model
 

@@ -9,10 +9,17 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from onnxshap.core import Array, BoolArray
+from onnxshap.graph import Names
 
 
 class Edit(Protocol):
-    """What a fixup may ask of the rewrite in progress, and do to it."""
+    """What a fixup may ask of the rewrite in progress, and do to it.
+
+    Attributes:
+        names: gives names for what is added.
+    """
+
+    names: Names
 
     def alive(self, tensor: str, axis: int) -> BoolArray:
         """Return which positions of an axis stay."""
@@ -35,8 +42,8 @@ class Edit(Protocol):
     def set_constant(self, name: str, values: Array) -> None:
         """Replace the values of an initializer."""
 
-    def new_constant(self, hint: str, values: Array) -> str:
-        """Add an initializer, return its name."""
+    def new_constant(self, wish: str, values: Array) -> str:
+        """Add an initializer, return its name: the wish, or one like it."""
 
     def typed(self, values: Array, like: str) -> Array:
         """Return values in the element type of a tensor."""

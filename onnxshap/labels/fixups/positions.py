@@ -16,7 +16,8 @@ from onnxshap.labels.fixups.edit import Edit, set_attribute
 def gathered(edit: Edit, source: str, target: str, axis: int, index: IntArray, nodes: list[NodeProto]) -> str:
     """Append a Gather of positions of an axis, return its target."""
     places = edit.new_constant(f"{target}.index", index.astype(np.int64))
-    nodes.append(helper.make_node("Gather", [source, places], [target], name=f"{target}.gather", axis=axis))
+    called = edit.names.node(f"{target}.gather")
+    nodes.append(helper.make_node("Gather", [source, places], [target], name=called, axis=axis))
     return target
 
 
@@ -61,7 +62,8 @@ class Selection:
         for node in self.nodes[:-1]:
             edit.replace(node, [])
         if len(self.shape) == 1 and np.array_equal(chosen, np.arange(alive.sum())):
-            same = helper.make_node("Identity", [self.source], [self.target], name=f"{self.target}.gather")
+            called = edit.names.node(f"{self.target}.gather")
+            same = helper.make_node("Identity", [self.source], [self.target], name=called)
             return edit.replace(self.nodes[-1], [same])
         made: list[NodeProto] = []
         gathered(edit, self.source, self.target, self.axis, chosen.reshape(self.shape), made)

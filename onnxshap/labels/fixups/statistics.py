@@ -22,10 +22,11 @@ def _share_left(edit: Edit, source: str, axes: Sequence[int]) -> float:
 def _corrected(edit: Edit, index: int, op: str, number: float, hints: tuple[str, str]) -> None:
     """Put an op with a number behind a node that sees only what a cut leaves; `hints` name the number and the op."""
     node = edit.node(index)
-    result, raw = node.output[0], f"{node.output[0]}.of_the_rest"
+    result, raw = node.output[0], edit.names.new(f"{node.output[0]}.of_the_rest")
     node.output[0] = raw
     constant = edit.new_constant(f"{result}.{hints[0]}", edit.typed(np.array(number), result))
-    edit.replace(index, [node, helper.make_node(op, [raw, constant], [result], name=f"{result}.{hints[1]}")])
+    called = edit.names.node(f"{result}.{hints[1]}")
+    edit.replace(index, [node, helper.make_node(op, [raw, constant], [result], name=called)])
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,20 @@ class Residue:
                 else:
                     clone.input[k] = names.get(name, name)
             for k, name in enumerate(clone.output):
-                clone.output[k] = names[name] = f"{result}.removed.{name}"
+                clone.output[k] = names[name] = edit.names.new(f"{result}.removed.{name}") if name else ""
             clone.name = clone.output[0]
             made.append(clone)
         rest = copied(node)
-        rest.input[0], rest.output[0] = names[self.source], f"{result}.removed"
-        rest.name, node.output[0] = rest.output[0], f"{result}.of_the_rest"
+        rest.input[0], rest.output[0] = names[self.source], edit.names.new(f"{result}.removed")
+        rest.name, node.output[0] = rest.output[0], edit.names.new(f"{result}.of_the_rest")
         gone = 1 - share if self.mean else (1 - share) * edit.alive(self.source, self.axes[0]).size
         parts = []
         for part, factor in ((node, share if self.mean else 1.0), (rest, gone)):
             number = edit.new_constant(f"{part.output[0]}.factor", edit.typed(np.array(factor), result))
-            parts.append(f"{part.output[0]}.scaled")
+            parts.append(edit.names.new(f"{part.output[0]}.scaled"))
             made += [part, helper.make_node("Mul", [part.output[0], number], [parts[-1]], name=parts[-1])]
-        edit.replace(self.node, [*made, helper.make_node("Add", parts, [result], name=f"{result}.whole")])
+        called = edit.names.node(f"{result}.whole")
+        edit.replace(self.node, [*made, helper.make_node("Add", parts, [result], name=called)])
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,8 @@ class RootMeanSquare:
             edit.set_constant(name, (values / np.sqrt(share)).astype(values.dtype))
             return
         number = edit.new_constant(f"{name}.share", edit.typed(np.array(1 / np.sqrt(share)), name))
-        node.input[self.scale] = f"{node.output[0]}.{name}.scaled"  # a name of its own when it is cut again, too
-        scaled = helper.make_node("Mul", [name, number], [node.input[self.scale]], name=node.input[self.scale])
-        edit.replace(self.node, [scaled, node])
+        node.input[self.scale] = scaled = edit.names.new(f"{node.output[0]}.{name}.scaled")
+        edit.replace(self.node, [helper.make_node("Mul", [name, number], [scaled], name=scaled), node])
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Refilled:
             node.input[k] = self._filled(edit, node.input[k], f"{node.output[0]}.input{k}", own, there, before)
         for j in self.outputs:
             result = node.output[j]
-            node.output[j] = f"{result}.whole"
+            node.output[j] = edit.names.new(f"{result}.whole")
             self._emptied(edit, node.output[j], result, alive, behind)
         edit.replace(self.node, [*before, node, *behind])
 
@@ -200,7 +201,7 @@ class Refilled:
         pads = np.zeros((2, rank), np.int64)
         for axis, kept in alive.items():
             pads[1, axis] = 1 if self.ordered else (~kept).sum()
-        padded = f"{base}.filled"
+        padded = edit.names.new(f"{base}.filled")
         if self.opset < 11:
             nodes.append(helper.make_node("Pad", [name], [padded], name=padded, pads=pads.ravel().tolist()))
         else:
@@ -208,19 +209,19 @@ class Refilled:
             nodes.append(helper.make_node("Pad", [name, amounts], [padded], name=padded))
         for axis, kept in alive.items() if self.ordered else ():
             places = np.where(kept, np.cumsum(kept) - 1, kept.sum())
-            padded = gathered(edit, padded, f"{base}.ordered{axis}", axis, places, nodes)
+            padded = gathered(edit, padded, edit.names.new(f"{base}.ordered{axis}"), axis, places, nodes)
         return padded
 
     def _emptied(self, edit: Edit, name: str, result: str, alive: dict[int, BoolArray], nodes: list[NodeProto]) -> None:
         """Append nodes that give the live positions of an output their name."""
         if self.ordered:
             for k, (axis, kept) in enumerate(alive.items(), start=1):
-                last = result if k == len(alive) else f"{result}.live{axis}"
+                last = result if k == len(alive) else edit.names.new(f"{result}.live{axis}")
                 name = gathered(edit, name, last, axis, np.flatnonzero(kept), nodes)
             return
         axes, ends = list(alive), [int(kept.sum()) for kept in alive.values()]
         bounds = {"starts": [0] * len(axes), "ends": ends, "axes": axes}
-        made = helper.make_node("Slice", [name], [result], name=f"{result}.live")
+        made = helper.make_node("Slice", [name], [result], name=edit.names.node(f"{result}.live"))
         nodes.append(made)
         for what, values in bounds.items():
             if self.opset < 10:
@@ -258,7 +259,7 @@ class Statistics:
         epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
 
         def put(op: str, hint: str, *inputs: str) -> str:
-            name = f"{result}.{hint}"
+            name = edit.names.new(f"{result}.{hint}")
             made.append(helper.make_node(op, list(inputs), [name], name=name))
             return name
 
@@ -279,5 +280,6 @@ class Statistics:
         variance = put("Add", "variance", put("Add", "both", v, gone), number(epsilon, "epsilon"))
         centred = put("Sub", "centred", node.input[0], put("Mul", "mean", m, number(share, "share_left")))
         scaled = put("Mul", "scaled", put("Div", "normal", centred, put("Sqrt", "deviation", variance)), node.input[1])
-        made.append(helper.make_node("Add", [scaled, node.input[2]], [result], name=f"{result}.whole"))
+        called = edit.names.node(f"{result}.whole")
+        made.append(helper.make_node("Add", [scaled, node.input[2]], [result], name=called))
         edit.replace(self.node, made)

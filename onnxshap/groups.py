@@ -13,6 +13,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxshap.errors import ModelError
+from onnxshap.graph.names import tensors_of
+from onnxshap.graph.structure import graphs_of
 from onnxshap.labels import Labels
 from onnxshap.shapes import Shaped
 
@@ -90,12 +92,12 @@ def find_groups(shaped: Shaped, labels: Labels) -> list[Group]:
     parts = np.split(found, np.cumsum(np.bincount(component[every]))[:-1])
     groups, used = [], Counter[str]()
     names = {name for every in producers.values() for name in every}
-    taken = shaped.graph.names()
+    tensors = {name for part in graphs_of(shaped.graph.model.graph) for name in tensors_of(part)}
     for c in first:
         name = next(iter(producers[c]))
         used[name] += 1
         unique = name if used[name] == 1 else f"{name}#{used[name]}"
-        while (unique != name and unique in names) or MASKS + unique in taken:  # nodes and tensors may be called so
+        while (unique != name and unique in names) or MASKS + unique in tensors:  # they may be called so
             used[name] += 1
             unique = f"{name}#{used[name]}"
         groups.append(Group(unique, parts[c], tuple(producers[c]), tuple(consumers[c])))

@@ -162,6 +162,21 @@ def test_cuts_of_random_nets_are_exact_whatever_their_tensors_are_called(model: 
     check_exact(other, tolerance=3e-5)
 
 
+def test_an_if_keeps_its_name_while_its_branches_stand_outside() -> None:
+    plain = MODELS["bodies of an If"]
+    folds = [name for name in made_for(plain) if name.endswith(".fold")]
+    assert folds, "names of nodes alone"
+    for name in folds:
+        model = renamed(plain, {})
+        choice = next(node for node in model.graph.node if node.op_type == "If")
+        choice.name = name
+        traced = trace(model)
+        for data in test_branches.both_ways():
+            check_exact(model, data=data)
+        small = drop_units(traced, {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups})
+        assert name in [node.name for node in small.graph.node if node.op_type == "If"]
+
+
 def test_what_was_masked_is_masked_again() -> None:
     model = test_game.NETS["convolutions"]
     first, *others = trace(model).groups
@@ -172,6 +187,13 @@ def test_what_was_masked_is_masked_again() -> None:
     feeds = dict(random_feeds(model, trace(model).shaped.inputs, 0).inputs)
     masks = {mask_name(g): (np.arange(len(g)) % 2)[None].astype(np.float32) for g in [first, *others]}
     assert np.array_equal(run(twice, feeds | masks)[0], run(insert_masks(model), feeds | masks)[0])
+
+
+def test_a_model_with_masks_that_leave_means_behind_is_cut_like_any_other() -> None:
+    model = test_game.NETS["convolutions"]
+    first = trace(model).groups[0]
+    means = {(site.node, site.input): np.ones(len(first)) for site in trace(model).sites([first])}
+    check_exact(insert_masks(model, [first], means))
 
 
 @pytest.mark.parametrize("name", ["1", "a.minus1"])

@@ -118,7 +118,7 @@ def lift(graph: GraphProto, chosen: Mapping[str, Collection[str]], before: Lifte
             *(o for n in graph.node for o in n.output),
         ]
     )
-    taken = Names(graph, main)
+    taken = Names(graph, main, before.nodes)
     nodes: list[NodeProto] = []
     lifted = []
     for node in graph.node:

@@ -16,18 +16,18 @@ from onnxshap.graph.structure import graphs_of
 class Names:
     """The names that are taken in a graph and in the graphs in its nodes.
 
-    They are counted once, however many are asked for. The same wishes in the same order get the same names.
+    The graph is read once, however many names are asked for. The same wishes in the same order get the same names.
 
     >>> names = Names(GraphProto(node=[NodeProto(output=["y.bias"])]))
     >>> names.new("z.bias"), names.new("y.bias"), names.new("y.bias"), names.numbered("w.use", 2)
     ('z.bias', 'y.bias.2', 'y.bias.3', 'w.use2')
     """
 
-    def __init__(self, graph: GraphProto, others: Iterable[str] = ()) -> None:
-        """Take a graph, and the names of tensors that are taken besides, in graphs around it."""
+    def __init__(self, graph: GraphProto, others: Iterable[str] = (), away: Iterable[NodeProto] = ()) -> None:
+        """Take a graph; tensors that have names besides, as in graphs around it; and nodes that will be back in it."""
         self._tensors, self._nodes = Counter(others), Counter[str]()
         self._next: dict[str, int] = {}
-        for part in graphs_of(graph):
+        for part in (*graphs_of(graph), *graphs_of(GraphProto(node=away))):
             self._count(part, 1)
 
     def __contains__(self, name: str) -> bool:

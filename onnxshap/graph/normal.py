@@ -95,8 +95,11 @@ class Graph:
         return {t.name: t for t in self.model.graph.initializer}
 
     def names(self, others: Iterable[str] = ()) -> Names:
-        """Return the names that are taken: here, by other tensors, and once outside of bodies: what has those stays."""
-        return Names(self.model.graph, [*self.lifted.main, *others])
+        """Return the names that are taken: here, by other tensors, and in the finished model.
+
+        What has a name that was given outside of bodies stays there; If nodes that were joined are back.
+        """
+        return Names(self.model.graph, [*self.lifted.main, *others], self.lifted.nodes)
 
     @cached_property
     def sources(self) -> Mapping[str, tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Names for what is added to a graph: each one that nothing there has.
 
-A file may have any name, those too that its own first cut wrote, and tensors and nodes of one graph share none.
+A file may have any names, those too that a first cut of it wrote; no two tensors of a graph have one name, and no two
+nodes.
 """
 
 from __future__ import annotations

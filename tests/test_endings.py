@@ -155,3 +155,26 @@ def test_names_of_the_tail_stay_clear_of_those_of_the_cut() -> None:
     assert found.traced.outputs == ["m"]
     checked = OrtBackend().session(found.model).run({"x": images()})
     assert [o.name for o in found.model.graph.output] == ["y", "where"] and checked[1].min() >= 3
+
+
+def test_an_output_may_be_called_as_what_a_cut_adds() -> None:
+    """The cut names a bias as the tail names its output: the bias gives way."""
+    model = net(
+        """(float[N,3,8,8] x) => (m0) {
+            a = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(a) s = Conv(r, w2) m0 = ArgMax<axis=1>(s)
+        }""",
+        w1=(24, 3, 3, 3), w2=(5, 24, 1, 1),
+    )  # fmt: skip
+    data = Dataset({"x": images()}, None, "images")
+    plain = onnxshap.prune(model, data, keep_units=0.5, method="l1", repair="fold")
+    added = {t.name for t in plain.model.graph.initializer} - {t.name for t in model.graph.initializer}
+    name = min(added)
+    for field in (model.graph.node[3].output, [model.graph.output[0]]):
+        if isinstance(field, list):
+            field[0].name = name
+        else:
+            field[0] = name
+    found = onnxshap.prune(model, data, keep_units=0.5, method="l1", repair="fold").model
+    assert [o.name for o in found.graph.output] == [name]
+    (own,), (other,) = (OrtBackend().session(m).run({"x": images()}) for m in (found, plain.model))
+    np.testing.assert_array_equal(own, other)

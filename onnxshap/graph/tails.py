@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from onnxshap.graph.branches import names_in, rename, unused
+from onnxshap.graph.branches import rename
+from onnxshap.graph.names import Names
 from onnxshap.graph.structure import copied, reads, refill
 
 
@@ -82,21 +83,25 @@ def put_back(head: ModelProto, tail: Tail) -> ModelProto:
     """Return a form of the head with the tail behind it; what both have is the tail's own under a name of its own."""
     whole = copied(head)
     graph = whole.graph
-    taken = names_in(graph)
-    taken.update(i.name for i in graph.input)
-    kept = {o.name for o in tail.outputs}
-    own = [*(t.name for t in tail.stored), *(name for node in tail.nodes for name in node.output if name)]
-    names = {name: name if name in kept and not taken[name] else unused(name, taken) for name in own}
-    for item in tail.stored:
+    names = Names(graph)
+    made = {name for node in tail.nodes for name in node.output if name}
+    ends = [o.name for o in tail.outputs if o.name in made]
+    if moved := {name: names.new(name) for name in ends if name in names}:  # given since by what cut the head
+        for node in graph.node:
+            rename(node, moved)
+        for item in graph.initializer:
+            item.name = moved.get(item.name, item.name)
+    own = {name: name if name in ends else names.new(name) for name in (*(t.name for t in tail.stored), *sorted(made))}
+    for item in map(copied, tail.stored):
+        item.name = own[item.name]
         graph.initializer.append(item)
-        graph.initializer[-1].name = names[item.name]
-    for entry in tail.inputs:
+    for entry in map(copied, tail.inputs):
+        entry.name = own[entry.name]
         graph.input.append(entry)
-        graph.input[-1].name = names[entry.name]
     for node in map(copied, tail.nodes):
-        rename(node, names)
+        rename(node, own)
         if node.name:
-            node.name = unused(node.name, taken)
+            node.name = names.node(node.name)
         graph.node.append(node)
     refill(graph.output, tail.outputs)
     return whole

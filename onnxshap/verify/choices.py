@@ -20,6 +20,7 @@ from onnxshap.core import Array, Dataset
 from onnxshap.endings import OF_SIZES, REALS
 from onnxshap.errors import ModelError
 from onnxshap.graph import is_op
+from onnxshap.graph.names import Names
 from onnxshap.graph.structure import copied, refill, subgraphs
 from onnxshap.tracing import Traced
 from onnxshap.verify.errors import Verified, compare
@@ -135,10 +136,11 @@ def _telling(model: ModelProto, names: Iterable[str]) -> ModelProto:
 def _taking(model: ModelProto, kinds: Mapping[str, np.dtype[Any]]) -> ModelProto:
     """Return a model that is given some of its tensors instead of making them."""
     made = copied(model)
+    names = Names(made.graph)
     for node in made.graph.node:
         for k, name in enumerate(node.output):
             if name in kinds:
-                node.output[k] = f"{name}.own"
+                node.output[k] = names.new(f"{name}.own")
     refill(made.graph.output, [output for output in made.graph.output if output.name not in kinds])
     made.graph.input.extend(
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), None)

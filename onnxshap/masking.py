@@ -23,7 +23,8 @@ from onnxshap.graph import tensor, weights
 from onnxshap.graph.loops import closed
 from onnxshap.graph.structure import refill
 from onnxshap.groups import MASKS, Group
-from onnxshap.labels import Site, Weight
+from onnxshap.labels import Site
+from onnxshap.labels.kernels import block_diagonal, in_first
 from onnxshap.shapes.constants import static_values
 from onnxshap.shapes.images import Images
 from onnxshap.tracing import Traced, trace
@@ -101,27 +102,12 @@ def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray
     values = static_values(traced.shaped.graph.model, traced.backend, list(dict.fromkeys(names)))
     found = {}
     for (site, w), name in zip(foldable, names, strict=True):
-        kernel = np.moveaxis(values[name].astype(np.float64), (w.sums, w.makes), (0, 1))
+        kernel = in_first(values[name].astype(np.float64), w)
         table = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2) * w.scale * w.spread
         if w.groups > 1:
             table = block_diagonal(table, w)
         found[site.node, site.input] = table
     return found
-
-
-def block_diagonal(table: Array, weight: Weight) -> Array:
-    """Spread a grouped weight [in, out, ...], one of whose axes counts positions of one group, over all pairs of them.
-
-    Between groups there are zeros.
-    """
-    groups = weight.groups
-    # Conv: [in of a group, all out]; ConvTranspose: [all in, out of a group]
-    blocks = np.split(table, groups, axis=1 if weight.sums == 1 else 0)
-    rows, columns = blocks[0].shape[:2]
-    full = np.zeros((rows * groups, columns * groups, *table.shape[2:]), table.dtype)
-    for k, block in enumerate(blocks):
-        full[k * rows : (k + 1) * rows, k * columns : (k + 1) * columns] = block
-    return full
 
 
 @dataclass

@@ -36,6 +36,7 @@ from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph import array, finish, save, tensor
 from onnxshap.graph.weights import put_in, write_whole
 from onnxshap.labels import Weight
+from onnxshap.labels.kernels import by_input, shares_inputs
 from onnxshap.measure import scores
 from onnxshap.opening import ModelLike, Progress, check_output, hold_out, judged, open_model, sample, silent
 from onnxshap.payoffs import Fidelity
@@ -185,32 +186,21 @@ def find_blocks(traced: Traced, free: Traced, data: Dataset, block: int = BLOCK)
             bias = _bias(traced, free.shaped.graph.nodes[site.node], weight)
             if bias is not None:
                 factor = weight.scale * weight.spread / bias[1]
-                biases.append(Bias(bias[0], factor * _spread(mean, weight, values.shape), weight.makes))
-            energy += _spread(square, weight, values.shape)
+                biases.append(Bias(bias[0], factor * by_input(mean, weight, values.shape), weight.makes))
+            energy += by_input(square, weight, values.shape)
         found.append(_blocks(root, names, values, energy, block, biases))
     return found
 
 
 def _bias(traced: Traced, node: NodeProto, weight: Weight) -> tuple[str, float] | None:
     """Return the stored bias of an op and its factor, None where there is none or its outputs are counted by group."""
-    if weight.bias is None or (weight.groups > 1 and weight.sums != 1) or len(node.input) <= weight.bias[0]:
+    if weight.bias is None or (weight.groups > 1 and not shares_inputs(weight)) or len(node.input) <= weight.bias[0]:
         return None
     name = node.input[weight.bias[0]]
     stored, width = traced.shaped.graph.initializers.get(name), traced.shaped.shapes[node.output[0]][weight.out]
     if stored is None or weight.bias[1] == 0 or list(stored.dims) != [width] or array(stored).dtype.kind != "f":
         return None
     return name, weight.bias[1]
-
-
-def _spread(energy: FloatArray, weight: Weight, shape: Sequence[int]) -> FloatArray:
-    """Return the energy of the input that each weight multiplies, in the shape of the weights."""
-    full = np.empty(shape)
-    moved = np.moveaxis(full, (weight.sums, weight.makes), (0, 1))
-    table = energy[:, None]
-    if weight.groups > 1 and weight.sums == 1:  # Conv: inputs count positions of one group, outputs all
-        table = np.repeat(energy.reshape(weight.groups, -1).T, moved.shape[1] // weight.groups, axis=1)
-    moved[...] = table.reshape(*table.shape, *[1] * (moved.ndim - 2))
-    return full
 
 
 def _blocks(

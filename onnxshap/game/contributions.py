@@ -19,7 +19,8 @@ from onnxshap.core import Array
 from onnxshap.graph import Names, tensor
 from onnxshap.groups import Group
 from onnxshap.labels import Site
-from onnxshap.masking import Means, block_diagonal, responses
+from onnxshap.labels.kernels import block_diagonal, in_first, shares_inputs
+from onnxshap.masking import Means, responses
 from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
 
@@ -150,8 +151,8 @@ def _adder(
     node, weight = traced.shaped.graph.nodes[site.node], site.weight
     assert weight is not None
     y = node.output[0]
-    kernel = np.moveaxis(values, (weight.sums, weight.makes), (0, 1)) * np.float32(weight.scale)
-    work = kernel.size / kernel.shape[1] * weight.spread / (1 if weight.sums == 1 else weight.groups)
+    kernel = in_first(values, weight) * np.float32(weight.scale)
+    work = kernel.size / kernel.shape[1] * weight.spread / (1 if shares_inputs(weight) else weight.groups)
     if weight.groups > 1:
         kernel = block_diagonal(kernel, weight)
     chosen = kernel[places]  # units there, positions of one, outputs, taps

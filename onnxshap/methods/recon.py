@@ -37,6 +37,7 @@ from onnxshap.game import Setting
 from onnxshap.graph import attributes, extract, is_op
 from onnxshap.groups import Group
 from onnxshap.labels import Site
+from onnxshap.labels.kernels import by_group
 from onnxshap.methods.base import Tell, sites_of, untold
 from onnxshap.payoffs import units_of
 from onnxshap.shapes.constants import static_values
@@ -280,14 +281,7 @@ def kernels_of(setting: Setting, site: Site) -> FloatArray:
     assert w is not None
     name = setting.traced.shaped.graph.nodes[site.node].input[w.input]
     values = static_values(setting.traced.shaped.graph.model, setting.traced.backend, [name])[name]
-    kernel = np.moveaxis(values.astype(np.float64), (w.sums, w.makes), (0, 1)) * w.scale
-    kernel = kernel.reshape(*kernel.shape[:2], -1).transpose(0, 2, 1)
-    ins, taps_, outs = kernel.shape
-    if w.groups == 1:
-        return kernel[None]
-    if w.sums == 1:  # Conv: the inputs of one block, all outputs
-        return kernel.reshape(ins, taps_, w.groups, outs // w.groups).transpose(2, 0, 1, 3)
-    return kernel.reshape(w.groups, ins // w.groups, taps_, outs)  # ConvTranspose: all inputs
+    return by_group(values, w)
 
 
 @dataclass

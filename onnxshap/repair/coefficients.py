@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from onnx import ModelProto, NodeProto
 
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import Names, array, is_op, tensor
+from onnxshap.labels.kernels import by_group, ungrouped
 from onnxshap.repair.targets import Layer
 from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
@@ -108,34 +108,14 @@ class Coefficients:
 
     def read(self, layer: Layer) -> FloatArray:
         """Return the present weights as [groups, inputs x taps, outputs of a group]."""
-        w = layer.weight
-        kernel = np.moveaxis(self._weights(layer).astype(np.float64), (w.sums, w.makes), (0, 1))
-        kernel = kernel.reshape(*kernel.shape[:2], -1).transpose(0, 2, 1) * w.scale
-        groups = w.groups
-        ins, taps_, outs = kernel.shape
-        if groups == 1:
-            return kernel.reshape(1, ins * taps_, outs)
-        if w.sums == 1:  # Conv: the inputs of one group, all outputs
-            split = kernel.reshape(ins, taps_, groups, outs // groups).transpose(2, 0, 1, 3)
-        else:  # ConvTranspose: all inputs, the outputs of one group
-            split = kernel.reshape(groups, ins // groups, taps_, outs)
-        return split.reshape(groups, -1, split.shape[-1])
+        found = by_group(self._weights(layer), layer.weight)
+        groups, ins, taps, outs = found.shape
+        return found.reshape(groups, ins * taps, outs)
 
     def write(self, layers: Sequence[Layer], coefficients: FloatArray, biases: Sequence[FloatArray]) -> None:
         """Store [groups, inputs x taps, outputs of a group] of layers with one weight, and their biases, if any."""
         w, values = layers[0].weight, self._weights(layers[0])
-        moved = np.moveaxis(values, (w.sums, w.makes), (0, 1)).shape
-        groups = w.groups
-        taps_ = math.prod(moved[2:])
-        outs = coefficients.shape[2]
-        split = coefficients.reshape(groups, -1, taps_, outs)
-        if groups == 1:
-            kernel = split[0]
-        elif w.sums == 1:
-            kernel = split.transpose(1, 2, 0, 3).reshape(split.shape[1], taps_, groups * outs)
-        else:
-            kernel = split.reshape(-1, taps_, outs)
-        back = np.moveaxis((kernel / w.scale).transpose(0, 2, 1).reshape(moved), (0, 1), (w.sums, w.makes))
+        back = ungrouped(coefficients, w, values)
         made = ""
         for layer in layers:
             node = self.model.graph.node[layer.index]

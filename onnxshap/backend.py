@@ -21,7 +21,7 @@ import onnxruntime as ort
 
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, OnnxshapError, first_line
-from onnxshap.graph import weights
+from onnxshap.graph import is_standard, weights
 from onnxshap.graph.loops import closed
 from onnxshap.graph.structure import reads, seeded, subgraphs, used_names
 from onnxshap.quiet import quiet
@@ -166,7 +166,7 @@ def _computable(graph: onnx.GraphProto) -> frozenset[str]:
     """
     plain, others = set[str](), {o.name for o in graph.output}
     for node in graph.node:
-        standard = node.domain in ("", "ai.onnx") and not any(subgraphs(node))
+        standard = is_standard(node) and not any(subgraphs(node))
         (plain if standard else others).update(reads(node))
     return frozenset(plain - others)
 

@@ -11,11 +11,12 @@
 
 from onnxshap.graph.files import whole_file, whole_files
 from onnxshap.graph.names import Names
-from onnxshap.graph.nodes import array, attributes, is_op, opset_of, tensor
+from onnxshap.graph.nodes import array, attributes, tensor
 from onnxshap.graph.normal import Graph, lift_bodies, normalise, take_branches, with_constants
 from onnxshap.graph.parts import extract
 from onnxshap.graph.reading import Source, load, read
 from onnxshap.graph.saving import data_path, equal_copies, finish, save
+from onnxshap.graph.standard import is_op, is_standard, opset_of
 
 __all__ = [
     "Graph",
@@ -28,6 +29,7 @@ __all__ = [
     "extract",
     "finish",
     "is_op",
+    "is_standard",
     "lift_bodies",
     "load",
     "normalise",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from onnx import GraphProto, NodeProto, helper
 
 from onnxshap.graph.names import Names, stored_in
+from onnxshap.graph.standard import is_op
 from onnxshap.graph.structure import copied, refill, subgraphs
 
 
@@ -56,7 +57,7 @@ def take_branches(graph: GraphProto, conditions: Mapping[str, bool], moved: Move
     pending = list(reversed(graph.node))
     while pending:
         node = pending.pop()
-        if node.op_type != "If" or node.domain not in ("", "ai.onnx") or node.input[0] not in conditions:
+        if not is_op(node, "If") or node.input[0] not in conditions:
             nodes.append(node)
             continue
         wanted = "then_branch" if conditions[node.input[0]] else "else_branch"
@@ -141,4 +142,4 @@ def rename(node: NodeProto, names: Mapping[str, str]) -> None:
 
 def conditions_of(nodes: Iterable[NodeProto]) -> set[str]:
     """Return the names of the tensors that If nodes decide by."""
-    return {node.input[0] for node in nodes if node.op_type == "If" and node.domain in ("", "ai.onnx")}
+    return {node.input[0] for node in nodes if is_op(node, "If")}

@@ -13,6 +13,7 @@ from onnxshap.graph.branches import rename
 from onnxshap.graph.lifting import body, is_loop
 from onnxshap.graph.loops import leading
 from onnxshap.graph.names import Names
+from onnxshap.graph.standard import is_op
 from onnxshap.graph.structure import graphs_of, refill, used_names
 
 
@@ -33,7 +34,7 @@ def _take_out(loop: NodeProto, stored: Collection[str], used: Collection[str]) -
     if len(loop.input) != len(inside.input):
         return  # a Scan of the first opset that had one, with lengths
     first, states = leading(loop)
-    sources = {n.output[0]: n.input[0] for n in inside.node if _is_identity(n)}
+    sources = {n.output[0]: n.input[0] for n in inside.node if is_op(n, "Identity")}
     handed, taken = [item.name for item in inside.output], Names(inside)
     found = {}
     for state in reversed(range(states)):
@@ -53,8 +54,4 @@ def _take_out(loop: NodeProto, stored: Collection[str], used: Collection[str]) -
         for node in inside.node:
             rename(node, found)
         left = used_names(inside)
-        refill(inside.node, [n for n in inside.node if not _is_identity(n) or n.output[0] in left])
-
-
-def _is_identity(node: NodeProto) -> bool:
-    return node.op_type == "Identity" and node.domain in ("", "ai.onnx")
+        refill(inside.node, [n for n in inside.node if not is_op(n, "Identity") or n.output[0] in left])

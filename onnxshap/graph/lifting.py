@@ -24,6 +24,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
 from onnxshap.graph.branches import Inlined, Moved, inlined
 from onnxshap.graph.names import Names
+from onnxshap.graph.standard import is_op
 from onnxshap.graph.structure import RANDOM_OPS, copied, graphs_of, order, outer_names, refill
 from onnxshap.graph.weights import is_kept
 
@@ -47,12 +48,12 @@ class Lifted:
 
 def is_if(node: NodeProto) -> bool:
     """Return whether a node is an If."""
-    return node.op_type == "If" and node.domain in ("", "ai.onnx")
+    return is_op(node, "If")
 
 
 def is_loop(node: NodeProto) -> bool:
     """Return whether a node runs its body many times."""
-    return node.op_type in ("Loop", "Scan") and node.domain in ("", "ai.onnx")
+    return is_op(node, "Loop", "Scan")
 
 
 def is_enter(node: NodeProto) -> bool:

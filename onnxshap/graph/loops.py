@@ -15,7 +15,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorShapeP
 from onnxshap.graph.branches import rename
 from onnxshap.graph.lifting import body, entered, handed, is_enter, is_open, put_back
 from onnxshap.graph.names import Names
-from onnxshap.graph.nodes import is_op
+from onnxshap.graph.standard import is_op
 from onnxshap.graph.structure import copied, graphs_of, order, reads, subgraphs
 
 

@@ -5,20 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshap.core import Array
 from onnxshap.graph import weights
-
-
-def opset_of(model: ModelProto) -> int:
-    """Return the version of the default operator set, 1 where none is imported."""
-    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-
-
-def is_op(node: NodeProto, *types: str) -> bool:
-    """Return whether a node is one of these ops of the default domain."""
-    return node.op_type in types and node.domain in ("", "ai.onnx")
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

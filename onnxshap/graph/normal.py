@@ -28,7 +28,8 @@ from onnxshap.graph.fused import unfuse
 from onnxshap.graph.invariants import read_from_outside
 from onnxshap.graph.lifting import Lifted, lift
 from onnxshap.graph.names import Names
-from onnxshap.graph.nodes import array, is_op, opset_of, tensor
+from onnxshap.graph.nodes import array, tensor
+from onnxshap.graph.standard import is_op, opset_of
 from onnxshap.graph.structure import (
     copied,
     order,

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper
 
 from onnxshap.errors import ModelError
+from onnxshap.graph.standard import is_op
 
 RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 """Ops that draw their values anew at every run."""
@@ -128,7 +129,7 @@ def _check_graph(graph: GraphProto, outside: frozenset[str], where: str) -> None
                 f"attribute {own.name!r} of node {title(node)}{where} refers to one of a function around it, "
                 "and there is none; mend the graph, or export it again"
             )
-        if node.op_type == "Loop" and node.domain in ("", "ai.onnx") and _runs_for_ever(node):
+        if is_op(node, "Loop") and _runs_for_ever(node):
             raise ModelError(
                 f"node {title(node)}{where} has no trip count and hands its condition on: it would never end; "
                 "mend the graph, or export it again"

@@ -25,6 +25,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnxshap.core import Array, BoolArray
 from onnxshap.errors import ModelError, first_line
 from onnxshap.graph.held import InFile, InMemory, Values, opened
+from onnxshap.graph.standard import is_op
 from onnxshap.graph.wire import GRAPH, INITIALIZER, RAW_DATA, header
 from onnxshap.graph.wire import parse as parse_apart
 
@@ -262,7 +263,7 @@ def _copy_but(source: Message, target: Message, *left_out: str) -> None:
 
 
 def _constant(node: NodeProto) -> TensorProto | None:
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+    if not is_op(node, "Constant") or len(node.attribute) != 1:
         return None
     attribute = node.attribute[0]
     return attribute.t if attribute.name == "value" and _is_large(attribute.t) else None

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxshap.core import IntArray
-from onnxshap.graph import array, attributes, is_op
+from onnxshap.graph import array, attributes, is_op, is_standard
 from onnxshap.graph.lifting import entered, is_enter, is_loop, is_open
 from onnxshap.graph.structure import outer_names, reads, subgraphs
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Tensor, Trace, resolve
@@ -192,7 +192,7 @@ class _Ops:
 
     def op(self, index: int, node: NodeProto) -> Op:
         """Return a node as rules see it."""
-        kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        kind = node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
         inputs, outputs = (tuple(self.tensor(n) for n in names) for names in (node.input, node.output))
         return Op(index, kind, attributes(node), inputs, outputs, self._shaped.graph.opset)
 

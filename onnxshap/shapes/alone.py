@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from onnxshap.backend import Backend
 from onnxshap.core import Array, BoolArray
 from onnxshap.errors import ModelError
-from onnxshap.graph import tensor
+from onnxshap.graph import is_standard, tensor
 from onnxshap.shapes.kinds import unknown_kinds
 
 MOST = 64
@@ -64,7 +64,7 @@ class Alone:
         """Return the shapes of a node's outputs, None for what is not known; those alone of which anything is."""
         model = self._model(node, given)
         try:
-            if node.domain in ("", "ai.onnx"):
+            if is_standard(node):
                 return _dims(onnx.shape_inference.infer_shapes(model))
             session = self.backend.session(model, optimize=False)
             return dict(zip(session.outputs, session.dims, strict=True))

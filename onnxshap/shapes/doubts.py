@@ -19,7 +19,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
 from onnxshap.core import Array, BoolArray
-from onnxshap.graph import array, attributes, is_op
+from onnxshap.graph import array, attributes, is_op, is_standard
 from onnxshap.graph.lifting import BRANCHES, body, entered, handed, is_if, is_loop, is_open
 from onnxshap.graph.loops import controls, deciding, leading
 from onnxshap.graph.structure import goes_on, subgraphs
@@ -136,7 +136,7 @@ class _Doubts:
 
     def _sized_by_data(self, node: NodeProto) -> bool:
         """Return whether the sizes of what a node gives may follow the values of data."""
-        if node.domain not in ("", "ai.onnx") or any(subgraphs(node)):
+        if not is_standard(node) or any(subgraphs(node)):
             return False
         data = [n for n in node.input if n and n not in self.one and n not in self.stored]
         if is_op(node, *_COUNTING):
@@ -286,7 +286,7 @@ class _Doubts:
             chosen, yes, no = inputs
             unsure = self._unlike(chosen) | self._doubt(chosen)
             return np.asarray(unsure | np.where(self._value(chosen), self._doubt(yes), self._doubt(no)))
-        if node.domain in ("", "ai.onnx") and node.op_type in _EACH:
+        if is_op(node, *_EACH):
             parts = [self._doubt(n) | self._unlike(n) if lossy else self._doubt(n) for n in inputs]
             entries: BoolArray = functools.reduce(np.logical_or, parts)
             return entries & ~self._never_equal(*inputs) if is_op(node, "Equal") else entries

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from onnxshap.core import Array, BoolArray
-from onnxshap.graph import Graph, Names, array, attributes, is_op, tensor
+from onnxshap.graph import Graph, Names, array, attributes, is_op, is_standard, opset_of, tensor
 from onnxshap.graph.structure import copied, outer_names, subgraphs
 from onnxshap.shapes.alone import Alone
 from onnxshap.shapes.doubts import doubtful, unlike
@@ -89,7 +89,7 @@ class Folded:
 
 def sizes_of(node: NodeProto) -> list[int]:
     """Return the inputs of a node that are vectors of sizes, bounds or scales."""
-    places = _SIZES.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
+    places = _SIZES.get(node.op_type, ()) if is_standard(node) else ()
     return [k for k in places if k < len(node.input) and node.input[k]]
 
 
@@ -146,7 +146,7 @@ class _Folding:
         self._chance, self.doubted, self.by_data = doubts.entries, doubts.axes, doubts.by_data
         self._stored = {t.name: t for t in self.model.graph.initializer}
         self._choices = {n.output[0]: n for n in self.model.graph.node if is_op(n, "Where")}
-        self._opset = next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self._opset = opset_of(self.model)
 
     def apply(self) -> None:
         """Fold what every op reads, from the last to the first, and drop what nothing reads any more."""

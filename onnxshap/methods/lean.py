@@ -28,7 +28,7 @@ from onnxshap.groups import Group
 from onnxshap.labels import Site
 from onnxshap.methods.base import Tell
 from onnxshap.methods.recon import kernels_of
-from onnxshap.shapes.constants import static_values
+from onnxshap.shapes.constants import norm_scale
 from onnxshap.tracing import Traced
 
 PATHS = 1_000
@@ -118,11 +118,9 @@ class _Paths:
         found = {}
         for index, node in enumerate(self._traced.shaped.graph.nodes):
             if is_op(node, "BatchNormalization"):
-                names = [node.input[1], node.input[4]]
-                values = static_values(self._traced.shaped.graph.model, self._traced.backend, names)
-                scale, variance = (values[n].astype(np.float64) for n in names)
                 with np.errstate(divide="ignore"):
-                    found[index] = np.log(np.abs(scale) / np.sqrt(variance + attributes(node).get("epsilon", 1e-5)))
+                    scale = norm_scale(self._traced.shaped.graph.model, self._traced.backend, node)
+                    found[index] = np.log(np.abs(scale))
         return found
 
     def values(self) -> FloatArray:

@@ -15,10 +15,10 @@ import numpy as np
 from onnxshap.calibrate import channel_means
 from onnxshap.core import FloatArray, Values
 from onnxshap.game import Setting
-from onnxshap.graph import attributes, is_op
+from onnxshap.graph import is_op
 from onnxshap.groups import Group
 from onnxshap.methods.base import Tell, Whole, per_unit, sites_of
-from onnxshap.shapes.constants import static_values
+from onnxshap.shapes.constants import norm_scale, static_values
 
 
 def activations(transform: str) -> Whole:
@@ -70,10 +70,7 @@ def _weight_powers(setting: Setting, tensor: str, axis: int, producer: int, orde
 def _batch_norm_scale(setting: Setting, tensor: str) -> FloatArray | float:
     for node in setting.traced.shaped.graph.nodes:
         if is_op(node, "BatchNormalization") and node.input[0] == tensor:
-            names = [node.input[1], node.input[4]]
-            found = static_values(setting.traced.shaped.graph.model, setting.traced.backend, names)
-            scale, variance = (found[n].astype(np.float64) for n in names)
-            return np.asarray(np.abs(scale) / np.sqrt(variance + attributes(node).get("epsilon", 1e-5)))
+            return np.abs(norm_scale(setting.traced.shaped.graph.model, setting.traced.backend, node))
     return 1.0
 
 

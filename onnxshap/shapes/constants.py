@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto
 
 from onnxshap.backend import Backend
-from onnxshap.core import Array
-from onnxshap.graph import Graph, array, is_op, with_constants
+from onnxshap.core import Array, FloatArray
+from onnxshap.graph import Graph, array, attributes, is_op, with_constants
 from onnxshap.graph.lifting import is_enter
 from onnxshap.graph.structure import RANDOM_OPS, reads, subgraphs
 
@@ -67,6 +68,14 @@ def static_values(model: ModelProto, backend: Backend, names: Sequence[str]) -> 
         # unoptimised: what onnxruntime folds by the shapes that it infers may differ from what it computes
         known.update(zip(rest, backend.session(part, optimize=False).run({}), strict=True))
     return {name: known[name] for name in names}
+
+
+def norm_scale(model: ModelProto, backend: Backend, norm: NodeProto) -> FloatArray:
+    """Return what a BatchNormalization multiplies each channel by, float64[channels]: scale / sqrt(var + epsilon)."""
+    names = [norm.input[1], norm.input[4]]
+    values = static_values(model, backend, names)
+    scale, variance = (values[name].astype(np.float64) for name in names)
+    return np.asarray(scale / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5)))
 
 
 def store_mixed(graph: Graph, backend: Backend) -> Graph:

@@ -11,6 +11,17 @@ import numpy as np
 from onnxshap.core import Array, IntArray
 
 
+def same_pads(mode: str, size: int, out: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Return the padding before and after an axis of a window op whose auto_pad is SAME_UPPER or SAME_LOWER.
+
+    >>> same_pads("SAME_UPPER", 5, 3, kernel=4, stride=2, dilation=1)
+    (1, 2)
+    """
+    total = max(0, (out - 1) * stride + (kernel - 1) * dilation + 1 - size)
+    before = (total + (mode == "SAME_LOWER")) // 2
+    return before, total - before
+
+
 def _padding(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, int, int, int, int]]) -> list[int]:
     """Return the padding before each axis, of (input, output, kernel, stride, dilation) each, for a Conv."""
     mode = attributes.get("auto_pad", "NOTSET")
@@ -18,8 +29,7 @@ def _padding(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, int, int,
         return list(attributes.get("pads", [0] * 2 * len(sizes)))[: len(sizes)]
     if mode == "VALID":
         return [0] * len(sizes)
-    totals = [max(0, (out - 1) * s + (k - 1) * d + 1 - size) for size, out, k, s, d in sizes]
-    return [(t + (mode == "SAME_LOWER")) // 2 for t in totals]
+    return [same_pads(mode, *axis)[0] for axis in sizes]
 
 
 def taps(

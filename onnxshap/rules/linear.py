@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from onnxshap.labels import Axes, Balance, Op, RuleError, Tensor, Weight
+from onnxshap.labels.equations import terms_of
 from onnxshap.labels.fixups import GroupCount
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
@@ -132,13 +133,14 @@ def gemm(op: Op, ax: Axes) -> None:
 @rule("Einsum")
 def einsum(op: Op, ax: Axes) -> None:
     """The equation names the axes; a name on inputs alone is summed over."""
-    left, arrow, right = str(op.attributes["equation"]).replace(" ", "").partition("->")
+    given, result = terms_of(op.attributes)
     ranks = [op.need(k).rank for k in range(len(op.inputs))]
-    terms = [_axis_names(term, rank) for term, rank in zip(left.split(","), ranks, strict=True)]
-    if arrow:
-        terms.append(_axis_names(right, op.out().rank))
+    terms = [_axis_names(term, rank) for term, rank in zip(given, ranks, strict=True)]
+    if result is not None:
+        terms.append(_axis_names(result, op.out().rank))
     else:  # what an ellipsis stands for, then the letters that stand once, in their order
-        once = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
+        letters = "".join(given)
+        once = sorted(c for c in set(letters) - {"."} if letters.count(c) == 1)
         terms.append([*sorted({c for t in terms for c in t if c.isdigit()}, reverse=True), *once])
     if any(len(set(term)) < len(term) for term in terms):
         raise RuleError("Einsum that takes a diagonal")

@@ -11,6 +11,7 @@ from onnx import NodeProto
 
 from onnxshap.graph import array, attributes
 from onnxshap.labels import Labels, Site
+from onnxshap.labels.equations import terms_of
 from onnxshap.shapes import Shaped
 
 ALL = frozenset(("Add", "Max", "Min", "SkipSimplifiedLayerNormalization", "Sub", "Sum"))
@@ -242,9 +243,9 @@ def _sums_alone(node: NodeProto) -> bool:
     """Return whether an Einsum sums over an axis of one input, against no other's."""
     if node.op_type != "Einsum":
         return False
-    terms, _, out = attributes(node)["equation"].replace(" ", "").partition("->")
-    counts = Counter(letter for term in terms.split(",") for letter in set(term))
-    return any(count == 1 and letter not in out for letter, count in counts.items() if letter.isalpha())
+    terms, out = terms_of(attributes(node))
+    counts = Counter(letter for term in terms for letter in set(term))
+    return any(count == 1 and letter not in (out or "") for letter, count in counts.items() if letter.isalpha())
 
 
 def _is_nothing(shaped: Shaped, name: str) -> bool:

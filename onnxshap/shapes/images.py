@@ -20,6 +20,7 @@ from onnxshap.graph import array, attributes
 from onnxshap.graph.lifting import entered, is_enter, is_loop, is_open
 from onnxshap.graph.loops import Passage, passages
 from onnxshap.graph.structure import subgraphs
+from onnxshap.labels.equations import terms_of
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.folding import Shape
 
@@ -308,16 +309,16 @@ def _recurrent(walk: Walk, index: int, node: NodeProto, number: int) -> Images |
 
 
 def _einsum(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
-    left, arrow, right = str(attributes(node)["equation"]).replace(" ", "").partition("->")
+    given, result = terms_of(attributes(node))
     letters = {
         (term[place.axis], place.outer, place.inner)
-        for term, name in zip(left.split(","), node.input, strict=False)
+        for term, name in zip(given, node.input, strict=False)
         if (place := walk.found.get(name)) is not None and "." not in term and place.axis < len(term)
     }
-    if len(letters) != 1 or not arrow:
+    if len(letters) != 1 or result is None:
         return None
     letter, outer, inner = letters.pop()
-    return Images(right.index(letter), outer, inner) if letter in right else None
+    return Images(result.index(letter), outer, inner) if letter in result else None
 
 
 _RULES: dict[str, _Rule] = {

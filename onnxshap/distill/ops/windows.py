@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from onnxshap.distill.ops.base import Op, ints, padded, unknown
+from onnxshap.taps import same_pads
 
 _MODES = {"linear": "bilinear", "cubic": "bicubic"}
 
@@ -21,12 +22,11 @@ def _window(x: Tensor, a: Mapping[str, Any], kernel: Sequence[int]) -> tuple[lis
     mode = a.get("auto_pad", "NOTSET")
     if mode in ("NOTSET", ""):
         return strides, dilations, list(a.get("pads", [0] * 2 * rank))
-    totals = [0] * rank
-    if mode != "VALID":
-        for k, (size, s, d, w) in enumerate(zip(x.shape[2:], strides, dilations, kernel, strict=True)):
-            totals[k] = max(0, (-(-size // s) - 1) * s + (w - 1) * d + 1 - size)
-    begins = [(t + (mode == "SAME_LOWER")) // 2 for t in totals]
-    return strides, dilations, begins + [t - b for t, b in zip(totals, begins, strict=True)]
+    if mode == "VALID":
+        return strides, dilations, [0] * 2 * rank
+    axes = zip(x.shape[2:], kernel, strides, dilations, strict=True)
+    pads = [same_pads(mode, size, -(-size // s), k, s, d) for size, k, s, d in axes]
+    return strides, dilations, [before for before, _ in pads] + [after for _, after in pads]
 
 
 def _conv(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:

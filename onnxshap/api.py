@@ -31,7 +31,6 @@ from onnxshap.opening import (
     REPAIR_IMAGES,
     SAMPLES,
     ModelLike,
-    Progress,
     check_output,
     choose_payoff,
     groups_to_cut,
@@ -42,11 +41,11 @@ from onnxshap.opening import (
     sample,
     samples_of,
     scorable,
-    silent,
 )
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
 from onnxshap.plan.cutter import REFITS, Cut, Cutter, check_names, check_tunable, check_tuning, repair_for, shares
 from onnxshap.plan.search import Drop, Judge, check_drop, check_share, within_drop, within_latency
+from onnxshap.progress import Progress, silent
 from onnxshap.repair import Refit
 from onnxshap.scoring import DECIDED, Rules, score_groups
 from onnxshap.scoring.jobs import fingerprint

@@ -45,5 +45,19 @@ class VerifyError(OnnxshapError):
 def first_line(error: BaseException) -> str:
     """Return the first non-empty line of an error's message, cut to a readable length; its type where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    return _cut(lines[0] if lines else type(error).__name__, 300)
+
+
+def one_line(error: BaseException, longest: int | None = None) -> str:
+    """Return an error's message on one line, cut to a length, if any; its type where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if longest is None else _cut(text, longest)
+
+
+def told(error: BaseException) -> str:
+    """Return an error's type and its message on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."

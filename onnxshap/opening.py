@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto
@@ -33,17 +32,6 @@ SAMPLES = 128
 """Calibration images to score with, where nothing else is said."""
 REPAIR_IMAGES = 1024
 """Most calibration images to measure curves and to refit with."""
-
-
-class Progress(Protocol):
-    """Told what is going on; `done` of `total` steps of a stage."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show it, or not."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Show nothing."""
 
 
 def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0) -> Dataset:

@@ -25,17 +25,16 @@ from onnxshap.methods import METHODS
 from onnxshap.opening import (
     REPAIR_IMAGES,
     ModelLike,
-    Progress,
     groups_to_cut,
     hold_out,
     judged,
     open_model,
     sample,
-    silent,
 )
 from onnxshap.plan import Budget, Candidate, check_reachable
 from onnxshap.plan.cutter import REFITS, Cut, Cutter, check_names, check_tunable, check_tuning, repair_for, shares
 from onnxshap.plan.search import Drop, Judge
+from onnxshap.progress import Progress, silent
 from onnxshap.scoring import DECIDED
 from onnxshap.tracing import Traced
 

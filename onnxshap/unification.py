@@ -38,9 +38,10 @@ from onnxshap.graph.weights import put_in, write_whole
 from onnxshap.labels import Weight
 from onnxshap.labels.kernels import by_input, shares_inputs
 from onnxshap.measure import scores
-from onnxshap.opening import ModelLike, Progress, check_output, hold_out, judged, open_model, sample, silent
+from onnxshap.opening import ModelLike, check_output, hold_out, judged, open_model, sample
 from onnxshap.payoffs import Fidelity
 from onnxshap.plan.search import Drop, Judge
+from onnxshap.progress import Progress, silent
 from onnxshap.tracing import Traced
 from onnxshap.verify import check_loads
 

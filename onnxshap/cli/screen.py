@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxshap.errors import OnnxshapError
+from onnxshap.errors import OnnxshapError, one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from onnxshap.opening import Progress as Tell
+    from onnxshap.progress import Progress as Tell
 
 _STAGES = {
     "trace": "reading the model",
@@ -158,8 +158,7 @@ def _span(seconds: float) -> str:
 
 def _one_line(error: BaseException) -> str:
     """Return a message as a terminal may show it: names in it are a file's, of any length, with any characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in one_line(error))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from onnxshap.core import Array, Dataset
-from onnxshap.data.spec import InputSpec, names_of, told
-from onnxshap.errors import DataError
+from onnxshap.data.spec import InputSpec, names_of
+from onnxshap.errors import DataError, told
 
 
 def check_data(data: Dataset, specs: Mapping[str, InputSpec]) -> Dataset:

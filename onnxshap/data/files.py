@@ -15,8 +15,8 @@ import numpy as np
 
 from onnxshap.core import Array, Dataset, IntArray
 from onnxshap.data.objects import LABEL_NAMES, from_object
-from onnxshap.data.spec import InputSpec, names_of, only_input, told
-from onnxshap.errors import DataError
+from onnxshap.data.spec import InputSpec, names_of, only_input
+from onnxshap.errors import DataError, told
 
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, KeyError, MemoryError, OverflowError, RuntimeError, SyntaxError),

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxshap.core import Array, IntArray
-from onnxshap.data.spec import InputSpec, told
-from onnxshap.errors import DataError
+from onnxshap.data.spec import InputSpec
+from onnxshap.errors import DataError, told
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """Files of a folder that are read, whatever the case; others are passed over, as are names with a leading dot."""

@@ -15,8 +15,8 @@ from onnxshap.data.checks import check_data
 from onnxshap.data.files import from_file, read_labels
 from onnxshap.data.images import Images, Normalize, list_images, read_images, statistics
 from onnxshap.data.objects import from_function, from_object
-from onnxshap.data.spec import InputSpec, only_input, told
-from onnxshap.errors import DataError
+from onnxshap.data.spec import InputSpec, only_input
+from onnxshap.errors import DataError, told
 
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 DataLike = Dataset | Mapping[str, Any] | tuple[Any, Any] | Array | Sequence[Any] | str | Path | Images

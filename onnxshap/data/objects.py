@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from onnxshap.core import Dataset
-from onnxshap.data.spec import InputSpec, only_input, told
-from onnxshap.errors import DataError
+from onnxshap.data.spec import InputSpec, only_input
+from onnxshap.errors import DataError, told
 
 LABEL_NAMES = ("labels", "y")
 """Array names that hold the targets, unless the model has an input of that name."""

@@ -61,8 +61,3 @@ def only_input(specs: Mapping[str, InputSpec], where: str, what: str) -> InputSp
 def names_of(names: Mapping[str, Any]) -> str:
     """Return names in one line."""
     return ", ".join(repr(name) for name in names) or "nothing"
-
-
-def told(error: BaseException) -> str:
-    """Return an exception in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

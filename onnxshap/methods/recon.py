@@ -40,6 +40,7 @@ from onnxshap.labels import Site
 from onnxshap.labels.kernels import by_group
 from onnxshap.methods.base import Tell, sites_of, untold
 from onnxshap.payoffs import units_of
+from onnxshap.repair.fitting import MAX_COEFFICIENTS
 from onnxshap.shapes.constants import static_values
 from onnxshap.taps import patches, taps
 
@@ -47,8 +48,6 @@ ROWS = 15_000
 """Rows a Gram matrix is summed over, about; three times the coefficients where that is more."""
 RIDGE = 1e-3
 """In units of the mean squared (centred) input."""
-MAX_COEFFICIENTS = 6_000
-"""Coefficients per output above which a layer counts as not refitted."""
 _SHRINK = 0.75
 _CHUNK_BYTES = 2**28
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxshap.core import Array, FloatArray
-from onnxshap.errors import DataError
+from onnxshap.errors import DataError, told
 from onnxshap.payoffs.checked import any_of, text_of
 from onnxshap.payoffs.names import NAMES
 
@@ -107,6 +107,5 @@ def _called(function: Callable[..., Any], name: str, outputs: Sequence[Array], l
             raise TypeError("it returned nothing")  # noqa: TRY301 - told like what it raises itself
         return np.asarray(found, dtype=np.float64)
     except Exception as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         known = any_of(NAMES)
-        raise DataError(f"payoff {name!r}: the function failed ({what}): mend it, or use {known}") from error
+        raise DataError(f"payoff {name!r}: the function failed ({told(error)}): mend it, or use {known}") from error

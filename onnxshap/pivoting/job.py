@@ -24,18 +24,17 @@ from onnxshap.measure import Figures, latencies, scores
 from onnxshap.opening import (
     REPAIR_IMAGES,
     ModelLike,
-    Progress,
     check_output,
     hold_out,
     judged,
     open_model,
     sample,
-    silent,
 )
 from onnxshap.pivoting.permuting import Classes, nobody_moved, peers
 from onnxshap.pivoting.pivots import Dense, Ladder, Wanted, arrange, choose, find_convs, saved
 from onnxshap.pivoting.splitting import WEIGHED, Timed, possible, split_convs, time_convs, weigh
 from onnxshap.plan.search import Drop, Judge, check_drop
+from onnxshap.progress import Progress, silent
 from onnxshap.repair import FEWEST_IMAGES, Refit
 from onnxshap.tracing import Traced
 from onnxshap.verify import Verified

@@ -15,10 +15,10 @@ from onnxshap.calibrate import run_all
 from onnxshap.core import Dataset
 from onnxshap.graph import attributes, extract, finish
 from onnxshap.measure import latencies
-from onnxshap.opening import Progress
 from onnxshap.payoffs import Fidelity
 from onnxshap.pivoting.permuting import Classes, orders, permuted
 from onnxshap.pivoting.pivots import Dense, Wanted, grouped, zeroed
+from onnxshap.progress import Progress
 from onnxshap.repair import QUICK, Refit, refit_edited, rematch_edited
 from onnxshap.repair.transfer import transfer
 from onnxshap.tracing import Traced

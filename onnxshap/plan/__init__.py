@@ -8,7 +8,6 @@
 from onnxshap.plan.choice import (
     Budget,
     Candidate,
-    Keep,
     Measure,
     check_reachable,
     fits,
@@ -17,6 +16,7 @@ from onnxshap.plan.choice import (
     smallest,
     wider_plans,
 )
+from onnxshap.tracing import Keep
 
 __all__ = [
     "Budget",

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from onnxshap.core import BoolArray, FloatArray
 from onnxshap.errors import BudgetError
+from onnxshap.tracing import Keep
 
-Keep = Mapping[str, BoolArray]
 Measure = Callable[[Keep], Mapping[str, float]]
 """Plan -> share kept of `macs`, `params` and `bytes`."""
 _MISSES = 64

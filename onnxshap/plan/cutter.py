@@ -21,6 +21,7 @@ from onnxshap.plan import Budget, Candidate, fits, make_plan, wider_plans
 from onnxshap.plan.curves import affordable, loss_curves
 from onnxshap.plan.rounds import Part, eased
 from onnxshap.plan.trials import Trials
+from onnxshap.progress import Progress, silent
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit, rematch
 from onnxshap.rewrite import small_model
 from onnxshap.tracing import Traced
@@ -33,7 +34,6 @@ ROUNDS = 2
 """Of the allocation `iterative`."""
 WORK = 10**13
 """Multiply-accumulates that measuring the curves may take by default, a few minutes on two cores."""
-Tell = Callable[[str, int, int], None]
 
 
 def check_names(repair: str | None, allocation: str | None) -> None:
@@ -138,7 +138,7 @@ class Cutter:
     repair: str | None = None
     allocation: str | None = None
     seed: int = 0
-    progress: Tell = lambda stage, done, total: None
+    progress: Progress = silent
     clock: Clock = field(default_factory=Clock)
     curves: Mapping[str, FloatArray] | None = None
     rescore: Callable[[Traced], Mapping[str, FloatArray]] | None = None

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from onnxshap.backend import OrtBackend
-from onnxshap.errors import OnnxshapError
+from onnxshap.errors import OnnxshapError, one_line
 from onnxshap.game import Setting
 from onnxshap.methods.base import Tell
 from onnxshap.scoring.jobs import Job, Player, Result
@@ -254,8 +254,8 @@ class Cluster:
             self._client = distributed.Client(address, timeout="10s", set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             raise OnnxshapError(
-                f"cluster {address!r} cannot be reached ({_short(error)}); start it (dask scheduler, dask worker), or "
-                "leave out --cluster"
+                f"cluster {address!r} cannot be reached ({one_line(error, 200)}); start it (dask scheduler, "
+                "dask worker), or leave out --cluster"
             ) from error
         self._asked, self._there = 0.0, True
         self._jobs: dict[Any, Job] = {}
@@ -309,7 +309,7 @@ class Cluster:
         except OnnxshapError:
             raise
         except Exception as error:
-            raise OnnxshapError(f"cluster {self._address!r} was lost ({_short(error)}); {_GO_ON}") from error
+            raise OnnxshapError(f"cluster {self._address!r} was lost ({one_line(error, 200)}); {_GO_ON}") from error
 
     def close(self) -> None:
         """Drop what is running and leave."""
@@ -317,8 +317,3 @@ class Cluster:
             self._client.cancel(list(self._jobs))
         with contextlib.suppress(Exception):
             self._client.close(timeout=5)
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

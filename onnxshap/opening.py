@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from onnxshap import payoffs
+from onnxshap import payoffs, streams
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import run_all
 from onnxshap.core import Array, Dataset, Payoff
@@ -156,7 +156,7 @@ def sample(data: Dataset, count: int, seed: int) -> Dataset:
     """Return at most `count` images in random order, so that any first ones of them are a sample too."""
     if count < 1:
         raise BudgetError(f"samples is {count}; give at least 1 image")
-    return data.take(np.random.default_rng([seed, 1]).permutation(len(data))[:count])
+    return data.take(streams.stream(seed, streams.SAMPLE).permutation(len(data))[:count])
 
 
 def reference_of(traced: Traced, model: ModelProto, data: Dataset) -> list[Array]:
@@ -233,7 +233,7 @@ def _divided(data: Dataset, seed: int, what: str) -> tuple[Dataset, Dataset]:
             f"{data.source}: {what} holds two fifths of the images out; there are {len(data)}, give at least "
             f"{2 * FEWEST_IMAGES}, or --eval-data"
         )
-    order = np.random.default_rng([seed, 6]).permutation(len(data))
+    order = streams.stream(seed, streams.HELD_OUT).permutation(len(data))
     split = 3 * len(data) // 5
     kept, held_out = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
     return kept, replace(held_out, source=f"{data.source}, held out")

@@ -13,7 +13,7 @@ import onnxshap
 
 ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"blas", "clock", "errors", "progress", "quiet"}),
+    frozenset({"blas", "clock", "errors", "progress", "quiet", "streams"}),
     frozenset({"core"}),
     frozenset({"data", "estimators", "graph", "payoffs", "taps"}),
     frozenset({"backend"}),

@@ -25,7 +25,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor
 
-from onnxshap import payoffs
+from onnxshap import payoffs, streams
 from onnxshap.backend import Backend, Session, threads_of
 from onnxshap.core import Array, Dataset, FloatArray, IntArray, Payoff
 from onnxshap.distill.mixing import Mixer
@@ -207,7 +207,7 @@ class _Tuner:
     ) -> None:  # fmt: skip
         check_model(free)
         self._free, self._data, self._seed = free, data, seed
-        self._rng = np.random.default_rng([seed, 8])
+        self._rng = streams.stream(seed, streams.TUNING)
         self._train, self._held_out = divided(len(data), seed)
         source = free.shaped.graph.model
         self._outputs = [o.name for o in source.graph.output]

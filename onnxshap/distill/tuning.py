@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxshap import streams
 from onnxshap.core import IntArray
 from onnxshap.errors import DataError
 
@@ -43,6 +44,6 @@ def divided(images: int, seed: int) -> tuple[IntArray, IntArray]:
     """
     if images < _FEWEST:
         raise DataError(f"distill needs at least {_FEWEST} images, there are {images}; give more")
-    order = np.random.default_rng([seed, 7]).permutation(images)
+    order = streams.stream(seed, streams.TUNING_IMAGES).permutation(images)
     held = max(images // 10, min(images // 5, _HELD_OUT))
     return np.sort(order[held:]), np.sort(order[:held])

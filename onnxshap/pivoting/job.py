@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from onnxshap import api
+from onnxshap import api, streams
 from onnxshap.backend import OrtBackend, provider_of
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.core import Array, Dataset, Payoff
@@ -188,7 +188,7 @@ def pivot(
             "stays; ask for more, or allow more --groups"
         )
 
-    rng, placed = np.random.default_rng([seed, 7]), nobody_moved(traced.labels)
+    rng, placed = streams.stream(seed, streams.ARRANGEMENT), nobody_moved(traced.labels)
     wanted = [Wanted(c, steps[c.y][-1]) for c in convs]
     placed = arrange(wanted, movable, placed, rng)
     runs = api.WORK // max(1, len(convs) * total)
@@ -201,7 +201,7 @@ def pivot(
 
     def attempt(least: int) -> _Attempt:
         """Return the model in which Convs are split until so many multiply-accumulates are saved."""
-        draws = np.random.default_rng([seed, 8])
+        draws = streams.stream(seed, streams.SPLITTING)
         chosen, best = choose(ladders, least, movable, placed, draws, lambda done, of: progress("search", done, of))
         made, exact, verified, refits = split_convs(traced, free, chosen, best, repaired_on, repair, seed, progress)
         outputs = run_all(traced, made, held_out)

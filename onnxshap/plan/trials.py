@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxshap import streams
 from onnxshap.calibrate import run_all, site_means
 from onnxshap.core import Array, BoolArray, Dataset
 from onnxshap.masking import Means
@@ -49,7 +50,7 @@ class Trials:
             original: whose outputs are compared with, where the model was cut before; None = the model's own.
             payoff: what compares them, one of `payoffs.UNLABELLED`; None = what fits.
         """
-        order = np.random.default_rng([seed, 5]).permutation(len(data))
+        order = streams.stream(seed, streams.TRIALS).permutation(len(data))
         split = max(FEWEST_IMAGES, round(FITTED * len(data)))
         fitted, judged = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
         own = run_all(free, free.shaped.graph.model, judged)

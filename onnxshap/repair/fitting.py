@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
+from onnxshap import streams
 from onnxshap.blas import threads_for
 from onnxshap.calibrate import batches
 from onnxshap.core import Array, Dataset, FloatArray
@@ -197,7 +198,7 @@ class _Fitter:
     def __post_init__(self) -> None:
         self._constants = Coefficients(self.free, self.model)
         images = len(self.data)
-        order = np.random.default_rng([self.seed, 3]).permutation(images)
+        order = streams.stream(self.seed, streams.REFIT_IMAGES).permutation(images)
         held_out = np.zeros(images, np.bool_)
         held_out[order[: max(1, images // _HELD_OUT)]] = True
         read = [n for layer in self.layers for n in (layer.x, layer.y)] + [layer.x for layer in self.recurrent]
@@ -214,7 +215,7 @@ class _Fitter:
     def _positions(self, layer: Layer, chunk: int, inputs: int, total: int) -> NDArray[np.intp]:
         """Return which of so many flat output positions of a chunk's images are rows of a regression, sorted."""
         count = min(total, math.ceil(self.effort.needed(inputs) / max(1, len(self.data))))
-        rng = np.random.default_rng([self.seed, 4, layer.index, chunk])
+        rng = streams.stream(self.seed, streams.REFIT_ROWS, layer.index, chunk)
         return np.sort(rng.choice(total, count, replace=False))
 
     def matched(self, progress: Callable[[int, int], None]) -> None:
@@ -302,7 +303,7 @@ class _Fitter:
             held_out = _of_rows(flags, seen.x.shape[1])
             for part, rows in parts:
                 count = math.ceil(self.effort.needed(gates.inputs(part)) / max(1, len(self.data)))
-                rng = np.random.default_rng([self.seed, 4, layer.index, number])
+                rng = streams.stream(self.seed, streams.REFIT_ROWS, layer.index, number)
                 gates.add(part, rows, seen, held_out, min(1.0, count / len(seen.x)), rng)
         results = []
         for part, rows in parts:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxshap import streams
 from onnxshap.core import Dataset, FloatArray
 from onnxshap.errors import BudgetError, DataError
 from onnxshap.estimators.images import Schedule
@@ -121,7 +122,7 @@ def plan_group(
     Raises:
         BudgetError: the share is too small.
     """
-    chosen, key = METHODS[method], (seed, 2, place)
+    chosen, key = METHODS[method], (seed, streams.GROUP, place)
     if not isinstance(chosen, ByImage):
         if chosen.plays and isinstance(setting.payoff, OverAll):
             raise DataError(

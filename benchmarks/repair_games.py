@@ -41,7 +41,7 @@ from onnxshap.core import FloatArray, Values
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, extract, finish, is_op
 from onnxshap.groups import Group
-from onnxshap.methods.recon import Layer, Regression, eliminate, layers_of, regressions
+from onnxshap.methods.recon import JointLayer, Regression, eliminate, layers_of, regressions
 from onnxshap.opening import calibration, open_model
 from onnxshap.repair import refit
 from onnxshap.taps import patches, taps
@@ -200,7 +200,7 @@ class RefitGame:
         return self.behind.kl(ys)
 
 
-def _inputs(behind: Behind, layer: Layer) -> np.ndarray[Any, Any]:
+def _inputs(behind: Behind, layer: JointLayer) -> np.ndarray[Any, Any]:
     """Return the centred inputs [images, positions, channels x taps] of a layer."""
     traced = behind.setting.traced
     model, shapes = traced.shaped.graph.model, traced.shaped.shapes

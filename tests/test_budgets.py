@@ -18,7 +18,7 @@ from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, cutter, make_plan, rounds, search, wider_plans
 from onnxshap.plan.curves import affordable, convex, loss_curves
-from onnxshap.plan.rounds import Part
+from onnxshap.plan.rounds import CutModel
 from onnxshap.plan.trials import Trials
 from onnxshap.rewrite import small_model
 from onnxshap.tracing import Keep, Traced
@@ -141,7 +141,7 @@ def test_a_trial_fits_on_some_images_and_judges_by_the_others() -> None:
 
 def test_what_a_round_finds_is_carried_back_to_all_units() -> None:
     keep = {"g": np.array([True, False, True, False])}
-    part = Part(None, None, (), {"g": np.array([0, 2])})  # type: ignore[arg-type]
+    part = CutModel(None, None, (), {"g": np.array([0, 2])})  # type: ignore[arg-type]
     values = part.values({"g": np.array([1.0, 5.0])}, {"g": np.array([4.0, 2.0, 3.0, 1.0])})["g"]
     assert np.argsort(-values).tolist() == [2, 0, 1, 3]
     before = {"g": np.array([9.0, 5.0, 2.0, 1.0, 0.0])}

@@ -226,12 +226,12 @@ def test_the_sizes_that_tell_are_even_and_odd() -> None:
     from onnxshap.graph import normalise
     from onnxshap.shapes import input_specs
     from onnxshap.shapes.kinds import value_kinds
-    from onnxshap.shapes.probe import Probe, runs
+    from onnxshap.shapes.probe import ShapeProbe, runs
 
     def seen(text: str, **weights: Any) -> list[tuple[int, ...]]:
         graph = normalise(net(text, **weights))
         specs = input_specs(graph.model)
-        probe = Probe(graph, value_kinds(graph.model), OrtBackend("cpu", 1), specs, {})
+        probe = ShapeProbe(graph, value_kinds(graph.model), OrtBackend("cpu", 1), specs, {})
         first, others = runs(probe, specs, {})
         return [tuple(run.inputs["x"][1:]) for run in (first, *others)]
 

@@ -18,7 +18,7 @@ import numpy as np
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, first_line
 
-Values = Callable[[], Array]
+Held = Callable[[], Array]
 """Gives the values of an initializer, read-only, of its shape."""
 
 

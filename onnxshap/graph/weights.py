@@ -24,7 +24,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from onnxshap.core import Array, BoolArray
 from onnxshap.errors import ModelError, first_line
-from onnxshap.graph.held import InFile, InMemory, Values, opened
+from onnxshap.graph.held import Held, InFile, InMemory, opened
 from onnxshap.graph.standard import is_op
 from onnxshap.graph.wire import GRAPH, INITIALIZER, RAW_DATA, header
 from onnxshap.graph.wire import parse as parse_apart
@@ -45,10 +45,10 @@ _KINDS = frozenset(
 """Element types that numpy and onnxruntime share; others stay in the model, bit for bit."""
 _DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
-_held: WeakValueDictionary[str, Values] = WeakValueDictionary()
+_held: WeakValueDictionary[str, Held] = WeakValueDictionary()
 
 
-class Kept(dict[str, Values]):
+class Kept(dict[str, Held]):
     """Ticket -> values; whoever holds it keeps the values, also in the process that it is sent to."""
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Array]], Kept], tuple[dict[str, Array]]]:
@@ -80,7 +80,7 @@ class Ticketed:
     Holds the values, whatever becomes of the model.
     """
 
-    whole: Values
+    whole: Held
     alive: tuple[tuple[int, BoolArray], ...] = ()
 
     def __call__(self) -> Array:
@@ -194,7 +194,7 @@ def _read(stream: BufferedIOBase, where: range) -> Array:
     return found
 
 
-def _put_ticket(item: TensorProto, kept: Kept, values: Values) -> None:
+def _put_ticket(item: TensorProto, kept: Kept, values: Held) -> None:
     """Make an initializer a ticket."""
     for name in (*_DATA, "external_data"):
         item.ClearField(name)

@@ -202,7 +202,7 @@ def eliminate(problems: Sequence[Regression], fixed: FloatArray) -> FloatArray:
 
 
 @dataclass(frozen=True)
-class Layer:
+class JointLayer:
     """What some ops compute from one tensor; ops that read it in the same way are one layer with more outputs.
 
     Attributes:
@@ -240,7 +240,7 @@ class Layer:
         return found
 
 
-def layers_of(setting: Setting, group: Group) -> list[Layer]:
+def layers_of(setting: Setting, group: Group) -> list[JointLayer]:
     """Return the layers that sum units of a group away; those that read the same values are put together."""
     traced = setting.traced
     nodes = traced.shaped.graph.nodes
@@ -265,12 +265,14 @@ def layers_of(setting: Setting, group: Group) -> list[Layer]:
         first = sites[0]
         units = place[traced.labels.units(first.tensor, first.axis)]
         if first.weight is None:
-            layers.append(Layer(first, 1, None, (0,), (first.node,), units, len(group)))
+            layers.append(JointLayer(first, 1, None, (0,), (first.node,), units, len(group)))
             continue
         kernels = [kernels_of(setting, site) for site in sites]
         starts = tuple(np.cumsum([0, *(k.shape[3] for k in kernels)]).tolist())
         nodes_ = tuple(site.node for site in sites)
-        layers.append(Layer(first, len(kernels[0]), np.concatenate(kernels, axis=3), starts, nodes_, units, len(group)))
+        layers.append(
+            JointLayer(first, len(kernels[0]), np.concatenate(kernels, axis=3), starts, nodes_, units, len(group))
+        )
     return layers
 
 
@@ -297,7 +299,7 @@ class _Gram:
         return self.squares / max(1, self.rows) - mean[..., :, None] * mean[..., None, :]
 
 
-def _grams(setting: Setting, layer: Layer, rng: np.random.Generator) -> list[list[_Gram]]:
+def _grams(setting: Setting, layer: JointLayer, rng: np.random.Generator) -> list[list[_Gram]]:
     """Return by block: the one Gram matrix where the layer is refitted, else one a unit."""
     channels = len(layer.units) // layer.blocks
     taps_ = 1 if layer.kernels is None else layer.kernels.shape[2]
@@ -316,7 +318,7 @@ def _grams(setting: Setting, layer: Layer, rng: np.random.Generator) -> list[lis
     return grams
 
 
-def designs(setting: Setting, layer: Layer, rows: int, rng: np.random.Generator) -> Iterator[Array]:
+def designs(setting: Setting, layer: JointLayer, rows: int, rng: np.random.Generator) -> Iterator[Array]:
     """Yield inputs of a layer [rows, channels, taps], about `rows` in all, from all images."""
     traced, site = setting.traced, layer.site
     shapes, kinds = traced.shaped.shapes, traced.shaped.kinds
@@ -354,7 +356,7 @@ def _only(values: Sequence[Array]) -> Array:
     return value
 
 
-def _scaled(layer: Layer, grams: Sequence[FloatArray], importance: Mapping[int, FloatArray]) -> FloatArray:
+def _scaled(layer: JointLayer, grams: Sequence[FloatArray], importance: Mapping[int, FloatArray]) -> FloatArray:
     """Return the kernels [blocks, inputs x taps, outputs], each op's outputs scaled to a total variance of 1."""
     assert layer.kernels is not None
     kernels = layer.kernels.reshape(layer.blocks, -1, layer.kernels.shape[3]).copy()
@@ -367,7 +369,9 @@ def _scaled(layer: Layer, grams: Sequence[FloatArray], importance: Mapping[int, 
     return kernels
 
 
-def _problems(layer: Layer, grams: Sequence[Sequence[_Gram]], importance: Mapping[int, FloatArray]) -> list[Regression]:
+def _problems(
+    layer: JointLayer, grams: Sequence[Sequence[_Gram]], importance: Mapping[int, FloatArray]
+) -> list[Regression]:
     """Return the regressions of a layer, one a block."""
     matrices = [_only_gram(found).centred() for found in grams]
     kernels = _scaled(layer, matrices, importance)
@@ -383,7 +387,7 @@ def _only_gram(grams: Sequence[_Gram]) -> _Gram:
     return gram
 
 
-def _alone(layer: Layer, grams: Sequence[Sequence[_Gram]]) -> FloatArray:
+def _alone(layer: JointLayer, grams: Sequence[Sequence[_Gram]]) -> FloatArray:
     """Return what each unit alone adds to a layer that is not refitted, as a share of the sum over units."""
     found = np.zeros(layer.n_units)
     for b, by_unit in enumerate(grams):

@@ -19,7 +19,7 @@ from onnxshap.groups import Group
 from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, fits, make_plan, wider_plans
 from onnxshap.plan.curves import affordable, loss_curves
-from onnxshap.plan.rounds import Part, eased
+from onnxshap.plan.rounds import CutModel, eased
 from onnxshap.plan.trials import Trials
 from onnxshap.progress import Progress, silent
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit, rematch
@@ -229,7 +229,7 @@ class Cutter:
             model = (
                 self.rough(keep) if self.repair == "none" else finish(self._repaired(keep)[0], self.traced.shaped.graph)
             )
-            part = Part.of(self.traced, self.groups, keep, model)
+            part = CutModel.of(self.traced, self.groups, keep, model)
         found = {name: values[name][units] for name, units in part.kept.items()}
         if self.rescore is not None:
             with self.clock.stage("score"):

@@ -35,7 +35,7 @@ def eased(budget: Budget, part: float) -> Budget:
 
 
 @dataclass(frozen=True)
-class Part:
+class CutModel:
     """A cut model.
 
     Attributes:
@@ -50,7 +50,7 @@ class Part:
     kept: Mapping[str, IntArray]
 
     @classmethod
-    def of(cls, traced: Traced, groups: Sequence[Group], keep: Keep, model: ModelProto) -> Part:
+    def of(cls, traced: Traced, groups: Sequence[Group], keep: Keep, model: ModelProto) -> CutModel:
         """Return a cut and repaired model.
 
         Args:

@@ -181,7 +181,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Part:
+class GatePart:
     """One regression of a recurrent op.
 
     Attributes:
@@ -198,15 +198,15 @@ class Part:
         return slice(self.gates[0] * hidden, self.gates[1] * hidden)
 
 
-def parts_of(layer: Recurrent) -> list[Part]:
+def parts_of(layer: Recurrent) -> list[GatePart]:
     """Return the regressions that a recurrent op falls into."""
     if not layer.resets:
-        return [Part((0, layer.gates), came=True, before=True)]
+        return [GatePart((0, layer.gates), came=True, before=True)]
     last = (layer.gates - 1, layer.gates)
     return [
-        Part((0, layer.gates - 1), came=True, before=True),
-        Part(last, came=True, before=False),
-        Part(last, came=False, before=True),
+        GatePart((0, layer.gates - 1), came=True, before=True),
+        GatePart(last, came=True, before=False),
+        GatePart(last, came=False, before=True),
     ]
 
 
@@ -253,11 +253,11 @@ class Gates:
         self._kept = np.flatnonzero(kept)
         self._units = len(kept)
 
-    def inputs(self, part: Part) -> int:
+    def inputs(self, part: GatePart) -> int:
         """Return how many coefficients a gate has in a regression, without the bias."""
         return int(part.came * self._present.w.shape[2] + part.before * self._present.r.shape[2])
 
-    def present(self, part: Part) -> FloatArray:
+    def present(self, part: GatePart) -> FloatArray:
         """Return the present coefficients of a regression, [directions, inputs + 1, outputs]."""
         rows, now = part.rows(len(self._kept)), self._present
         blocks = [block[:, rows] for block, read in ((now.w, part.came), (now.r, part.before)) if read]
@@ -265,7 +265,13 @@ class Gates:
         return np.concatenate([*blocks, bias[..., None]], axis=2).transpose(0, 2, 1)
 
     def add(
-        self, part: Part, rows: Sequence[Rows], seen: Seen, held_out: BoolArray, share: float, rng: np.random.Generator
+        self,
+        part: GatePart,
+        rows: Sequence[Rows],
+        seen: Seen,
+        held_out: BoolArray,
+        share: float,
+        rng: np.random.Generator,
     ) -> None:
         """Add rows of some images to those that are fitted and those held out.
 
@@ -286,7 +292,7 @@ class Gates:
             into.add(np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs]))
 
     def _directions(
-        self, part: Part, seen: Seen, steps: NDArray[np.intp], images: NDArray[np.intp]
+        self, part: GatePart, seen: Seen, steps: NDArray[np.intp], images: NDArray[np.intp]
     ) -> Iterator[tuple[Single, FloatArray]]:
         """Yield inputs float32[rows, inputs + 1] and what is wanted, float64[rows, outputs], of every direction."""
         whole, units = self._whole, self._units
@@ -310,7 +316,7 @@ class Gates:
             columns.append(np.ones((len(steps), 1)))
             yield np.concatenate(columns, axis=1).astype(np.float32), wanted
 
-    def take(self, part: Part, solved: FloatArray) -> None:
+    def take(self, part: GatePart, solved: FloatArray) -> None:
         """Put solved coefficients, as `present` gives them, in the place of the present ones."""
         now, rows = self._present, part.rows(len(self._kept))
         columns = solved.transpose(0, 2, 1)

@@ -19,7 +19,7 @@ from onnxshap.graph.lifting import body, entered, is_open
 from onnxshap.graph.loops import handed_on
 from onnxshap.labels.fixups import name_axes, set_attribute, takes_all
 from onnxshap.shapes import Shaped
-from onnxshap.shapes.images import Images, Repeat, Walk
+from onnxshap.shapes.images import Images, ImageWalk, Repeat
 
 _ROWS = "onnxshap.rows"
 
@@ -30,7 +30,7 @@ def freed_model(shaped: Shaped) -> ModelProto | None:
     New nodes stand at the end, which onnxruntime does not mind. Whether the model takes several images, and gives for
     each what it gave alone, is for the caller to measure.
     """
-    walk = Walk(shaped, shaped.batch)
+    walk = ImageWalk(shaped, shaped.batch)
     walk.run()
     outputs = [o.name for o in shaped.graph.model.graph.output]
     if any(walk.found.get(name) != Images(0) for name in outputs):
@@ -75,7 +75,7 @@ def _name_single(
 class _Free:
     """A model while its batch is being freed."""
 
-    walk: Walk
+    walk: ImageWalk
     model: ModelProto = field(default_factory=ModelProto)
     made: dict[tuple[Any, ...], str] = field(default_factory=dict)
 

@@ -92,7 +92,7 @@ class Repeat:
 
 
 @dataclass
-class Walk:
+class ImageWalk:
     """Follows the images from node to node."""
 
     shaped: Shaped
@@ -230,17 +230,17 @@ class Walk:
             self.repeats.append(Repeat(index, k, place))
 
 
-_Rule = Callable[[Walk, int, NodeProto, int], Images | None]
+_Rule = Callable[[ImageWalk, int, NodeProto, int], Images | None]
 
 
-def _transpose(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+def _transpose(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
     place = walk.found[node.input[0]]
     rank = len(walk.shaped.shapes[node.input[0]])
     perm = list(attributes(node).get("perm", range(rank)[::-1]))
     return replace(place, axis=perm.index(place.axis))
 
 
-def _concat(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+def _concat(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
     place = next(walk.found[i] for i in node.input if i in walk.found)
     if int(attributes(node)["axis"]) % len(walk.shaped.shapes[node.output[0]]) == place.axis:
         return None
@@ -249,7 +249,7 @@ def _concat(walk: Walk, index: int, node: NodeProto, number: int) -> Images | No
     return place
 
 
-def _gather(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+def _gather(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
     shapes = walk.shaped.shapes
     data, chosen = (walk.found.get(name) for name in node.input[:2])
     axis = int(attributes(node).get("axis", 0)) % len(shapes[node.input[0]])
@@ -263,14 +263,14 @@ def _gather(walk: Walk, index: int, node: NodeProto, number: int) -> Images | No
     return None
 
 
-def _gather_nd(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+def _gather_nd(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
     """Positions [image, place] of [images, places, ...], as exporters write mask[image, place]."""
     names, alone = walk.shaped.shapes, walk.found.get(node.input[0]) == Images(0)
     pairs = names[node.input[1]][-1:] == (2,) and not attributes(node).get("batch_dims", 0)
     return _picked(walk, index, node, Images(0)) if alone and pairs and node.input[1] not in walk.found else None
 
 
-def _picked(walk: Walk, index: int, node: NodeProto, place: Images) -> Images | None:
+def _picked(walk: ImageWalk, index: int, node: NodeProto, place: Images) -> Images | None:
     """One image's positions are picked by constants: with several, each has its own on the first axis of these."""
     chosen = node.input[1]
     single = walk.batch == 1 and not walk.shaped.free_batch and walk.shaped.shapes[chosen][:1] == (1,)
@@ -280,14 +280,14 @@ def _picked(walk: Walk, index: int, node: NodeProto, place: Images) -> Images | 
     return place
 
 
-def _gather_elements(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+def _gather_elements(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
     place = next(walk.found[i] for i in node.input if i in walk.found)
     for k in range(2):
         walk.constant(index, node, k, place)
     return place
 
 
-def _reduce(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+def _reduce(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
     place, given = walk.found.get(node.input[0]), attributes(node)
     if place is None or given.get("keepdims", 1):
         return place
@@ -301,14 +301,14 @@ def _reduce(walk: Walk, index: int, node: NodeProto, number: int) -> Images | No
     return None if place.axis in gone else replace(place, axis=place.axis - sum(a < place.axis for a in gone))
 
 
-def _recurrent(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+def _recurrent(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
     first = bool(attributes(node).get("layout", 0))
     for k in (5, 6):
         walk.constant(index, node, k, Images(0 if first else 1))
     return Images(0 if first else 2 if number == 0 else 1)
 
 
-def _einsum(walk: Walk, index: int, node: NodeProto, number: int) -> Images | None:
+def _einsum(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
     given, result = terms_of(attributes(node))
     letters = {
         (term[place.axis], place.outer, place.inner)
@@ -341,6 +341,6 @@ _RULES: dict[str, _Rule] = {
 
 def find_images(shaped: Shaped) -> Mapping[str, Images]:
     """Return tensor name -> the place of the images, for the tensors in which it is known."""
-    walk = Walk(shaped, shaped.batch)
+    walk = ImageWalk(shaped, shaped.batch)
     walk.run()
     return walk.found

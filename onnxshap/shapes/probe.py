@@ -36,7 +36,7 @@ _WEIGHTS = frozenset((
 
 
 def runs(
-    probe: Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]
+    probe: ShapeProbe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]
 ) -> tuple[Run, tuple[Run, ...]]:
     """Run at sizes that the model accepts, and at others: the same run where no size is free, none where none run.
 
@@ -51,7 +51,7 @@ def runs(
     return first, tuple(run for run in found if run is not None)
 
 
-def _first_run(probe: Probe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]) -> Run:
+def _first_run(probe: ShapeProbe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]) -> Run:
     """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
     sizes_tried = []
     reason: Exception | None = None
@@ -157,7 +157,7 @@ def _uneven(
                     yield found
 
 
-class Probe:
+class ShapeProbe:
     """The model with a `Shape` node behind every tensor (`pieces`)."""
 
     def __init__(

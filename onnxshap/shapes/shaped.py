@@ -24,7 +24,7 @@ from onnxshap.shapes.bodies import alike_handed, attempts, decided_by, open_bodi
 from onnxshap.shapes.constants import constants_of, store_mixed
 from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
 from onnxshap.shapes.kinds import unknown_kinds, value_kinds
-from onnxshap.shapes.probe import Probe, runs
+from onnxshap.shapes.probe import ShapeProbe, runs
 from onnxshap.shapes.specs import check_names, input_specs
 
 _RANKS = 8
@@ -172,7 +172,7 @@ def _see(
     while True:
         graph = store_mixed(graph, backend)
         kinds = value_kinds(graph.model)
-        first, others = runs(Probe(graph, kinds, backend, specs, samples[0] if samples else {}), specs, shapes)
+        first, others = runs(ShapeProbe(graph, kinds, backend, specs, samples[0] if samples else {}), specs, shapes)
         folding = fold(graph, first, others, Alone(graph.model, kinds, backend))
         if (simpler := take_branches(folding.graph)) is None:
             unchanged = folding.graph is graph

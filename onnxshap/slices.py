@@ -67,7 +67,7 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
                         "axis": axis,
                         "indices": indices.tolist(),
                     }
-                    if (value := _code_of_zero(traced, live, node, k, axis)) != 0:
+                    if (value := _code_of_zero(traced, node, k, axis)) != 0:
                         item["value"] = value
                     if (branch := graph.bodies.get(node.output[0])) is not None:
                         item["body"] = branch
@@ -121,7 +121,7 @@ def _makers(traced: Traced, zeros: Zeros, name: str, unit: int) -> set[str]:
     return {one for one in seen if one in shaped.constants and one not in shaped.producers}
 
 
-def _code_of_zero(traced: Traced, live: Liveness, node: NodeProto, k: int, axis: int) -> Any:
+def _code_of_zero(traced: Traced, node: NodeProto, k: int, axis: int) -> Any:
     """Return what stands for zero in a slice of input `k`: 0, or the zero point of codes, broadcast over the slice."""
     name = zero_point(traced.shaped, node, k)
     if name not in traced.shaped.constants:

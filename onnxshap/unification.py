@@ -167,20 +167,21 @@ def find_blocks(traced: Traced, free: Traced, data: Dataset, block: int = BLOCK)
     """
     graph = traced.shaped.graph
     copies: dict[str, list[str]] = {}
-    for name in graph.initializers:
+    stored = graph.initializers
+    for name in stored:
         copies.setdefault(graph.origin.get(name, name), []).append(name)
     sites = [(s, s.weight) for s in free.labels.trace.linear if s.weight is not None and free.depth(s.tensor) < 2]
     used = {free.shaped.graph.nodes[s.node].input[w.input]: (s, w) for s, w in sites}
     chosen = {
         root: names
         for root, names in copies.items()
-        if all(n in used for n in names) and array(graph.initializers[names[0]]).dtype.kind == "f"
+        if all(n in used for n in names) and array(stored[names[0]]).dtype.kind == "f"
     }
     places = [(s.tensor, s.axis) for names in chosen.values() for s, _ in (used[n] for n in names)]
     squares, means = channel_means(free, data, places, "square"), channel_means(free, data, places)
     found = []
     for root, names in chosen.items():
-        values = array(graph.initializers[names[0]])
+        values = array(stored[names[0]])
         energy, biases = np.zeros(values.shape), []
         for site, weight in (used[n] for n in names):
             square, mean = squares[site.tensor, site.axis], means[site.tensor, site.axis]

@@ -335,7 +335,7 @@ def designs(setting: Setting, layer: JointLayer, rows: int, rng: np.random.Gener
         space, made = shapes[site.tensor][2:], shapes[node.output[0]][2:]
         reads = taps(node.op_type, attributes(node), space, made, shapes[node.input[1]][2:])
     for count, feeds in batches(traced, setting.data, int(np.clip(_CHUNK_BYTES // size, 1, 32))):
-        found = feeds[site.tensor] if session is None else _only(session.run(_wanted(session.inputs, feeds)))
+        found = feeds[site.tensor] if session is None else session.run({n: feeds[n] for n in session.inputs})[0]
         iterations = list(found) if traced.depth(site.tensor) else [found]
         share = math.ceil(rows * count / len(setting.data) / max(1, len(iterations)))
         for x in iterations:
@@ -345,15 +345,6 @@ def designs(setting: Setting, layer: JointLayer, rows: int, rng: np.random.Gener
             else:
                 flat = np.moveaxis(x, site.axis, -1).reshape(-1, x.shape[site.axis], 1)
                 yield flat[np.sort(rng.permutation(len(flat))[:share])]
-
-
-def _wanted(names: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: feeds[name] for name in names}
-
-
-def _only(values: Sequence[Array]) -> Array:
-    (value,) = values
-    return value
 
 
 def _scaled(layer: JointLayer, grams: Sequence[FloatArray], importance: Mapping[int, FloatArray]) -> FloatArray:
@@ -373,18 +364,13 @@ def _problems(
     layer: JointLayer, grams: Sequence[Sequence[_Gram]], importance: Mapping[int, FloatArray]
 ) -> list[Regression]:
     """Return the regressions of a layer, one a block."""
-    matrices = [_only_gram(found).centred() for found in grams]
+    matrices = [gram.centred() for (gram,) in grams]
     kernels = _scaled(layer, matrices, importance)
     ridges = [RIDGE * float(np.trace(g)) / len(g) + 1e-30 for g in matrices]
     return [
         Regression(g, k, layer.columns(b), ridge)
         for b, (g, k, ridge) in enumerate(zip(matrices, kernels, ridges, strict=True))
     ]
-
-
-def _only_gram(grams: Sequence[_Gram]) -> _Gram:
-    (gram,) = grams
-    return gram
 
 
 def _alone(layer: JointLayer, grams: Sequence[Sequence[_Gram]]) -> FloatArray:

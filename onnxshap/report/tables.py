@@ -227,7 +227,7 @@ def values_table(scores: Scores) -> Table:
 
 def frozen_lines(report: Report) -> list[str]:
     """Return a line for every axis that stays."""
-    return [f"{tensor}, axis {axis} stays: {reason}" for tensor, axis, reason in _frozen_lines(report["frozen"])]
+    return [f"{one['tensor']}, axis {one['axis']} stays: {one['reason']}" for one in report["frozen"]]
 
 
 def show(renderables: Iterable[RenderableType], console: Console) -> None:
@@ -236,10 +236,6 @@ def show(renderables: Iterable[RenderableType], console: Console) -> None:
         if number:
             console.print()
         console.print(item, markup=False, highlight=False)
-
-
-def _frozen_lines(frozen: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, str]]:
-    return [(axis["tensor"], axis["axis"], axis["reason"]) for axis in frozen]
 
 
 def _source_name(data: Mapping[str, Any]) -> str:

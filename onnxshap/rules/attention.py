@@ -20,11 +20,6 @@ _MS = "com.microsoft"
 _INSIDE = "{} sums over it inside"
 
 
-def _heads(op: Op, ax: Axes, count: int, name: str = "heads") -> IntArray:
-    """Return atoms for heads, on an axis of their own, so that their number can follow."""
-    return ax.factor(name, count)
-
-
 def _product(ax: Axes, merged: IntArray, *factors: IntArray) -> None:
     shape = [len(f) for f in factors]
     if math.prod(shape) != merged.size:
@@ -70,7 +65,7 @@ def fused_attention(op: Op, ax: Axes) -> None:
     _over_positions(op, ax, 1, 0)
     ax.tie(ax.input(0, 2), ax.input(1, 0))
     ax.contract(0, 2)
-    heads = _heads(op, ax, count)
+    heads = ax.factor("heads", count)
     values = ax.trace.fresh(sizes[2] // count)
     parts = np.split(ax.input(1, 1), np.cumsum(sizes)[:-1])
     for part, size in zip(parts[:2], sizes, strict=False):
@@ -108,7 +103,7 @@ def multi_head_attention(op: Op, ax: Axes) -> None:
     for number in (1, 2):
         ax.tie(ax.input(number, 0), ax.output(0, 0))
     _over_positions(op, ax, 1, 0, 1, 2)
-    heads = _heads(op, ax, count)
+    heads = ax.factor("heads", count)
     values = ax.trace.fresh(v.shape[2] // count)
     for number, tensor in enumerate((q, k)):
         _product(ax, ax.input(number, 2), heads, _stuck(ax, tensor.shape[2] // count))
@@ -133,9 +128,9 @@ def group_query_attention(op: Op, ax: Axes) -> None:
     q, y = op.need(0), op.out()
     many, few = int(op.attributes["num_heads"]), int(op.attributes["kv_num_heads"])
     size = y.shape[2] // many
-    shared = _heads(op, ax, few, "kv")
+    shared = ax.factor("kv", few)
     served = (shared,) if many == few else (shared, ax.trace.fresh(many // few))
-    heads = shared if many == few else _heads(op, ax, many, "q")
+    heads = shared if many == few else ax.factor("q", many)
     if many != few:
         _product(ax, heads, *served)
     inner = _stuck(ax, size)
@@ -185,9 +180,9 @@ def attention(op: Op, ax: Axes) -> None:
     _over_positions(op, ax, sequence, 0, 1, 2)
     for number in range(3):
         ax.tie(ax.input(number, 0), ax.output(0, 0))
-    shared = (_heads(op, ax, few, "kv"),)
+    shared = (ax.factor("kv", few),)
     served = shared if many == few else (*shared, ax.trace.fresh(many // few))
-    heads = shared[0] if many == few else _heads(op, ax, many, "q")
+    heads = shared[0] if many == few else ax.factor("q", many)
     if many != few:
         _product(ax, heads, *served)
     inner, values = ax.trace.fresh(size), ax.trace.fresh(v.shape[2] // few if flat else v.shape[3])
@@ -222,7 +217,7 @@ def rotary(op: Op, ax: Axes) -> None:
     table = op.need(2 if op.type.startswith(_MS) else 1)
     count = int(op.attributes.get("num_heads", 0)) or x.shape[2] // (2 * table.shape[-1])
     ax.same((0, 1))
-    heads = _heads(op, ax, count)
+    heads = ax.factor("heads", count)
     inner = _stuck(ax, x.shape[2] // count)
     _product(ax, ax.input(0, 2), heads, inner)
     _product(ax, ax.output(0, 2), heads, inner)

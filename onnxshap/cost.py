@@ -73,10 +73,11 @@ def _total(copies: Sequence[tuple[float, _Copies]], live: Liveness | None) -> in
 class Cost:
     """What a plan costs; `None` = the whole model.
 
-    MACs are those of Conv, ConvTranspose, Gemm and MatMul, one input image; parameters are the elements of constants
-    that are floats or codes of at most 8 bits; bytes are those of all constants. A constant that several nodes read
-    counts once, if all that they lose is the same. Of an If, all bodies that are traced count, each as if it were
-    taken; the body of a Loop or Scan as often as it ran when the shapes were found.
+    MACs are what rules state (`Axes.macs`): those of convolutions, products of matrices, recurrent ops and attention,
+    on floats or codes, one input image; parameters are the elements of constants that are floats or codes of at most 8
+    bits; bytes are those of all constants. A constant that several nodes read counts once, if all that they lose is the
+    same. Of an If, all bodies that are traced count, each as if it were taken; the body of a Loop or Scan as often as
+    it ran when the shapes were found.
     """
 
     _widths: _Widths

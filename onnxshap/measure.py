@@ -28,7 +28,7 @@ class Figures:
 
     Attributes:
         macs: multiply-accumulates an image.
-        params: floating-point parameters.
+        params: parameters, floats and codes of at most 8 bits (`Cost.params`).
         bytes: size of the file.
         latency_ms: median milliseconds a run of one batch, in turn with the other model's; None = not measured.
         score: name -> mean over the evaluation images, higher is better.

@@ -29,7 +29,7 @@ class Share(click.ParamType):  # type: ignore[type-arg] # generic since click 8.
     name = "share"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return a share in (0, 1] of what was typed, as 0.5 or 50%."""
+        """Return the share that was typed, as 0.5 or 50%; what it may be is up to whom it is given to."""
         if isinstance(value, float):
             return value
         number, percent = value.removesuffix("%"), value.endswith("%")

@@ -1,7 +1,7 @@
 """An ONNX model as a differentiable torch function, by a table from op to function (`ops`).
 
-Needs the extra `onnxshap[distill]`. What the table gives is compared with onnxruntime
- before anything is trained (`tuner`): an op that is not in it, or not in this form, is an error.
+Needs the extra `onnxshap[distill]`. An op that is not in the table, or not in this form, is an error; so is a model of
+which torch gives other outputs than onnxruntime, which is tried before anything is trained (`tuner`).
 """
 
 from __future__ import annotations

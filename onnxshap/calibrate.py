@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.data import feeds_of
 from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import extract, tensor
+from onnxshap.labels.fixups import give
 from onnxshap.masking import SiteKey
 from onnxshap.shapes.batching import freed_model, steady_model
 from onnxshap.tracing import Traced
@@ -203,6 +205,10 @@ def channel_means(
         graph.node.append(helper.make_node(kind, inputs, [made := names.new(wish)], **given))
         return made
 
+    def constant(wish: str, values: Array) -> str:
+        graph.initializer.append(tensor(names.new(wish), values))
+        return graph.initializer[-1].name
+
     for number, (name, axis) in enumerate(todo):
         base, batch = f"{_STATISTICS}{number}", traced.batch_axis(name)
         source = put("Cast", [name], f"{base}.x", to=TensorProto.FLOAT)
@@ -213,12 +219,9 @@ def channel_means(
         elif transform == "positive":
             source = put("Sign", [put("Relu", [source], f"{base}.relu")], f"{base}.t")
         axes = [a for a in range(len(shaped.shapes[name])) if a not in (axis, batch)]
-        if axes and shaped.graph.opset >= 18:
-            constant = tensor(names.new(f"{base}.mean.axes"), np.array(axes, np.int64))
-            graph.initializer.append(constant)
-            source = put("ReduceMean", [source, constant.name], f"{base}.mean", keepdims=0)
-        elif axes:
-            source = put("ReduceMean", [source], f"{base}.mean", axes=axes, keepdims=0)
+        if axes:
+            source = put("ReduceMean", [source], f"{base}.mean", keepdims=0)
+            give(graph.node[-1], "axes", axes, partial(constant, f"{base}.mean.axes"), shaped.graph.opset)
         if batch is not None and batch > axis:
             source = put("Transpose", [source], f"{base}.turned", perm=[1, 0])
         outputs.append(source)

@@ -37,7 +37,7 @@ def reshape(op: Op, ax: Axes) -> None:
             ax.fix(Widths(op.index, entries, source=source, **where))
     if op.type == "Squeeze" and op.ints(1, "axes") is None:
         single = tuple(axis for axis, size in enumerate(x.shape) if size == 1)
-        ax.fix(SingleAxes(op.index, x.name, single, as_input=op.opset >= 13))
+        ax.fix(SingleAxes(op.index, x.name, single, op.opset))
     if 0 in x.shape:
         raise RuleError(f"{op.type} of a tensor without elements")
     for ins, outs in aligned(x.shape, y.shape):

@@ -68,7 +68,7 @@ def _name_single(
     """Name the axes of size 1 that a Squeeze takes, but for one."""
     shape = shaped.shapes[squeeze.input[0]]
     axes = [axis for axis, size in enumerate(shape) if size == 1 and axis != but]
-    name_axes(squeeze, axes, constant, as_input=shaped.graph.opset >= 13)
+    name_axes(squeeze, axes, constant, shaped.graph.opset)
 
 
 @dataclass

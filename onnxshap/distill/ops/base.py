@@ -35,11 +35,11 @@ def unknown(what: str) -> ModelError:
     return ModelError(f"distill cannot evaluate {what}; use --repair lstsq")
 
 
-def axes_of(i: Sequence[Any], a: Mapping[str, Any]) -> list[int] | None:
-    """Return the axes that are input 1, or an attribute before it became one; None: left out."""
-    if len(i) > 1 and i[1] is not None:
-        return ints(i[1])
-    return list(a["axes"]) if "axes" in a else None
+def listed(i: Sequence[Any], a: Mapping[str, Any], k: int, name: str) -> list[int] | None:
+    """Return the numbers that are input `k`, or an attribute before they became one; None: left out."""
+    if len(i) > k and i[k] is not None:
+        return ints(i[k])
+    return list(a[name]) if name in a else None
 
 
 def plain(run: Callable[..., Any]) -> Op:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxshap.distill.ops.base import Op, axes_of, ints, padded, plain, unknown
+from onnxshap.distill.ops.base import Op, ints, listed, padded, plain, unknown
 from onnxshap.graph import array
 
 
@@ -26,21 +26,21 @@ def _flatten(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
 
 
 def _unsqueeze(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
-    x, axes = i[0], axes_of(i, a) or []
+    x, axes = i[0], listed(i, a, 1, "axes") or []
     for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
         x = x.unsqueeze(axis)
     return x
 
 
 def _squeeze(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
-    axes = axes_of(i, a)
+    axes = listed(i, a, 1, "axes")
     return i[0].squeeze() if axes is None else i[0].squeeze(axes)
 
 
 def _slice(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     x = i[0]
     starts, ends = (ints(i[k]) if len(i) > k else list(a[key]) for k, key in ((1, "starts"), (2, "ends")))
-    axes = ints(i[3]) if len(i) > 3 and i[3] is not None else list(a.get("axes", range(len(starts))))
+    axes = listed(i, a, 3, "axes") or range(len(starts))
     steps = ints(i[4]) if len(i) > 4 and i[4] is not None else [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         chosen = range(x.shape[axis])[start:end:step]
@@ -50,11 +50,8 @@ def _slice(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
 
 def _split(i: Sequence[Any], a: Mapping[str, Any]) -> tuple[Tensor, ...]:
     axis, x = a.get("axis", 0), i[0]
-    if len(i) > 1 and i[1] is not None:
-        sizes = ints(i[1])
-    elif "split" in a:
-        sizes = list(a["split"])
-    else:
+    sizes = listed(i, a, 1, "split")
+    if sizes is None:
         count = a.get("num_outputs", a["_outputs"])
         size = -(-x.shape[axis] // count)
         sizes = [size] * (count - 1) + [x.shape[axis] - size * (count - 1)]

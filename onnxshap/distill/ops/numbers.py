@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from onnx import helper
 from torch import Tensor
 
-from onnxshap.distill.ops.base import Op, axes_of, clipped, ints, plain, unknown
+from onnxshap.distill.ops.base import Op, clipped, ints, listed, plain, unknown
 
 
 def _gemm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
@@ -30,7 +30,7 @@ def _batch_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
 
 def _reduced(run: Callable[..., Tensor]) -> Op:
     def op(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
-        axes = axes_of(i, a)
+        axes = listed(i, a, 1, "axes")
         if axes is None and a.get("noop_with_empty_axes", 0):
             return i[0]
         return run(i[0], dim=axes if axes is not None else list(range(i[0].ndim)), keepdim=bool(a.get("keepdims", 1)))

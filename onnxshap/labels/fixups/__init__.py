@@ -5,7 +5,7 @@ lists widths (`widths`), a Slice lists bounds on an axis (`positions`), a mean c
 A rule states which of them its op has; the rewrite applies those that touch a cut axis.
 """
 
-from onnxshap.labels.fixups.edit import Edit, Fixup, name_axes, set_attribute, takes_all
+from onnxshap.labels.fixups.edit import Edit, Fixup, give, name_axes, set_attribute, takes_all
 from onnxshap.labels.fixups.positions import Bounds, Grid, PadCount, Selection, grid
 from onnxshap.labels.fixups.statistics import Divisor, Extreme, Refilled, Residue, RootMeanSquare, Statistics
 from onnxshap.labels.fixups.widths import Declared, Default, GroupCount, HeadCount, Parts, SingleAxes, Widths
@@ -30,6 +30,7 @@ __all__ = [
     "SingleAxes",
     "Statistics",
     "Widths",
+    "give",
     "grid",
     "name_axes",
     "set_attribute",

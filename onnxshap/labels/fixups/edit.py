@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -72,18 +73,39 @@ def takes_all(squeeze: NodeProto) -> bool:
     return not any(squeeze.input[1:]) and all(a.name != "axes" for a in squeeze.attribute)
 
 
-def name_axes(
-    squeeze: NodeProto, axes: Sequence[int], constant: Callable[[str, Array], str], *, as_input: bool
-) -> None:
-    """Name the axes that a Squeeze takes: in an attribute, or from opset 13 on in an input.
+def name_axes(squeeze: NodeProto, axes: Sequence[int], constant: Callable[[str, Array], str], opset: int) -> None:
+    """Name the axes that a Squeeze takes.
 
     Args:
         squeeze: the node.
         axes: which.
         constant: stores values under a name like the one given, and returns it.
-        as_input: whether the opset has them there.
+        opset: that of the model.
     """
-    if as_input:
-        squeeze.input[1:] = [constant(f"{squeeze.output[0]}.axes", np.array(axes, np.int64))]
+    give(squeeze, "axes", axes, partial(constant, f"{squeeze.output[0]}.axes"), opset)
+
+
+_INPUTS = {
+    ("Pad", "pads"): (1, 11),
+    ("ReduceMean", "axes"): (1, 18),
+    **{("Slice", what): (place, 10) for place, what in enumerate(("starts", "ends", "axes"), start=1)},
+    ("Squeeze", "axes"): (1, 13),
+}
+"""What ops are told in an attribute, and in which input from which opset on (the operators' versions in ONNX)."""
+
+
+def give(node: NodeProto, what: str, numbers: Sequence[int], constant: Callable[[Array], str], opset: int) -> None:
+    """Tell a node some numbers where its opset has them: in an attribute, or in the last of its inputs.
+
+    Args:
+        node: the node.
+        what: their name as an attribute.
+        numbers: the numbers.
+        constant: stores values, and returns their name.
+        opset: that of the model.
+    """
+    place, since = _INPUTS[node.op_type, what]
+    if opset < since:
+        set_attribute(node, what, list(numbers))
     else:
-        set_attribute(squeeze, "axes", list(axes))
+        node.input[place:] = [constant(np.array(numbers, np.int64))]

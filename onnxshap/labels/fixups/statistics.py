@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from onnx import NodeProto, helper
 
 from onnxshap.core import BoolArray
 from onnxshap.graph.structure import copied
-from onnxshap.labels.fixups.edit import Edit, set_attribute
+from onnxshap.labels.fixups.edit import Edit, give, set_attribute
 from onnxshap.labels.fixups.positions import gathered
 
 
@@ -202,11 +203,8 @@ class Refilled:
         for axis, kept in alive.items():
             pads[1, axis] = 1 if self.ordered else (~kept).sum()
         padded = edit.names.new(f"{base}.filled")
-        if self.opset < 11:
-            nodes.append(helper.make_node("Pad", [name], [padded], name=padded, pads=pads.ravel().tolist()))
-        else:
-            amounts = edit.new_constant(f"{base}.pads", pads.ravel())
-            nodes.append(helper.make_node("Pad", [name, amounts], [padded], name=padded))
+        nodes.append(helper.make_node("Pad", [name], [padded], name=padded))
+        give(nodes[-1], "pads", pads.ravel().tolist(), partial(edit.new_constant, f"{base}.pads"), self.opset)
         for axis, kept in alive.items() if self.ordered else ():
             places = np.where(kept, np.cumsum(kept) - 1, kept.sum())
             padded = gathered(edit, padded, edit.names.new(f"{base}.ordered{axis}"), axis, places, nodes)
@@ -224,10 +222,7 @@ class Refilled:
         made = helper.make_node("Slice", [name], [result], name=edit.names.node(f"{result}.live"))
         nodes.append(made)
         for what, values in bounds.items():
-            if self.opset < 10:
-                set_attribute(made, what, values)
-            else:
-                made.input.append(edit.new_constant(f"{result}.{what}", np.array(values, np.int64)))
+            give(made, what, values, partial(edit.new_constant, f"{result}.{what}"), self.opset)
 
 
 @dataclass(frozen=True)
@@ -267,11 +262,9 @@ class Statistics:
             return edit.new_constant(f"{result}.{hint}", edit.typed(np.array(value), self.source))
 
         def mean(name: str, hint: str) -> str:
-            if self.opset < 18:
-                found = put("ReduceMean", hint, name)
-                set_attribute(made[-1], "axes", list(self.axes))
-                return found
-            return put("ReduceMean", hint, name, edit.new_constant(f"{result}.axes", np.array(self.axes, np.int64)))
+            found = put("ReduceMean", hint, name)
+            give(made[-1], "axes", self.axes, partial(edit.new_constant, f"{result}.axes"), self.opset)
+            return found
 
         m = mean(node.input[0], "left_mean")
         apart = put("Sub", "apart", node.input[0], m)

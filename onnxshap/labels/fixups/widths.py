@@ -61,14 +61,14 @@ class SingleAxes:
     node: int
     source: str
     axes: tuple[int, ...]
-    as_input: bool
+    opset: int
 
     def apply(self, edit: Edit) -> None:
         """Name the axes."""
         node = edit.node(self.node)
         single = any(self._left_single(edit, axis) for axis in range(edit.rank(self.source)))
         if single and takes_all(node):  # they may be named by a freed batch (`batching`)
-            name_axes(node, self.axes, edit.new_constant, as_input=self.as_input)
+            name_axes(node, self.axes, edit.new_constant, self.opset)
 
     def _left_single(self, edit: Edit, axis: int) -> bool:
         return edit.cut(self.source, axis) and int(edit.alive(self.source, axis).sum()) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -353,11 +354,7 @@ def prune(
         check_output(traced, output)
         groups = groups_to_cut(traced, include, exclude)
         blank = [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
-        searched = max_drop is not None or target_latency is not None
-        if keep_units is not None and searched:
-            raise BudgetError("keep-units leaves nothing to search; give --max-drop or --target-latency without it")
-        if budget.units is not None or budget.shares or not searched:
-            check_reachable(blank, budget, lambda plan: shares(traced, plan))
+        _check_budget(traced, blank, budget, searched=max_drop is not None or target_latency is not None)
         free = free_batch(traced)
         if repair == "distill":
             check_tuning(distill_seconds)
@@ -366,20 +363,17 @@ def prune(
         progress("trace", 1, 1)
     with clock.stage("score"):
         scored = sample(dataset, affordable(traced, groups, samples, method), seed)
-        if (held_out.labels is None) == (dataset.labels is None):  # of the two those that judge are more, as a rule
-            reference, judge = judged(traced, held_out, payoff)
-            setting = _setting(free, scored, _known(judge), baseline)
-        else:
-            setting = _setting(free, scored, payoff, baseline)
-            reference, judge = judged(traced, held_out, _known(setting.payoff))
+        setting, reference, judge = _settled(traced, free, scored, held_out, payoff, baseline)
+        against = None
         if max_drop is not None:
-            check_share(Judge.of(traced, held_out, reference, judge), max_drop)
-        found = _check_values(values, traced, groups) if values is not None else None
-        if found is None:
-            half = budget if budget.units is not None or budget.shares else replace(budget, macs=0.5)
-            likely = make_plan(blank, half, lambda plan: shares(traced, plan), traced.covers)
-            rules = Rules(max_evals, max_seconds, decided, {name: int(kept.sum()) for name, kept in likely.items()})
-            found = _score(setting, traced, groups, method, seed, rules, progress, journal, workers, cluster)
+            against = Judge.of(traced, held_out, reference, judge)
+            check_share(against, max_drop)
+        play = partial(_score, method=method, seed=seed, progress=progress, workers=workers, cluster=cluster)
+        if values is None:
+            rules = Rules(max_evals, max_seconds, decided, _likely_widths(traced, blank, budget))
+            found = play(setting, traced, groups, rules=rules, journal=journal)
+        else:
+            found = _check_values(values, traced, groups)
     repaired_on = sample(dataset, REPAIR_IMAGES, seed)
     # what noise leaves behind is not what images do
     repair = "none" if data is None and repair is None else repair_for(repair, len(repaired_on))
@@ -388,8 +382,7 @@ def prune(
     def again(part: Traced) -> dict[str, FloatArray]:
         known = payoff if callable(payoff) else setting.payoff.name
         cut = _setting(free_batch(part), setting.data, known, baseline)
-        rules = Rules(max_evals, max_seconds, decided)
-        rescored = _score(cut, part, part.groups, method, seed, rules, progress, None, workers, cluster)
+        rescored = play(cut, part, part.groups, rules=Rules(max_evals, max_seconds, decided), journal=None)
         return rescored.order(refitted=repair in REFITS)
 
     cutter = Cutter(
@@ -401,10 +394,9 @@ def prune(
     plan: Keep | None = None
     if target_latency is not None:
         budget, plan = within_latency(cutter, budget, target_latency, held_out)
-    if max_drop is None:
+    if max_drop is None or against is None:
         result = cutter.cut(cutter.plan(budget) if plan is None else plan, dataset)
     else:
-        against = Judge.of(traced, held_out, reference, judge)
         result, lost = within_drop(cutter, budget, against, max_drop, dataset)
     with clock.stage("measure"):
         progress("cut", 2, 3)
@@ -420,6 +412,41 @@ def prune(
         with beside(done):
             save(small, output, external=bool(traced.files))
     return done
+
+
+def _check_budget(traced: Traced, blank: Sequence[Candidate], budget: Budget, *, searched: bool) -> None:
+    """Refuse a budget that no plan meets, before anything is scored, or one that leaves a search nothing to do."""
+    if budget.units is not None and searched:
+        raise BudgetError("keep-units leaves nothing to search; give --max-drop or --target-latency without it")
+    if budget.units is not None or budget.shares or not searched:
+        check_reachable(blank, budget, lambda plan: shares(traced, plan))
+
+
+def _settled(
+    traced: Traced, free: Traced, data: Dataset, held_out: Dataset, payoff: str | Callable[..., object] | None,
+    baseline: str,
+) -> tuple[Setting, list[Array], Payoff]:  # fmt: skip
+    """Return what is scored in, the original's outputs on the images that judge, and the payoff that judges by them.
+
+    The payoff is the same for both, chosen by those that judge: they are more, as a rule. Where only one of the two has
+    labels, it is chosen by those that score.
+    """
+    if (held_out.labels is None) == (data.labels is None):
+        reference, judge = judged(traced, held_out, payoff)
+        return _setting(free, data, _known(judge), baseline), reference, judge
+    setting = _setting(free, data, payoff, baseline)
+    reference, judge = judged(traced, held_out, _known(setting.payoff))
+    return setting, reference, judge
+
+
+def _likely_widths(traced: Traced, blank: Sequence[Candidate], budget: Budget) -> dict[str, int]:
+    """Return how many units of every group a budget leaves, before values are known; half the MACs where it says none.
+
+    Where a cut is likely, values have to tell units apart (`Rules`).
+    """
+    half = budget if budget.units is not None or budget.shares else replace(budget, macs=0.5)
+    likely = make_plan(blank, half, lambda plan: shares(traced, plan), traced.covers)
+    return {name: int(kept.sum()) for name, kept in likely.items()}
 
 
 def _known(payoff: Payoff) -> str | Payoff:

@@ -8,14 +8,13 @@ ends where they choose. They are put back, word for word, before a file is writt
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
-from onnxshap.core import FloatArray
 from onnxshap.cost import node_macs
 from onnxshap.graph import attributes, is_op
 from onnxshap.graph.structure import graphs_of, reads, subgraphs
@@ -25,25 +24,26 @@ from onnxshap.tracing import Traced
 
 REALS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16))
 """Element types of real numbers."""
+CHOICES = frozenset((TensorProto.BOOL, TensorProto.INT32, TensorProto.INT64))
+"""Those of truths and of numbers of things; codes of fewer bits are rounded activations."""
 OF_SIZES = ("EyeLike", "Shape", "Size")
 """Ops that give integers whatever the numbers are."""
-
-
 _LIGHT = 0.01
-"""Of a model's multiply-accumulates: what a tail may have at most, as one node."""
+"""Of a model's multiply-accumulates: what a node of a tail may have at most."""
 
 
 def jumps(node: NodeProto, kinds: Mapping[str, int | None]) -> bool:
-    """Return whether a node makes integers or truths out of real numbers."""
-    made = any(o and kinds.get(o) not in REALS for o in node.output)
-    return made and not is_op(node, *OF_SIZES) and any(kinds.get(name) in REALS for name in node.input)
+    """Return whether a node makes numbers of things or truths out of real numbers."""
+    if is_op(node, *OF_SIZES) or not any(kinds.get(o) in CHOICES for o in node.output if o):
+        return False
+    return any(kinds.get(name) in REALS for name in node.input)
 
 
 def ended(traced: Traced) -> tuple[ModelProto, Tail] | None:
     """Return a model without the choices that it ends in, and these; None where it does not, or not in these alone.
 
     It ends in choices where no output is a real number, or some are picked out by integers that are made of real
-    numbers; behind them hardly anything is multiplied. The head ends in the nearest real tensors before them with an
+    numbers; nothing behind them is learned. The head ends in the nearest real tensors before them with an
     axis for the images.
     """
     nodes, kinds = _Nodes.of(traced), traced.shaped.kinds
@@ -61,39 +61,34 @@ def ended(traced: Traced) -> tuple[ModelProto, Tail] | None:
 
 @dataclass(frozen=True)
 class _Nodes:
-    """The nodes of a file, and the multiply-accumulates of each; the heavy ones are those with more than a few."""
+    """The nodes of a file; those that are learned make or take units, or multiply much."""
 
     all: Sequence[NodeProto]
     producers: Mapping[str, int]
-    weighs: FloatArray
+    learned: Sequence[bool]
 
     @classmethod
     def of(cls, traced: Traced) -> _Nodes:
-        graph, shaped = traced.source.graph, traced.shaped
-        macs = defaultdict[str, float](float)
-        for node, count in zip(shaped.graph.nodes, node_macs(shaped, traced.labels), strict=True):
-            for name in node.output[:1]:
-                macs[shaped.graph.origin.get(name, name)] += count
+        graph, shaped, labels = traced.source.graph, traced.shaped, traced.labels
+        macs = node_macs(shaped, labels)
+        found = {int(k) for k in np.flatnonzero(macs > _LIGHT * macs.sum())}
+        found |= {site.node for site in traced.sites(traced.groups)}
+        found |= {labels.trace.producers[key] for key in labels.trace.made if (labels.units(*key) >= 0).any()}
+        names = {shaped.graph.origin.get(o, o) for k in found for o in shaped.graph.nodes[k].output if o}
         functions = {(f.domain, f.name) for f in traced.source.functions}
-        weighs = [
-            np.inf if (node.domain, node.op_type) in functions else sum(macs.get(name, 0.0) for name in _made(node))
-            for node in graph.node
-        ]
-        producers = {name: k for k, node in enumerate(graph.node) for name in node.output if name}
-        return cls(graph.node, producers, np.array(weighs))
+        learned = [(node.domain, node.op_type) in functions or not names.isdisjoint(_made(node)) for node in graph.node]
+        return cls(graph.node, {name: k for k, node in enumerate(graph.node) for name in node.output if name}, learned)
 
     def last(self, jumping: Sequence[bool]) -> set[int]:
-        """Return the nodes that jump by what is made of weights, and all behind them: nothing heavy is there."""
-        total = float(self.weighs[np.isfinite(self.weighs)].sum())
-        heavy = set(np.flatnonzero(self.weighs > _LIGHT * total).tolist())
+        """Return the nodes that jump by what is learned, and all behind them: nothing learned is there."""
+        heavy = {k for k, learned in enumerate(self.learned) if learned}
         before = [[self.producers[name] for name in reads(node) if name in self.producers] for node in self.all]
         after: list[list[int]] = [[] for _ in self.all]
         for k, sources in enumerate(before):
             for source in sources:
                 after[source].append(k)
         behind, ahead = _reached(after, heavy), _reached(before, heavy)
-        found = _reached(after, {k for k in behind - ahead if jumping[k]})
-        return found if self.weighs[sorted(found)].sum() <= _LIGHT * total else set()
+        return _reached(after, {k for k in behind - ahead if jumping[k]})
 
     def border(self, last: set[int], ends: Iterable[str], traced: Traced) -> list[str]:
         """Return the nearest real tensors before the last nodes, which cannot be told of images if they have no axis.
@@ -114,9 +109,9 @@ class _Nodes:
             node, real = self.all[k], traced.shaped.kinds.get(name) in REALS
             if k in last:
                 pending += reads(node)
-            elif real and (traced.batch_axis(name) is not None or (single and self.weighs[k])):
+            elif real and (traced.batch_axis(name) is not None or (single and self.learned[k])):
                 found.append(name)
-            elif self.weighs[k]:
+            elif self.learned[k]:
                 return []
             elif is_op(node, *OF_SIZES):
                 sized.add(node.input[0])

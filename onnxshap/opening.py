@@ -168,7 +168,8 @@ def reference_of(traced: Traced, model: ModelProto, data: Dataset) -> list[Array
     try:
         reference = run_all(traced, model, data)
     except ModelError as error:
-        raise DataError(f"{data.source}: {error}; check its values") from error
+        advice = "they may be no values for this model; give --data" if data.source == "random" else "check its values"
+        raise DataError(f"{data.source}: {error}; {advice}") from error
     for item, value in zip(model.graph.output, reference, strict=True):
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise DataError(

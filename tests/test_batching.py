@@ -323,6 +323,32 @@ def test_lengths_that_are_free_and_named_are_no_images() -> None:
     assert prune(graph_net, data, keep_macs=0.6, method="l1").eval_images == 30
 
 
+def test_ends_of_edges_tell_a_graph_by_themselves() -> None:
+    """The plainest graph net: nodes and edges, each as many as there are, and nothing else."""
+    graph_net = net(
+        """(float[n,6] x, int64[2,e] edges) => (float[n,4] y) {
+    h = MatMul(x, w1)
+    a = Relu(h)
+    from = Gather<axis=0>(edges, nil)
+    to = Gather<axis=0>(edges, one)
+    sent = Gather(a, from)
+    none = Sub(a, a)
+    places = Unsqueeze(to, last)
+    got = ScatterND<reduction="add">(none, places, sent)
+    b = Add(a, got)
+    y = MatMul(b, w2)
+}""",
+        opset=18, w1=(6, 8), nil=0, one=1, last=[1], w2=(8, 4),
+    )  # fmt: skip
+    assert trace(graph_net).shaped.batch_axes == dict.fromkeys(("x", "edges"))
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(30, 5, 6)).astype(np.float32), "edges": rng.integers(0, 5, (30, 2, 9))}
+    assert prune(graph_net, data, keep_macs=0.6, method="l1").eval_images == 30
+    assert (
+        prune(graph_net, keep_units=0.5, method="l1", input_shapes={"x": [7, 6], "edges": [2, 12]}).traced is not None
+    )
+
+
 def test_positions_are_no_images() -> None:
     embedded = net(
         """(int64[batch,tokens] ids, int64[tokens] places) => (float[batch,tokens,3] y) {

@@ -123,12 +123,14 @@ def test_a_branch_that_the_count_chooses_stays_open() -> None:
 
 
 def test_outputs_of_many_sizes_cannot_be_compared() -> None:
+    """Where weights stand behind what counts, it cannot be taken off (`endings`)."""
     model = net(
         """(float[1,8] x) => (float[k] y) {
             a = MatMul(x, w1) r = Relu(a) f = MatMul(r, w2) row = Reshape(f, flat)
-            big = Greater(row, zerof) y = Compress<axis=0>(row, big)
+            big = Greater(row, zerof) some = Compress<axis=0>(row, big) each = Unsqueeze(some, last)
+            b = MatMul(each, w3) c = Relu(b) d = MatMul(c, w4) y = Reshape(d, flat)
         }""",
-        w1=(8, 12), w2=(12, 9), flat=[-1], zerof=np.float32(0),
+        w1=(8, 12), w2=(12, 9), flat=[-1], zerof=np.float32(0), last=[1], w3=(1, 8), w4=(8, 1),
     )  # fmt: skip
     images = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     with pytest.raises(DataError, match=r"for some images and .*NonMaxSuppression"):

@@ -68,19 +68,20 @@ def changed_by(traced: Traced, model: ModelProto, live: Liveness) -> set[str]:
 def unfitted(traced: Traced, live: Liveness) -> list[str]:
     """Return nodes whose weights are cut and which are no regression: nothing restores what they gave.
 
-    Those in loops, those whose weights are codes, and recurrent ones that share their weights.
+    Those in loops, those whose weights are codes, and recurrent ones that share their weights; a norm has no weights
+    between its channels.
     """
-    nodes, found = traced.shaped.graph.nodes, dict[str, None]()
+    nodes, shapes, found = traced.shaped.graph.nodes, traced.shaped.shapes, dict[str, None]()
     for site in traced.labels.trace.sites:
         node = nodes[site.node]
-        weights = [i for i in node.input if i in traced.shaped.constants]
+        weights = [i for i in node.input if i in traced.shaped.constants and len(shapes[i]) > 1]
         left = not refittable(traced, site.node)
         if site.weight is not None:
             left = on_codes(traced.shaped, site) or bool(traced.depth(node.output[0]))
         if (
             left
             and live.cut(site.tensor, site.axis)
-            and any(live.cut(i, axis) for i in weights for axis in range(len(traced.shaped.shapes[i])))
+            and any(live.cut(i, axis) for i in weights for axis in range(len(shapes[i])))
         ):
             found[node.name or node.output[0]] = None
     return list(found)

@@ -74,8 +74,9 @@ def _batch_axes(
     all free axes have one name, which an output's axis 0 has or which says it, it is that. Inputs that have none of
     these are whole for an image, and a batch is then one image. So is one whose axis 0 is named as a length of what has
     images (positions), and so are all of them where axis 0 of one is named as another axis of what has no images, or
-    every size is fixed and axis 0 does not agree (the nodes of a graph and its edges), and the colours of one picture
-    where no output has as many entries (`leading`: names or sizes of their axes 0).
+    integers lie in a few rows as long as nothing else is, or every size is fixed and axis 0 does not agree (the nodes
+    of a graph and its edges), and the colours of one picture where no output has as many entries (`leading`: names or
+    sizes of their axes 0).
     """
     ranked = [name for name, spec in specs.items() if spec.shape]
     lengths = {specs[name].shape[0] for name in ranked}
@@ -93,6 +94,8 @@ def _batch_axes(
     others = set[str]().union(*lengths_of.values()) - imaged
     if title and any(names[name][0] in others for name in ranked if specs[name].shape[0] is None):
         return dict.fromkeys(specs)
+    if size is None and any(_in_rows(specs[name], names[name], title) for name in ranked):
+        return dict.fromkeys(specs)
     found: dict[str, int | None] = {}
     for name, spec in specs.items():
         named = [axis for axis, own in enumerate(names[name]) if own == title and spec.shape[axis] == size is None]
@@ -105,6 +108,12 @@ def _batch_axes(
         else:
             found[name] = named[0] if len(named) == 1 else None
     return found
+
+
+def _in_rows(spec: InputSpec, names: Sequence[str], title: str) -> bool:
+    """Return whether integers lie in rows, how many is known, of any length but that of the images: ends of edges."""
+    lengths = [called for size, called in zip(spec.shape[1:], names[1:], strict=True) if size is None]
+    return spec.dtype.kind in "iu" and spec.shape[0] not in (None, 1) and bool(lengths) and title not in lengths
 
 
 def _second(names: Mapping[str, Sequence[str]], leading: Collection[str | int]) -> str:

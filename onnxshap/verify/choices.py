@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from onnxshap.calibrate import batches
 from onnxshap.core import Array, Dataset
-from onnxshap.endings import OF_SIZES, REALS
+from onnxshap.endings import REALS, jumps
 from onnxshap.errors import ModelError
 from onnxshap.graph import is_op
 from onnxshap.graph.names import Names
@@ -76,14 +76,15 @@ def _choosing(traced: Traced, made: ModelProto, twin: ModelProto) -> list[NodePr
     """Return the nodes of both that make something of real numbers which jumps."""
     kinds, known = traced.shaped.kinds, _computed(made)
 
-    def jumps(node: NodeProto) -> bool:
-        steps = is_op(node, *_STEPS) or any(o and kinds.get(o) not in REALS for o in node.output)
-        return steps and any(kinds.get(name) in REALS for name in node.input)
+    def steps(node: NodeProto) -> bool:
+        return is_op(node, *_STEPS) and any(kinds.get(name) in REALS for name in node.input)
 
     return [
         node
         for node in twin.graph.node
-        if jumps(node) and not is_op(node, *OF_SIZES) and not any(subgraphs(node)) and known.issuperset(node.output)
+        if (jumps(node, kinds) or steps(node))
+        and not any(subgraphs(node))
+        and known.issuperset(name for name in node.output if name)
     ]
 
 

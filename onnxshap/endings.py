@@ -117,7 +117,7 @@ class _Nodes:
                 sized.add(node.input[0])
             else:
                 pending += reads(node)
-        return found if sized.isdisjoint(self.producers.keys() - set(found)) else []
+        return found if sized.isdisjoint(self.producers.keys() - seen) else []
 
 
 def _made(node: NodeProto) -> list[str]:

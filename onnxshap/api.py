@@ -227,7 +227,7 @@ def _score(
 ) -> Scores:  # fmt: skip
     if method not in METHODS:
         raise OnnxshapError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
-    model = digest(traced.source)
+    model = digest(complete(traced, traced.source))
     kept = None if journal is None else Journal(journal, _header(setting, groups, model, method, seed, rules))
     values = score_groups(
         setting, groups, method, seed, rules, lambda done, total: progress("score", done, total), kept,
@@ -459,7 +459,7 @@ def _check_values(values: object, traced: Traced, groups: Sequence[Group]) -> Sc
         raise DataError(
             f"values: {type(values).__name__} given; give what `score` returns (`report.read_values` reads its file)"
         )
-    if values.model != digest(traced.source):
+    if values.model != digest(complete(traced, traced.source)):
         raise DataError("the values belong to another model; score this one, or give the model they were made for")
     for group in groups:
         if group.name not in values.values or len(values.values[group.name].phi) != len(group):

@@ -145,6 +145,7 @@ def gives_classes(traced: Traced) -> bool:
         is_op(node, "ArgMax")
         and node.input[0] == real[0]
         and attributes(node).get("axis", 0) % rank == class_axis(rank, None)
+        and traced.shaped.shapes[real[0]][class_axis(rank, None)] > 1
         for node in nodes
     )
 

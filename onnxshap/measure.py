@@ -69,8 +69,8 @@ def scores(
     """Return the mean payoff; of class scores also accuracy (with labels) and agreement with the original.
 
     Outputs that the labels are not for are held to the original's, under names of their own. Of several outputs with
-    class scores that count jointly, agreement is that of the one that agrees least. Of outputs of
-    integers or truths it is told what share of their entries is the original's.
+    class scores that count jointly, agreement is that of the one that agrees least. Of outputs of integers
+    or truths it is told what share of their entries is the original's.
     """
     same = {
         name: float(np.mean(own == theirs))

@@ -113,10 +113,9 @@ def by_image(traced: Traced, outputs: Sequence[Array], numbers: Sequence[int] | 
     Where a model is run with one image and an output has no axis for it, all of it is that image's. `numbers` are those
     of the model's outputs that are given, default all of them.
     """
-    single = traced.shaped.alone or (traced.batch == 1 and not traced.shaped.free_batch)
 
     def moved(value: Array, axis: int | None) -> Array:
-        if axis is None and single and not (value.ndim and len(value) == 1):
+        if axis is None and traced.single and not (value.ndim and len(value) == 1):
             return value[None]
         return np.moveaxis(value, axis, 0) if axis else value
 

@@ -95,7 +95,6 @@ class _Nodes:
 
         What lies between goes with the last nodes. Nothing, where they need more of the others than real tensors.
         """
-        single = traced.shaped.alone or (traced.batch == 1 and not traced.shaped.free_batch)
         sparse = {t.values.name for t in traced.source.graph.sparse_initializer}
         found, sized, seen, pending = list[str](), set[str](), set[str](), deque(ends)
         while pending:
@@ -109,7 +108,7 @@ class _Nodes:
             node, real = self.all[k], traced.shaped.kinds.get(name) in REALS
             if k in last:
                 pending += reads(node)
-            elif real and (traced.batch_axis(name) is not None or (single and self.learned[k])):
+            elif real and (traced.batch_axis(name) is not None or (traced.single and self.learned[k])):
                 found.append(name)
             elif self.learned[k]:
                 return []

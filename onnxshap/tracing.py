@@ -79,6 +79,11 @@ class Traced:
         """The number of images it was traced with."""
         return self.shaped.batch
 
+    @property
+    def single(self) -> bool:
+        """Whether it is run with one image at a time, and all that an output holds is that image's."""
+        return self.shaped.alone or (self.batch == 1 and not self.shaped.free_batch)
+
     @cached_property
     def _followed(self) -> Mapping[str, Images]:
         return find_images(self.shaped)

@@ -10,6 +10,7 @@ from onnx import GraphProto, ModelProto
 from onnxshap.graph.loops import closed
 from onnxshap.graph.names import Names
 from onnxshap.graph.structure import (
+    between,
     graphs_of,
     reads,
     refill,
@@ -62,19 +63,11 @@ def extract(
 def _upstream(model: ModelProto, inputs: Collection[str], outputs: Collection[str]) -> ModelProto:
     """Return a model of the nodes alone that come between some tensors: graphsurgeon takes its time over every node."""
     graph = model.graph
-    producers = {name: k for k, node in enumerate(graph.node) for name in node.output if name not in inputs}
-    found: set[int] = set()
-    read, pending = set(outputs), list(outputs)
-    while pending:
-        k = producers.get(pending.pop())
-        if k is not None and k not in found:
-            found.add(k)
-            new = [name for name in reads(graph.node[k]) if name not in read]
-            read.update(new)
-            pending += new
+    nodes = between(graph.node, inputs, outputs)
+    read = {*outputs, *(name for node in nodes for name in reads(node))}
     part = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     part.graph.name = graph.name
-    part.graph.node.extend(graph.node[k] for k in sorted(found))
+    part.graph.node.extend(nodes)
     part.graph.input.extend(graph.input)
     part.graph.initializer.extend(t for t in graph.initializer if t.name in read)
     part.graph.sparse_initializer.extend(graph.sparse_initializer)

@@ -64,6 +64,18 @@ def reads(node: NodeProto) -> list[str]:
     return [*(name for name in node.input if name), *(n for g in subgraphs(node) for n in outer_names(g))]
 
 
+def between(nodes: Sequence[NodeProto], inputs: Collection[str], outputs: Collection[str]) -> list[NodeProto]:
+    """Return the nodes, in order, that make some tensors out of others and of what the graph is given."""
+    producers = {name: k for k, node in enumerate(nodes) for name in node.output if name and name not in inputs}
+    found, pending = set[int](), list(outputs)
+    while pending:
+        k = producers.get(pending.pop())
+        if k is not None and k not in found:
+            found.add(k)
+            pending += reads(nodes[k])
+    return [nodes[k] for k in sorted(found)]
+
+
 def used_names(graph: GraphProto) -> set[str]:
     """Return every name that a node of a graph or an output of it reads."""
     return {name for node in graph.node for name in reads(node)} | {o.name for o in graph.output}

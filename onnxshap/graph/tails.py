@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxshap.graph.branches import rename
 from onnxshap.graph.names import Names
-from onnxshap.graph.structure import copied, reads, refill
+from onnxshap.graph.structure import between, copied, reads, refill
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def take_off(model: ModelProto, ends: Collection[str], border: Sequence[tuple[st
     graph = model.graph
     names = [name for name, _ in border]
     left = [output for output in graph.output if output.name not in ends]
-    nodes = _before(graph.node, ends, names)
+    nodes = between(graph.node, names, ends)
     read = {name for node in nodes for name in reads(node)}
     stored = tuple(copied(t) for t in graph.initializer if t.name in read)
     given = {t.name for t in stored}
@@ -58,25 +58,12 @@ def take_off(model: ModelProto, ends: Collection[str], border: Sequence[tuple[st
         head.graph.output,
         [*left, *(helper.make_tensor_value_info(name, kind, None) for name, kind in border if name not in known)],
     )
-    refill(head.graph.node, _before(graph.node, [o.name for o in head.graph.output], ()))
+    refill(head.graph.node, between(graph.node, (), [o.name for o in head.graph.output]))
     used = {name for node in head.graph.node for name in reads(node)} | {o.name for o in head.graph.output}
     dead = {t.name for t in graph.initializer} - used
     refill(head.graph.initializer, [t for t in head.graph.initializer if t.name not in dead])
     refill(head.graph.input, [i for i in head.graph.input if i.name not in dead])
     return head, tail
-
-
-def _before(nodes: Sequence[NodeProto], ends: Collection[str], border: Collection[str]) -> list[NodeProto]:
-    """Return the nodes that make some tensors out of others, in order."""
-    producers = {name: k for k, node in enumerate(nodes) for name in node.output if name}
-    found, pending, stop = set[int](), list(ends), set(border)
-    while pending:
-        name = pending.pop()
-        k = producers.get(name)
-        if name not in stop and k is not None and k not in found:
-            found.add(k)
-            pending += reads(nodes[k])
-    return [nodes[k] for k in sorted(found)]
 
 
 def put_back(head: ModelProto, tail: Tail) -> ModelProto:

@@ -22,7 +22,7 @@ def same_pads(mode: str, size: int, out: int, kernel: int, stride: int, dilation
     return before, total - before
 
 
-def _padding(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, int, int, int, int]]) -> list[int]:
+def paddings(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, int, int, int, int]]) -> list[int]:
     """Return the padding before each axis, of (input, output, kernel, stride, dilation) each, for a Conv."""
     mode = attributes.get("auto_pad", "NOTSET")
     if mode == "NOTSET":
@@ -57,7 +57,7 @@ def taps(
     dilations = list(attributes.get("dilations", [1] * rank))
     sizes = list(zip(source, target, kernel, strides, dilations, strict=True))
     if op_type == "Conv":
-        before = _padding(attributes, sizes)
+        before = paddings(attributes, sizes)
     elif attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") and "output_shape" not in attributes:
         before = list(attributes.get("pads", [0] * 2 * rank))[:rank]
     else:  # the padding follows from the output's size (ONNX ConvTranspose, "pads can be auto generated")

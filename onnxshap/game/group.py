@@ -21,6 +21,7 @@ from onnxshap.game.outputs import payoffs
 from onnxshap.game.pace import Pace
 from onnxshap.game.setting import Setting
 from onnxshap.game.walks import Walks, open_walks
+from onnxshap.game.winograd import quick_session
 from onnxshap.groups import Group
 from onnxshap.masking import Probe, mask_name, masked_model, row_wise
 
@@ -116,7 +117,7 @@ class _Masked:
         self._outputs, suffix = halves.outputs, halves.suffix  # none where the group reaches no output
         self._kept = Activations(self.setting, halves.prefix, halves.boundary)
         stays = self._stays(halves.boundary)
-        self._session = None if suffix is None or stays else traced.backend.session(suffix)
+        self._session = None if suffix is None or stays else quick_session(traced, suffix)
         self._resident = None
         if suffix is not None and stays:
             resident, self._rows = gathered(traced, suffix, mask)

@@ -22,6 +22,7 @@ from onnxshap.game.outputs import payoffs
 from onnxshap.game.pace import Pace
 from onnxshap.game.remainders import LONG, Remainders
 from onnxshap.game.setting import Setting
+from onnxshap.game.winograd import quick_session
 from onnxshap.groups import Group
 
 _LEAST_WORK = 32
@@ -60,7 +61,7 @@ class Walks:
         read = () if halves.suffix is None else [i.name for i in halves.suffix.graph.input]
         self._others = [name for name in halves.boundary if name in read and name not in given]
         self._kept = Activations(setting, halves.prefix, halves.boundary, 1 - _SHARE)
-        self._session = None if halves.suffix is None else traced.backend.session(halves.suffix)
+        self._session = None if halves.suffix is None else quick_session(traced, halves.suffix)
         made = [] if halves.suffix is None else [o for node in halves.suffix.graph.node for o in node.output]
         largest = max(bytes_per_image(traced, [*made, *given, *self._others]), default=1)
         self._pace = Pace.of(setting.memory, largest, fixed=self._session is None)

@@ -204,6 +204,16 @@ def _put_ticket(item: TensorProto, kept: Kept, values: Held) -> None:
     item.external_data.add(key=_LOCATION, value=ticket)
 
 
+def initializer(name: str, values: Array, kept: Kept) -> TensorProto:
+    """Return an initializer of some values: a ticket of `kept` if they are many."""
+    dims, kind = values.shape, helper.np_dtype_to_tensor_dtype(values.dtype)
+    made = TensorProto(name=name, dims=dims, data_type=kind)
+    if _is_large(made):
+        _put_ticket(made, kept, InMemory(values))
+        return made
+    return numpy_helper.from_array(values, name)
+
+
 def take_out(model: ModelProto, folder: Path | None = None) -> tuple[ModelProto, Kept]:
     """Return a copy of a model with tickets for its large initializers, and what they stand for.
 

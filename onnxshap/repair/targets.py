@@ -15,7 +15,7 @@ from onnxshap.graph import array, attributes, is_op
 from onnxshap.graph.structure import reads
 from onnxshap.labels import Liveness, Site, Weight
 from onnxshap.repair.recurrent import refittable
-from onnxshap.shapes.constants import norm_scale, static_values
+from onnxshap.shapes.constants import norm_affine
 from onnxshap.tracing import Traced
 
 
@@ -185,12 +185,8 @@ class _Finder:
         return aimed
 
     def _affine(self, node: NodeProto) -> tuple[FloatArray, FloatArray] | None:
-        scale = norm_scale(self.model, self.traced.backend, node)
-        if (np.abs(scale) < 1e-6 * np.abs(scale).max()).any():
-            return None
-        values = static_values(self.model, self.traced.backend, list(node.input[2:4]))
-        shift, mean = (values[n].astype(np.float64) for n in node.input[2:4])
-        return scale, shift - mean * scale
+        scale, shift = norm_affine(self.model, self.traced.backend, node)
+        return None if (np.abs(scale) < 1e-6 * np.abs(scale).max()).any() else (scale, shift)
 
     def _flat(self, name: str) -> tuple[float, float]:
         """Return the bounds outside of which nothing that reads a tensor tells its values apart."""

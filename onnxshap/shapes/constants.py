@@ -72,10 +72,16 @@ def static_values(model: ModelProto, backend: Backend, names: Sequence[str]) -> 
 
 def norm_scale(model: ModelProto, backend: Backend, norm: NodeProto) -> FloatArray:
     """Return what a BatchNormalization multiplies each channel by, float64[channels]: scale / sqrt(var + epsilon)."""
-    names = [norm.input[1], norm.input[4]]
+    return norm_affine(model, backend, norm)[0]
+
+
+def norm_affine(model: ModelProto, backend: Backend, norm: NodeProto) -> tuple[FloatArray, FloatArray]:
+    """Return what a BatchNormalization multiplies each channel by, and what it adds then, float64[channels] each."""
+    names = list(norm.input[1:5])
     values = static_values(model, backend, names)
-    scale, variance = (values[name].astype(np.float64) for name in names)
-    return np.asarray(scale / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5)))
+    weight, bias, mean, variance = (values[name].astype(np.float64) for name in names)
+    scale = np.asarray(weight / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5)))
+    return scale, bias - mean * scale
 
 
 def store_mixed(graph: Graph, backend: Backend) -> Graph:

@@ -28,7 +28,7 @@ from onnxshap.shapes.constants import norm_affine, static_values
 from onnxshap.taps import paddings
 from onnxshap.tracing import Traced
 
-_GAIN = 1.4
+_GAIN = 1.2
 """Times that a convolution has to be faster, reckoned: what else there is costs something too."""
 _PRODUCT, _SPREAD, _MOVED = 1.4, 4.0, 60.0
 """What a multiplication takes in the products over channels and in those along an axis, and a number that is

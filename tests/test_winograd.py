@@ -101,9 +101,10 @@ def test_a_convolution_gives_what_it_gave(name: str, bias: bool, norm: bool, mon
     assert "BatchNormalization" not in kinds
 
 
-def test_rows_do_not_see_each_other() -> None:
+@pytest.mark.parametrize("size", [4, 6])
+def test_rows_do_not_see_each_other(size: int) -> None:
     traced = opened(
-        """(float[N,8,6,6] x) => (float[N,5] y) {
+        f"""(float[N,8,{size},{size}] x) => (float[N,5] y) {{
             a = Conv<pads=[1,1,1,1]>(x, w0, b0)
             ar = Relu(a)
             b = Conv<pads=[1,1,1,1]>(ar, w1)
@@ -111,10 +112,10 @@ def test_rows_do_not_see_each_other() -> None:
             g = GlobalAveragePool(s)
             f = Flatten(g)
             y = Gemm(f, w2)
-        }""",
+        }}""",
         w0=(150, 8, 3, 3), b0=(150,), w1=(8, 150, 3, 3), w2=(8, 5),
     )  # fmt: skip
-    x = np.random.default_rng(0).normal(size=(70, 8, 6, 6)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(70, 8, size, size)).astype(np.float32)
     whole = run(traced, x)[1][0]
     for rows in (1, 3, 64):
         assert (run(traced, x[:rows])[1][0] == whole[:rows]).all()

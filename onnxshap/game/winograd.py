@@ -6,13 +6,13 @@ in the order [axes of space, images, channels], in which these are products of m
 the transpositions between one such convolution and the next. Deep layers, of many channels and small images, run two to
 three times as fast on a processor. cuDNN knows all this by itself.
 
-What a row gives does not depend, to the last bit, on the rows beside it: they are rows of the matrix on the left.
+What a row gives does not depend, to the last bit, on the rows beside it: rows are those of the matrix on the left.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -25,6 +25,7 @@ from onnxshap.game.toomcook import Tiling, tilings
 from onnxshap.graph import Names, attributes, is_op, weights
 from onnxshap.graph.structure import reads, refill
 from onnxshap.shapes.constants import norm_affine, static_values
+from onnxshap.shapes.images import Images
 from onnxshap.taps import paddings
 from onnxshap.tracing import Traced
 
@@ -97,8 +98,54 @@ def quick_session(traced: Traced, part: ModelProto) -> Session:
         if found.bytes <= room:
             room -= found.bytes
             chosen.append(found)
+    if not chosen:
+        return traced.backend.session(part)
     kept = weights.Kept()  # until the session has what is in it
-    return traced.backend.session(_Writer(traced, part, kept).write(chosen) if chosen else part)
+    session = traced.backend.session(_Writer(traced, part, kept).write(chosen))
+    alone = any(math.prod(axis.tiles for axis in fast.axes) == 1 for fast in chosen)
+    return _Pairs(traced, session) if alone else session
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """A session that runs a lone row twice: matrices of one row have a kernel of their own, which rounds otherwise."""
+
+    traced: Traced
+    inner: Session
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Those of the session."""
+        return self.inner.inputs
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Those of the session."""
+        return self.inner.outputs
+
+    @property
+    def kinds(self) -> Sequence[int]:
+        """Those of the session."""
+        return self.inner.kinds
+
+    @property
+    def dims(self) -> Sequence[Sequence[int | None]]:
+        """Those of the session."""
+        return self.inner.dims
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Return the outputs in order."""
+        places = {name: place for name in feeds if (place := self._place(name)) is not None}
+        if any(place.count(feeds[name].shape) != 1 for name, place in places.items()):
+            return self.inner.run(feeds)
+        made = self.inner.run({**feeds, **{name: place.take(feeds[name], [0, 0]) for name, place in places.items()}})
+        return [
+            (self._place(name) or Images(0)).take(value, [0]) for name, value in zip(self.outputs, made, strict=True)
+        ]
+
+    def _place(self, name: str) -> Images | None:
+        """Return where the rows lie in an input or an output; masks, no tensors of the model, have them on axis 0."""
+        return self.traced.images(name) if name in self.traced.shaped.shapes else Images(0)
 
 
 def _candidates(traced: Traced, part: ModelProto) -> Iterator[_Fast]:

@@ -63,6 +63,10 @@ class Images:
         """Return a shape with the axis split in three, -1 for the images."""
         return [*shape[: self.axis], self.outer, -1, self.inner, *shape[self.axis + 1 :]]
 
+    def count(self, shape: Sequence[int]) -> int:
+        """Return the number of images in a tensor of a shape."""
+        return shape[self.axis] // (self.outer * self.inner)
+
     def take(self, values: Array, images: Any) -> Array:
         """Return the chosen images of a tensor."""
         if self.alone:

@@ -36,8 +36,9 @@ def seconds(work: Callable[[], object]) -> float:
 @click.option("--channels", default=3, show_default=True, help="Of the input.")
 @click.option("--images", default=128, show_default=True, help="To reckon for.")
 @click.option("--walks", default=2, show_default=True, help="An image; 2 are one antithetic pair.")
-@click.option("--rows", default=32, show_default=True, help="To play, a group.")
-def main(model: str, size: int, channels: int, images: int, walks: int, rows: int) -> None:
+@click.option("--rows", default=64, show_default=True, help="Of a walk that is played.")
+@click.option("--played", default=8, show_default=True, help="Walks that are played, a group.")
+def main(model: str, size: int, channels: int, images: int, walks: int, rows: int, played: int) -> None:
     """Print the table."""
     pixels = np.random.default_rng(0).normal(size=(2, channels, size, size)).astype(np.float32)
     traced, data = open_model(model, pixels, backend=OrtBackend("cpu", 1))
@@ -49,10 +50,13 @@ def main(model: str, size: int, channels: int, images: int, walks: int, rows: in
     for group in free.groups:
         game: list[GroupGame] = []
         opening = seconds(lambda g=group, into=game: into.append(GroupGame(setting, g)))
-        order = np.random.default_rng(0).permutation(len(group))[None, : min(rows, len(group) - 1)]
-        first = seconds(lambda g=game, o=order: g[0].removals(np.array([0]), o))
-        again = seconds(lambda g=game, o=order: g[0].removals(np.array([0]), o))
-        row = again / order.size
+        shuffled = [np.random.default_rng(k).permutation(len(group)) for k in range(played)]
+        orders = np.stack(shuffled)[:, : min(rows, len(group) - 1)]
+        same = np.zeros(played, np.intp)
+        first = seconds(lambda g=game, o=orders[:1], i=same[:1]: g[0].removals(i, o))
+        seconds(lambda g=game, o=orders, i=same: g[0].removals(i, o))  # the rows of a run are found by trying
+        row = seconds(lambda g=game, o=orders, i=same: g[0].removals(i, o)) / orders.size
+        again = row * len(orders[0])
         image = max(0.0, first - again) + row * (2 + walks * (len(group) - 1))
         total += opening + image * images
         how = "running sums" if game[0]._walks is not None else "masks"

@@ -170,6 +170,7 @@ def test_values_are_those_of_plain_convolutions(monkeypatch: pytest.MonkeyPatch)
     reference = run_all(free, free.shaped.graph.model, data)
     setting = Setting(free, data, payoffs.choose("mse", reference, None, ["y"]), reference, site_means(free, data))
     differ = False
+    assert setting.means  # they give some convolutions' outputs other names
     orders = np.random.default_rng(1).permutation(6)[None, :5]
     for group in free.groups:
         coalitions = np.random.default_rng(2).integers(0, 2, (12, len(group))).astype(np.float32)

@@ -8,8 +8,8 @@ Fast Algorithms for Convolutional Neural Networks, 2016.)
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -48,51 +48,73 @@ def algorithm(m: int, r: int) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 @dataclass(frozen=True)
 class Tiling:
-    """One axis of a convolution in tiles.
+    """One axis of a convolution of stride 1 in tiles.
 
     Attributes:
-        tiles: of the axis.
-        inputs: float64[t, tiles, size], from what the axis has to what the tiles multiply.
-        taps: float64[t, r].
-        outputs: float64[size of the output, t, tiles].
-    """
-
-    tiles: int
-    inputs: FloatArray
-    taps: FloatArray
-    outputs: FloatArray
-
-    @property
-    def products(self) -> int:
-        """Of a tile."""
-        return len(self.taps)
-
-
-def tilings(size: int, out: int, kernel: int, dilation: int, before: int) -> Sequence[Tiling]:
-    """Return the ways to take an axis of a convolution of stride 1 in tiles, of one output or more; none of many taps.
-
-    Args:
+        m: outputs of a tile.
         size: of the input.
         out: of the output.
         kernel: taps.
         dilation: between the taps.
         before: padding.
     """
+
+    m: int
+    size: int
+    out: int
+    kernel: int
+    dilation: int
+    before: int
+
+    @property
+    def products(self) -> int:
+        """Of a tile, t."""
+        return self.m + self.kernel - 1
+
+    @property
+    def tiles(self) -> int:
+        """Of the axis."""
+        return len(self._firsts)
+
+    @property
+    def taps(self) -> FloatArray:
+        """What is applied to the taps, float64[t, kernel]."""
+        return algorithm(self.m, self.kernel)[1]
+
+    @property
+    def inputs(self) -> FloatArray:
+        """What is applied to the axis, float64[t, tiles, size]: from what it has to what the tiles multiply."""
+        inputs, _, _ = algorithm(self.m, self.kernel)
+        found = np.zeros((self.products, self.tiles, self.size))
+        for tile, first in enumerate(self._firsts):
+            for k in range(self.products):
+                if 0 <= (place := first - self.before + k * self.dilation) < self.size:
+                    found[:, tile, place] = inputs[:, k]
+        return found
+
+    @property
+    def outputs(self) -> FloatArray:
+        """What is applied to the products, float64[out, t, tiles]."""
+        _, _, products = algorithm(self.m, self.kernel)
+        found = np.zeros((self.out, self.products, self.tiles))
+        for tile, first in enumerate(self._firsts):
+            for k in range(self.m):
+                if (place := first + k * self.dilation) < self.out:
+                    found[place, :, tile] = products[k]
+        return found
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The first output of every tile; outputs whose taps have nothing in common are in tiles of their own."""
+        lanes = [range(first, self.out, self.dilation) for first in range(min(self.dilation, self.out))]
+        return [places[k] for places in lanes for k in range(0, len(places), self.m)]
+
+
+def tilings(size: int, out: int, kernel: int, dilation: int, before: int) -> list[Tiling]:
+    """Return the ways to take an axis in tiles, of one output or more; none if there are many taps.
+
+    >>> [(way.m, way.products, way.tiles) for way in tilings(7, 7, kernel=3, dilation=1, before=1)]
+    [(1, 3, 7), (2, 4, 4), (3, 5, 3), (4, 6, 2)]
+    """
     most = 1 if kernel == 1 else MOST + 1 - kernel
-    return [_tiling(m, size, out, kernel, dilation, before) for m in range(1, min(out, most) + 1)]
-
-
-def _tiling(m: int, size: int, out: int, kernel: int, dilation: int, before: int) -> Tiling:
-    inputs, taps, products = algorithm(m, kernel)
-    lanes = [range(first, out, dilation) for first in range(min(dilation, out))]  # what no taps have in common
-    firsts = [places[k] for places in lanes for k in range(0, len(places), m)]
-    spread = np.zeros((len(taps), len(firsts), size))
-    gathered = np.zeros((out, len(taps), len(firsts)))
-    for tile, first in enumerate(firsts):
-        for k in range(len(taps)):
-            if 0 <= (place := first - before + k * dilation) < size:
-                spread[:, tile, place] = inputs[:, k]
-        for k in range(m):
-            if (place := first + k * dilation) < out:
-                gathered[place, :, tile] = products[k]
-    return Tiling(len(firsts), spread, taps, gathered)
+    return [Tiling(m, size, out, kernel, dilation, before) for m in range(1, min(out, most) + 1)]

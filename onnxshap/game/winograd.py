@@ -69,8 +69,8 @@ class _Fast:
     @property
     def work(self) -> float:
         """What an image takes, in multiplications of a plain convolution."""
-        before = [axis.inputs.shape[-1] for axis in self.axes]
-        after = [len(axis.outputs) for axis in self.axes]
+        before = [axis.size for axis in self.axes]
+        after = [axis.out for axis in self.axes]
         tiled = [axis.products * axis.tiles for axis in self.axes]
         spread = sum(math.prod([*tiled[: k + 1], *before[k:]]) for k in range(len(tiled)))
         gathered = sum(math.prod([*after[: k + 1], *tiled[k:]]) for k in range(len(tiled)))
@@ -151,35 +151,32 @@ class _Pairs:
 def _candidates(traced: Traced, part: ModelProto) -> Iterator[_Fast]:
     """Yield the convolutions of a part of a model that are worth it, the last one first."""
     graph = part.graph
-    whole = {node.output[0]: node for node in traced.shaped.graph.nodes if is_op(node, "Conv")}
+    whole: dict[tuple[str, ...], list[NodeProto]] = {}
+    for node in traced.shaped.graph.nodes:
+        if is_op(node, "Conv"):
+            whole.setdefault(tuple(node.input[1:]), []).append(node)
     readers: dict[str, list[NodeProto | None]] = {o.name: [None] for o in graph.output}
     for node in graph.node:
         for name in reads(node):
             readers.setdefault(name, []).append(node)
     for node in reversed(graph.node):
-        if not is_op(node, "Conv") or node.output[0] not in whole:
-            continue
-        axes = _tiled(traced, node, whole[node.output[0]].input[0])
+        same = whole.get(tuple(node.input[1:]), []) if is_op(node, "Conv") else []
+        if len(same) > 1:  # masks give outputs other names; where filters are shared, only names tell
+            same = [one for one in same if one.output[0] == node.output[0]]
+        axes = _tiled(traced, same[0]) if same else []
         if not axes:
             continue
         outs, ins = traced.shaped.shapes[node.input[1]][:2]
         after = readers.get(node.output[0], [])
         norm = after[0] if len(after) == 1 and after[0] is not None and _folds(traced, after[0]) else None
         found = min((_Fast(node, norm, ins, outs, a) for a in axes), key=lambda fast: fast.work)
-        plain = ins * outs * math.prod(len(axis.taps[0]) * len(axis.outputs) for axis in found.axes)
-        if plain >= _GAIN * found.work:
+        if ins * outs * math.prod(axis.kernel * axis.out for axis in axes[0]) >= _GAIN * found.work:
             yield found
 
 
-def _tiled(traced: Traced, node: NodeProto, x: str) -> list[tuple[Tiling, ...]]:
-    """Return the ways to take a convolution in tiles; none where it has strides, groups, or weights that are computed.
-
-    Args:
-        traced: the model.
-        node: the convolution.
-        x: what it reads, as the model has it.
-    """
-    shapes, kinds, y, w = traced.shaped.shapes, traced.shaped.kinds, node.output[0], node.input[1]
+def _tiled(traced: Traced, node: NodeProto) -> list[tuple[Tiling, ...]]:
+    """Return the ways to take a convolution in tiles; none where it has strides, groups, or computed weights."""
+    shapes, kinds, (x, w), y = traced.shaped.shapes, traced.shaped.kinds, node.input[:2], node.output[0]
     given = attributes(node)
     known = all(name in shapes for name in (x, y)) and {*node.input[1:]} <= {*traced.shaped.constants, ""}
     plain = given.get("group", 1) == 1 and {*given.get("strides", [1])} == {1}
@@ -233,7 +230,7 @@ class _Writer:
         tiled = [size for axis in fast.axes for size in (axis.products, axis.tiles)]
         space = [*range(2, 2 + rank)]
         now = self._add("Transpose", [fast.node.input[0]], perm=[*space, 0, 1])
-        sizes = [axis.inputs.shape[-1] for axis in fast.axes]
+        sizes = [axis.size for axis in fast.axes]
         for k, axis in enumerate(fast.axes):
             now = self._along(now, sizes, k, axis.inputs.reshape(-1, sizes[k]))
         now = self._reshape(now, [*tiled, -1, fast.ins])
@@ -249,7 +246,7 @@ class _Writer:
             now = self._add("Transpose", [now], perm=[perm.index(i) for i in range(2 * rank + 2)])
         sizes = [axis.products * axis.tiles for axis in fast.axes]
         for k, axis in enumerate(fast.axes):
-            now = self._along(now, sizes, k, axis.outputs.reshape(len(axis.outputs), -1))
+            now = self._along(now, sizes, k, axis.outputs.reshape(axis.out, -1))
         now = self._reshape(now, [*sizes, -1, fast.outs])
         if bias is not None:
             now = self._add("Add", [now, self._store(bias)])

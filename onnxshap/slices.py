@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ from onnx import NodeProto
 
 from onnxshap.codes import zero_point
 from onnxshap.core import IntArray
-from onnxshap.graph import attributes
-from onnxshap.graph.structure import graphs_of
+from onnxshap.graph import Graph, attributes
+from onnxshap.graph.structure import between, graphs_of
 from onnxshap.labels import Liveness
 from onnxshap.rules.zeros import Zeros
 from onnxshap.shapes.constants import static_values
@@ -19,6 +20,7 @@ from onnxshap.tracing import Keep, Traced
 _NOT_ZEROABLE = {
     *(("QuantizeLinear", 1), ("QLinearConv", 4), ("QLinearMatMul", 4), ("QGemm", 4)),
     *(("Div", 1), ("Pow", 0), ("Pow", 1), ("Mod", 1), ("BatchNormalization", 4), ("Clip", 1), ("Clip", 2)),
+    *(("Log", 0), ("Reciprocal", 0)),
 }
 """Op and input: constants of which zeros would not be harmless."""
 _DIVISORS = {("Div", 1), ("Mod", 1), ("Reciprocal", 0), ("Log", 0)}
@@ -38,21 +40,18 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
         another code (a zero point, broadcast over the slices); `node` is the first output of the node
         that reads the initializer at `input`, which tells the uses of a shared one apart; `body`, where that node
         is in the body of another, is `output.then_branch` by the first output of an If, `output.body` of a Loop or
-        Scan (of bodies in bodies joined by `/`), which tells nodes of two bodies apart. A weight that
-        the file mixes out of initializers (`constants`) goes by the name of the tensor that the layer reads.
+        Scan (of bodies in bodies joined by `/`), which tells nodes of two bodies apart. A weight that the file computes
+        out of initializers goes by the name of the tensor that the layer reads, where it mixes them (`constants`), or
+        zeros in them would be no zeros in that tensor, or more than those.
     """
     live, graph = traced.alive(keep), traced.shaped.graph
-    constants = {t.name for t in graph.model.graph.initializer}
-    constants |= {n.output[0] for n in graph.nodes if n.op_type == "ConstantOfShape"}
-    every = list(graphs_of(traced.source.graph))
-    given = {t.name for part in every for t in part.initializer}
-    given |= {n.output[0] for part in every for n in part.node if n.op_type == "Constant"}
-    given |= {n.output[0] for p in every for n in p.node if n.op_type == "ConstantOfShape" and n.input[0] in given}
-    given |= graph.mixed
-    found, harmful = [], _harmful(traced, keep, live)
-    for node in graph.nodes:
+    stored = _stored(traced)
+    apart, told = _apart(traced, live, stored)
+    found, harmful = [], _harmful(traced, keep, live, apart)
+    for index, node in enumerate(graph.nodes):
+        computed = node.output[0] in traced.shaped.constants
         for k, name in enumerate(node.input):
-            known = name in constants and graph.origin.get(name, name) in given
+            known = not computed if name in apart else name in stored and (not computed or index in told)
             if not known or (node.op_type, k) in _NOT_ZEROABLE:
                 continue
             for axis in range(len(traced.shaped.shapes[name])):
@@ -75,6 +74,73 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
     return found
 
 
+def _stored(traced: Traced) -> set[str]:
+    """Return the constants that the input file stores or fills in as it tells, or that it mixes out of such."""
+    graph, every = traced.shaped.graph, list(graphs_of(traced.source.graph))
+    given = {t.name for part in every for t in part.initializer}
+    given |= {n.output[0] for part in every for n in part.node if n.op_type == "Constant"}
+    given |= {n.output[0] for p in every for n in p.node if n.op_type == "ConstantOfShape" and n.input[0] in given}
+    given |= graph.mixed
+    return {name for name in _leaves(graph) if graph.origin.get(name, name) in given}
+
+
+def _leaves(graph: Graph) -> set[str]:
+    """Return the constants that other constants are computed of."""
+    return {t.name for t in graph.model.graph.initializer} | {
+        n.output[0] for n in graph.nodes if n.op_type == "ConstantOfShape"
+    }
+
+
+def _apart(traced: Traced, live: Liveness, stored: set[str]) -> tuple[set[str], set[int]]:
+    """Return the computed constants that are zeroed as layers read them, and the nodes that make the other ones.
+
+    Those others are zero once what they are computed of is. That is not so of what becomes another number (an
+    exponential), and what goes into a mixture or a divisor, too, has to stay whole.
+    """
+    shaped, graph, leaves = traced.shaped, traced.shaped.graph, _leaves(traced.shaped.graph)
+    computed = shaped.constants - leaves
+    every, read = frozenset(range(traced.labels.n_units)), dict[str, None]()
+    without, fixed = dict.fromkeys(leaves - stored, every), set(graph.mixers)
+    for node in graph.nodes:
+        for k, name in enumerate(node.input):
+            if node.output[0] in computed and (node.op_type, k) in _NOT_ZEROABLE:
+                without[name] = every
+            elif node.output[0] not in computed and name in computed:
+                if (node.op_type, k) in _NOT_ZEROABLE:
+                    fixed.add(name)
+                else:
+                    read[name] = None
+    zeros = Zeros(shaped, traced.labels, without)
+    divided = {
+        name
+        for node in graph.nodes
+        for k, name in enumerate(node.input)
+        if (node.op_type, k) in _DIVISORS and name in computed and zeros.held(name)
+    }
+    whole = {o for node in between(graph.nodes, leaves, fixed) for o in node.output if o}
+    whole = _with_what_follows(graph, whole, divided, computed)
+    foreign = _with_what_follows(graph, set(), leaves - stored, computed)
+    apart = set()
+    for name in read:
+        axes = [a for a in range(len(shaped.shapes.get(name, ()))) if live.cut(name, a)]
+        units = [traced.labels.units(name, a) for a in axes if (name, a) not in traced.labels.blockwise]
+        zero = name not in whole and all(zeros.gives_zero(name, np.unique(some[some >= 0])) for some in units)
+        if units and not zero and name not in foreign:
+            apart.add(name)
+    told = {node.output[0] for node in between(graph.nodes, leaves, read.keys() - apart)}
+    return apart, {k for k, node in enumerate(graph.nodes) if node.output[0] in told}
+
+
+def _with_what_follows(graph: Graph, made: set[str], read: set[str], computed: Collection[str]) -> set[str]:
+    """Return some computed constants, and those that are computed of them or of others that are read."""
+    found = set(made)
+    for node in graph.nodes:
+        follows = node.output[0] in computed and not (found.isdisjoint(node.input) and read.isdisjoint(node.input))
+        if follows:
+            found.update(o for o in node.output if o)
+    return found
+
+
 def _zeroed(traced: Traced, keep: Keep, live: Liveness, name: str, axis: int, harmful: set[int]) -> IntArray:
     """Return the positions of an axis that are removed, but for those that some units alone remove."""
     if harmful:
@@ -86,21 +152,22 @@ def _zeroed(traced: Traced, keep: Keep, live: Liveness, name: str, axis: int, ha
     return np.flatnonzero(~alive)
 
 
-def _harmful(traced: Traced, keep: Keep, live: Liveness) -> dict[str, set[int]]:
+def _harmful(traced: Traced, keep: Keep, live: Liveness, apart: Collection[str]) -> dict[str, set[int]]:
     """Return constants -> units whose slices of them would make a divisor zero, where the other slices are enough.
 
     0 / 0 is not zero, whatever it is multiplied with.
     """
     shaped, labels, found = traced.shaped, traced.labels, dict[str, set[int]]()
-    gone, zeros = frozenset(np.flatnonzero(~traced.units(keep)).tolist()), Zeros(shaped, labels)
+    gone, zeros = frozenset(np.flatnonzero(~traced.units(keep)).tolist()), Zeros(shaped, labels, apart=apart)
     for node in shaped.graph.nodes:
         for k, name in enumerate(node.input):
-            units = sorted(zeros.held(name) & gone) if (node.op_type, k) in _DIVISORS else []
+            computed = node.output[0] in shaped.constants or name in apart
+            units = sorted(zeros.held(name) & gone) if (node.op_type, k) in _DIVISORS and not computed else []
             if units and name in shaped.producers and zeros.gives_zero(name, np.array(units)):
                 for unit in units:
-                    for constant in _makers(traced, zeros, name, unit):
+                    for constant in _makers(traced, zeros, name, unit, apart):
                         found.setdefault(constant, set()).add(unit)
-    left = Zeros(shaped, labels, found)
+    left = Zeros(shaped, labels, found, apart)
     for site in labels.trace.sites if found else ():
         if live.cut(site.tensor, site.axis):
             weight = "" if site.weight is None else shaped.graph.nodes[site.node].input[site.weight.input]
@@ -109,16 +176,16 @@ def _harmful(traced: Traced, keep: Keep, live: Liveness) -> dict[str, set[int]]:
     return found
 
 
-def _makers(traced: Traced, zeros: Zeros, name: str, unit: int) -> set[str]:
+def _makers(traced: Traced, zeros: Zeros, name: str, unit: int, apart: Collection[str]) -> set[str]:
     """Return the constants by whose slices a tensor is zero where a unit is removed; none where it is not."""
     shaped, pending, seen = traced.shaped, [name], set[str]()
     while pending:
         current = pending.pop()
         if current not in seen and unit in zeros.held(current) and zeros.gives_zero(current, np.array([unit])):
             seen.add(current)
-            if current in shaped.producers:
+            if current in shaped.producers and current not in apart:
                 pending += [i for i in shaped.graph.nodes[shaped.producers[current]].input if i]
-    return {one for one in seen if one in shaped.constants and one not in shaped.producers}
+    return {one for one in seen if one in shaped.constants and (one not in shaped.producers or one in apart)}
 
 
 def _code_of_zero(traced: Traced, node: NodeProto, k: int, axis: int) -> Any:

@@ -19,13 +19,14 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
     graph = copy.graph
     values: dict[tuple[str, str, int], NDArray[Any]] = {}
     nodes = dict(_nodes(graph, "", {}))
-    known = {name for _, stored in nodes.values() for name in stored}
-    mixed = sorted({item["initializer"] for item in slices} - known)
-    computed = dict(zip(mixed, _computed(copy, mixed, known), strict=True))
+    computed: dict[str, _Stored] = {}
+    for body in {item.get("body", "") for item in slices}:
+        mine = [item for item in slices if item.get("body", "") == body]
+        _, stored, around = nodes[body, mine[0]["node"]]
+        computed[body] = stored | _computed(copy, around, {item["initializer"] for item in mine}, stored)
     for item in slices:
         key = item.get("body", ""), item["node"], item["input"]
-        stored = computed | nodes[key[:2]][1]
-        array = values.setdefault(key, stored[item["initializer"]].copy())
+        array = values.setdefault(key, computed[key[0]][item["initializer"]].copy())
         where: list[Any] = [slice(None)] * array.ndim
         where[item["axis"]] = item["indices"]
         array[tuple(where)] = np.asarray(item.get("value", 0), array.dtype)  # codes: the zero point
@@ -40,27 +41,32 @@ def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.Mod
     return copy
 
 
-def _computed(model: onnx.ModelProto, names: Sequence[str], known: set[str]) -> list[NDArray[Any]]:
-    """Return tensors that a model computes from its constants alone."""
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
-    del part.graph.node[:], part.graph.input[:], part.graph.output[:]
-    for node in model.graph.node:
-        if known.issuperset(filter(None, node.input)):
-            part.graph.node.append(node)
-            known.update(node.output)
-    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return run(onnx.shape_inference.infer_shapes(part), {}) if names else []
-
-
 _Stored = dict[str, NDArray[Any]]
+_Graphs = tuple[onnx.GraphProto, ...]
+
+
+def _computed(model: onnx.ModelProto, around: _Graphs, wanted: set[str], stored: _Stored) -> _Stored:
+    """Return the wanted tensors that are not stored, but computed from constants alone in some graphs."""
+    part, known, names = onnx.ModelProto(), set(stored), sorted(wanted - set(stored))
+    if not names:
+        return {}
+    part.CopyFrom(model)
+    del part.graph.node[:], part.graph.input[:], part.graph.output[:], part.graph.initializer[:]
+    for graph in around:
+        part.graph.initializer.extend(graph.initializer)
+        for node in graph.node:
+            if known.issuperset(filter(None, node.input)):
+                part.graph.node.append(node)
+                known.update(node.output)
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return dict(zip(names, run(onnx.shape_inference.infer_shapes(part), {}), strict=True))
 
 
 def _nodes(
-    graph: onnx.GraphProto, body: str, outside: _Stored
-) -> Iterator[tuple[tuple[str, str], tuple[onnx.NodeProto, _Stored]]]:
-    """Yield (body, first output) -> node and the constants that it can read, of a graph and all bodies in it."""
-    stored = outside | {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    graph: onnx.GraphProto, body: str, outside: _Stored, around: _Graphs = ()
+) -> Iterator[tuple[tuple[str, str], tuple[onnx.NodeProto, _Stored, _Graphs]]]:
+    """Yield (body, first output) -> node, the constants that it can read, and the graphs that it stands in, of all."""
+    stored, around = outside | {t.name: numpy_helper.to_array(t) for t in graph.initializer}, (*around, graph)
     for node in graph.node:
         if node.op_type == "Constant":
             stored[node.output[0]] = _constant(node)
@@ -68,11 +74,11 @@ def _nodes(
             fill = numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1, np.float32)
             stored[node.output[0]] = np.full(stored[node.input[0]], fill[0], fill.dtype)
     for node in graph.node:
-        yield (body, node.output[0]), (node, stored)
+        yield (body, node.output[0]), (node, stored, around)
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 inside = f"{node.output[0]}.{attribute.name}"
-                yield from _nodes(attribute.g, f"{body}/{inside}" if body else inside, stored)
+                yield from _nodes(attribute.g, f"{body}/{inside}" if body else inside, stored, around)
 
 
 def _constant(node: onnx.NodeProto) -> NDArray[Any]:

@@ -31,6 +31,7 @@ from onnxshap.graph.names import Names
 from onnxshap.graph.nodes import array, tensor
 from onnxshap.graph.standard import is_op, opset_of
 from onnxshap.graph.structure import (
+    between,
     copied,
     order,
     outer_names,
@@ -65,6 +66,7 @@ class Graph:
         places: first output and input of a node taken out of a fused one -> the place of that input there.
         kept: the large initializers, taken out of the model.
         mixed: the initializers that the input file computes out of others.
+        mixers: what is still computed here, that it computes them out of.
         lifted: what stands in the main graph, out of bodies, until the model is finished.
         overridable: the initializers that are inputs too, for who runs the model to replace.
     """
@@ -76,6 +78,7 @@ class Graph:
     places: Mapping[tuple[str, int], int] = field(default_factory=dict)
     kept: weights.Kept = field(default_factory=weights.Kept)
     mixed: frozenset[str] = frozenset()
+    mixers: frozenset[str] = frozenset()
     lifted: Lifted = field(default_factory=Lifted)
     overridable: frozenset[str] = frozenset()
 
@@ -155,12 +158,15 @@ def take_branches(graph: Graph) -> Graph | None:
 def with_constants(graph: Graph, values: Mapping[str, Array]) -> Graph:
     """Return a normalised graph in which some computed tensors are stored, and what computed them alone is gone."""
     model, kept = weights.take_out(_stored(graph.model, values))
+    makers = between(graph.nodes, (), values)
+    left = {o for node in model.graph.node for o in node.output if o}
     return replace(
         graph,
         model=model,
         kept=weights.Kept(graph.kept | kept),
         origin=dict(graph.origin) | _unshare(model.graph, graph.origin),
         mixed=graph.mixed | values.keys(),
+        mixers=graph.mixers | left.intersection(o for node in makers for o in node.output),
     )
 
 

@@ -60,10 +60,17 @@ class Zeros:
     Args:
         shaped, labels: the graph and its relations.
         without: constant -> units whose slices of it are not zero.
+        apart: constants whose slices are zero, whatever they are computed of.
     """
 
-    def __init__(self, shaped: Shaped, labels: Labels, without: Mapping[str, Collection[int]] | None = None) -> None:
-        self._shaped, self._labels, self._without = shaped, labels, without or {}
+    def __init__(
+        self,
+        shaped: Shaped,
+        labels: Labels,
+        without: Mapping[str, Collection[int]] | None = None,
+        apart: Collection[str] = (),
+    ) -> None:
+        self._shaped, self._labels, self._without, self._apart = shaped, labels, without or {}, apart
         self._units: dict[str, frozenset[int]] = {}
         self._alike: dict[bytes, frozenset[int]] = {}
         self._known: dict[frozenset[int], dict[str, bool]] = {}
@@ -113,10 +120,13 @@ class Zeros:
 
     def _look_up(self, name: str, wanted: frozenset[int], known: dict[str, bool]) -> bool | None:
         """Return the verdict on a tensor, None where there is none so far."""
-        if name not in self._shaped.producers:
+        if self._is_given(name):
             stored = name in self._shaped.constants and wanted.isdisjoint(self._without.get(name, ()))
             return stored and wanted <= self.held(name)
         return known.get(name)
+
+    def _is_given(self, name: str) -> bool:
+        return name not in self._shaped.producers or name in self._apart
 
     def _verdict(self, name: str, wanted: frozenset[int], known: dict[str, bool]) -> bool | None:
         """Return the verdict on a tensor, None where that hangs on an input without one."""
@@ -128,7 +138,7 @@ class Zeros:
             verdict = zero(source)
             return verdict and (self._spans(source, name, wanted) or _is_nothing(self._shaped, source))
 
-        if name not in self._shaped.producers:
+        if self._is_given(name):
             return zero(name)
         node = self._shaped.graph.nodes[self._shaped.producers[name]]
         if node.op_type == "ConstantOfShape":

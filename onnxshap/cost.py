@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
-from onnxshap.core import FloatArray
+from onnxshap.core import BoolArray, FloatArray
 from onnxshap.graph.structure import graphs_of
 from onnxshap.labels import AxisKey, Labels, Liveness
 from onnxshap.shapes import Shaped
@@ -123,10 +123,8 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
 
     times = _runs(shaped)
     macs = [(times[index] * size, at) for index, axes in labels.trace.macs for size, at in [block(axes)]]
-    generated = [(n.output[0], shaped.kinds.get(n.output[0], 1)) for n in shaped.graph.nodes
-                 if n.op_type == "ConstantOfShape" and n.output[0] in shaped.constants]  # fmt: skip
     copies: dict[object, dict[tuple[int, tuple[int, ...]], tuple[str, int]]] = {}
-    for name, kind in [*((t.name, t.data_type) for t in shaped.graph.model.graph.initializer), *generated]:
+    for name, kind in _constants(shaped):
         whole, at = block([(name, axis) for axis in range(len(shaped.shapes[name]))])
         copies.setdefault(shaped.graph.sources.get(name, name), {})[whole, tuple(at)] = name, kind
     stored, shared = list[tuple[int, list[int], int]](), list[tuple[_Copies, int]]()
@@ -153,6 +151,23 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
     counted = [(1.0, some) for some, kind in shared if kind not in _NOT_WEIGHTS]
     weighed = [(_itemsize(kind), some) for some, kind in shared]
     return Cost(widths, table(macs), table(params), table(size), counted, weighed)
+
+
+def costly_units(shaped: Shaped, labels: Labels) -> BoolArray:
+    """Return bool[n_units]: without which there are fewer multiply-accumulates or parameters."""
+    counted = [(name, axis) for name, kind in _constants(shaped) if kind not in _NOT_WEIGHTS
+               for axis in range(len(shaped.shapes[name]))]  # fmt: skip
+    found = np.zeros(labels.n_units + 1, np.bool_)
+    for tensor, axis in dict.fromkeys([*counted, *(key for _, axes in labels.trace.macs for key in axes)]):
+        found[labels.units(tensor, axis)] = True  # no unit is the last
+    return found[:-1]
+
+
+def _constants(shaped: Shaped) -> list[tuple[str, int]]:
+    """Return the names and element types of what is stored, and of the constants that are filled in."""
+    generated = [n.output[0] for n in shaped.graph.nodes if n.op_type == "ConstantOfShape"]
+    stored = [(t.name, t.data_type) for t in shaped.graph.model.graph.initializer]
+    return stored + [(name, shaped.kinds.get(name, 1)) for name in generated if name in shaped.constants]
 
 
 def node_macs(shaped: Shaped, labels: Labels) -> FloatArray:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from onnxshap.core import BoolArray
 from onnxshap.errors import ModelError
 from onnxshap.graph.names import tensors_of
 from onnxshap.graph.structure import graphs_of
@@ -59,10 +60,11 @@ def node_name(shaped: Shaped, index: int) -> str:
     return node.name or next(o for o in node.output if o)
 
 
-def find_groups(shaped: Shaped, labels: Labels) -> list[Group]:
-    """Return the groups, in the order of their first producers; every unit is in exactly one.
+def find_groups(shaped: Shaped, labels: Labels, costly: BoolArray) -> list[Group]:
+    """Return the groups, in the order of their first producers; a unit is in one at most.
 
-    Units are in one group when some weights make them side by side on one axis, or are linked by others that are.
+    Units are in one group when some weights make them side by side on one axis, or are linked by others that are. There
+    is no group where nothing counts any less without its units (index arithmetic): none of them is `costly`, bool[n].
     """
     made = [(key, labels.units(*key)) for key in dict.fromkeys(labels.trace.made)]
     members = [units[:, slot] for _, units in made for slot in range(units.shape[1])]
@@ -73,20 +75,24 @@ def find_groups(shaped: Shaped, labels: Labels) -> list[Group]:
     rows = np.concatenate([m[:-1] for m in chains])
     columns = np.concatenate([m[1:] for m in chains])
     links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(labels.n_units, labels.n_units))
-    _, component = connected_components(links, directed=False)
+    count, component = connected_components(links, directed=False)
+    counts = np.bincount(component[costly], minlength=count)
+    chains = [m for m in chains if counts[component[m[0]]]]
+    if not chains:
+        return []
     order = np.concatenate(chains)
     seen, places = np.unique(component[order], return_index=True)
     first = seen[np.argsort(places)].tolist()
     producers: dict[int, dict[str, None]] = {c: {} for c in first}
     for key, units in made:
         name = node_name(shaped, labels.trace.producers[key])
-        for c in np.unique(component[units[units >= 0]]):
-            producers[int(c)].setdefault(name)
+        for c in producers.keys() & np.unique(component[units[units >= 0]]).tolist():
+            producers[c].setdefault(name)
     consumers: dict[int, dict[str, None]] = {c: {} for c in first}
     for site in labels.trace.sites:
         units = labels.units(site.tensor, site.axis)
-        for c in np.unique(component[units[units >= 0]]):
-            consumers[int(c)].setdefault(node_name(shaped, site.node))
+        for c in consumers.keys() & np.unique(component[units[units >= 0]]).tolist():
+            consumers[c].setdefault(node_name(shaped, site.node))
     every, places = np.unique(order, return_index=True)
     found = every[np.lexsort((places, component[every]))].astype(np.intp)
     parts = np.split(found, np.cumsum(np.bincount(component[every]))[:-1])

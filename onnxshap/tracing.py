@@ -15,7 +15,7 @@ from onnxshap import graph as graphs
 from onnxshap import shapes
 from onnxshap.backend import Backend, OrtBackend
 from onnxshap.core import Array, BoolArray
-from onnxshap.cost import Cost, cost_of, parameters
+from onnxshap.cost import Cost, cost_of, costly_units, parameters
 from onnxshap.errors import OnnxshapError
 from onnxshap.graph.loops import depths
 from onnxshap.graph.tails import Tail
@@ -52,7 +52,7 @@ class Traced:
     @cached_property
     def groups(self) -> list[Group]:
         """The groups of units, in graph order."""
-        return find_groups(self.shaped, self.labels)
+        return find_groups(self.shaped, self.labels, costly_units(self.shaped, self.labels))
 
     @cached_property
     def cost(self) -> Cost:

@@ -1,0 +1,49 @@
+"""What is a group: units without which something counts less."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxshap.tracing import trace
+from tests.exactness import check_exact, net
+
+
+def test_index_arithmetic_of_which_a_size_is_read_is_no_group() -> None:
+    """The images are numbered, by a row for each of three places, as exporters write indices."""
+    model = net(
+        """(float[N,6] x) => (float[N,5] y) {
+            h = MatMul(x, a)
+            u = MatMul(h, b)
+            n = Shape<end = 1>(h)
+            count = Squeeze(n, nil)
+            numbers = Range(zero, count, one)
+            column = Reshape(numbers, tall)
+            places = Add(column, three)
+            rows = Shape<end = 1>(places)
+            size = Concat<axis = 0>(rows, five)
+            ones = ConstantOfShape<value = float[1] {1.0}>(size)
+            y = Add(u, ones)
+        }""",
+        a=(6, 8), b=(8, 5), nil=[0], zero=np.array(0), one=np.array(1), tall=[-1, 1], three=[0, 1, 2], five=[5],
+    )  # fmt: skip
+    traced = trace(model)
+    assert {g.name: len(g) for g in traced.groups} == {"h": 8}
+    assert traced.labels.n_units == 11
+    check_exact(model)
+
+
+@pytest.mark.parametrize(("kind", "groups"), [(np.float32, {"t": 4}), (np.int64, {})])
+def test_numbers_that_are_no_weights_make_no_group(kind: type, groups: dict[str, int]) -> None:
+    model = net(
+        """(float[N,6] x) => (float[N,1] y) {
+            c = Cast<to = 1>(table)
+            m = ReduceMax<axes = [1]>(x)
+            t = Mul(m, c)
+            y = ReduceSum(t, last)
+        }""",
+        table=np.arange(4).astype(kind), last=[1],
+    )  # fmt: skip
+    traced = trace(model)
+    assert {g.name: len(g) for g in traced.groups} == groups
+    check_exact(model)

@@ -719,6 +719,51 @@ case("a grid of all axes written", net("""(float[2,12,6] x) => (float[2,3] y) {
     y = MatMul(r, w1)
 }""", w0=(8, 12), some=[0, 5, 2], all=grid(range(2), (0, -3, 2), range(6)), few=grid(range(2), (7, 1), (3, 0)),
     v0=(2, 2, 2), w1=(8, 3)), [8])
+case("a grid of some channels written in every image", net("""(float[N,12,6] x) => (float[N,3] y) {
+    a = Conv(x, w0)
+    b = Mul(a, a)
+    n = Shape<end=1>(a)
+    count = Squeeze(n, nil)
+    numbers = Range(zero, count, one)
+    tall = Reshape(numbers, column)
+    size = Concat<axis=0>(n, three, one1)
+    images = Expand(tall, size)
+    channels = Expand(chosen, size)
+    places = Concat<axis=2>(images, channels)
+    some = Slice(a, nil, three, one1)
+    s = ScatterND(b, places, some)
+    r = ReduceMean<axes=[2], keepdims=0>(s)
+    y = MatMul(r, w1)
+}""", opset=15, w0=(8, 12, 1), nil=[0], zero=np.array(0), one=np.array(1), one1=[1], three=[3], column=[-1, 1, 1],
+    chosen=[[[5], [0], [-1]]], w1=(8, 3)), [5])
+case("the first image written at all times", net("""(float[N,T,12] x) => (float[N,T,3] y) {
+    a = MatMul(x, w0)
+    n = Shape<start=1, end=2>(a)
+    count = Squeeze(n, nil)
+    numbers = Range(zero, count, one)
+    tall = Reshape(numbers, column)
+    size = Concat<axis=0>(one1, n, one1)
+    images = Expand(first, size)
+    places = Concat<axis=2>(images, tall)
+    some = Slice(a, nil, one1, nil)
+    twice = Mul(some, some)
+    s = ScatterND(a, places, twice)
+    y = MatMul(s, w1)
+}""", opset=15, w0=(12, 8), nil=[0], zero=np.array(0), one=np.array(1), one1=[1], column=[1, -1, 1],
+    first=[[[0]]], w1=(8, 3)), [8])
+case("as many channels written as there are images", net("""(float[N,12,6] x) => (float[N,3] y) {
+    a = Conv(x, w0)
+    n = Shape<end=1>(a)
+    count = Squeeze(n, nil)
+    numbers = Range(zero, count, one)
+    places = Reshape(numbers, column)
+    t = Transpose<perm=[1,0,2]>(a)
+    few = Slice(t, nil, n, nil)
+    s = ScatterND(t, places, few)
+    r = ReduceMean<axes=[2], keepdims=0>(s)
+    u = Transpose(r)
+    y = MatMul(u, w1)
+}""", opset=16, w0=(8, 12, 1), nil=[0], zero=np.array(0), one=np.array(1), column=[-1, 1], w1=(8, 3)), [])
 case("numbers that are no grid", net("""(float[N,12] x) => (float[N,3] y) {
     a = MatMul(x, w0)
     b = MatMul(x, w1)
@@ -2249,6 +2294,7 @@ _NO_ROWS = {
     *("a branch reads a weight and a bias that are cut", "a weight is a model output", "sizes are a model output"),
     *("resize by sizes", "concat with an expanded constant", "constant of shape", "means over channels and more"),
     *("a table spread over the images", "branches of If read a tensor", "a grid of all axes written"),
+    "the first image written at all times",
     *(
         f"{op}: {what}"
         for op in ("GRU", "LSTM", "RNN")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxshap.core import Array, IntArray
-from onnxshap.labels import Axes, Op, RuleError
-from onnxshap.labels.fixups import Bounds, Grid, PadCount, Selection, Widths, grid
+from onnxshap.core import IntArray
+from onnxshap.labels import Axes, Op, RuleError, Tensor
+from onnxshap.labels.fixups import Bounds, Grid, PadCount, Selection, Widths, grid_of
 from onnxshap.rules.registry import rule
 from onnxshap.shapes.doubts import window
 from onnxshap.shapes.folding import COMPUTED
@@ -182,10 +182,12 @@ def gather_nd(op: Op, ax: Axes) -> None:
 def scatter_nd(op: Op, ax: Axes) -> None:
     """Places written by numbers for some axes; the axes behind those pass through.
 
-    Constant numbers that are a grid, a list of positions for each axis (`x[:, :, 2:5] = y`), pass through too.
+    Numbers that are a grid, a list of positions for each axis (`x[:, :, 2:5] = y`), pass through too: constant ones,
+    and those that follow free sizes in that they are all positions of the axes that do.
     """
-    x, index = op.need(0), op.need(1)
-    written = None if index.value is None else _grid(index.value, x.shape)
+    x, index, y = op.need(0), op.need(1), op.out()
+    computed = index.value is None
+    written, whole = _written(index, x)
     for a in range(x.rank):
         if a >= index.shape[-1]:
             ax.same([a])
@@ -193,27 +195,31 @@ def scatter_nd(op: Op, ax: Axes) -> None:
         elif written is not None:
             ax.same([a])
             ax.tie(ax.input(2, a), ax.output(0, a)[written[a]])
+            if a in whole:
+                ax.freeze(ax.output(0, a), f"{op.type} writes all of it, however many there are")
         else:
             ax.freeze(ax.input(0, a), f"{op.type} looks positions up by number")
             ax.freeze(ax.output(0, a), f"{op.type} looks positions up by number")
     if written is not None:
-        ax.fix(Grid(op.index, op.out().name, tuple(written)))
+        ax.fix(Grid(op.index, y.name, tuple(written), computed))
     else:
         for k in range(index.rank - 1):
             ax.freeze(ax.input(2, k), f"{op.type} writes it to positions by number")
-    for a in range(0 if x.constant else index.shape[-1]):
+    for a in () if x.constant else set(range(index.shape[-1])) - whole:
         ax.mix(a)  # where it is that of the images, the numbers say which are written
 
 
-def _grid(index: Array, shape: Sequence[int]) -> list[IntArray] | None:
-    """Return the positions written of every axis looked up, None unless they are those of a grid and all differ."""
-    axes = index.shape[-1]
-    if index.ndim != axes + 1 or not index.size:
-        return None
-    found = [np.moveaxis(index[..., a], a, 0).reshape(index.shape[a], -1)[:, 0] % shape[a] for a in range(axes)]
-    if (grid(found) != index % np.array(shape[:axes])).any() or any(len(np.unique(f)) < len(f) for f in found):
-        return None
-    return found
+def _written(index: Tensor, x: Tensor) -> tuple[list[IntArray] | None, set[int]]:
+    """Return the positions that are written of every axis looked up, and the axes that are written as a whole.
+
+    None unless the positions are those of a grid.
+    """
+    if index.part is None or index.part.ndim <= index.shape[-1]:
+        return None if index.value is None else grid_of(index.value, x.shape), set()
+    columns = [np.moveaxis(index.part[..., a], a, 0) for a in range(index.shape[-1])]
+    lists = [column.reshape(len(column), -1)[:, 0] for column in columns]
+    whole = {a for a, some in enumerate(lists) if COMPUTED in some}
+    return [np.arange(n) if a in whole else lists[a] % n for a, n in enumerate(x.shape[: len(lists)])], whole
 
 
 @rule("OneHot")

@@ -18,6 +18,7 @@ from onnx import ModelProto, NodeProto, helper
 from onnxshap.core import Array, BoolArray
 from onnxshap.graph import Graph, Names, array, attributes, is_op, is_standard, opset_of, tensor
 from onnxshap.graph.structure import copied, outer_names, subgraphs
+from onnxshap.labels.fixups import grid_of
 from onnxshap.shapes.alone import Alone
 from onnxshap.shapes.doubts import doubtful, unlike
 
@@ -55,7 +56,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of a vector that shape arithmetic computes.
+    """What is known of a vector that shape arithmetic computes, or of the places that a ScatterND writes.
 
     Attributes:
         values: its entries, `COMPUTED` those that follow free dimensions.
@@ -179,6 +180,8 @@ class _Folding:
             return self._constant(name, value) if value.size <= TABLE else name
         if not all(n in run.shapes for n in (*node.input[:1], *node.output) for run in (self.first, *self.others)):
             return name
+        if is_op(node, "ScatterND") and k == 1 and (grid := self._grid(name)) is not None:
+            self.parts[name] = Part(grid)
         if is_op(node, "Reshape") and k == 1:
             target = _relative_target(node, self._sizes(node), self._chance.get(name))
             if target is not None:
@@ -205,6 +208,29 @@ class _Folding:
         made = self._chosen(name, unknown, stored, self._before[index])
         self.parts[made] = Part(np.where(unknown, COMPUTED, known), stored)
         return made
+
+    def _grid(self, name: str) -> Array | None:
+        """Return the places that ScatterND nodes write if they are a grid, None if they are not.
+
+        A list of positions for each axis, in all runs alike; or `COMPUTED`, where those are all that there are.
+        """
+        if name in self._chance or self.first.values[name].size > TABLE:
+            return None
+        found = self.first.values[name].copy()
+        for node in (n for n in self.model.graph.node if is_op(n, "ScatterND") and n.input[1] == name):
+            lists = []
+            for run in (self.first, *self.others):
+                size = run.shapes.get(node.input[0])
+                own = None if size is None else grid_of(run.values[name], size)
+                if size is None or own is None:
+                    return None
+                lists.append([(one, np.arange(n)) for one, n in zip(own, size, strict=False)])
+            for axis, column in enumerate(zip(*lists, strict=True)):
+                if not all(np.array_equal(one, column[0][0]) for one, _ in column):
+                    if not all(np.array_equal(one, every) for one, every in column):
+                        return None
+                    found[..., axis] = COMPUTED
+        return found
 
     def _constant(self, hint: str, values: Array) -> str:
         """Add an initializer, return its name."""

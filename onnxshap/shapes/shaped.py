@@ -45,7 +45,7 @@ class Shaped:
         constants: names computed from initializers alone.
         varying: (tensor, axis) whose size follows the inputs' free dimensions.
         told: (tensor, axis) whose size is read by arithmetic that is left.
-        parts: tensor name -> what is known of a vector of sizes that is computed.
+        parts: tensor name -> what is known of a vector of sizes, or of numbers of positions, that is computed.
         apart: whether the values of the images decide which branch is taken, so that each has to be run alone.
         batch_axes: input -> the axis of its images, None where it has none; absent: axis 0.
         whole: first output of an If, Loop or Scan that is left -> why no cut goes through it.

@@ -6,7 +6,7 @@ A rule states which of them its op has; the rewrite applies those that touch a c
 """
 
 from onnxshap.labels.fixups.edit import Edit, Fixup, give, name_axes, set_attribute, takes_all
-from onnxshap.labels.fixups.positions import Bounds, Grid, PadCount, Selection, grid
+from onnxshap.labels.fixups.positions import Bounds, Grid, PadCount, Selection, grid, grid_of
 from onnxshap.labels.fixups.statistics import Divisor, Extreme, Refilled, Residue, RootMeanSquare, Statistics
 from onnxshap.labels.fixups.widths import Declared, Default, GroupCount, HeadCount, Parts, SingleAxes, Widths
 
@@ -32,6 +32,7 @@ __all__ = [
     "Widths",
     "give",
     "grid",
+    "grid_of",
     "name_axes",
     "set_attribute",
     "takes_all",

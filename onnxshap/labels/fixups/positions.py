@@ -31,6 +31,22 @@ def grid(positions: Sequence[IntArray]) -> IntArray:
     return np.stack(np.meshgrid(*positions, indexing="ij"), axis=-1)
 
 
+def grid_of(places: IntArray, shape: Sequence[int]) -> list[IntArray] | None:
+    """Return the positions of every axis looked up, None unless they are those of a grid and all differ.
+
+    Args:
+        places: numbers of the first axes of a tensor, the last axis one each.
+        shape: that tensor's.
+    """
+    axes = places.shape[-1]
+    if places.ndim != axes + 1 or not places.size:
+        return None
+    found = [np.moveaxis(places[..., a], a, 0).reshape(places.shape[a], -1)[:, 0] % shape[a] for a in range(axes)]
+    if (grid(found) != places % np.array(shape[:axes])).any() or any(len(np.unique(f)) < len(f) for f in found):
+        return None
+    return found
+
+
 @dataclass(frozen=True)
 class Selection:
     """A Slice, Gather or shuffle: output positions `index` of the input's axis; becomes one Gather where it is cut.
@@ -72,18 +88,40 @@ class Selection:
 
 @dataclass(frozen=True)
 class Grid:
-    """A ScatterND that writes `positions` of its first axes, a list each: the live ones among the live ones."""
+    """A ScatterND that writes `positions` of its first axes, a list each: the live ones among the live ones.
+
+    What is `computed` depends on sizes: it is cut and numbered anew on the axes that lose positions.
+    """
 
     node: int
     target: str
     positions: tuple[IntArray, ...]
+    computed: bool = False
 
     def apply(self, edit: Edit) -> None:
         """Write the new numbers."""
-        if not any(edit.cut(self.target, axis) for axis in range(len(self.positions))):
+        axes = [axis for axis in range(len(self.positions)) if edit.cut(self.target, axis)]
+        if not axes:
             return
+        node = edit.node(self.node)
         left = [_renumbered(some, edit.alive(self.target, axis)) for axis, some in enumerate(self.positions)]
-        edit.node(self.node).input[1] = edit.new_constant(f"{self.target}.index", grid(left))
+        if not self.computed:
+            node.input[1] = edit.new_constant(f"{self.target}.index", grid(left))
+            return
+        kept, shift = np.ones(len(left), np.int64), np.zeros((1,) * len(left) + (len(left),), np.int64)
+        name, nodes = node.input[1], list[NodeProto]()
+        for axis in axes:
+            alive = edit.alive(self.target, axis)[self.positions[axis]]
+            name = gathered(edit, name, edit.names.new(f"{self.target}.left"), axis, np.flatnonzero(alive), nodes)
+            kept[axis] = 0
+            own = left[axis].reshape([-1 if a == axis else 1 for a in range(len(left))])
+            shift = shift + own[..., None] * (np.arange(len(left)) == axis)
+        for op, values in (("Mul", kept), ("Add", shift)):
+            made = edit.names.new(f"{self.target}.{op}")
+            nodes.append(helper.make_node(op, [name, edit.new_constant(f"{made}.by", values)], [made], name=made))
+            name = made
+        node.input[1] = name
+        edit.replace(self.node, [*nodes, node])
 
 
 @dataclass(frozen=True)

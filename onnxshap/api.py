@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap import __version__, payoffs
+from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend, provider_of
 from onnxshap.calibrate import free_batch, run_all, site_means, usual_batch
 from onnxshap.clock import Clock
@@ -135,6 +136,7 @@ class Pruned:
     tuning: Tuning | None = None
 
 
+@checked
 def score(
     model: ModelLike,
     data: DataLike | None = None,
@@ -270,6 +272,7 @@ def _runner(setting: Setting, method: str, workers: int, cluster: str | None) ->
     return (lambda tell: Processes(setting, method, workers)) if workers else None
 
 
+@checked
 def prune(
     model: ModelLike,
     data: DataLike | None = None,
@@ -486,13 +489,14 @@ def _figures(
     )
 
 
+@checked
 def compare(
     model: ModelLike,
     other: ModelLike | None = None,
     data: DataLike | None = None,
     *,
     labels: str | Path | None = None,
-    payoff: str | None = None,
+    payoff: str | Callable[..., object] | None = None,
     seed: int = 0,
     backend: OrtBackend | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,

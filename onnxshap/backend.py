@@ -19,6 +19,7 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 
+from onnxshap.arguments import check_fields
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, OnnxshapError, first_line
 from onnxshap.graph import is_standard, weights
@@ -263,6 +264,16 @@ class OrtBackend:
     provider: str = "cpu"
     threads: int = 0
     memory: int = MEMORY
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            OnnxshapError: a field is of another type, or out of its range.
+        """
+        check_fields(self)
+        if self.threads < 0 or self.memory < 0:
+            raise OnnxshapError(f"threads is {self.threads}, memory {self.memory}; give 0 or more of both")
 
     @classmethod
     def fastest(cls, threads: int = 0, memory: int = MEMORY) -> OrtBackend:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
+from onnxshap.arguments import checked
 from onnxshap.codes import foldable
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.data import feeds_of
@@ -271,6 +272,7 @@ def channel_covariances(traced: Traced, data: Dataset, names: Sequence[str]) -> 
     return found_of
 
 
+@checked
 def site_means(traced: Traced, data: Dataset) -> dict[SiteKey, FloatArray]:
     """Return, for every site whose consumer can take them up, the calibration mean of each channel.
 

@@ -45,13 +45,13 @@ class VerifyError(OnnxshapError):
 def first_line(error: BaseException) -> str:
     """Return the first non-empty line of an error's message, cut to a readable length; its type where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return _cut(lines[0] if lines else type(error).__name__, 300)
+    return shortened(lines[0] if lines else type(error).__name__, 300)
 
 
 def one_line(error: BaseException, longest: int | None = None) -> str:
     """Return an error's message on one line, cut to a length, if any; its type where it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if longest is None else _cut(text, longest)
+    return text if longest is None else shortened(text, longest)
 
 
 def told(error: BaseException) -> str:
@@ -59,5 +59,6 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _cut(text: str, longest: int) -> str:
+def shortened(text: str, longest: int) -> str:
+    """Return a text cut to a length."""
     return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -159,8 +159,6 @@ def covers(labels: Labels) -> list[NDArray[np.intp]]:
 def select(groups: Sequence[Group], include: Sequence[str], exclude: Sequence[str]) -> list[Group]:
     """Return the groups whose name or a producer's name matches a pattern of `include` and none of `exclude`.
 
-    A string is one pattern.
-
     Raises:
         ModelError: a pattern matches nothing.
     """
@@ -168,7 +166,6 @@ def select(groups: Sequence[Group], include: Sequence[str], exclude: Sequence[st
     def matches(group: Group, pattern: str) -> bool:
         return any(fnmatchcase(name, pattern) for name in (group.name, *group.producers))
 
-    include, exclude = ([given] if isinstance(given, str) else given for given in (include, exclude))
     for pattern in (*include, *exclude):
         if not any(matches(g, pattern) for g in groups):
             names = ", ".join(g.name for g in groups[:5])

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from onnxshap.arguments import checked
 from onnxshap.codes import INTEGERS
 from onnxshap.core import Array, FloatArray
 from onnxshap.errors import ModelError
@@ -40,11 +41,13 @@ Probe = Mapping[tuple[str, int], Array]
 """Tensor and axis -> what a mask adds to it instead of scaling it: `x + (1 - mask) * probe`, for derivatives."""
 
 
+@checked
 def mask_name(group: Group) -> str:
     """Return the name of a group's mask input."""
     return MASKS + group.name
 
 
+@checked
 def insert_masks(
     model: str | Path | bytes | ModelProto | Traced,
     groups: Sequence[Group] | None = None,

@@ -16,7 +16,7 @@ from onnxshap.calibrate import run_all
 from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, random_data
 from onnxshap.endings import ended, gives_classes
-from onnxshap.errors import BudgetError, DataError, ModelError
+from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.graph import Source, data_path, read
 from onnxshap.groups import Group, select
 from onnxshap.payoffs.checked import NO_CLASS, are_probabilities, class_axis
@@ -97,7 +97,10 @@ def open_model(
     Raises:
         ModelError: the model cannot be read, traced or run.
         DataError: the data do not fit it.
+        OnnxshapError: the seed is negative.
     """
+    if seed < 0:
+        raise OnnxshapError(f"seed is {seed}; give 0 or more")
     if isinstance(model, Traced):
         return model, calibration(model, data, labels=labels, seed=seed)
     source = read(model)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from onnxshap.arguments import checked
 from onnxshap.codes import dequantize
 from onnxshap.core import Array, BoolArray, FloatArray, IntArray
 from onnxshap.graph import Names, array, finish, tensor, weights
@@ -169,6 +170,7 @@ class _Rewrite:
         return self.model
 
 
+@checked
 def drop_units(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
     """Return the model without the units that a plan drops, as it is written to a file; arguments as in `cut`."""
     return weights.put_in(small_model(traced, keep, means))

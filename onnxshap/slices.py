@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
+from onnxshap.arguments import checked
 from onnxshap.codes import zero_point
 from onnxshap.core import IntArray
 from onnxshap.graph import Graph, attributes
@@ -27,6 +28,7 @@ _DIVISORS = {("Div", 1), ("Mod", 1), ("Reciprocal", 0), ("Log", 0)}
 """Op and input that must not be zero."""
 
 
+@checked
 def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
     """Return what was cut from the constants, in the names and indices of the input file.
 

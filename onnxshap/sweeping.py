@@ -11,6 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap import api, payoffs
+from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
@@ -133,6 +134,7 @@ def knee(shares: FloatArray, losses: FloatArray) -> int | None:
     return best if saved[best] - lost[best] > 1e-9 else None
 
 
+@checked
 def sweep(
     model: ModelLike,
     data: DataLike,

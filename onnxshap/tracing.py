@@ -13,10 +13,11 @@ from onnx import ModelProto
 
 from onnxshap import graph as graphs
 from onnxshap import shapes
+from onnxshap.arguments import checked
 from onnxshap.backend import Backend, OrtBackend
 from onnxshap.core import Array, BoolArray
 from onnxshap.cost import Cost, cost_of, costly_units, parameters
-from onnxshap.errors import OnnxshapError
+from onnxshap.errors import ModelError, OnnxshapError
 from onnxshap.graph.loops import depths
 from onnxshap.graph.tails import Tail
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
@@ -138,11 +139,22 @@ class Traced:
         return [s for s in self.labels.trace.sites if units[self.labels.units(s.tensor, s.axis)].any()]
 
     def units(self, keep: Keep) -> BoolArray:
-        """Return bool[n_units] of a plan."""
+        """Return bool[n_units] of a plan.
+
+        Raises:
+            ModelError: it is none of this model.
+        """
         flags = np.ones(self.labels.n_units, np.bool_)
-        for group in self.groups:
-            if group.name in keep:
-                flags[group.units] = keep[group.name]
+        groups = {group.name: group for group in self.groups}
+        for name, kept in keep.items():
+            if name not in groups:
+                raise ModelError(f"group {name!r} is not a group of this model; take it from trace(model).groups")
+            group, found = groups[name], np.asarray(kept)
+            if found.shape != (len(group),) or not np.isin(found, (0, 1)).all():
+                raise ModelError(
+                    f"the plan of group {name!r} is not {len(group)} times True (stays) or False; give that"
+                )
+            flags[group.units] = found
         return flags
 
     def alive(self, keep: Keep) -> Liveness:
@@ -150,6 +162,7 @@ class Traced:
         return self.labels.alive(self.units(keep))
 
 
+@checked
 def trace(
     model: str | Path | bytes | ModelProto | graphs.Source | Traced,
     *,

@@ -27,6 +27,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxshap import api
+from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import channel_means, free_batch, run_all
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
@@ -308,6 +309,7 @@ def size_of(model: ModelProto) -> Size:
 # --- the job ---------------------------------------------------------------------------------------------------------
 
 
+@checked
 def unify(
     model: ModelLike,
     data: DataLike | None = None,
@@ -317,7 +319,7 @@ def unify(
     keep_bytes: float = 0.5,
     block: int = BLOCK,
     codec: str = "gzip",
-    payoff: str | None = None,
+    payoff: str | Callable[..., object] | None = None,
     seed: int = 0,
     backend: OrtBackend | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,

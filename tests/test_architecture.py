@@ -14,7 +14,7 @@ import onnxshap
 ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"blas", "clock", "errors", "progress", "quiet", "streams"}),
-    frozenset({"core"}),
+    frozenset({"arguments", "core"}),
     frozenset({"data", "estimators", "graph", "payoffs", "taps"}),
     frozenset({"backend"}),
     frozenset({"labels"}),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxshap.arguments import check_fields
 from onnxshap.core import Dataset
 from onnxshap.data.spec import InputSpec, only_input
 from onnxshap.errors import DataError, told
@@ -25,6 +26,7 @@ INPUT_NAMES = ("x", "X", "images", "data", "input")
 def from_object(value: Any, specs: Mapping[str, InputSpec], where: str) -> Dataset:
     """Return what a user handed over as a data set, unchecked."""
     if isinstance(value, Dataset):
+        check_fields(value)
         return value if value.source != "memory" else replace(value, source=where)
     if isinstance(value, tuple):
         if len(value) != 2:

@@ -9,6 +9,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
+from onnxshap.arguments import checked
 from onnxshap.errors import ModelError, first_line
 from onnxshap.graph import weights
 from onnxshap.graph.structure import (
@@ -55,6 +56,7 @@ def read(source: str | Path | bytes | ModelProto | Source) -> Source:
     return Source(light, kept, tuple(sorted(files)))
 
 
+@checked
 def load(source: str | Path | bytes | ModelProto) -> ModelProto:
     """Return the model of a path, of serialized bytes, or a copy of a ModelProto; external data are read into it.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
+from onnxshap.arguments import checked
 from onnxshap.graph import weights
 from onnxshap.graph.files import whole_file, whole_files
 from onnxshap.graph.lifting import sink
@@ -95,6 +96,7 @@ def data_path(path: str | Path) -> Path:
     return Path(path).with_name(Path(path).name + ".data")
 
 
+@checked
 def save(model: ModelProto, path: str | Path, *, external: bool = False) -> None:
     """Write a model so that its file appears whole or not at all.
 

@@ -11,6 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap import api, streams
+from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend, provider_of
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.core import Array, Dataset, Payoff
@@ -108,6 +109,7 @@ class Pivoted:
     threads: int
 
 
+@checked
 def pivot(
     model: ModelLike,
     data: DataLike | None = None,
@@ -122,7 +124,7 @@ def pivot(
     exclude: Sequence[str] = (),
     timed: bool = True,
     repair: str | None = None,
-    payoff: str | None = None,
+    payoff: str | Callable[..., object] | None = None,
     seed: int = 0,
     backend: OrtBackend | None = None,
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshap.arguments import check_fields, checked
 from onnxshap.core import BoolArray, FloatArray
 from onnxshap.errors import BudgetError
 from onnxshap.tracing import Keep
@@ -49,6 +50,7 @@ class Budget:
     bytes: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("units", "macs", "params", "bytes"):
             share = getattr(self, name)
             if share is not None and not 0 < share <= 1:
@@ -108,6 +110,7 @@ def smallest(groups: Sequence[tuple[str, NDArray[np.intp]]], budget: Budget) -> 
     return planner.at(planner.widths(0.0))
 
 
+@checked
 def make_plan(
     candidates: Sequence[Candidate], budget: Budget, measure: Measure, covers: Sequence[NDArray[np.intp]] = ()
 ) -> dict[str, BoolArray]:

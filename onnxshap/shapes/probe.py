@@ -85,6 +85,8 @@ def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | N
             f"input {spec.name!r} has {len(spec.shape)} dimensions, the shape given {len(given)}: give one size each"
         )
     for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True)):
+        if size is not None and size < 1:
+            raise ModelError(f"input {spec.name!r}: the shape given has {size} entries on axis {axis}: give 1 or more")
         if axis != spec.batch and None not in (own, size) and own != size:
             raise ModelError(
                 f"input {spec.name!r} has {own} entries on axis {axis}, the shape given {size}: "

@@ -444,7 +444,13 @@ def test_a_report_that_cannot_be_written_leaves_no_model(here: Path, monkeypatch
     assert result.exit_code == 1 and not Path("s.svg").exists()
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "x" * 250 + ".json"])
+def test_names_as_long_as_a_file_may_have_are_written(here: Path) -> None:
+    name = "x" * 250 + ".onnx"
+    assert fine("prune", "m.onnx", "--data", "d.npz", *FEW, "-o", name).stderr == f"onnxshap: wrote {name}\n"
+    assert run(name).shape == (8, 4)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 251 + ".json"])
 def test_names_that_are_too_long_are_refused_before_the_scoring(
     here: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

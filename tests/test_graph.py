@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -255,6 +256,52 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_told_in_words(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="choose another output path"):
         save(small_net(), tmp_path / "nowhere" / "m.onnx")
+
+
+def test_a_link_stays_one_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+    """As an editor does: to a file, to one that is not there yet, and from another folder."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "old.onnx").write_bytes(b"old")
+    for link, target in (("a.onnx", "old.onnx"), ("b.onnx", "new.onnx"), ("folder/c.onnx", "../third.onnx")):
+        (tmp_path / link).symlink_to(target)
+        save(small_net(), tmp_path / link)
+        assert str((tmp_path / link).readlink()) == target
+        onnx.checker.check_model(onnx.load((tmp_path / link).resolve()))
+    assert sorted(files(tmp_path)) == ["a.onnx", "b.onnx", "folder", "new.onnx", "old.onnx", "third.onnx"]
+    (tmp_path / "circle.onnx").symlink_to("circle.onnx")
+    with pytest.raises(ModelError, match=r"cannot be written \(Too many levels of symbolic links"):
+        save(small_net(), tmp_path / "circle.onnx")
+
+
+def test_data_lie_where_a_link_and_what_it_points_to_find_them(tmp_path: Path) -> None:
+    model = small_net()
+    rows = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(rows, "large"))
+    (tmp_path / "link.onnx").symlink_to("m.onnx")
+    save(model, tmp_path / "link.onnx", external=True)
+    assert sorted(files(tmp_path)) == ["link.onnx", "m.onnx", "m.onnx.data"]
+    for name in ("link.onnx", "m.onnx"):
+        (found,) = [t for t in load(tmp_path / name).graph.initializer if t.name == "large"]
+        assert np.array_equal(onnx.numpy_helper.to_array(found), rows)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "far.onnx").symlink_to("../m.onnx")
+    with pytest.raises(ModelError, match="is a link into another folder, where the model's data would not be found"):
+        save(model, tmp_path / "folder" / "far.onnx", external=True)
+
+
+@pytest.mark.parametrize("name", ["m" * 250 + ".onnx", "\N{SNOWMAN}" * 83 + ".onnx"])
+def test_any_name_that_a_file_may_have_can_be_written(tmp_path: Path, name: str) -> None:
+    save(small_net(), tmp_path / name)
+    assert files(tmp_path) == [name]
+
+
+def test_only_plain_files_are_replaced(tmp_path: Path) -> None:
+    """Whoever may write anywhere could replace a device."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ModelError, match="is no plain file; choose another output path"):
+            save(small_net(), path)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 # --- onnx-graphsurgeon's guards -------------------------------------------------------------------------------------

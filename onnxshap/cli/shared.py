@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +78,8 @@ def check_outputs(outputs: Mapping[str, str | None], sources: Mapping[str, str |
     Raises:
         ModelError: an output is an input or another output, no plain file, or in a folder that cannot be written.
     """
+    from onnxshap.graph import check_writable
+
     if not os.path.isfile(sources["the model"] or ""):  # noqa: PTH113 - Path raises where a name is too long
         return  # a missing model is told first
     taken = {os.path.realpath(path): name for name, path in sources.items() if path is not None}
@@ -89,14 +90,7 @@ def check_outputs(outputs: Mapping[str, str | None], sources: Mapping[str, str |
         if (other := taken.get(os.path.realpath(output))) is not None:
             raise ModelError(f"{output}: would replace {other}; give {name} another path")
         taken[os.path.realpath(output)] = name
-        try:
-            path = Path(output)
-            if path.exists() and not path.is_file():
-                raise ModelError(f"{output}: is no plain file; give {name} another path")
-            with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):  # as it will be written
-                pass
-        except OSError as error:
-            raise ModelError(f"{output}: cannot be written ({error.strerror}); give {name} another path") from error
+        check_writable(output, f"give {name} another path")
 
 
 def _data_of(model: str) -> Sequence[Path]:

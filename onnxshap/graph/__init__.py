@@ -9,7 +9,7 @@
 - `saving`: -> a file that appears whole or not at all, its bodies sunk again.
 """
 
-from onnxshap.graph.files import whole_file, whole_files
+from onnxshap.graph.files import check_writable, place_of, whole_file, whole_files
 from onnxshap.graph.names import Names
 from onnxshap.graph.nodes import array, attributes, tensor
 from onnxshap.graph.normal import Graph, lift_bodies, normalise, take_branches, with_constants
@@ -24,6 +24,7 @@ __all__ = [
     "Source",
     "array",
     "attributes",
+    "check_writable",
     "data_path",
     "equal_copies",
     "extract",
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "normalise",
     "opset_of",
+    "place_of",
     "read",
     "save",
     "take_branches",

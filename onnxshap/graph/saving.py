@@ -14,8 +14,9 @@ from pathlib import Path
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from onnxshap.arguments import checked
+from onnxshap.errors import ModelError
 from onnxshap.graph import weights
-from onnxshap.graph.files import whole_file, whole_files
+from onnxshap.graph.files import place_of, whole_file, whole_files
 from onnxshap.graph.lifting import sink
 from onnxshap.graph.normal import Graph
 from onnxshap.graph.structure import copied, reads, refill, subgraphs, used_names
@@ -102,11 +103,11 @@ def save(model: ModelProto, path: str | Path, *, external: bool = False) -> None
 
     Args:
         model: the model.
-        path: its file.
+        path: its file; a link stays one, what it points to is replaced.
         external: put large initializers into a file beside it (`data_path`); models beyond 2 GB always do.
 
     Raises:
-        ModelError: the path cannot be written.
+        ModelError: the path cannot be written; or it is a link into another folder, and data belong beside the file.
     """
     path = Path(path)
     light, kept = weights.take_out(model)
@@ -114,8 +115,14 @@ def save(model: ModelProto, path: str | Path, *, external: bool = False) -> None
         with whole_file(path) as temporary, temporary.open("wb") as stream:
             weights.write_whole(light, stream)
         return
-    with whole_files(data_path(path), path) as (data_file, model_file):
+    place = place_of(path)
+    if place.parent != path.parent.resolve():
+        raise ModelError(
+            f"{path}: is a link into another folder, where the model's data would not be found; give the path that it "
+            "points to"
+        )
+    with whole_files(data_path(place), path) as (data_file, model_file):
         with data_file.open("wb") as stream:
-            weights.write_out(light, stream, data_path(path).name)
+            weights.write_out(light, stream, data_path(place).name)
         model_file.write_bytes(light.SerializeToString(deterministic=True))
     del kept  # held until here

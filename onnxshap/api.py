@@ -33,12 +33,12 @@ from onnxshap.opening import (
     REPAIR_IMAGES,
     SAMPLES,
     ModelLike,
-    check_output,
     choose_payoff,
     groups_to_cut,
     hold_out,
     judged,
     open_model,
+    readable,
     reference_of,
     sample,
     samples_of,
@@ -351,10 +351,10 @@ def prune(
         raise BudgetError(f"target-latency is {target_latency:g}; give milliseconds, above 0")
     with clock.stage("trace"):
         progress("trace", 0, 1)
+        source = readable(model, output, data, labels, eval_data)
         traced, dataset = open_model(
-            model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
+            source, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
         )
-        check_output(traced, output)
         groups = groups_to_cut(traced, include, exclude)
         blank = [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
         _check_budget(traced, blank, budget, searched=max_drop is not None or target_latency is not None)

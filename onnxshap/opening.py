@@ -17,8 +17,9 @@ from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, random_data
 from onnxshap.endings import ended, gives_classes
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
-from onnxshap.graph import Source, data_path, read
+from onnxshap.graph import Source, read
 from onnxshap.groups import Group, select
+from onnxshap.outputs import check_outputs
 from onnxshap.payoffs.checked import NO_CLASS, are_probabilities, class_axis
 from onnxshap.repair import FEWEST_IMAGES
 from onnxshap.shapes import check_names, input_specs
@@ -243,15 +244,18 @@ def _divided(data: Dataset, seed: int, what: str) -> tuple[Dataset, Dataset]:
     return kept, replace(held_out, source=f"{data.source}, held out")
 
 
-def check_output(traced: Traced, output: str | Path | None) -> None:
-    """Refuse a path that would replace a file with data of the model, or whose own data would.
+def readable(
+    model: ModelLike, output: str | Path | None, data: DataLike | None, labels: str | Path | None,
+    eval_data: DataLike | None,
+) -> Source | Traced:  # fmt: skip
+    """Return a model to open, once it is sure that an output path can be written and replaces nothing that is read.
 
     Raises:
-        ModelError: it would.
+        ModelError: as `read` and `outputs.check_outputs`.
     """
-    for path in () if output is None else (Path(output), data_path(output)):
-        if path.resolve() in [file.resolve() for file in traced.files]:
-            raise ModelError(f"{path}: would replace data of the model; choose another output path")
+    found = model if isinstance(model, Traced) else read(model)
+    check_outputs({"output": output}, found, {"data": data, "labels": labels, "eval_data": eval_data})
+    return found
 
 
 def groups_to_cut(traced: Traced, include: Sequence[str], exclude: Sequence[str]) -> list[Group]:

@@ -41,6 +41,7 @@ class Traced:
         backend: what it runs on.
         files: the files with external data that it came with.
         tail: the last nodes of its file, where they are off (`endings`).
+        path: its own file, None where it came from none.
     """
 
     source: ModelProto
@@ -49,6 +50,7 @@ class Traced:
     backend: Backend = field(default_factory=OrtBackend)
     files: tuple[Path, ...] = ()
     tail: Tail | None = None
+    path: Path | None = None
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -188,7 +190,7 @@ def trace(
     engine = backend or OrtBackend()
     try:
         shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes, samples)
-        return Traced(given.model, shaped, trace_graph(shaped), engine, given.files)
+        return Traced(given.model, shaped, trace_graph(shaped), engine, given.files, path=given.path)
     except OnnxshapError:
         raise
     except Exception:

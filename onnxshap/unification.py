@@ -39,7 +39,7 @@ from onnxshap.graph.weights import put_in, write_whole
 from onnxshap.labels import Weight
 from onnxshap.labels.kernels import by_input, shares_inputs
 from onnxshap.measure import scores
-from onnxshap.opening import ModelLike, check_output, hold_out, judged, open_model, sample
+from onnxshap.opening import ModelLike, hold_out, judged, open_model, readable, sample
 from onnxshap.payoffs import Fidelity
 from onnxshap.plan.search import Drop, Judge
 from onnxshap.progress import Progress, silent
@@ -347,10 +347,10 @@ def unify(
     if block < 2:
         raise BudgetError(f"block is {block}; give at least 2 weights that share a magnitude")
     progress("trace", 0, 1)
+    source = readable(model, output, data, labels, eval_data)
     traced, dataset = open_model(
-        model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
+        source, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
     )
-    check_output(traced, output)
     dataset, held_out = hold_out(traced, dataset, eval_data, seed)
     reference, fitted = judged(traced, held_out, payoff)
     blocks = find_blocks(traced, free_batch(traced), dataset, block)

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 import onnxshap
 from onnxshap import api, cli, opening
@@ -742,6 +743,61 @@ def test_data_of_the_model_are_not_replaced(here: Path) -> None:
     with pytest.raises(ModelError, match="would replace data of the model"):
         onnxshap.prune("m.onnx", "d.npz", keep_units=0.5, method="l1", output="m.bin.json")
     onnx.checker.check_model("m.onnx", full_check=True)
+
+
+def pictures() -> None:
+    """A folder of images for the model, one of them a link to a file elsewhere."""
+    Path("pictures").mkdir()
+    for number in range(3):
+        Image.fromarray(RNG.integers(0, 255, (4, 4, 3)).astype(np.uint8)).save(f"pictures/{number}.png")
+    Path("pictures/2.png").rename("elsewhere.png")
+    Path("pictures/2.png").symlink_to("../elsewhere.png")
+
+
+def test_images_of_the_data_are_not_replaced_and_none_is_added(here: Path) -> None:
+    pictures()
+    common = ("prune", "m.onnx", "--data", "pictures", "--method", "l1", "--repair", "none")
+    for output in ("pictures/0.png", "elsewhere.png", "pictures/2.png"):
+        assert f"{output}: would replace --data; give -o another path" in refused(*common, "-o", output)
+        assert f"{output}: would replace --data" in refused(*common, "--normalize", "imagenet", "-o", output)
+    assert "new.png: would be one of the images of --data" in refused(*common, "-o", "pictures/new.png")
+    assert "would replace --eval-data" in refused(
+        "unify", "m.onnx", "--data", "d.npz", "--eval-data", "pictures", "-o", "pictures/1.png"
+    )
+    assert "would be one of the images of --data" in refused(
+        "sweep", "m.onnx", "--data", "pictures", "--plot", "pictures/p.png"
+    )
+    for _ in range(2):  # what is no image may lie there, and be written again
+        fine(*common, "-o", "pictures/small.onnx")
+
+
+def test_the_library_replaces_nothing_that_it_reads(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the model, by whatever path, nor data or labels; told before anything is traced."""
+    pictures()
+    np.save("labels.npy", LABELS)
+    Path("link.onnx").symlink_to("m.onnx")
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    traced = onnxshap.trace("m.onnx")
+    jobs: list[Any] = [onnxshap.prune, onnxshap.unify, onnxshap.pivot]
+    monkeypatch.setattr("onnxshap.opening.trace", unreachable)
+    for job in jobs:
+        for output in ("m.onnx", here / "m.onnx", "link.onnx"):
+            for model in ("m.onnx", here / "m.onnx", "link.onnx", traced):
+                with pytest.raises(ModelError, match=r"\.onnx: would replace the model; give output another path"):
+                    job(model, "d.npz", output=output)
+        for output, words in (("d.npz", "data"), ("labels.npy", "labels"), ("pictures/0.png", "eval_data")):
+            with pytest.raises(ModelError, match=f"{output}: would replace {words}; give output another path"):
+                job("m.onnx", "d.npz", labels="labels.npy", eval_data="pictures", output=output)
+        for output in ("", "nowhere/m.onnx", here):
+            with pytest.raises(ModelError, match="; give output another path"):
+                job("m.onnx", "d.npz", output=output)
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def test_values_are_not_replaced(here: Path) -> None:
+    fine("score", "m.onnx", "--data", "d.npz", "--samples", "2", "-o", "v.json")
+    common = ("prune", "m.onnx", "--data", "d.npz", "--values", "v.json")
+    assert "v.json: would replace --values" in refused(*common, "--report", "v.json")
 
 
 def test_a_budget_that_aligned_widths_leave_unused_is_told(here: Path) -> None:

@@ -14,7 +14,7 @@ from onnxshap.cli.options import (
     talk_options,
 )
 from onnxshap.cli.screen import Screen
-from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults, sources_of
+from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults
 from onnxshap.cli.types import OneOf, Share, pivot_repairs
 
 
@@ -55,7 +55,7 @@ def pivot(
     need_data(data, labels)
     say_defaults(screen, data, payoff)
     written = output_of(output, model, ".pivoted.onnx")
-    check_outputs({"-o": written}, sources_of(model, data, labels, eval_data))
+    check_outputs({"-o": written}, model, data, labels, eval_data)
     with screen.progress() as tell:
         result = pivoting.pivot(
             model, data, labels=labels, eval_data=eval_data, groups=groups or pivoting.GROUPS, keep_macs=keep_macs,

@@ -32,7 +32,6 @@ from onnxshap.cli.shared import (
     output_of,
     print_found,
     say_defaults,
-    sources_of,
 )
 from onnxshap.cli.types import FilePath, Share
 
@@ -99,9 +98,9 @@ def prune(
     unbudgeted = all(budget is None for budget in budgets)
     say_defaults(screen, data, payoff, budget=not unbudgeted)
     written = None if dry_run else output_of(output, model, ".pruned.onnx")
-    sources = {**sources_of(model, data, labels, eval_data), "--values": values}
     if not dry_run:
-        check_outputs({"-o": written, "--report": report_path, "--journal": journal}, sources)
+        outputs = {"-o": written, "--report": report_path, "--journal": journal}
+        check_outputs(outputs, model, data, labels, eval_data, values)
 
     def with_report(done: Pruned) -> AbstractContextManager[object]:
         if report_path is None:

@@ -18,7 +18,7 @@ from onnxshap.cli.options import (
     talk_options,
 )
 from onnxshap.cli.screen import Screen
-from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults, sources_of
+from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults
 
 
 @click.command()
@@ -48,7 +48,7 @@ def score(
     say_defaults(screen, data, payoff)
     written = output_of(output, model, ".values.json")
     kept = journal or f"{written}.journal"
-    check_outputs({"-o": written, "--journal": kept}, sources_of(model, data, labels))
+    check_outputs({"-o": written, "--journal": kept}, model, data, labels)
     with screen.progress() as tell:
         tell("trace", 0, 1)
         found = api.score(

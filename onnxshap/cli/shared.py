@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,40 +66,24 @@ def say_defaults(screen: Screen, data: str | None, payoff: str | None, *, budget
         screen.later("warning: payoff accuracy is mostly 0 or 1 an image and ranks units badly; prefer ce or kl")
 
 
-def sources_of(model: str, data: str | None, labels: str | None, eval_data: str | None = None) -> dict[str, str | None]:
-    """Return what a command reads, by what messages call it."""
-    return {"the model": model, "--data": data, "--labels": labels, "--eval-data": eval_data}
-
-
-def check_outputs(outputs: Mapping[str, str | None], sources: Mapping[str, str | None]) -> None:
+def check_outputs(
+    outputs: Mapping[str, str | None], model: str, data: str | None, labels: str | None, eval_data: str | None = None,
+    values: str | None = None,
+) -> None:  # fmt: skip
     """Refuse outputs that could not be written at the end, or would replace what is read.
 
     Raises:
-        ModelError: an output is an input or another output, no plain file, or in a folder that cannot be written.
+        ModelError: as `outputs.check_outputs`; of a model that cannot be read nothing is said until it is opened.
     """
-    from onnxshap.graph import check_writable
-
-    if not os.path.isfile(sources["the model"] or ""):  # noqa: PTH113 - Path raises where a name is too long
-        return  # a missing model is told first
-    taken = {os.path.realpath(path): name for name, path in sources.items() if path is not None}
-    taken |= {os.path.realpath(path): "data of the model" for path in _data_of(str(sources["the model"]))}
-    for name, output in outputs.items():
-        if output is None:
-            continue
-        if (other := taken.get(os.path.realpath(output))) is not None:
-            raise ModelError(f"{output}: would replace {other}; give {name} another path")
-        taken[os.path.realpath(output)] = name
-        check_writable(output, f"give {name} another path")
-
-
-def _data_of(model: str) -> Sequence[Path]:
-    """Return the files with external data of a model; none where it cannot be read, which is told when it is opened."""
+    from onnxshap import outputs as checks
     from onnxshap.graph import read
 
     try:
-        return read(model).files
+        source = read(model)
     except ModelError:
-        return ()
+        return
+    sources = {"--data": data, "--labels": labels, "--eval-data": eval_data, "--values": values}
+    checks.check_outputs(outputs, source, sources)
 
 
 def print_found(as_json: bool, found: dict[str, Any], tables: Sequence[RenderableType]) -> None:

@@ -19,7 +19,7 @@ from onnxshap.cli.options import (
     width_options,
 )
 from onnxshap.cli.screen import Screen
-from onnxshap.cli.shared import backend_of, check_outputs, listed, print_found, say_defaults, sources_of
+from onnxshap.cli.shared import backend_of, check_outputs, listed, print_found, say_defaults
 from onnxshap.cli.types import FilePath, OneOf, ShareList, methods
 
 
@@ -65,7 +65,7 @@ def sweep(
     if data is None:
         raise click.UsageError("sweep needs --data")
     say_defaults(screen, data, payoff)
-    check_outputs({"-o": output, "--plot": plot}, sources_of(model, data, labels, eval_data))
+    check_outputs({"-o": output, "--plot": plot}, model, data, labels, eval_data)
     if plot is not None:
         from onnxshap.report.plot import require, write_plot
 

@@ -14,7 +14,7 @@ from onnxshap.cli.options import (
     talk_options,
 )
 from onnxshap.cli.screen import Screen
-from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults, sources_of
+from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults
 from onnxshap.cli.types import OneOf, Share, codecs
 
 
@@ -45,7 +45,7 @@ def unify(
     need_data(data, labels)
     say_defaults(screen, data, payoff)
     written = output_of(output, model, ".unified.onnx")
-    check_outputs({"-o": written}, sources_of(model, data, labels, eval_data))
+    check_outputs({"-o": written}, model, data, labels, eval_data)
     with screen.progress() as tell:
         result = unification.unify(
             model, data, labels=labels, eval_data=eval_data, keep_bytes=keep_bytes, block=block, codec=codec,

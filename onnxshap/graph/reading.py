@@ -25,11 +25,13 @@ class Source:
         model: the model.
         kept: the large initializers.
         files: the files with external data that it refers to.
+        path: its own file, None where it came from none.
     """
 
     model: ModelProto
     kept: weights.Kept = field(default_factory=weights.Kept)
     files: tuple[Path, ...] = ()
+    path: Path | None = None
 
 
 def read(source: str | Path | bytes | ModelProto | Source) -> Source:
@@ -45,7 +47,8 @@ def read(source: str | Path | bytes | ModelProto | Source) -> Source:
     if isinstance(source, ModelProto):
         return Source(*weights.take_out(_require_graph(source, "the model given")))
     where = "the bytes given" if isinstance(source, bytes) else str(source)
-    folder = None if isinstance(source, bytes) else Path(source).absolute().parent
+    path = None if isinstance(source, bytes) else Path(source).absolute()
+    folder = None if path is None else path.parent
     parsed, inside = _parse(source, where)
     try:
         light, kept = weights.take_out(parsed, folder)
@@ -53,7 +56,7 @@ def read(source: str | Path | bytes | ModelProto | Source) -> Source:
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
     del inside  # held until here
-    return Source(light, kept, tuple(sorted(files)))
+    return Source(light, kept, tuple(sorted(files)), path)
 
 
 @checked

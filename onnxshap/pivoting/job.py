@@ -25,10 +25,10 @@ from onnxshap.measure import Figures, latencies, scores
 from onnxshap.opening import (
     REPAIR_IMAGES,
     ModelLike,
-    check_output,
     hold_out,
     judged,
     open_model,
+    readable,
     sample,
 )
 from onnxshap.pivoting.permuting import Classes, nobody_moved, peers
@@ -159,10 +159,10 @@ def pivot(
     """
     _check(groups, keep_macs, max_drop, multiple_of, repair)
     progress("trace", 0, 1)
+    source = readable(model, output, data, labels, eval_data)
     traced, dataset = open_model(
-        model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
+        source, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
     )
-    check_output(traced, output)
     free = free_batch(traced)
     dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
     reference, judge = judged(traced, held_out, payoff)

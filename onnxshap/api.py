@@ -263,6 +263,8 @@ def _runner(setting: Setting, method: str, workers: int, cluster: str | None) ->
     """Return what makes the runner; methods without a game run in this process, with all of its threads."""
     if workers < 0:
         raise OnnxshapError(f"workers is {workers}; give 0 (this process alone) or more")
+    if cluster == "":
+        raise OnnxshapError("the cluster's address is empty; give one like tcp://host:8786, or leave it out")
     if workers and cluster:
         raise OnnxshapError("give workers or a cluster, not both")
     if method in GAMELESS:

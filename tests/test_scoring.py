@@ -463,6 +463,42 @@ def test_a_cluster_that_cannot_be_reached_is_one_error() -> None:
         score(cluster="tcp://127.0.0.1:9", workers=1)
 
 
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1", "tls://127.0.0.1:9"])
+def test_an_address_that_can_be_none_is_one_line_at_once(tmp_path: Path, address: str) -> None:
+    """A process of its own: what is left of a client speaks when it is collected."""
+    pytest.importorskip("distributed")
+    onnx.save(net(), tmp_path / "m.onnx")
+    command = [sys.executable, "-m", "onnxshap", "score", "m.onnx", "--samples", "2", "-q", "--cluster", address]
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"onnxshap: error: cluster '{address}' cannot be reached (")
+    assert (done.returncode, done.stdout, [p.name for p in tmp_path.iterdir()]) == (1, "", ["m.onnx"])
+    assert time.monotonic() - start < 15
+
+
+def test_an_empty_address_is_none() -> None:
+    with pytest.raises(OnnxshapError, match="the cluster's address is empty; give one like tcp://host:8786"):
+        score(cluster="")
+
+
+@pytest.mark.parametrize("place", ["__init__", "submit"])
+def test_a_machine_that_takes_no_workers_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    before = dict(os.environ)
+    monkeypatch.setattr(f"onnxshap.scoring.runners.ProcessPoolExecutor.{place}", full)
+    with pytest.raises(OnnxshapError, match=r"workers cannot be started \(.*temporarily unavailable\); use fewer"):
+        score(workers=1)
+    assert dict(os.environ) == before
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_cluster_finds_the_same_and_may_lose_a_worker() -> None:
     distributed = pytest.importorskip("distributed")

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -135,16 +135,17 @@ class Processes:
         if os.environ.get(_STARTED_BY, str(os.getpid())) != str(os.getpid()):  # a worker that reads the script again
             raise OnnxshapError(f"a worker was to start workers; {_GUARD}")
         content = payload(setting, method, self._threads)
-        # through a file: whoever writes much to a process that dies at its start waits for ever
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxshap-")
-        self._payload = Path(self._folder.name) / "payload"
-        self._payload.write_bytes(content)
-        wanted = {_STARTED_BY: str(os.getpid())} | dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
-        self._before = {name: os.environ.get(name) for name in wanted}
-        os.environ.update(wanted)  # read when a worker starts
         self._jobs: dict[Future[Result], Job] = {}
         self._losses, self._allowed = 0, _FIRST_LOSSES
-        self._pool = self._new_pool()
+        with _startable(), contextlib.ExitStack() as cleanup:
+            # through a file: whoever writes much to a process that dies at its start waits for ever
+            folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="onnxshap-"))
+            self._payload = Path(folder) / "payload"
+            self._payload.write_bytes(content)
+            wanted = {_STARTED_BY: str(os.getpid())} | dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
+            cleanup.enter_context(_environment(wanted))  # read when a worker starts
+            self._pool = self._new_pool()
+            self._cleanup = cleanup.pop_all()
 
     def _new_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
@@ -157,7 +158,8 @@ class Processes:
     def submit(self, job: Job) -> None:
         """Take a job."""
         try:
-            self._jobs[self._pool.submit(_play, job)] = job
+            with _startable():
+                self._jobs[self._pool.submit(_play, job)] = job
         except BrokenProcessPool as error:
             self._repeat(error)
             self.submit(job)
@@ -183,10 +185,11 @@ class Processes:
         finished = {f: j for f, j in self._jobs.items() if f.done() and f.exception() is None}
         lost = [job for future, job in self._jobs.items() if future not in finished]
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = self._new_pool()
         self._jobs = finished
-        for job in lost:
-            self._jobs[self._pool.submit(_play, job)] = job
+        with _startable():
+            self._pool = self._new_pool()
+            for job in lost:
+                self._jobs[self._pool.submit(_play, job)] = job
 
     def close(self) -> None:
         """End the workers."""
@@ -194,8 +197,31 @@ class Processes:
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
-        self._folder.cleanup()
-        for name, value in self._before.items():
+        self._cleanup.close()
+
+
+@contextlib.contextmanager
+def _startable() -> Iterator[None]:
+    """Turn what a machine that takes no more processes says into one error."""
+    try:
+        yield
+    except BrokenProcessPool:
+        raise
+    except (OSError, ImportError, NotImplementedError, RuntimeError) as error:  # of no semaphores, or no threads
+        raise OnnxshapError(
+            f"workers cannot be started ({one_line(error, 200)}); use fewer (--workers), or none"
+        ) from error
+
+
+@contextlib.contextmanager
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment for a while."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
@@ -250,12 +276,14 @@ class Cluster:
             raise OnnxshapError("--cluster needs dask.distributed: pip install 'onnxshap[dask]'") from error
         self._address = address
         content = payload(setting, method, 1)
+        self._client = distributed.Client.__new__(distributed.Client)
         try:
-            self._client = distributed.Client(address, timeout="10s", set_as_default=False)
+            self._client.__init__(address, timeout="10s", set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
+            self._client.status = "closed"  # else it waits for what never started when it is collected, and says so
             raise OnnxshapError(
                 f"cluster {address!r} cannot be reached ({one_line(error, 200)}); start it (dask scheduler, "
-                "dask worker), or leave out --cluster"
+                "dask worker), give its address as tcp://host:8786, or leave out --cluster"
             ) from error
         self._asked, self._there = 0.0, True
         self._jobs: dict[Any, Job] = {}

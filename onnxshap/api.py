@@ -398,7 +398,7 @@ def prune(
     lost: Drop | None = None
     plan: Keep | None = None
     if target_latency is not None:
-        budget, plan = within_latency(cutter, budget, target_latency, held_out)
+        budget, plan = within_latency(cutter, budget, target_latency, held_out, alone=max_drop is None)
     if max_drop is None or against is None:
         result = cutter.cut(cutter.plan(budget) if plan is None else plan, dataset)
     else:

@@ -334,7 +334,7 @@ def in_vectors(model: ModelProto) -> float:
     return float(sum(-(-out // 16) * -(-wide // 16) for out, wide, _, _ in shapes))
 
 
-def for_latency(target: float, **options: Any) -> onnxshap.Pruned:
+def for_latency(target: float | None, **options: Any) -> onnxshap.Pruned:
     """Return what is found for a latency, on noise."""
     rng = np.random.default_rng(0)
     data = Dataset({"x": rng.standard_normal((60, 3, 4, 4)).astype(np.float32)}, None, "noise")
@@ -361,6 +361,21 @@ def test_what_bisection_leaves_of_a_latency_is_filled(monkeypatch: pytest.Monkey
     assert 0.75 * target <= in_vectors(found.model) <= target
     bounded = for_latency(target, keep_macs=0.15, allocation=allocation, repair="fold", multiple_of=16)
     assert bounded.after.macs <= 0.15 * bounded.before.macs
+
+
+@pytest.mark.parametrize("other", [{"keep_macs": 0.4}, {"keep_params": 0.5}, {"max_drop": 0.5}])
+def test_a_latency_that_the_model_has_leaves_the_others_to_it(
+    monkeypatch: pytest.MonkeyPatch, other: dict[str, float]
+) -> None:
+    monkeypatch.setattr(search, "latencies", lambda _backend, models, *_: [in_vectors(m) for m in models])
+    options: dict[str, Any] = {"allocation": "uniform", "repair": "fold", "payoff": "mse", "multiple_of": 1, **other}
+    found = for_latency(2 * in_vectors(wide()), **options)
+    own = for_latency(None, **options)
+    assert {name: int(kept.sum()) for name, kept in found.keep.items()} == {
+        name: int(kept.sum()) for name, kept in own.keep.items()
+    }
+    with pytest.raises(BudgetError, match="the model already runs in"):
+        for_latency(2 * in_vectors(wide()), allocation="uniform", repair="fold")
 
 
 def test_a_lucky_latency_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -619,6 +619,50 @@ def test_quiet_says_nothing_and_verbose_more(here: Path) -> None:
     assert lines[1].startswith("onnxshap: caused by DecodeError")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--normalize", "imagenet"), "--normalize has no effect: there are no images, which --data gives"),
+        (("--workers", "2", "--decided", "0.1"), "--decided, --workers have no effect: l1 is without a game"),
+        (("--baseline", "zero"), "--baseline has no effect: l1 is without a game"),
+        (("--method", "taylor", "--baseline", "mean"), "--baseline has no effect: taylor leaves nothing"),
+        (("--distill-seconds", "9"), "--distill-seconds has no effect: nothing is distilled without --repair distill"),
+        (("--allocation", "uniform", "--keep-units", "0.5"), "--allocation has no effect: --keep-units says"),
+    ],
+)
+def test_options_without_effect_are_told(here: Path, arguments: tuple[str, ...], words: str) -> None:
+    common = ("prune", "m.onnx", "--method", "l1", "--samples", "2", "--keep-macs", "0.5")
+    said = fine(*common, *arguments).stderr.splitlines()
+    (told,) = [line for line in said if "no effect" in line]
+    assert told.startswith("onnxshap: note: ") and words in told
+    assert "no effect" not in fine(*common).stderr + fine(*common, *arguments, "-q").stderr
+
+
+def test_options_without_effect_are_told_by_every_command(here: Path) -> None:
+    common = ("--data", "d.npz", "--eval-data", "d.npz")
+    said = fine(
+        "sweep", "m.onnx", *common, "--keep", "0.5", "--method", "l1", "--method", "l2", "--workers", "2"
+    ).stderr
+    assert "note: --workers has no effect: l1, l2 is without a game" in said
+    said = fine(
+        "sweep", "m.onnx", *common, "--keep", "0.5", "--method", "l1", "--method", "loo", "--decided", "0"
+    ).stderr
+    assert "no effect" not in said
+    assert (
+        "--normalize has no effect" in fine("unify", "m.onnx", "--keep-bytes", "0.9", "--normalize", "0.5/0.5").stderr
+    )
+    fine("score", "m.onnx", "--data", "d.npz", "--samples", "2", "-o", "v.json")
+    said = fine("prune", "m.onnx", "--data", "d.npz", "--values", "v.json", "--baseline", "zero").stderr
+    assert "--baseline has no effect: --values brings its own values" in said
+
+
+def test_a_latency_that_the_model_has_is_told_beside_other_budgets(here: Path) -> None:
+    said = fine("prune", "m.onnx", "--method", "l1", "--target-latency", "1e6", "--keep-macs", "0.5").stderr
+    assert "note: --target-latency had no effect: the model itself ran in " in said
+    alone = ("prune", "m.onnx", "--data", "d.npz", "--method", "l1", "--target-latency", "1e6")
+    assert "the model already runs in" in refused(*alone)
+
+
 def test_accuracy_as_a_payoff_is_warned_of(here: Path) -> None:
     result = fine("score", "m.onnx", "--data", "d.npz", "--samples", "2", "--payoff", "accuracy")
     assert "onnxshap: warning: payoff accuracy" in result.stderr

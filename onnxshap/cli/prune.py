@@ -27,6 +27,7 @@ from onnxshap.cli.shared import (
     DEFAULT_KEEP_MACS,
     backend_of,
     check_outputs,
+    is_given,
     listed,
     need_data,
     output_of,
@@ -93,7 +94,9 @@ def prune(
     screen = ctx.find_object(Screen) or Screen()
     need_data(data, labels)
     if values is not None:
-        _no_effect(ctx, "--values", "method", "max_evals", "max_seconds", "decided", "journal", "workers", "cluster")
+        _refuse_beside(
+            ctx, "--values", "method", "max_evals", "max_seconds", "decided", "journal", "workers", "cluster"
+        )
     budgets = (keep_macs, keep_params, keep_bytes, keep_units, target_latency, max_drop)
     unbudgeted = all(budget is None for budget in budgets)
     say_defaults(screen, data, payoff, budget=not unbudgeted)
@@ -122,7 +125,9 @@ def prune(
         )  # fmt: skip
     found = report.prune_report(result, model=model, output=written, seed=seed)
     print_found(as_json, found, report.prune_tables(found))
-    taken = result.after.latency_ms
+    taken, whole = result.after.latency_ms, result.before.latency_ms
+    if target_latency is not None and whole is not None and whole <= target_latency:
+        screen.note(f"note: --target-latency had no effect: the model itself ran in {whole:.3g} ms")
     if target_latency is not None and taken is not None and taken > _NOISE * target_latency:
         screen.note(
             f"note: the search measured at most {target_latency:g} ms, at the end it took {taken:.3g}: something "
@@ -150,8 +155,8 @@ _USED = 0.9
 """Share of a budget that has to be used, or it is told."""
 
 
-def _no_effect(ctx: click.Context, option: str, *names: str) -> None:
+def _refuse_beside(ctx: click.Context, option: str, *names: str) -> None:
     """Refuse options that another one makes pointless."""
     for name in names:
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        if is_given(ctx, name):
             raise click.UsageError(f"{option} brings its own values; leave out --{name.replace('_', '-')}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +52,44 @@ def need_data(data: str | None, labels: str | None) -> None:
         raise click.UsageError("--labels needs --data")
 
 
+def is_given(ctx: click.Context, name: str) -> bool:
+    """Return whether an option was given, by the name of its parameter."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _idle(given: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield why some options have no effect beside the values of the others, and which ones."""
+    from onnxshap.methods import GAMELESS, METHODS, ByImage
+
+    if given["data"] is None and given.get("eval_data") is None:
+        yield "there are no images, which --data gives", ["normalize"]
+    named = given.get("methods") or [given.get("method") or "shapley"]
+    if all(name in GAMELESS for name in named):
+        limits = ["max_evals", "max_seconds", "decided", "workers", "cluster"]
+        yield f"{', '.join(named)} is without a game", ["baseline", *limits]
+    elif all(isinstance(method := METHODS[name], ByImage) and method.zero_filled for name in named):
+        yield f"{', '.join(named)} leaves nothing in a removed unit's place", ["baseline"]
+    if given.get("values") is not None:
+        yield "--values brings its own values", ["baseline"]
+    if given.get("repair") != "distill":
+        yield "nothing is distilled without --repair distill", ["distill_seconds"]
+    if given.get("keep_units") is not None:
+        yield "--keep-units says every width", ["allocation"]
+
+
+def say_idle(screen: Screen) -> None:
+    """Say which options of the command that runs were given and change nothing."""
+    ctx = click.get_current_context()
+    names = {param.name: param.opts[-1] for param in ctx.command.params}
+    for why, options in _idle(ctx.params):
+        given = [names[name] for name in options if name in names and is_given(ctx, name)]
+        if given:
+            screen.later(f"note: {', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect: {why}")
+
+
 def say_defaults(screen: Screen, data: str | None, payoff: str | None, *, budget: bool = True) -> None:
-    """Say what stands in for what the user did not give."""
+    """Say what stands in for what the user did not give, and what of it has no effect."""
+    say_idle(screen)
     half = f"keeping {DEFAULT_KEEP_MACS:.0%} of the MACs (--keep-macs)"
     if data is None:
         text = (

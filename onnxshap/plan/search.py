@@ -177,7 +177,9 @@ def within_drop(cutter: Cutter, budget: Budget, judge: Judge, most: float, check
     return best
 
 
-def within_latency(cutter: Cutter, budget: Budget, target: float, data: Dataset) -> tuple[Budget, dict[str, BoolArray]]:
+def within_latency(
+    cutter: Cutter, budget: Budget, target: float, data: Dataset, *, alone: bool = True
+) -> tuple[Budget, dict[str, BoolArray]]:
     """Return the widest budget found whose model runs in `target` milliseconds, and the widest plan.
 
     Bisection over the share of the multiply-accumulates; every trial is a real file, run in turn with the original. How
@@ -188,9 +190,10 @@ def within_latency(cutter: Cutter, budget: Budget, target: float, data: Dataset)
     by one while the file stays within it.
 
     Raises:
-        BudgetError: the original is fast enough, or the smallest allowed model is too slow.
+        BudgetError: the smallest allowed model is too slow, or the original is fast enough and nothing else is asked
+            for (`alone`).
     """
-    stopwatch = _Stopwatch(cutter, usual_batch(cutter.traced, data), target)
+    stopwatch = _Stopwatch(cutter, usual_batch(cutter.traced, data), target, alone and not budget.shares)
     steps = _ALIGNMENTS if budget.multiple_of is None else (budget.multiple_of,)
     found = [trial for step in steps if (trial := _bisected(stopwatch, replace(budget, multiple_of=step))) is not None]
     if not found:
@@ -221,6 +224,7 @@ class _Stopwatch:
         cutter: what makes models of them.
         feeds: one batch.
         target: milliseconds.
+        alone: whether there is nothing to do where the original takes no longer.
         wholes: what the original took, time by time.
         least: the least milliseconds so far.
         trials: how many there were.
@@ -229,6 +233,7 @@ class _Stopwatch:
     cutter: Cutter
     feeds: Mapping[str, Array]
     target: float
+    alone: bool
     wholes: list[float] = field(default_factory=list)
     least: float = float("inf")
     trials: int = 0
@@ -252,7 +257,7 @@ class _Stopwatch:
     def _once(self, model: ModelProto) -> float:
         traced = self.cutter.traced
         whole, small = latencies(traced.backend, [traced.source, model], self.feeds)
-        if not 0 < self.target < whole and not self.wholes:
+        if self.alone and not 0 < self.target < whole and not self.wholes:
             raise BudgetError(
                 f"target-latency {self.target:g} ms: the model already runs in {whole:.3g} ms; ask for less"
             )
@@ -270,6 +275,10 @@ def _bisected(stopwatch: _Stopwatch, budget: Budget) -> _Timed | None:
     best = stopwatch(tightened, cutter.plan(tightened))
     if best.taken > stopwatch.target:
         return None
+    if budget.shares or stopwatch.whole <= stopwatch.target:  # what else is asked for may be enough
+        tightened = _tightened(budget, high)
+        if (widest := stopwatch(tightened, cutter.plan(tightened))).taken <= stopwatch.target:
+            return widest
     for _ in range(_STEPS - 1):
         tightened = _tightened(budget, (low + high) / 2)
         trial = stopwatch(tightened, cutter.plan(tightened))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -694,6 +695,23 @@ def test_an_interrupt_exits_with_130_without_a_traceback(here: Path, monkeypatch
     broken(KeyboardInterrupt(), monkeypatch)
     result = call("prune", "m.onnx")
     assert (result.exit_code, result.stderr, result.stdout) == (130, "onnxshap: interrupted\n", "")
+
+
+def test_an_interrupt_that_a_library_takes_for_an_error_is_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those in C++ do while they are imported, and as a function of the user's may."""
+    for error in (ImportError("initialization failed"), ModelError("failed")):
+        error.__cause__ = KeyboardInterrupt()
+        broken(error, monkeypatch)
+        result = call("prune", "m.onnx")
+        assert (result.exit_code, result.stderr, result.stdout) == (130, "onnxshap: interrupted\n", "")
+
+
+def test_an_interrupt_before_there_is_a_command_is_one(here: Path) -> None:
+    Path("click.py").write_text("raise KeyboardInterrupt")
+    command = [sys.executable, "-c", "from onnxshap.cli import main"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "onnxshap: interrupted\n")
 
 
 def test_every_command_documents_every_option() -> None:

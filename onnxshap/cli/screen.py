@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -172,21 +172,37 @@ class Main(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            click.echo("onnxshap: interrupted", err=True)
-            ctx.exit(_INTERRUPTED)
+            _end_interrupted(ctx)
         except OnnxshapError as error:
+            if _interrupted(error):
+                _end_interrupted(ctx)
             click.echo(f"onnxshap: error: {_one_line(error)}", err=True)
             if _verbose(ctx):
                 for cause in _causes(error):
                     click.echo(f"onnxshap: caused by {type(cause).__name__}: {_one_line(cause)}", err=True)
             ctx.exit(error.exit_code)
         except Exception as error:  # noqa: BLE001 (the last resort: a user gets one line, and -v the rest)
+            if _interrupted(error):
+                _end_interrupted(ctx)
             if _verbose(ctx):
                 click.echo(traceback.format_exc(), err=True, nl=False)
             what = f"{type(error).__name__}: {_one_line(error)}"
             hint = "please report it" if _verbose(ctx) else "run with -v for the traceback, and please report it"
             click.echo(f"onnxshap: internal error: {what} ({hint})", err=True)
             ctx.exit(1)
+
+
+def _end_interrupted(ctx: click.Context) -> NoReturn:
+    click.echo("onnxshap: interrupted", err=True)
+    ctx.exit(_INTERRUPTED)
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Return whether an error came of an interrupt: a library that is being imported makes an ImportError of it."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    return found is not None
 
 
 def _verbose(ctx: click.Context) -> bool:

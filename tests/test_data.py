@@ -256,7 +256,8 @@ def test_free_dims_and_the_batch_take_any_length(free: tuple[int | None, ...]) -
             ("different lengths", "'ids' 3, 'scale' 4", "one entry an image"),
         ),
         ((X, LABELS[:4]), ONE, ("4 labels for 5 images", "one label an image")),
-        ((X, 3), ONE, ("0 labels for 5 images",)),
+        ((X, 3), ONE, ("labels of shape [] for 5 images",)),
+        ((X, LABELS[None]), ONE, ("memory: labels of shape [1, 5] for 5 images: give one label an image",)),
         ((X, ["a"] * 5), ONE, ("labels are <U1", "integer class indices or float targets")),
         ((X, LABELS / 0.5 * np.array([1, 1, 1, np.nan, 1])), ONE, ("labels", "NaN or Inf", "row 3")),
         (
@@ -418,17 +419,19 @@ def test_files_that_do_not_fit_the_model_are_named(here: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "fragments"),
     [
-        ("l.txt", "0\n1\ncat\n", ("l.txt", "line 3", "'cat'", "one integer a line")),
+        ("l.txt", "0\n1\ncat\n", ("l.txt", "line 3", "'cat'", "one number a line")),
         ("l.csv", "0,1\n", ("l.csv", "line 1", "'0,1'")),
-        ("l.txt", "0.5\n", ("line 1", "float targets: .npy")),
-        ("l.txt", "99999999999999999999\n", ("line 1", "one integer a line")),
+        ("l.txt", "1_0\n", ("line 1", "one number a line")),
+        ("l.txt", "label\n0\n", ("line 1", "one number a line, nothing else")),
+        ("l.txt", "1\nnan\n", ("line 2", "one number a line")),
+        ("l.txt", "99999999999999999999\n", ("line 1", "one number a line")),
         ("l.txt", b"\xff\xfe0", ("l.txt", "cannot be read", "text file")),
         ("l.txt", None, ("l.txt", "cannot be read as .txt (no such file)", "check the path")),
         ("l.npy", None, ("l.npy", "cannot be read as .npy")),
-        ("l.json", "[0]", ("l.json", "cannot read labels from .json", "one integer a line")),
+        ("l.json", "[0]", ("l.json", "cannot read labels from .json", "one number a line")),
         ("l", "0", ("a file without suffix",)),
         ("l.npz", {"foo": LABELS}, ("l.npz", "has 'foo'", "'labels' or 'y'")),
-        ("l.txt", "0\n1\n", ("d.npz", "2 labels for 5 images", "one label an image")),
+        ("l.txt", "0\n1\n", ("l.txt: 2 labels for 5 images of d.npz: give one label an image",)),
     ],
 )
 def test_labels_that_cannot_be_read_are_refused(
@@ -694,11 +697,28 @@ def test_folders_without_images_or_with_a_muddle_are_refused(here: Path) -> None
     refused(lambda: load_data("d", NCHW), "a.png", "sub", "all in subfolders")
 
 
+def test_numbers_of_a_text_are_integers_or_floats(here: Path) -> None:
+    """As pandas and numpy write them."""
+    np.savez(here / "d.npz", pixels=X)
+    (here / "l.csv").write_text("0\n-1\n+2\n\n3\r\n4\n")
+    found = load_data("d.npz", ONE, labels="l.csv").labels
+    assert found is not None and found.dtype == np.int64 and found.tolist() == [0, -1, 2, 3, 4]
+    for text in ("0.0\n.5\n1\n-2.5e0\n3.\n", None):
+        if text is None:
+            np.savetxt(here / "l.csv", [0, 0.5, 1, -2.5, 3])
+        else:
+            (here / "l.csv").write_text(text)
+        found = load_data("d.npz", ONE, labels="l.csv").labels
+        assert found is not None and found.tolist() == [0, 0.5, 1, -2.5, 3]
+    (here / "l.csv").write_text("")
+    refused(lambda: load_data("d.npz", ONE, labels="l.csv"), "l.csv: 0 labels for 5 images of d.npz")
+
+
 def test_labels_for_a_folder_are_counted_before_a_subset_is_drawn(here: Path) -> None:
     for i in range(4):
         save_image(here / "d" / f"{i}.png")
     (here / "l.txt").write_text("0\n1\n")
-    refused(lambda: load_data("d", NCHW, labels="l.txt", limit=2), "d: 2 labels for 4 images", "one label an image")
+    refused(lambda: load_data("d", NCHW, labels="l.txt", limit=2), "l.txt: 2 labels for 4 images of d: give one label")
 
 
 def test_a_folder_that_may_not_be_read_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

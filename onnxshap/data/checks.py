@@ -12,12 +12,13 @@ from onnxshap.data.spec import InputSpec, names_of
 from onnxshap.errors import DataError, told
 
 
-def check_data(data: Dataset, specs: Mapping[str, InputSpec]) -> Dataset:
+def check_data(data: Dataset, specs: Mapping[str, InputSpec], labels_from: str | None = None) -> Dataset:
     """Return the data set in the model's dtypes, contiguous, its inputs in the order of `specs`.
 
     Casts that keep the values are silent: between floats, between integers (and from bool) where every value fits.
     Integers for a float input are refused, uint8 above all: only the user knows how they were scaled in training.
-    Integer labels come back as int64, float labels as they are.
+    Integer labels come back as int64, float labels as they are; `labels_from` is the file that they came from, where
+    that is not the data's.
 
     Raises:
         DataError: wrong, missing or extra names; dtypes or shapes that are not the model's; no images; arrays or
@@ -43,7 +44,7 @@ def check_data(data: Dataset, specs: Mapping[str, InputSpec]) -> Dataset:
     if len(set(lengths.values())) > 1:
         have = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
         raise DataError(f"{where}: arrays of different lengths ({have}): give every input one entry an image")
-    labels = None if data.labels is None else _fit_labels(data.labels, next(iter(lengths.values())), where)
+    labels = None if data.labels is None else _fit_labels(data.labels, next(iter(lengths.values())), where, labels_from)
     return Dataset(inputs, labels, where)
 
 
@@ -112,14 +113,26 @@ def _finite(array: Array, where: str) -> Array:
     return array
 
 
-def _fit_labels(value: Any, n: int, where: str) -> Array:
+def check_count(labels: Array, n: int, where: str, labels_from: str | None = None) -> None:
+    """Refuse labels that are not one an image.
+
+    Raises:
+        DataError: there are more or fewer, or their images are not along axis 0.
+    """
+    if labels.ndim and len(labels) == n:
+        return
+    given = f"{len(labels)} labels" if labels.ndim == 1 else f"labels of shape {list(labels.shape)}"
+    of = "" if labels_from is None else f" of {where}"
+    raise DataError(f"{labels_from or where}: {given} for {n} images{of}: give one label an image")
+
+
+def _fit_labels(value: Any, n: int, data: str, labels_from: str | None) -> Array:
     """Return n labels as int64 or finite floats."""
+    where = labels_from or data
     labels = as_array(value, f"{where}: labels")
     if labels.dtype.kind not in "biuf":
         raise DataError(f"{where}: labels are {labels.dtype}: give integer class indices or float targets")
-    given = len(labels) if labels.ndim else 0
-    if given != n:
-        raise DataError(f"{where}: {given} labels for {n} images: give one label an image")
+    check_count(labels, n, data, labels_from)
     if labels.dtype.kind == "f":
         return _finite(labels, f"{where}: labels")
     if labels.dtype == np.uint64 and labels.max(initial=0) > np.iinfo(np.int64).max:

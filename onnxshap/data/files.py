@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import re
 import tokenize
 import zipfile
 import zlib
@@ -13,11 +14,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from onnxshap.core import Array, Dataset, IntArray
+from onnxshap.core import Array, Dataset
 from onnxshap.data.objects import LABEL_NAMES, from_object
 from onnxshap.data.spec import InputSpec, names_of, only_input
 from onnxshap.errors import DataError, told
 
+_LINES = "one number a line"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, KeyError, MemoryError, OverflowError, RuntimeError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
@@ -87,29 +90,34 @@ def read_labels(path: Path) -> Array:
                     return arrays[name]
             raise DataError(f"{path}: has {names_of(arrays)}, no labels: name the array 'labels' or 'y'")
         case ".txt" | ".csv":
-            return _read_integers(path)
+            return _read_lines(path)
         case suffix:
             raise DataError(
                 f"{path}: cannot read labels from {suffix or 'a file without suffix'}: "
-                "give .npy, .npz, or .txt/.csv with one integer a line"
+                f"give .npy, .npz, or .txt/.csv with {_LINES}"
             )
 
 
-def _read_integers(path: Path) -> IntArray:
-    """Return one integer a line; blank lines are passed over."""
+def _read_lines(path: Path) -> Array:
+    """Return one number a line, int64[n] where all are integers, else float64[n]; blank lines are passed over."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise _missing(path) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({told(error)}): give a text file with one integer a line") from error
-    labels = []
+        raise DataError(f"{path}: cannot be read ({told(error)}): give a text file with {_LINES}") from error
+    found: list[np.int64 | float] = []
     for number, line in enumerate(lines, start=1):
-        if line.strip():
+        if text := line.strip():
             try:
-                labels.append(np.int64(line))
+                found.append(_number(text))
             except (ValueError, OverflowError) as error:
-                raise DataError(
-                    f"{path}: line {number} is {line[:40]!r}: give one integer a line (float targets: .npy)"
-                ) from error
-    return np.array(labels, dtype=np.int64)
+                raise DataError(f"{path}: line {number} is {text[:40]!r}: give {_LINES}, nothing else") from error
+    return np.array(found, np.float64 if any(isinstance(one, float) for one in found) else np.int64)
+
+
+def _number(text: str) -> np.int64 | float:
+    """Return an integer, or else a float; int() and float() take more than files of other programs mean."""
+    if _NUMBER.fullmatch(text) is None:
+        raise ValueError(text)
+    return np.int64(text) if text.lstrip("+-").isdecimal() else float(text)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxshap.core import Array, Dataset, IntArray
-from onnxshap.data.checks import check_data
+from onnxshap.data.checks import check_count, check_data
 from onnxshap.data.files import from_file, read_labels
 from onnxshap.data.images import Images, Normalize, list_images, read_images, statistics
 from onnxshap.data.objects import from_function, from_object
@@ -41,7 +41,7 @@ def load_data(
     Args:
         source: .npz, .npy, a folder or "module:function", found from the working directory too; never unpickled.
         specs: the model's inputs by name.
-        labels: .npy, .npz with `labels` or `y`, or .txt/.csv with one integer a line; goes before the source's own.
+        labels: .npy, .npz with `labels` or `y`, or .txt/.csv with one number a line; goes before the source's own.
         limit: keep a random subset of that many images, drawn with `seed` without replacement; None: all.
         seed: of the subset alone.
         normalize: "none" hands pixels over as above; "imagenet" then subtracts `IMAGENET_MEAN` and divides by
@@ -60,24 +60,24 @@ def load_data(
         folder, there = path.is_dir(), path.exists()
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({told(error)}): check the path") from error
-    targets = None if labels is None else read_labels(Path(labels))
+    targets, given = (None, None) if labels is None else (read_labels(Path(labels)), str(labels))
     if folder:
         files, classes = list_images(path)
         targets = classes if targets is None else targets
-        if targets is not None and len(targets) != len(files):
-            raise DataError(f"{where}: {len(targets)} labels for {len(files)} images: give one label an image")
+        if targets is not None:
+            check_count(targets, len(files), where, given)
         index = _subset(len(files), limit, seed)
         spec = only_input(specs, where, "a folder of images")
         images = read_images([files[i] for i in index], spec, normalize)
         chosen = None if targets is None else targets[index]
-        return check_data(Dataset({spec.name: images}, chosen, where), specs)
+        return check_data(Dataset({spec.name: images}, chosen, where), specs, given)
     if normalize != "none":
         raise DataError(f"{where}: normalize {normalize!r} is for folders of images: normalise the arrays themselves")
     if not there and _FUNCTION.fullmatch(where):
         data = from_object(from_function(where), specs, where)
     else:
         data = from_file(path, specs, there=there)
-    data = check_data(data if targets is None else replace(data, labels=targets), specs)
+    data = check_data(data if targets is None else replace(data, labels=targets), specs, given)
     return data if limit is None else data.take(_subset(len(data), limit, seed))
 
 
@@ -110,7 +110,7 @@ def as_dataset(
         if not isinstance(labels, (str, Path)):
             raise DataError(f"labels: {type(labels).__name__} is no path; give arrays as data, (inputs, labels)")
         found = replace(found, labels=read_labels(Path(labels)))
-    return check_data(found, specs)
+    return check_data(found, specs, None if labels is None else str(labels))
 
 
 def _subset(n: int, limit: int | None, seed: int) -> IntArray:

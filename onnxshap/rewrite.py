@@ -61,9 +61,7 @@ class _Rewrite:
 
     def set_constant(self, name: str, values: Array) -> None:
         name = self._stored(name)
-        doc = self.constants[name].doc_string
-        self.constants[name].CopyFrom(tensor(name, values))
-        self.constants[name].doc_string = doc
+        weights.set_values(self.constants[name], values)
 
     def new_constant(self, wish: str, values: Array) -> str:
         name = self.names.new(wish)

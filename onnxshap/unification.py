@@ -34,8 +34,8 @@ from onnxshap.core import Array, BoolArray, Dataset, FloatArray, IntArray
 from onnxshap.data import DataLike
 from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, OnnxshapError
-from onnxshap.graph import array, finish, save, tensor
-from onnxshap.graph.weights import put_in, write_whole
+from onnxshap.graph import array, finish, save
+from onnxshap.graph.weights import put_in, set_values, write_whole
 from onnxshap.labels import Weight
 from onnxshap.labels.kernels import by_input, shares_inputs
 from onnxshap.measure import scores
@@ -259,11 +259,11 @@ def unify_weights(traced: Traced, blocks: Sequence[Blocks], chosen: IntArray) ->
         if mine.any():
             made = one.unified(mine)
             for copy in one.copies:
-                stored[copy].CopyFrom(tensor(copy, made))
+                set_values(stored[copy], made)
             grown = made.astype(np.float64) - one.values
             for bias in one.biases:
                 old = array(stored[bias.name])
-                stored[bias.name].CopyFrom(tensor(bias.name, (old + bias.change(grown)).astype(old.dtype)))
+                set_values(stored[bias.name], (old + bias.change(grown)).astype(old.dtype))
     return finish(model, traced.shaped.graph)
 
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxshap import prune
+from onnxshap import prune, unify
 from onnxshap.backend import OrtBackend
 from onnxshap.errors import ModelError
 from onnxshap.graph import extract, finish, load, normalise, save, whole_file
@@ -77,6 +77,27 @@ def test_what_a_user_wrote_into_the_model_survives_a_cut() -> None:
     weight = next(t for t in small.graph.initializer if t.name == "w0")
     assert list(weight.dims) == [4, 3, 1, 1], "it was cut"
     assert weight.doc_string == "the weight"
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("repair", ["none", "fold", "lstsq", "unify"])
+def test_what_initializers_say_of_themselves_stays(monkeypatch: pytest.MonkeyPatch, repair: str, large: bool) -> None:
+    if large:
+        monkeypatch.setattr("onnxshap.graph.weights.LARGE", 1)
+    model = small_net(opset=15, ir=8)
+    for item in model.graph.initializer:
+        item.doc_string = f"what {item.name} is"
+        item.metadata_props.add(key="from", value=item.name)
+    images = np.random.default_rng(0).normal(size=(30, 3, 6, 6)).astype(np.float32)
+    if repair == "unify":
+        found = unify(model, images, keep_bytes=0.9).model
+    else:
+        found = prune(model, images, keep_units=0.5, method="l1", repair=repair).model
+    told = {t.name: (t.doc_string, [(p.key, p.value) for p in t.metadata_props]) for t in found.graph.initializer}
+    old = {t.name for t in model.graph.initializer}
+    assert old & set(told) and {name: told[name] for name in old & set(told)} == {
+        name: (f"what {name} is", [("from", name)]) for name in old & set(told)
+    }
 
 
 @pytest.mark.parametrize("ir", [3, 4, 8, 10])

@@ -34,7 +34,8 @@ from onnxshap.distill.torchgraph import CPU, TorchGraph, laid_out
 from onnxshap.distill.tuning import SECONDS, Tuning, divided
 from onnxshap.errors import ModelError
 from onnxshap.game.activations import bytes_per_image
-from onnxshap.graph import equal_copies, extract, tensor
+from onnxshap.graph import equal_copies, extract
+from onnxshap.graph.weights import set_values
 from onnxshap.masking import Means
 from onnxshap.repair.targets import Layer, find_layers
 from onnxshap.repair.transfer import transfer
@@ -111,7 +112,7 @@ def distill(
         weights, tuning = tuner.run(epochs, seconds, progress)
     for item in student.graph.initializer:
         if item.name in weights:
-            item.CopyFrom(tensor(item.name, weights[item.name]))
+            set_values(item, weights[item.name])
     return transfer(student, cut(traced, keep, means)), tuning
 
 

@@ -106,6 +106,15 @@ def is_kept(tensor: TensorProto) -> bool:
     )
 
 
+def set_values(tensor: TensorProto, found: Array) -> None:
+    """Put other values into an initializer, whose name, doc string and metadata stay."""
+    made = numpy_helper.from_array(np.asarray(found, order="C"), tensor.name)  # ascontiguousarray gives scalars an axis
+    if tensor.doc_string:
+        made.doc_string = tensor.doc_string
+    made.metadata_props.extend(tensor.metadata_props)
+    tensor.CopyFrom(made)
+
+
 def compress(tensor: TensorProto, alive: Mapping[int, BoolArray]) -> None:
     """Cut an initializer to the positions of its axes that stay: axis -> bool[n]."""
     if not alive:
@@ -114,10 +123,7 @@ def compress(tensor: TensorProto, alive: Mapping[int, BoolArray]) -> None:
         kept = values(tensor)
         for axis, flags in alive.items():
             kept = kept.compress(flags, axis)
-        made = numpy_helper.from_array(np.asarray(kept, order="C"), tensor.name)
-        if tensor.doc_string:
-            made.doc_string = tensor.doc_string
-        return tensor.CopyFrom(made)
+        return set_values(tensor, kept)
     entries = {e.key: e for e in tensor.external_data}
     for axis, flags in alive.items():
         key, whole = f"{_CUT}{axis}", flags

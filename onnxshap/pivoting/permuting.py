@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxshap.core import Array, IntArray
-from onnxshap.graph import array, tensor
+from onnxshap.graph import array
 from onnxshap.graph.structure import copied
+from onnxshap.graph.weights import set_values
 from onnxshap.labels import AxisKey, Labels, Product
 from onnxshap.labels.fixups import Refilled
 
@@ -154,7 +155,5 @@ def permuted(model: ModelProto, changes: Mapping[AxisKey, IntArray]) -> ModelPro
             values: Array = array(stored)
             for axis, index in axes[stored.name]:
                 values = values.take(index, axis)
-            doc = stored.doc_string
-            stored.CopyFrom(tensor(stored.name, values))
-            stored.doc_string = doc
+            set_values(stored, values)
     return made

@@ -28,8 +28,9 @@ from scipy.optimize import linear_sum_assignment
 
 from onnxshap.calibrate import channel_covariances
 from onnxshap.core import Dataset, FloatArray, IntArray
-from onnxshap.graph import array, attributes, is_op, tensor
+from onnxshap.graph import array, attributes, is_op
 from onnxshap.graph.structure import copied
+from onnxshap.graph.weights import set_values
 from onnxshap.groups import node_name
 from onnxshap.labels.fixups import set_attribute
 from onnxshap.pivoting.permuting import Classes
@@ -459,7 +460,7 @@ def grouped(model: ModelProto, chosen: Mapping[str, int]) -> ModelProto:
     for node, weights, groups in _chosen_convs(made, chosen):
         parts = np.split(array(weights), groups)
         blocks = [np.split(part, groups, 1)[k] for k, part in enumerate(parts)]
-        weights.CopyFrom(tensor(weights.name, np.concatenate(blocks)))
+        set_values(weights, np.concatenate(blocks))
         set_attribute(node, "group", groups)
     return made
 
@@ -471,7 +472,7 @@ def zeroed(model: ModelProto, chosen: Mapping[str, int]) -> ModelProto:
         values = array(weights)
         outs, ins = (np.arange(size) * groups // size for size in values.shape[:2])
         on = (outs[:, None] == ins).reshape(*values.shape[:2], *[1] * (values.ndim - 2))
-        weights.CopyFrom(tensor(weights.name, np.where(on, values, 0).astype(values.dtype)))
+        set_values(weights, np.where(on, values, 0).astype(values.dtype))
     return made
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxshap.core import Array, FloatArray
-from onnxshap.graph import Names, array, is_op, tensor
+from onnxshap.graph import Names, array, is_op
+from onnxshap.graph.weights import set_values
 from onnxshap.labels.kernels import by_group, ungrouped
 from onnxshap.repair.targets import Layer
 from onnxshap.shapes.constants import static_values
@@ -131,7 +132,7 @@ class Coefficients:
         if layer.bias is not None:
             old = array(self._stored[layer.bias])
             factor = w.bias[1] if w.bias is not None else 1.0
-            self._stored[layer.bias].CopyFrom(tensor(layer.bias, (bias / factor).reshape(old.shape).astype(old.dtype)))
+            set_values(self._stored[layer.bias], (bias / factor).reshape(old.shape).astype(old.dtype))
         elif w.bias is not None:
             while len(node.input) <= w.bias[0]:
                 node.input.append("")
@@ -147,8 +148,8 @@ class Coefficients:
         there = name in self._stored
         if not there:
             node.input[number] = name = self._names.new(wish)
-            self._stored[name] = self.model.graph.initializer.add()
-        self._stored[name].CopyFrom(tensor(name, values))
+            self._stored[name] = self.model.graph.initializer.add(name=name)
+        set_values(self._stored[name], values)
         return there
 
     def bias(self, layer: Layer, width: int) -> FloatArray | None:

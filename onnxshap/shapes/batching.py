@@ -17,6 +17,7 @@ from onnxshap.core import Array
 from onnxshap.graph import Names, array, attributes, is_op, tensor
 from onnxshap.graph.lifting import body, entered, is_open
 from onnxshap.graph.loops import handed_on
+from onnxshap.graph.weights import set_values
 from onnxshap.labels.fixups import name_axes, set_attribute, takes_all
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.images import Images, ImageWalk, Repeat
@@ -135,7 +136,7 @@ class _Free:
         target[place.axis] = 0 if copies else -1
         if np.count_nonzero(target == -1) > 1:
             return
-        self.stored[node.input[1]].CopyFrom(tensor(node.input[1], target))
+        set_values(self.stored[node.input[1]], target)
         if any(a.name == "allowzero" for a in node.attribute):
             set_attribute(node, "allowzero", 0)  # torch writes it: 0 would be a size
 
@@ -149,7 +150,7 @@ class _Free:
         for axis in range(1, min(len(source), len(target)) + 1):
             if source[-axis] == shapes[node.output[0]][-axis]:
                 target[-axis] = 1
-        stored.CopyFrom(tensor(stored.name, target))
+        set_values(stored, target)
 
     def _pick(self, node: NodeProto, place: Images) -> None:
         """Pick of every image the positions that are picked of one, on the axis behind that of the images."""

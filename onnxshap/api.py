@@ -45,7 +45,17 @@ from onnxshap.opening import (
     scorable,
 )
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
-from onnxshap.plan.cutter import REFITS, Cut, Cutter, check_names, check_tunable, check_tuning, repair_for, shares
+from onnxshap.plan.cutter import (
+    REFITS,
+    Cut,
+    Cutter,
+    check_images,
+    check_names,
+    check_tunable,
+    check_tuning,
+    repair_for,
+    shares,
+)
 from onnxshap.plan.search import Drop, Judge, check_drop, check_share, within_drop, within_latency
 from onnxshap.progress import Progress, silent
 from onnxshap.repair import Refit
@@ -365,6 +375,7 @@ def prune(
             check_tuning(distill_seconds)
             check_tunable(free)
         dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
+        check_images(allocation, min(len(dataset), REPAIR_IMAGES))
         progress("trace", 1, 1)
     with clock.stage("score"):
         scored = sample(dataset, affordable(traced, groups, samples, method), seed)

@@ -33,7 +33,17 @@ from onnxshap.opening import (
     sample,
 )
 from onnxshap.plan import Budget, Candidate, check_reachable
-from onnxshap.plan.cutter import REFITS, Cut, Cutter, check_names, check_tunable, check_tuning, repair_for, shares
+from onnxshap.plan.cutter import (
+    REFITS,
+    Cut,
+    Cutter,
+    check_images,
+    check_names,
+    check_tunable,
+    check_tuning,
+    repair_for,
+    shares,
+)
 from onnxshap.plan.search import Drop, Judge
 from onnxshap.progress import Progress, silent
 from onnxshap.scoring import DECIDED
@@ -194,6 +204,7 @@ def sweep(
     if len(left_out) == len(budgets):
         raise BudgetError(next(iter(left_out.values())))
     dataset, held_out = hold_out(traced, dataset, eval_data, seed, "a sweep")
+    check_images(allocation, min(len(dataset), REPAIR_IMAGES))
     bench = _Bench.of(traced, held_out, payoff)
     free, repaired_on = free_batch(traced), sample(dataset, REPAIR_IMAGES, seed)
     if repair == "distill":

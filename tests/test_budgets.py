@@ -92,7 +92,7 @@ def test_curves_are_the_default_and_uniform_can_be_asked_for() -> None:
     assert onnxshap.prune(net(), data, keep_macs=0.6, method="l1", allocation="uniform").allocation == "uniform"
     with pytest.raises(OnnxshapError, match="'best' is unknown; choose one of curves, uniform, iterative"):
         onnxshap.prune(net(), data, keep_macs=0.6, allocation="best")
-    with pytest.raises(OnnxshapError, match="needs at least 33 images"):
+    with pytest.raises(OnnxshapError, match="needs at least 34 images"):
         onnxshap.prune(net(), labelled(25), keep_macs=0.6, method="l1", allocation="curves")
 
 

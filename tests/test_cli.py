@@ -714,6 +714,31 @@ def test_an_interrupt_before_there_is_a_command_is_one(here: Path) -> None:
     assert (done.returncode, done.stderr) == (130, "onnxshap: interrupted\n")
 
 
+def test_a_function_that_prints_leaves_stdout_to_the_results(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("loud.py").write_text(
+        "import numpy as np\ndef f():\n    print('noise')\n    return np.load('d.npz')['image']\n"
+    )
+    result = fine("prune", "m.onnx", "--data", "loud:f", "--method", "l1", "--keep-macs", "0.5", "--json")
+    assert json.loads(result.stdout)["data"]["source"] == "loud:f" and "noise" in result.stderr.splitlines()
+
+
+@pytest.mark.parametrize("option", ["--data", "--eval-data", "--labels"])
+def test_an_empty_path_is_not_the_folder_one_is_in(here: Path, option: str) -> None:
+    """As of a variable that is not set."""
+    pictures()
+    given = {"--data": "d.npz", option: ""}
+    for more in ((), ("--normalize", "imagenet")) if option == "--data" else ((),):
+        said = refused("prune", "m.onnx", *(part for pair in given.items() for part in pair), *more, "--method", "l1")
+        assert "is empty: give .np" in said
+
+
+def test_too_few_images_for_curves_are_told_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "score_groups", unreachable)
+    for allocation in ("curves", "iterative"):
+        said = refused("prune", "m.onnx", "--data", "d.npz", *FEW, "--allocation", allocation)
+        assert f"allocation {allocation} needs at least 34 images" in said
+
+
 def test_every_command_documents_every_option() -> None:
     for command in cli.main.commands.values():
         assert command.help
@@ -734,6 +759,20 @@ def test_the_module_runs_with_results_alone_on_stdout(here: Path) -> None:
     assert done.returncode == 0 and json.loads(done.stdout)["model"] == "m.onnx"
     note, wrote = done.stderr.splitlines()
     assert "no --data" in note and wrote == "onnxshap: wrote m.pruned.onnx"
+
+
+def test_a_model_may_come_through_a_pipe(here: Path) -> None:
+    command = [sys.executable, "-m", "onnxshap", "prune", "/dev/stdin", "-o", "small.onnx", "--method", "l1", "-q"]
+    with subprocess.Popen(["cat", "m.onnx"], stdout=subprocess.PIPE) as cat:
+        done = subprocess.run(command, stdin=cat.stdout, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and run("small.onnx").shape == (8, 4)
+
+
+def test_names_that_the_locale_lacks_are_written(here: Path) -> None:
+    command = [sys.executable, "-m", "onnxshap", "prune", "m.onnx", "--method", "l1", "-q", "-o", "\u00e9.onnx"]
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, env=ascii_only, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"") and run("\u00e9.onnx").shape == (8, 4)
 
 
 def test_a_process_fails_with_one_line_and_its_code(here: Path) -> None:

@@ -42,7 +42,7 @@ def _normalized(ctx: click.Context, _param: click.Parameter, value: str | None) 
         return value
     from onnxshap.data import Images
 
-    return Images(Path(value), ctx.meta[_NORMALIZE])
+    return Images(Path(value), ctx.meta[_NORMALIZE]) if value else value
 
 
 def eval_data_option(default: str = "--data") -> Callable[[Command], Command]:

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -107,7 +107,8 @@ class Screen:
 
             self._bar = None if hidden else bar
             try:
-                yield tell
+                with redirect_stdout(sys.stderr):  # where only results go: functions of the user's may print
+                    yield tell
             finally:
                 self._bar = None
         self.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -111,11 +112,14 @@ def check_outputs(
     Raises:
         ModelError: as `outputs.check_outputs`; of a model that cannot be read nothing is said until it is opened.
     """
+    from onnx import ModelProto
+
     from onnxshap import outputs as checks
-    from onnxshap.graph import read
+    from onnxshap.graph import Source, read
 
     try:
-        source = read(model)
+        pipe = os.path.exists(model) and not os.path.isfile(model)  # noqa: PTH110, PTH113 - Path raises at odd names
+        source = Source(ModelProto()) if pipe else read(model)  # what comes through a pipe comes once
     except ModelError:
         return
     sources = {"--data": data, "--labels": labels, "--eval-data": eval_data, "--values": values}

@@ -80,6 +80,8 @@ def _read_npy(path: Path) -> Array:
 
 def read_labels(path: Path) -> Array:
     """Return the labels of a file, unchecked but for its form."""
+    if path == Path():
+        raise DataError(f"the path of the labels is empty: give .npy, .npz, or .txt/.csv with {_LINES}")
     match path.suffix.lower():
         case ".npy":
             return _read_npy(path)

@@ -55,6 +55,8 @@ def load_data(
     statistics(normalize)
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit}: at least one image is needed: give 1 or more, or none for all")
+    if not where:
+        raise DataError("the path of the data is empty: give .npz, .npy, a folder of images or module:function")
     path = Path(source)
     try:
         folder, there = path.is_dir(), path.exists()

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,7 +99,7 @@ def whole_files(*paths: Path) -> Iterator[list[Path]]:
 def _temporary(path: Path) -> Path:
     """Return a new file beside a path, its name no longer than that one if that is long."""
     own = os.fsencode(path.name)
-    begin = own[: max(_RANDOM, len(own) - _RANDOM)].decode(errors="ignore")
+    begin = own[: max(_RANDOM, len(own) - _RANDOM)].decode(sys.getfilesystemencoding(), "ignore")
     handle, name = tempfile.mkstemp(prefix=f".{begin}.", dir=path.parent)
     os.close(handle)
     return Path(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, fits, make_plan, wider_plans
 from onnxshap.plan.curves import affordable, loss_curves
 from onnxshap.plan.rounds import CutModel, eased
-from onnxshap.plan.trials import Trials
+from onnxshap.plan.trials import FITTED, Trials
 from onnxshap.progress import Progress, silent
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit, rematch
 from onnxshap.rewrite import small_model
@@ -45,6 +46,17 @@ def check_names(repair: str | None, allocation: str | None) -> None:
     for name, value, known in (("repair", repair, REPAIRS), ("allocation", allocation, ALLOCATIONS)):
         if value is not None and value not in known:
             raise OnnxshapError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+
+
+def check_images(allocation: str | None, images: int) -> None:
+    """Refuse to measure curves on too few images.
+
+    Raises:
+        OnnxshapError: they were asked for, and the images are too few to fit on a part of them.
+    """
+    least = math.ceil(FEWEST_IMAGES / FITTED)
+    if allocation in ("curves", "iterative") and images < least:
+        raise OnnxshapError(f"allocation {allocation} needs at least {least} images; give more data")
 
 
 def check_tuning(seconds: float | None) -> None:
@@ -157,10 +169,8 @@ class Cutter:
             check_tuning(self.tuning_seconds)
         self.repair = repair_for(self.repair, len(self.data))
         asked = self.allocation in ("curves", "iterative")
+        check_images(self.allocation, len(self.data))
         images, self._fractions = affordable(self.traced, self.groups, len(self.data), float("inf") if asked else WORK)
-        if asked and not images:
-            least = round(FEWEST_IMAGES / 0.6)
-            raise OnnxshapError(f"allocation {self.allocation} needs at least {least} images; give more data")
         if self.allocation is None:
             self.allocation = "curves" if images and self.repair in REFITS else "uniform"
         self._images = images

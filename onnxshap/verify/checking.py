@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.calibrate import run_all
 from onnxshap.codes import is_coding
@@ -140,6 +140,10 @@ def _codes(shaped: Shaped) -> bool:
 
 def check_loads(traced: Traced, small: ModelProto) -> None:
     """Raise a VerifyError unless a cut model passes the checker, shape inference and onnxruntime's loader."""
+    made = {o for node in traced.shaped.graph.nodes for o in node.output}
+    types = [
+        helper.make_tensor_value_info(o, kind, None) for o, kind in traced.shaped.kinds.items() if o in made and kind
+    ]
 
     def problem(model: ModelProto) -> str | None:
         bare = without_values(model)
@@ -148,6 +152,8 @@ def check_loads(traced: Traced, small: ModelProto) -> None:
             for output in bare.graph.output:  # declared as in the input file, which may be wrong
                 if output.type.HasField("tensor_type"):
                     output.type.tensor_type.ClearField("shape")
+            del bare.graph.value_info[:]  # the same is told of both: onnx cannot tell types behind every op of its own
+            bare.graph.value_info.extend(types)
             onnx.shape_inference.infer_shapes(bare, strict_mode=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, TypeError) as error:
             return first_line(error)

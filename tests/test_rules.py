@@ -865,6 +865,24 @@ case("heads merged with the images are counted", net("""(float[N,5,12] x) => (fl
     w = Transpose<perm=[0,2,1]>(v)
     y = MatMul(w, w1)
 }""", w0=(12, 12), zero=[0], heads=[3], size=[4], minus=[-1], twelve=[12], axes=[1, 2], w1=(12, 3)), [4])
+case("a state that starts as a zero that is stretched, as torch's new exporter writes it", net("""
+(float[N,3,5] x) => (float[N,3] y) {
+    s = Shape(x)
+    n = Slice(s, start, to)
+    sizes = Concat<axis=0>(n, width)
+    h = Expand(nothing, sizes)
+    e = MatMul(x, w0)
+    a = Gather<axis=1>(e, last)
+    g = Sigmoid(a)
+    k = Mul(g, h)
+    r = MatMul(h, w1)
+    b = Tanh(r)
+    d = Add(k, b)
+    t = Add(d, a)
+    l = LayerNormalization(t, scale, shift)
+    y = MatMul(l, w2)
+}""", start=[0], to=[1], width=[8], nothing=np.float32(0), last=2, w0=(5, 8), w1=(8, 8), scale=(8,), shift=(8,),
+    w2=(8, 3)), [8])
 case("expand over space by computed sizes", net("""(float[N,3,6,6] x, float[N,5] h) => (float[N,2,6,6] y) {
     a = Conv(x, w0)
     g = MatMul(h, w1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -52,6 +53,8 @@ FIRST: frozenset[str] = frozenset([
     *("Transpose", "Trilu", "Unsqueeze", "Upsample"),
 ])  # fmt: skip
 """Zero where their first input is; of codes, the zero point is zero."""
+_COPIES = frozenset(("Cast", "Expand", "Identity", "Tile"))
+"""Nothing but zeros where their first input is nothing else, however many."""
 
 
 class Zeros:
@@ -141,8 +144,8 @@ class Zeros:
         if self._is_given(name):
             return zero(name)
         node = self._shaped.graph.nodes[self._shaped.producers[name]]
-        if node.op_type == "ConstantOfShape":
-            return _is_nothing(self._shaped, name)
+        if _is_nothing(self._shaped, name):
+            return True
         if node.op_type in FIRST:
             return self._product(name, [node.input[0]], [i for i in node.input[1:] if i], wanted, known)
         if node.op_type in JOINED:
@@ -260,11 +263,17 @@ def _sums_alone(node: NodeProto) -> bool:
 
 def _is_nothing(shaped: Shaped, name: str) -> bool:
     """Return whether a tensor is zeros as far as it goes, filled in as the model runs."""
-    if name not in shaped.producers:
-        return False
-    node = shaped.graph.nodes[shaped.producers[name]]
+    while (node := _maker(shaped, name)) is not None and node.op_type in _COPIES:
+        name = node.input[0]
+    if node is None:
+        stored = shaped.graph.initializers.get(name)
+        return stored is not None and math.prod(stored.dims) == 1 and not array(stored).any()
     fill = attributes(node).get("value")
     return node.op_type == "ConstantOfShape" and (fill is None or not array(fill).any())
+
+
+def _maker(shaped: Shaped, name: str) -> NodeProto | None:
+    return shaped.graph.nodes[shaped.producers[name]] if name in shaped.producers else None
 
 
 def is_positive(shaped: Shaped, name: str) -> bool:

@@ -58,6 +58,7 @@ def _computed(model: onnx.ModelProto, around: _Graphs, wanted: set[str], stored:
             if known.issuperset(filter(None, node.input)):
                 part.graph.node.append(node)
                 known.update(node.output)
+    part.ir_version = max(4, part.ir_version)  # before, what is stored had to be an input too
     part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return dict(zip(names, run(onnx.shape_inference.infer_shapes(part), {}), strict=True))
 

@@ -45,6 +45,8 @@ _OPTIONS = {
 }
 """Options of providers that make values exact, and the same in every run."""
 _FATAL = 4
+_TOLD = 4
+"""Inputs that a message tells of."""
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*\.(?:cc|h):\d+ (?:[^()]*::~?\w+\([^()]*\) |\S+ (?=[A-Z]))?")
 """Where in its sources onnxruntime gave up: nothing that a user can use."""
 _NEWER = re.compile(r".*Opset (\d+) is under development.*domain (\S+) is till opset (\d+).*")
@@ -185,7 +187,8 @@ def _element_type(text: str) -> int:
 def _refused(feeds: Mapping[str, Array], error: Exception) -> ModelError:
     if not feeds:
         return ModelError(f"what the model computes of constants cannot be run: {_reason(error)}; export it again")
-    shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items())
+    shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in [*feeds.items()][:_TOLD])
+    shapes += f" and {len(feeds) - _TOLD} more" if len(feeds) > _TOLD else ""
     return ModelError(f"the model refused to run on {shapes}: {_reason(error)}")
 
 

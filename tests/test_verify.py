@@ -85,12 +85,13 @@ def test_what_is_wrong_before_or_behind_a_choice_is_refused(
         pruned(choosing(kind))
 
 
-def test_what_onnx_cannot_tell_by_itself_is_told_of_the_cut_model_too() -> None:
+@pytest.mark.parametrize("groups", [4, 1])
+def test_what_onnx_cannot_tell_by_itself_is_told_of_the_cut_model_too(groups: int) -> None:
     """It does not know what a GroupNormalization gives (1.23), but for what the file says of that."""
     model = net(
-        """(float[N,3,8,8] x) => (float[N,4,8,8] y) {
-            a = Conv(x, w0) b = GroupNormalization<num_groups=4>(a, s, t) c = Relu(b) y = Conv(c, w1)
-        }""",
+        f"""(float[N,3,8,8] x) => (float[N,4,8,8] y) {{
+            a = Conv(x, w0) b = GroupNormalization<num_groups={groups}>(a, s, t) c = Relu(b) y = Conv(c, w1)
+        }}""",
         opset=21, ir=10, w0=(16, 3, 1, 1), s=(16,), t=(16,), w1=(4, 16, 1, 1),
     )  # fmt: skip
     model.graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, ["N", 16, 8, 8]))

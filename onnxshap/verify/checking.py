@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
+from onnxshap.backend import Backend
 from onnxshap.calibrate import run_all
 from onnxshap.codes import is_coding
 from onnxshap.core import Array, Dataset
@@ -14,6 +15,7 @@ from onnxshap.graph.structure import RANDOM_OPS
 from onnxshap.graph.weights import without_values
 from onnxshap.masking import Means, mask_name, masked_model
 from onnxshap.shapes import Shaped
+from onnxshap.shapes.kinds import unknown_kinds, value_kinds
 from onnxshap.tracing import Keep, Traced
 from onnxshap.verify.choices import Form, chosen_alike
 from onnxshap.verify.errors import Verified, compare
@@ -140,10 +142,6 @@ def _codes(shaped: Shaped) -> bool:
 
 def check_loads(traced: Traced, small: ModelProto) -> None:
     """Raise a VerifyError unless a cut model passes the checker, shape inference and onnxruntime's loader."""
-    made = {o for node in traced.shaped.graph.nodes for o in node.output}
-    types = [
-        helper.make_tensor_value_info(o, kind, None) for o, kind in traced.shaped.kinds.items() if o in made and kind
-    ]
 
     def problem(model: ModelProto) -> str | None:
         bare = without_values(model)
@@ -152,8 +150,8 @@ def check_loads(traced: Traced, small: ModelProto) -> None:
             for output in bare.graph.output:  # declared as in the input file, which may be wrong
                 if output.type.HasField("tensor_type"):
                     output.type.tensor_type.ClearField("shape")
-            del bare.graph.value_info[:]  # the same is told of both: onnx cannot tell types behind every op of its own
-            bare.graph.value_info.extend(types)
+            del bare.graph.value_info[:]
+            bare.graph.value_info.extend(_types(model, traced.backend))
             onnx.shape_inference.infer_shapes(bare, strict_mode=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, TypeError) as error:
             return first_line(error)
@@ -166,3 +164,12 @@ def check_loads(traced: Traced, small: ModelProto) -> None:
         traced.backend.session(small, optimize=False)  # optimised it is loaded for every run that follows
     except ModelError as error:
         raise VerifyError(f"the cut model does not load: {error}; nothing was written, please report it") from error
+
+
+def _types(model: ModelProto, backend: Backend) -> list[ValueInfoProto]:
+    """Return the types that onnx cannot tell, behind some ops of its own, as onnxruntime sees them."""
+    try:
+        unknown = unknown_kinds(model, backend, value_kinds(model))
+    except ModelError:  # it does not load, which is told of as such
+        return []
+    return [helper.make_tensor_value_info(name, kind, None) for name, kind in unknown.items() if kind]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from onnxshap.arguments import checked
 from onnxshap.codes import zero_point
 from onnxshap.core import IntArray
 from onnxshap.graph import Graph, attributes
-from onnxshap.graph.structure import between, graphs_of
+from onnxshap.graph.structure import RANDOM_OPS, between, graphs_of, reads
 from onnxshap.labels import Liveness
 from onnxshap.rules.zeros import Zeros
 from onnxshap.shapes.constants import static_values
@@ -47,8 +47,9 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
         zeros in them would be no zeros in that tensor, or more than those.
     """
     live, graph = traced.alive(keep), traced.shaped.graph
-    stored = _stored(traced)
-    apart, told = _apart(traced, live, stored)
+    given = _given(traced)
+    stored = _leaves(graph) & given
+    apart, told = _apart(traced, live, given)
     found, harmful = [], _harmful(traced, keep, live, apart)
     for index, node in enumerate(graph.nodes):
         computed = node.output[0] in traced.shaped.constants
@@ -76,14 +77,27 @@ def removed_slices(traced: Traced, keep: Keep) -> list[dict[str, Any]]:
     return found
 
 
-def _stored(traced: Traced) -> set[str]:
-    """Return the constants that the input file stores or fills in as it tells, or that it mixes out of such."""
+def _given(traced: Traced) -> set[str]:
+    """Return the tensors that the input file stores or computes of such alone."""
     graph, every = traced.shaped.graph, list(graphs_of(traced.source.graph))
-    given = {t.name for part in every for t in part.initializer}
-    given |= {n.output[0] for part in every for n in part.node if n.op_type == "Constant"}
-    given |= {n.output[0] for p in every for n in p.node if n.op_type == "ConstantOfShape" and n.input[0] in given}
-    given |= graph.mixed
-    return {name for name in _leaves(graph) if graph.origin.get(name, name) in given}
+    stored = graph.mixed | {t.name for part in every for t in part.initializer}
+    known = _known([node for part in every for node in part.node], stored)
+    names = _leaves(graph) | {o for node in graph.nodes for o in node.output if o}
+    return {name for name in names if graph.origin.get(name, name) in known}
+
+
+def _known(nodes: Sequence[NodeProto], given: Collection[str]) -> set[str]:
+    """Return some constants, and what some nodes, in any order, compute of them alone."""
+    found, count = set(given), -1
+    while count < (count := len(found)):  # once more than it takes, twice where the nodes are in order
+        for node in nodes:
+            if (
+                node.op_type not in RANDOM_OPS
+                and found.issuperset(reads(node))
+                and (node.input or node.op_type == "Constant")
+            ):
+                found.update(o for o in node.output if o)
+    return found
 
 
 def _leaves(graph: Graph) -> set[str]:
@@ -93,14 +107,14 @@ def _leaves(graph: Graph) -> set[str]:
     }
 
 
-def _apart(traced: Traced, live: Liveness, stored: set[str]) -> tuple[set[str], set[int]]:
+def _apart(traced: Traced, live: Liveness, given: Collection[str]) -> tuple[set[str], set[int]]:
     """Return the computed constants that are zeroed as layers read them, and the nodes that make the other ones.
 
     Those others are zero once what they are computed of is. That is not so of what becomes another number (an
     exponential), and what goes into a mixture or a divisor, too, has to stay whole.
     """
     shaped, graph, leaves = traced.shaped, traced.shaped.graph, _leaves(traced.shaped.graph)
-    computed = shaped.constants - leaves
+    computed, stored = shaped.constants - leaves, leaves.intersection(given)
     every, read = frozenset(range(traced.labels.n_units)), dict[str, None]()
     without, fixed = dict.fromkeys(leaves - stored, every), set(graph.mixers)
     for node in graph.nodes:
@@ -121,7 +135,7 @@ def _apart(traced: Traced, live: Liveness, stored: set[str]) -> tuple[set[str], 
     }
     whole = {o for node in between(graph.nodes, leaves, fixed) for o in node.output if o}
     whole = _with_what_follows(graph, whole, divided, computed)
-    foreign = _with_what_follows(graph, set(), leaves - stored, computed)
+    foreign = _with_what_follows(graph, set(), leaves - stored, computed).difference(given)
     apart = set()
     for name in read:
         axes = [a for a in range(len(shaped.shapes.get(name, ()))) if live.cut(name, a)]

@@ -80,6 +80,26 @@ def test_of_a_table_that_is_mixed_too_what_is_cut_is_named() -> None:
     assert named(model) == [("a", "h"), ("place", "s"), ("c", "u")]
 
 
+def test_of_a_table_that_is_stretched_and_mixed_too_what_is_cut_is_named() -> None:
+    """The stretched form is computed by arithmetic of sizes that the file does out of constants alone."""
+    model = net(
+        """(float[2,4,6] x) => (float[2,4,5] y) {
+            sizes = Concat<axis = 0>(batch, rest)
+            place = Expand(table, sizes)
+            h = MatMul(x, a)
+            s = Add(h, place)
+            mixed = MatMul(place, b)
+            gate = Softmax(mixed)
+            u = MatMul(s, c)
+            y = Mul(u, gate)
+        }""",
+        table=(4, 8), a=(6, 8), b=(8, 5), c=(8, 5), batch=np.array([2]), rest=np.array([4, 8]),
+    )  # fmt: skip
+    for seed in range(3):
+        assert check_exact(model, seed=seed).groups == 1
+    assert named(model) == [("a", "h"), ("place", "s"), ("c", "u")]
+
+
 def test_what_a_body_computes_is_zeroed_there() -> None:
     model = looped("h = MatMul(v, a) s = Sigmoid(h) e = Exp(w) vo = MatMul(s, e)", a=(4, 6), w=(6, 4))
     for seed in range(3):

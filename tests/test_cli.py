@@ -901,16 +901,16 @@ def test_values_are_not_replaced(here: Path) -> None:
     assert "v.json: would replace --values" in refused(*common, "--report", "v.json")
 
 
-def test_a_budget_that_aligned_widths_leave_unused_is_told(here: Path) -> None:
+def test_steps_get_finer_where_aligned_widths_leave_much_of_a_budget(here: Path) -> None:
     model = wide(
         "(float[N,6] x) => (float[N,3] y) { h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1) }", w0=(6, 64), w1=(64, 3)
     )
     onnx.save(model, "wide.onnx")
-    common = ("prune", "wide.onnx", "--method", "l1", "--repair", "none")
-    told = fine(*common, "--keep-macs", "0.36").stderr
-    assert "aligned widths keep 0.25 of the MACs, of 0.36; --multiple-of 4, or 1, comes nearer" in told
-    assert (
-        "aligned"
-        not in fine(*common, "--keep-macs", "0.26").stderr
-        + fine(*common, "--keep-macs", "0.36", "--multiple-of", "1").stderr
-    )
+    common = ("prune", "wide.onnx", "--method", "l1", "--repair", "none", "--json", "--dry-run")
+
+    def kept(*options: str) -> int:
+        found = json.loads(fine(*common, *options).stdout)
+        return int(found["groups"][0]["kept"])
+
+    assert [kept("--keep-macs", share) for share in ("0.36", "0.32", "0.26", "0.06")] == [22, 20, 16, 3]
+    assert kept("--keep-macs", "0.36", "--multiple-of", "8") == 16

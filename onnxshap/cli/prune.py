@@ -133,12 +133,6 @@ def prune(
             f"note: the search measured at most {target_latency:g} ms, at the end it took {taken:.3g}: something "
             "else ran beside; measure it on an idle machine"
         )
-    asked = DEFAULT_KEEP_MACS if unbudgeted else keep_macs
-    kept = result.after.macs / max(1, result.before.macs)
-    if asked is not None and budgets.count(None) >= len(budgets) - 1 and kept < _USED * asked and multiple_of is None:
-        screen.note(
-            f"note: aligned widths keep {kept:.3g} of the MACs, of {asked:g}; --multiple-of 4, or 1, comes nearer"
-        )
     for line in report.frozen_lines(found):
         screen.detail(line)
     screen.detail("seconds: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()))
@@ -149,10 +143,6 @@ def prune(
 
 _NOISE = 1.05
 """How much longer than asked a model may take at the end without a word: two measurements differ."""
-
-
-_USED = 0.9
-"""Share of a budget that has to be used, or it is told."""
 
 
 def _refuse_beside(ctx: click.Context, option: str, *names: str) -> None:

@@ -12,7 +12,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ Measure = Callable[[Keep], Mapping[str, float]]
 """Plan -> share kept of `macs`, `params` and `bytes`."""
 _MISSES = 64
 _STEPS = 40
+_MUCH = 0.9
+"""Share of a budget that is used, below which widths are taken in finer steps."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Budget:
         params: share of the parameters.
         bytes: share of the bytes of the constants.
         multiple_of: widths are multiples of it where a group is at least twice as wide, else of its half, and so on;
-            None = 8, 4 or 1 by width.
+            None = 8, 4 or 1 by width, finer where such steps leave much of the budget unused.
         min_units: no group gets narrower.
+        finer: how often the steps by width are halved.
     """
 
     units: float | None = None
@@ -48,6 +51,7 @@ class Budget:
     multiple_of: int | None = None
     min_units: int = 1
     bytes: float | None = None
+    finer: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -68,7 +72,7 @@ class Budget:
     def step(self, units: int) -> int:
         """Return the width step of a group."""
         if self.multiple_of is None:
-            return 8 if units >= 64 else 4 if units >= 16 else 1
+            return max(1, (8 if units >= 64 else 4 if units >= 16 else 1) >> self.finer)
         step = self.multiple_of
         while step > 1 and units < 2 * step:
             step //= 2
@@ -101,7 +105,10 @@ def check_reachable(candidates: Sequence[Candidate], budget: Budget, measure: Me
     planner = _Planner(candidates, budget, ())
     if budget.units is None and not budget.shares:
         raise BudgetError("no budget: give --keep-macs, --keep-params, --keep-bytes or --keep-units")
-    _check(measure(planner.at(planner.widths(0.0) if budget.units is None else planner.rounded(budget.units))), budget)
+    least = measure(planner.at(planner.widths(0.0) if budget.units is None else planner.rounded(budget.units)))
+    if not fits(least, budget) and budget.units is None and (finer := _finer(candidates, budget)) is not None:
+        return check_reachable(candidates, finer, measure)
+    return _check(least, budget)
 
 
 def smallest(groups: Sequence[tuple[str, NDArray[np.intp]]], budget: Budget) -> dict[str, BoolArray]:
@@ -134,11 +141,20 @@ def make_plan(
         return keep
     if not budget.shares:
         raise BudgetError("no budget: give --keep-macs, --keep-params, --keep-bytes or --keep-units")
-    smallest = planner.at(planner.widths(0.0))
-    _check(measure(smallest), budget)
-    if all(c.loss is not None for c in candidates):
-        return _allocated(planner, budget, measure)
-    return _uniform(planner, budget, measure)
+    least, finer = measure(planner.at(planner.widths(0.0))), _finer(candidates, budget)
+    if finer is None:
+        _check(least, budget)
+    elif not fits(least, budget):
+        return make_plan(candidates, finer, measure, covers)
+    search = _allocated if all(c.loss is not None for c in candidates) else _uniform
+    keep = search(planner, budget, measure)
+    return keep if finer is None or _used(measure(keep), budget) else make_plan(candidates, finer, measure, covers)
+
+
+def _finer(candidates: Sequence[Candidate], budget: Budget) -> Budget | None:
+    """Return the budget with steps of half the size, None where steps are the user's or 1 already."""
+    coarse = budget.multiple_of is None and any(budget.step(len(c.units)) > 1 for c in candidates)
+    return replace(budget, finer=budget.finer + 1) if coarse else None
 
 
 def plan_at(
@@ -174,6 +190,11 @@ def wider_plans(
 def fits(kept: Mapping[str, float], budget: Budget) -> bool:
     """Return whether the shares that a plan keeps are within a budget."""
     return all(kept[name] <= share + 1e-12 for name, share in budget.shares.items())
+
+
+def _used(kept: Mapping[str, float], budget: Budget) -> bool:
+    """Return whether a plan keeps about as much as it may."""
+    return any(kept[name] >= _MUCH * share for name, share in budget.shares.items())
 
 
 def _check(kept: Mapping[str, float], budget: Budget) -> None:

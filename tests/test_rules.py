@@ -883,6 +883,21 @@ case("a state that starts as a zero that is stretched, as torch's new exporter w
     y = MatMul(l, w2)
 }""", start=[0], to=[1], width=[8], nothing=np.float32(0), last=2, w0=(5, 8), w1=(8, 8), scale=(8,), shift=(8,),
     w2=(8, 3)), [8])
+case("layers whose states start as slices of one stretched zero, as torch's new exporter writes them", net("""
+(float[4,N,5] x) => (float[4,N,3] y) {
+    s = Shape(x)
+    n = Slice(s, one, two)
+    sizes = Concat<axis=0>(two, n, width)
+    zeros = Expand(nothing, sizes)
+    h0 = Slice(zeros, zero, one, axis)
+    a, last = GRU<hidden_size=6>(x, w0, r0, b0, , h0)
+    u = Squeeze(a, squeezed)
+    h1 = Slice(zeros, one, two, axis)
+    b, end = GRU<hidden_size=6>(u, w1, r1, b1, , h1)
+    v = Squeeze(b, squeezed)
+    y = MatMul(v, w2)
+}""", zero=[0], one=[1], two=[2], axis=[0], width=[6], squeezed=[1], nothing=np.float32(0), w0=(1, 18, 5),
+    r0=(1, 18, 6), b0=(1, 36), w1=(1, 18, 6), r1=(1, 18, 6), b1=(1, 36), w2=(6, 3)), [6, 6])
 case("expand over space by computed sizes", net("""(float[N,3,6,6] x, float[N,5] h) => (float[N,2,6,6] y) {
     a = Conv(x, w0)
     g = MatMul(h, w1)
@@ -2336,6 +2351,7 @@ _NO_ROWS = {
         *("steps that are units stay", "states through Relu", "states through Tanh"),
         "DynamicQuantizeLSTM: what goes in",
         "gathered by numbers that spread one axis over several",
+        "layers whose states start as slices of one stretched zero, as torch's new exporter writes them",
     ),
     *("dynamic: ConvInteger", "dynamic: MatMulInteger", "dynamic: DynamicQuantizeMatMul"),
 }

@@ -9,6 +9,7 @@ bit for bit.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -291,7 +292,7 @@ def _drop_overridable_inputs(graph: GraphProto) -> frozenset[str]:
 
 
 def _unshare(graph: GraphProto, before: Mapping[str, str]) -> dict[str, str]:
-    """Give every use of an initializer, and of a ConstantOfShape, its own copy; return copy name -> original name.
+    """Give every use of an initializer, and of one number stretched, its own copy; return copy name -> original name.
 
     Where a subgraph or an output of the model reads the original, that is a use of its own.
     """
@@ -305,11 +306,11 @@ def _unshare(graph: GraphProto, before: Mapping[str, str]) -> dict[str, str]:
             origin[copy] = origin.get(name, name)
             yield copy
 
-    uses = _uses(graph)
+    uses, numbers = _uses(graph), {t.name for t in graph.initializer if math.prod(t.dims) == 1}
     nodes: list[NodeProto] = []
     for node in graph.node:
         nodes.append(node)
-        if is_op(node, "ConstantOfShape"):
+        if is_op(node, "ConstantOfShape") or (is_op(node, "Expand") and node.input[0] in numbers):
             for copy in own_names(node.output[0], uses[node.output[0]]):
                 nodes.append(clone := copied(node))
                 clone.output[0] = clone.name = copy  # two nodes of one name do not load

@@ -120,6 +120,33 @@ case("transposed depthwise", conv_net(
     "b = ConvTranspose<group=8, strides=[2,2]>(a, w1, b1)", w1=(8, 1, 2, 2), b1=(8,)), [8])
 case("transposed grouped", conv_net(
     "b = ConvTranspose<group=2, strides=[2,2]>(a, w1, b1)", c=8, d=12, w1=(8, 6, 2, 2), b1=(12,)), [4, 6])
+case("conv of one tap leaves space apart", net("""(float[N,5,6] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    r = Relu(a)
+    g = Conv(r, w1, b1)
+    t = ConvTranspose(g, w2)
+    u = Mul(r, t)
+    d = Conv<group=5>(u, w3)
+    y = MatMul(d, w4)
+}""", w0=(6, 8), w1=(7, 5, 1), b1=(7,), w2=(7, 5, 1), w3=(5, 1, 1), w4=(8, 3)), [8, 7])
+case("transposed conv that restates its sizes keeps space", net("""(float[N,5,6] x) => (float[N,7,3] y) {
+    a = MatMul(x, w0)
+    g = ConvTranspose<output_shape=[8]>(a, w1)
+    y = MatMul(g, w2)
+}""", w0=(6, 8), w1=(5, 7, 1), w2=(8, 3)), [], "ConvTranspose mixes or keeps")
+for mixer, given in (("taps", ""), ("pads", "pads=[1,0], "), ("strides", "strides=[2], ")):
+    case(f"conv with {mixer} mixes space", net(f"""(float[N,5,6] x) => (float[N,7,3] y) {{
+        a = MatMul(x, w0)
+        g = Conv<{given}dilations=[1]>(a, w1, b1)
+        y = MatMul(g, w2)
+    }}""", w0=(6, 8), w1=(7, 5, 2 if mixer == "taps" else 1), b1=(7,),
+        w2=({"taps": 7, "pads": 9, "strides": 4}[mixer], 3)), [], "Conv mixes or keeps this axis as a whole")
+case("conv of one tap along one axis only", net("""(float[N,3,4,6] x) => (float[N,6,4,5] y) {
+    a = MatMul(x, w0)
+    b = Conv<pads=[1,0,1,0]>(a, w1, b1)
+    c = Conv<pads=[1,0,1,0], group=2>(b, w2)
+    y = MatMul(c, w3)
+}""", w0=(6, 8), w1=(4, 3, 3, 1), b1=(4,), w2=(6, 2, 3, 1), w3=(8, 5)), [8, 2])
 case("conv with computed weights", net("""(float[2,3,6,6] x, float[2,5] z) => (float[2,2,6,6] y) {
     a = Conv(x, w0)
     k = MatMul(z, w1)

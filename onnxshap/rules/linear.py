@@ -15,16 +15,39 @@ from onnxshap.rules.registry import rule
 def conv(op: Op, ax: Axes) -> None:
     """Channels in are summed away, channels out are made; for groups see `_grouped`."""
     if int(op.attributes.get("group", 1)) == 1:
-        ax.relate("n i _*, o i _*, o -> n o _*", bias=(2, 1.0))
+        ax.relate(_spec(op, "o i"), bias=(2, 1.0))
     else:
         _grouped(op, ax, weight_in=1, weight_out=0)
+
+
+def _spec(op: Op, weight: str, w: int = 1) -> str:
+    """Return the relations of a Conv or ConvTranspose of one group, its weight input `w` with these two axes first.
+
+    Space is mixed, but for the axes along which every position is multiplied by itself.
+    """
+    space = [f"s{axis}" if axis in _untouched(op, w) else "_" for axis in range(2, op.out().rank)]
+    taps, places = " ".join("_" for _ in space), " ".join(space)
+    return f"n i {places}, {weight} {taps}, o -> n o {places}"
+
+
+def _untouched(op: Op, w: int = 1) -> list[int]:
+    """Return the axes of space on which a Conv has one tap, no strides and no pads: its positions stay apart."""
+    x, y, taps = op.need(0), op.out(), op.need(w).shape[2:]
+    if "output_shape" in op.attributes:
+        return []  # it restates the sizes
+    moves, *added = (
+        op.attributes.get(name, [default] * many * len(taps))
+        for name, default, many in (("strides", 1, 1), ("pads", 0, 2), ("output_padding", 0, 1))
+    )
+    single = [taps[k] == moves[k] == 1 and not any(any(a[k :: len(taps)]) for a in added) for k in range(len(taps))]
+    return [axis for axis, one in enumerate(single, 2) if one and x.shape[axis] == y.shape[axis]]
 
 
 def convolve(op: Op, ax: Axes, x: int, w: int, bias: int | None, zero: int) -> None:
     """Relate a Conv on codes: which inputs are data, weights, bias and the zero point of the data."""
     if int(op.attributes.get("group", 1)) == 1:
         inputs = (x, w) if bias is None else (x, w, bias)
-        ax.relate("n i _*, o i _*, o -> n o _*", inputs=inputs, zero=zero)
+        ax.relate(_spec(op, "o i", w), inputs=inputs, zero=zero)
     else:
         _grouped(op, ax, weight_in=1, weight_out=0, x=x, w=w, bias=bias, zero=zero)
 
@@ -45,7 +68,7 @@ def conv_transpose(op: Op, ax: Axes) -> None:
     x, w = op.need(0), op.need(1)
     groups = int(op.attributes.get("group", 1))
     if groups == 1:
-        ax.relate("n i _*, i o _*, o -> n o _*", spread=_spread(op), bias=(2, 1.0))
+        ax.relate(_spec(op, "i o"), spread=_spread(op), bias=(2, 1.0))
         ax.trace.macs.pop()
         ax.macs((x, 0), *((x, a) for a in range(2, x.rank)), *((w, a) for a in range(w.rank)))
     else:
@@ -113,9 +136,11 @@ def _grouped(
     ax.macs(
         (data, 0), *((weights, a) for a in range(weights.rank)), *((positions, a) for a in range(2, positions.rank))
     )
+    ax.same(apart := _untouched(op, w), x)
     for tensor in (data, weights, y):
         for axis in range(2, tensor.rank):
-            ax.freeze(ax.trace.axis(tensor, axis), f"{op.type} mixes this axis as a whole")
+            if tensor is weights or axis not in apart:
+                ax.freeze(ax.trace.axis(tensor, axis), f"{op.type} mixes this axis as a whole")
 
 
 @rule("Gemm")

@@ -634,6 +634,24 @@ case("sums over channels that vanish", conv_net("""
     g = ReduceL1<axes=[1]>(a)
     b = Concat<axis=1>(u, e, f, g)
 """, d=4, axes=[1]), [8])
+case("distances of embeddings, kept off zero, count what is gone", net("""(float[N,6] u, float[N,6] v) => (float[N] y) {
+    a = Gemm(u, w0, b0)
+    b = Gemm(v, w0, b0)
+    d = Sub(a, b)
+    e = Add(d, eps)
+    y = ReduceL2<keepdims=0>(e, axes)
+}""", opset=18, w0=(6, 8), b0=(8,), eps=np.float32(0.5), axes=[1]), [8])
+case("norms over channels and space that do not vanish stay", conv_net("""
+    r = Exp(a)
+    b = ReduceL2<axes=[1, 2]>(r)
+""", d=1), [], "ReduceL2 sums over it")
+case("norms of weights that are kept off zero", net("""(float[N,3,6,6] x) => (float[N,2,6,6] y) {
+    a = Conv(x, w0)
+    e = Add(v, eps)
+    l = ReduceL2<axes=[1,2,3]>(e)
+    w = Div(v, l)
+    y = Conv(a, w)
+}""", w0=(8, 3, 1, 1), v=(2, 8, 1, 1), eps=np.float32(0.5)), [8])
 case("sums over parts that were added to", conv_net("""
     l, r = Split<axis=1>(a)
     t = Tanh(l)

@@ -9,8 +9,8 @@ from onnxshap.rules.registry import rule
 _EXTREMES = {"GlobalMaxPool": "Max", "ReduceMax": "Max", "ReduceMin": "Min"}
 MEANS = ("GlobalAveragePool", "ReduceMean")
 """Ops that add up and divide by how many there are."""
-SUMS = (*MEANS, "ReduceL1", "ReduceSum", "ReduceSumSquare")
-"""Ops that add up, each position by itself."""
+SUMS = (*MEANS, "ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
+"""Ops that add up, each position by itself, and the root of such a sum."""
 
 
 def reduced_axes(op: Op) -> set[int]:
@@ -42,7 +42,7 @@ def reduction(op: Op, ax: Axes) -> None:
         ax.tie(ax.input(0, axis), ax.output(0, target))
     for axis in gone:
         atoms = ax.input(0, axis)
-        if op.type in (*SUMS, "ReduceL2") or _comparable(op):
+        if op.type in SUMS or _comparable(op):
             verb = "takes the extreme" if op.type in _EXTREMES else "sums"
             ax.contract(0, axis, why=f"{op.type} {verb} over it, and it is not zero there")
         else:

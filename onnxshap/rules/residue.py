@@ -29,7 +29,7 @@ class _Chain:
 
 
 def add_residue(trace: Trace, shaped: Shaped, labels: Labels, zeros: Zeros, site: Site, axes: tuple[int, ...]) -> bool:
-    """Let a sum or mean over `axes` count what stands at removed positions; return whether that can be written.
+    """Let a sum, mean or norm over `axes` count what stands at removed positions; return whether that can be written.
 
     The places to mask are then those where the tensors still vanish, in front of the ops that go position by position.
     """
@@ -48,9 +48,8 @@ def add_residue(trace: Trace, shaped: Shaped, labels: Labels, zeros: Zeros, site
         for (k, number), name in chain.zeros.items()
     ]
     trace.fixups[:] = [f for f in trace.fixups if not (isinstance(f, Divisor) and f.node == site.node)]
-    trace.fixups.append(
-        Residue(site.node, site.tensor, axes, tuple(chain.nodes), frozenset(chain.zeros), node.op_type in MEANS)
-    )
+    mean, norm = node.op_type in MEANS, node.op_type == "ReduceL2"
+    trace.fixups.append(Residue(site.node, site.tensor, axes, tuple(chain.nodes), frozenset(chain.zeros), mean, norm))
     return True
 
 

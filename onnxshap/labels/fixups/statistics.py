@@ -47,15 +47,16 @@ class Divisor:
 
 @dataclass(frozen=True)
 class Residue:
-    """A sum or mean over axes of `source` counts what stands at removed positions, where zeros go in further up.
+    """A sum, mean or norm over axes of `source` counts what stands at removed positions, where zeros go in further up.
 
     Attributes:
-        node: the sum or mean.
+        node: the sum, mean or norm.
         source: what it sums.
         axes: over which axes; one of them is cut.
         chain: the nodes that give `source`, position by position, in order.
         zeros: inputs of theirs (node, number) that are zero where a position is removed.
         mean: whether it divides by the width that the axes had.
+        norm: whether it is the root of a sum of squares.
     """
 
     node: int
@@ -64,6 +65,7 @@ class Residue:
     chain: tuple[int, ...]
     zeros: frozenset[tuple[int, int]]
     mean: bool
+    norm: bool = False
 
     def apply(self, edit: Edit) -> None:
         """Compute what the chain gives for zero, sum it like the others, and add it as often as it stood there."""
@@ -71,6 +73,8 @@ class Residue:
         if share == 1:
             return
         node = edit.node(self.node)
+        if self.norm:
+            node.op_type = "ReduceSumSquare"
         result, made, names = node.output[0], list[NodeProto](), dict[str, str]()
         for index in self.chain:
             clone = copied(edit.node(index))
@@ -93,8 +97,11 @@ class Residue:
             number = edit.new_constant(f"{part.output[0]}.factor", edit.typed(np.array(factor), result))
             parts.append(edit.names.new(f"{part.output[0]}.scaled"))
             made += [part, helper.make_node("Mul", [part.output[0], number], [parts[-1]], name=parts[-1])]
-        called = edit.names.node(f"{result}.whole")
-        edit.replace(self.node, [*made, helper.make_node("Add", parts, [result], name=called)])
+        whole = edit.names.new(f"{result}.squares") if self.norm else result
+        made.append(helper.make_node("Add", parts, [whole], name=edit.names.node(f"{result}.whole")))
+        if self.norm:
+            made.append(helper.make_node("Sqrt", [whole], [result], name=edit.names.node(f"{result}.norm")))
+        edit.replace(self.node, made)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from onnxshap.labels import (
     parse_spec,
     resolve,
 )
+from onnxshap.labels.factors import common_factors
 from onnxshap.labels.relations import Freezes, Ties
-from onnxshap.rules.movement import aligned, common_factors
+from onnxshap.rules.movement import aligned
 
 # --- specs -----------------------------------------------------------------------------------------------------------
 
@@ -292,16 +293,34 @@ def test_positions_tied_across_a_factor_keep_the_smaller_factor() -> None:
     assert labels.n_units == 3
 
 
-def test_a_merged_axis_that_is_merged_again_keeps_the_smaller_factor() -> None:
+def test_a_merged_axis_that_is_merged_again_has_the_factors_of_both() -> None:
     r = Relations()
     inner, outer = r.axis("inner", 4, made=True), r.axis("outer", 12, made=True)
     a, b, c = r.axis("a", 2), r.axis("b", 2), r.axis("c", 3)
     r.product(inner, a, b)
     r.product(outer, inner, c)
     labels = r.resolve()
-    assert labels.units("a", 0).max() == -1
-    assert labels.n_units == 5
-    assert units(labels, "inner") == [*units(labels, "b"), *units(labels, "b")]
+    assert labels.n_units == 7
+    found = labels.units("outer", 0)
+    assert (found >= 0).sum(axis=1).tolist() == [3] * 12
+    one, two, three = (labels.units(name, 0).max(axis=1) for name in "abc")
+    for k, row in enumerate(found):
+        assert set(row) == {one[k // 6], two[k // 3 % 2], three[k % 3]}
+
+
+def test_one_axis_split_in_two_ways_that_divide_each_other_has_the_factors_of_both() -> None:
+    r = Relations()
+    merged = r.axis("merged", 24, made=True)
+    whole, last = r.axis("whole", 12), r.axis("last", 2)
+    first, rest = r.axis("first", 3), r.axis("rest", 8)
+    middle = r.axis("middle", 4)
+    r.product(merged, whole, last)
+    r.product(merged, first, rest)
+    assert r.resolve().n_units == 4, "the one between is a factor of neither: the smaller ones stay"
+    r.product(whole, first, middle)
+    labels = r.resolve()
+    assert labels.n_units == 3 + 4 + 2
+    assert (labels.units("rest", 0) >= 0).sum(axis=1).tolist() == [2] * 8
 
 
 def test_two_groupings_of_an_axis_share_their_units() -> None:

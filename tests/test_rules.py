@@ -1159,6 +1159,23 @@ case("space first, then flattened", net("""(float[N,3,4,4] x) => (float[N,3] y) 
     f = Reshape(t, target)
     y = Gemm(f, w1, b1)
 }""", w0=(8, 3, 3, 3), w1=(32, 3), b1=(3,), target=[-1, 32]), [8])
+case("windows merged with channels and split in groups", net("""(float[N,3,6,6] x) => (float[N,2,4,4] y) {
+    a = Conv(x, w0, b0)
+    p = Gather<axis=2>(a, rows)
+    q = Gather<axis=4>(p, rows)
+    t = Transpose<perm=[0,1,2,4,3,5]>(q)
+    m = Reshape(t, merged)
+    u = Reshape(m, split)
+    k = Conv<strides=[1,1], pads=[0,0,0,0]>(x, w1)
+    l = Slice(k, nil, four, space)
+    v = Reshape(l, kernels)
+    f = Mul(u, v)
+    s = ReduceSum<keepdims=0>(f, axes)
+    r = Reshape(s, channels)
+    y = Conv(r, w2)
+}""", w0=(12, 3, 1, 1), b0=(12,), w1=(36, 3, 1, 1), w2=(2, 12, 1, 1), nil=[0, 0], four=[4, 4], space=[2, 3], axes=[3],
+    rows=[[k + j for k in range(4)] for j in range(3)], merged=[0, 108, 16], split=[0, 4, 3, 9, 4, 4],
+    kernels=[0, 4, 1, 9, 4, 4], channels=[0, 12, 4, 4]), [4, 3, 3, 3])
 case("split and merged again", gemm_net("""
     r = Reshape(a, apart)
     s = Relu(r)

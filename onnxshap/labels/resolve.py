@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxshap.core import Array, BoolArray, IntArray
 from onnxshap.labels.balance import balanced_sets
+from onnxshap.labels.factors import in_order, refined
 from onnxshap.labels.relations import Atoms
 from onnxshap.labels.trace import AxisKey, Balance, Frozen, Product, Trace
 
@@ -109,15 +110,16 @@ def resolve(trace: Trace) -> Labels:
     """Return classes and units of the relations.
 
     Products are resolved to a fixpoint: a frozen factor turns a product into ties with the others, a merged position
-    that is frozen freezes its factors, two equal factorisations tie factor to factor, and whatever two products cannot
-    both express freezes the smaller factor. Then classes are joined until all of them leave grouped Convs balanced.
+    that is frozen freezes its factors, two factorisations are refined until they are equal (`factors`), two equal ones
+    tie factor to factor, and whatever two products cannot both express freezes the smaller factor. Then classes are
+    joined until all of them leave grouped Convs balanced.
     """
     classes = _components(trace.size, *trace.ties.pairs())
     frozen = trace.frozen.copy()
     while True:
         is_frozen = np.zeros(classes.max(initial=-1) + 1, np.bool_)
         is_frozen[classes[frozen.atoms()]] = True
-        products, new_ties, new_frozen = _simplify(trace.products, classes, is_frozen)
+        products, new_ties, new_frozen = _simplify(refined(trace.products, classes), classes, is_frozen)
         if not new_ties and not new_frozen:
             new_ties, new_frozen = _balanced(trace.balances, products, classes, is_frozen)
         if not new_ties and not new_frozen:
@@ -221,7 +223,7 @@ def _without_frozen_factors(
 
 def _reconcile(products: Sequence[Product], classes: NDArray[np.int32], changes: _Changes) -> None:
     """Make products agree with each other; change one conflict's worth at a time, in the order of their atoms."""
-    products = sorted(products, key=lambda p: (_in_order(p.merged), [_in_order(f) for f in p.factors]))
+    products = sorted(products, key=lambda p: (in_order(p.merged), [in_order(f) for f in p.factors]))
     count = int(classes.max(initial=-1)) + 1
     owner, is_factor = np.full(count, -1, np.intp), np.zeros(count, np.bool_)
     for product in products:
@@ -252,11 +254,6 @@ def _reconcile(products: Sequence[Product], classes: NDArray[np.int32], changes:
             return None
         owner[found] = place
     return None
-
-
-def _in_order(atoms: IntArray) -> bytes:
-    """Return what compares as a list of the atoms does."""
-    return atoms.astype(">u4").tobytes()
 
 
 def _balanced(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from onnxshap.labels import Axes, Op, Product, RuleError
+from onnxshap.labels.factors import common_factors, spans_of
 from onnxshap.labels.fixups import SingleAxes, Widths
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
@@ -77,7 +77,7 @@ def _relate_block(ax: Axes, where: str, ins: list[int], outs: list[int]) -> None
         for item in atoms:
             ax.freeze(item, f"{ax.op.type} regroups it across uneven blocks")
         return None
-    spans = [*_spans(sizes_in, factors), *_spans(sizes_out, factors)]
+    spans = [*spans_of(sizes_in, factors), *spans_of(sizes_out, factors)]
     alone = {span.start: item for item, span in zip(atoms, spans, strict=True) if len(span) == 1}
     fine = [alone.get(k) for k in range(len(factors))]
     known = [ax.trace.fresh(size) if item is None else item for item, size in zip(fine, factors, strict=True)]
@@ -90,16 +90,6 @@ def _relate_block(ax: Axes, where: str, ins: list[int], outs: list[int]) -> None
             merged = item.reshape([factors[k] for k in span])
             ax.trace.products.append(Product(merged, tuple(known[k] for k in span), f"{ax.op.type} of {where!r}"))
     return None
-
-
-def _spans(sizes: list[int], factors: list[int]) -> Iterator[range]:
-    """Yield which of the factors each size is the product of."""
-    stop = 0
-    for size in sizes:
-        start = stop
-        while math.prod(factors[start:stop]) < size:
-            stop += 1
-        yield range(start, stop)
 
 
 @rule("DepthToSpace")
@@ -201,17 +191,3 @@ def sizes(op: Op, ax: Axes) -> None:
         atoms = ax.input(0, axis)
         if axis in x.told:
             ax.freeze(atoms, "its size is counted on elsewhere")
-
-
-def common_factors(source: Sequence[int], target: Sequence[int]) -> list[int] | None:
-    """Return the coarsest list of factors of which both lists of sizes are products of neighbours, None if none is.
-
-    >>> common_factors([6, 4], [2, 12])
-    [2, 3, 4]
-    >>> common_factors([6, 4], [4, 6]) is None
-    True
-    """
-    ends = sorted({math.prod(sizes[: i + 1]) for sizes in (source, target) for i in range(len(sizes))})
-    if any(big % small for small, big in itertools.pairwise(ends)):
-        return None
-    return [big // small for small, big in itertools.pairwise([1, *ends]) if big > small]

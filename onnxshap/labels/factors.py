@@ -1,0 +1,110 @@
+"""Products whose factors are products, and one axis that is split in two ways: brought to the same factors.
+
+torch's old exporter writes the view of unfolded windows as two Reshapes: channels and taps are merged, [24, 3, 3], and
+split otherwise, [4, 6, 9]. Both are [4, 6, 3, 3]: then 24 is the product of 4 and 6, and 9 that of 3 and 3.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxshap.core import IntArray
+from onnxshap.labels.trace import Product
+
+
+def common_factors(source: Sequence[int], target: Sequence[int]) -> list[int] | None:
+    """Return the coarsest list of factors of which both lists of sizes are products of neighbours, None if none is.
+
+    >>> common_factors([6, 4], [2, 12])
+    [2, 3, 4]
+    >>> common_factors([6, 4], [4, 6]) is None
+    True
+    """
+    ends = sorted({math.prod(sizes[: i + 1]) for sizes in (source, target) for i in range(len(sizes))})
+    if any(big % small for small, big in itertools.pairwise(ends)):
+        return None
+    return [big // small for small, big in itertools.pairwise([1, *ends]) if big > small]
+
+
+def spans_of(sizes: Sequence[int], factors: Sequence[int]) -> Iterator[range]:
+    """Yield which of the factors each size is the product of."""
+    stop = 0
+    for size in sizes:
+        start = stop
+        while math.prod(factors[start:stop]) < size:
+            stop += 1
+        yield range(start, stop)
+
+
+def refined(products: Sequence[Product], classes: NDArray[np.int32]) -> list[Product]:
+    """Return the products with as many factors as they say of each other.
+
+    Factors that are merged axes of other products are replaced by the factors of those: what is dead where A or F is,
+    with F dead where B or C is, is dead where A, B or C is. Two products of one axis whose sizes divide each other
+    split each other's factors.
+
+    Args:
+        products: any, in any order.
+        classes: int[atoms], which atoms live or die together.
+    """
+    stated = sorted(products, key=lambda p: (in_order(p.merged), [in_order(f) for f in p.factors]))
+    while True:
+        flat, first = _flattened(stated, classes), dict[bytes, Product]()
+        for product in flat:
+            other = first.setdefault(_key(product.merged, classes), product)
+            if other.merged.shape != product.merged.shape and (more := _refinement(other, product)):
+                stated += more
+                break
+        else:
+            return flat
+
+
+def in_order(atoms: IntArray) -> bytes:
+    """Return what compares as a list of the atoms does."""
+    return atoms.astype(">u4").tobytes()
+
+
+def _flattened(products: Sequence[Product], classes: NDArray[np.int32]) -> list[Product]:
+    merged: dict[bytes, Product] = {}
+    for product in products:
+        merged.setdefault(_key(product.merged, classes), product)
+
+    def flat(product: Product) -> Product:
+        factors = list[IntArray]()
+        for factor in product.factors:
+            smaller = len(factor) < product.merged.size  # so this ends
+            inner = merged.get(_key(factor, classes)) if smaller else None
+            factors += [factor] if inner is None else flat(inner).factors
+        return Product(product.merged.reshape([len(f) for f in factors]), tuple(factors), product.where)
+
+    return [flat(product) for product in products]
+
+
+def _refinement(one: Product, other: Product) -> list[Product]:
+    """Return products of factors, with which two products of one axis have the same factors.
+
+    Nothing where their sizes do not divide each other, or a factor would be one that neither has.
+    """
+    sizes = common_factors(one.merged.shape, other.merged.shape) or []
+    parts = [
+        (factor, span)
+        for product in (one, other)
+        for factor, span in zip(product.factors, spans_of(product.merged.shape, sizes) if sizes else (), strict=False)
+    ]
+    known = {span.start: factor for factor, span in reversed(parts) if len(span) == 1}
+    if len(known) < len(sizes):
+        return []
+    return [
+        Product(factor.reshape([sizes[k] for k in span]), tuple(known[k] for k in span), one.where)
+        for factor, span in parts
+        if len(span) > 1
+    ]
+
+
+def _key(atoms: IntArray, classes: NDArray[np.int32]) -> bytes:
+    return classes[atoms].tobytes()

@@ -18,7 +18,7 @@ from onnxshap.data import random_data
 from onnxshap.game import Setting
 from onnxshap.graph import extract
 from onnxshap.methods.base import untold
-from onnxshap.methods.recon import Regression, designs, eliminate, layers_of, recon
+from onnxshap.methods.recon import BlockRegression, designs, eliminate, layers_of, recon
 from onnxshap.payoffs import MSE
 from onnxshap.shapes import input_specs
 from tests.exactness import TOLERANCE
@@ -46,7 +46,7 @@ def test_downdates_are_fresh_solutions(seed: int, taps: int, shared: bool) -> No
     columns = [np.arange(u * taps, (u + 1) * taps) for u in range(n)]
     if shared:
         columns[0] = np.append(columns[0], p - 1)  # a product: the last column goes with two units
-    problem = Regression(gram, weights, columns, ridge)
+    problem = BlockRegression(gram, weights, columns, ridge)
     gone = np.zeros(0, np.int64)
     reached = 0.0
     for unit in rng.permutation(n):
@@ -63,7 +63,7 @@ def test_twins_stand_in_for_each_other_and_copies_go_first() -> None:
     x = rng.normal(size=(200, 4))
     x[:, 3] = x[:, 0]  # unit 3 gives what unit 0 gives
     weights = np.array([[1.0], [2.0], [3.0], [1.0]])
-    problem = Regression(x.T @ x / 200, weights, [np.array([u]) for u in range(4)], 1e-9)
+    problem = BlockRegression(x.T @ x / 200, weights, [np.array([u]) for u in range(4)], 1e-9)
     phi = eliminate([problem], np.zeros(4))
     first, *rest = np.argsort(phi)
     assert first in (0, 3) and phi[first] < 1e-6
@@ -73,7 +73,7 @@ def test_twins_stand_in_for_each_other_and_copies_go_first() -> None:
 
 def test_what_a_unit_costs_elsewhere_counts() -> None:
     gram = np.eye(3)
-    problem = Regression(gram, np.array([[1.0], [2.0], [3.0]]), [np.array([u]) for u in range(3)], 0.0)
+    problem = BlockRegression(gram, np.array([[1.0], [2.0], [3.0]]), [np.array([u]) for u in range(3)], 0.0)
     assert eliminate([problem], np.array([20.0, 0, 0])).argsort().tolist() == [1, 2, 0]
 
 
@@ -82,7 +82,7 @@ def test_greedy_is_close_to_the_best_subset() -> None:
     x = rng.normal(size=(300, 8)) @ rng.normal(size=(8, 8))
     gram, weights = x.T @ x / 300, rng.normal(size=(8, 4))
     columns = [np.array([u]) for u in range(8)]
-    phi = eliminate([Regression(gram, weights, columns, 1e-6)], np.zeros(8))
+    phi = eliminate([BlockRegression(gram, weights, columns, 1e-6)], np.zeros(8))
     ranked = np.argsort(phi)
     best = min(left_over(gram, weights, np.array(c), 1e-6) for c in combinations(range(8), 4))
     assert phi[ranked[3]] == pytest.approx(left_over(gram, weights, ranked[:4], 1e-6), rel=1e-6)

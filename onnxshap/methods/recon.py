@@ -64,7 +64,7 @@ def regressions(
     rng: np.random.Generator,
     importance: Mapping[int, FloatArray] | None = None,
     tell: Tell = untold,
-) -> tuple[list[Regression], FloatArray]:
+) -> tuple[list[BlockRegression], FloatArray]:
     """Return the layers behind a group as regressions, and what a unit costs in those that are not refitted.
 
     Args:
@@ -106,7 +106,7 @@ def _by_units(setting: Setting) -> dict[int, FloatArray]:
 # --- the greedy elimination ------------------------------------------------------------------------------------------
 
 
-class Regression:
+class BlockRegression:
     """Outputs of a layer as a function of its inputs, of which blocks are removed one after the other."""
 
     def __init__(self, gram: FloatArray, weights: FloatArray, columns: Sequence[IntArray], ridge: float) -> None:
@@ -177,7 +177,7 @@ class Regression:
             self._place[live] = np.arange(len(live))
 
 
-def eliminate(problems: Sequence[Regression], fixed: FloatArray) -> FloatArray:
+def eliminate(problems: Sequence[BlockRegression], fixed: FloatArray) -> FloatArray:
     """Return the error reached when each unit went, float64[n]: greedily, the cheapest unit first.
 
     Args:
@@ -362,13 +362,13 @@ def _scaled(layer: JointLayer, grams: Sequence[FloatArray], importance: Mapping[
 
 def _problems(
     layer: JointLayer, grams: Sequence[Sequence[_Gram]], importance: Mapping[int, FloatArray]
-) -> list[Regression]:
+) -> list[BlockRegression]:
     """Return the regressions of a layer, one a block."""
     matrices = [gram.centred() for (gram,) in grams]
     kernels = _scaled(layer, matrices, importance)
     ridges = [RIDGE * float(np.trace(g)) / len(g) + 1e-30 for g in matrices]
     return [
-        Regression(g, k, layer.columns(b), ridge)
+        BlockRegression(g, k, layer.columns(b), ridge)
         for b, (g, k, ridge) in enumerate(zip(matrices, kernels, ridges, strict=True))
     ]
 

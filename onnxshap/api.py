@@ -87,6 +87,7 @@ class Scores:
         images: calibration images used.
         source: where they came from.
         model: sha256 of the model they belong to.
+        notes: what the user should know of how the model was taken.
     """
 
     values: Mapping[str, Values]
@@ -96,6 +97,7 @@ class Scores:
     images: int
     source: str
     model: str
+    notes: tuple[str, ...] = ()
 
     def order(self, *, refitted: bool) -> dict[str, FloatArray]:
         """Return what units are cut by, group name -> float64[n_units], lowest first; `methods.ranking` says why."""
@@ -246,7 +248,7 @@ def _score(
         _runner(setting, method, workers, cluster),
     )  # fmt: skip
     used = setting.payoff.name if any(v.evals for v in values.values()) else None
-    return Scores(values, method, used, seed, len(setting.data), setting.data.source, model)
+    return Scores(values, method, used, seed, len(setting.data), setting.data.source, model, traced.notes)
 
 
 def _header(

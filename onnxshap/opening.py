@@ -41,8 +41,7 @@ def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | N
     Raises:
         DataError: the data do not fit the model.
     """
-    specs = input_specs(traced.shaped.graph.model)
-    shaped, batch = traced.shaped, traced.batch
+    shaped, specs, batch = traced.shaped, traced.shaped.specs, traced.batch
     axes = {name: axis for name in shaped.inputs if (axis := shaped.batch_axis(name)) is not None}
     sizes = {name: shaped.inputs[name][axis] for name, axis in axes.items()}
     if odd := next((name for name, size in sizes.items() if size != batch), None):
@@ -117,7 +116,7 @@ def open_model(
     traced = scorable(source, input_shapes=shapes, backend=backend, own=own)
     checked = calibration(traced, None, seed=seed)
     if traced.shaped.graph.lifted.nodes:  # the branches that these inputs take
-        samples = samples_of(checked, input_specs(source.model))
+        samples = samples_of(checked, traced.shaped.specs)
         traced = scorable(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples, own=own)
     return traced, checked
 

@@ -78,6 +78,11 @@ class Traced:
         return [output.name for output in self.shaped.graph.model.graph.output]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how the model was taken."""
+        return self.shaped.notes
+
+    @property
     def batch(self) -> int:
         """The number of images it was traced with."""
         return self.shaped.batch

@@ -24,4 +24,5 @@ def inspect(screen: Screen, model: str, as_json: bool, input_shapes: Shapes, pro
         tell("trace", 0, 1)
         traced = trace(model, input_shapes=dict(input_shapes), backend=backend_of(screen, provider, threads))
         found = report.inspection(traced, model=model)
+    screen.notes(traced.notes)
     print_found(as_json, found, report.inspection_tables(found))

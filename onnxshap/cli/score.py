@@ -60,4 +60,5 @@ def score(
     report.write_json(report.values_report(found), written)
     Path(kept).unlink(missing_ok=True)
     print_found(as_json, report.values_report(found), [report.values_table(found)])
+    screen.notes(found.notes)
     screen.note(f"wrote {written}")

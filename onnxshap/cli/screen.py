@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -67,6 +67,11 @@ class Screen:
     def later(self, text: str) -> None:
         """Say something once the input has been found good, so that a refusal stays one line."""
         self._pending.append(text)
+
+    def notes(self, texts: Iterable[str]) -> None:
+        """Say what the user should know of how a model was taken."""
+        for text in texts:
+            self.note(f"note: {text}")
 
     def flush(self) -> None:
         """Say what was put off."""

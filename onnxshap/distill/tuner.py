@@ -40,7 +40,6 @@ from onnxshap.masking import Means
 from onnxshap.repair.targets import Layer, find_layers
 from onnxshap.repair.transfer import transfer
 from onnxshap.rewrite import cut
-from onnxshap.shapes import input_specs
 from onnxshap.tracing import Keep, Traced
 
 EPOCHS = 180
@@ -122,7 +121,7 @@ def check_model(free: Traced) -> None:
     Raises:
         ModelError: what runs many images at a time does not run, an op has no equal in torch, or no weights are tuned.
     """
-    inputs = [spec for name, spec in input_specs(free.shaped.graph.model).items() if name in free.shaped.inputs]
+    inputs = [spec for name, spec in free.shaped.specs.items() if name in free.shaped.inputs]
     if free.shaped.alone or free.shaped.apart:
         raise ModelError("distillation runs many images at a time, the model takes one; use --repair lstsq")
     if any(free.output_axes) or any(spec.batch for spec in inputs):

@@ -67,6 +67,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "after": _figures(result.after),
         "groups": [_group(result, group) for group in result.traced.groups],
         "frozen": _frozen(result.traced),
+        "notes": list(result.traced.notes),
         "removed_slices": result.removed_slices,
         "verify": _verified(result.verified),
     }
@@ -234,6 +235,7 @@ def inspection(traced: Traced, *, model: str) -> Report:
         "inputs": {name: list(shape) for name, shape in traced.shaped.inputs.items()},
         "groups": groups,
         "frozen": _frozen(traced),
+        "notes": list(traced.notes),
     }
 
 

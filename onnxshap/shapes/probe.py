@@ -23,6 +23,7 @@ from onnxshap.graph.structure import subgraphs
 from onnxshap.shapes.constants import is_random
 from onnxshap.shapes.folding import Run, Shape, sizes_of
 from onnxshap.shapes.pieces import Pieces
+from onnxshap.shapes.samples import resized
 
 _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
@@ -36,14 +37,18 @@ _WEIGHTS = frozenset((
 
 
 def runs(
-    probe: ShapeProbe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]
+    probe: ShapeProbe,
+    specs: Mapping[str, InputSpec],
+    given: Mapping[str, Sequence[int | None]],
+    written: Sequence[int] = (),
 ) -> tuple[Run, tuple[Run, ...]]:
     """Run at sizes that the model accepts, and at others: the same run where no size is free, none where none run.
 
-    The others are one at sizes that strides and windows want, and one at sizes that they do not divide, where there are
+    Where neither two images nor one run, those that were given do, or as many as may be `written` into the file. The
+    others are one at sizes that strides and windows want, and one at sizes that they do not divide, where there are
     such that the model accepts: what is alike at the former may be so because nothing was rounded.
     """
-    first = _first_run(probe, specs, given)
+    first = _first_run(probe, specs, given, written)
     varied = _varied(specs, first.inputs)
     if not varied:
         return first, (first,)
@@ -51,12 +56,20 @@ def runs(
     return first, tuple(run for run in found if run is not None)
 
 
-def _first_run(probe: ShapeProbe, specs: Mapping[str, InputSpec], given: Mapping[str, Sequence[int | None]]) -> Run:
+def _first_run(
+    probe: ShapeProbe,
+    specs: Mapping[str, InputSpec],
+    given: Mapping[str, Sequence[int | None]],
+    written: Sequence[int],
+) -> Run:
     """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
     sizes_tried = []
     reason: Exception | None = None
     alone = any(spec.batch != 0 for spec in specs.values())
-    for free, batch in itertools.product(_FREE_SIZES, (1,) if alone else (_BATCH, 1)):
+    wished = [size for n, spec in specs.items() if spec.batch is not None and (size := _size(given.get(n), spec.batch))]
+    usual = itertools.product(_FREE_SIZES, (1,) if alone else (_BATCH, 1))
+    rare = itertools.product(_FREE_SIZES, dict.fromkeys((*wished, *written)))
+    for free, batch in itertools.chain(usual, rare):
         sizes = {
             name: tuple(
                 known if known is not None else (batch if axis == spec.batch else free)
@@ -75,6 +88,10 @@ def _first_run(probe: ShapeProbe, specs: Mapping[str, InputSpec], given: Mapping
     raise ModelError(
         f"the model does not run at {tried}: {reason}; give data that it takes, or --input-shape NAME=1,3,48,192"
     ) from reason
+
+
+def _size(given: Sequence[int | None] | None, axis: int) -> int | None:
+    return None if given is None or axis >= len(given) else given[axis]
 
 
 def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | None]:
@@ -195,9 +212,9 @@ class ShapeProbe:
         return entries[0] if len(entries) and (entries == entries[:1]).all() else None
 
     def _outputs(self, feeds: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Return what noise gives, or zeros (indices of a table with few rows), or the sample where it is as large."""
+        """Return what noise gives, or zeros (indices of a table with few rows), or the sample, made as large."""
         zeros = {n: np.zeros_like(v) for n, v in feeds.items() if v.dtype.kind in "iu" and n not in self._sample}
-        given = {n: v for n, v in self._sample.items() if v.shape == feeds[n].shape}
+        given = resized(self._sample, self._specs, {n: v.shape for n, v in feeds.items()})
         attempts = [feeds, *(feeds | others for others in (zeros, given) if others)]
         for others in attempts[:-1]:
             try:

@@ -8,23 +8,26 @@ what differs keeps following the input.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from onnx import TensorProto
 
 from onnxshap.backend import Backend
 from onnxshap.core import Array
+from onnxshap.data import InputSpec
 from onnxshap.errors import ModelError
 from onnxshap.graph import Graph, lift_bodies, take_branches
 from onnxshap.graph.lifting import entered, is_if, is_loop, is_open, join
 from onnxshap.graph.loops import declare_ranks
 from onnxshap.shapes.alone import Alone
+from onnxshap.shapes.baked import fixed_batch, with_batch, written_batches
 from onnxshap.shapes.bodies import alike_handed, attempts, decided_by, open_bodies, why_loop_whole, why_whole
 from onnxshap.shapes.constants import constants_of, store_mixed
 from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
 from onnxshap.shapes.kinds import unknown_kinds, value_kinds
 from onnxshap.shapes.probe import ShapeProbe, runs
+from onnxshap.shapes.samples import together
 from onnxshap.shapes.specs import check_names, input_specs
 
 _RANKS = 8
@@ -52,6 +55,8 @@ class Shaped:
         times: tensor in the body of a loop -> how often it was made, for all images at once.
         elsewhere: the shapes at other sizes, where others than the batch are free; else empty.
         counted: whether the images of a batch, taken together, tell sizes: rows of other images change what one gives.
+        baked: the batch that the file takes alone, though it declares a free one; None where it takes what it declares.
+        notes: what the user should know of how the model was taken.
     """
 
     graph: Graph
@@ -69,6 +74,15 @@ class Shaped:
     times: Mapping[str, int] = field(default_factory=dict)
     elsewhere: Mapping[str, Shape] = field(default_factory=dict)
     counted: bool = False
+    baked: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def specs(self) -> Mapping[str, InputSpec]:
+        """What the model asks of its inputs."""
+        found = input_specs(self.graph.model)
+        found = {name: replace(spec, batch=self.batch_axes.get(name, spec.batch)) for name, spec in found.items()}
+        return found if self.baked is None else {n: with_batch(s, self.baked) for n, s in found.items()}
 
     def batch_axis(self, name: str) -> int | None:
         """Return the axis of the images in an input, None where it has none."""
@@ -136,12 +150,17 @@ def infer(
     if not specs:
         raise ModelError("the model has no inputs, so it computes a constant; export it with its inputs")
     check_names(shapes or {}, specs)
-    seen = _see(graph, backend, shapes or {}, samples)
+    seen = _see(graph, specs, backend, shapes or {}, samples)
+    baked = None if seen.others else fixed_batch(graph, specs, backend, seen.first, samples)
+    if baked is not None:
+        samples = together(samples, specs, baked[0])
+        specs = {name: with_batch(spec, baked[0]) for name, spec in specs.items()}
+        seen = _see(graph, specs, backend, shapes or {}, samples)
     done: set[str] = set()
     while open_ := open_bodies(seen.graph, done, samples, backend):
         for chosen in attempts(open_):
             try:
-                lifted = _see(lift_bodies(seen.graph, chosen), backend, shapes or {}, samples)
+                lifted = _see(lift_bodies(seen.graph, chosen), specs, backend, shapes or {}, samples)
             except ModelError:  # a branch that is not taken does not run at these sizes, or a loop has no shapes
                 continue
             if lifted.others or not seen.others:
@@ -150,7 +169,8 @@ def infer(
                 break
         else:
             done.add(next(iter(open_)))
-    return _shaped(seen, backend)
+    shaped = _shaped(seen, specs, backend)
+    return shaped if baked is None else replace(shaped, baked=baked[0], notes=(baked[1],))
 
 
 @dataclass(frozen=True)
@@ -165,14 +185,15 @@ class _Seen:
 
 
 def _see(
-    graph: Graph, backend: Backend, shapes: Mapping[str, Sequence[int | None]], samples: Sequence[Mapping[str, Array]]
-) -> _Seen:
+    graph: Graph, specs: Mapping[str, InputSpec], backend: Backend, shapes: Mapping[str, Sequence[int | None]],
+    samples: Sequence[Mapping[str, Array]],
+) -> _Seen:  # fmt: skip
     """Return what two runs tell about a graph; raises a ModelError where it does not run."""
-    specs = input_specs(graph.model)
     while True:
         graph = store_mixed(graph, backend)
         kinds = value_kinds(graph.model)
-        first, others = runs(ShapeProbe(graph, kinds, backend, specs, samples[0] if samples else {}), specs, shapes)
+        probe = ShapeProbe(graph, kinds, backend, specs, samples[0] if samples else {})
+        first, others = runs(probe, specs, shapes, written_batches(graph))
         folding = fold(graph, first, others, Alone(graph.model, kinds, backend))
         if (simpler := take_branches(folding.graph)) is None:
             unchanged = folding.graph is graph
@@ -182,7 +203,7 @@ def _see(
         graph = simpler
 
 
-def _shaped(seen: _Seen, backend: Backend) -> Shaped:
+def _shaped(seen: _Seen, specs: Mapping[str, InputSpec], backend: Backend) -> Shaped:
     """Return the graph with all that is known of its tensors; its lifted If nodes are joined where they can be."""
     graph, first = seen.graph, seen.first
     kinds = {name: kind for name, kind in seen.kinds.items() if kind}
@@ -201,7 +222,6 @@ def _shaped(seen: _Seen, backend: Backend) -> Shaped:
     if alike:
         join(graph.model.graph, alike)
     declare_ranks(graph.model.graph, known, kinds)
-    specs = input_specs(graph.model)
     free_batch = all(s.batch == 0 and s.shape[0] is None for s in specs.values())
     axes = {name: spec.batch for name, spec in specs.items()}
     varying = seen.folded.doubted.union(*(_varying(first.shapes, run.shapes) for run in seen.others))

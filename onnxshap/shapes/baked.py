@@ -1,0 +1,114 @@
+"""A batch that is free by its name alone: the exporter wrote the size that it traced with into a shape.
+
+Such a file runs at that size and at no other, whatever it declares. It is taken for what it is, a file of a fixed
+batch, of which the images' way is known (`batching`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from onnxshap.backend import Backend
+from onnxshap.core import Array
+from onnxshap.data import InputSpec
+from onnxshap.errors import DataError, ModelError
+from onnxshap.graph import Graph, array, is_op
+from onnxshap.shapes.folding import Run, Shape
+from onnxshap.shapes.probe import noise
+from onnxshap.shapes.samples import together
+
+_TRIES = 8
+"""Sizes of a batch that are tried, of those that the file's shapes may hold."""
+_DRAWS = 3
+"""Runs that have to agree on what size runs and what not."""
+_FAILED = re.compile(r"while running (\w+) node\. Name:'([^']*)'")
+"""How onnxruntime names the node that does not run."""
+
+
+def written_batches(graph: Graph) -> list[int]:
+    """Return sizes above 2 of a batch that the file's shapes may be written out for, likely ones first.
+
+    Images lead a shape, alone or together with heads or windows: what divides most of those first entries.
+    """
+    stored = graph.initializers
+    targets = [stored[n.input[1]] for n in graph.nodes if is_op(n, "Expand", "Reshape") and n.input[1] in stored]
+    leading = [int(array(target)[0]) for target in targets if target.dims and target.dims[0]]
+    found: dict[int, int] = {}
+    for size in leading:
+        for part in (d for d in range(3, min(size, 1024) + 1) if size % d == 0):
+            found[part] = found.get(part, 0) + 1
+    return sorted(found, key=lambda part: (-found[part], part))[:_TRIES]
+
+
+def fixed_batch(
+    graph: Graph,
+    specs: Mapping[str, InputSpec],
+    backend: Backend,
+    run: Run,
+    samples: Sequence[Mapping[str, Array]],
+) -> tuple[int, str] | None:
+    """Return the only batch that a graph takes, that of a run, and why it does; None where others may run.
+
+    The run was at a batch that the file declares free, and none at one image more came about. Whether that is the
+    batch's fault is tried again, on data where there are any: noise is no proof where integers are read, of which a
+    model may want an end mark in every row.
+
+    Args:
+        graph: a normalised graph, as it was given.
+        specs: of its inputs.
+        backend: runs it.
+        run: one that came about.
+        samples: of one image each.
+    """
+    sizes = [run.inputs[n][s.batch] for n, s in specs.items() if s.batch is not None and s.shape[s.batch] is None]
+    if not sizes or (not samples and any(spec.dtype.kind != "f" for spec in specs.values())):
+        return None
+    session = backend.session(graph.model, optimize=False)
+    reason = ""
+    for one, more in _draws(specs, run.inputs, samples, sizes[0]):
+        try:
+            session.run(one)
+        except (ModelError, DataError):
+            return None
+        try:
+            session.run(more)
+        except (ModelError, DataError) as error:
+            reason = str(error)
+        else:
+            return None
+    found = _FAILED.search(reason)
+    where = f"{found[1]} {found[2]!r}" if found and found[2] else "it"
+    images = f"{sizes[0]} image{'s'[: sizes[0] != 1]}"
+    return sizes[0], f"the batch is free by name, but {where} takes {images} and no more: it is fixed to that"
+
+
+def with_batch(spec: InputSpec, size: int) -> InputSpec:
+    """Return the spec of an input whose batch is fixed, if it has one."""
+    return replace(spec, shape=tuple(size if k == spec.batch else n for k, n in enumerate(spec.shape)))
+
+
+def _draws(
+    specs: Mapping[str, InputSpec], shapes: Mapping[str, Shape], samples: Sequence[Mapping[str, Array]], size: int
+) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+    """Yield inputs of as many images, and of one image more."""
+    for draw in range(_DRAWS):
+        if samples:
+            start = draw * size % len(samples)
+            turned = [*samples[start:], *samples[:start]]
+            one, more = (together([*turned] * count, specs, count)[0] for count in (size, size + 1))
+        else:
+            one, more = (
+                {
+                    name: noise(name, spec.dtype, _at(spec, shapes[name], count), draw + 1)
+                    for name, spec in specs.items()
+                }
+                for count in (size, size + 1)
+            )
+        yield one, more
+
+
+def _at(spec: InputSpec, shape: Shape, count: int) -> Shape:
+    free = spec.batch is not None and spec.shape[spec.batch] is None
+    return tuple(count if free and axis == spec.batch else size for axis, size in enumerate(shape))

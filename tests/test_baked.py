@@ -1,0 +1,94 @@
+"""A batch that is free by its name alone is the one that the file was written out for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+
+from onnxshap import prune
+from onnxshap.calibrate import free_batch
+from onnxshap.core import Dataset
+from onnxshap.errors import ModelError
+from onnxshap.opening import open_model
+from onnxshap.tracing import trace
+from tests.exactness import TOLERANCE, check_exact, net
+from tests.zeroing import relative_error, run
+
+
+def written_out(batch: int, kind: str = "float", first: str = "h = MatMul(x, w0)", **tensors: Any) -> ModelProto:
+    """Return a net whose batch is free by name, a Reshape of it written out for some images."""
+    inputs = {"w0": (5, 8), **tensors}
+    return net(
+        f"""({kind}[N,4,5] x) => (float[N,3] y) {{
+            {first}
+            r = Relu(h)
+            f = MatMul(r, w1)
+            a = Relu(f)
+            s = Reshape(a, apart)
+            p = ReduceMean<axes=[1],keepdims=0>(s)
+            y = MatMul(p, w2)
+        }}""",
+        opset=13, w1=(8, 6), w2=(6, 3), apart=[batch, 4, 6], **inputs,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 6])
+def test_the_batch_that_a_reshape_is_written_out_for_is_fixed(batch: int) -> None:
+    model = written_out(batch)
+    model.graph.node[4].name = "apart"
+    traced = trace(model)
+    assert traced.batch == batch and not traced.shaped.free_batch
+    assert len(traced.notes) == 1 and f"Reshape 'apart' takes {batch} image" in traced.notes[0]
+    assert [len(g) for g in traced.groups] == [8, 6]
+    assert free_batch(traced).shaped.free_batch  # for evaluation alone
+    images = np.random.default_rng(1).normal(size=(batch, 4, 5)).astype(np.float32)
+    check_exact(model, data=Dataset({"x": images}, source="random"))
+
+
+def test_such_a_file_is_cut_with_any_number_of_images() -> None:
+    model, images = written_out(3), np.random.default_rng(0).normal(size=(7, 4, 5)).astype(np.float32)
+    small = prune(model, images, keep_units=0.5, method="shapley", samples=4).model
+    whole = prune(model, images, keep_units=1.0, method="l1", repair="none").model
+    assert run(small, {"x": images[:3]})[0].shape == (3, 3)
+    assert relative_error(run(model, {"x": images[:3]}), run(whole, {"x": images[:3]})) <= TOLERANCE
+
+
+def test_a_size_that_only_the_user_knows_is_tried() -> None:
+    """A list of states is as long as there are images: nothing names seven."""
+    model = net(
+        """(float[N,4,5] x) => (float[N,4] y) {
+            t = Transpose<perm=[1,0,2]>(x)
+            s, last = LSTM<hidden_size=4>(t, w, r, , , start, start)
+            y = Squeeze(last, first)
+        }""",
+        w=(1, 16, 5), r=(1, 16, 4), start=(1, 7, 4), first=[0], opset=13,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="does not run at x"):
+        trace(model)
+    assert trace(model, input_shapes={"x": [7, 4, 5]}).shaped.baked == 7
+
+
+def test_a_batch_that_runs_at_any_size_stays_free() -> None:
+    traced = trace(written_out(-1))
+    assert traced.shaped.free_batch and not traced.notes
+
+
+IDS: dict[str, Any] = {"table": np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)}
+LOOKED_UP = "e = Gather<axis=0>(table, ids) h = MatMul(e, w0)"
+
+
+def of_ids(batch: int) -> ModelProto:
+    model = written_out(batch, first=LOOKED_UP, **IDS)
+    del model.graph.input[:]
+    model.graph.input.append(net("(int64[N,4] ids) => (int64[N,4] y) { y = Identity(ids) }").graph.input[0])
+    return model
+
+
+def test_noise_is_no_proof_where_integers_are_read() -> None:
+    assert trace(of_ids(2)).shaped.free_batch
+    ids = np.random.default_rng(1).integers(0, 9, (5, 4))
+    traced, _ = open_model(of_ids(2), ids)
+    assert not traced.shaped.free_batch and traced.batch == 2 and traced.notes

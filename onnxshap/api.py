@@ -538,7 +538,8 @@ def compare(
                 f"the second model's input {odd!r} has {len(theirs[odd].shape)} dimensions, the first's "
                 f"{len(ours[odd].shape)}; compare models of one kind"
             )
-        samples = samples_of(dataset, theirs)
+        axes = traced.shaped.batch_axes
+        samples = samples_of(dataset, {n: replace(spec, batch=axes.get(n, spec.batch)) for n, spec in theirs.items()})
         sizes = {name: value.shape for name, value in samples[0].items()}
         same = second if isinstance(second, Traced) else scorable(
             second, input_shapes=sizes, backend=backend, samples=samples, own=traced.tail is None

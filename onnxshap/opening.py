@@ -106,12 +106,16 @@ def open_model(
     source = read(model)
     shapes = dict(input_shapes or {})
     if data is not None:
-        specs = input_specs(source.model)
+        placed = _placed(source, shapes, backend, own=own)
+        specs = input_specs(source.model) if placed is None else placed.shaped.specs
         checked = as_dataset(data, specs, labels=labels, seed=seed)
         samples = samples_of(checked, specs)
         _check_shapes(shapes, specs, samples[0], checked.source)
         shapes = {name: list(value.shape) for name, value in samples[0].items()}
-        traced = scorable(source, input_shapes=shapes, backend=backend, samples=samples, own=own)
+        if placed is None or placed.shaped.graph.lifted.nodes:
+            traced = scorable(source, input_shapes=shapes, backend=backend, samples=samples, own=own)
+        else:
+            traced = placed
         return traced, _with_classes(traced, checked)
     traced = scorable(source, input_shapes=shapes, backend=backend, own=own)
     checked = calibration(traced, None, seed=seed)
@@ -119,6 +123,24 @@ def open_model(
         samples = samples_of(checked, traced.shaped.specs)
         traced = scorable(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples, own=own)
     return traced, checked
+
+
+def _placed(
+    source: Source, shapes: Mapping[str, Sequence[int | None]], backend: OrtBackend | None, *, own: bool
+) -> Traced | None:
+    """Return the traced model where only its ops tell how data have to lie; None where they lie as it declares.
+
+    That is where all sizes are fixed and axis 0 holds several of something.
+    """
+    specs = input_specs(source.model)
+    check_names(shapes, specs)
+    several = any(spec.batch == 0 and (spec.shape[0] or 0) > 1 for spec in specs.values())
+    if not several or any(None in spec.shape for spec in specs.values()):
+        return None
+    try:
+        return scorable(source, input_shapes=shapes, backend=backend, own=own)
+    except ModelError:  # it may run on the data alone
+        return None
 
 
 def scorable(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from onnxshap.graph.tails import Tail
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
 from onnxshap.labels import Labels, Liveness, Site
 from onnxshap.rules import trace_graph
+from onnxshap.rules.images import placed_images
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.images import Images, find_images
 
@@ -90,7 +91,7 @@ class Traced:
     @property
     def single(self) -> bool:
         """Whether it is run with one image at a time, and all that an output holds is that image's."""
-        return self.shaped.alone or (self.batch == 1 and not self.shaped.free_batch)
+        return self.batch == 1 and (self.shaped.alone or not self.shaped.free_batch)
 
     @cached_property
     def _followed(self) -> Mapping[str, Images]:
@@ -195,7 +196,9 @@ def trace(
     engine = backend or OrtBackend()
     try:
         shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes, samples)
-        return Traced(given.model, shaped, trace_graph(shaped), engine, given.files, path=given.path)
+        labels = trace_graph(shaped)
+        shaped = replace(shaped, batch_axes=placed_images(shaped, labels))
+        return Traced(given.model, shaped, labels, engine, given.files, path=given.path)
     except OnnxshapError:
         raise
     except Exception:

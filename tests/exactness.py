@@ -112,6 +112,15 @@ def random_feeds(model: ModelProto, shapes: Mapping[str, Shape], seed: int) -> D
     return Dataset(found, source="random")
 
 
+def as_images(traced: Traced, feeds: Mapping[str, Any]) -> Dataset:
+    """Return what a model takes as images along axis 0; an input without an axis for them is the same for all."""
+    count, axes = traced.shaped.count(feeds), traced.shaped.batch_axes
+    return Dataset({
+        name: np.repeat(value[None], count, axis=0) if (axis := axes[name]) is None else np.moveaxis(value, axis, 0)
+        for name, value in feeds.items()
+    }, source="random")  # fmt: skip
+
+
 def check_exact(
     model: ModelProto,
     keep_share: float = 0.5,
@@ -136,8 +145,9 @@ def check_exact(
     rng = np.random.default_rng(seed)
     traced = trace(model, input_shapes=input_shapes)
     plan = dict(keep) if keep is not None else draw_plan(traced, keep_share, rng)
-    given, data = data, data or random_feeds(model, traced.shaped.inputs, seed)
-    feeds = dict(data.inputs)
+    given = data
+    feeds = dict((given or random_feeds(model, traced.shaped.inputs, seed)).inputs)
+    data = given or as_images(traced, feeds)
     original = run(model, feeds)
     assert all(np.isfinite(o).all() for o in original if o.dtype.kind == "f"), "the net itself gives NaN or Inf"
 

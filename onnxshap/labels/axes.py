@@ -146,6 +146,11 @@ class Axes:
         """State that what the op gives at a position of an axis of its first input depends on the others."""
         self.trace.mixed.append((self.op.need(0).name, axis))
 
+    def images(self, k: int, axis: int) -> IntArray:
+        """Return the atoms of an input's axis, stating that the op takes it for that of the images."""
+        self.trace.images.append((self.op.need(k).name, axis))
+        return self.input(k, axis)
+
     def make(self, axis: int, out: int = 0) -> None:
         """State that the positions of an output's axis are made here, by weights."""
         key = self.op.out(out).name, axis % self.op.out(out).rank

@@ -204,6 +204,8 @@ class Trace:
     fixups: list[Fixup] = field(default_factory=list)
     mixes_rows: bool = False
     mixed: list[AxisKey] = field(default_factory=list)
+    images: list[AxisKey] = field(default_factory=list)
+    """Axes that an op takes for those of the images, wherever the model has them."""
     _shared: list[AxisKey] = field(default_factory=list)
     _factors: dict[tuple[int, str], str] = field(default_factory=dict)
 
@@ -274,4 +276,5 @@ class Trace:
     def _lists(self) -> tuple[list[Any], ...]:
         return (
             self.fixups, self.sites, self.linear, self.weights, self.made, self.macs, self.products, self.balances,
+            self.images,
         )  # fmt: skip

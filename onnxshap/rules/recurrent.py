@@ -21,7 +21,7 @@ def recurrent(op: Op, ax: Axes) -> None:
     x, w, r = (op.need(k) for k in range(3))
     if not w.constant or not r.constant:
         raise RuleError(f"{op.type} with computed weights")
-    gates, images, hidden = _GATES[op.type], ax.input(0, 1), ax.input(2, 2)
+    gates, images, hidden = _GATES[op.type], ax.images(0, 1), ax.input(2, 2)
     ax.tie(ax.input(0, 2), ax.input(1, 2))
     ax.contract(0, 2)
     ax.contract(2, 2)

@@ -1,0 +1,58 @@
+"""Where images of fixed sizes lie, by what the ops do with the axes: shapes alone do not tell steps from images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxshap.labels import Labels
+from onnxshap.labels.trace import AxisKey
+from onnxshap.shapes import Shaped
+
+
+def placed_images(shaped: Shaped, labels: Labels) -> Mapping[str, int | None]:
+    """Return the axis of the images of every input, None where it has none: the one that it has, or a better one.
+
+    Of inputs whose sizes are all fixed, axis 0 is taken for the images, and need not be theirs: recurrent ops take the
+    images of steps on axis 1. Where no op names another one, and an output has none for images of axis 0, which is
+    summed over or mixed, that is an axis of features (or of the members of a set), and all inputs are one sample.
+    """
+    given = {name: shaped.batch_axis(name) for name in shaped.inputs}
+    specs = shaped.specs
+    doubted = [name for name, axis in given.items() if axis == 0 and shaped.inputs[name][0] > 1]
+    if not doubted or any(None in specs[name].shape for name in given):
+        return given
+    named = {name: _axis_of(shaped, labels, name) for name in given}
+    if any(named[name] for name in doubted):
+        counts = {shaped.inputs[name][axis] for name, axis in named.items() if axis is not None}
+        return {
+            name: axis if axis is not None else 0 if shape and shape[0] in counts else None
+            for (name, axis), shape in zip(named.items(), shaped.inputs.values(), strict=True)
+        }
+    used = [*((site.tensor, site.axis) for site in labels.trace.sites), *labels.trace.mixed]
+    if any(_meet(labels, (name, 0), key) for name in doubted for key in used) and not _arrive(shaped, labels, doubted):
+        return dict.fromkeys(given)
+    return given
+
+
+def _axis_of(shaped: Shaped, labels: Labels, name: str) -> int | None:
+    """Return the axis of an input that an op takes for the images, None where there is none."""
+    rank = len(shaped.inputs[name])
+    found = (a for a in range(rank) for key in labels.trace.images if _meet(labels, (name, a), key))
+    return next(found, None)
+
+
+def _arrive(shaped: Shaped, labels: Labels, names: list[str]) -> bool:
+    """Return whether every output has an axis that is axis 0 of one of these inputs."""
+    return all(
+        any(_meet(labels, (name, 0), (output.name, axis)) for name in names for axis in range(len(shape)))
+        for output in shaped.graph.model.graph.output
+        if (shape := shaped.shapes.get(output.name)) is not None
+    )
+
+
+def _meet(labels: Labels, one: AxisKey, other: AxisKey) -> bool:
+    """Return whether two axes are position by position the same."""
+    first, second = labels.axis(*one), labels.axis(*other)
+    return first is not None and second is not None and np.array_equal(first, second)

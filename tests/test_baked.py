@@ -92,3 +92,27 @@ def test_noise_is_no_proof_where_integers_are_read() -> None:
     ids = np.random.default_rng(1).integers(0, 9, (5, 4))
     traced, _ = open_model(of_ids(2), ids)
     assert not traced.shaped.free_batch and traced.batch == 2 and traced.notes
+
+
+END_MARK = net(
+    """(int64[N,6] ids) => (float[N,3] y) {
+        e = Gather<axis=0>(table, ids) h = MatMul(e, w0) r = Relu(h) s = Shape(r) front = Slice(s, nil, two)
+        sizes = Concat<axis=0>(front, heads) a = Reshape(r, sizes) t = Tanh(a) flat = Concat<axis=0>(front, last)
+        b = Reshape(t, flat)
+        ends = Equal(ids, mark) found = NonZero(ends) places = Transpose<perm=[1,0]>(found) c = GatherND(b, places)
+        n = Slice(s, nil, one) rows = Concat<axis=0>(n, last, width) d = Reshape(c, rows) f = Gather<axis=1>(d, final)
+        g = MatMul(f, w1) k = Relu(g) y = MatMul(k, w2)
+    }""",
+    opset=13, table=(9, 5), w0=(5, 8), w1=(8, 6), w2=(6, 3), nil=[0], one=[1], two=[2], heads=[2, 4], last=[-1],
+    mark=np.array(8), final=np.array(-1), width=[8],
+)  # fmt: skip
+
+
+def test_images_that_need_an_end_mark_are_the_users_at_other_sizes_too() -> None:
+    with pytest.raises(ModelError, match="does not run at ids"):
+        trace(END_MARK)
+    ids = np.random.default_rng(1).integers(0, 8, (5, 6))
+    ids[:, -1] = 8
+    traced, _ = open_model(END_MARK, ids)
+    assert traced.shaped.free_batch and not traced.notes
+    assert not any("gets its shape from the data" in axis.reason for axis in traced.frozen)

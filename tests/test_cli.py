@@ -287,6 +287,16 @@ def test_input_shapes_choose_free_dimensions(here: Path) -> None:
     assert "only free dimensions" in refused("inspect", "free.onnx", "--input-shape", "image=1,4,6,6")
 
 
+def test_data_choose_free_dimensions_too(here: Path) -> None:
+    model = onnx.parser.parse_model(NET.replace("3, 4, 4]", "3, H, W]"))
+    model.graph.initializer.extend(net().graph.initializer)
+    onnx.save(model, "free.onnx")
+    np.save("images.npy", np.zeros((3, 3, 5, 9), np.float32))
+    found = json.loads(fine("inspect", "free.onnx", "--json", "--data", "images.npy").stdout)
+    assert found["inputs"]["image"][1:] == [3, 5, 9] and found["notes"] == []
+    assert "no_such.npy" in refused("inspect", "free.onnx", "--data", "no_such.npy")
+
+
 # --- bad input: exit code 1, one line, nothing written ---------------------------------------------------------------
 
 

@@ -73,12 +73,13 @@ run_options = _options(
         "--threads", type=click.IntRange(0, 1024), default=0, show_default=True, help="Threads; 0 = all cores."
     ),
 )  # fmt: skip
+data_option = click.option(
+    "--data", metavar="DATA",
+    help="Calibration data: .npz (arrays named as the inputs; `labels` or `y`: the targets), .npy, a folder of "
+         "images (subfolders: labels) or module:function. Without: random inputs.", callback=_normalized,
+)  # fmt: skip
 data_options = _options(
-    click.option(
-        "--data", metavar="DATA",
-        help="Calibration data: .npz (arrays named as the inputs; `labels` or `y`: the targets), .npy, a folder of "
-             "images (subfolders: labels) or module:function. Without: random inputs.", callback=_normalized,
-    ),
+    data_option,
     click.option(
         "--normalize", metavar="MEAN/STD", is_eager=True, expose_value=False, callback=_keep,
         help="Of folders of images, whose pixels are in [0, 1] for float inputs (resized without a crop): imagenet, or "

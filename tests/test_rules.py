@@ -1439,11 +1439,11 @@ case("constant of shape", conv_net("""
 # --- selection -------------------------------------------------------------------------------------------------------
 
 case("gather of channels", conv_net("b = Gather<axis=1>(a, i)", d=5, i=[0, 7, -2, 3, 0]), [8])
-case("gather of one channel stays", conv_net("""
+case("what a gather takes alone stays, the others go", conv_net("""
     g = Gather<axis=1>(a, i)
     u = Unsqueeze(g, axes)
     b = Add(a, u)
-""", i=np.array(-1), axes=[1]), [], "by number")
+""", i=np.array(-1), axes=[1]), [7], "by its number")
 case("gather of one place", net("""(float[N,5,6] x) => (float[N,3] y) {
     a = MatMul(x, w0)
     g = Gather<axis=1>(a, i)

@@ -100,7 +100,13 @@ def gather(op: Op, ax: Axes) -> None:
         others = tuple(a for a in range(x.rank) if a != axis)
         ax.fix(Selection((op.index,), x.name, y.name, axis, positions, others, shape))
         return
-    ax.freeze(ax.input(0, axis), "Gather looks positions up by number")
+    if index.value is not None and index.value.size == 1:  # the others are not read, and may go
+        position = index.value.ravel() % x.shape[axis]
+        ax.freeze(ax.input(0, axis)[position], "Gather takes it by its number")
+        others = tuple(a for a in range(x.rank) if a != axis)
+        ax.fix(Selection((op.index,), x.name, y.name, axis, position, others, (1,) * index.rank))
+    else:
+        ax.freeze(ax.input(0, axis), "Gather looks positions up by number")
     for k in range(index.rank):
         ax.tie(ax.input(1, k), ax.output(0, axis + k))
     assert y.rank == x.rank + index.rank - 1

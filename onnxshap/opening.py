@@ -134,7 +134,7 @@ def _placed(
     """
     specs = input_specs(source.model)
     check_names(shapes, specs)
-    several = any(spec.batch == 0 and (spec.shape[0] or 0) > 1 for spec in specs.values())
+    several = any(not spec.batch and spec.shape and (spec.shape[0] or 0) > 1 for spec in specs.values())
     if not several or any(None in spec.shape for spec in specs.values()):
         return None
     try:

@@ -7,6 +7,7 @@ import pytest
 from onnx import ModelProto
 
 from onnxshap import compare, prune
+from onnxshap.calibrate import free_batch
 from onnxshap.core import Array
 from onnxshap.errors import DataError
 from onnxshap.opening import open_model
@@ -99,3 +100,29 @@ def test_an_input_that_is_summed_over_is_one_sample(name: str) -> None:
 def test_an_axis_that_every_output_has_is_that_of_the_images_though_it_is_mixed() -> None:
     model = net("(float[4,6] x) => (float[4,3] y) { m = Softmax<axis=0>(x) y = MatMul(m, w) }", w=(6, 3))
     assert trace(model).shaped.batch_axes == {"x": 0}
+
+
+def test_three_images_are_no_colours() -> None:
+    """The exporter did not tell the sizes of the output, of which axis 0 might be anything."""
+    net_of_3 = net(
+        """(float[3,4,9] x) => (float[found,5] y) {
+            a = Conv(x, w0) r = Relu(a) b = Conv(r, w1) c = Relu(b) p = ReduceMean<axes=[2],keepdims=0>(c)
+            y = MatMul(p, w2)
+        }""",
+        w0=(8, 4, 1), w1=(6, 8, 3), w2=(6, 5),
+    )  # fmt: skip
+    traced, data = open_model(net_of_3, images(8, 4, 9))
+    assert traced.shaped.batch_axes == {"x": 0} and len(data) == 8 and free_batch(traced).shaped.free_batch
+    check_exact(net_of_3)
+
+
+def test_colours_of_a_picture_are_no_images() -> None:
+    picture = net(
+        """(float[3,8,8] x) => (float[found,5] y) {
+            u = Unsqueeze(x, first) a = Conv(u, w0) r = Relu(a) p = ReduceMean<axes=[2,3],keepdims=0>(r)
+            y = MatMul(p, w1)
+        }""",
+        w0=(8, 3, 3, 3), w1=(8, 5), first=[0], opset=13,
+    )  # fmt: skip
+    traced, data = open_model(picture, images(4, 3, 8, 8))
+    assert traced.shaped.batch_axes == {"x": None} and len(data) == 4

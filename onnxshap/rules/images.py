@@ -16,12 +16,20 @@ def placed_images(shaped: Shaped, labels: Labels) -> Mapping[str, int | None]:
 
     Of inputs whose sizes are all fixed, axis 0 is taken for the images, and need not be theirs: recurrent ops take the
     images of steps on axis 1. Where no op names another one, and an output has none for images of axis 0, which is
-    summed over or mixed, that is an axis of features (or of the members of a set), and all inputs are one sample.
+    summed over or mixed, that is an axis of features (or of the members of a set), and all inputs are one sample. An
+    only input that was taken for one sample, as its axis 0 may hold colours, has images there if all outputs do.
     """
     given = {name: shaped.batch_axis(name) for name in shaped.inputs}
     specs = shaped.specs
+    if any(None in specs[name].shape for name in given):
+        return given
+    used = [*((site.tensor, site.axis) for site in labels.trace.sites), *labels.trace.mixed]
+    if _is_whole(shaped):
+        (name,) = given
+        summed = any(_meet(labels, (name, 0), key) for key in used)
+        return {name: None if summed or not _arrive(shaped, labels, [name]) else 0}
     doubted = [name for name, axis in given.items() if axis == 0 and shaped.inputs[name][0] > 1]
-    if not doubted or any(None in specs[name].shape for name in given):
+    if not doubted:
         return given
     named = {name: _axis_of(shaped, labels, name) for name in given}
     if any(named[name] for name in doubted):
@@ -30,10 +38,15 @@ def placed_images(shaped: Shaped, labels: Labels) -> Mapping[str, int | None]:
             name: axis if axis is not None else 0 if shape and shape[0] in counts else None
             for (name, axis), shape in zip(named.items(), shaped.inputs.values(), strict=True)
         }
-    used = [*((site.tensor, site.axis) for site in labels.trace.sites), *labels.trace.mixed]
     if any(_meet(labels, (name, 0), key) for name in doubted for key in used) and not _arrive(shaped, labels, doubted):
         return dict.fromkeys(given)
     return given
+
+
+def _is_whole(shaped: Shaped) -> bool:
+    """Return whether there is one input alone, taken for one sample, that has several entries on axis 0."""
+    shapes = list(shaped.inputs.items())
+    return len(shapes) == 1 and shaped.batch_axis(shapes[0][0]) is None and (*shapes[0][1], 1)[0] > 1
 
 
 def _axis_of(shaped: Shaped, labels: Labels, name: str) -> int | None:

@@ -483,3 +483,46 @@ def test_a_mask_that_is_the_first_images_for_all_is_found_out_however_little_it_
         first=np.array(0), little=np.float32(1e-6), last=np.array([1]), w1=(6, 8), w2=(8, 2),
     )  # fmt: skip
     assert not free_batch(trace(model)).shaped.free_batch
+
+
+def gated(batch: str, rows: int, *, alike: bool = True, experts: int = 4) -> ModelProto:
+    """Return a net that keeps the two best of some gates, as torch writes scatter(full_like)."""
+    low = np.full((rows, experts), -9, np.float32)
+    if not alike:
+        low[0, 0] = -8
+    return net(
+        f"""(float[{batch},6] x) => (float[{batch},{experts}] y) {{
+            e = MatMul(x, w0) r = Relu(e) l = MatMul(r, w1)
+            v, i = TopK(l, two)
+            m = ScatterElements<axis=1>(low, i, v)
+            s = Softmax<axis=1>(m)
+            h = MatMul(r, w2) q = Relu(h) o = MatMul(q, w3)
+            y = Mul(o, s)
+        }}""",
+        w0=(6, 8), w1=(8, experts), w2=(8, 7), w3=(7, experts), two=[2], low=low,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("experts", [4, 2000])
+def test_constants_that_are_alike_for_all_images_of_a_batch_are_one(experts: int) -> None:
+    model = gated("5", 5, experts=experts)
+    freed = free_batch(trace(model))
+    assert freed.shaped.free_batch
+    images = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32)
+    whole = run(put_in(freed.shaped.graph.model), {"x": images})
+    halves = [run(model, {"x": images[k : k + 5]})[0] for k in (0, 5)]
+    assert relative_error(whole, [np.concatenate(halves)]) <= 1e-6
+    check_exact(model)
+
+
+def test_files_of_such_a_batch_are_scored_as_those_of_one_image() -> None:
+    images = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    several, one = (
+        prune(gated(str(n), n), images, keep_units=0.5, method="shapley", payoff="mse").scores for n in (5, 1)
+    )
+    for name, values in several.values.items():
+        assert np.allclose(values.phi, one.values[name].phi, atol=1e-6)
+
+
+def test_constants_that_differ_from_image_to_image_keep_the_batch() -> None:
+    assert not free_batch(trace(gated("5", 5, alike=False))).shaped.free_batch

@@ -6,6 +6,7 @@ gets -1 there, and a constant is repeated as often as there are images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from onnxshap.graph.loops import handed_on
 from onnxshap.graph.weights import set_values
 from onnxshap.labels.fixups import name_axes, set_attribute, takes_all
 from onnxshap.shapes import Shaped
+from onnxshap.shapes.folding import TABLE
 from onnxshap.shapes.images import Images, ImageWalk, Repeat
 
 _ROWS = "onnxshap.rows"
@@ -103,7 +105,7 @@ class _Free:
         for index, place in self.walk.picks.items():
             self._pick(nodes[index], place)
         for repeat in dict.fromkeys(self.walk.repeats):  # an op of several outputs asks for it for each
-            if self.walk.batch == 1:
+            if self.walk.batch == 1 or self._take_one(nodes[repeat.node], repeat):
                 self._repeat(nodes[repeat.node], repeat)
         for item in (*self.model.graph.input, *self.model.graph.output):
             dims = item.type.tensor_type.shape.dim
@@ -187,10 +189,24 @@ class _Free:
         if takes_all(node):
             _name_single(self.walk.shaped, node, self._constant, self.walk.found[node.input[0]].axis)
 
+    def _take_one(self, node: NodeProto, repeat: Repeat) -> bool:
+        """Leave one image of a stored constant of several; return whether that was possible: they have to be alike."""
+        name, place = node.input[repeat.input], repeat.images
+        if name not in self.stored or math.prod(self.stored[name].dims) > TABLE:
+            return False
+        values = array(self.stored[name])
+        if values.shape != self.walk.shaped.shapes[name]:
+            return True  # another input of the node is the same constant
+        one = place.take(values, [0])
+        if not np.array_equal(place.join([one] * self.walk.batch), values):
+            return False
+        set_values(self.stored[name], one)
+        return True
+
     def _repeat(self, node: NodeProto, repeat: Repeat) -> None:
         """Repeat a constant of one image for every image."""
         name, place = node.input[repeat.input], repeat.images
-        shape = self.walk.shaped.shapes[name]
+        shape = tuple(self.stored[name].dims) if name in self.stored else self.walk.shaped.shapes[name]
         if shape[place.axis] != place.outer * place.inner:
             return
         key = (name, place)

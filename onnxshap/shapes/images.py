@@ -291,6 +291,19 @@ def _gather_elements(walk: ImageWalk, index: int, node: NodeProto, number: int) 
     return place
 
 
+def _scatter_elements(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
+    """Written to places of every image's own, the images of what is written, of its places and of the rest as one."""
+    places = {walk.found[name] for name in node.input if name in walk.found}
+    if len(places) != 1 or not all(name in walk.found or name in walk.shaped.constants for name in node.input):
+        return None
+    place = places.pop()
+    if int(attributes(node).get("axis", 0)) % len(walk.shaped.shapes[node.input[0]]) == place.axis:
+        return None
+    for k in range(3):
+        walk.constant(index, node, k, place)
+    return place
+
+
 def _reduce(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
     place, given = walk.found.get(node.input[0]), attributes(node)
     if place is None or given.get("keepdims", 1):
@@ -331,6 +344,7 @@ _RULES: dict[str, _Rule] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
+    "ScatterElements": _scatter_elements,
     **dict.fromkeys(("ArgMax", "ArgMin"), _reduce),
     **{f"Reduce{name}": _reduce for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum")},
     "ReduceSumSquare": _reduce,

@@ -71,6 +71,10 @@ from onnxshap.verify import Verified
 BASELINES = ("mean", "zero")
 STATISTICS_SAMPLES = 1024
 """The same for methods that play no game: every image is run once."""
+_ONE_BY_ONE = (
+    "every coalition was a run of its own, for the images of a batch are not known to be apart in this file; one with "
+    "a free batch, or a method without a game (--method recon), takes less"
+)
 WORK = 4 * 10**13
 """Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
 
@@ -146,6 +150,11 @@ class Pruned:
     allocation: str = "uniform"
     drop: Drop | None = None
     tuning: Tuning | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how the model was taken and scored."""
+        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes)))
 
 
 @checked
@@ -248,7 +257,8 @@ def _score(
         _runner(setting, method, workers, cluster),
     )  # fmt: skip
     used = setting.payoff.name if any(v.evals for v in values.values()) else None
-    return Scores(values, method, used, seed, len(setting.data), setting.data.source, model, traced.notes)
+    notes = traced.notes if used is None or setting.traced.shaped.free_batch else (*traced.notes, _ONE_BY_ONE)
+    return Scores(values, method, used, seed, len(setting.data), setting.data.source, model, notes)
 
 
 def _header(

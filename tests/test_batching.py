@@ -491,15 +491,15 @@ def gated(batch: str, rows: int, *, alike: bool = True, experts: int = 4) -> Mod
     if not alike:
         low[0, 0] = -8
     return net(
-        f"""(float[{batch},6] x) => (float[{batch},{experts}] y) {{
+        f"""(float[{batch},6] x) => (float[{batch},3] y) {{
             e = MatMul(x, w0) r = Relu(e) l = MatMul(r, w1)
             v, i = TopK(l, two)
             m = ScatterElements<axis=1>(low, i, v)
             s = Softmax<axis=1>(m)
             h = MatMul(r, w2) q = Relu(h) o = MatMul(q, w3)
-            y = Mul(o, s)
+            z = Mul(o, s) y = MatMul(z, w4)
         }}""",
-        w0=(6, 8), w1=(8, experts), w2=(8, 7), w3=(7, experts), two=[2], low=low,
+        w0=(6, 8), w1=(8, experts), w2=(8, 7), w3=(7, experts), w4=(experts, 3), two=[2], low=low,
     )  # fmt: skip
 
 
@@ -526,3 +526,10 @@ def test_files_of_such_a_batch_are_scored_as_those_of_one_image() -> None:
 
 def test_constants_that_differ_from_image_to_image_keep_the_batch() -> None:
     assert not free_batch(trace(gated("5", 5, alike=False))).shaped.free_batch
+
+
+def test_it_is_said_where_every_coalition_is_a_run_of_its_own() -> None:
+    for alike in (True, False):
+        done = prune(gated("5", 5, alike=alike), keep_units=0.5, method="shapley", samples=2)
+        assert any("a run of its own" in note for note in done.notes) != alike
+        assert not prune(gated("5", 5, alike=alike), keep_units=0.5, method="l1").notes

@@ -133,7 +133,7 @@ def prune(
             f"note: the search measured at most {target_latency:g} ms, at the end it took {taken:.3g}: something "
             "else ran beside; measure it on an idle machine"
         )
-    screen.notes(result.traced.notes)
+    screen.notes(result.notes)
     for line in report.frozen_lines(found):
         screen.detail(line)
     screen.detail("seconds: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()))

@@ -67,7 +67,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "after": _figures(result.after),
         "groups": [_group(result, group) for group in result.traced.groups],
         "frozen": _frozen(result.traced),
-        "notes": list(result.traced.notes),
+        "notes": list(result.notes),
         "removed_slices": result.removed_slices,
         "verify": _verified(result.verified),
     }

@@ -105,8 +105,7 @@ class _Free:
         for index, place in self.walk.picks.items():
             self._pick(nodes[index], place)
         for repeat in dict.fromkeys(self.walk.repeats):  # an op of several outputs asks for it for each
-            if self.walk.batch == 1 or self._take_one(nodes[repeat.node], repeat):
-                self._repeat(nodes[repeat.node], repeat)
+            (self._repeat if self.walk.batch == 1 else self._take_one)(nodes[repeat.node], repeat)
         for item in (*self.model.graph.input, *self.model.graph.output):
             dims = item.type.tensor_type.shape.dim
             if len(dims) and self.walk.found.get(item.name) == Images(0):
@@ -189,24 +188,31 @@ class _Free:
         if takes_all(node):
             _name_single(self.walk.shaped, node, self._constant, self.walk.found[node.input[0]].axis)
 
-    def _take_one(self, node: NodeProto, repeat: Repeat) -> bool:
-        """Leave one image of a stored constant of several; return whether that was possible: they have to be alike."""
+    def _take_one(self, node: NodeProto, repeat: Repeat) -> None:
+        """Repeat the first image of a stored constant of several, if they are alike.
+
+        It is picked as the model runs: the constant itself stays, for weights are handed back by their names.
+        """
         name, place = node.input[repeat.input], repeat.images
-        if name not in self.stored or math.prod(self.stored[name].dims) > TABLE:
-            return False
+        if not place.alone or name not in self.stored or math.prod(self.stored[name].dims) > TABLE:
+            return
         values = array(self.stored[name])
-        if values.shape != self.walk.shaped.shapes[name]:
-            return True  # another input of the node is the same constant
         one = place.take(values, [0])
-        if not np.array_equal(place.join([one] * self.walk.batch), values):
-            return False
-        set_values(self.stored[name], one)
-        return True
+        if values.shape[place.axis] != self.walk.batch or not np.array_equal(
+            place.join([one] * self.walk.batch), values
+        ):
+            return
+        if (key := ("one", name, place)) not in self.made:
+            first = self._constant(f"{name}.first", np.array([0], np.int64))
+            image = self._node("Gather", [name, first], f"{name}.image", axis=place.axis)
+            times = self._times(name, place.axis, values.ndim - place.axis - 1)
+            self.made[key] = self._node("Tile", [image, times], f"{name}.repeated")
+        node.input[repeat.input] = self.made[key]
 
     def _repeat(self, node: NodeProto, repeat: Repeat) -> None:
         """Repeat a constant of one image for every image."""
         name, place = node.input[repeat.input], repeat.images
-        shape = tuple(self.stored[name].dims) if name in self.stored else self.walk.shaped.shapes[name]
+        shape = self.walk.shaped.shapes[name]
         if shape[place.axis] != place.outer * place.inner:
             return
         key = (name, place)

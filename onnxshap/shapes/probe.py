@@ -6,7 +6,7 @@ One run at two images of a usual size, one more with other sizes in the free dim
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,14 +46,27 @@ def runs(
 
     Where neither two images nor one run, those that were given do, or as many as may be `written` into the file. The
     others are one at sizes that strides and windows want, and one at sizes that they do not divide, where there are
-    such that the model accepts: what is alike at the former may be so because nothing was rounded.
+    such that the model accepts: what is alike at the former may be so because nothing was rounded. What the model does
+    not accept larger together (the height of a line of text has one size, its width any) is larger one after the other.
     """
     first = _first_run(probe, specs, given, written)
-    varied = _varied(specs, first.inputs)
-    if not varied:
+    if all(None not in spec.shape for spec in specs.values()):
         return first, (first,)
-    found = [next((run for sizes in some if (run := probe.attempt(sizes))), None) for some in varied]
-    return first, tuple(run for run in found if run is not None)
+    free = _free(specs, first.inputs)
+    called = _by_name(specs, free)
+    parts = [{key: size for key, size in free.items() if called[key] == n} for n in dict.fromkeys(called.values())]
+
+    def accepted(attempts: Iterable[dict[str, Shape]]) -> Run | None:
+        return next((run for sizes in attempts if (run := probe.attempt(sizes))), None)
+
+    found: list[Run] = []
+    for together, *alone in zip(*(_varied(specs, first.inputs, some) for some in (free, *parts)), strict=True):
+        run = accepted(together)
+        found += [run] if run is not None else []
+        if len(parts) > 1 and (run is None or _free(specs, run.inputs) == free):
+            others = (accepted(attempts) for attempts in alone)
+            found += [run for run in others if run is not None and _free(specs, run.inputs) != free]
+    return first, tuple(found)
 
 
 def _first_run(
@@ -115,39 +128,45 @@ def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | N
     ]
 
 
-def _varied(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> list[list[dict[str, Shape]]]:
-    """Return other sizes for the free dimensions, in the order in which they are tried, of every run that is wanted.
+def _varied(
+    specs: Mapping[str, InputSpec], base: Mapping[str, Shape], free: Mapping[tuple[str, int], int]
+) -> list[list[dict[str, Shape]]]:
+    """Return other sizes for free dimensions, in the order in which they are tried, of every run that is wanted.
 
     First half as much again where that is a multiple of 32, which strides and windows want (attention over all places
     of an image takes the fourth power of its sides), then twice as much, then the batch alone; then uneven ones, a
     little above and below what strides want.
     """
+    if not free:
+        return [[_changed(specs, base, {})]]
+    strided = all(size % 64 == 0 for size in free.values())
+    half_more, twice = ({key: int(grow * size) for key, size in free.items()} for grow in (1.5, 2))
+    even = [half_more, twice, dict(free)] if strided else [twice, dict(free)]
+    uneven = (list(_uneven(specs, free, sign)) for sign in (1, -1))
+    return [[_changed(specs, base, sizes) for sizes in some] for some in (even, *uneven)]
 
-    def changed(sizes: Mapping[tuple[str, int], int]) -> dict[str, Shape]:
-        return {
-            name: tuple(
-                sizes.get((name, axis), size + 1 if axis == spec.batch and spec.shape[axis] is None else size)
-                for axis, size in enumerate(base[name])
-            )
-            for name, spec in specs.items()
-        }
 
-    if all(None not in spec.shape for spec in specs.values()):
-        return []
-    free = {
+def _free(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> dict[tuple[str, int], int]:
+    """Return input and axis -> size, of those that are free and no batch."""
+    return {
         (name, axis): base[name][axis]
         for name, spec in specs.items()
         for axis, size in enumerate(spec.shape)
         if size is None and axis != spec.batch
     }
-    if not free:
-        return [[changed({})]]
-    strided = all(size % 64 == 0 for size in free.values())
-    half_more, twice = ({key: int(grow * size) for key, size in free.items()} for grow in (1.5, 2))
-    even = [half_more, twice, free] if strided else [twice, free]
-    return [
-        [changed(sizes) for sizes in some] for some in (even, *(list(_uneven(specs, free, sign)) for sign in (1, -1)))
-    ]
+
+
+def _changed(
+    specs: Mapping[str, InputSpec], base: Mapping[str, Shape], sizes: Mapping[tuple[str, int], int]
+) -> dict[str, Shape]:
+    """Return the shapes with some other sizes, and one image more where that is free."""
+    return {
+        name: tuple(
+            sizes.get((name, axis), size + 1 if axis == spec.batch and spec.shape[axis] is None else size)
+            for axis, size in enumerate(base[name])
+        )
+        for name, spec in specs.items()
+    }
 
 
 def _uneven(
@@ -159,9 +178,8 @@ def _uneven(
     a model takes no odd sizes it is two more, four, eight, sixteen. Each axis has another size, so that a height is no
     width; those that are called the same, or failing that lie at the same place, the same; failing that all of them.
     """
-    by_name = {(name, axis): specs[name].symbols[axis] or f"{axis - len(specs[name].shape)}" for name, axis in free}
     by_place = {(name, axis): f"{axis - len(specs[name].shape)}" for name, axis in free}
-    for called in (by_name, by_place, dict.fromkeys(free, "")):
+    for called in (_by_name(specs, free), by_place, dict.fromkeys(free, "")):
         order = list(dict.fromkeys(called.values()))
         for more in (1, 2, 4, 8, 16):
             for upward in (True, False):  # from half of the size up, or down from it: there may be a largest
@@ -169,11 +187,17 @@ def _uneven(
                 for key, size in free.items():
                     block = min(32, 1 << max(1, size.bit_length() - 2)) // (1 if upward else 2)
                     place = order.index(called[key])
-                    found[key] = (size // block - 1 + (place if upward else -place)) * block + sign * more
+                    away = (place or -1) if upward else -1 - place  # never next to the size itself
+                    found[key] = (size // block + away) * block + sign * more
                     if not 0 < more < block or found[key] < 1:
                         break
                 else:
                     yield found
+
+
+def _by_name(specs: Mapping[str, InputSpec], free: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """Return input and axis -> what the axis is called, or failing that where it lies."""
+    return {(name, axis): specs[name].symbols[axis] or f"{axis - len(specs[name].shape)}" for name, axis in free}
 
 
 class ShapeProbe:

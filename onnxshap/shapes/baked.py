@@ -17,7 +17,7 @@ from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import Graph, array, is_op
 from onnxshap.shapes.folding import Run, Shape
 from onnxshap.shapes.probe import noise
-from onnxshap.shapes.samples import together
+from onnxshap.shapes.samples import resized, together
 
 _TRIES = 8
 """Sizes of a batch that are tried, of those that the file's shapes may hold."""
@@ -52,8 +52,8 @@ def fixed_batch(
     """Return the only batch that a graph takes, that of a run, and why it does; None where others may run.
 
     The run was at a batch that the file declares free, and none at one image more came about. Whether that is the
-    batch's fault is tried again, on data where there are any: noise is no proof where integers are read, of which a
-    model may want an end mark in every row.
+    batch's fault is tried again, on data where there are any, else on noise: an image of a batch that runs, once more
+    than it runs. So it is no matter what the model wants of its values (an end mark in every row).
 
     Args:
         graph: a normalised graph, as it was given.
@@ -63,7 +63,7 @@ def fixed_batch(
         samples: of one image each.
     """
     sizes = [run.inputs[n][s.batch] for n, s in specs.items() if s.batch is not None and s.shape[s.batch] is None]
-    if not sizes or (not samples and any(spec.dtype.kind != "f" for spec in specs.values())):
+    if not sizes:
         return None
     session = backend.session(graph.model, optimize=False)
     reason = ""
@@ -92,20 +92,15 @@ def with_batch(spec: InputSpec, size: int) -> InputSpec:
 def _draws(
     specs: Mapping[str, InputSpec], shapes: Mapping[str, Shape], samples: Sequence[Mapping[str, Array]], size: int
 ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-    """Yield inputs of as many images, and of one image more."""
+    """Yield inputs of as many images, and of one image more: of noise, the first one as often."""
     for draw in range(_DRAWS):
         if samples:
             start = draw * size % len(samples)
             turned = [*samples[start:], *samples[:start]]
             one, more = (together([*turned] * count, specs, count)[0] for count in (size, size + 1))
         else:
-            one, more = (
-                {
-                    name: noise(name, spec.dtype, _at(spec, shapes[name], count), draw + 1)
-                    for name, spec in specs.items()
-                }
-                for count in (size, size + 1)
-            )
+            one = {n: noise(n, spec.dtype, _at(spec, shapes[n], size), draw + 1) for n, spec in specs.items()}
+            more = resized(one, specs, {n: _at(spec, shapes[n], size + 1) for n, spec in specs.items()})
         yield one, more
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,3 +98,27 @@ def test_what_onnx_cannot_tell_by_itself_is_told_of_the_cut_model_too(groups: in
     model.graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, ["N", 16, 8, 8]))
     shape_inference.infer_shapes(model, strict_mode=True)
     assert onnxshap.prune(model, keep_units=0.5, method="l1").verified.rel_err < 1e-5
+
+
+def test_sizes_that_were_taken_to_be_constant_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut model that runs at the sizes of the data alone is refused where the original takes any."""
+    model = net(
+        """(float[N,3,H,W] x) => (float[N,M,4] y) {
+            a = Conv(x, w0) r = Reshape(a, sizes) t = Transpose<perm=[0,2,1]>(r) y = MatMul(t, w1)
+        }""",
+        sizes=[0, 16, -1], w0=(16, 3, 1, 1), w1=(16, 4),
+    )  # fmt: skip
+    before = rewrite.small_model
+
+    def harmed(*given: Any) -> ModelProto:
+        made = before(*given)
+        node = next(n for n in made.graph.node if n.op_type == "Reshape")
+        made.graph.initializer.append(numpy_helper.from_array(np.array([0, 8, 64]), "seen"))
+        node.input[1] = "seen"
+        return made
+
+    data = np.random.default_rng(0).normal(size=(20, 3, 8, 8)).astype(np.float32)
+    assert onnxshap.prune(model, data, keep_units=0.5, method="l1").verified.rel_err < 1e-5
+    monkeypatch.setattr(cutter, "small_model", harmed)
+    with pytest.raises(VerifyError, match=r"at inputs of other sizes, x\[2, 3, .*the cut model does not run"):
+        onnxshap.prune(model, data, keep_units=0.5, method="l1")

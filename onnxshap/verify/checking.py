@@ -18,6 +18,7 @@ from onnxshap.shapes import Shaped
 from onnxshap.shapes.kinds import unknown_kinds, value_kinds
 from onnxshap.tracing import Keep, Traced
 from onnxshap.verify.choices import Form, chosen_alike
+from onnxshap.verify.elsewhere import at_other_sizes
 from onnxshap.verify.errors import Verified, compare
 
 TOLERANCE = 1e-4
@@ -31,6 +32,7 @@ In deep nets a code that tips in the first layers tips others behind it, of few 
 _CODE_WORST = 0.5
 """What no image may differ by there."""
 _CHECKED_IMAGES = 16
+_IMAGES_ELSEWHERE = 2
 _OVERFLOW = (
     "x86 processors without VNNI add products of 8-bit codes in 16 bits, which overflow: "
     "quantise with reduce_range=True, or prune on another machine"
@@ -51,13 +53,22 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
         data: real inputs; a few of them are used.
 
     Raises:
-        VerifyError: it is invalid, does not load, or differs by more than rounding.
+        VerifyError: it is invalid, does not load, or differs by more than rounding, at the sizes of the data or, where
+            the model takes any, at others.
     """
     part = data.take(slice(0, _CHECKED_IMAGES))
     masked = masked_model(free, None, means)
     masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
-    found, natural = _same(traced, small, part, Form(free, masked, masks), _CUT)
+    twin = Form(free, masked, masks)
+    found, natural = _same(traced, small, part, twin, _CUT)
     _check_form(traced, free, part, natural)
+    if (other := at_other_sizes(traced, part.take(slice(0, _IMAGES_ELSEWHERE)))) is not None:
+        try:
+            _, natural = _same(traced, small, other, twin, _CUT)
+            _check_form(traced, free, other, natural)
+        except VerifyError as error:
+            sizes = ", ".join(f"{name}{list(value.shape)}" for name, value in other.inputs.items())
+            raise VerifyError(f"at inputs of other sizes, {sizes}: {error}") from error
     return found
 
 

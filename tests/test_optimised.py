@@ -97,8 +97,10 @@ def test_what_is_laid_out_for_a_processor_says_what_to_do(tmp_path: Path) -> Non
     model = optimised(MODELS / "fashion_vgg.onnx", tmp_path, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
     if "com.microsoft.nchwc" not in {n.domain for n in model.graph.node}:
         pytest.skip("onnxruntime has no layout of its own for this processor")
-    reasons = {f.reason for f in onnxshap.trace(model).frozen}
+    traced = onnxshap.trace(model)
+    reasons = {f.reason for f in traced.frozen}
     assert any("save the model with ORT_ENABLE_EXTENDED at most" in reason for reason in reasons), reasons
+    assert traced.cost.macs() == onnxshap.trace(MODELS / "fashion_vgg.onnx").cost.macs()
 
 
 def test_a_fused_net_is_pruned_from_data_to_file(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxshap.backend import OrtBackend
+from onnxshap.errors import ModelError
 from onnxshap.rewrite import drop_units
 from onnxshap.rules import RULES
 from onnxshap.slices import removed_slices
@@ -92,6 +94,14 @@ case("conv strided, dilated, auto_pad", conv_net("""
     t = Conv<dilations=[2,2], pads=[2,2,2,2]>(s, w2)
     b = Conv<auto_pad="SAME_UPPER">(t, w3)
 """, w1=(6, 8, 3, 3), w2=(5, 6, 3, 3), w3=(8, 5, 2, 2)), [8, 6, 5, 8])
+BLOCKED = "conv in blocks for one kind of processor counts, and stays"
+case(BLOCKED, net("""(float[N,3,6,6] x) => (float[N,4] y) {
+    a = com.microsoft.nchwc.Conv<activation="Relu", kernel_shape=[3,3], dilations=[1,1], group=1, pads=[1,1,1,1],
+        strides=[1,1]>(x, w0, b0)
+    b = com.microsoft.nchwc.ReorderOutput<channels=16>(a)
+    c = ReduceMean<axes=[2,3], keepdims=0>(b)
+    y = MatMul(c, w1)
+}""", imports=', "com.microsoft.nchwc" : 1', w0=(16, 3, 3, 3), b0=(16,), w1=(16, 4)), [], "one kind of processor")
 case("conv 1d", net("""(float[N,3,9] x) => (float[N,2,7] y) {
     a = Conv<pads=[1,1]>(x, w0, b0)
     y = Conv(a, w1)
@@ -2422,6 +2432,8 @@ _NO_ROWS = {
 
 @pytest.mark.parametrize("one", CASES, ids=lambda c: c.name)
 def test_case(one: Case) -> None:
+    if one.name == BLOCKED and not _runs(one.model):
+        pytest.skip("onnxruntime has no layout of its own for this processor")
     traced = trace(one.model)
     assert [len(g) for g in traced.groups] == list(one.sizes), traced.frozen
     reasons = [f.reason for f in traced.frozen]
@@ -2431,6 +2443,14 @@ def test_case(one: Case) -> None:
         found = check_exact(one.model, share, seed, tolerance=one.tolerance)
         assert found.dropped > 0 or not one.sizes
         assert found.rows is not None or not one.sizes or one.name in _NO_ROWS
+
+
+def _runs(model: onnx.ModelProto) -> bool:
+    try:
+        OrtBackend().session(model)
+    except ModelError:
+        return False
+    return True
 
 
 def _types() -> Iterator[str]:

@@ -52,6 +52,14 @@ def convolve(op: Op, ax: Axes, x: int, w: int, bias: int | None, zero: int) -> N
         _grouped(op, ax, weight_in=1, weight_out=0, x=x, w=w, bias=bias, zero=zero)
 
 
+@rule("com.microsoft.nchwc.Conv")
+def blocked_conv(op: Op, ax: Axes) -> None:
+    """As Conv, its weights in blocks that suit one kind of processor: it makes channels and multiplies, all stay."""
+    weights, y = op.need(1), op.out()
+    ax.make(1)
+    ax.macs((y, 0), *((weights, a) for a in range(weights.rank)), *((y, a) for a in range(2, y.rank)))
+
+
 @rule("DeformConv")
 def deform_conv(op: Op, ax: Axes) -> None:
     """As Conv, its taps moved by offsets that all channels share: x, w, offsets, bias, mask."""

@@ -171,6 +171,32 @@ case("conv with computed weights that do not vanish", net("""(float[2,3,6,6] x, 
     u = Unsqueeze(e, axes)
     y = Conv(s, u)
 }""", w0=(8, 3, 1, 1), w1=(5, 8), axes=[2, 3]), [], "neither is zero")
+for what, activation, sizes, frozen in (
+    ("", "Relu", [8, 5, 8], []),
+    (", zero where the data are not", "Exp", [8, 5, 8], []),
+    (" that do not vanish", "Sigmoid", [5, 8], ["neither is zero"]),
+):
+    case(f"conv with weights computed image by image{what}", net(f"""(float[2,3,6,6] x) => (float[2,2,6,6] y) {{
+        a = Conv(x, w0)
+        s = {activation}(a)
+        p = GlobalAveragePool(s)
+        f = Flatten(p)
+        h = Gemm(f, w1, b1)
+        k = Gemm(h, w2, b2)
+        m = {"Sigmoid" if activation == "Sigmoid" else "Relu"}(k)
+        w = Reshape(m, kernels)
+        g = Reshape(s, images_in)
+        c = Conv<group=2, pads=[1,1,1,1]>(g, w)
+        d = Reshape(c, images_out)
+        r = Relu(d)
+        y = Conv(r, w3)
+    }}""", w0=(8, 3, 1, 1), w1=(8, 5), b1=(5,), w2=(5, 8 * 8 * 9), b2=(8 * 8 * 9,), kernels=[-1, 8, 3, 3],
+        images_in=[1, -1, 6, 6], images_out=[2, -1, 6, 6], w3=(2, 8, 1, 1)), sizes, *frozen)
+case("a stored image seen through computed weights in groups stays", net("""(float[4,6] x) => (float[1,4,5,5] y) {
+    a = Gemm(x, w0)
+    w = Unsqueeze(a, axes)
+    y = Conv<group=2>(image, w)
+}""", w0=(6, 3), axes=[2, 3], image=(1, 6, 5, 5)), [], "Conv in groups has computed weights")
 case("conv with weights made by a node", conv_net("""
     w = Transpose<perm=[1,0,2,3]>(w1)
     b = Conv(a, w)
@@ -2416,6 +2442,9 @@ _NO_ROWS = {
         "sampling by grids",
         "regions",
         "a stored image seen through computed weights",
+        "conv with weights computed image by image",
+        "conv with weights computed image by image, zero where the data are not",
+        "conv with weights computed image by image that do not vanish",
         "weights over the root of their squares",
         "largest places, elements, triangles",
     ),

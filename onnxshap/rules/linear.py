@@ -136,8 +136,10 @@ def _grouped(
         ax.make(1)
         if weights.constant:
             ax.contract(x, 1, weight, zero)
+        elif zero is None and not data.constant:
+            ax.contract(x, 1)
         else:
-            ax.freeze(channels_in, f"{op.type} has computed weights")
+            ax.freeze(channels_in, f"{op.type} in groups has computed weights, and its data are codes or stored")
     source = data.name if weight_in == 1 else y.name
     ax.fix(GroupCount(op.index, source, weights.name, shared_axis))
     positions = data if op.type == "ConvTranspose" else y

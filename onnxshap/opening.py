@@ -255,6 +255,11 @@ def hold_out(
 
 def _divided(data: Dataset, seed: int, what: str) -> tuple[Dataset, Dataset]:
     if len(data) < 2 * FEWEST_IMAGES:
+        if data.source == "random" and data.labels is None:
+            raise DataError(
+                f"no data: {what} judges by images that nothing else sees, and random inputs tell nothing of what is "
+                f"lost; give --data, at least {2 * FEWEST_IMAGES} images, or --eval-data"
+            )
         raise DataError(
             f"{data.source}: {what} holds two fifths of the images out; there are {len(data)}, give at least "
             f"{2 * FEWEST_IMAGES}, or --eval-data"

@@ -76,6 +76,8 @@ def _idle(given: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str]]]:
         yield "nothing is distilled without --repair distill", ["distill_seconds"]
     if given.get("keep_units") is not None:
         yield "--keep-units says every width", ["allocation"]
+    if given.get("dry_run"):
+        yield "a dry run writes nothing; --json prints the report", ["output", "report_path"]
 
 
 def say_idle(screen: Screen) -> None:

@@ -3,7 +3,8 @@
 The class of every pixel (ArgMax), the best boxes (TopK, NonMaxSuppression) or a yes or no are integers, or real numbers
 that integers pick out: they say nothing of how near a removed unit comes to another choice, a tie puts others in their
 place, and there may be more or fewer of them. So while a model is scored, cut and repaired, its last nodes are off: it
-ends where they choose. They are put back, word for word, before a file is written.
+ends where they choose. They are put back, word for word, before a file is written; but sizes that they read off what
+is cut, and that are always the same, are numbers there.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from onnxshap.core import Array
 from onnxshap.cost import node_macs
 from onnxshap.graph import attributes, is_op
-from onnxshap.graph.structure import graphs_of, reads, subgraphs
+from onnxshap.graph.structure import between, graphs_of, reads, subgraphs
 from onnxshap.graph.tails import Tail, put_back, take_off
 from onnxshap.payoffs.checked import class_axis
+from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced
 
 REALS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16))
@@ -55,8 +58,11 @@ def ended(traced: Traced) -> tuple[ModelProto, Tail] | None:
     picked = any(kinds.get(o) not in others for k in last for o in nodes.all[k].output)
     if not ends or not ((picked and real.intersection(ends)) or real.issubset(ends)):
         return None
-    border = nodes.border(last, ends, traced)
-    return None if not border else take_off(traced.source, ends, [(name, kinds[name] or 0) for name in border])
+    border, sizes = nodes.border(last, ends, traced)
+    told = {name: size for name, size in sizes.items() if size is not None}
+    if not border or len(told) < len(sizes):
+        return None
+    return take_off(traced.source, ends, [_declared(name, traced) for name in border], told)
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,15 @@ class _Nodes:
         learned = [(node.domain, node.op_type) in functions or not names.isdisjoint(_made(node)) for node in graph.node]
         return cls(graph.node, {name: k for k, node in enumerate(graph.node) for name in node.output if name}, learned)
 
+    def _numbers(self) -> set[int]:
+        """Return the nodes that read numbers that are learned or made of such, not their sizes alone."""
+        after: list[list[int]] = [[] for _ in self.all]
+        for k, node in enumerate(self.all):
+            for name in reads(node) if not is_op(node, *OF_SIZES) else ():
+                if name in self.producers:
+                    after[self.producers[name]].append(k)
+        return _reached(after, {k for k, learned in enumerate(self.learned) if learned})
+
     def last(self, jumping: Sequence[bool]) -> set[int]:
         """Return the nodes that jump by what is learned, and all behind them: nothing learned is there."""
         heavy = {k for k, learned in enumerate(self.learned) if learned}
@@ -90,18 +105,21 @@ class _Nodes:
         behind, ahead = _reached(after, heavy), _reached(before, heavy)
         return _reached(after, {k for k in behind - ahead if jumping[k]})
 
-    def border(self, last: set[int], ends: Iterable[str], traced: Traced) -> list[str]:
+    def border(self, last: set[int], ends: Iterable[str], traced: Traced) -> tuple[list[str], dict[str, Array | None]]:
         """Return the nearest real tensors before the last nodes, which cannot be told of images if they have no axis.
 
-        What lies between goes with the last nodes. Nothing, where they need more of the others than real tensors.
+        What lies between goes with the last nodes. Nothing, where they need more of the others than real tensors and
+        sizes: those are returned by the output of the node that reads them off what is learned, None where they differ
+        from run to run.
         """
         sparse = {t.values.name for t in traced.source.graph.sparse_initializer}
-        found, sized, seen, pending = list[str](), set[str](), set[str](), deque(ends)
+        found, sized, seen, pending = list[str](), list[NodeProto](), set[str](), deque(ends)
+        numbers = self._numbers()
         while pending:
             name = pending.popleft()
             k = self.producers.get(name)
             if name in sparse:
-                return []
+                return [], {}
             if k is None or name in seen:
                 continue
             seen.add(name)
@@ -111,12 +129,43 @@ class _Nodes:
             elif real and (traced.batch_axis(name) is not None or (traced.single and self.learned[k])):
                 found.append(name)
             elif self.learned[k]:
-                return []
-            elif is_op(node, *OF_SIZES):
-                sized.add(node.input[0])
+                return [], {}
+            elif is_op(node, *OF_SIZES) and self.producers.get(node.input[0]) in numbers:
+                sized.append(node)
             else:
                 pending += reads(node)
-        return found if sized.isdisjoint(self.producers.keys() - seen) else []
+        weighty = {name for name, k in self.producers.items() if self.learned[k]}
+        known = [*found, *(node.output[0] for node in sized)]
+        behind = [n for n in sized if any(weighty.intersection(o.output) for o in between(self.all, known, n.input))]
+        return found, {node.output[0]: _always(node, traced) for node in behind}
+
+
+def _declared(name: str, traced: Traced) -> ValueInfoProto:
+    """Return a tensor as an output; a first axis of fixed size is told, for it may say where the images lie."""
+    shape = traced.shaped.shapes[name]
+    fixed = traced.single and not _open(traced) and shape and (name, 0) not in traced.shaped.varying
+    return helper.make_tensor_value_info(
+        name, traced.shaped.kinds[name], [shape[0], *(None for _ in shape[1:])] if fixed else None
+    )
+
+
+def _open(traced: Traced) -> bool:
+    """Return whether other sizes of the inputs are open than how many images there are."""
+    specs = input_specs(traced.source).values()
+    return any(size is None and axis != spec.batch for spec in specs for axis, size in enumerate(spec.shape))
+
+
+def _always(node: NodeProto, traced: Traced) -> Array | None:
+    """Return the sizes that a node gives, whatever the images are and as many as they are; None where they differ."""
+    shaped, name = traced.shaped, node.input[0]
+    shape, given = shaped.shapes.get(name), attributes(node)
+    if shape is None or is_op(node, "EyeLike") or (shaped.counted and not shaped.varying):  # which ones is not known
+        return None
+    axes = range(len(shape))[given.get("start", 0) : given.get("end")]
+    if _open(traced) or any((name, axis) in shaped.varying for axis in axes):
+        return None
+    sizes = np.array([shape[axis] for axis in axes], np.int64)
+    return sizes if is_op(node, "Shape") else np.array(sizes.prod())
 
 
 def _made(node: NodeProto) -> list[str]:

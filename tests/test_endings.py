@@ -129,6 +129,36 @@ def test_boxes_that_differ_in_number_are_cut_and_put_back() -> None:
     assert all(node in list(found.model.graph.node) for node in named)
 
 
+def measured(picture: str, many: str = "", from_: int = 0) -> ModelProto:
+    """A net that gives the two best positions and their scores, moved by the sizes of the map before the scores."""
+    return net(
+        f"""(float[{many}{picture}] x) => (float[{many or "1,"}2] v, int64[{many or "1,"}2] k) {{
+            i = {"Identity(x)" if many else "Unsqueeze(x, zero)"}
+            a = Conv<pads=[1,1,1,1]>(i, w1) r = Relu(a) s = Conv(r, w2) row = Reshape(s, flat)
+            u, at = TopK<axis=1>(row, two) size = Shape<start={from_}>(r) sides = Slice(size, one, end)
+            count = ReduceProd<keepdims=0>(sides) number = Cast<to=1>(count) v = Add(u, number) k = Add(at, count)
+        }}""",
+        w1=(24, 3, 3, 3), w2=(1, 24, 1, 1), zero=[0], one=[1 - from_], end=[4], flat=[0, -1], two=[2],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("many", "from_"), [("", 0), ("1,", 0), ("4,", 0), ("N,", 1)])
+def test_sizes_of_the_head_are_numbers_of_the_tail(many: str, from_: int) -> None:
+    """Anchors are laid over an inner map; its channels count as often as the original has them, however many go."""
+    model, fed = measured("3,8,8", many, from_), images()[: 4 if many == "4," else 1]
+    found = onnxshap.prune(model, Dataset({"x": images()}, None, "images"), keep_units=0.5, method="l1", repair="none")
+    assert found.traced.outputs == (["row"] if many else ["s"]) and found.verified.rel_err < 1e-5
+    assert [len(g) for g in found.traced.groups] == [24] and found.after.params < 0.6 * found.before.params
+    whole, cut = (found.traced.backend.session(m).run({"x": fed if many else fed[0]}) for m in (model, found.model))
+    assert [a.shape for a in whole] == [a.shape for a in cut]
+    assert min(whole[1].min(), cut[1].min()) >= 24 * 8 * 8
+
+
+@pytest.mark.parametrize(("picture", "many"), [("3,8,8", "N,"), ("3,H,W", "1,"), ("3,H,W", "")])
+def test_sizes_that_follow_the_inputs_keep_the_tail_on(picture: str, many: str) -> None:
+    assert ended(trace(measured(picture, many))) is None
+
+
 def test_experts_that_are_chosen_stay_in_the_model() -> None:
     """Behind a choice that weights are behind, nothing is taken off."""
     model = net(

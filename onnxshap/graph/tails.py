@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
+from onnxshap.core import Array
 from onnxshap.graph.branches import rename
 from onnxshap.graph.names import Names
 from onnxshap.graph.structure import between, copied, reads, refill
@@ -19,7 +20,7 @@ class Tail:
     Attributes:
         border: the tensors of the head that it reads, in the order of reading; they are outputs of the head.
         nodes: its nodes, in order.
-        stored: the initializers that they read.
+        stored: the initializers that they read, sizes of the head among them.
         inputs: the entries among the model's inputs of those initializers.
         outputs: the outputs of the whole.
         model: the whole, as it was.
@@ -33,20 +34,24 @@ class Tail:
     model: ModelProto
 
 
-def take_off(model: ModelProto, ends: Collection[str], border: Sequence[tuple[str, int]]) -> tuple[ModelProto, Tail]:
+def take_off(
+    model: ModelProto, ends: Collection[str], border: Sequence[ValueInfoProto], sizes: Mapping[str, Array]
+) -> tuple[ModelProto, Tail]:
     """Return the head of a model and its tail.
 
     Args:
         model: any model; nothing of what makes its sparse initializers is in the tail.
         ends: the outputs that the tail makes.
-        border: tensors that the tail reads, and their element types. What else it needs stands in both.
+        border: tensors that the tail reads, as outputs. What else it needs stands in both.
+        sizes: what nodes give that read sizes of the head: constants in the tail.
     """
     graph = model.graph
-    names = [name for name, _ in border]
+    names = [output.name for output in border]
     left = [output for output in graph.output if output.name not in ends]
-    nodes = between(graph.node, names, ends)
+    nodes = between(graph.node, [*names, *sizes], ends)
     read = {name for node in nodes for name in reads(node)}
-    stored = tuple(copied(t) for t in graph.initializer if t.name in read)
+    told = (numpy_helper.from_array(size, name) for name, size in sizes.items())
+    stored = (*(copied(t) for t in graph.initializer if t.name in read), *told)
     given = {t.name for t in stored}
     tail = Tail(
         tuple(names), tuple(map(copied, nodes)), stored, tuple(copied(i) for i in graph.input if i.name in given),
@@ -56,7 +61,7 @@ def take_off(model: ModelProto, ends: Collection[str], border: Sequence[tuple[st
     known = {output.name for output in left}
     refill(
         head.graph.output,
-        [*left, *(helper.make_tensor_value_info(name, kind, None) for name, kind in border if name not in known)],
+        [*left, *(output for output in border if output.name not in known)],
     )
     refill(head.graph.node, between(graph.node, (), [o.name for o in head.graph.output]))
     used = {name for node in head.graph.node for name in reads(node)} | {o.name for o in head.graph.output}

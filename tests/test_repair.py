@@ -76,7 +76,7 @@ def error(found: list[Array], wanted: list[Array]) -> float:
 def test_sequences_stay_between_the_nodes_that_make_and_read_them() -> None:
     """No piece of a model can start at one."""
     text = """(float[N,6] x) => (float[N,3] y) {
-        s = SplitToSequence<axis=1>(x, two)
+        s = SequenceConstruct(x, x)
         p = SequenceAt(s, nil)
         a = Gemm(p, wa)
         b = Relu(a)
@@ -87,7 +87,7 @@ def test_sequences_stay_between_the_nodes_that_make_and_read_them() -> None:
         f = Relu(e)
         y = Gemm(f, wd)
     }"""
-    model = exactness.net(text, wa=(3, 8), wb=(8, 4), wc=(7, 8), wd=(8, 3), two=3, nil=0, one=1)
+    model = exactness.net(text, wa=(6, 8), wb=(8, 4), wc=(10, 8), wd=(8, 3), nil=0, one=1)
     data = Dataset({"x": np.random.default_rng(1).normal(size=(60, 6)).astype(np.float32)}, None, "random")
     found = onnxshap.prune(model, data, keep_macs=0.6, method="l1", repair="lstsq")
     assert found.repair == "lstsq"

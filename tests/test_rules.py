@@ -1359,6 +1359,42 @@ case("tables side by side, summed and normalised", net("""(int64[N,5] i) => (flo
     n = LayerNormalization(e, scale, shift)
     y = MatMul(n, w1)
 }""", t0=(7, 4), t1=(7, 4), w0=(8, 8), scale=(8,), shift=(8,), w1=(8, 3)), [8])
+for what, of, places in (("of given sizes", [3, 5, 2], (0, 1, -1)), ("of one size", np.array(4), (0, 1, 2))):
+    case(f"parts out of a sequence, {what}", net("""(float[N,6] x) => (float[N,3] y) {
+        a = MatMul(x, w0)
+        parts = SplitToSequence<axis=-1>(a, sizes)
+        p = SequenceAt(parts, first)
+        q = SequenceAt(parts, second)
+        r = SequenceAt(parts, third)
+        s = Relu(q)
+        b = Concat<axis=1>(r, p, s)
+        y = MatMul(b, w1)
+    }""", w0=(6, 10), w1=(10, 3), sizes=of, first=places[0], second=places[1], third=places[2]), [10])
+case("center crop and pad, channels as they are and steps", conv_net("""
+    c = CenterCropPad<axes=[2,1]>(a, sizes)
+    d = Conv(c, w1)
+    b = CenterCropPad<axes=[-1]>(d, wide)
+""", opset=18, sizes=[5, 8], w1=(8, 8, 1, 1), wide=[11]), [8, 8])
+case("center crop of channels stays", conv_net("b = CenterCropPad<axes=[1]>(a, six)", opset=18, d=6, six=[6]), [],
+     "CenterCropPad keeps")
+case("center crop to the size of another tensor", net("""(float[N,3,H,W] x, float[N,3,P,Q] z) => (float[N,2,P,Q] y) {
+    a = Conv(x, w0)
+    size = Shape<start=2>(z)
+    c = CenterCropPad<axes=[2,3]>(a, size)
+    y = Conv(c, w1)
+}""", opset=18, w0=(8, 3, 1, 1), w1=(2, 8, 1, 1)), [8])
+case("unpooled where indices say", conv_net("""
+    p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)
+    b = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(p, i)
+"""), [], "indices, which count channels")
+case("parts out of a sequence stay where one is computed", net("""(float[N,6] x, int64 k) => (float[N,3] y) {
+    a = MatMul(x, w0)
+    parts = SplitToSequence<axis=1>(a, sizes)
+    p = SequenceAt(parts, first)
+    q = SequenceAt(parts, k)
+    b = Add(p, q)
+    y = MatMul(b, w1)
+}""", w0=(6, 8), w1=(4, 3), sizes=4, first=0), [], "SplitToSequence")
 case("a constant out of a sequence, of whose parts inference has the wrong rank", gemm_net("""
     found = NonZero(table)
     places = Transpose(found)

@@ -23,6 +23,12 @@ def pool(op: Op, ax: Axes) -> None:
             ax.same([rank - len(sizes) + k])
 
 
+@rule("MaxUnpool")
+def unpool(op: Op, ax: Axes) -> None:
+    """Places that numbers say: those of MaxPool, of all images and channels together."""
+    raise RuleError("MaxUnpool reads indices, which count channels")
+
+
 @rule("Resize", "Upsample")
 def resize(op: Op, ax: Axes) -> None:
     """Axes of equal size and scale 1 pass through, the others are mixed."""

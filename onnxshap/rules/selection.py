@@ -138,6 +138,18 @@ def pad(op: Op, ax: Axes) -> None:
             ax.freeze(ax.output(0, axis), "Pad repeats or drops positions")
 
 
+@rule("CenterCropPad")
+def center_crop_pad(op: Op, ax: Axes) -> None:
+    """Axes that are as wide as they are told stay as they are; of the others positions are cut off, or zeros added."""
+    x, y, given = op.need(0), op.out(), op.need(1)
+    axes = [a % x.rank for a in op.attributes.get("axes", range(x.rank))]
+    computed = given.value is None and given.part is None
+    sizes = [COMPUTED] * len(axes) if computed else op.some_ints(1) or []
+    told = dict(zip(axes, sizes, strict=True))
+    ax.same(a for a in range(x.rank) if told.get(a, x.shape[a]) == x.shape[a] and (a not in told or a not in x.free))
+    ax.fix(Widths(op.index, tuple((k, y.name, a) for k, a in enumerate(axes) if sizes[k] != COMPUTED), input=1))
+
+
 @rule("TopK")
 def top_k(op: Op, ax: Axes) -> None:
     """The largest positions of one axis; the others keep apart."""

@@ -190,15 +190,16 @@ def reference_of(traced: Traced, model: ModelProto, data: Dataset) -> list[Array
     Raises:
         DataError: the model does not run on the data (an index beyond a table), or gives NaN or Inf.
     """
+    random = "they may be no values for this model; give --data" if data.source == "random" else None
     try:
         reference = run_all(traced, model, data)
     except ModelError as error:
-        advice = "they may be no values for this model; give --data" if data.source == "random" else "check its values"
-        raise DataError(f"{data.source}: {error}; {advice}") from error
+        raise DataError(f"{data.source}: {error}; {random or 'check its values'}") from error
     for item, value in zip(model.graph.output, reference, strict=True):
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise DataError(
-                f"{data.source}: output {item.name!r} of the original model has NaN or Inf on it; check the data"
+                f"{data.source}: output {item.name!r} of the original model has NaN or Inf on it; "
+                f"{random or 'check the data'}"
             )
     return reference
 

@@ -369,7 +369,17 @@ def test_outputs_with_inf_are_refused(here: Path) -> None:
     for command in ("prune", "score"):
         line = refused(command, "endless.onnx", "--data", "x.npy")
         assert "x.npy: output 'y' of the original model has NaN or Inf" in line
+        assert "check the data" in line
     assert "NaN or Inf" in refused("eval", "endless.onnx", "--data", "x.npy")
+
+
+def test_random_inputs_that_give_inf_are_not_the_users(here: Path) -> None:
+    model = onnx.parser.parse_model(ENDLESS)
+    Path("endless.onnx").write_bytes(model.SerializeToString())
+    line = refused("prune", "endless.onnx", "--method", "random")
+    assert "random: output 'y'" in line
+    assert "give --data" in line
+    assert "check the data" not in line
 
 
 def test_evaluation_data_are_checked_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -153,8 +154,17 @@ class Pruned:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of how the model was taken and scored."""
-        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes)))
+        """What the user should know of how the model was taken, scored and judged."""
+        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes, *_unjudged(self.after))))
+
+
+def _unjudged(after: Figures) -> Iterator[str]:
+    """Yield a note where some scores of a cut model could not be told."""
+    if untold := [name for name, value in after.score.items() if math.isnan(value)]:
+        yield (
+            f"{', '.join(untold)} of the cut model cannot be told: its outputs have other shapes than the original's "
+            "on the same data, which a payoff of your own may compare"
+        )
 
 
 @checked

@@ -3,6 +3,7 @@
 OnnxshapError           exit code 1
 ├── ModelError          the model cannot be read, traced, run or written
 ├── DataError           calibration or evaluation data do not fit the model, the payoff or themselves
+│   └── ShapeError      outputs have other shapes than the original's on the same data
 ├── BudgetError         no allowed plan meets the budget, or the sampling budget is too small
 └── VerifyError         exit code 3: the cut model is not what the masked model promised; nothing was written
 """
@@ -22,6 +23,10 @@ class ModelError(OnnxshapError):
 
 class DataError(OnnxshapError):
     """The data do not fit the model, the payoff or themselves."""
+
+
+class ShapeError(DataError):
+    """Outputs have other shapes than the original's on the same data: the two cannot be compared."""
 
 
 class BudgetError(OnnxshapError):

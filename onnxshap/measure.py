@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnxshap import payoffs
 from onnxshap.backend import Backend
 from onnxshap.core import Array, Payoff
-from onnxshap.errors import DataError
+from onnxshap.errors import DataError, ShapeError
 
 _SECONDS = 1.0
 """How long a model is run, about."""
@@ -31,7 +31,8 @@ class Figures:
         params: parameters, floats and codes of at most 8 bits (`Cost.params`).
         bytes: size of the file.
         latency_ms: median milliseconds a run of one batch, in turn with the other model's; None = not measured.
-        score: name -> mean over the evaluation images, higher is better.
+        score: name -> mean over the evaluation images, higher is better; NaN where outputs have other shapes than the
+            original's.
     """
 
     macs: int
@@ -70,7 +71,8 @@ def scores(
 
     Outputs that the labels are not for are held to the original's, under names of their own. Of several outputs with
     class scores that count jointly, agreement is that of the one that agrees least. Of outputs of integers
-    or truths it is told what share of their entries is the original's.
+    or truths it is told what share of their entries is the original's. NaN where the shapes of outputs, which may
+    follow what is computed (words until the last one), are not the original's.
     """
     same = {
         name: float(np.mean(own == theirs))
@@ -83,21 +85,29 @@ def scores(
 def _of_real(
     outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None, names: Sequence[str], payoff: Payoff
 ) -> dict[str, float]:
-    found = {payoff.name: float(np.mean(payoff(outputs, reference, labels)))}
+    found = {payoff.name: _mean(payoff, outputs, reference, labels)}
     if isinstance(payoff, payoffs.Joint):
         tops = [one for _, one in payoff.each() if isinstance(one, payoffs.Accuracy)]
-        agreements = [float(np.mean(one(outputs, reference, None))) for one in tops]
-        return found | ({"agreement": min(agreements)} if agreements else {})
+        agreements = [_mean(one, outputs, reference, None) for one in tops]
+        return found | ({"agreement": float(np.min(agreements))} if agreements else {})
     if payoff.name == "mse":
         return found
     classes = payoffs.as_classes(labels)
     labelled = None if classes is None else _top(reference, classes, names)
     if isinstance(labelled, payoffs.Accuracy):
-        found["accuracy"] = float(np.mean(labelled(outputs, reference, classes)))
+        found["accuracy"] = _mean(labelled, outputs, reference, classes)
         found |= _others(outputs, reference, names, labelled.output)
     if top := labelled or _top(reference, None, names):
-        found["agreement"] = float(np.mean(top(outputs, reference, None)))
+        found["agreement"] = _mean(top, outputs, reference, None)
     return found
+
+
+def _mean(payoff: Payoff, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> float:
+    """Return the mean payoff, NaN where the outputs cannot be compared."""
+    try:
+        return float(np.mean(payoff(outputs, reference, labels)))
+    except ShapeError:
+        return float("nan")
 
 
 def _others(
@@ -110,7 +120,7 @@ def _others(
         return {}
     assert isinstance(joint, payoffs.Joint)
     every = joint.by_name(names).items()
-    return {name: float(np.mean(one(outputs, reference, None))) for name, (k, one) in every if k != judged}
+    return {name: _mean(one, outputs, reference, None) for name, (k, one) in every if k != judged}
 
 
 def _top(reference: Sequence[Array], labels: Array | None, names: Sequence[str]) -> Payoff | None:

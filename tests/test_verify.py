@@ -12,8 +12,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference
 import onnxshap
 from onnxshap import rewrite
 from onnxshap.core import Array, Dataset, FloatArray
-from onnxshap.errors import VerifyError
+from onnxshap.errors import ShapeError, VerifyError
 from onnxshap.plan import cutter
+from onnxshap.report import prune_report, prune_tables
 from tests.exactness import net
 
 CHOOSING = {
@@ -122,3 +123,31 @@ def test_sizes_that_were_taken_to_be_constant_are_found_out(monkeypatch: pytest.
     monkeypatch.setattr(cutter, "small_model", harmed)
     with pytest.raises(VerifyError, match=r"at inputs of other sizes, x\[2, 3, .*the cut model does not run"):
         onnxshap.prune(model, data, keep_units=0.5, method="l1")
+
+
+def as_long_as_what_it_adds_up() -> ModelProto:
+    """A net that gives as many columns as half of its units, whatever comes in."""
+    return net(
+        """(float[N,4] x) => (float[N,k] y) {
+            h = MatMul(x, zeros) r = Sigmoid(h) q = MatMul(r, ones) m = ReduceMax<keepdims=0>(q)
+            e = Cast<to=7>(m) end = Reshape(e, one) a = MatMul(x, w) b = Relu(a) s = MatMul(b, v)
+            y = Slice(s, start, end, one)
+        }""",
+        zeros=np.zeros((4, 8), np.float32), ones=np.ones((8, 1), np.float32), w=(4, 8), v=(8, 6), one=np.array([1]),
+        start=np.array([0]),
+    )  # fmt: skip
+
+
+def test_outputs_of_other_lengths_are_verified_and_not_scored() -> None:
+    found = onnxshap.prune(as_long_as_what_it_adds_up(), keep_units=0.5, method="random", repair="none")
+    assert found.verified.rel_err < 1e-5
+    assert found.before.score == {"kl": 0, "agreement": 1}
+    assert any("kl, agreement of the cut model cannot be told" in note for note in found.notes)
+    written = prune_report(found, model="m", output=None, seed=0)
+    assert written["after"]["score"] == {"kl": None, "agreement": None}
+    prune_tables(written)
+
+
+def test_outputs_of_other_lengths_are_no_payoff_and_what_to_do_is_no_circle() -> None:
+    with pytest.raises(ShapeError, match=r"give labels and use 'ce', .* or choose without one"):
+        onnxshap.prune(as_long_as_what_it_adds_up(), keep_units=0.5, method="loo", repair="none", baseline="zero")

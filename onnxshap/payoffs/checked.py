@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxshap.core import Array, BoolArray, FloatArray, IntArray
-from onnxshap.errors import DataError
+from onnxshap.errors import DataError, ShapeError
 
 _FLOOR = 1e-12
 """Probabilities below it count as it: a softmax that underflows to 0 costs 27.6 nats, not infinitely many."""
@@ -163,9 +163,10 @@ def fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 def check_shape(output: Array, reference: Array, where: str) -> None:
     """Refuse an output that cannot be compared with the original's."""
     if output.shape != reference.shape:
-        raise DataError(
+        raise ShapeError(
             f"{where}: shape {text_of(output.shape)}, but {text_of(reference.shape)} from the original model: "
-            "outputs whose shape depends on the data cannot be compared; use 'ce' or a payoff of your own"
+            "outputs whose shape depends on what is computed cannot be compared; give labels and use 'ce', or a payoff "
+            "of your own, or choose without one (method l2, allocation uniform, a budget of shares)"
         )
 
 

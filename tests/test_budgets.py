@@ -167,6 +167,41 @@ def test_bytes_are_a_budget() -> None:
     assert cost.bytes(live) <= 0.7 * cost.bytes()
 
 
+def sharing(layers: int) -> ModelProto:
+    """Return a net of a wide layer, and of some that add the same large table to what they make."""
+    each = "\n".join(
+        f"h{k} = MatMul(g, w{k}) p{k} = Add(h{k}, table) r{k} = Relu(p{k}) y{k} = MatMul(r{k}, v{k})"
+        for k in range(layers)
+    )
+    weights = {f"w{k}": (4, 8) for k in range(layers)} | {f"v{k}": (8, 4) for k in range(layers)}
+    total = ", ".join(f"y{k}" for k in range(layers))
+    return exactness.net(
+        f"""(float[N,50,6] x) => (float[N,50,4] y) {{
+            a = MatMul(x, first) b = Relu(a) g = MatMul(b, second) {each} y = Sum({total})
+        }}""",
+        first=(6, 40), second=(40, 4), table=(50, 8), **weights,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [3, 5])
+@pytest.mark.parametrize("budget", [{"keep_params": 0.75}, {"keep_bytes": 0.75}, {"keep_params": 0.75, "keep_macs": 1}])
+def test_what_grows_with_every_copy_that_a_cut_makes_stays_whole(layers: int, budget: dict[str, float]) -> None:
+    found = onnxshap.prune(sharing(layers), method="random", repair="none", min_units=4, **budget)  # type: ignore[arg-type]
+    assert found.after.params <= 0.75 * found.before.params
+    assert [name for name, kept in found.keep.items() if not kept.all()] == ["a"]
+
+
+def test_copies_that_were_asked_for_are_made() -> None:
+    for budget in ({"keep_units": 0.5}, {"keep_macs": 0.5}):
+        found = onnxshap.prune(sharing(3), method="random", repair="none", **budget)  # type: ignore[arg-type]
+        assert not any(found.keep[f"h{k}"].all() for k in range(3))
+
+
+def test_the_least_share_that_is_told_is_that_without_copies() -> None:
+    with pytest.raises(BudgetError, match=r"cannot be reached: the smallest allowed plan keeps 0\.637"):
+        onnxshap.prune(sharing(3), method="random", keep_params=0.5, min_units=4)
+
+
 def test_max_drop_is_held_on_images_that_nothing_else_saw() -> None:
     found = onnxshap.prune(net(), labelled(400), max_drop=0.4, method="l1", seed=1)
     assert found.drop is not None and found.drop.name == "accuracy" and found.drop.bound <= 0.4

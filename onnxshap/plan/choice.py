@@ -11,7 +11,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -105,8 +106,13 @@ def check_reachable(candidates: Sequence[Candidate], budget: Budget, measure: Me
     planner = _Planner(candidates, budget, ())
     if budget.units is None and not budget.shares:
         raise BudgetError("no budget: give --keep-macs, --keep-params, --keep-bytes or --keep-units")
-    least = measure(planner.at(planner.widths(0.0) if budget.units is None else planner.rounded(budget.units)))
-    if not fits(least, budget) and budget.units is None and (finer := _finer(candidates, budget)) is not None:
+    if budget.units is not None:
+        return _check(measure(planner.at(planner.rounded(budget.units))), budget)
+    least = measure(planner.at(planner.widths(0.0)))
+    if not fits(least, budget):
+        planner = _leaving(planner, budget, measure)
+        least = measure(planner.at(planner.widths(0.0)))
+    if not fits(least, budget) and (finer := _finer(candidates, budget)) is not None:
         return check_reachable(candidates, finer, measure)
     return _check(least, budget)
 
@@ -141,6 +147,7 @@ def make_plan(
         return keep
     if not budget.shares:
         raise BudgetError("no budget: give --keep-macs, --keep-params, --keep-bytes or --keep-units")
+    planner = _leaving(planner, budget, measure)
     least, finer = measure(planner.at(planner.widths(0.0))), _finer(candidates, budget)
     if finer is None:
         _check(least, budget)
@@ -149,6 +156,38 @@ def make_plan(
     search = _allocated if all(c.loss is not None for c in candidates) else _uniform
     keep = search(planner, budget, measure)
     return keep if finer is None or _used(measure(keep), budget) else make_plan(candidates, finer, measure, covers)
+
+
+def _leaving(planner: _Planner, budget: Budget, measure: Measure) -> _Planner:
+    """Return a planner that leaves those groups whole whose least width takes a budget nowhere.
+
+    Layers that share a weight which they cut differently get a copy each: that may be more than the one weight was.
+    Such groups are looked for one after the other, among the least widths and, where several have to stay for any to
+    help, among whole groups; MACs only ever fall.
+    """
+    if set(budget.shares) <= {"macs"}:
+        return planner
+    whole, least = [len(c.units) for c in planner.candidates], planner.widths(0.0)
+
+    def no_worse(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+        over, more = (
+            sum(max(0.0, kept[name] - share) for name, share in budget.shares.items()) for kept in (one, other)
+        )
+        return over < more or all(one[name] <= other[name] for name in budget.shares)
+
+    def greedily(widths: list[int], others: Sequence[int]) -> tuple[list[int], Mapping[str, float]]:
+        kept = measure(planner.at(widths))
+        for k, other in enumerate(others):
+            tried = [*widths[:k], other, *widths[k + 1 :]]
+            if other != widths[k] and no_worse(found := measure(planner.at(tried)), kept):
+                widths, kept = tried, found
+        return widths, kept
+
+    widths, kept = greedily(least, whole)
+    others, found = greedily(whole, least)
+    if not no_worse(kept, found):
+        widths = others
+    return planner.without({k for k, width in enumerate(widths) if width > least[k]})
 
 
 def _finer(candidates: Sequence[Candidate], budget: Budget) -> Budget | None:
@@ -308,7 +347,7 @@ class _Planner:
     """Widths -> plan."""
 
     def __init__(self, candidates: Sequence[Candidate], budget: Budget, covers: Sequence[NDArray[np.intp]]) -> None:
-        self.candidates, self._budget = list(candidates), budget
+        self.candidates, self._budget, self._whole = list(candidates), budget, frozenset[int]()
         # all units in a row, group after group: their group, and their rank in it; equal values stay in their order
         self._ends = np.cumsum([len(c.units) for c in candidates], dtype=np.intp)
         self._group = np.repeat(np.arange(len(candidates)), [len(c.units) for c in candidates])
@@ -319,9 +358,16 @@ class _Planner:
         self._members = np.concatenate([*self._covers, np.empty(0, np.intp)]).astype(np.intp)
         self._starts = np.cumsum([0, *map(len, self._covers)])[:-1].astype(np.intp)
 
+    def without(self, whole: Iterable[int]) -> _Planner:
+        """Return the same that leaves some groups whole."""
+        found = copy(self)
+        found._whole = frozenset(whole)
+        return found
+
     def widths(self, share: float) -> list[int]:
-        """Return the width of every group at a share, rounded down to its step."""
-        return [self._width(len(c.units), share * len(c.units), math.floor) for c in self.candidates]
+        """Return the width of every group at a share, rounded down to its step; of those left whole all of it."""
+        sizes = [len(c.units) for c in self.candidates]
+        return [n if k in self._whole else self._width(n, share * n, math.floor) for k, n in enumerate(sizes)]
 
     def rounded(self, share: float) -> list[int]:
         """Return the width of every group at a share, rounded to the nearest step."""
@@ -333,6 +379,8 @@ class _Planner:
 
     def narrower(self, k: int, width: int) -> int | None:
         """Return the next width of a group below, None where there is none."""
+        if k in self._whole:
+            return None
         step = self._budget.step(len(self.candidates[k].units))
         below = (width - 1) // step * step
         return below if below >= max(1, step, self._budget.min_units) else None

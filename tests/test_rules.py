@@ -1698,7 +1698,7 @@ case("DynamicQuantizeLSTM: what goes in", net("""(float[N,7,6] x) => (float[N,7,
     y = MatMul(m, w1)
 }""", imports=MS, w0=(6, 8), wi=codes((2, 8, 20)), wh=codes((2, 5, 20)), wb=(2, 40), together=[0, 0, 10], w1=(10, 3),
     si=[0.01, 0.02], zi=np.array([0, 3], np.int8), sh=[0.01, 0.02], zh=np.array([1, 0], np.int8)), [8],
-    tolerance=1e-2)
+    "DynamicQuantizeLSTM takes the range of codes over its hidden units", tolerance=1e-2)
 
 # --- blocks, repeats -------------------------------------------------------------------------------------------------
 

@@ -146,6 +146,8 @@ def dynamic_quantize_lstm(op: Op, ax: Axes) -> None:
     for out, y in enumerate(op.outputs):
         if y is not None:
             ax.tie(ax.output(out, -2), ax.input(0, 1))
+            ax.freeze(ax.output(out, -1), f"{op.type} takes the range of codes over its hidden units, step by step")
+            ax.make(-1, out)
     for k in (5, 6):
         if op.input(k) is not None:
             ax.tie(ax.input(k, 1), ax.input(0, 1))

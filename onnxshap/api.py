@@ -76,6 +76,10 @@ _ONE_BY_ONE = (
     "every coalition was a run of its own, for the images of a batch are not known to be apart in this file; one with "
     "a free batch, or a method without a game (--method recon), takes less"
 )
+_STILL = (
+    "the outputs did not change at all on these inputs, so neither the scores nor the check say anything of the cut; "
+    "give --data that the model is meant for"
+)
 WORK = 4 * 10**13
 """Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
 
@@ -133,6 +137,7 @@ class Pruned:
         allocation: how widths were shared out.
         drop: what is lost on the held-out images, where `max_drop` asked.
         tuning: what distillation did.
+        unchanged: whether the outputs that judge are the original's to the bit, though units went.
     """
 
     model: ModelProto
@@ -151,11 +156,13 @@ class Pruned:
     allocation: str = "uniform"
     drop: Drop | None = None
     tuning: Tuning | None = None
+    unchanged: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how the model was taken, scored and judged."""
-        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes, *_unjudged(self.after))))
+        still = (f"{self.eval_source}: {_STILL}",) if self.unchanged else ()
+        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes, *_unjudged(self.after), *still)))
 
 
 def _unjudged(after: Figures) -> Iterator[str]:
@@ -439,13 +446,13 @@ def prune(
         result, lost = within_drop(cutter, budget, against, max_drop, dataset)
     with clock.stage("measure"):
         progress("cut", 2, 3)
-        before, after = _figures(traced, result, held_out, reference, judge)
+        before, after, unchanged = _figures(traced, result, held_out, reference, judge)
         progress("cut", 3, 3)
     small = complete(traced, result.model)
     done = Pruned(
         put_in(small), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
-        str(cutter.allocation), lost, result.tuning,
+        str(cutter.allocation), lost, result.tuning, unchanged,
     )  # fmt: skip
     if output is not None:
         with beside(done):
@@ -508,8 +515,11 @@ def _check_values(values: object, traced: Traced, groups: Sequence[Group]) -> Sc
 
 def _figures(
     traced: Traced, result: Cut, data: Dataset, reference: Sequence[Array], judge: Payoff
-) -> tuple[Figures, Figures]:
+) -> tuple[Figures, Figures, bool]:
+    """Return the figures before and after, and whether the outputs are the same to the bit though units went."""
     outputs = run_all(traced, result.model, data)
+    same = all(a.tobytes() == b.tobytes() for a, b in zip(outputs, reference, strict=True))
+    cut = any(not kept.all() for kept in result.keep.values())
     models = [complete(traced, model) for model in (traced.source, result.model)]
     times = latencies(traced.backend, models, usual_batch(traced, data))
     cost, macs = traced.cost, traced.cost.macs(traced.alive(result.keep))
@@ -522,6 +532,7 @@ def _figures(
     return (
         figures(models[0], reference, cost.macs(), cost.params(), times[0]),
         figures(models[1], outputs, macs, result.params, times[1]),
+        same and cut,
     )
 
 

@@ -151,3 +151,13 @@ def test_outputs_of_other_lengths_are_verified_and_not_scored() -> None:
 def test_outputs_of_other_lengths_are_no_payoff_and_what_to_do_is_no_circle() -> None:
     with pytest.raises(ShapeError, match=r"give labels and use 'ce', .* or choose without one"):
         onnxshap.prune(as_long_as_what_it_adds_up(), keep_units=0.5, method="loo", repair="none", baseline="zero")
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_check_that_nothing_could_fail_says_so(weight: float) -> None:
+    model = net(
+        "(float[N,4] x) => (float[N,6] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }",
+        w=(4, 8), v=np.full((8, 6), weight, np.float32),
+    )  # fmt: skip
+    found = onnxshap.prune(model, keep_units=0.5, method="random", repair="none")
+    assert any("did not change at all on these inputs" in note for note in found.notes) == (weight == 0)

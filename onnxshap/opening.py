@@ -121,7 +121,10 @@ def open_model(
     checked = calibration(traced, None, seed=seed)
     if traced.shaped.graph.lifted.nodes:  # the branches that these inputs take
         samples = samples_of(checked, traced.shaped.specs)
-        traced = scorable(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples, own=own)
+        taken = scorable(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples, own=own)
+        left = {name: why for name, why in taken.shaped.whole.items() if why != traced.shaped.whole.get(name)}
+        notes = (f"random inputs decide: the If that gives {name!r}: {why}; give --data" for name, why in left.items())
+        traced = replace(taken, shaped=replace(taken.shaped, notes=(*taken.shaped.notes, *notes)))
     return traced, checked
 
 

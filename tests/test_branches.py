@@ -352,6 +352,12 @@ def test_with_samples_only_what_they_take_is_cut() -> None:
     assert [g.name for g in trace(model, samples=[yes.inputs, no.inputs]).groups] == ["h", "a", "t", "p"]
 
 
+def test_without_data_it_is_told_which_bodies_random_inputs_leave_whole() -> None:
+    found = onnxshap.prune(rated(), keep_units=0.5, method="random", repair="none")
+    assert len(found.traced.groups) < len(trace(rated()).groups)
+    assert any("random inputs decide: the If that gives 'c': its" in note for note in found.notes)
+
+
 RATED = """(float[N,4] x, float[2,N,6] state, int64 rate) => (float[N,3] y, float[2,N,6] next) {
     yes = Greater(rate, ten)
     h = MatMul(x, w)

@@ -24,6 +24,7 @@ from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.game import Setting
 from onnxshap.graph import read, save
+from onnxshap.graph.declared import rightly_declared
 from onnxshap.graph.weights import digest, file_size, put_in
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, latencies, scores
@@ -448,7 +449,7 @@ def prune(
         progress("cut", 2, 3)
         before, after, unchanged = _figures(traced, result, held_out, reference, judge)
         progress("cut", 3, 3)
-    small = complete(traced, result.model)
+    small = rightly_declared(complete(traced, result.model))
     done = Pruned(
         put_in(small), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,

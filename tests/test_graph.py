@@ -207,6 +207,22 @@ def test_a_constant_node_and_its_copies() -> None:
     assert names(finish(graph.model, graph)) == {"c"}
 
 
+def test_an_output_is_not_declared_otherwise_than_a_cut_model_makes_known() -> None:
+    """The sizes of a Reshape are folded: what the exporter declared in vain is wrong by then."""
+    model = net(
+        """(float[N,4] x) => (float[1,7] y, float[N,3] z) {
+            h = MatMul(x, w0) r = Relu(h) z = MatMul(r, w1) s = Shape(z) n = Slice(s, nil, one)
+            sizes = Concat<axis=0>(n, three, one) y = Reshape(z, sizes)
+        }""",
+        w0=(4, 8), w1=(8, 3), nil=[0], one=[1], three=[3],
+    )  # fmt: skip
+    made = prune(model, keep_units=0.5, method="l1", repair="none").model
+    onnx.checker.check_model(made, full_check=True)
+    y, z = ([d.dim_value or d.dim_param for d in o.type.tensor_type.shape.dim] for o in made.graph.output)
+    assert (len(y), y[1:], z) == (3, [3, 1], ["N", 3])
+    assert {o.name: o for o in made.graph.output}["z"] == model.graph.output[1]
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

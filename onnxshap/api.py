@@ -466,7 +466,7 @@ def _check_budget(traced: Traced, blank: Sequence[Candidate], budget: Budget, *,
     if budget.units is not None and searched:
         raise BudgetError("keep-units leaves nothing to search; give --max-drop or --target-latency without it")
     if budget.units is not None or budget.shares or not searched:
-        check_reachable(blank, budget, lambda plan: shares(traced, plan))
+        check_reachable(blank, budget, lambda plan: shares(traced, plan), copies=traced.cost.copies)
 
 
 def _settled(
@@ -492,7 +492,7 @@ def _likely_widths(traced: Traced, blank: Sequence[Candidate], budget: Budget) -
     Where a cut is likely, values have to tell units apart (`Rules`).
     """
     half = budget if budget.units is not None or budget.shares else replace(budget, macs=0.5)
-    likely = make_plan(blank, half, lambda plan: shares(traced, plan), traced.covers)
+    likely = make_plan(blank, half, lambda plan: shares(traced, plan), traced.covers, copies=traced.cost.copies)
     return {name: int(kept.sum()) for name, kept in likely.items()}
 
 

@@ -91,6 +91,11 @@ class Cost:
         """Return multiply-accumulates per image."""
         return self._macs.size(self._widths(live))
 
+    @property
+    def copies(self) -> bool:
+        """Whether nodes share constants that a cut may make them copies of."""
+        return bool(self._params_of_copies)
+
     def params(self, live: Liveness | None = None) -> int:
         """Return the number of parameters."""
         return self._params.size(self._widths(live)) + _total(self._params_of_copies, live)

@@ -251,7 +251,7 @@ def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float
     found = {}
     for share, budget in budgets.items():
         try:
-            check_reachable(blank, budget, lambda plan: shares(traced, plan))
+            check_reachable(blank, budget, lambda plan: shares(traced, plan), copies=traced.cost.copies)
         except BudgetError as error:
             found[share] = str(error)
     return found

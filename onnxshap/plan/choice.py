@@ -97,8 +97,10 @@ class Candidate:
     loss: FloatArray | None = None
 
 
-def check_reachable(candidates: Sequence[Candidate], budget: Budget, measure: Measure) -> None:
+def check_reachable(candidates: Sequence[Candidate], budget: Budget, measure: Measure, *, copies: bool = True) -> None:
     """Refuse a budget that no values can meet, before they are computed; those of `candidates` do not matter.
+
+    `copies` is as in `make_plan`.
 
     Raises:
         BudgetError: there is no budget, or the smallest widths exceed it.
@@ -109,11 +111,11 @@ def check_reachable(candidates: Sequence[Candidate], budget: Budget, measure: Me
     if budget.units is not None:
         return _check(measure(planner.at(planner.rounded(budget.units))), budget)
     least = measure(planner.at(planner.widths(0.0)))
-    if not fits(least, budget):
+    if copies and not fits(least, budget):
         planner = _leaving(planner, budget, measure)
         least = measure(planner.at(planner.widths(0.0)))
     if not fits(least, budget) and (finer := _finer(candidates, budget)) is not None:
-        return check_reachable(candidates, finer, measure)
+        return check_reachable(candidates, finer, measure, copies=copies)
     return _check(least, budget)
 
 
@@ -125,7 +127,12 @@ def smallest(groups: Sequence[tuple[str, NDArray[np.intp]]], budget: Budget) -> 
 
 @checked
 def make_plan(
-    candidates: Sequence[Candidate], budget: Budget, measure: Measure, covers: Sequence[NDArray[np.intp]] = ()
+    candidates: Sequence[Candidate],
+    budget: Budget,
+    measure: Measure,
+    covers: Sequence[NDArray[np.intp]] = (),
+    *,
+    copies: bool = True,
 ) -> dict[str, BoolArray]:
     """Return the plan: group name -> bool[n_units], True = stays.
 
@@ -134,6 +141,7 @@ def make_plan(
         budget: what may stay; several shares hold together.
         measure: plan -> shares kept.
         covers: sets of unit ids, of each of which one stays.
+        copies: whether a cut may make copies of shared weights (`Cost.copies`): then less may be more.
 
     Raises:
         BudgetError: there is nothing to cut, or the smallest allowed plan exceeds the budget.
@@ -147,15 +155,17 @@ def make_plan(
         return keep
     if not budget.shares:
         raise BudgetError("no budget: give --keep-macs, --keep-params, --keep-bytes or --keep-units")
-    planner = _leaving(planner, budget, measure)
+    planner = _leaving(planner, budget, measure) if copies else planner
     least, finer = measure(planner.at(planner.widths(0.0))), _finer(candidates, budget)
     if finer is None:
         _check(least, budget)
     elif not fits(least, budget):
-        return make_plan(candidates, finer, measure, covers)
+        return make_plan(candidates, finer, measure, covers, copies=copies)
     search = _allocated if all(c.loss is not None for c in candidates) else _uniform
     keep = search(planner, budget, measure)
-    return keep if finer is None or _used(measure(keep), budget) else make_plan(candidates, finer, measure, covers)
+    if finer is None or _used(measure(keep), budget):
+        return keep
+    return make_plan(candidates, finer, measure, covers, copies=copies)
 
 
 def _leaving(planner: _Planner, budget: Budget, measure: Measure) -> _Planner:

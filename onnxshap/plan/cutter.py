@@ -220,7 +220,11 @@ class Cutter:
     ) -> dict[str, BoolArray]:
         with self.clock.stage("plan"):
             return make_plan(
-                self._candidates(values, curves), budget, lambda keep: shares(self.traced, keep), self.traced.covers
+                self._candidates(values, curves),
+                budget,
+                lambda keep: shares(self.traced, keep),
+                self.traced.covers,
+                copies=self.traced.cost.copies,
             )
 
     def _candidates(self, values: Mapping[str, FloatArray], curves: Mapping[str, FloatArray]) -> list[Candidate]:

@@ -1370,36 +1370,6 @@ for what, of, places in (("of given sizes", [3, 5, 2], (0, 1, -1)), ("of one siz
         b = Concat<axis=1>(r, p, s)
         y = MatMul(b, w1)
     }""", w0=(6, 10), w1=(10, 3), sizes=of, first=places[0], second=places[1], third=places[2]), [10])
-for what, table, left in (
-    ("in order", [[0, 1, 2], [3, 4, 5]], [2, 3]),
-    ("out of order", [[5, 1, 2], [0, 4, 3]], [2, 3]),
-    ("of which some are left out", [[5, 1, 2], [0, 4, 7]], [4, 3]),
-    ("of which one is there twice", [[5, 1, 2], [0, 4, 5]], [3]),
-):
-    case(f"a table of places, {what}", net("""(float[N,6] x) => (float[N,4] y) {
-        a = MatMul(x, w0)
-        g = Gather<axis=1>(a, table)
-        e = Einsum<equation="nij,ik->njk">(g, w1)
-        y = Einsum<equation="njk,jk->nk">(e, w2)
-    }""", w0=(6, 8 if left == [4, 3] else 6), table=table, w1=(2, 4), w2=(3, 4)), left)
-case("a flattened mean of fixed images, taken apart by a table of places", net("""(float[2,3,6,6] x) => (float[2,4] y) {
-    a = Conv(x, w0)
-    r = Relu(a)
-    m = GlobalAveragePool(r)
-    f = Reshape(m, flat)
-    g = Gather(f, table)
-    s = Squeeze(g, last)
-    y = MatMul(s, w1)
-}""", w0=(8, 3, 1, 1), flat=[-1], table=np.arange(16).reshape(2, 8, 1, 1), last=[2, 3], w1=(8, 4)), [8])
-case("a table of places turned around", net("""(float[N,6] x) => (float[N,9,4] y) {
-    a = MatMul(x, w0)
-    r = Reshape(a, apart)
-    h = Relu(r)
-    f = Reshape(h, flat)
-    g = Gather<axis=1>(f, table)
-    u = MatMul(g, w1)
-    y = MatMul(w2, u)
-}""", w0=(6, 6), apart=[0, 2, 3], flat=[0, 6], table=np.arange(6).reshape(2, 3).T, w1=(2, 4), w2=(9, 3)), [3])
 case("center crop and pad, channels as they are and steps", conv_net("""
     c = CenterCropPad<axes=[2,1]>(a, sizes)
     d = Conv(c, w1)
@@ -2508,7 +2478,6 @@ _NO_ROWS = {
         "sampling by grids",
         "regions",
         "a stored image seen through computed weights",
-        "a flattened mean of fixed images, taken apart by a table of places",
         "conv with weights computed image by image",
         "conv with weights computed image by image, zero where the data are not",
         "conv with weights computed image by image that do not vanish",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxshap.core import IntArray
-from onnxshap.labels import Axes, Op, Product, RuleError, Tensor
+from onnxshap.labels import Axes, Op, RuleError, Tensor
 from onnxshap.labels.fixups import Bounds, Grid, PadCount, Selection, Widths, grid_of
 from onnxshap.rules.registry import rule
 from onnxshap.shapes.doubts import window
@@ -81,10 +81,7 @@ def _select(op: Op, ax: Axes, axis: int, index: Sequence[int] | np.ndarray) -> N
 
 @rule("Gather")
 def gather(op: Op, ax: Axes) -> None:
-    """A constant list of positions selects, a constant table of them splits the axis as a Reshape does.
-
-    Others (an embedding) keep the axis whole, and the images keep apart.
-    """
+    """A constant list of positions selects; others (an embedding) keep the axis whole, and the images keep apart."""
     x, index, y = op.need(0), op.need(1), op.out()
     axis = int(op.attributes.get("axis", 0)) % x.rank
     for a in range(x.rank):
@@ -96,14 +93,9 @@ def gather(op: Op, ax: Axes) -> None:
         _select(op, ax, axis, index.value % x.shape[axis])
         return
     wide = [k for k, size in enumerate(index.shape) if size > 1]
-    if index.value is not None and wide:
+    if index.value is not None and len(wide) == 1:
         positions = index.value.ravel() % x.shape[axis]
-        read, factors = ax.input(0, axis)[positions], [ax.output(0, axis + k) for k in wide]
-        if len(wide) == 1:
-            ax.tie(read, factors[0])
-        else:
-            merged = read.reshape([index.shape[k] for k in wide])
-            ax.trace.products.append(Product(merged, tuple(factors), f"Gather of {x.name!r}"))
+        ax.tie(ax.input(0, axis)[positions], ax.output(0, axis + wide[0]))
         shape = tuple(-1 if k in wide else 1 for k in range(index.rank))
         others = tuple(a for a in range(x.rank) if a != axis)
         ax.fix(Selection((op.index,), x.name, y.name, axis, positions, others, shape))

@@ -58,7 +58,7 @@ class Selection:
         axis: the axis selected on, of both; other axes are the same.
         index: int[n_out], input position of each output position.
         others: axes of the source that the nodes carry along.
-        shape: that of the index of a Gather, -1 where its positions lie: on those axes of the target, from `axis`.
+        shape: that of the index of a Gather, -1 where its positions lie.
     """
 
     nodes: tuple[int, ...]
@@ -82,12 +82,7 @@ class Selection:
             same = helper.make_node("Identity", [self.source], [self.target], name=called)
             return edit.replace(self.nodes[-1], [same])
         made: list[NodeProto] = []
-        wide = self.shape.count(-1) > 1
-        shape = [
-            int(edit.alive(self.target, self.axis + k).sum()) if size == -1 and wide else size
-            for k, size in enumerate(self.shape)
-        ]
-        gathered(edit, self.source, self.target, self.axis, chosen.reshape(shape), made)
+        gathered(edit, self.source, self.target, self.axis, chosen.reshape(self.shape), made)
         return edit.replace(self.nodes[-1], made)
 
 

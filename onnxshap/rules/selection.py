@@ -93,18 +93,16 @@ def gather(op: Op, ax: Axes) -> None:
         _select(op, ax, axis, index.value % x.shape[axis])
         return
     wide = [k for k, size in enumerate(index.shape) if size > 1]
-    if index.value is not None and len(wide) == 1:
+    if index.value is not None and (len(wide) == 1 or index.value.size == 1):
         positions = index.value.ravel() % x.shape[axis]
-        ax.tie(ax.input(0, axis)[positions], ax.output(0, axis + wide[0]))
         shape = tuple(-1 if k in wide else 1 for k in range(index.rank))
         others = tuple(a for a in range(x.rank) if a != axis)
         ax.fix(Selection((op.index,), x.name, y.name, axis, positions, others, shape))
-        return
-    if index.value is not None and index.value.size == 1:  # the others are not read, and may go
-        position = index.value.ravel() % x.shape[axis]
-        ax.freeze(ax.input(0, axis)[position], "Gather takes it by its number")
-        others = tuple(a for a in range(x.rank) if a != axis)
-        ax.fix(Selection((op.index,), x.name, y.name, axis, position, others, (1,) * index.rank))
+        read = ax.input(0, axis)[positions]
+        if wide:
+            ax.tie(read, ax.output(0, axis + wide[0]))
+            return
+        ax.freeze(read, "Gather takes it by its number")  # the others are not read, and may go
     else:
         ax.freeze(ax.input(0, axis), "Gather looks positions up by number")
     for k in range(index.rank):

@@ -6,7 +6,7 @@ One run at two images of a usual size, one more with other sizes in the free dim
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def runs(
     probe: ShapeProbe,
     specs: Mapping[str, InputSpec],
     given: Mapping[str, Sequence[int | None]],
-    written: Sequence[int] = (),
+    written: Callable[[], Sequence[int]] = tuple,
 ) -> tuple[Run, tuple[Run, ...]]:
     """Run at sizes that the model accepts, and at others: the same run where no size is free, none where none run.
 
@@ -73,7 +73,7 @@ def _first_run(
     probe: ShapeProbe,
     specs: Mapping[str, InputSpec],
     given: Mapping[str, Sequence[int | None]],
-    written: Sequence[int],
+    written: Callable[[], Sequence[int]],
 ) -> Run:
     """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
     sizes_tried = []
@@ -81,8 +81,11 @@ def _first_run(
     alone = any(spec.batch != 0 for spec in specs.values())
     wished = [size for n, spec in specs.items() if spec.batch is not None and (size := _size(given.get(n), spec.batch))]
     usual = itertools.product(_FREE_SIZES, (1,) if alone else (_BATCH, 1))
-    rare = itertools.product(_FREE_SIZES, dict.fromkeys((*wished, *written)))
-    for free, batch in itertools.chain(usual, rare):
+
+    def rare() -> Iterator[tuple[int, int]]:  # looked up in the file where no usual size runs
+        yield from itertools.product(_FREE_SIZES, dict.fromkeys((*wished, *written())))
+
+    for free, batch in itertools.chain(usual, rare()):
         sizes = {
             name: tuple(
                 known if known is not None else (batch if axis == spec.batch else free)

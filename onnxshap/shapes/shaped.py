@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from onnx import TensorProto
 
@@ -193,7 +193,7 @@ def _see(
         graph = store_mixed(graph, backend)
         kinds = value_kinds(graph.model)
         probe = ShapeProbe(graph, kinds, backend, specs, samples[0] if samples else {})
-        first, others = runs(probe, specs, shapes, written_batches(graph))
+        first, others = runs(probe, specs, shapes, partial(written_batches, graph))
         folding = fold(graph, first, others, Alone(graph.model, kinds, backend))
         if (simpler := take_branches(folding.graph)) is None:
             unchanged = folding.graph is graph

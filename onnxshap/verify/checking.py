@@ -60,6 +60,7 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
     masked = masked_model(free, None, means)
     masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
     twin = Form(free, masked, masks)
+    check_loads(traced, small)
     found, natural = _same(traced, small, part, twin, _CUT)
     _check_form(traced, free, part, natural)
     if (other := at_other_sizes(traced, part.take(slice(0, _IMAGES_ELSEWHERE)))) is not None:
@@ -104,6 +105,7 @@ def verify_twin(traced: Traced, made: ModelProto, twin: ModelProto, data: Datase
         VerifyError: the first is invalid, does not load, or differs by more than rounding.
     """
     part = data.take(slice(0, _CHECKED_IMAGES))
+    check_loads(traced, made)
     return _same(traced, made, part, Form(traced, twin), names)[0]
 
 
@@ -111,7 +113,6 @@ def _same(
     traced: Traced, made: ModelProto, part: Dataset, twin: Form, names: tuple[str, str]
 ) -> tuple[Verified, list[Array]]:
     """Compare, and return what the file gives, too; a DataError where what the twin gives cannot be compared."""
-    check_loads(traced, made)
     coded = _codes(traced.shaped)
     try:  # a fused product of codes may overflow (below), that of what is dequantised does not
         wanted = run_all(twin.traced, twin.model, part, twin.extra, optimize=not coded)

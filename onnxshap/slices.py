@@ -12,10 +12,10 @@ from onnxshap.arguments import checked
 from onnxshap.codes import zero_point
 from onnxshap.core import IntArray
 from onnxshap.graph import Graph, attributes
-from onnxshap.graph.structure import RANDOM_OPS, between, graphs_of, reads
+from onnxshap.graph.structure import between, graphs_of
 from onnxshap.labels import Liveness
 from onnxshap.rules.zeros import Zeros
-from onnxshap.shapes.constants import static_values
+from onnxshap.shapes.constants import is_constant, static_values
 from onnxshap.tracing import Keep, Traced
 
 _NOT_ZEROABLE = {
@@ -91,11 +91,7 @@ def _known(nodes: Sequence[NodeProto], given: Collection[str]) -> set[str]:
     found, count = set(given), -1
     while count < (count := len(found)):  # once more than it takes, twice where the nodes are in order
         for node in nodes:
-            if (
-                node.op_type not in RANDOM_OPS
-                and found.issuperset(reads(node))
-                and (node.input or node.op_type == "Constant")
-            ):
+            if is_constant(node, found):
                 found.update(o for o in node.output if o)
     return found
 

@@ -685,6 +685,15 @@ def test_a_latency_that_the_model_has_is_told_beside_other_budgets(here: Path) -
     assert "the model already runs in" in refused(*alone)
 
 
+@pytest.mark.parametrize("taken", [1.5, 2.5])
+def test_a_smaller_model_that_takes_longer_is_told_of(
+    here: Path, monkeypatch: pytest.MonkeyPatch, taken: float
+) -> None:
+    monkeypatch.setattr(api, "latencies", lambda *_: [2.0, taken])
+    said = fine("prune", "m.onnx", "--method", "l1", "--keep-macs", "0.5").stderr
+    assert ("took longer here, 2.5 ms for 2:" in said) == (taken > 2)
+
+
 def test_accuracy_as_a_payoff_is_warned_of(here: Path) -> None:
     result = fine("score", "m.onnx", "--data", "d.npz", "--samples", "2", "--payoff", "accuracy")
     assert "onnxshap: warning: payoff accuracy" in result.stderr

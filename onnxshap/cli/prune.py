@@ -133,6 +133,11 @@ def prune(
             f"note: the search measured at most {target_latency:g} ms, at the end it took {taken:.3g}: something "
             "else ran beside; measure it on an idle machine"
         )
+    if target_latency is None and taken is not None and whole is not None and taken > _NOISE * whole > _CALL:
+        screen.note(
+            f"note: the smaller model took longer here, {taken:.3g} ms for {whole:.3g}: layers this narrow leave the "
+            "processor's vector units idle; --multiple-of 8 or 16, or --target-latency MS, keeps to widths that gain"
+        )
     screen.notes(result.notes)
     for line in report.frozen_lines(found):
         screen.detail(line)
@@ -144,6 +149,8 @@ def prune(
 
 _NOISE = 1.05
 """How much longer than asked a model may take at the end without a word: two measurements differ."""
+_CALL = 0.1
+"""Milliseconds below which the time of a run is that of the call."""
 
 
 def _refuse_beside(ctx: click.Context, option: str, *names: str) -> None:

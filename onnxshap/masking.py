@@ -125,10 +125,13 @@ class _Masks:
     before: dict[int, list[NodeProto]] = field(default_factory=dict)
     after: dict[int, list[NodeProto]] = field(default_factory=dict)
     constants: list[TensorProto] = field(default_factory=list)
-    made: dict[tuple[str, ...], str] = field(default_factory=dict)
+    made: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.names = self.traced.shaped.graph.names(map(mask_name, self.groups))
+        self.owner, self.place = np.full((2, self.traced.labels.n_units + 1), -1)  # no unit is the last
+        for number, group in enumerate(self.groups):
+            self.owner[group.units], self.place[group.units] = number, np.arange(len(group))
 
     def model(self) -> ModelProto:
         """Return the masked model."""
@@ -263,19 +266,15 @@ class _Masks:
         small MatMul instead of a gather for each group.
         """
         units = self.traced.labels.units(name, axis)
-        key = ("mask", units.tobytes().hex() if units.size < 64 else str(hash(units.tobytes())), str(units.shape))
+        key = ("mask", units.tobytes(), units.shape)
         if key in self.made:
             return self.made[key]
         base = f"{MASKS}{name}.{axis}"
         factors = []
         for slot in range(units.shape[1]):
-            terms = []
-            for group in self.groups:
-                place = np.full(self.traced.labels.n_units + 1, -1)
-                place[group.units] = np.arange(len(group))
-                where = place[units[:, slot]]
-                if (where < 0).all():
-                    continue
+            terms, owners = [], self.owner[units[:, slot]]
+            for number in np.unique(owners[owners >= 0]).tolist():
+                group, where = self.groups[number], np.where(owners == number, self.place[units[:, slot]], -1)
                 if units.shape[1] == 1 and np.array_equal(where, np.arange(len(group))):
                     self.made[key] = mask_name(group)
                     return self.made[key]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import numpy as np
 import pytest
 
+from onnxshap.masking import masked_model
 from onnxshap.tracing import trace
 from tests.exactness import check_exact, net
 
@@ -47,3 +51,15 @@ def test_numbers_that_are_no_weights_make_no_group(kind: type, groups: dict[str,
     traced = trace(model)
     assert {g.name: len(g) for g in traced.groups} == groups
     check_exact(model)
+
+
+def test_masks_of_many_groups_take_no_longer_each_than_those_of_few() -> None:
+    layers = range(600)
+    weights: dict[str, Any] = {f"w{k}": (32, 32) for k in layers}
+    nodes = "".join(f"x{k + 1} = MatMul(x{k}, w{k})\n" for k in layers)
+    traced = trace(net(f"(float[N,32] x0) => (float[N,32] y) {{ {nodes} y = Relu(x{len(layers)}) }}", **weights))
+    assert len(traced.groups) == len(layers) - 1
+    start = time.process_time()
+    masked = masked_model(traced)
+    assert time.process_time() - start < 2  # each looking through all groups would take several times that
+    assert len(masked.graph.input) == len(layers)

@@ -1953,6 +1953,20 @@ case("Attention on three axes", net(_QKV + """
     a = Attention<q_num_heads=3, kv_num_heads=3>(q, k, v)
     y = MatMul(a, wo)
 }""", opset=23, ir=11, wq=(12, 12), wk=(12, 12), wv=(12, 6), wo=(6, 12)), [3, 4, 2])
+case("Attention with an addend of every head, the same for all images", net(_QKV + """
+    a = Attention<q_num_heads=3, kv_num_heads=3>(q, k, v, m)
+    y = MatMul(a, wo)
+}""", opset=23, ir=11, wq=(12, 12), wk=(12, 12), wv=(12, 6), wo=(6, 12), m=(3, 5, 5)), [3, 4, 2])
+case("positions that are mixed, then turned by their numbers", net("""(float[2,5,12] x) => (float[2,3,12] y) {
+    p = MatMul(w0, x)
+    q = RotaryEmbedding<num_heads=3>(p, cos, sin, numbers)
+    y = MatMul(w1, q)
+}""", opset=23, ir=11, w0=(8, 5), cos=(9, 2), sin=(9, 2), numbers=[[*range(8)]] * 2, w1=(3, 8)), [], "by its numbers")
+case("positions of heads that are mixed, then turned by numbers", net("""(float[N,3,5,4] x) => (float[N,3,3,4] y) {
+    p = MatMul(w0, x)
+    q = com.microsoft.RotaryEmbedding(p, first, cos, sin)
+    y = MatMul(w1, q)
+}""", imports=MS, w0=(8, 5), cos=(9, 2), sin=(9, 2), first=[0], w1=(3, 8)), [], "by its numbers")
 case("Attention with shared keys", net(_QKV + """
     a = Attention<q_num_heads=6, kv_num_heads=3>(q, k, v)
     y = MatMul(a, wo)

@@ -83,12 +83,13 @@ def fused_attention(op: Op, ax: Axes) -> None:
 
 
 def _addend(op: Op, ax: Axes, k: int, heads: IntArray) -> None:
-    """Relate what is added to the scores [batch, heads, queries, keys], if there is any."""
-    if (given := op.input(k)) is not None and given.rank == 4:
-        if given.shape[0] == op.out().shape[0]:
-            ax.tie(ax.input(k, 0), ax.output(0, 0))
-        if given.shape[1] == len(heads):
-            ax.tie(ax.input(k, 1), heads)
+    """Relate what is added to the scores [batch, heads, queries, keys], if there is any: it may lack the first axes."""
+    if (given := op.input(k)) is None:
+        return
+    if given.rank == 4 and given.shape[0] == op.out().shape[0]:
+        ax.tie(ax.input(k, 0), ax.output(0, 0))
+    if given.rank >= 3 and given.shape[-3] == len(heads):
+        ax.tie(ax.input(k, -3), heads)
 
 
 @rule(f"{_MS}.MultiHeadAttention")
@@ -209,8 +210,9 @@ def attention(op: Op, ax: Axes) -> None:
 
 @rule(f"{_MS}.RotaryEmbedding", "RotaryEmbedding")
 def rotary(op: Op, ax: Axes) -> None:
-    """Turns pairs of positions of a head by angles from a table: heads pass through."""
+    """Turns pairs of features of a head by angles from a table, by the numbers of positions: heads pass through."""
     x = op.need(0)
+    ax.freeze(ax.input(0, x.rank - 2), f"{op.type} goes by its numbers")
     if x.rank == 4:
         ax.same((0, 1, 2))
         return

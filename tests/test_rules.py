@@ -558,6 +558,8 @@ case("resize crops", conv_net(
     'b = Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize">(a, roi, , sizes)', opset=13,
     batch="2", roi=[0, 0.2, 0, 0, 1, 0.9, 1, 1.0], sizes=[2, 8, 5, 5]), [], "Resize crops")
 case("resize mixes channels", conv_net("b = Resize(a, , scales)", d=16, scales=[1, 2, 1, 1.0]), [], "Resize")
+case("upsample by factors that give each of as many channels to another", conv_net(
+    "b = Upsample<scales=[1.0, 1.1, 2.0, 2.0]>(a)", opset=8), [], "Upsample keeps this axis")
 case("upsample", conv_net("b = Upsample(a, scales)", opset=9, scales=[1, 1, 2, 2.0]), [8])
 
 # --- reductions ------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def resize(op: Op, ax: Axes) -> None:
         raise RuleError("Resize crops")
     x, y = op.need(0), op.out()
     scales = op.input(2 if op.type == "Resize" and op.opset >= 11 else 1)
-    factors: dict[int, float] = {}
+    factors = dict(enumerate(op.attributes.get("scales", ())))  # of opsets 7 and 8
     if scales is not None and scales.shape != (0,):
         given = scales.value if scales.part is None else scales.part
         if given is None:

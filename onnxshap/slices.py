@@ -24,8 +24,8 @@ _NOT_ZEROABLE = {
     *(("Log", 0), ("Reciprocal", 0)),
 }
 """Op and input: constants of which zeros would not be harmless."""
-_DIVISORS = {("Div", 1), ("Mod", 1), ("Reciprocal", 0), ("Log", 0)}
-"""Op and input that must not be zero."""
+_DIVISORS = {("Div", 1), ("Mod", 1), ("Reciprocal", 0), ("Log", 0), ("MeanVarianceNormalization", 0)}
+"""Op and input that must not be zero, in whole or where a deviation is taken that is divided by."""
 
 
 @checked

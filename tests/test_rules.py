@@ -476,6 +476,8 @@ case("fused rms norms over the trunk of a decoder", net("""(float[N,5,12] x) => 
     y = MatMul(n3, w5)
 }""", imports=', "com.microsoft" : 1', w0=(12, 8), s0=(8,), s1=(8,), s2=(8,), w1=(8, 6), w2=(6, 8), w3=(8, 4),
     w4=(4, 8), w5=(8, 3)), [8, 6, 4])
+case("channels of which none may be zero where it is normalised by itself", conv_net(
+    "b = MeanVarianceNormalization(a)"), [8])
 case("group norm", conv_net("b = GroupNormalization<num_groups=4>(a, s, t)", opset=21, ir=10, s=(8,), t=(8,)), [4])
 case("group norm as torch writes it", conv_net("""
     r = Reshape(a, apart)
@@ -2506,6 +2508,7 @@ _NO_ROWS = {
         "gathered by numbers that spread one axis over several",
         "layers whose states start as slices of one stretched zero, as torch's new exporter writes them",
     ),
+    "channels of which none may be zero where it is normalised by itself",
     *("dynamic: ConvInteger", "dynamic: MatMulInteger", "dynamic: DynamicQuantizeMatMul"),
 }
 """Nets whose images lie on another axis than the first, are counted in constants, or share codes' range or masks."""

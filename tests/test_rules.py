@@ -457,6 +457,39 @@ case("rms norm of what does not vanish", net("""(float[N,5,12] x) => (float[N,5,
     n = RMSNormalization<epsilon=0.1>(a, s)
     y = MatMul(n, w2)
 }""", opset=23, ir=11, w0=(12, 8), s=(8,), w2=(8, 3)), [], "root mean square over it")
+case("layer norm that gives its means and deviations, too", net("""(float[N,3,8,8] x) => (float[N,5] y) {
+    a = Conv(x, w0, b0)
+    n, m, i = LayerNormalization(a, s)
+    p = ReduceMean<axes=[2,3], keepdims=0>(n)
+    q = Mul(m, i)
+    r = ReduceMean<axes=[2,3], keepdims=0>(q)
+    u = Add(p, r)
+    y = MatMul(u, w1)
+}""", w0=(8, 3, 3, 3), b0=(8,), s=(6,), w1=(8, 5)), [8])
+case("layer norm that gives its means, of a width that is cut", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    n, m = LayerNormalization(a, s, b)
+    z = Add(n, m)
+    y = MatMul(z, w1)
+}""", w0=(12, 8), s=(8,), b=(8,), w1=(8, 3)), [8])
+case("rms norm that gives what it multiplies by", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    n, i = SimplifiedLayerNormalization(a, s)
+    m = Mul(n, i)
+    y = MatMul(m, w1)
+}""", w0=(12, 8), s=(8,), w1=(8, 3)), [], "whose root mean square is read")
+case("rms norm of a sum that gives what it multiplies by", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    b = MatMul(x, w1)
+    n, u, i = com.microsoft.SkipSimplifiedLayerNormalization(a, b, s)
+    m = Mul(n, i)
+    y = MatMul(m, w2)
+}""", imports=MS, w0=(12, 8), w1=(12, 8), s=(8,), w2=(8, 3)), [], "whose root mean square is read")
+case("batch norm with parameters for every position", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    b = BatchNormalization<spatial=0>(a, s, t, m, var)
+    y = MatMul(b, w1)
+}""", opset=7, w0=(12, 8), s=(5, 8), t=(5, 8), m=(5, 8), var=(5, 8), w1=(8, 3)), [], "parameters for every position")
 case("rms norm with a computed scale", net("""(float[N,5,12] x, float[8] s) => (float[N,5,3] y) {
     a = MatMul(x, w0)
     n = RMSNormalization(a, s)
@@ -560,6 +593,12 @@ case("resize crops", conv_net(
     'b = Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize">(a, roi, , sizes)', opset=13,
     batch="2", roi=[0, 0.2, 0, 0, 1, 0.9, 1, 1.0], sizes=[2, 8, 5, 5]), [], "Resize crops")
 case("resize mixes channels", conv_net("b = Resize(a, , scales)", d=16, scales=[1, 2, 1, 1.0]), [], "Resize")
+case("whether any channel is true", net("""(float[N,3,8,8] x) => (float[N,1,6,6] y) {
+    a = Conv(x, w0, b0)
+    t = Cast<to=9>(a)
+    m = ReduceMax(t, channels)
+    y = Cast<to=1>(m)
+}""", opset=20, ir=9, w0=(8, 3, 3, 3), b0=(8,), channels=[1]), [], "ReduceMax reduces over it")
 case("upsample by factors that give each of as many channels to another", conv_net(
     "b = Upsample<scales=[1.0, 1.1, 2.0, 2.0]>(a)", opset=8), [], "Upsample keeps this axis")
 case("upsample", conv_net("b = Upsample(a, scales)", opset=9, scales=[1, 1, 2, 2.0]), [8])

@@ -36,6 +36,8 @@ class Tensor:
         part: its values as far as they are known, `COMPUTED` the other ones, where shape arithmetic computes it.
         told: its axes whose sizes shape arithmetic reads.
         free: its axes whose sizes follow the inputs' free dimensions.
+        kind: its ONNX element type, 0 where it is not known.
+        read: some node or output of the model reads it.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Tensor:
     part: Array | None = None
     told: frozenset[int] = frozenset()
     free: frozenset[int] = frozenset()
+    kind: int = 0
+    read: bool = True
 
     @property
     def rank(self) -> int:

@@ -14,6 +14,8 @@ def batch_normalization(op: Op, ax: Axes) -> None:
     """Four parameters a channel; space passes through."""
     if op.attributes.get("training_mode") or sum(o is not None for o in op.outputs) > 1:
         raise RuleError("BatchNormalization in training mode")
+    if not op.attributes.get("spatial", 1):
+        raise RuleError("BatchNormalization with parameters for every position")
     ax.same()
     for k in range(1, 5):
         ax.carry(0, 1, k)
@@ -96,9 +98,11 @@ def instance_normalization(op: Op, ax: Axes) -> None:
 
 @rule("LayerNormalization")
 def layer_normalization(op: Op, ax: Axes) -> None:
-    """Statistics over the last axes, from `axis` on; the axes before them are apart."""
+    """Statistics over the last axes, from `axis` on, which may be outputs too; the axes before them are apart."""
     axis = int(op.attributes.get("axis", -1)) % op.out().rank
-    ax.same(range(axis))
+    for out, y in enumerate(op.outputs):
+        if y is not None:
+            ax.same(range(axis), out=out)
     parameters = [k for k in (1, 2) if op.input(k) is not None]
     as_a_whole(op, ax, range(axis, op.out().rank), STATISTICS, parameters=parameters)
 
@@ -113,6 +117,8 @@ def rms_normalization(op: Op, ax: Axes) -> None:
 
 def root_mean_square(op: Op, ax: Axes, data: Sequence[int], axes: Sequence[int], scale: int) -> None:
     """Relate the last axes, over which the squares of the sum of some inputs are taken."""
+    if any(y is not None and y.read for y in op.outputs[1:3]):
+        raise RuleError(f"{op.type} whose root mean square is read, too")
     x, factor = op.need(data[0]), op.need(scale)
     if not factor.constant or factor.shape != x.shape[axes[0] :]:
         raise RuleError(f"{op.type} with a computed scale, or one for several positions")

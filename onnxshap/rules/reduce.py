@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from onnx import TensorProto
+
 from onnxshap.labels import Axes, Op
 from onnxshap.labels.fixups import Divisor, Extreme
 from onnxshap.rules.registry import rule
@@ -57,7 +59,8 @@ def reduction(op: Op, ax: Axes) -> None:
 
 def _comparable(op: Op) -> bool:
     """Return whether an op takes an extreme that a Max or Min of its opset can compare with zero."""
-    return op.type in _EXTREMES and op.opset >= 12  # before, of floats alone
+    numbers = op.opset >= 12 and op.need(0).kind != TensorProto.BOOL  # before, of floats alone
+    return op.type in _EXTREMES and numbers
 
 
 @rule("DFT")

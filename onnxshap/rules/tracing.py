@@ -13,7 +13,7 @@ from onnx import NodeProto
 from onnxshap.core import IntArray
 from onnxshap.graph import array, attributes, is_op, is_standard
 from onnxshap.graph.lifting import entered, is_enter, is_loop, is_open
-from onnxshap.graph.structure import outer_names, reads, subgraphs
+from onnxshap.graph.structure import outer_names, reads, subgraphs, used_names
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Tensor, Trace, resolve
 from onnxshap.labels.compare import unlike_units
 from onnxshap.labels.fixups import Selection
@@ -152,6 +152,7 @@ class _Ops:
         self._initializers = shaped.graph.initializers
         self._told = {name for name, _ in shaped.told}
         self._free = {name for name, _ in shaped.varying}
+        self._used = used_names(shaped.graph.model.graph)
         self._seen: dict[str, Tensor | None] = {}
 
     def tensor(self, name: str) -> Tensor | None:
@@ -184,6 +185,8 @@ class _Ops:
             None if part is None else part.values,
             told,
             free,
+            self._shaped.kinds.get(name, 0),
+            name in self._used,
         )
 
     def whole(self, node: NodeProto) -> str | None:

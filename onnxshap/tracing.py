@@ -158,7 +158,7 @@ class Traced:
             if name not in groups:
                 raise ModelError(f"group {name!r} is not a group of this model; take it from trace(model).groups")
             group, found = groups[name], np.asarray(kept)
-            if found.shape != (len(group),) or not np.isin(found, (0, 1)).all():
+            if found.shape != (len(group),) or not ((found == 0) | (found == 1)).all():
                 raise ModelError(
                     f"the plan of group {name!r} is not {len(group)} times True (stays) or False; give that"
                 )

@@ -76,9 +76,12 @@ def _upstream(model: ModelProto, inputs: Collection[str], outputs: Collection[st
 
 def _keep_outside(part: GraphProto, whole: GraphProto) -> None:
     """Take out of bodies the initializers of the graph around them, of which graphsurgeon writes copies there."""
+    bodies = [g for node in part.node for body in subgraphs(node) for g in graphs_of(body)]
+    if not bodies:
+        return
     stored = {t.name: t for t in whole.initializer}
     present = {t.name for t in part.initializer}
-    for item in [g for node in part.node for body in subgraphs(node) for g in graphs_of(body)]:
+    for item in bodies:
         twins = [t.name for t in item.initializer if t.name in stored]
         if twins:
             refill(item.initializer, [t for t in item.initializer if t.name not in stored])

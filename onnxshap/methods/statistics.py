@@ -36,9 +36,11 @@ def norm(order: int) -> Whole:
 
     def method(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
         totals = np.zeros(setting.traced.labels.n_units)
+        own = np.zeros(setting.traced.labels.n_units + 1, np.bool_)  # no unit is the last
+        own[group.units] = True
         for (tensor, axis), producer in setting.traced.labels.trace.producers.items():
             units = setting.traced.labels.units(tensor, axis)
-            if not np.isin(units, group.units).any():
+            if not own[units].any():
                 continue
             powers = _weight_powers(setting, tensor, axis, producer, order)
             for slot in range(units.shape[1]):

@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto
 from onnxshap.codes import on_codes
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import array, attributes, is_op
-from onnxshap.graph.structure import reads
+from onnxshap.graph.structure import order, reads
 from onnxshap.labels import Liveness, Site, Weight
 from onnxshap.repair.recurrent import refittable
 from onnxshap.shapes.constants import norm_affine
@@ -124,11 +124,11 @@ class _Finder:
             weight = replace(site.weight, groups=int(attributes(node).get("group", 1)))
             layers.append(Layer(index, site.tensor, y, site.axis, weight.out, weight, bias, y))
         layers.sort(key=lambda layer: layer.index)
-        result = []
-        for number, layer in enumerate(layers):
+        result, latest = [], self._latest({layer.index for layer in layers})
+        for layer in layers:
             found = self._aimed(layer)
             # the last op to be refitted answers for the sum
-            if found.addend is not None and {k.index for k in layers[number:]} & self._ancestors(found.addend):
+            if found.addend is not None and latest.get(found.addend, -1) >= layer.index:
                 found = layer
             result.append(replace(found, flat=self._flat(found.target)))
         return result
@@ -141,21 +141,21 @@ class _Finder:
     def _behind_cuts(self) -> set[str]:
         """Return the tensors whose values the plan or an edit changes."""
         changed: set[str] = set()
-        cut_sites = {(s.node, s.input) for s in self.traced.labels.trace.sites if self.live.cut(s.tensor, s.axis)}
+        cut = {s.node for s in self.traced.labels.trace.sites if self.live.cut(s.tensor, s.axis)}.union(self.edited)
         for index, node in enumerate(self.traced.shaped.graph.nodes):
-            cut = index in self.edited or any(place[0] == index for place in cut_sites)
-            if cut or any(name in changed for name in reads(node)):
+            if index in cut or any(name in changed for name in reads(node)):
                 changed.update(node.output)
         return changed
 
-    def _ancestors(self, name: str) -> set[int]:
-        found: set[int] = set()
-        pending = [name]
-        while pending:
-            k = self.produced.get(pending.pop())
-            if k is not None and k not in found:
-                found.add(k)
-                pending.extend(reads(self.model.graph.node[k]))
+    def _latest(self, chosen: Collection[int]) -> dict[str, int]:
+        """Return tensor -> the last of some nodes of the cut model that it depends on, if there is one."""
+        nodes, found = self.model.graph.node, dict[str, int]()
+        places = order(nodes)
+        assert places is not None
+        for k in places:
+            before = (found[name] for name in reads(nodes[k]) if name in found)
+            if (last := max(before, default=-1)) >= 0 or k in chosen:
+                found.update(dict.fromkeys(nodes[k].output, max(last, k if k in chosen else -1)))
         return found
 
     def _aimed(self, layer: Layer) -> Layer:

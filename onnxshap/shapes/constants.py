@@ -51,7 +51,8 @@ def constants_of(model: ModelProto) -> frozenset[str]:
 
 def static_values(model: ModelProto, backend: Backend, names: Sequence[str]) -> dict[str, Array]:
     """Return the values of tensors computed from initializers alone."""
-    known = {t.name: array(t) for t in model.graph.initializer if t.name in set(names)}
+    wanted = set(names)
+    known = {t.name: array(t) for t in model.graph.initializer if t.name in wanted}
     rest = [name for name in names if name not in known]
     if rest:
         needed, nodes = set(rest), []

@@ -88,6 +88,8 @@ OPS = {
     "smallest": "i = ArgMin<axis=-1, keepdims=0>(x) y = Cast<to=1>(i)",
     "cumulated": "a = CumSum<exclusive=1>(x, last) y = CumSum<reverse=1>(a, last)",
     "apart": "y = SpaceToDepth<blocksize=2>(x)",
+    "flattened from behind": "y = Flatten<axis=-1>(x)",
+    "flattened to a column": "y = Flatten<axis=4>(x)",
     "triangle": "y = Trilu<upper=0>(x, one)",
     "sums": "a = ReduceL1<axes=[1], keepdims=1>(x) b = ReduceSumSquare<axes=[1], keepdims=1>(x) "
     "c = ReduceLogSumExp<axes=[1], keepdims=1>(x) y = Sum(a, b, c)",

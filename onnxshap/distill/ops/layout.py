@@ -21,7 +21,8 @@ def _reshape(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
 
 
 def _flatten(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
-    axis = a.get("axis", 1) % (i[0].ndim + 1)
+    axis = a.get("axis", 1)
+    axis += i[0].ndim if axis < 0 else 0  # it may be their number, which the remainder of it is not
     return i[0].reshape(int(np.prod(i[0].shape[:axis])), -1)
 
 

@@ -11,10 +11,13 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference
 
 import onnxshap
 from onnxshap import rewrite
+from onnxshap.calibrate import run_all
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import ShapeError, VerifyError
 from onnxshap.plan import cutter
 from onnxshap.report import prune_report, prune_tables
+from onnxshap.tracing import Traced
+from onnxshap.verify import checking, elsewhere
 from tests.exactness import net
 
 CHOOSING = {
@@ -123,6 +126,27 @@ def test_sizes_that_were_taken_to_be_constant_are_found_out(monkeypatch: pytest.
     monkeypatch.setattr(cutter, "small_model", harmed)
     with pytest.raises(VerifyError, match=r"at inputs of other sizes, x\[2, 3, .*the cut model does not run"):
         onnxshap.prune(model, data, keep_units=0.5, method="l1")
+
+
+def test_what_the_file_gives_at_other_sizes_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it gives numbers there, and how far the cut model may be from them, is told by the same outputs."""
+    model = net(
+        "(float[N,3,H,W] x) => (float[N,4,H,W] y) { a = Conv(x, w0) b = Relu(a) y = Conv(b, w1) }",
+        w0=(16, 3, 1, 1), w1=(4, 16, 1, 1),
+    )  # fmt: skip
+    runs: list[tuple[int, ...]] = []
+
+    def counted(traced: Traced, made: ModelProto, data: Dataset, *given: Any, **more: Any) -> list[Array]:
+        if made is traced.source:
+            runs.append(data.inputs["x"].shape[2:])
+        return run_all(traced, made, data, *given, **more)
+
+    monkeypatch.setattr(checking, "run_all", counted)
+    monkeypatch.setattr(elsewhere, "run_all", counted)
+    onnxshap.prune(model, np.random.default_rng(0).normal(size=(20, 3, 8, 8)).astype(np.float32), keep_units=0.5,
+                   method="l1")  # fmt: skip
+    assert len(runs) == len(set(runs)) == 2
+    assert (8, 8) in runs
 
 
 def as_long_as_what_it_adds_up() -> ModelProto:

@@ -63,9 +63,11 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
     check_loads(traced, small)
     found, natural = _same(traced, small, part, twin, _CUT)
     _check_form(traced, free, part, natural)
-    if (other := at_other_sizes(traced, part.take(slice(0, _IMAGES_ELSEWHERE)))) is not None:
+    there = at_other_sizes(traced, part.take(slice(0, _IMAGES_ELSEWHERE)), optimize=not _codes(traced.shaped))
+    if there is not None:
+        other, natural = there
         try:
-            _, natural = _same(traced, small, other, twin, _CUT)
+            _same(traced, small, other, twin, _CUT, natural)
             _check_form(traced, free, other, natural)
         except VerifyError as error:
             sizes = ", ".join(f"{name}{list(value.shape)}" for name, value in other.inputs.items())
@@ -110,9 +112,17 @@ def verify_twin(traced: Traced, made: ModelProto, twin: ModelProto, data: Datase
 
 
 def _same(
-    traced: Traced, made: ModelProto, part: Dataset, twin: Form, names: tuple[str, str]
+    traced: Traced,
+    made: ModelProto,
+    part: Dataset,
+    twin: Form,
+    names: tuple[str, str],
+    natural: list[Array] | None = None,
 ) -> tuple[Verified, list[Array]]:
-    """Compare, and return what the file gives, too; a DataError where what the twin gives cannot be compared."""
+    """Compare, and return what the file gives, too; a DataError where what the twin gives cannot be compared.
+
+    `natural` is what the file gives, where that is known.
+    """
     coded = _codes(traced.shaped)
     try:  # a fused product of codes may overflow (below), that of what is dequantised does not
         wanted = run_all(twin.traced, twin.model, part, twin.extra, optimize=not coded)
@@ -120,7 +130,7 @@ def _same(
         raise _broken(names[1], error) from error
     try:
         got = run_all(traced, made, part, optimize=not coded)
-        natural = run_all(traced, traced.source, part, optimize=not coded)
+        natural = run_all(traced, traced.source, part, optimize=not coded) if natural is None else natural
     except (ModelError, DataError) as error:
         raise _broken(f"the {names[0]}", error) from error
     found = compare(got, wanted, natural)

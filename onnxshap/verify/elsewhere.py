@@ -7,18 +7,19 @@ from dataclasses import replace
 import numpy as np
 
 from onnxshap.calibrate import run_all
-from onnxshap.core import Dataset
+from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError, ModelError
 from onnxshap.shapes.samples import resized
 from onnxshap.tracing import Traced
 
 
-def at_other_sizes(traced: Traced, data: Dataset) -> Dataset | None:
-    """Return images at other sizes, the first one as often as there are some.
+def at_other_sizes(traced: Traced, data: Dataset, *, optimize: bool = True) -> tuple[Dataset, list[Array]] | None:
+    """Return images at other sizes, the first one as often as there are some, and what the file gives for them.
 
     Args:
         traced: the model as it is in its file; it ran at the sizes when it was traced.
         data: real inputs.
+        optimize: let onnxruntime fuse nodes.
 
     Returns:
         None where no size but the batch is free, or the model gives nothing on them that can be compared.
@@ -36,7 +37,7 @@ def at_other_sizes(traced: Traced, data: Dataset) -> Dataset | None:
         sizes[name] = (len(data), *image)
     other = Dataset(resized(data.inputs, specs, sizes), source=data.source)
     try:
-        outputs = run_all(traced, traced.source, other)
+        outputs = run_all(traced, traced.source, other, optimize=optimize)
     except (ModelError, DataError):  # what they hold decides, or their sizes have to agree otherwise
         return None
-    return other if all(o.dtype.kind != "f" or np.isfinite(o).all() for o in outputs) else None
+    return (other, outputs) if all(o.dtype.kind != "f" or np.isfinite(o).all() for o in outputs) else None

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from onnxshap import api, streams
 from onnxshap.arguments import checked
-from onnxshap.backend import OrtBackend, provider_of
+from onnxshap.backend import OrtBackend, provider_of, threads_of
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.cost import parameters
@@ -229,7 +229,7 @@ def pivot(
     return Pivoted(
         put_in(made), splits, left, before, after, found.lost, found.exact, found.verified, repair, found.refits,
         len(dataset), dataset.source, len(held_out), held_out.source, provider_of(traced.backend),
-        traced.backend.threads if isinstance(traced.backend, OrtBackend) else 0,
+        threads_of(traced.backend),
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from onnxshap.measure import Figures
 from onnxshap.methods.ranking import ranked_by
 from onnxshap.pivoting import Pivoted, Split
 from onnxshap.plan.cutter import REFITS
+from onnxshap.plan.search import Drop
 from onnxshap.repair import Refit, unfitted
 from onnxshap.report.kinds import kinds_of
 from onnxshap.sweeping import Curve, Point, Sweep
@@ -55,8 +55,8 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "allocation": result.allocation,
         "scored_by": result.traced.outputs if result.traced.tail else [],
         "ranked_by": ranked_by(found.method, refitted=result.repair in REFITS),
-        "drop": None if result.drop is None else dataclasses.asdict(result.drop),
-        "tuning": None if result.tuning is None else dataclasses.asdict(result.tuning),
+        "drop": None if result.drop is None else _drop(result.drop),
+        "tuning": None if result.tuning is None else asdict(result.tuning),
         "refits": _refits(result.refits),
         "unfitted": (unfitted(result.traced, result.traced.alive(result.keep)) if result.repair in REFITS else []),
         "data": {"n": found.images, "source": found.source},
@@ -140,7 +140,7 @@ def _point(point: Point, before: Figures) -> Report:
             "bytes": found.bytes / max(1, before.bytes),
             "latency": _number(point.latency),
         },
-        "drop": {**dataclasses.asdict(point.drop), "stderr": _number(point.drop.stderr)},
+        "drop": _drop(point.drop),
     }
 
 
@@ -165,7 +165,7 @@ def unify_report(result: Unified, *, model: str, output: str | None, seed: int) 
         "layers": dict(result.layers),
         "data": {"n": result.images, "source": result.source},
         "eval_data": {"n": result.eval_images, "source": result.eval_source},
-        "drop": {**dataclasses.asdict(result.drop), "stderr": _number(result.drop.stderr)},
+        "drop": _drop(result.drop),
         "before": figures(result.before, result.score_before),
         "after": figures(result.after, result.score_after),
     }
@@ -199,7 +199,7 @@ def pivot_report(result: Pivoted, *, model: str, output: str | None, seed: int) 
         "refits": _refits(result.refits),
         "data": {"n": result.images, "source": result.source},
         "eval_data": {"n": result.eval_images, "source": result.eval_source},
-        "drop": {**dataclasses.asdict(result.drop), "stderr": _number(result.drop.stderr)},
+        "drop": _drop(result.drop),
         "before": _figures(result.before),
         "after": _figures(result.after),
         "verify": {"permuted": _verified(result.permuted), "groups": _verified(result.verified)},
@@ -209,6 +209,7 @@ def pivot_report(result: Pivoted, *, model: str, output: str | None, seed: int) 
 def inspection(traced: Traced, *, model: str) -> Report:
     """Return what can be cut from a model and what cannot; `macs` and `params` of a group are what one unit costs."""
     cost = traced.cost
+    macs, params = cost.macs(), cost.params()
     kinds = kinds_of(traced.shaped, traced.labels, traced.groups)
     groups = []
     for group, kind in zip(traced.groups, kinds, strict=True):
@@ -220,8 +221,8 @@ def inspection(traced: Traced, *, model: str) -> Report:
                 "name": group.name,
                 "kind": kind,
                 "units": len(group),
-                "macs": cost.macs() - cost.macs(live),
-                "params": cost.params() - cost.params(live),
+                "macs": macs - cost.macs(live),
+                "params": params - cost.params(live),
                 "producers": list(group.producers),
                 "consumers": list(group.consumers),
             }
@@ -229,8 +230,8 @@ def inspection(traced: Traced, *, model: str) -> Report:
     return {
         "schema_version": SCHEMA_VERSION,
         "model": model,
-        "macs": cost.macs(),
-        "params": cost.params(),
+        "macs": macs,
+        "params": params,
         "bytes": weights.file_size(traced.source),
         "inputs": {name: list(shape) for name, shape in traced.shaped.inputs.items()},
         "groups": groups,
@@ -285,6 +286,11 @@ def _figures(figures: Figures) -> Report:
 
 def _frozen(traced: Traced) -> list[Report]:
     return [asdict(axis) for axis in traced.frozen]
+
+
+def _drop(drop: Drop) -> Report:
+    """Return what is lost; of a single image nobody knows how sure that is."""
+    return {**asdict(drop), "stderr": _number(drop.stderr)}
 
 
 def _number(value: float) -> float | None:

@@ -72,7 +72,7 @@ from onnxshap.verify import Verified
 
 BASELINES = ("mean", "zero")
 STATISTICS_SAMPLES = 1024
-"""The same for methods that play no game: every image is run once."""
+"""Calibration images for methods that play no game, which run every image once."""
 _ONE_BY_ONE = (
     "every coalition was a run of its own, for the images of a batch are not known to be apart in this file; one with "
     "a free batch, or a method without a game (--method recon), takes less"
@@ -205,9 +205,9 @@ def score(
         data: a path, arrays by input name, one array, or a Dataset; None = random inputs.
         labels: a path with the labels, where `data` has none.
         method: one of `METHODS`.
-        payoff: ce, kl, mse, accuracy, or a callable (outputs, labels) -> float[rows]; None = by data and outputs. A
-            callable may also give one number for all images together (mean average precision, word error rate, F1);
-            a row of the game is then a run of all of them, and shapley-regression the method to take.
+        payoff: ce, kl, mse, joint, accuracy, or a callable (outputs, labels) -> float[rows]; None = by data and
+            outputs. A callable may also give one number for all images together (mean average precision, word error
+            rate, F1); a row of the game is then a run of all of them, and shapley-regression the method to take.
         baseline: what masks put in a removed channel's place: its calibration `mean`, or `zero`.
         include: globs of group or node names; empty = all.
         exclude: the same, left whole.

@@ -188,3 +188,34 @@ def test_a_string_is_one_pattern_and_no_values() -> None:
     assert [int(kept.sum()) for kept in result.keep.values()] == [4]
     with pytest.raises(DataError, match="values: str given; give what `score` returns"):
         onnxshap.prune(model, keep_units=0.5, values="values.json")  # type: ignore[arg-type]
+
+
+NORMED: dict[str, Any] = {
+    "over tokens": (
+        build("""(float[N,5,3] x) => (float[N,5,4] y) {
+            a = MatMul(x, w0) b = Relu(a) d = MatMul(b, w1) n = BatchNormalization(d, s, t, u, v) r = Relu(n)
+            y = MatMul(r, w2)
+        }""", w0=(3, 16), w1=(16, 12), w2=(12, 4), s=(5,), t=(5,), u=(5,), v=np.ones(5, np.float32)),
+        (60, 5, 3),
+    ),
+    "by what comes in": (
+        build("""(float[N,3,4,4] x) => (float[N,4,4,4] y) {
+            a = Conv(x, w0) b = Relu(a) d = Conv(b, w1) q = ReduceMean<keepdims=0>(x) z = Mul(q, s)
+            n = BatchNormalization(d, z, t, u, v) r = Relu(n) y = Conv(r, w2)
+        }""", w0=(16, 3, 1, 1), w1=(12, 16, 1, 1), w2=(4, 12, 1, 1), s=(12,), t=(12,), u=(12,),
+              v=np.ones(12, np.float32)),
+        (60, 3, 4, 4),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["l1", "lean"])
+@pytest.mark.parametrize("kind", NORMED)
+def test_batch_norms_that_scale_other_axes_or_by_what_is_computed_scale_no_weights(kind: str, method: str) -> None:
+    """Neither in what a unit is worth nor in what a refit aims at."""
+    model, shape = NORMED[kind]
+    data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    found = onnxshap.prune(model, data, keep_units=0.5, method=method, repair="lstsq")
+    assert [len(g) for g in found.traced.groups] == [16, 12]
+    assert "d" in [refit.node for refit in found.refits]
+    assert found.verified.rel_err < 1e-5

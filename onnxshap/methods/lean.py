@@ -28,7 +28,7 @@ from onnxshap.groups import Group
 from onnxshap.labels import Site
 from onnxshap.methods.base import Tell
 from onnxshap.methods.recon import kernels_of
-from onnxshap.shapes.constants import norm_scale
+from onnxshap.shapes.constants import CHANNELS, is_stored, norm_scale
 from onnxshap.tracing import Traced
 
 PATHS = 1_000
@@ -115,11 +115,11 @@ class _Paths:
             return np.log(norms)
 
     def _batch_norms(self) -> dict[int, FloatArray]:
-        found = {}
-        for index, node in enumerate(self._traced.shaped.graph.nodes):
-            if is_op(node, "BatchNormalization"):
+        found, shaped = {}, self._traced.shaped
+        for index, node in enumerate(shaped.graph.nodes):
+            if is_op(node, "BatchNormalization") and is_stored(node, shaped.constants):
                 with np.errstate(divide="ignore"):
-                    scale = norm_scale(self._traced.shaped.graph.model, self._traced.backend, node)
+                    scale = norm_scale(shaped.graph.model, self._traced.backend, node)
                     found[index] = np.log(np.abs(scale))
         return found
 
@@ -186,7 +186,7 @@ class _Paths:
             _, negative, classes = max(found_axes, key=lambda f: f[:2])
             got = [best.get(kind, (-np.inf, "", 0)) for kind in classes.tolist()]
             weight = np.array([g[0] for g in got])
-            if index in self._scales:
+            if index in self._scales and -negative == CHANNELS:
                 weight = weight + self._scales[index]
             places = np.array([g[2] for g in got], np.int64)
             reached[output] = _Reached(-negative, weight, [g[1] for g in got], places)

@@ -18,7 +18,7 @@ from onnxshap.game import Setting
 from onnxshap.graph import is_op
 from onnxshap.groups import Group
 from onnxshap.methods.base import Tell, Whole, per_unit, sites_of
-from onnxshap.shapes.constants import norm_scale, static_values
+from onnxshap.shapes.constants import CHANNELS, is_stored, norm_scale, static_values
 
 
 def activations(transform: str) -> Whole:
@@ -66,13 +66,14 @@ def _weight_powers(setting: Setting, tensor: str, axis: int, producer: int, orde
                 others = tuple(a for a in range(values.ndim) if a != k)
                 powers += (np.abs(values.astype(np.float64)) ** order).sum(axis=others)
                 break
-    return powers * _batch_norm_scale(setting, tensor) ** order
+    return powers * (_batch_norm_scale(setting, tensor) if axis == CHANNELS else 1.0) ** order
 
 
 def _batch_norm_scale(setting: Setting, tensor: str) -> FloatArray | float:
-    for node in setting.traced.shaped.graph.nodes:
-        if is_op(node, "BatchNormalization") and node.input[0] == tensor:
-            return np.abs(norm_scale(setting.traced.shaped.graph.model, setting.traced.backend, node))
+    shaped = setting.traced.shaped
+    for node in shaped.graph.nodes:
+        if is_op(node, "BatchNormalization") and node.input[0] == tensor and is_stored(node, shaped.constants):
+            return np.abs(norm_scale(shaped.graph.model, setting.traced.backend, node))
     return 1.0
 
 

@@ -15,7 +15,7 @@ from onnxshap.graph import array, attributes, is_op
 from onnxshap.graph.structure import order, reads
 from onnxshap.labels import Liveness, Site, Weight
 from onnxshap.repair.recurrent import refittable
-from onnxshap.shapes.constants import norm_affine
+from onnxshap.shapes.constants import CHANNELS, constants_of, is_stored, norm_affine
 from onnxshap.tracing import Traced
 
 
@@ -102,6 +102,7 @@ class _Finder:
                 self.readers.setdefault(name, []).append(k)
         self.stored = {t.name: t for t in self.model.graph.initializer}
         self.outputs = {o.name for o in self.model.graph.output}
+        self.constants = constants_of(self.model)
 
     def layers(self) -> list[Layer]:
         changed = self._behind_cuts()
@@ -166,7 +167,7 @@ class _Finder:
             if self.traced.depth(node.output[0]):
                 break
             if is_op(node, "BatchNormalization") and aimed is layer and node.input[0] == name:
-                affine = self._affine(node)
+                affine = self._affine(node) if layer.outputs == CHANNELS else None
                 if affine is None:
                     return layer
                 aimed = replace(layer, target=node.output[0], affine=affine)
@@ -185,6 +186,8 @@ class _Finder:
         return aimed
 
     def _affine(self, node: NodeProto) -> tuple[FloatArray, FloatArray] | None:
+        if not is_stored(node, self.constants):
+            return None
         scale, shift = norm_affine(self.model, self.traced.backend, node)
         return None if (np.abs(scale) < 1e-6 * np.abs(scale).max()).any() else (scale, shift)
 

@@ -8,7 +8,7 @@ once and stored instead, as onnxruntime does when it loads the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -27,6 +27,8 @@ _MIXING = (
     *("ReduceSum", "ReduceSumSquare", "RMSNormalization", "Softmax"),
 )
 """Ops of which an entry depends on many."""
+CHANNELS = 1
+"""The axis of a BatchNormalization's channels, which need not be the one that the op before it makes."""
 
 
 def is_random(node: NodeProto) -> bool:
@@ -69,6 +71,11 @@ def static_values(model: ModelProto, backend: Backend, names: Sequence[str]) -> 
         # unoptimised: what onnxruntime folds by the shapes that it infers may differ from what it computes
         known.update(zip(rest, backend.session(part, optimize=False).run({}), strict=True))
     return {name: known[name] for name in names}
+
+
+def is_stored(norm: NodeProto, constants: Collection[str]) -> bool:
+    """Return whether all that a BatchNormalization multiplies by and adds is constant, of the names that are."""
+    return all(name in constants for name in norm.input[1:5])
 
 
 def norm_scale(model: ModelProto, backend: Backend, norm: NodeProto) -> FloatArray:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +26,7 @@ from onnxshap.graph import read, save
 from onnxshap.graph.declared import rightly_declared
 from onnxshap.graph.weights import digest, file_size, put_in
 from onnxshap.groups import Group
-from onnxshap.measure import Figures, latencies, scores
+from onnxshap.measure import Figures, latencies, notes_on, scores, unchanged
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.base import Tell
 from onnxshap.methods.ranking import ranks
@@ -76,10 +75,6 @@ STATISTICS_SAMPLES = 1024
 _ONE_BY_ONE = (
     "every coalition was a run of its own, for the images of a batch are not known to be apart in this file; one with "
     "a free batch, or a method without a game (--method recon), takes less"
-)
-_STILL = (
-    "the outputs did not change at all on these inputs, so neither the scores nor the check say anything of the cut; "
-    "give --data that the model is meant for"
 )
 WORK = 4 * 10**13
 """Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
@@ -162,17 +157,8 @@ class Pruned:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how the model was taken, scored and judged."""
-        still = (f"{self.eval_source}: {_STILL}",) if self.unchanged else ()
-        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes, *_unjudged(self.after), *still)))
-
-
-def _unjudged(after: Figures) -> Iterator[str]:
-    """Yield a note where some scores of a cut model could not be told."""
-    if untold := [name for name, value in after.score.items() if math.isnan(value)]:
-        yield (
-            f"{', '.join(untold)} of the cut model cannot be told: its outputs have other shapes than the original's "
-            "on the same data, which a payoff of your own may compare"
-        )
+        judged = notes_on(self.after.score, self.eval_source if self.unchanged else None)
+        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes, *judged)))
 
 
 @checked
@@ -447,13 +433,13 @@ def prune(
         result, lost = within_drop(cutter, budget, against, max_drop, dataset)
     with clock.stage("measure"):
         progress("cut", 2, 3)
-        before, after, unchanged = _figures(traced, result, held_out, reference, judge)
+        before, after, still = _figures(traced, result, held_out, reference, judge)
         progress("cut", 3, 3)
     small = rightly_declared(complete(traced, result.model))
     done = Pruned(
         put_in(small), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
-        str(cutter.allocation), lost, result.tuning, unchanged,
+        str(cutter.allocation), lost, result.tuning, still,
     )  # fmt: skip
     if output is not None:
         with beside(done):
@@ -519,7 +505,7 @@ def _figures(
 ) -> tuple[Figures, Figures, bool]:
     """Return the figures before and after, and whether the outputs are the same to the bit though units went."""
     outputs = run_all(traced, result.model, data)
-    same = all(a.tobytes() == b.tobytes() for a, b in zip(outputs, reference, strict=True))
+    same = unchanged(outputs, reference)
     cut = any(not kept.all() for kept in result.keep.values())
     models = [complete(traced, model) for model in (traced.source, result.model)]
     times = latencies(traced.backend, models, usual_batch(traced, data))
@@ -596,6 +582,7 @@ def compare(
             file_size(model),
             ms,
             scores(out, outputs[0], dataset.labels, traced.outputs, judge),
+            t.notes,
         )
         for t, model, out, ms, judge in zip(every, models, outputs, times, own, strict=True)
     ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,11 @@ _TURNS = (7, 51)
 _TURN_SECONDS = 0.01
 """How long a model is run at a stretch, at least, so that short runs find their weights in the caches, as in use."""
 
+_STILL = (
+    "the outputs did not change at all on these inputs: neither the scores nor the check say anything of the change; "
+    "give --data that the model is meant for"
+)
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -33,6 +39,7 @@ class Figures:
         latency_ms: median milliseconds a run of one batch, in turn with the other model's; None = not measured.
         score: name -> mean over the evaluation images, higher is better; NaN where outputs have other shapes than the
             original's.
+        notes: what the user should know of how the model was taken, where it is compared with another.
     """
 
     macs: int
@@ -40,6 +47,7 @@ class Figures:
     bytes: int
     latency_ms: float | None
     score: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def latencies(backend: Backend, models: Sequence[ModelProto], feeds: Mapping[str, Array]) -> list[float]:
@@ -62,6 +70,27 @@ def latencies(backend: Backend, models: Sequence[ModelProto], feeds: Mapping[str
                 if number or runs == 1:  # the first of a stretch pays for what the other model left in the caches
                     found.append(1000 * (time.perf_counter() - start))
     return [float(np.median(found)) for found in times]
+
+
+def unchanged(outputs: Sequence[Array], reference: Sequence[Array]) -> bool:
+    """Return whether outputs are the original's to the bit."""
+    return all(a.tobytes() == b.tobytes() for a, b in zip(outputs, reference, strict=True))
+
+
+def notes_on(score: Mapping[str, float], still: str | None = None) -> Iterator[str]:
+    """Yield what the user should know of the scores of a changed model.
+
+    Args:
+        score: name -> what the model got, NaN where it could not be told.
+        still: the source of the inputs on which all outputs are the original's to the bit; None = some are not.
+    """
+    if untold := [name for name, value in score.items() if math.isnan(value)]:
+        yield (
+            f"{', '.join(untold)} of the new model cannot be told: its outputs have other shapes than the original's "
+            "on the same data, which a payoff of your own may compare"
+        )
+    if still is not None:
+        yield f"{still}: {_STILL}"
 
 
 def scores(

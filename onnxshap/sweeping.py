@@ -21,7 +21,7 @@ from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph.weights import file_size
 from onnxshap.groups import Group
-from onnxshap.measure import Figures, latencies, scores
+from onnxshap.measure import Figures, latencies, notes_on, scores, unchanged
 from onnxshap.methods import METHODS
 from onnxshap.opening import (
     REPAIR_IMAGES,
@@ -112,6 +112,7 @@ class Sweep:
         left_out: budgets that cannot be reached, and why.
         images, source: calibration images, and where they came from.
         eval_images, eval_source: the same of the held-out ones.
+        notes: what the user should know of how the model was taken, scored and judged.
     """
 
     before: Figures
@@ -122,6 +123,7 @@ class Sweep:
     source: str
     eval_images: int
     eval_source: str
+    notes: tuple[str, ...] = ()
 
 
 def knee(shares: FloatArray, losses: FloatArray) -> int | None:
@@ -212,6 +214,7 @@ def sweep(
     progress("trace", 1, 1)
     refitted = repair_for(repair, len(repaired_on)) in REFITS
     curves: list[Curve] = []
+    notes = [*traced.notes]
     total = len(methods) * (len(budgets) - len(left_out))
     for method in dict.fromkeys(methods):
         clock = Clock()
@@ -221,6 +224,7 @@ def sweep(
         )  # fmt: skip
         with clock.stage("score"):
             found = scored(traced, dataset, include=include, exclude=exclude)
+        notes += found.notes
         told = _only(progress, "curves", "distill")
         cutter = Cutter(
             traced, free, groups, found.order(refitted=refitted), repaired_on, repair, allocation, seed, told, clock,
@@ -235,9 +239,13 @@ def sweep(
                 points.append(bench.point(share, cutter.cut(plan, dataset), clock))
         curves.append(Curve(method, str(cutter.repair), str(cutter.allocation), found.evals, points, clock.seconds))
     progress("sweep", total, total)
+    every = [point.figures.score for curve in curves for point in curve.points]
+    worst = {name: float(np.min([score[name] for score in every])) for name in every[0]}  # NaN, if one is
+    notes += notes_on(worst, held_out.source if bench.still and all(bench.still) else None)
     return Sweep(
-        bench.before(), curves, bench.judge.name, left_out, len(dataset), dataset.source, len(held_out), held_out.source
-    )
+        bench.before(), curves, bench.judge.name, left_out, len(dataset), dataset.source, len(held_out),
+        held_out.source, tuple(dict.fromkeys(notes)),
+    )  # fmt: skip
 
 
 def _rescored(scored: Callable[..., api.Scores], data: Dataset, refitted: bool, part: Traced) -> dict[str, FloatArray]:
@@ -269,12 +277,13 @@ def _only(progress: Progress, *wanted: str) -> Progress:
 
 @dataclass
 class _Bench:
-    """Measures cut models against the original on held-out images."""
+    """Measures cut models against the original on held-out images; `still`: whose outputs are its to the bit."""
 
     judge: Judge
     payoff: Payoff
     labels: Array | None
     whole_ms: list[float] = field(default_factory=list)
+    still: list[bool] = field(default_factory=list)
 
     @classmethod
     def of(cls, traced: Traced, data: Dataset, payoff: str | Callable[..., object] | None) -> _Bench:
@@ -288,6 +297,8 @@ class _Bench:
             whole, ms = latencies(traced.backend, models, usual_batch(traced, data))
             self.whole_ms.append(whole)
             outputs = run_all(traced, cut.model, data)
+            if any(not kept.all() for kept in cut.keep.values()):
+                self.still.append(unchanged(outputs, self.judge.reference))
             macs = traced.cost.macs(traced.alive(cut.keep))
             figures = self._figures(cut.model, macs, cut.params, outputs, ms)
             return Point(share, figures, ms / whole, self.judge.lost(outputs))

@@ -38,7 +38,7 @@ from onnxshap.graph import array, finish, save
 from onnxshap.graph.weights import put_in, set_values, write_whole
 from onnxshap.labels import Weight
 from onnxshap.labels.kernels import by_input, shares_inputs
-from onnxshap.measure import scores
+from onnxshap.measure import notes_on, scores, unchanged
 from onnxshap.opening import ModelLike, hold_out, judged, open_model, readable, sample
 from onnxshap.payoffs import Fidelity
 from onnxshap.plan.search import Drop, Judge
@@ -134,6 +134,7 @@ class Unified:
         layers: initializer -> share of its blocks unified.
         images, source: calibration images, and where they came from.
         eval_images, eval_source: the same of the evaluation images.
+        notes: what the user should know of how the model was taken and judged.
     """
 
     model: ModelProto
@@ -152,6 +153,7 @@ class Unified:
     source: str
     eval_images: int
     eval_source: str
+    notes: tuple[str, ...] = ()
 
 
 # --- the pass --------------------------------------------------------------------------------------------------------
@@ -370,13 +372,15 @@ def unify(
     if output is not None:
         save(made, output, external=bool(traced.files))
     sizes = np.concatenate([b.sizes for b in blocks]) if blocks else np.zeros(0, np.int64)
+    after = scores(outputs, reference, held_out.labels, traced.outputs, fitted)
+    still = held_out.source if count and unchanged(outputs, reference) else None
     return Unified(
         put_in(made), size_of(before), size_of(made),
         scores(reference, reference, held_out.labels, traced.outputs, fitted),
-        scores(outputs, reference, held_out.labels, traced.outputs, fitted),
+        after,
         Judge.of(traced, held_out, reference, fitted).lost(outputs), codec, block, len(sizes), count,
         int(sizes[ranked[:count]].sum()), _shares(blocks, ranked[:count]), len(dataset), dataset.source,
-        len(held_out), held_out.source,
+        len(held_out), held_out.source, (*traced.notes, *notes_on(after, still)),
     )  # fmt: skip
 
 

@@ -288,6 +288,44 @@ def test_input_shapes_choose_free_dimensions(here: Path) -> None:
     assert "only free dimensions" in refused("inspect", "free.onnx", "--input-shape", "image=1,4,6,6")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("eval", "baked.onnx", "baked.onnx"),
+        ("sweep", "baked.onnx", "--keep", "0.5", "--method", "l1"),
+        ("unify", "baked.onnx", "--keep-bytes", "0.9"),
+        ("pivot", "baked.onnx", "--untimed"),
+    ],
+)
+def test_every_command_tells_how_the_model_was_taken(here: Path, command: tuple[str, ...]) -> None:
+    model = wide(
+        """(float[N,3,4,4] image) => (float[N,128] y) {
+            a = Conv<kernel_shape=[1,1]>(image, u) b = Relu(a) c = Conv<kernel_shape=[1,1]>(b, v) d = Relu(c)
+            e = Conv<kernel_shape=[1,1]>(d, w) y = Reshape(e, apart)
+        }""",
+        u=(8, 3, 1, 1), v=(8, 8, 1, 1), w=(8, 8, 1, 1), apart=[2, 128],
+    )  # fmt: skip
+    onnx.save(model, "baked.onnx")
+    np.savez("many.npz", image=np.repeat(IMAGES, 5, axis=0))
+    result = fine(*command, "--data", "many.npz", "--json")
+    (note,) = json.loads(result.stdout)["notes"]
+    assert "takes 2 images" in note and f"onnxshap: note: {note}" in result.stderr.splitlines()
+
+
+def test_a_sweep_tells_what_no_image_sees(here: Path) -> None:
+    model = wide(
+        "(float[N,3] x) => (float[N,4] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }",
+        w=(3, 8), v=np.zeros((8, 4), np.float32),
+    )  # fmt: skip
+    onnx.save(model, "still.onnx")
+    np.savez("x.npz", x=RNG.normal(size=(40, 3)).astype(np.float32))
+    said = fine("sweep", "still.onnx", "--data", "x.npz", "--keep", "0.5", "--method", "l1", "--repair", "none").stderr
+    assert (
+        said == "onnxshap: note: x.npz, held out: the outputs did not change at all on these inputs: neither the "
+        "scores nor the check say anything of the change; give --data that the model is meant for\n"
+    )
+
+
 def test_data_choose_free_dimensions_too(here: Path) -> None:
     model = onnx.parser.parse_model(NET.replace("3, 4, 4]", "3, H, W]"))
     model.graph.initializer.extend(net().graph.initializer)

@@ -166,7 +166,7 @@ def test_outputs_of_other_lengths_are_verified_and_not_scored() -> None:
     found = onnxshap.prune(as_long_as_what_it_adds_up(), keep_units=0.5, method="random", repair="none")
     assert found.verified.rel_err < 1e-5
     assert found.before.score == {"kl": 0, "agreement": 1}
-    assert any("kl, agreement of the cut model cannot be told" in note for note in found.notes)
+    assert any("kl, agreement of the new model cannot be told" in note for note in found.notes)
     written = prune_report(found, model="m", output=None, seed=0)
     assert written["after"]["score"] == {"kl": None, "agreement": None}
     prune_tables(written)

@@ -40,6 +40,7 @@ def evaluate(
     names = [model] if other is None else [model, other]
     found = report.comparison(names, figures, images=len(dataset), source=dataset.source)
     print_found(as_json, found, [report.figures_table(_short(names), found["models"], dataset.source)])
+    screen.notes(found["notes"])
 
 
 def _short(paths: Sequence[str]) -> list[str]:

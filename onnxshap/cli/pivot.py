@@ -65,6 +65,7 @@ def pivot(
         )  # fmt: skip
     found = report.pivot_report(result, model=model, output=written, seed=seed)
     print_found(as_json, found, report.pivot_tables(found))
+    screen.notes(result.notes)
     for line in found["left"]:
         screen.detail(f"whole: {line}")
     screen.note(f"wrote {written}")

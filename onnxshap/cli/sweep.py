@@ -84,6 +84,7 @@ def sweep(
         if plot is not None:
             write_plot(found, plot)
     print_found(as_json, found, report.sweep_tables(found))
+    screen.notes(result.notes)
     for share, why in result.left_out.items():
         screen.note(f"left out {share:g}: {why}")
     if output is not None or plot is not None:

@@ -54,4 +54,5 @@ def unify(
         )  # fmt: skip
     found = report.unify_report(result, model=model, output=written, seed=seed)
     print_found(as_json, found, report.unify_tables(found))
+    screen.notes(result.notes)
     screen.note(f"wrote {written}")

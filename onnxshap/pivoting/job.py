@@ -21,7 +21,7 @@ from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, ModelError, OnnxshapError
 from onnxshap.graph import save
 from onnxshap.graph.weights import file_size, put_in
-from onnxshap.measure import Figures, latencies, scores
+from onnxshap.measure import Figures, latencies, notes_on, scores, unchanged
 from onnxshap.opening import (
     REPAIR_IMAGES,
     ModelLike,
@@ -89,6 +89,7 @@ class Pivoted:
         images, source: calibration images, and where they came from.
         eval_images, eval_source: the same of the evaluation images.
         provider, threads: what times were measured with; 0 = all cores.
+        notes: what the user should know of how the model was taken and judged.
     """
 
     model: ModelProto
@@ -107,6 +108,7 @@ class Pivoted:
     eval_source: str
     provider: str
     threads: int
+    notes: tuple[str, ...] = ()
 
 
 @checked
@@ -223,13 +225,14 @@ def pivot(
             f"nothing is gained: with {len(splits)} Convs in groups the model runs in {after.latency_ms:.3g} ms, "
             f"as it was in {before.latency_ms:.3g}; give --untimed for fewer multiply-accumulates all the same"
         )
+    still = held_out.source if unchanged(found.outputs, reference) else None
     made = complete(traced, made)
     if output is not None:
         save(made, output, external=bool(traced.files))
     return Pivoted(
         put_in(made), splits, left, before, after, found.lost, found.exact, found.verified, repair, found.refits,
         len(dataset), dataset.source, len(held_out), held_out.source, provider_of(traced.backend),
-        threads_of(traced.backend),
+        threads_of(traced.backend), (*traced.notes, *notes_on(after.score, still)),
     )  # fmt: skip
 
 

@@ -112,6 +112,7 @@ def sweep_report(result: Sweep, *, model: str, seed: int, max_drop: float | None
         "before": _figures(result.before),
         "methods": [_curve(curve, result.before, max_drop) for curve in result.curves],
         "left_out": [{"keep_macs": share, "reason": why} for share, why in result.left_out.items()],
+        "notes": list(result.notes),
     }
 
 
@@ -168,6 +169,7 @@ def unify_report(result: Unified, *, model: str, output: str | None, seed: int) 
         "drop": _drop(result.drop),
         "before": figures(result.before, result.score_before),
         "after": figures(result.after, result.score_after),
+        "notes": list(result.notes),
     }
 
 
@@ -202,6 +204,7 @@ def pivot_report(result: Pivoted, *, model: str, output: str | None, seed: int) 
         "drop": _drop(result.drop),
         "before": _figures(result.before),
         "after": _figures(result.after),
+        "notes": list(result.notes),
         "verify": {"permuted": _verified(result.permuted), "groups": _verified(result.verified)},
     }
 
@@ -246,6 +249,7 @@ def comparison(models: Sequence[str], figures: Sequence[Figures], *, images: int
         "schema_version": SCHEMA_VERSION,
         "data": {"n": images, "source": source},
         "models": [{"model": m, **_figures(f)} for m, f in zip(models, figures, strict=True)],
+        "notes": list(dict.fromkeys(note for f in figures for note in f.notes)),
     }
 
 

@@ -375,6 +375,8 @@ def prune(
     clock = Clock()
     budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units, keep_bytes)
     check_names(repair, allocation)
+    if keep_units is not None:
+        allocation = "uniform"  # it says every width
     check_drop(max_drop)
     if target_latency is not None and not 0 < target_latency < float("inf"):
         raise BudgetError(f"target-latency is {target_latency:g}; give milliseconds, above 0")
@@ -392,7 +394,7 @@ def prune(
             check_tuning(distill_seconds)
             check_tunable(free)
         dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
-        check_images(allocation, min(len(dataset), REPAIR_IMAGES))
+        check_images(repair, allocation, min(len(dataset), REPAIR_IMAGES))
         progress("trace", 1, 1)
     with clock.stage("score"):
         scored = sample(dataset, affordable(traced, groups, samples, method), seed)

@@ -206,7 +206,7 @@ def sweep(
     if len(left_out) == len(budgets):
         raise BudgetError(next(iter(left_out.values())))
     dataset, held_out = hold_out(traced, dataset, eval_data, seed, "a sweep")
-    check_images(allocation, min(len(dataset), REPAIR_IMAGES))
+    check_images(repair, allocation, min(len(dataset), REPAIR_IMAGES))
     bench = _Bench.of(traced, held_out, payoff)
     free, repaired_on = free_batch(traced), sample(dataset, REPAIR_IMAGES, seed)
     if repair == "distill":

@@ -44,6 +44,14 @@ def undefined(m: ModelProto) -> None:
     m.graph.node[1].input[0] = "nowhere"
 
 
+def no_op(m: ModelProto) -> None:
+    node(m, "", ["h"], ["n"])
+
+
+def makes_nothing(m: ModelProto) -> None:
+    node(m, "Relu", ["h"], [])
+
+
 def undefined_in_a_body(m: ModelProto) -> None:
     body = helper.make_graph(
         [helper.make_node("Neg", ["nowhere"], ["n"], name="inner")],
@@ -199,6 +207,8 @@ FLOATS = helper.make_tensor_type_proto(TensorProto.FLOAT, [2])
 BROKEN: list[tuple[Callable[[ModelProto], None], str]] = [
     (cycle, "m.onnx: the graph has a cycle: 'b' (Relu) -> 'a' (MatMul) -> 'b' (Relu); mend it"),
     (undefined, "m.onnx: node 'b' (Relu) reads 'nowhere', which nothing makes; mend"),
+    (no_op, "m.onnx: node 3 ('new') has no op type; take it out, or export the model again"),
+    (makes_nothing, "m.onnx: node 3 ('new') makes nothing; take it out, or export the model again"),
     (undefined_in_a_body, "node 'inner' (Neg) reads 'nowhere' in a body of 'choice' (If), which nothing makes"),
     (two_nodes_make_one, "two outputs of nodes are named 'r'; give every tensor one name"),
     (one_node_makes_it_twice, "two outputs of nodes are named 's'"),

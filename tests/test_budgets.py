@@ -63,6 +63,19 @@ def test_a_known_loss_decides_the_widths() -> None:
         make_plan(candidates, Budget(macs=0.1, multiple_of=2), measure)
 
 
+def test_steps_are_halved_no_less_than_never() -> None:
+    assert Budget(finer=1).step(64) == 4
+    with pytest.raises(BudgetError, match="finer is -1; give how often steps are halved, 0 or more"):
+        Budget(finer=-1)
+
+
+@pytest.mark.parametrize("asked", [None, "iterative"])
+def test_shares_of_every_group_are_told_as_what_they_are(asked: str | None) -> None:
+    """Nothing is measured for them, so too few images to measure with are no reason to refuse."""
+    found = onnxshap.prune(raw_net(), images(24), keep_units=0.5, method="l1", allocation=asked)
+    assert found.allocation == "uniform" and "curves" not in found.seconds
+
+
 @pytest.mark.parametrize(
     ("multiple", "steps"), [(16, {32: 16, 31: 8, 16: 8, 15: 4, 3: 1, 1: 1}), (12, {24: 12, 23: 6, 6: 3, 5: 1})]
 )

@@ -471,6 +471,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_scoring(
         assert "no/x.onnx: cannot be written (No such file or directory)" in refused(*common, "-o", "no/x.onnx")
         assert "d.npz/x: cannot be written (Not a directory)" in refused(*common, "-o", "d.npz/x")
         assert "folder: is no plain file" in refused(*common, "-o", "folder")
+        assert "the output path is empty; give -o another path" in refused(*common, "-o", "")
         assert "m.onnx: would replace the model; give -o another path" in refused(*common, "-o", "folder/../m.onnx")
         assert "d.npz: would replace --data" in refused(*common, "-o", "d.npz")
     common = ("prune", "m.onnx", "--data", "d.npz")
@@ -803,7 +804,7 @@ def test_an_empty_path_is_not_the_folder_one_is_in(here: Path, option: str) -> N
 def test_too_few_images_for_curves_are_told_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "score_groups", unreachable)
     for allocation in ("curves", "iterative"):
-        said = refused("prune", "m.onnx", "--data", "d.npz", *FEW, "--allocation", allocation)
+        said = refused("prune", "m.onnx", "--data", "d.npz", "--keep-macs", "0.5", "--allocation", allocation)
         assert f"allocation {allocation} needs at least 34 images" in said
 
 

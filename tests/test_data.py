@@ -243,7 +243,7 @@ def test_free_dims_and_the_batch_take_any_length(free: tuple[int | None, ...]) -
     [
         ({"foo": X}, ONE, ("has 'foo'", "'pixels'", "name the arrays")),
         ({}, ONE, ("has nothing", "'pixels'")),
-        ({"pixels": X, "extra": X}, ONE, ("has 'pixels', 'extra'", "inputs are 'pixels'")),
+        ({"pixels": X, "extra": X}, ONE, ("has 'pixels', 'extra'", "inputs are 'pixels': leave out 'extra'")),
         ({"pixels": X, "labels": LABELS, "y": LABELS}, ONE, ("has 'pixels', 'y'",)),
         (({"pixels": X, "y": LABELS}, LABELS), ONE, ("has 'pixels', 'y'",)),
         ({"ids": np.ones((3, 2), int)}, TWO, ("has 'ids'", "'ids', 'scale'")),
@@ -255,6 +255,8 @@ def test_free_dims_and_the_batch_take_any_length(free: tuple[int | None, ...]) -
             TWO,
             ("different lengths", "'ids' 3, 'scale' 4", "one entry an image"),
         ),
+        (np.ones((5, 4, 3)), specs(x=("float32", (None, 1, 4, 3))), ("axis 1 is missing, np.expand_dims(x, 1)",)),
+        (np.ones((5, 1, 3)), specs(x=("float32", (None, 1, 1, 3))), ("give one entry an image",)),
         ((X, LABELS[:4]), ONE, ("4 labels for 5 images", "one label an image")),
         ((X, 3), ONE, ("labels of shape [] for 5 images",)),
         ((X, LABELS[None]), ONE, ("memory: labels of shape [1, 5] for 5 images: give one label an image",)),

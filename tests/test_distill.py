@@ -277,11 +277,15 @@ def test_channels_of_dense_outputs_are_tuned_in_their_units(axis: int) -> None:
 
 
 def test_time_and_images_are_asked_for() -> None:
+    told = set[str]()
     for seconds in (0, float("inf"), float("nan")):
         with pytest.raises(BudgetError, match=f"distill-seconds is {seconds}; give a number of seconds above 0"):
             onnxshap.prune(net(), images(60), keep_macs=0.6, method="l1", repair="distill", distill_seconds=seconds)
     with pytest.raises(DataError, match="distill needs at least 25 images, there are 24"):
-        onnxshap.prune(net(), images(24), keep_macs=0.6, method="l1", repair="distill")
+        onnxshap.prune(
+            net(), images(24), keep_macs=0.6, method="l1", repair="distill", progress=lambda *at: told.add(at[0])
+        )
+    assert told == {"trace"}  # before anything is scored or measured
 
 
 def test_more_than_the_usual_seconds_give_more_epochs(monkeypatch: pytest.MonkeyPatch) -> None:

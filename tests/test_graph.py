@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -330,6 +331,20 @@ def test_data_lie_where_a_link_and_what_it_points_to_find_them(tmp_path: Path) -
 def test_any_name_that_a_file_may_have_can_be_written(tmp_path: Path, name: str) -> None:
     save(small_net(), tmp_path / name)
     assert files(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664])
+def test_a_file_that_is_replaced_is_for_the_same_readers(tmp_path: Path, mode: int) -> None:
+    """A private file would be public otherwise, or one that a service reads private."""
+    path, mask = tmp_path / "m.onnx", os.umask(0o027)
+    try:
+        save(small_net(), path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        path.chmod(mode)
+        save(small_net(), path)
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == mode and files(tmp_path) == ["m.onnx"]
 
 
 def test_only_plain_files_are_replaced(tmp_path: Path) -> None:

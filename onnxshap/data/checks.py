@@ -28,10 +28,9 @@ def check_data(data: Dataset, specs: Mapping[str, InputSpec], labels_from: str |
     if not specs:
         raise DataError(f"{where}: the model has no inputs to feed: give a model that reads its data from an input")
     if set(data.inputs) != set(specs):
-        raise DataError(
-            f"{where}: has {names_of(data.inputs)}, the model's inputs are {names_of(specs)}: "
-            "name the arrays as the inputs"
-        )
+        extra = [name for name in data.inputs if name not in specs]
+        remedy = f"leave out {names_of(extra)}" if set(data.inputs) > set(specs) else "name the arrays as the inputs"
+        raise DataError(f"{where}: has {names_of(data.inputs)}, the model's inputs are {names_of(specs)}: {remedy}")
     inputs = {name: _fit(data.inputs[name], spec, f"{where}: {name!r}") for name, spec in specs.items()}
     once = {
         name
@@ -59,6 +58,8 @@ def _fit(value: Any, spec: InputSpec, where: str) -> Array:
         hint = "give one entry an image along axis 0"
         if array.ndim == len(wanted) - 1 and _matches(array.shape, wanted[1:]):
             hint = "one image alone needs an axis in front, x[None]"
+        elif array.ndim == len(wanted) - 1 and (axis := _missing_axis(array.shape, wanted)) is not None:
+            hint = f"axis {axis} is missing, np.expand_dims(x, {axis}) adds it"
         if spec.batch and array.ndim == len(wanted) + 1 and array.shape[spec.batch + 1] == 1:
             hint = f"leave out axis {spec.batch + 1}, of its batch: x.squeeze({spec.batch + 1})"
         raise DataError(f"{where}: shape {list(array.shape)}, the model wants [{free}]: {hint}")
@@ -75,6 +76,12 @@ def _fit(value: Any, spec: InputSpec, where: str) -> Array:
     if not array.size:
         raise DataError(f"{where}: shape {list(array.shape)} is empty: give at least one image")
     return _finite(_cast(array, spec.dtype, where), where)
+
+
+def _missing_axis(shape: Sequence[int], wanted: Sequence[int | None]) -> int | None:
+    """Return where an axis of one entry makes a shape the one that is wanted; None where none, or several, do."""
+    places = [k for k in range(1, len(wanted)) if _matches([*shape[:k], 1, *shape[k:]], wanted)]
+    return places[0] if len(places) == 1 else None
 
 
 def _matches(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:

@@ -19,8 +19,8 @@ from onnxshap.errors import DataError, told
 
 LABEL_NAMES = ("labels", "y")
 """Array names that hold the targets, unless the model has an input of that name."""
-INPUT_NAMES = ("x", "X", "images", "data", "input")
-"""Array names that a single-input model takes for its input."""
+INPUT_NAMES = ("x", "X", "images", "data", "input", "arr_0")
+"""Array names that a single-input model takes for its input; the last is what np.savez calls an array without one."""
 
 
 def from_object(value: Any, specs: Mapping[str, InputSpec], where: str) -> Dataset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,6 @@ def only_input(specs: Mapping[str, InputSpec], where: str, what: str) -> InputSp
     return next(iter(specs.values()))
 
 
-def names_of(names: Mapping[str, Any]) -> str:
+def names_of(names: Iterable[str]) -> str:
     """Return names in one line."""
     return ", ".join(repr(name) for name in names) or "nothing"

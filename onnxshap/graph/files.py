@@ -1,6 +1,6 @@
 """Files that appear whole or not at all: written beside their place, synced, then renamed.
 
-A link stays one: the file that it points to is replaced.
+A link stays one: the file that it points to is replaced. Who may read and write a file stays as it was, too.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ def place_of(path: str | Path, remedy: str = _ANOTHER) -> Path:
     """Return the file that an output path stands for, which need not be there yet: links are followed.
 
     Raises:
-        ModelError: what is there is no plain file, or it cannot be reached; `remedy` is what the message ends in.
+        ModelError: it is empty, what is there is no plain file, or it cannot be reached; `remedy` ends the message.
     """
+    if not os.fspath(path):
+        raise ModelError(f"the output path is empty; {remedy}")
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise ModelError(f"{path}: is no plain file; {remedy}")
@@ -85,7 +87,8 @@ def whole_files(*paths: Path) -> Iterator[list[Path]]:
             for temporary in temporaries:
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
-                temporary.chmod(0o666 & ~_umask())
+            for path, temporary in zip(paths, temporaries, strict=True):
+                temporary.chmod(_mode(places[path]))
             with contextlib.ExitStack() as undo:
                 for current, temporary in zip(paths, temporaries, strict=True):
                     if len(paths) > 1:
@@ -119,7 +122,11 @@ def _restorer(path: Path, cleanup: contextlib.ExitStack) -> Callable[[], object]
     return lambda: backup.replace(path)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _mode(path: Path) -> int:
+    """Return the permissions of the file at a path, or of a new one."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask

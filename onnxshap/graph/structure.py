@@ -105,7 +105,8 @@ def check_structure(model: ModelProto) -> None:
     """Check that a model's graph is well formed.
 
     Raises:
-        ModelError: a name is made twice or never, no operator set is imported, or the graph has a cycle.
+        ModelError: a name is made twice or never, a node has no op or makes nothing, no operator set is imported, or
+            the graph has a cycle.
     """
     if not model.opset_import and not all(node.domain for node in model.graph.node):
         raise ModelError("it imports no operator set, so its ops have no meaning; export it again")
@@ -130,7 +131,10 @@ def _check_graph(graph: GraphProto, outside: frozenset[str], where: str) -> None
             "give every tensor one name, or export it again"
         )
     known = frozenset(outside.union(given, made))
-    for node in graph.node:
+    for number, node in enumerate(graph.node):
+        if not node.op_type or not any(node.output):
+            lacks = "makes nothing" if node.op_type else "has no op type"
+            raise ModelError(f"node {number} ({node.name!r}){where} {lacks}; take it out, or export the model again")
         missing = next((name for name in node.input if name and name not in known), None)
         if missing is not None:
             raise ModelError(

@@ -64,6 +64,8 @@ class Budget:
             raise BudgetError(f"multiple-of is {self.multiple_of}; give a width of at least 1")
         if self.min_units < 1:
             raise BudgetError(f"min-units is {self.min_units}; no group can be emptied, give at least 1")
+        if self.finer < 0:
+            raise BudgetError(f"finer is {self.finer}; give how often steps are halved, 0 or more")
 
     @property
     def shares(self) -> dict[str, float]:

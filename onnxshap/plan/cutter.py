@@ -48,12 +48,15 @@ def check_names(repair: str | None, allocation: str | None) -> None:
             raise OnnxshapError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
 
 
-def check_images(allocation: str | None, images: int) -> None:
-    """Refuse to measure curves on too few images.
+def check_images(repair: str | None, allocation: str | None, images: int) -> None:
+    """Refuse to measure curves, or to distil, on too few images.
 
     Raises:
-        OnnxshapError: they were asked for, and the images are too few to fit on a part of them.
+        OnnxshapError: curves were asked for, and the images are too few to fit on a part of them.
+        DataError: distillation was, and they are too few to judge it by a part of them.
     """
+    if repair == "distill":
+        divided(images, 0)
     least = math.ceil(FEWEST_IMAGES / FITTED)
     if allocation in ("curves", "iterative") and images < least:
         raise OnnxshapError(f"allocation {allocation} needs at least {least} images; give more data")
@@ -169,7 +172,7 @@ class Cutter:
             check_tuning(self.tuning_seconds)
         self.repair = repair_for(self.repair, len(self.data))
         asked = self.allocation in ("curves", "iterative")
-        check_images(self.allocation, len(self.data))
+        check_images(self.repair, self.allocation, len(self.data))
         images, self._fractions = affordable(self.traced, self.groups, len(self.data), float("inf") if asked else WORK)
         if self.allocation is None:
             self.allocation = "curves" if images and self.repair in REFITS else "uniform"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -324,6 +325,15 @@ def test_a_sweep_tells_what_no_image_sees(here: Path) -> None:
         said == "onnxshap: note: x.npz, held out: the outputs did not change at all on these inputs: neither the "
         "scores nor the check say anything of the change; give --data that the model is meant for\n"
     )
+
+
+def test_what_kills_the_process_says_where(here: Path) -> None:
+    """Kernels of onnxruntime may: of integers, the least divided by -1."""
+    Path("crash.py").write_text("import os, signal\n\ndef f():\n    os.kill(os.getpid(), signal.SIGFPE)\n")
+    command = [sys.executable, "-m", "onnxshap", "prune", "m.onnx", "--data", "crash:f"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGFPE and done.stdout == ""
+    assert done.stderr.startswith("Fatal Python error: Floating") and "crash.py" in done.stderr
 
 
 def test_data_choose_free_dimensions_too(here: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import io
 import os
 import signal
@@ -29,6 +31,9 @@ def main(ctx: click.Context) -> None:
     """Make an exported ONNX model smaller and faster, without its training code."""
     if sys.stderr is None:  # closed by who called: nothing can be said
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    elif not faulthandler.is_enabled():  # a kernel that divides by zero ends the process: where it was is said
+        with contextlib.suppress(OSError):
+            faulthandler.enable(os.dup(_STDERR), all_threads=False)  # which is silenced at times
     for stream in (sys.stdout, sys.stderr):  # names that a terminal cannot show must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -37,6 +42,9 @@ def main(ctx: click.Context) -> None:
             if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
                 signal.signal(number, _end)
     ctx.obj = Screen()
+
+
+_STDERR = 2
 
 
 def _end(number: int, frame: object) -> None:

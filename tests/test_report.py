@@ -17,6 +17,7 @@ import onnxshap
 from onnxshap import report
 from onnxshap.core import Array, Values
 from onnxshap.errors import DataError, ModelError
+from onnxshap.report.cells import count
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 3, 4, 4] image) => (float[N, 4] scores)
@@ -275,6 +276,31 @@ def test_the_page_holds_the_tables_and_needs_nothing_else(pruned: onnxshap.Prune
     assert "http" not in page and "src=" not in page
     report.write_prune_report(found, tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_numbers_are_never_cut_whatever_the_names(width: int) -> None:
+    """As of tf2onnx, where names tell the path of a layer through all scopes: they fold."""
+    name = "StatefulPartitionedCall/" + "/".join(f"block_{i}_expand_relu" for i in range(9))
+    model = net()
+    for node in model.graph.node:
+        node.name = f"{name}/{node.output[0]}"
+    found = report.inspection(onnxshap.trace(model), model="m.onnx")
+    (group,) = found["groups"]
+    rows = [line.split() for line in text_of(*report.inspection_tables(found), width=width).splitlines()]
+    first = next(row for row in rows if "channel" in row)
+    assert first[1:-2] == ["channel", "8", *count(group["macs"]).split(), *count(group["params"]).split()]
+    assert group["name"] in "".join(row[0] for row in rows if row)
+
+
+def test_titles_as_long_as_a_path_fold_too(pruned: onnxshap.Pruned) -> None:
+    found = report.prune_report(pruned, model="m.onnx", output=None, seed=0)
+    names = [f"{letter * 150}.onnx" for letter in "ab"]
+    drawn = text_of(report.figures_table(names, [found["before"], found["after"]], "memory"), width=80)
+    rows = [line.split() for line in drawn.splitlines()]
+    assert ["parameters", "260", "132", "x", "0.508"] in rows
+    for column, name in enumerate(names):
+        assert "".join(row[column] for row in rows[: [len(row) == 1 for row in rows].index(True)]) == name
 
 
 def test_values_that_a_limit_ended_say_on_how_few_images_they_rest(images: dict[str, Array]) -> None:

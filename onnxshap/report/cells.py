@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
-from rich.console import OverflowMethod
+from rich.cells import cell_len
+from rich.console import Console, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+_LEAST = 5
+"""Characters that are left of a column that is shortened, before names fold."""
+_NO_LIMIT = 10**6
 
 
 def empty_table(*columns: str) -> Table:
@@ -28,6 +33,24 @@ def add_row_of(table: Table, *cells: object) -> None:
     """Add a row of cells, those of columns that may be shortened on one line."""
     shortened = (column.overflow == "ellipsis" for column in table.columns)
     table.add_row(*(Text(str(cell), no_wrap=cut or None) for cell, cut in zip(cells, shortened, strict=True)))
+
+
+def make_fit(table: Table, console: Console) -> None:
+    """Let names and titles of a table fold where they leave no room for what stands beside them: no number is cut."""
+    whole = console.measure(table, options=console.options.update(max_width=_NO_LIMIT)).maximum
+    shrinking = [column for column in table.columns if not column.no_wrap]
+    spare = sum(max(0, _widest((column.header, *column.cells)) - _LEAST) for column in shrinking)
+    if whole - spare > console.width:
+        for column in table.columns:
+            column.no_wrap = False
+            if column.justify == "right":
+                column.min_width = _widest(column.cells)  # its title may fold
+            elif column.overflow == "ellipsis":
+                column.max_width = _LEAST
+
+
+def _widest(cells: Iterable[RenderableType]) -> int:
+    return max((cell_len(str(cell)) for cell in cells), default=0)
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

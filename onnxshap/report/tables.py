@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxshap.api import Scores
-from onnxshap.report.cells import add_row_of, count, empty_table, in_bytes, in_milliseconds, listed, plural
+from onnxshap.report.cells import add_row_of, count, empty_table, in_bytes, in_milliseconds, listed, make_fit, plural
 from onnxshap.report.reports import Report
 
 _LIMITS = ("max-evals", "max-seconds")
@@ -235,6 +235,8 @@ def show(renderables: Iterable[RenderableType], console: Console) -> None:
     for number, item in enumerate(renderables):
         if number:
             console.print()
+        if isinstance(item, Table):
+            make_fit(item, console)
         console.print(item, markup=False, highlight=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -136,16 +136,16 @@ class Pruned:
         unchanged: whether the outputs that judge are the original's to the bit, though units went.
     """
 
-    model: ModelProto
-    keep: Mapping[str, BoolArray]
-    scores: Scores
-    traced: Traced
+    model: ModelProto = field(repr=False)
+    keep: Mapping[str, BoolArray] = field(repr=False)
+    scores: Scores = field(repr=False)
+    traced: Traced = field(repr=False)
     before: Figures
     after: Figures
-    removed_slices: list[dict[str, object]]
+    removed_slices: list[dict[str, object]] = field(repr=False)
     verified: Verified
     repair: str
-    refits: list[Refit]
+    refits: list[Refit] = field(repr=False)
     seconds: Mapping[str, float]
     eval_images: int
     eval_source: str

@@ -45,12 +45,12 @@ class Traced:
         path: its own file, None where it came from none.
     """
 
-    source: ModelProto
-    shaped: Shaped
-    labels: Labels
+    source: ModelProto = field(repr=False)
+    shaped: Shaped = field(repr=False)
+    labels: Labels = field(repr=False)
     backend: Backend = field(default_factory=OrtBackend)
     files: tuple[Path, ...] = ()
-    tail: Tail | None = None
+    tail: Tail | None = field(default=None, repr=False)
     path: Path | None = None
 
     @cached_property

@@ -20,7 +20,7 @@ import importlib
 import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +137,7 @@ class Unified:
         notes: what the user should know of how the model was taken and judged.
     """
 
-    model: ModelProto
+    model: ModelProto = field(repr=False)
     before: Size
     after: Size
     score_before: Mapping[str, float]

@@ -269,6 +269,7 @@ def test_free_dims_and_the_batch_take_any_length(free: tuple[int | None, ...]) -
         ),
         (np.where(LABELS == 4, np.inf, 0.0)[:, None, None] + X, ONE, ("'pixels'", "NaN or Inf", "row 4")),
         (np.full((1, 2), 1e6), specs(x=("float16", (1, 2))), ("'x'", "NaN or Inf (in float16)", "row 0")),
+        (np.ma.masked_greater(X, 0.5), ONE, ("'pixels'", "some entries are masked", "x.filled(")),
         ([[1.0], [1.0, 2.0]], ONE, ("'pixels'", "cannot be made an array", "NumPy array")),
         ({"pixels": [None]}, ONE, ("'pixels'", "list of Python objects")),
         ((X, {"a": 1}), ONE, ("labels", "dict of Python objects")),

@@ -293,6 +293,12 @@ def test_numbers_are_never_cut_whatever_the_names(width: int) -> None:
     assert group["name"] in "".join(row[0] for row in rows if row)
 
 
+def test_what_a_notebook_shows_of_a_result_is_its_figures(pruned: onnxshap.Pruned) -> None:
+    shown = repr(pruned)
+    assert "before=Figures(macs=" in shown and "repair='fold'" in shown and "ModelProto" not in shown
+    assert len(shown) < 2000 and len(repr(pruned.traced)) < 500
+
+
 def test_titles_as_long_as_a_path_fold_too(pruned: onnxshap.Pruned) -> None:
     found = report.prune_report(pruned, model="m.onnx", output=None, seed=0)
     names = [f"{letter * 150}.onnx" for letter in "ab"]

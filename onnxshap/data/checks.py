@@ -149,6 +149,10 @@ def _fit_labels(value: Any, n: int, data: str, labels_from: str | None) -> Array
 
 def as_array(value: Any, where: str) -> Array:
     """Return any array-like (lists, tensors of other frameworks) as an array of numbers."""
+    if np.ma.is_masked(value):
+        raise DataError(
+            f"{where}: some entries are masked, and a model reads all: give x.filled(...) of a value for them"
+        )
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -92,7 +92,7 @@ class Pivoted:
         notes: what the user should know of how the model was taken and judged.
     """
 
-    model: ModelProto
+    model: ModelProto = field(repr=False)
     splits: Sequence[Split]
     left: Sequence[str]
     before: Figures
@@ -101,7 +101,7 @@ class Pivoted:
     permuted: Verified
     verified: Verified
     repair: str
-    refits: Sequence[Refit]
+    refits: Sequence[Refit] = field(repr=False)
     images: int
     source: str
     eval_images: int

@@ -27,6 +27,7 @@ from onnxshap.groups import MASKS, Group
 from onnxshap.labels import Site
 from onnxshap.labels.kernels import block_diagonal, in_first
 from onnxshap.shapes.constants import static_values
+from onnxshap.shapes.folding import Shape
 from onnxshap.shapes.images import Images
 from onnxshap.tracing import Traced, trace
 
@@ -113,6 +114,41 @@ def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray
     return found
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Units along an axis of any size: the axis is so many equal runs of one unit each, or the units over and over.
+
+    Attributes:
+        units: int[k, slots], the units of the runs, or those that come again and again.
+        inner: whether they come again and again.
+    """
+
+    units: NDArray[np.intp]
+    inner: bool
+
+    def shapes(self, shape: Shape, axis: int) -> tuple[list[int], list[int]]:
+        """Return what a tensor is reshaped to so that the units have an axis for themselves, and back."""
+        pair = [-1, len(self.units)] if self.inner else [len(self.units), -1]
+        return [*[0] * axis, *pair, *shape[axis + 1 :]], [*[0] * axis, -1, *shape[axis + 1 :]]
+
+
+def blocks_of(units: NDArray[np.intp]) -> Blocks | None:
+    """Return the fewest blocks of units int[n, slots] along an axis, None where it is not made of several.
+
+    >>> blocks_of(np.array([[4], [4], [7], [7]])).units.ravel().tolist()
+    [4, 7]
+    >>> blocks_of(np.array([[4], [7], [4], [7]])).inner
+    True
+    """
+    for count in (k for k in range(1, len(units)) if len(units) % k == 0):
+        for inner in (False, True):
+            apart = units.reshape(-1, count, units.shape[1]) if inner else units.reshape(count, -1, units.shape[1])
+            along = 0 if inner else 1
+            if (apart == apart.take([0], along)).all():
+                return Blocks(np.asarray(apart.take(0, along), np.intp), inner)
+    return None
+
+
 @dataclass
 class _Masks:
     """The masked model under construction."""
@@ -171,17 +207,29 @@ class _Masks:
         """Multiply the mask into a site's input and, for mean filling, add what the means leave to its output."""
         if self.probe is not None and site.stored:
             return  # weights alone: nothing of the images is scaled there
-        row = self._axis_mask(site.tensor, site.axis)
+        blocks = self._blocks(site) if table is None else None
+        row = self._axis_mask(site.tensor, site.axis, blocks)
         source = node.input[site.input]  # masked already where another of its axes is summed over here too
         zero = node.input[site.zero] if site.zero is not None and site.zero < len(node.input) else ""
         key = ("masked", source, str(site.axis), zero)
         if key not in self.made:
             output = self.names.new(f"{source}.masked{site.axis}" + (f".{zero}" if zero else ""))
             self.made[key] = output
-            shaped = self._broadcast(row, site.tensor, site.axis, f"{row}.for.{output}")
-            self.before.setdefault(site.node, []).extend(
-                self._apart(site.tensor, site.axis, source, output, lambda x, y: self._apply(site, x, shaped, y, zero))
+            shaped = self._broadcast(row, site.tensor, site.axis, f"{row}.for.{output}", blocks)
+
+            def apply(x: str, y: str) -> list[NodeProto]:
+                return self._apply(site, x, shaped, y, zero)
+
+            apart = (
+                self._apart(site.tensor, site.axis, source, output, apply)
+                if blocks is None
+                else (
+                    self._between(
+                        source, output, *blocks.shapes(self.traced.shaped.shapes[site.tensor], site.axis), apply
+                    )
+                )
             )
+            self.before.setdefault(site.node, []).extend(apart)
         node.input[site.input] = self.made[key]
         if table is None or site.weight is None:
             return
@@ -208,8 +256,15 @@ class _Masks:
         place, shape = self._images(name, axis), self.traced.shaped.shapes[name]
         if place is None or place.alone:
             return nodes(source, output)
-        split = self._constant(f"{output}.split", np.array(place.split(shape), np.int64))
         whole = [-1 if axis == place.axis else size for axis, size in enumerate(shape)]
+        return self._between(source, output, place.split(shape), whole, nodes)
+
+    def _between(
+        self, source: str, output: str, apart_as: Sequence[int], whole: Sequence[int],
+        nodes: Callable[[str, str], list[NodeProto]],
+    ) -> list[NodeProto]:  # fmt: skip
+        """Return nodes from `source` to `output` with a Reshape in front of them and one behind."""
+        split = self._constant(f"{output}.split", np.array(apart_as, np.int64))
         merged = self._constant(f"{output}.merged", np.array(whole, np.int64))
         apart, done = self.names.new(f"{output}.apart"), self.names.new(f"{output}.done")
         return [
@@ -259,13 +314,23 @@ class _Masks:
             self.made["one",] = self._constant(f"{MASKS}1", np.ones((1, 1), np.float32))
         return self.made["one",]
 
-    def _axis_mask(self, name: str, axis: int) -> str:
-        """Return the tensor float32[rows, n] that masks an axis: the product of its units' masks.
+    def _blocks(self, site: Site) -> Blocks | None:
+        """Return how a mask goes along an axis whose size follows the inputs, None where it is as long as it was."""
+        shaped, images = self.traced.shaped, self.traced.images(site.tensor)
+        behind = range(site.axis + 1, len(shaped.shapes[site.tensor]))
+        free = (site.tensor, site.axis) in shaped.varying and self.probe is None
+        alone = images is None or (images.alone and images.axis < site.axis)
+        if not free or not alone or any((site.tensor, k) in shaped.varying for k in behind):
+            return None
+        return blocks_of(self.traced.labels.units(site.tensor, site.axis))
+
+    def _axis_mask(self, name: str, axis: int, blocks: Blocks | None) -> str:
+        """Return the tensor float32[rows, n] that masks an axis, or its blocks: the product of its units' masks.
 
         mask = prod over slots of 1 + (m - 1) S, where S selects the unit of each position: exact for 0 and 1, and one
         small MatMul instead of a gather for each group.
         """
-        units = self.traced.labels.units(name, axis)
+        units = self.traced.labels.units(name, axis) if blocks is None else blocks.units
         key = ("mask", units.tobytes(), units.shape)
         if key in self.made:
             return self.made[key]
@@ -300,12 +365,14 @@ class _Masks:
         chosen = self._constant(f"{wish}.select", selector)
         return self._put("MatMul", [self.made[key], chosen], wish)
 
-    def _broadcast(self, row: str, name: str, axis: int, wish: str) -> str:
+    def _broadcast(self, row: str, name: str, axis: int, wish: str, blocks: Blocks | None = None) -> str:
         """Return `row` [rows, n] shaped and typed to multiply an axis of a tensor, rows on its batch axis."""
         shaped, place = self.traced.shaped, self._images(name, axis)
         rank, batch, size = len(shaped.shapes[name]), None if place is None else place.axis, shaped.shapes[name][axis]
         if place is not None and not place.alone:
             rank, batch, axis = rank + 2, place.axis + 1, axis + 2 * (axis > place.axis)
+        if blocks is not None:
+            rank, axis, size = rank + 1, axis + blocks.inner, len(blocks.units)
         wanted = [1] * rank
         wanted[axis] = -1 if batch is None else size
         if batch is not None:

@@ -10,6 +10,7 @@ import pytest
 from onnx import GraphProto, TensorProto, helper
 
 from onnxshap.backend import OrtBackend
+from onnxshap.masking import insert_masks, mask_name
 from onnxshap.rewrite import drop_units
 from onnxshap.shapes.alone import Alone, Given
 from onnxshap.shapes.doubts import doubtful
@@ -117,6 +118,17 @@ NETS = {
         c = Relu(b)
         y = Conv(c, w2)
     }""", w0=(8, 3, 1, 1), w1=(6, 8, 1, 1), w2=(2, 6, 1, 1), minus=[-1], **ENDS), [6]),
+    "normalised over all of free space, channels last": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+        a = Conv(x, w0)
+        l = Transpose<perm=[0,2,3,1]>(a)
+        r = Reshape(l, one)
+        n = InstanceNormalization<epsilon=0.1>(r, s, t)
+        e = Shape(l)
+        m = Reshape(n, e)
+        f = Transpose<perm=[0,3,1,2]>(m)
+        b = Mul(f, u)
+        y = Conv(b, w9)
+    }""", **FREE_GROUP_NORM_WEIGHTS | {"w0": (8, 3, 1, 1), "one": [0, 1, -1]}), [8]),
     "normalised over all of free space": (net(FREE_GROUP_NORM, **FREE_GROUP_NORM_WEIGHTS), [8]),
 }  # fmt: skip
 
@@ -129,11 +141,14 @@ def test_a_cut_is_exact_at_sizes_that_were_not_seen(name: str) -> None:
     for seed in range(3):
         plan = draw_plan(traced, 0.5, np.random.default_rng(seed))
         small, removed = drop_units(traced, plan), zeroed(model, removed_slices(traced, plan))
+        masked = insert_masks(traced)
+        masks = {mask_name(g): plan[g.name][None].astype(np.float32) for g in traced.groups}
         # onnxruntime sums the thousands of numbers of an InstanceNormalization less exactly than those of a ReduceMean
         tolerance = 10 * TOLERANCE if name.startswith("normalised") else TOLERANCE
         for height, width in ((64, 64), (33, 47), (50, 66), (17, 24), (100, 29)):
             feeds = {"x": np.random.default_rng(seed).normal(size=(2, 3, height, width)).astype(np.float32)}
             assert relative_error(run(small, feeds), run(removed, feeds)) <= tolerance, (height, width)
+            assert relative_error(run(masked, feeds | masks), run(small, feeds)) <= tolerance, (height, width)
 
 
 def test_a_size_of_which_the_model_takes_one_does_not_hold_the_others() -> None:

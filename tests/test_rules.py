@@ -1172,11 +1172,27 @@ case("split into equal parts", conv_net("""
 case("split by number of outputs", conv_net("""
     p, q = Split<axis=1, num_outputs=2>(a)
     b = Concat<axis=1>(q, p)
-""", opset=18), [4])
-case("split into unequal parts without sizes stays", conv_net("""
+""", opset=18), [8])
+case("split into unequal parts without sizes", conv_net("""
     p, q = Split<axis=1, num_outputs=2>(a)
     b = Concat<axis=1>(q, p)
-""", opset=18, c=7, d=7), [], "unequal parts")
+""", opset=18, c=7, d=7), [7])
+for opset in (11, 13):
+    case(f"split into equal parts of which one is left as it is, opset {opset}", conv_net("""
+        p, q = Split<axis=1>(a)
+        s = Sigmoid(q)
+        b = Concat<axis=1>(s, p)
+    """, opset=opset), [8])
+case("split into parts of a size that follows the inputs", net("""(float[N,3,T] x) => (float[N,2] y) {
+    a = Conv(x, w0)
+    l = Transpose<perm=[0,2,1]>(a)
+    r = Reshape(l, flat)
+    p, q = Split<axis=1, num_outputs=2>(r)
+    m = Mul(p, q)
+    k = Reshape(m, apart)
+    s = ReduceSum<keepdims=0>(k, middle)
+    y = MatMul(s, w1)
+}""", opset=18, w0=(8, 3, 1), flat=[0, -1], apart=[0, -1, 8], middle=[1], w1=(8, 2)), [8])
 case("slices", conv_net("""
     p = Slice(a, s0, e0, axes0)
     q = Slice(a, s1, e1, axes1)
@@ -1784,6 +1800,24 @@ case("a bias of blocks of codes", net("""(float[N,4] x) => (float[N,4] y) {
 }""", opset=21, ir=10, w0=(16, 4), codes=np.arange(16, dtype=np.int8), s=[0.1, 0.2], w1=(16, 8), w2=(8, 4)), [8])
 case("running products", conv_net("b = CumProd(a, axis)", opset=26, axis=np.array(-1)), [8])
 case("tile", conv_net("b = Tile(a, repeats)", repeats=[1, 1, 2, 1]), [8])
+case("tile of channels", conv_net("b = Tile(a, repeats)", d=24, repeats=[1, 3, 1, 1]), [8])
+case("rotary positions, tables tiled from half a head", net("""(float[2,T,12] x) => (float[2,T,12] y) {
+    q = MatMul(x, wq)
+    k = MatMul(x, wk)
+    n = Shape<start=1, end=2>(x)
+    l = Squeeze(n)
+    t = Range(zero, l, one)
+    c = Unsqueeze(t, last)
+    f = Cast<to=1>(c)
+    half = Mul(f, w)
+    table = Tile(half, twice)
+    cos = Cos(table)
+    qt = Mul(q, cos)
+    kt = Mul(k, cos)
+    kk = Transpose<perm=[0,2,1]>(kt)
+    qk = MatMul(qt, kk)
+    y = MatMul(qk, x)
+}""", wq=(12, 8), wk=(12, 8), w=(1, 4), twice=[1, 2], zero=np.array(0), one=np.array(1), last=[-1]), [4])
 # --- fused by runtimes, attention as one op --------------------------------------------------------------------------
 
 case("FusedConv", conv_net("""

@@ -122,10 +122,16 @@ def columns_to_image(op: Op, ax: Axes) -> None:
 
 @rule("Tile")
 def tile(op: Op, ax: Axes) -> None:
-    """Axes that are not repeated pass through; what one of size 1 is repeated to is as wide as it is told."""
+    """Axes that are not repeated pass through; of those that are, the copies of a position go with it.
+
+    What an axis of size 1 is repeated to is as wide as it is told.
+    """
     x, y = op.need(0), op.out()
     counts = dict(enumerate(op.some_ints(1) or []))
     ax.same(axis for axis, count in counts.items() if count == 1)
+    for axis in (a for a, count in counts.items() if count > 1 and x.shape[a] > 1):
+        for copy in ax.output(0, axis).reshape(counts[axis], -1):
+            ax.tie(ax.input(0, axis), copy)
     stretched = [axis for axis, count in counts.items() if count not in (1, COMPUTED) and x.shape[axis] == 1]
     for axis in stretched:
         ax.freeze(ax.input(0, axis), "Tile repeats it")

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxshap.core import IntArray
 from onnxshap.labels import Axes, Op, RuleError, Tensor
-from onnxshap.labels.fixups import Bounds, Grid, PadCount, Selection, Widths, grid_of
+from onnxshap.labels.fixups import Bounds, Grid, PadCount, Selection, UnequalParts, Widths, grid_of
 from onnxshap.rules.registry import rule
 from onnxshap.shapes.doubts import window
 from onnxshap.shapes.folding import COMPUTED
@@ -33,13 +33,14 @@ def split(op: Op, ax: Axes) -> None:
     for out, part in enumerate(np.split(ax.input(0, axis), ends[:-1])):
         ax.tie(part, ax.output(out, axis))
     entries = tuple((out, t.name, axis) for out, t in enumerate(op.outputs) if t is not None)
-    if given is None:
-        # equal parts without explicit sizes: they must stay equal
+    if given is None and axis in x.free:  # as many as its size asks for: they stay as they are to each other
         parts = np.stack(np.split(ax.input(0, axis), ends[:-1])) if len(set(sizes)) == 1 else None
         if parts is None:
             ax.freeze(ax.input(0, axis), "Split without sizes into unequal parts")
         else:
             ax.tie(parts[1:], np.broadcast_to(parts[:1], parts[1:].shape))
+    elif given is None:
+        ax.fix(UnequalParts(op.index, tuple(t.name for t in op.outputs if t is not None), axis, op.opset))
     else:
         ax.fix(Widths(op.index, entries, **({"input": 1} if op.input(1) else {"attribute": "split"})))
 

@@ -8,7 +8,16 @@ A rule states which of them its op has; the rewrite applies those that touch a c
 from onnxshap.labels.fixups.edit import Edit, Fixup, give, name_axes, set_attribute, takes_all
 from onnxshap.labels.fixups.positions import Bounds, Grid, PadCount, Selection, grid, grid_of
 from onnxshap.labels.fixups.statistics import Divisor, Extreme, Refilled, Residue, RootMeanSquare, Statistics
-from onnxshap.labels.fixups.widths import Declared, Default, GroupCount, HeadCount, Parts, SingleAxes, Widths
+from onnxshap.labels.fixups.widths import (
+    Declared,
+    Default,
+    GroupCount,
+    HeadCount,
+    Parts,
+    SingleAxes,
+    UnequalParts,
+    Widths,
+)
 
 __all__ = [
     "Bounds",
@@ -29,6 +38,7 @@ __all__ = [
     "Selection",
     "SingleAxes",
     "Statistics",
+    "UnequalParts",
     "Widths",
     "give",
     "grid",

@@ -89,6 +89,7 @@ _INPUTS = {
     ("Pad", "pads"): (1, 11),
     ("ReduceMean", "axes"): (1, 18),
     **{("Slice", what): (place, 10) for place, what in enumerate(("starts", "ends", "axes"), start=1)},
+    ("Split", "split"): (1, 13),
     ("Squeeze", "axes"): (1, 13),
 }
 """What ops are told in an attribute, and in which input from which opset on (the operators' versions in ONNX)."""

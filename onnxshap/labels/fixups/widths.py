@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from onnx import AttributeProto
 
 from onnxshap.core import Array
-from onnxshap.labels.fixups.edit import Edit, name_axes, set_attribute, takes_all
+from onnxshap.labels.fixups.edit import Edit, give, name_axes, set_attribute, takes_all
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,33 @@ class Parts:
         if edit.cut(self.source, self.axis):
             parts = np.split(edit.alive(self.source, self.axis), np.cumsum(self.sizes)[:-1])
             set_attribute(edit.node(self.node), self.attribute, [int(part.sum()) for part in parts])
+
+
+@dataclass(frozen=True)
+class UnequalParts:
+    """A Split that names no sizes, for its parts follow from their number: they are named once it no longer tells them.
+
+    Attributes:
+        node: the op.
+        parts: its outputs.
+        axis: that it splits.
+        opset: that of the model, which tells where sizes are named.
+    """
+
+    node: int
+    parts: tuple[str, ...]
+    axis: int
+    opset: int
+
+    def apply(self, edit: Edit) -> None:
+        """Name the sizes that are left."""
+        sizes = [int(edit.alive(part, self.axis).sum()) for part in self.parts]
+        if any(edit.cut(part, self.axis) for part in self.parts) and len(set(sizes)) > 1:
+            node = edit.node(self.node)
+            kept = [a for a in node.attribute if a.name != "num_outputs"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+            give(node, "split", sizes, partial(edit.new_constant, f"{node.output[0]}.split"), self.opset)
 
 
 @dataclass(frozen=True)

@@ -737,7 +737,7 @@ case("sums over parts that were added to", conv_net("""
     l2 = Add(l, t)
     c = Concat<axis=1>(l2, r)
     b = ReduceSum(c, axes)
-""", d=1, opset=13, axes=[1]), [4])
+""", d=1, opset=13, axes=[1]), [8])
 case("a table spread over the images", net("""(int64[N,5] i) => (float[N,5,3] y) {
     s = Shape(i)
     u = Gather(s, nil)

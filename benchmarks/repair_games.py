@@ -41,7 +41,8 @@ from onnxshap.core import FloatArray, Values
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, extract, finish, is_op
 from onnxshap.groups import Group
-from onnxshap.methods.recon import JointLayer, Regression, eliminate, layers_of, regressions
+from onnxshap.methods.elimination import BlockRegression, eliminate
+from onnxshap.methods.recon import JointLayer, layers_of, regressions
 from onnxshap.opening import calibration, open_model
 from onnxshap.repair import refit
 from onnxshap.taps import patches, taps
@@ -169,7 +170,7 @@ class RefitGame:
     """KL to the original with the consumers refitted for the coalition (one block a layer)."""
 
     behind: Behind
-    problems: list[Regression]
+    problems: list[BlockRegression]
 
     def __post_init__(self) -> None:
         """Keep the inputs of the layers and their weights."""
@@ -179,7 +180,7 @@ class RefitGame:
             self.xs.append(_inputs(self.behind, layer))
             self.starts.append(problem.weights())
 
-    def value(self, now: Sequence[Regression], without: int | None = None) -> float:
+    def value(self, now: Sequence[BlockRegression], without: int | None = None) -> float:
         """Return the mean KL for the present state of the regressions, one more unit removed if asked for."""
         ys, k = [], 0
         for layer, x, start, problem in zip(self.behind.layers, self.xs, self.starts, now, strict=True):

@@ -18,7 +18,8 @@ from onnxshap.data import random_data
 from onnxshap.game import Setting
 from onnxshap.graph import extract
 from onnxshap.methods.base import untold
-from onnxshap.methods.recon import BlockRegression, designs, eliminate, layers_of, recon
+from onnxshap.methods.elimination import BlockRegression, eliminate
+from onnxshap.methods.recon import designs, layers_of, recon
 from onnxshap.payoffs import MSE
 from onnxshap.shapes import input_specs
 from tests.exactness import TOLERANCE

@@ -1,15 +1,8 @@
 """`recon`: backward greedy by the error that a refit of the layers behind the cut would leave.
 
-Every layer that sums units away computes Y = X W from its inputs X. With the units R gone, ridge regression toward the
-present weights leaves, for the best refit of the others,
-
-    E(R) = min over D with D_R = -W_R of  tr(D' (G + lambda I) D) - lambda |W_R|^2,    G = X'X of centred X
-         = tr(W_R' [(H_RR)^-1] W_R) - lambda |W_R|^2,                                  H = (G + lambda I)^-1
-
-Removing the block c of columns next costs tr(w_c' (H_cc)^-1 w_c) - lambda |W_c|^2, w being the weights as refitted so
-far; then w -= H_.c (H_cc)^-1 w_c and H -= H_.c (H_cc)^-1 H_c. (the inverse of the smaller matrix). So the whole greedy
-elimination needs one Gram matrix, one inversion and n downdates: no rows of the game. A group with several consumers
-adds up their errors, each divided by the variance of what the layer gives.
+Every layer that sums units away computes Y = X W from its inputs X; `elimination` takes its inputs out, block by block.
+It needs one Gram matrix, one inversion and n downdates: no rows of the game. A group with several consumers adds up
+their errors, each divided by the variance of what the layer gives.
 
 phi of a unit is E once it and all that went before it are gone, as a share of the variance: comparable between groups,
 higher = keep. Centred, because the bias is refitted too.
@@ -39,6 +32,7 @@ from onnxshap.groups import Group
 from onnxshap.labels import Site
 from onnxshap.labels.kernels import by_group
 from onnxshap.methods.base import Tell, sites_of, untold
+from onnxshap.methods.elimination import BlockRegression, eliminate
 from onnxshap.payoffs import units_of
 from onnxshap.repair.fitting import MAX_COEFFICIENTS
 from onnxshap.shapes.constants import static_values
@@ -48,7 +42,6 @@ ROWS = 15_000
 """Rows a Gram matrix is summed over, about; three times the coefficients where that is more."""
 RIDGE = 1e-3
 """In units of the mean squared (centred) input."""
-_SHRINK = 0.75
 _CHUNK_BYTES = 2**28
 
 
@@ -101,101 +94,6 @@ def _by_units(setting: Setting) -> dict[int, FloatArray]:
         if units is not None and units.axis == site.weight.out % values.ndim:
             found[site.node] = 1 / units.variances
     return found
-
-
-# --- the greedy elimination ------------------------------------------------------------------------------------------
-
-
-class BlockRegression:
-    """Outputs of a layer as a function of its inputs, of which blocks are removed one after the other."""
-
-    def __init__(self, gram: FloatArray, weights: FloatArray, columns: Sequence[IntArray], ridge: float) -> None:
-        """Invert once.
-
-        Args:
-            gram: float64[p, p], of centred inputs.
-            weights: float64[p, m], the present ones.
-            columns: unit -> the inputs that go with it; a column may go with several units.
-            ridge: lambda, what is added to the diagonal.
-        """
-        self._inverse = np.linalg.inv(gram + ridge * np.eye(len(gram)))
-        self._spent = ridge * (weights**2).sum(axis=1)
-        self._w = weights.copy()
-        self._alive = np.ones(len(gram), np.bool_)
-        self._place = np.arange(len(gram))  # column -> row of the present matrices
-        self._left = [np.asarray(c, np.int64) for c in columns]
-        self._sizes = np.array([len(c) for c in columns])
-        self._overlap = int(self._sizes.sum()) > len(np.unique(np.concatenate(self._left)))
-
-    def price(self, units: IntArray) -> FloatArray:
-        """Return what removing each of some units next would add to the error."""
-        found = np.zeros(len(units))
-        sizes = self._sizes[units]
-        for size in np.unique(sizes[sizes > 0]):
-            chosen = np.flatnonzero(sizes == size)
-            at = self._place[np.stack([self._left[units[k]] for k in chosen])]
-            w = self._w[at]
-            if size == 1:
-                found[chosen] = (w[:, 0] ** 2).sum(axis=1) / self._inverse[at[:, 0], at[:, 0]]
-            else:
-                blocks = self._inverse[at[:, :, None], at[:, None, :]]
-                found[chosen] = (w * np.linalg.solve(blocks, w)).sum(axis=(1, 2))
-            found[chosen] -= self._spent[at].sum(axis=1)
-        return found
-
-    def weights(self, without: int | None = None) -> FloatArray:
-        """Return the refitted weights float64[p, m], zero where inputs are gone; of one unit more if asked for."""
-        found = np.zeros((len(self._alive), self._w.shape[1]))
-        w = self._w
-        gone = self._left[without] if without is not None else self._left[0][:0]
-        if len(gone):
-            at = self._place[gone]
-            w = w - self._inverse[:, at] @ np.linalg.solve(self._inverse[np.ix_(at, at)], w[at])
-        found[self._alive] = w[self._place[self._alive]]
-        found[gone] = 0
-        return found
-
-    def remove(self, unit: int) -> None:
-        """Remove the columns of a unit."""
-        gone = self._left[unit]
-        if not len(gone):
-            return
-        at = self._place[gone]
-        block, rows = self._inverse[np.ix_(at, at)], self._inverse[at]
-        self._w -= rows.T @ np.linalg.solve(block, self._w[at])
-        self._inverse -= rows.T @ np.linalg.solve(block, rows)
-        self._alive[gone] = False
-        for other in range(len(self._left)) if self._overlap else (unit,):
-            self._left[other] = self._left[other][self._alive[self._left[other]]]
-            self._sizes[other] = len(self._left[other])
-        live = np.flatnonzero(self._alive)
-        if len(live) < _SHRINK * len(self._inverse):
-            kept = self._place[live]
-            self._inverse = self._inverse[np.ix_(kept, kept)]
-            self._w, self._spent = self._w[kept], self._spent[kept]
-            self._place = np.full(len(self._place), -1)
-            self._place[live] = np.arange(len(live))
-
-
-def eliminate(problems: Sequence[BlockRegression], fixed: FloatArray) -> FloatArray:
-    """Return the error reached when each unit went, float64[n]: greedily, the cheapest unit first.
-
-    Args:
-        problems: the layers that are refitted; their state is used up.
-        fixed: float64[n], what a unit costs elsewhere, whatever else goes.
-    """
-    phi = np.empty(len(fixed))
-    left = np.arange(len(fixed))
-    total = 0.0
-    while len(left):
-        prices = fixed[left] + sum(p.price(left) for p in problems)
-        best = int(np.argmin(prices))
-        total += max(0.0, float(prices[best]))
-        phi[left[best]] = total
-        for problem in problems:
-            problem.remove(int(left[best]))
-        left = np.delete(left, best)
-    return phi
 
 
 # --- layers and their Gram matrices ----------------------------------------------------------------------------------

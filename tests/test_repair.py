@@ -18,6 +18,7 @@ from onnxshap.opening import open_model
 from onnxshap.repair import refit, rematch
 from onnxshap.repair.moments import Moments, pooled_scale
 from onnxshap.repair.regression import Response, Rows, solve
+from onnxshap.repair.systems import system
 from onnxshap.repair.targets import find_layers
 from onnxshap.repair.walk import Walk
 from onnxshap.rewrite import cut
@@ -425,11 +426,51 @@ def test_rows_in_one_piece_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) ->
     one = rows.joined()
     assert len(one.pieces()) == 1 and len(one) == len(rows) == 81
     coefficients = rng.normal(size=(2, 3, 4))
-    np.testing.assert_allclose(one.gram(), rows.gram())
     np.testing.assert_allclose(one.error(coefficients), rows.error(coefficients), rtol=1e-6)
     np.testing.assert_allclose(one.cross(coefficients, None), rows.cross(coefficients, None), rtol=1e-4, atol=1e-4)
     monkeypatch.setattr("onnxshap.repair.regression._JOINED", 10)
     assert rows.joined() is rows
+
+
+@pytest.mark.parametrize("biases", [0, 1, 2])
+@pytest.mark.parametrize("rows", [5, 40])
+def test_equations_by_rows_are_those_by_inputs(rows: int, biases: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, rows, 12 + biases)).astype(np.float32)
+    x[:, :, 12:] = 1
+    c = x.transpose(0, 2, 1).astype(np.float64) @ rng.normal(size=(2, rows, 3))
+    found = system([x[:, :2], x[:, 2:]], 12).solver(0.01)(c)
+    gram = x.transpose(0, 2, 1).astype(np.float64) @ x.astype(np.float64)
+    penalty = 0.01 * np.einsum("gii->gi", gram)[:, :12].mean(axis=1)
+    each = np.array([1.0] * 12 + [1e-3] * biases)
+    wanted = [np.linalg.solve(g + p * np.diag(each), one) for g, p, one in zip(gram, penalty, c, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("memory", [4 * 2**30, 2**10])
+def test_layers_of_very_many_inputs_are_refitted_on_fewer_rows(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    monkeypatch.setattr("onnxshap.repair.regression.MAX_COEFFICIENTS", 20)
+    monkeypatch.setattr("onnxshap.repair.regression._MOST", 30)
+    net = exactness.net(
+        """(float[N,4,5,5] x) => (float[N,6] y)
+        { h = Conv <pads = [1, 1, 1, 1]> (x, k) r = Relu (h) f = Flatten (r) y = Gemm <transB = 1> (f, w, b) }""",
+        k=(12, 4, 3, 3), w=(6, 300), b=(6,),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(200, 4, 1, 1)) + 0.3 * rng.normal(size=(200, 4, 5, 5))
+    lost = {
+        repair: onnxshap.prune(
+            net, {"x": images[:100].astype(np.float32)}, eval_data={"x": images[100:].astype(np.float32)},
+            keep_units=0.5, method="l1", repair=repair, payoff="mse", backend=OrtBackend("cpu", 1, memory),
+        )
+        for repair in ("fold", "lstsq")
+    }  # fmt: skip
+    fold, lstsq = (lost[repair].after.score["mse"] for repair in ("fold", "lstsq"))
+    if memory < 2**20:
+        assert not lost["lstsq"].refits and lstsq == fold
+    else:
+        assert [refit.ridge is not None for refit in lost["lstsq"].refits] == [True]
+        assert lstsq > 0.8 * fold
 
 
 def test_sums_beyond_float32_are_refitted() -> None:

@@ -7,8 +7,8 @@ their errors, each divided by the variance of what the layer gives.
 phi of a unit is E once it and all that went before it are gone, as a share of the variance: comparable between groups,
 higher = keep. Centred, because the bias is refitted too.
 
-Where a layer is not refitted (more than 6,000 coefficients an output), a unit costs what it adds to the output's
-variance there; where two computed tensors are multiplied (queries and keys), its share of the tensor's energy.
+Where a layer has more than 6,000 coefficients an output, a unit costs what it adds to the output's variance there;
+where two computed tensors are multiplied (queries and keys), its share of the tensor's energy.
 
 Source: He et al. 2017 (channel pruning by reconstruction, there by LASSO); Hassibi and Stork 1993 for the downdates.
 Differs: blocks of all taps of a channel, exact backward greedy, the ridge of our own refit.
@@ -34,7 +34,7 @@ from onnxshap.labels.kernels import by_group
 from onnxshap.methods.base import Tell, sites_of, untold
 from onnxshap.methods.elimination import BlockRegression, eliminate
 from onnxshap.payoffs import units_of
-from onnxshap.repair.fitting import MAX_COEFFICIENTS
+from onnxshap.repair.regression import MAX_COEFFICIENTS
 from onnxshap.shapes.constants import static_values
 from onnxshap.taps import patches, taps
 
@@ -58,7 +58,7 @@ def regressions(
     importance: Mapping[int, FloatArray] | None = None,
     tell: Tell = untold,
 ) -> tuple[list[BlockRegression], FloatArray]:
-    """Return the layers behind a group as regressions, and what a unit costs in those that are not refitted.
+    """Return the layers behind a group as regressions, and what a unit costs in those that are not taken as such.
 
     Args:
         setting: gives the model and the images.
@@ -123,7 +123,7 @@ class JointLayer:
 
     @property
     def refitted(self) -> bool:
-        """Whether a repair could refit it."""
+        """Whether a refit is reckoned with: weights stand there, and are not too many for a Gram matrix."""
         return self.kernels is not None and self.kernels.shape[1] * self.kernels.shape[2] <= MAX_COEFFICIENTS
 
     def columns(self, block: int) -> list[IntArray]:
@@ -272,7 +272,7 @@ def _problems(
 
 
 def _alone(layer: JointLayer, grams: Sequence[Sequence[_Gram]]) -> FloatArray:
-    """Return what each unit alone adds to a layer that is not refitted, as a share of the sum over units."""
+    """Return what each unit alone adds to a layer that is no regression here, as a share of the sum over units."""
     found = np.zeros(layer.n_units)
     for b, by_unit in enumerate(grams):
         columns = layer.columns(b)

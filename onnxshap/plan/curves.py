@@ -50,14 +50,15 @@ def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float
 
 
 def _regressions(traced: Traced, group: Group) -> float:
-    """Return the multiply-accumulates of the Gram matrices of the layers that read a group, once."""
+    """Return the multiply-accumulates of the equations of the layers that read a group, once."""
     total = 0.0
     for site in traced.sites([group]):
         if site.weight is None:
             continue
         shape = traced.shaped.shapes[traced.shaped.graph.nodes[site.node].input[site.weight.input]]
         inputs = math.prod(shape) // shape[site.weight.makes]
-        total += QUICK.needed(inputs) * float(inputs) ** 2
+        rows = QUICK.needed(inputs)
+        total += float(rows) * inputs * min(rows, inputs)
     return total
 
 

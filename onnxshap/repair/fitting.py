@@ -23,7 +23,8 @@ from onnxshap.masking import Means
 from onnxshap.repair.coefficients import Coefficients
 from onnxshap.repair.moments import FEWEST_ROWS, Moments, pooled_scale
 from onnxshap.repair.recurrent import Gates, Recurrent, Seen, Weights, find_recurrent, parts_of
-from onnxshap.repair.regression import FULL, Effort, Refit, Response, Rows, Single, require_images, solve
+from onnxshap.repair.regression import FULL, Effort, Refit, Response, Rows, require_images, solve
+from onnxshap.repair.systems import Single
 from onnxshap.repair.targets import Layer, changed_by, find_layers
 from onnxshap.repair.transfer import transfer
 from onnxshap.repair.walk import Walk
@@ -33,8 +34,8 @@ from onnxshap.taps import patches, taps
 from onnxshap.tracing import Keep, Traced
 
 _T = TypeVar("_T")
-MAX_COEFFICIENTS = 6_000
-"""Coefficients per output above which moments alone are matched (the Gram matrix would not fit)."""
+_COPIES = 6
+"""Of a layer's coefficients that may be there at a time, in float64; where they do not fit, moments are matched."""
 _HELD_OUT = 5
 _BATCH_BYTES = 2**26
 """Of the largest tensor that a batch of images may make."""
@@ -239,7 +240,7 @@ class _Fitter:
         first = layers[0]
         old = self._constants.read(first)
         groups, inputs, outputs = old.shape
-        if inputs > MAX_COEFFICIENTS:
+        if _COPIES * old.nbytes > self.free.backend.memory:
             self.match(layers)
             return None
         biases = self._biases(layers, groups * outputs)

@@ -22,7 +22,8 @@ from onnxshap.core import Array, BoolArray, FloatArray
 from onnxshap.graph import Names, attributes, is_op
 from onnxshap.graph.structure import reads
 from onnxshap.labels import Liveness
-from onnxshap.repair.regression import Rows, Single
+from onnxshap.repair.regression import Rows
+from onnxshap.repair.systems import Single
 from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
 

@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-import scipy.linalg
-from numpy.typing import NDArray
 
 from onnxshap.core import FloatArray
 from onnxshap.errors import DataError
+from onnxshap.repair.systems import Single, system
 
 _GAIN = 0.01
 """Share of the held-out error by which another round has to lower it."""
@@ -20,7 +19,11 @@ _LARGE = 1e30
 """Products up to which float32 holds sums of them."""
 _JOINED = 2**26
 """Bytes of rows that may be there twice for a moment."""
-Single = NDArray[np.float32]
+MAX_COEFFICIENTS = 6_000
+"""Inputs of a layer, times taps, above which it is fitted on fewer rows than it has inputs: its Gram matrix would not
+fit."""
+_MOST = 4_000
+"""Rows of such a layer."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Effort:
 
     def needed(self, inputs: int) -> int:
         """Return the rows for a layer with so many inputs."""
+        if inputs > MAX_COEFFICIENTS:
+            return min(self.rows, _MOST)
         return max(self.rows, (3 if self.again else 2) * inputs)
 
 
@@ -157,16 +162,6 @@ class Rows:
         variance = float(((every - every.mean(axis=1, keepdims=True)) ** 2).sum())
         return total / max(variance, 1e-30)
 
-    def gram(self) -> FloatArray:
-        """Return inputs x inputs, float64[groups, inputs, inputs]."""
-        groups, _, inputs = self.x[0].shape
-        total = np.zeros((groups, inputs, inputs))
-        for x in self.x:
-            for start in range(0, x.shape[1], _BLOCK):
-                part = x[:, start : start + _BLOCK].astype(np.float64)
-                total += part.transpose(0, 2, 1) @ part
-        return total
-
     def cross(self, present: FloatArray, coefficients: FloatArray | None) -> FloatArray:
         """Return inputs x (needed - present outputs), float64[groups, inputs, outputs].
 
@@ -198,27 +193,6 @@ def _product(x: Single, coefficients: FloatArray) -> FloatArray:
     return np.asarray(x @ coefficients.astype(np.float32), np.float64)
 
 
-@dataclass
-class _Solver:
-    """One factorised system (Gram + ridge)."""
-
-    gram: FloatArray
-    ridge: float
-    penalised: int
-
-    def __post_init__(self) -> None:
-        diagonal = np.einsum("gii->gi", self.gram)
-        strength = self.ridge * diagonal[:, : self.penalised].mean(axis=1, keepdims=True)
-        penalty = np.full(diagonal.shape, 1.0) * strength
-        penalty[:, self.penalised :] *= 1e-3  # the bias
-        penalty += 1e-12 * diagonal.max() + 1e-30
-        system = self.gram + np.eye(self.gram.shape[1]) * penalty[:, None, :]
-        self._factors = [scipy.linalg.cho_factor(one, lower=True, overwrite_a=True) for one in system]
-
-    def __call__(self, cross: FloatArray) -> FloatArray:
-        return np.stack([scipy.linalg.cho_solve(f, c) for f, c in zip(self._factors, cross, strict=True)])
-
-
 def solve(
     train: Rows, held_out: Rows, present: FloatArray, penalised: int, effort: Effort = FULL
 ) -> tuple[FloatArray, float, float, float | None]:
@@ -237,13 +211,14 @@ def solve(
     train, held_out = train.joined(), held_out.joined()
     judge = held_out if len(held_out) else train
     before = judge.error(present)
-    gram, cross = train.gram(), train.cross(present, None)
-    trials = {ridge: present + _Solver(gram, ridge, penalised)(cross) for ridge in effort.ridges}
-    errors = {ridge: judge.error(found) for ridge, found in trials.items()}
-    best = min(errors, key=lambda ridge: errors[ridge])
-    found, rounds, after = trials[best], 0, errors[best]
+    equations, cross = system(train.x, penalised), train.cross(present, None)
+    found, rounds, after, best = present, 0, math.inf, effort.ridges[0]
+    for ridge in effort.ridges:
+        trial = present + equations.solver(ridge)(cross)
+        if (error := judge.error(trial)) < after:
+            found, after, best = trial, error, ridge
     if train.response.bent:
-        solver, trial = _Solver(gram, best, penalised), found
+        solver, trial = equations.solver(best), found
         for number in range(1, effort.rounds + 1):
             trial = present + solver(train.cross(present, trial))
             error = judge.error(trial)
@@ -254,7 +229,7 @@ def solve(
         return present, before, before, None
     if effort.again:
         both = train.plus(held_out)
-        final = _Solver(both.gram(), best, penalised)
+        final = system(both.x, penalised).solver(best)
         found = present + final(both.cross(present, None))
         for _ in range(rounds):
             found = present + final(both.cross(present, found))

@@ -220,16 +220,12 @@ class _Masks:
             def apply(x: str, y: str) -> list[NodeProto]:
                 return self._apply(site, x, shaped, y, zero)
 
-            apart = (
-                self._apart(site.tensor, site.axis, source, output, apply)
-                if blocks is None
-                else (
-                    self._between(
-                        source, output, *blocks.shapes(self.traced.shaped.shapes[site.tensor], site.axis), apply
-                    )
-                )
-            )
-            self.before.setdefault(site.node, []).extend(apart)
+            if blocks is None:
+                nodes = self._apart(site.tensor, site.axis, source, output, apply)
+            else:
+                shape = self.traced.shaped.shapes[site.tensor]
+                nodes = self._between(source, output, *blocks.shapes(shape, site.axis), apply)
+            self.before.setdefault(site.node, []).extend(nodes)
         node.input[site.input] = self.made[key]
         if table is None or site.weight is None:
             return

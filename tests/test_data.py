@@ -273,6 +273,7 @@ def test_free_dims_and_the_batch_take_any_length(free: tuple[int | None, ...]) -
         ([[1.0], [1.0, 2.0]], ONE, ("'pixels'", "cannot be made an array", "NumPy array")),
         ({"pixels": [None]}, ONE, ("'pixels'", "list of Python objects")),
         ((X, {"a": 1}), ONE, ("labels", "dict of Python objects")),
+        (np.zeros((2, 3)), specs(x=("object", (None, 3))), ("is float64, the model wants strings: give strings",)),
         ((X, LABELS, LABELS), ONE, ("a tuple of 3", "(inputs, labels)")),
         (None, ONE, ("NoneType is no data set", "mapping of arrays")),
         (7, ONE, ("int is no data set",)),
@@ -280,6 +281,17 @@ def test_free_dims_and_the_batch_take_any_length(free: tuple[int | None, ...]) -
 )
 def test_data_that_do_not_fit_are_refused(value: Any, model: Specs, fragments: tuple[str, ...]) -> None:
     refused(lambda: as_dataset(value, model), "memory", *fragments)
+
+
+@pytest.mark.parametrize("dtype", ["U", "object"])
+def test_strings_are_taken_for_inputs_of_strings(dtype: str, tmp_path: Path) -> None:
+    words, model = np.array([["a", "bcd"], ["", "e"]], dtype), specs(x=("object", (None, 2)))
+    found = as_dataset(words, model)
+    assert found.inputs["x"].dtype == object
+    assert found.inputs["x"].tolist() == [["a", "bcd"], ["", "e"]]
+    np.savez(tmp_path / "d.npz", x=words.astype("U"))
+    assert load_data(str(tmp_path / "d.npz"), model).inputs["x"].tolist() == words.tolist()
+    refused(lambda: random_data(model, 2, 0), "'x' takes strings", "give data")
 
 
 # Files of arrays ------------------------------------------------------------------------------------------------------

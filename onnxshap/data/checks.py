@@ -93,6 +93,8 @@ def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
     """Return the array in another dtype where that keeps its values (floats: their meaning)."""
     dtype = np.dtype(dtype)
     have, want = array.dtype, dtype
+    if want.kind == "O" and have.kind in "OU":
+        return np.ascontiguousarray(array, dtype=want)
     if have == want or (have.kind == want.kind == "f"):
         with np.errstate(over="ignore"):  # what overflows becomes Inf, and that is refused
             return np.ascontiguousarray(array, dtype=want)
@@ -102,12 +104,12 @@ def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
         if low < limits.min or high > limits.max:
             raise DataError(f"{where}: values {low}..{high} do not fit the model's {want}: give values that do")
         return np.ascontiguousarray(array, dtype=want)
-    hint = f"give {want} values"
+    title, hint = ("strings", "give strings") if want.kind == "O" else (str(want), f"give {want} values")
     if have.kind in "biu" and want.kind == "f":
         hint = f"x.astype({want.name!r}) if the model was trained on such values"
         if have == np.uint8:
             hint = f"scale it as in training, for example x.astype({want.name!r}) / 255"
-    raise DataError(f"{where}: is {have}, the model wants {want}: {hint}")
+    raise DataError(f"{where}: is {have}, the model wants {title}: {hint}")
 
 
 def _finite(array: Array, where: str) -> Array:
@@ -148,7 +150,7 @@ def _fit_labels(value: Any, n: int, data: str, labels_from: str | None) -> Array
 
 
 def as_array(value: Any, where: str) -> Array:
-    """Return any array-like (lists, tensors of other frameworks) as an array of numbers."""
+    """Return any array-like (lists, tensors of other frameworks) as an array of numbers or strings."""
     if np.ma.is_masked(value):
         raise DataError(
             f"{where}: some entries are masked, and a model reads all: give x.filled(...) of a value for them"
@@ -157,6 +159,6 @@ def as_array(value: Any, where: str) -> Array:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}: cannot be made an array ({told(error)}): give a NumPy array") from error
-    if array.dtype == object:
+    if array.dtype == object and not all(isinstance(entry, str) for entry in array.flat):
         raise DataError(f"{where}: {type(value).__name__} of Python objects: give a NumPy array of numbers")
     return array

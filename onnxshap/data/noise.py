@@ -42,6 +42,8 @@ def _random(spec: InputSpec, n: int, rng: np.random.Generator) -> Array:
         return rng.standard_normal(shape).astype(dtype)
     if dtype.kind in "iu" and not spec.shape:
         return np.ones(shape, dtype)
+    if dtype.kind == "O":
+        raise DataError(f"random data: input {spec.name!r} takes strings, which none are known of: give data")
     if dtype.kind not in "biu":
         raise DataError(f"random data: input {spec.name!r} is {dtype}, not float, integer or bool: give data")
     return rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)

@@ -1798,6 +1798,20 @@ case("a bias of blocks of codes", net("""(float[N,4] x) => (float[N,4] y) {
     n = Relu(m)
     y = MatMul(n, w2)
 }""", opset=21, ir=10, w0=(16, 4), codes=np.arange(16, dtype=np.int8), s=[0.1, 0.2], w1=(16, 8), w2=(8, 4)), [8])
+for name, along, more, sizes in (
+    ("", "axis=0, block_size=4", {"s": (4, 8)}, [4, 8]),
+    (" and zero points", "axis=0, block_size=4", {"s": (4, 8), "z": codes((4, 8))}, [4, 8]),
+    (" along what is made", "axis=1, block_size=4", {"s": (16, 2)}, [16, 2]),
+    (" that do not divide it", "axis=0, block_size=12", {"s": (2, 8)}, [8]),
+):
+    case(f"weights of blocks of codes{name}", net(f"""(float[N,4] x) => (float[N,4] y) {{
+        h = MatMul(x, w0)
+        r = Relu(h)
+        w1 = DequantizeLinear<{along}>({", ".join(["codes", *more])})
+        m = MatMul(r, w1)
+        n = Relu(m)
+        y = MatMul(n, w2)
+    }}""", opset=21, ir=10, w0=(4, 16), codes=codes((16, 8)), w2=(8, 4), **more), sizes)
 case("running products", conv_net("b = CumProd(a, axis)", opset=26, axis=np.array(-1)), [8])
 case("tile", conv_net("b = Tile(a, repeats)", repeats=[1, 1, 2, 1]), [8])
 case("tile of channels", conv_net("b = Tile(a, repeats)", d=24, repeats=[1, 3, 1, 1]), [8])
@@ -1915,13 +1929,19 @@ for name, given, more in (
         b = com.microsoft.MatMulNBits<K=64, N=8, bits=4, block_size=16>({given})
         y = MatMul(b, w1)
     }}""", imports=MS, w0=(12, 64), q=codes((8, 4, 8), np.uint8), w1=(8, 3), **more), [4, 8])
-for name, zeros in (("blocks", codes((8, 2), np.uint8)), ("flat", codes((16,), np.uint8))):
-    case(f"MatMulNBits with zero points, {name}", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+for name, bits, blocks, zeros, sizes in (
+    ("two a byte", 4, 4, codes((8, 2), np.uint8), [2, 8]),
+    ("two a byte, flat", 4, 4, codes((16,), np.uint8), [2, 8]),
+    ("two a byte, the last alone", 4, 3, codes((8, 2), np.uint8), [2, 8]),
+    ("a byte each", 8, 4, codes((8, 4), np.uint8), [4, 8]),
+    ("floats", 4, 4, codes((8, 4), np.uint8).astype(np.float32), [4, 8]),
+):
+    case(f"MatMulNBits with zero points, {name}", net(f"""(float[N,5,12] x) => (float[N,5,3] y) {{
         a = MatMul(x, w0)
-        b = com.microsoft.MatMulNBits<K=64, N=8, bits=4, block_size=16>(a, q, s, z)
+        b = com.microsoft.MatMulNBits<K={16 * blocks}, N=8, bits={bits}, block_size=16>(a, q, s, z)
         y = MatMul(b, w1)
-    }""", imports=MS, w0=(12, 64), q=codes((8, 4, 8), np.uint8), s=(8, 4), z=zeros, w1=(8, 3)), [8],
-        "in blocks that cannot be cut")
+    }}""", imports=MS, w0=(12, 16 * blocks), q=codes((8, blocks, 2 * bits), np.uint8), s=(8, blocks), z=zeros,
+        w1=(8, 3)), sizes)
 for name, many, few, sizes in (("as many", 2, 2, [2]), ("fewer", 4, 2, [2, 2])):
     case(f"com.microsoft.GroupQueryAttention, {name} heads of keys", net(f"""
     (float[2,5,12] x) => (float[2,5,3] y) {{

@@ -39,16 +39,32 @@ def _along(op: Op, ax: Axes, inputs: Sequence[int], weight: int, axis: int) -> N
 
 @rule("QuantizeLinear", "DequantizeLinear", f"{_MS}.QuantizeLinear", f"{_MS}.DequantizeLinear")
 def quantize(op: Op, ax: Axes) -> None:
-    """A scale and a zero point for all, or one a position of an axis."""
+    """A scale and a zero point for all, one a position of an axis, or one a block of positions that go as a whole."""
     ax.same()
-    scale = op.need(1)
-    if op.attributes.get("block_size") or scale.rank > 1:
-        raise RuleError("scales of blocks")
-    if scale.rank == 1 and scale.shape[0] > 1:
-        axis = int(op.attributes.get("axis", 1)) % op.out().rank
-        for k in range(1, len(op.inputs)):
-            if op.input(k) is not None:
-                ax.tie(ax.input(k, 0), ax.output(0, axis))
+    scale, y = op.need(1), op.out()
+    block, axis = int(op.attributes.get("block_size", 0)), int(op.attributes.get("axis", 1)) % max(1, y.rank)
+    if (block or scale.rank > 1) and not (block and scale.rank == y.rank > 1):
+        raise RuleError("scales of blocks of an unknown layout")  # of one axis a single block is none to onnxruntime
+    for k in (k for k in range(1, len(op.inputs)) if op.input(k) is not None):
+        if block:
+            _of_runs(op, ax, k, axis, block)
+        elif scale.rank == 1 and scale.shape[0] > 1:
+            ax.tie(ax.input(k, 0), ax.output(0, axis))
+
+
+def _of_runs(op: Op, ax: Axes, k: int, along: int, block: int) -> None:
+    """Relate scales or zero points that a run of positions along one axis shares."""
+    given, y = op.need(k), op.out()
+    for axis in range(y.rank):
+        made, size = ax.output(0, axis), given.shape[axis]
+        if axis != along:
+            ax.tie(ax.input(k, axis), made)
+        elif size * block == len(made):
+            for position in made.reshape(size, block).T:
+                ax.tie(position, ax.input(k, axis))
+        else:
+            for atoms in (made, ax.input(k, axis)):
+                ax.freeze(atoms, f"{op.type} has scales of blocks that do not divide it")
 
 
 @rule("DynamicQuantizeLinear")
@@ -220,7 +236,7 @@ def qlinear_where(op: Op, ax: Axes) -> None:
 def matmul_of_few_bits(op: Op, ax: Axes) -> None:
     """A [..., K], codes [N, blocks, bytes], a scale a block (and a zero point), bias [N].
 
-    Blocks of inputs go as wholes, codes and scales of one with them; with zero points, which share bytes, none does.
+    Blocks of inputs go as wholes, codes and scales of one with them; those whose zero points share a byte go together.
     """
     a, codes, scales, y = op.need(0), op.need(1), op.need(2), op.out()
     block, blocks, made = int(op.attributes["block_size"]), codes.shape[1], codes.shape[0]
@@ -229,7 +245,7 @@ def matmul_of_few_bits(op: Op, ax: Axes) -> None:
     ax.same(range(y.rank - 1))
     ax.tie(ax.input(1, 0), ax.output(0, -1))
     ax.make(-1)
-    if op.input(3) is not None or a.shape[-1] != block * blocks:
+    if a.shape[-1] != block * blocks:
         ax.freeze(ax.input(0, -1), f"{op.type} holds its weights in blocks that cannot be cut")
         ax.freeze(ax.input(1, 1), f"{op.type} holds its weights in blocks that cannot be cut")
     for position in ax.input(0, -1).reshape(blocks, block).T if a.shape[-1] == block * blocks else ():
@@ -245,19 +261,24 @@ def matmul_of_few_bits(op: Op, ax: Axes) -> None:
 
 
 def _of_blocks(op: Op, ax: Axes, k: int, made: int, blocks: int) -> None:
-    """Relate scales or zero points of blocks, [N, blocks] or flat."""
+    """Relate scales or zero points of blocks, [N, blocks] or flat; several zero points may share a byte."""
     given = op.input(k)
     if given is None:
         return
-    if given.rank == 2 and given.shape[0] == made:
+    a_row, share = math.prod(given.shape) // made, 8 // int(op.attributes.get("bits", 4))
+    if a_row == blocks:
+        share = 1
+    elif k == 2 or a_row != -(-blocks // share):
+        raise RuleError(f"{op.type} with scales of an unknown layout")
+    places = ax.input(1, 1)[::share]
+    for offset in range(1, share):
+        together = ax.input(1, 1)[offset::share]
+        ax.tie(together, places[: len(together)])
+    if given.shape == (made, a_row):
         ax.tie(ax.input(k, 0), ax.input(1, 0))
-        if given.shape[1] == blocks and k == 2:
-            ax.tie(ax.input(k, 1), ax.input(1, 1))
-    elif given.shape == (made * blocks,) and k == 2:
-        merged = ax.input(k, 0).reshape(made, blocks)
-        ax.trace.products.append(Product(merged, (ax.input(1, 0), ax.input(1, 1)), op.type))
-    elif given.rank == 1 and given.shape[0] % made == 0:
-        for part in ax.input(k, 0).reshape(made, -1).T:
-            ax.tie(part, ax.input(1, 0))
+        ax.tie(ax.input(k, 1), places)
+    elif given.shape == (made * a_row,):
+        merged = ax.input(k, 0).reshape(made, a_row)
+        ax.trace.products.append(Product(merged, (ax.input(1, 0), places), op.type))
     else:
         raise RuleError(f"{op.type} with scales of an unknown layout")

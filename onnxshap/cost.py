@@ -15,8 +15,8 @@ from onnxshap.graph.structure import graphs_of
 from onnxshap.labels import AxisKey, Labels, Liveness
 from onnxshap.shapes import Shaped
 
-_NOT_WEIGHTS = frozenset({TensorProto.BOOL, TensorProto.STRING, TensorProto.INT16, TensorProto.UINT16})
-_NOT_WEIGHTS |= {TensorProto.INT32, TensorProto.UINT32, TensorProto.INT64, TensorProto.UINT64}
+_NOT_WEIGHTS = frozenset({TensorProto.BOOL, TensorProto.STRING, TensorProto.INT32, TensorProto.UINT32})
+_NOT_WEIGHTS |= {TensorProto.INT64, TensorProto.UINT64}
 _HALF_BYTES = frozenset({TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1})
 
 
@@ -74,7 +74,7 @@ class Cost:
     """What a plan costs; `None` = the whole model.
 
     MACs are what rules state (`Axes.macs`): those of convolutions, products of matrices, recurrent ops and attention,
-    on floats or codes, one input image; parameters are the elements of constants that are floats or codes of at most 8
+    on floats or codes, one input image; parameters are the elements of constants that are floats or codes of at most 16
     bits; bytes are those of all constants. A constant that several nodes read counts once, if all that they lose is the
     same. Of an If, all bodies that are traced count, each as if it were taken; the body of a Loop or Scan as often as
     it ran when the shapes were found.

@@ -135,9 +135,14 @@ class _Rewrite:
             source = dequantize(self.traced.shaped, name)
             if source is None or source.input[1] not in self.constants:
                 return self.new_constant(wish, values)
-            scales.append(self.constant(source.input[1]).astype(np.float64).ravel())
-        scale = scales[0] * scales[1]
-        names = [self.new_constant(f"{wish}.codes", np.rint(values / scale).astype(np.int32))]
+            scales.append(self.constant(source.input[1]).astype(np.float64))
+        if scales[1].ndim > 1 or scales[1].size not in (1, values.size):
+            return self.new_constant(wish, values)  # the weights have scales of blocks
+        scale = scales[0].ravel() * scales[1].ravel()
+        codes = _int32(values / scale)
+        if codes is None:
+            return self.new_constant(wish, values)
+        names = [self.new_constant(f"{wish}.codes", codes)]
         names.append(self.new_constant(f"{wish}.scale", scale.astype(values.dtype) if scale.size > 1
                                        else scale.astype(values.dtype).reshape(())))  # fmt: skip
         bias = self.names.new(wish)
@@ -153,9 +158,11 @@ class _Rewrite:
         if source is None or any(name not in self.constants for name in source.input[:2]):
             return False
         codes, scale = (self.constant(name) for name in source.input[:2])
-        if codes.dtype != np.int32:
+        if codes.dtype != np.int32 or scale.size not in (1, codes.size):
             return False
-        self.set_constant(source.input[0], (codes + np.rint(values / scale.astype(np.float64))).astype(np.int32))
+        if (sums := _int32(codes + values / scale.astype(np.float64))) is None:
+            return False
+        self.set_constant(source.input[0], sums)
         return True
 
     def finished(self) -> ModelProto:
@@ -207,3 +214,9 @@ def cut(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
 def _as(values: FloatArray, dtype: np.dtype[Any]) -> Array:
     """Return values in a type; rounded, where it is one of whole numbers."""
     return (np.floor(values + 0.5) if dtype.kind in "iu" else values).astype(dtype)
+
+
+def _int32(values: FloatArray) -> Array | None:
+    """Return values as codes, None where they do not fit: scales of codes of 16 bits, multiplied, may be that small."""
+    rounded = np.rint(values)
+    return rounded.astype(np.int32) if bool((np.abs(rounded) < 2**31).all()) else None

@@ -18,7 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import onnxshap
 from onnxshap import report
-from tests.exactness import check_exact
+from tests.exactness import check_exact, net
 from tests.zeroing import run
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -139,6 +139,24 @@ def test_an_exhausted_int8_layer_gets_the_means_into_its_bias() -> None:
         {**data.inputs, **{f"onnxshap.mask.{n}": k[None].astype(np.float32) for n, k in keep.items()}},
     )
     assert np.abs(run(folded, dict(data.inputs))[0] - wanted[0]).max() < 2.0**-9  # half a step of the bias' codes
+
+
+@pytest.mark.parametrize("bias", ["", ", bias"])
+def test_means_that_int32_codes_cannot_hold_are_left_behind_as_floats(bias: str) -> None:
+    """Codes of 16 bits times codes of 16 bits leave room for a sum of two."""
+    model = net(f"""(float[N,6] x) => (float[N,3] y) {{
+        a = MatMul(x, w0)
+        s = Sigmoid(a)
+        q = QuantizeLinear(s, step, zero)
+        d = DequantizeLinear(q, step, zero)
+        w = DequantizeLinear(codes, step, zero)
+        bias = DequantizeLinear(sums, fine)
+        y = Gemm(d, w{bias})
+    }}""", opset=21, ir=10, w0=(6, 12), step=np.array(2.0**-15, np.float32), zero=np.array(0, np.int16),
+        codes=np.full((12, 3), 2**15 - 1, np.int16), sums=np.array([1, 2, 3], np.int32),
+        fine=np.array(2.0**-30, np.float32))  # fmt: skip
+    check_exact(model, 0.3)
+    assert onnxshap.trace(model).cost.params() >= 6 * 12 + 12 * 3, "codes of 16 bits are parameters"
 
 
 def test_layers_of_codes_are_told_as_not_refitted(quantised: tuple[Path, Path]) -> None:

@@ -1790,6 +1790,13 @@ case("nodes called as the second group of another", net("""(float[N,4,6] x) => (
     y = MatMul(z, w2)
 }""", w0=(6, 16), apart=[0, 4, 2, 8], together=[0, 4, 16], w1=(16, 12), w2=(12, 5)), [2, 8, 12])
 case("Shrink that gives something for nothing", conv_net("b = Shrink<lambd=-0.5, bias=0.25>(a)"), [8])
+case("what no output comes of", net("""(float[N,6] x) => (float[N,3] y) {
+    a = MatMul(x, w0)
+    r = Relu(a)
+    s = Softmax(r)
+    t = Exp(s)
+    y = MatMul(r, w1)
+}""", w0=(6, 8), w1=(8, 3)), [8])
 case("a bias of blocks of codes", net("""(float[N,4] x) => (float[N,4] y) {
     b = DequantizeLinear<axis=0, block_size=8>(codes, s)
     h = Gemm<transB=1>(x, w0, b)

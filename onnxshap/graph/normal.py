@@ -130,6 +130,7 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     normal = ModelProto()
     normal.CopyFrom(model)
     graph = normal.graph
+    _drop_unread(graph)
     _sort(graph)
     read_from_outside(graph)
     moved = Moved()
@@ -246,6 +247,13 @@ def _without_branches(graph: GraphProto, moved: Moved) -> bool:
             return found
         take_branches_of(graph, known, moved)
         found = True
+
+
+def _drop_unread(graph: GraphProto) -> None:
+    """Leave out the nodes that no output comes of: runtimes do, and their rules would hold what they read."""
+    needed = between(graph.node, (), [o.name for o in graph.output])
+    if len(needed) < len(graph.node):
+        refill(graph.node, [copied(node) for node in needed])
 
 
 def _sort(graph: GraphProto) -> None:

@@ -21,7 +21,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"shapes"}),
     frozenset({"codes", "cost", "groups", "rules"}),
     frozenset({"tracing"}),
-    frozenset({"masking", "outputs"}),
+    frozenset({"masking", "outputs", "walk"}),
     frozenset({"calibrate", "endings", "rewrite", "slices"}),
     frozenset({"game", "measure", "repair", "verify"}),
     frozenset({"distill", "methods"}),

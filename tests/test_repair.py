@@ -20,8 +20,8 @@ from onnxshap.repair.moments import Moments, pooled_scale
 from onnxshap.repair.regression import Response, Rows, solve
 from onnxshap.repair.systems import system
 from onnxshap.repair.targets import find_layers
-from onnxshap.repair.walk import Walk
 from onnxshap.rewrite import cut
+from onnxshap.walk import Walk
 from tests import exactness
 
 NET = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from onnxshap.graph.loops import closed
 from onnxshap.graph.names import Names
@@ -24,6 +24,7 @@ def extract(
     inputs: Mapping[str, int],
     outputs: Mapping[str, int],
     shapes: Mapping[str, Sequence[int | None]] | None = None,
+    nodes: Sequence[NodeProto] | None = None,
 ) -> ModelProto:
     """Return the sub-model that computes `outputs` from `inputs`, for evaluation only.
 
@@ -33,10 +34,12 @@ def extract(
         outputs: tensor name -> ONNX element type, in the order wanted; those made in a body as `loops.closed` gives
             them.
         shapes: tensor name -> dims to declare of an input, None = open; of others even the rank is left open.
+        nodes: those of the model among which are all that come between, in order; None = all.
     """
-    model = closed(model, outputs)
+    whole, model = model, closed(model, outputs)
+    among = model.graph.node if nodes is None or model is not whole else nodes
     with quiet():
-        between = _upstream(model, inputs, outputs)
+        between = _upstream(model, among, inputs, outputs)
         graph = gs.import_onnx(between)
         tensors = {name: gs.Variable(name) for name in inputs} | graph.tensors()
         graph.inputs = [tensors[name] for name in inputs]
@@ -60,10 +63,12 @@ def extract(
     return part
 
 
-def _upstream(model: ModelProto, inputs: Collection[str], outputs: Collection[str]) -> ModelProto:
+def _upstream(
+    model: ModelProto, among: Sequence[NodeProto], inputs: Collection[str], outputs: Collection[str]
+) -> ModelProto:
     """Return a model of the nodes alone that come between some tensors: graphsurgeon takes its time over every node."""
     graph = model.graph
-    nodes = between(graph.node, inputs, outputs)
+    nodes = between(among, inputs, outputs)
     read = {*outputs, *(name for node in nodes for name in reads(node))}
     part = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     part.graph.name = graph.name

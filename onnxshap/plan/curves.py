@@ -22,8 +22,9 @@ from onnxshap.graph.structure import used_names
 from onnxshap.groups import Group
 from onnxshap.plan.choice import Candidate, plan_at
 from onnxshap.plan.trials import FITTED, Trials
-from onnxshap.repair import FEWEST_IMAGES, QUICK, Walk, batch_size, border, refit
+from onnxshap.repair import FEWEST_IMAGES, QUICK, batch_size, border, refit
 from onnxshap.tracing import Traced
+from onnxshap.walk import Walk
 
 FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Widths measured, as shares of a group."""

@@ -17,10 +17,10 @@ eq. 6-9); differs: ridge toward the present weights, sum targets, sequential on 
 variable is projected on the flat part instead of penalised.
 """
 
+from onnxshap.repair.border import border
 from onnxshap.repair.fitting import batch_size, refit, refit_edited, rematch, rematch_edited
 from onnxshap.repair.regression import FEWEST_IMAGES, FULL, QUICK, Effort, Refit
 from onnxshap.repair.targets import unfitted
-from onnxshap.repair.walk import Walk, border
 
 __all__ = [
     "FEWEST_IMAGES",
@@ -28,7 +28,6 @@ __all__ = [
     "QUICK",
     "Effort",
     "Refit",
-    "Walk",
     "batch_size",
     "border",
     "refit",

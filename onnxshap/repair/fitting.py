@@ -27,11 +27,11 @@ from onnxshap.repair.regression import FULL, Effort, Refit, Response, Rows, requ
 from onnxshap.repair.systems import Single
 from onnxshap.repair.targets import Layer, changed_by, find_layers
 from onnxshap.repair.transfer import transfer
-from onnxshap.repair.walk import Walk
 from onnxshap.rewrite import cut
 from onnxshap.shapes.constants import static_values
 from onnxshap.taps import patches, taps
 from onnxshap.tracing import Keep, Traced
+from onnxshap.walk import Walk
 
 _T = TypeVar("_T")
 _COPIES = 6
@@ -315,6 +315,7 @@ class _Fitter:
         ridges = [result[2] for result in results if result[2] is not None]
         if ridges:
             gates.store(node, self._constants.store)
+            self._present.rewired([layer.index])
         return Refit(layer.name, before, after, max(ridges, default=None))
 
     def _seen(self, layer: Recurrent) -> Iterator[Seen]:
@@ -362,7 +363,11 @@ class _Fitter:
         return moments
 
     def _go_on(self, layers: Sequence[Layer]) -> None:
-        """Compute again what is held, where one of several layers that were changed at once lies behind another."""
+        """Go on with the weights that layers got.
+
+        What is held is computed again where one of several layers that were changed at once lies behind another.
+        """
+        self._present.rewired(layer.index for layer in layers)
         changed = {layer.y for layer in layers} if len(layers) > 1 else set[str]()
         for node in self.model.graph.node if changed else ():
             if not changed.isdisjoint(reads(node)):

@@ -1,0 +1,119 @@
+"""Activations of a model on all images, asked for from input to output; what lies behind is not computed again."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto, TensorProto
+
+from onnxshap.core import Array
+from onnxshap.graph import extract
+from onnxshap.graph.structure import reads
+from onnxshap.tracing import Traced
+
+
+@dataclass
+class Walk:
+    """Runs a model piece by piece over fixed batches.
+
+    The model may be edited between calls, at nodes that what was asked for does not depend on. Activations are held
+    between two calls as far as the backend's memory goes; past it they are computed again.
+
+    Attributes:
+        free: tells the shapes of the tensors (before the cut: upper bounds) and the backend.
+        model: the model.
+        batches: feeds by input name.
+    """
+
+    free: Traced
+    model: ModelProto
+    batches: Sequence[Mapping[str, Array]]
+
+    def __post_init__(self) -> None:
+        graph = self.model.graph
+        self._kinds = {i.name: i.type.tensor_type.elem_type for i in graph.input}
+        self._outputs = [o.name for o in graph.output]
+        self._nodes = list(graph.node)
+        self._reads = [reads(node) for node in self._nodes]
+        self._produced = {o: k for k, node in enumerate(self._nodes) for o in node.output}
+        self._images = sum(self.free.shaped.count(feeds) for feeds in self.batches)
+        self.restart()
+
+    def __call__(self, names: Sequence[str]) -> Iterator[list[Array]]:
+        """Yield the values of some tensors, batch by batch."""
+        new = self._needed(names)
+        if new is None:  # something behind was let go
+            self.restart()
+            new = self._needed(names) or []
+        given = set(self._held[0])
+        reading = Counter(n for k in new for n in self._reads[k])
+        made = [o for k in new for o in self._nodes[k].output]
+        ahead = {n for n in (*given, *made) if self._waiting[n] > reading[n]}
+        frontier = [n for n in made if n in ahead]
+        shaped = self.free.shaped
+        # sequences are not fed, nor what stands in the body of a loop
+        fed = all(n in shaped.shapes and not self.free.depth(n) for n in frontier if n in shaped.producers)
+        keep = fed and self._bytes(ahead) <= self.free.backend.memory
+        wanted = list(dict.fromkeys([*names, *(frontier if keep else ())]))
+        computed = [n for n in wanted if n not in given]
+        session = None
+        if computed:
+            inputs = {n: self._kind(n) for n in self._held[0]}
+            outputs = {n: self._kind(n) for n in computed}
+            part = extract(self.model, inputs, outputs, shaped.declared, [self._nodes[k] for k in new])
+            session = self.free.backend.session(part)
+        for number, held in enumerate(self._held):
+            found = dict(held)
+            if session is not None:
+                values = session.run({n: held[n] for n in session.inputs})
+                found.update(zip(computed, values, strict=True))
+            yield [found[n] for n in names]
+            if keep:
+                self._held[number] = {n: v for n, v in found.items() if n in ahead}
+        if keep:
+            self._done.update(new)
+            self._waiting.subtract(reading)
+
+    def restart(self) -> None:
+        """Let go of all that is held: nodes before it were edited."""
+        self._held, self._done = [dict(feeds) for feeds in self.batches], set[int]()
+        self._waiting = Counter([*(n for names in self._reads for n in names), *self._outputs])
+
+    def edited(self, name: str, change: Callable[[Array], Array]) -> None:
+        """Apply to the values held of a tensor what an edit of the node that makes it does to them."""
+        for held in self._held:
+            if name in held:
+                held[name] = change(held[name])
+
+    def rewired(self, indices: Iterable[int]) -> None:
+        """Take note that some nodes read other tensors than they did."""
+        for k in indices:
+            before, self._reads[k] = self._reads[k], reads(self._nodes[k])
+            if k not in self._done:
+                self._waiting.subtract(before)
+                self._waiting.update(self._reads[k])
+
+    def _needed(self, names: Sequence[str]) -> list[int] | None:
+        """Return the nodes between what is held and some tensors, in order; None where one before was let go."""
+        held, new, pending = self._held[0], set[int](), list(names)
+        while pending:
+            name = pending.pop()
+            k = self._produced.get(name)
+            if name in held or (k is None and name not in self.batches[0]):
+                continue
+            if k is None or k in self._done:
+                return None
+            if k not in new:
+                new.add(k)
+                pending.extend(self._reads[k])
+        return sorted(new)
+
+    def _kind(self, name: str) -> int:
+        return self._kinds.get(name) or self.free.shaped.kinds.get(name, TensorProto.FLOAT)
+
+    def _bytes(self, names: Iterable[str]) -> int:
+        shapes = (self.free.shaped.shapes.get(n, ()) for n in names)
+        return sum(4 * math.prod(shape) // self.free.batch * self._images for shape in shapes)

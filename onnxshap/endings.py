@@ -5,10 +5,13 @@ that integers pick out: they say nothing of how near a removed unit comes to ano
 place, and there may be more or fewer of them. So while a model is scored, cut and repaired, its last nodes are off: it
 ends where they choose. They are put back, word for word, before a file is written; but sizes that they read off what
 is cut, and that are always the same, are numbers there.
+
+So are outputs that are constants (anchors, tables, a weight): no image has a part of them, and nothing changes them.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,24 +48,36 @@ def jumps(node: NodeProto, kinds: Mapping[str, int | None]) -> bool:
 def ended(traced: Traced) -> tuple[ModelProto, Tail] | None:
     """Return a model without the choices that it ends in, and these; None where it does not, or not in these alone.
 
-    It ends in choices where no output is a real number, or some are picked out by integers that are made of real
-    numbers; nothing behind them is learned. The head ends in the nearest real tensors before them with an
-    axis for the images.
+    Outputs that are constants go with them, or alone where others stay. It ends in choices where no other output is a
+    real number, or some are picked out by integers that are made of real numbers; nothing behind them is learned. The
+    head ends in the nearest real tensors before them with an axis for the images.
     """
-    nodes, kinds = _Nodes.of(traced), traced.shaped.kinds
+    nodes, kinds, outputs = _Nodes.of(traced), traced.shaped.kinds, traced.outputs
+    still = _constant(traced)
     last = nodes.last([jumps(node, kinds) for node in nodes.all])
-    outputs = traced.outputs
     ends = [name for name in outputs if nodes.producers.get(name) in last]
-    real = {name for name in outputs if kinds.get(name) in REALS}
+    real = {name for name in outputs if kinds.get(name) in REALS and name not in still}
     others = {TensorProto.BOOL, None} | REALS
     picked = any(kinds.get(o) not in others for k in last for o in nodes.all[k].output)
-    if not ends or not ((picked and real.intersection(ends)) or real.issubset(ends)):
-        return None
-    border, sizes = nodes.border(last, ends, traced)
-    told = {name: size for name, size in sizes.items() if size is not None}
-    if not border or len(told) < len(sizes):
-        return None
-    return take_off(traced.source, ends, [_declared(name, traced) for name in border], told)
+    if ends and ((picked and real.intersection(ends)) or real.issubset(ends)):
+        border, sizes = nodes.border(last, ends, traced)
+        told = {name: size for name, size in sizes.items() if size is not None}
+        if border and len(told) == len(sizes):
+            return take_off(traced.source, [*ends, *still], [_declared(name, traced) for name in border], told)
+    return take_off(traced.source, still, [], {}) if 0 < len(still) < len(outputs) else None
+
+
+def _constant(traced: Traced) -> list[str]:
+    """Return the outputs that are constants made of nothing that the other ones read: a weight goes with its layer."""
+    graph = traced.source.graph
+    sizes = {t.name: math.prod(t.dims) for t in graph.initializer}
+
+    def read(ends: Sequence[str]) -> set[str]:
+        return {*ends, *(name for node in between(graph.node, (), ends) for name in reads(node))}
+
+    found = [name for name in traced.outputs if name in traced.shaped.constants]
+    others = read([name for name in traced.outputs if name not in found])
+    return [end for end in found if all(sizes.get(name) == 1 for name in read([end]) & others)]
 
 
 @dataclass(frozen=True)

@@ -208,3 +208,33 @@ def test_an_output_may_be_called_as_what_a_cut_adds() -> None:
     assert [o.name for o in found.graph.output] == [name]
     (own,), (other,) = (OrtBackend().session(m).run({"x": images()}) for m in (found, plain.model))
     np.testing.assert_array_equal(own, other)
+
+
+@pytest.mark.parametrize("batch", ["N", "1"])
+@pytest.mark.parametrize("choices", [False, True])
+def test_outputs_that_no_image_has_a_part_of_stay_as_they_are(batch: str, choices: bool) -> None:
+    last = "ArgMax<axis=1>" if choices else "Relu"
+    model = net(
+        f"""(float[{batch},3,8,8] x) => (float[7,4] anchors, y, float[5] table) {{
+            a = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(a) s = Conv(r, w2) y = {last}(s)
+            anchors = Mul(grid, stride)
+        }}""",
+        w1=(24, 3, 3, 3), w2=(5, 24, 1, 1), grid=(7, 4), stride=np.float32(8.0), table=(5,),
+    )  # fmt: skip
+    found = onnxshap.prune(model, Dataset({"x": images()}, None, "images"), keep_units=0.5, samples=8)
+    assert found.traced.outputs == (["s"] if choices else ["y"]) and found.verified.rel_err < 1e-5
+    assert [o.name for o in found.model.graph.output] == ["anchors", "y", "table"]
+    whole, cut = (OrtBackend().session(m).run({"x": images()[:1]}) for m in (model, found.model))
+    for k in (0, 2):
+        np.testing.assert_array_equal(whole[k], cut[k])
+    assert whole[1].shape == cut[1].shape
+
+
+def test_a_weight_that_is_an_output_too_goes_with_its_layer() -> None:
+    model = net(
+        "(float[N,3] x) => (float[N,4] y, float[8] b) { h = Gemm<transB=1>(x, w, b) r = Relu(h) y = MatMul(r, v) }",
+        w=(8, 3), v=(8, 4), b=(8,),
+    )  # fmt: skip
+    assert ended(trace(model)) is None
+    with pytest.raises(DataError, match="output 'b' has shape"):
+        onnxshap.prune(model, {"x": np.ones((4, 3), np.float32)}, keep_units=0.5, method="l1")

@@ -41,7 +41,7 @@ def take_off(
 
     Args:
         model: any model; nothing of what makes its sparse initializers is in the tail.
-        ends: the outputs that the tail makes.
+        ends: the outputs that the tail makes, or stores.
         border: tensors that the tail reads, as outputs. What else it needs stands in both.
         sizes: what nodes give that read sizes of the head: constants in the tail.
     """
@@ -49,7 +49,7 @@ def take_off(
     names = [output.name for output in border]
     left = [output for output in graph.output if output.name not in ends]
     nodes = between(graph.node, [*names, *sizes], ends)
-    read = {name for node in nodes for name in reads(node)}
+    read = {*ends, *(name for node in nodes for name in reads(node))}
     told = (numpy_helper.from_array(size, name) for name, size in sizes.items())
     stored = (*(copied(t) for t in graph.initializer if t.name in read), *told)
     given = {t.name for t in stored}
@@ -77,12 +77,14 @@ def put_back(head: ModelProto, tail: Tail) -> ModelProto:
     graph = whole.graph
     names = Names(graph)
     made = {name for node in tail.nodes for name in node.output if name}
-    ends = [o.name for o in tail.outputs if o.name in made]
+    ends = [o.name for o in tail.outputs if o.name in made.union(t.name for t in tail.stored)]
     if moved := {name: names.new(name) for name in ends if name in names}:  # given since by what cut the head
         for node in graph.node:
             rename(node, moved)
         for item in graph.initializer:
             item.name = moved.get(item.name, item.name)
+        for entry in graph.input:
+            entry.name = moved.get(entry.name, entry.name)
     own = {name: name if name in ends else names.new(name) for name in (*(t.name for t in tail.stored), *sorted(made))}
     for item in map(copied, tail.stored):
         item.name = own[item.name]

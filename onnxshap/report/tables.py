@@ -50,7 +50,8 @@ def prune_tables(report: Report) -> list[RenderableType]:
         if report["refits"] and judged["source"] == data["source"]
         else ""
     )
-    scored = f"Scored by {listed(report['scored_by'])}: what the model chooses by.\n" if report["scored_by"] else ""
+    told = f"Scored by {listed(report['scored_by'])}: other outputs are choices by it, or constants.\n"
+    scored = told if report["scored_by"] else ""
     foot = (
         f"Values: {report['method']}{payoff}, {images} ({_source_name(data)}), {evals}; repair: {report['repair']}, "
         f"widths: {report['allocation']}, units: by {report['ranked_by']}.\n{scored}{drop}"

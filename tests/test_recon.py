@@ -22,6 +22,7 @@ from onnxshap.methods.elimination import BlockRegression, eliminate
 from onnxshap.methods.recon import designs, layers_of, recon
 from onnxshap.payoffs import MSE
 from onnxshap.shapes import input_specs
+from tests import exactness
 from tests.exactness import TOLERANCE
 from tests.test_rules import _NO_ROWS, CASES, Case
 
@@ -106,6 +107,24 @@ def test_recon_beats_random_under_least_squares(name: str) -> None:
         accuracy[method] = result.after.score["accuracy"]
     assert accuracy["recon"] > accuracy["random"]
     assert result.scores.evals == 0
+
+
+@pytest.mark.parametrize("level", [1.0, 1e8])
+def test_inputs_that_hardly_vary_are_ranked_by_how_they_do(level: float) -> None:
+    levels = (level * np.random.default_rng(1).uniform(0.5, 1, 24)).astype(np.float32)
+    model = exactness.net(
+        """(float[N,6] x) => (float[N,3] y) {
+            h = Mul(x, small) g = Gemm<transB=1>(h, w0, level) y = Gemm(g, w1)
+        }""",
+        w0=(24, 6), w1=(24, 3), small=np.float32(1e-3), level=levels,
+    )  # fmt: skip
+    traced = onnxshap.trace(model)
+    data = onnxshap.Dataset({"x": np.random.default_rng(0).standard_normal((90, 6)).astype(np.float32)})
+    (group,) = traced.groups
+    phi = recon(Setting(free_batch(traced), data, MSE(), []), group, np.random.default_rng(0), None, untold).phi
+    assert np.isfinite(phi).all() and (phi >= 0).all()
+    if level == 1:
+        assert np.ptp(phi) > 0.1
 
 
 @pytest.mark.parametrize("one", CASES, ids=lambda c: c.name)

@@ -205,8 +205,12 @@ def _grams(setting: Setting, layer: JointLayer, rng: np.random.Generator) -> lis
     parts = [everything if layer.refitted else layer.columns(b) for b in range(layer.blocks)]
     grams = [[_Gram(np.zeros(len(c)), np.zeros((len(c), len(c)))) for c in columns] for columns in parts]
     rows = max(ROWS, 3 * channels * taps_) if layer.refitted else ROWS
+    near: FloatArray | None = None  # the mean: what hardly varies would be lost in what it varies about
     for design in designs(setting, layer, rows, rng):
         split = design.reshape(len(design), layer.blocks, channels * taps_).astype(np.float64)
+        if layer.kernels is not None:
+            near = split.mean(axis=0) if near is None else near
+            split -= near
         for b, columns in enumerate(parts):
             for gram, chosen in zip(grams[b], columns, strict=True):
                 x = split[:, b] if chosen is everything[0] else split[:, b, chosen]

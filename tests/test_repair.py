@@ -449,7 +449,8 @@ def test_equations_by_rows_are_those_by_inputs(rows: int, biases: int) -> None:
 
 @pytest.mark.parametrize("memory", [4 * 2**30, 2**10])
 def test_layers_of_very_many_inputs_are_refitted_on_fewer_rows(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
-    monkeypatch.setattr("onnxshap.repair.regression.MAX_COEFFICIENTS", 20)
+    for module in ("regression", "fitting"):
+        monkeypatch.setattr(f"onnxshap.repair.{module}.MAX_COEFFICIENTS", 20)
     monkeypatch.setattr("onnxshap.repair.regression._MOST", 30)
     net = exactness.net(
         """(float[N,4,5,5] x) => (float[N,6] y)

@@ -23,7 +23,7 @@ from onnxshap.masking import Means
 from onnxshap.repair.coefficients import Coefficients
 from onnxshap.repair.moments import FEWEST_ROWS, Moments, pooled_scale
 from onnxshap.repair.recurrent import Gates, Recurrent, Seen, Weights, find_recurrent, parts_of
-from onnxshap.repair.regression import FULL, Effort, Refit, Response, Rows, require_images, solve
+from onnxshap.repair.regression import FULL, MAX_COEFFICIENTS, Effort, Refit, Response, Rows, require_images, solve
 from onnxshap.repair.systems import Single
 from onnxshap.repair.targets import Layer, changed_by, find_layers
 from onnxshap.repair.transfer import transfer
@@ -35,7 +35,8 @@ from onnxshap.walk import Walk
 
 _T = TypeVar("_T")
 _COPIES = 6
-"""Of a layer's coefficients that may be there at a time, in float64; where they do not fit, moments are matched."""
+"""Of a layer's coefficients that are there at a time, in float64; of very many inputs, moments are matched where these
+do not fit into the memory."""
 _HELD_OUT = 5
 _BATCH_BYTES = 2**26
 """Of the largest tensor that a batch of images may make."""
@@ -240,7 +241,7 @@ class _Fitter:
         first = layers[0]
         old = self._constants.read(first)
         groups, inputs, outputs = old.shape
-        if _COPIES * old.nbytes > self.free.backend.memory:
+        if inputs > MAX_COEFFICIENTS and _COPIES * old.nbytes > self.free.backend.memory:
             self.match(layers)
             return None
         biases = self._biases(layers, groups * outputs)

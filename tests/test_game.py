@@ -249,8 +249,11 @@ def test_units_that_reach_no_output_are_worth_nothing(work: float, monkeypatch: 
     model.graph.node.extend(
         [
             onnx.helper.make_node("MatMul", ["z", "dead"], ["d"]),
+            onnx.helper.make_node("Shape", ["d"], ["sizes"]),
+            onnx.helper.make_node("ConstantOfShape", ["sizes"], ["nothing"]),
         ]
     )
+    model.graph.output.append(onnx.helper.make_tensor_value_info("nothing", onnx.TensorProto.FLOAT, ["N", 2]))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((6, 2), np.float32), "dead"))
     shared = setting(model, filled=False)
     (group,) = (g for g in shared.traced.groups if "z" in g.name or "MatMul" in g.name)

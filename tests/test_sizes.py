@@ -280,7 +280,7 @@ def test_the_sizes_that_tell_are_even_and_odd() -> None:
     assert seen(f"(float[N,H,4] x) => (float[N,H,4] y) {same}") == [(64, 4), (96, 4), (33, 4), (31, 4)]
     assert seen(f"(float[N,H,W] x) => (float[N,H,W] y) {same}") == [(64, 64), (96, 96), (33, 97), (31, 95)]
     assert seen(f"(float[N,S,S] x) => (float[N,S,S] y) {same}") == [(64, 64), (96, 96), (33, 33), (31, 31)]
-    assert seen("""(float[N,H,W] x) => (float[N,H,W] y) {
+    assert seen("""(float[N,H,W] x) => (float[N,H,W] z) {
         t = Transpose<perm=[0,2,1]>(x)
         y = MatMul(x, t)
         z = Add(y, x)

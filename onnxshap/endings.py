@@ -6,7 +6,7 @@ place, and there may be more or fewer of them. So while a model is scored, cut a
 ends where they choose. They are put back, word for word, before a file is written; but sizes that they read off what
 is cut, and that are always the same, are numbers there.
 
-So are outputs that are constants (anchors, tables, a weight): no image has a part of them, and nothing changes them.
+So are outputs that are constants (anchors, tables): no image has a part of them, and nothing changes them.
 """
 
 from __future__ import annotations

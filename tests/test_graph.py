@@ -385,6 +385,20 @@ def test_a_part_keeps_inputs_that_it_does_not_read() -> None:
     assert relative_error(run(part, {"x": x, "z": x}), [x]) == 0
 
 
+def test_a_part_is_fed_what_a_node_makes_beside_what_is_wanted() -> None:
+    model = net(
+        """(float[N,4] x) => (float[N,2] y) {
+            b, a = Split<axis=1>(x, two)
+            s = Add(a, b)
+            y = Mul(s, w)
+        }""",
+        two=[2, 2], w=[2.0, 3.0],
+    )  # fmt: skip
+    part = extract(model, {"x": TensorProto.FLOAT, "a": TensorProto.FLOAT}, {"y": TensorProto.FLOAT})
+    x, a = np.arange(8, dtype=np.float32).reshape(2, 4), np.ones((2, 2), np.float32)
+    assert run(part, {"x": x, "a": a})[0].tolist() == ((x[:, :2] + 1) * np.float32([2, 3])).tolist()
+
+
 _EXOTIC = {
     "int4": (TensorProto.INT4, b"\x21\x43"),
     "uint4": (TensorProto.UINT4, b"\x21\xf3"),

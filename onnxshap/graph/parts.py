@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-import onnx_graphsurgeon as gs
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from onnxshap.graph.loops import closed
 from onnxshap.graph.names import Names
-from onnxshap.graph.structure import (
-    between,
-    graphs_of,
-    reads,
-    refill,
-    subgraphs,
-)
+from onnxshap.graph.structure import between, graphs_of, order, reads, refill, subgraphs
 from onnxshap.quiet import quiet
 
 
@@ -38,44 +31,50 @@ def extract(
     """
     whole, model = model, closed(model, outputs)
     among = model.graph.node if nodes is None or model is not whole else nodes
-    with quiet():
-        between = _upstream(model, among, inputs, outputs)
-        graph = gs.import_onnx(between)
-        tensors = {name: gs.Variable(name) for name in inputs} | graph.tensors()
-        graph.inputs = [tensors[name] for name in inputs]
-        graph.outputs = [tensors[name] for name in outputs]
-        for name, kind in (*inputs.items(), *outputs.items()):
-            tensors[name].dtype = kind
-            tensors[name].shape = list(shapes[name]) if shapes and name in inputs and name in shapes else None
-        if producers := [producer for item in graph.inputs for producer in item.inputs]:
-            taken = Names(between.graph, inputs)
-            for node in producers:
-                node.outputs = [
-                    gs.Variable(taken.new(f"{o.name}.cut")) if o.name in inputs else o for o in node.outputs
-                ]
-        graph.cleanup().toposort()
-        part: ModelProto = gs.export_onnx(graph, do_type_check=False)
-    _keep_outside(part.graph, model.graph)
-    del part.graph.value_info[:]
-    del part.opset_import[:]
-    part.opset_import.extend(model.opset_import)
-    part.ir_version = model.ir_version
+    part = _upstream(model, among, inputs, outputs)
+    if any(name in inputs for node in part.graph.node for name in node.output):
+        part = _let_go(part, inputs)
+    places = order(part.graph.node)
+    assert places is not None
+    if places != sorted(places):
+        refill(part.graph.node, [part.graph.node[k] for k in places])
+    for name, kind in inputs.items():
+        dims = list(shapes[name]) if shapes and name in shapes else None
+        part.graph.input.append(helper.make_tensor_value_info(name, kind, dims))
+    for name, kind in outputs.items():
+        part.graph.output.append(helper.make_tensor_value_info(name, kind, None))
     return part
 
 
 def _upstream(
     model: ModelProto, among: Sequence[NodeProto], inputs: Collection[str], outputs: Collection[str]
 ) -> ModelProto:
-    """Return a model of the nodes alone that come between some tensors: graphsurgeon takes its time over every node."""
+    """Return a model of the nodes that come between some tensors, and of what is stored for them."""
     graph = model.graph
     nodes = between(among, inputs, outputs)
-    read = {*outputs, *(name for node in nodes for name in reads(node))}
+    read = {*outputs, *(name for node in nodes for name in reads(node))}.difference(inputs)
     part = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     part.graph.name = graph.name
     part.graph.node.extend(nodes)
-    part.graph.input.extend(graph.input)
     part.graph.initializer.extend(t for t in graph.initializer if t.name in read)
-    part.graph.sparse_initializer.extend(graph.sparse_initializer)
+    part.graph.sparse_initializer.extend(t for t in graph.sparse_initializer if t.values.name in read)
+    return part
+
+
+def _let_go(part: ModelProto, inputs: Collection[str]) -> ModelProto:
+    """Return a model in which what nodes make beside what is wanted, and is fed, has another name."""
+    import onnx_graphsurgeon as gs  # slow to load, and seldom needed
+
+    with quiet():
+        graph = gs.import_onnx(part)
+        taken = Names(part.graph, inputs)
+        for node in graph.nodes:
+            node.outputs = [gs.Variable(taken.new(f"{o.name}.cut")) if o.name in inputs else o for o in node.outputs]
+        made: ModelProto = gs.export_onnx(graph, do_type_check=False)
+    _keep_outside(made.graph, part.graph)
+    part = ModelProto(ir_version=part.ir_version, opset_import=part.opset_import, functions=part.functions)
+    part.graph.CopyFrom(made.graph)
+    del part.graph.value_info[:]
     return part
 
 

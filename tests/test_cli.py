@@ -871,6 +871,14 @@ def test_help_does_not_load_the_library(here: Path) -> None:
     assert f"version {onnxshap.__version__}" in call("--version").stdout
 
 
+def test_a_prune_loads_no_library_that_few_models_need(here: Path) -> None:
+    code = (
+        "import sys, onnxshap.api, onnxshap.report; "
+        "sys.exit(bool({'scipy.optimize', 'onnx_graphsurgeon', 'torch', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
 def test_threads_are_numpys_too() -> None:
     code = (
         "from threadpoolctl import threadpool_info\n"

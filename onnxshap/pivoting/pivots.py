@@ -24,7 +24,6 @@ from functools import cached_property
 import numpy as np
 import scipy.linalg
 from onnx import ModelProto, NodeProto, TensorProto
-from scipy.optimize import linear_sum_assignment
 
 from onnxshap.calibrate import channel_covariances
 from onnxshap.core import Dataset, FloatArray, IntArray
@@ -322,6 +321,8 @@ class _Search:
     def _trials(self, k: int, gains: FloatArray, least: float) -> Iterator[IntArray]:
         """Yield places to try: those that gain most if all gains add up, then ever fewer of the swaps that gain."""
         place = self.places[k]
+        from scipy.optimize import linear_sum_assignment  # a sixth of all imports, for what one command needs
+
         _, best = linear_sum_assignment(gains, maximize=True)
         own = gains[np.arange(len(place)), place]
         if float((gains[np.arange(len(place)), best] - own).sum()) <= least:

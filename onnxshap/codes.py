@@ -44,9 +44,10 @@ def zero_point(shaped: Shaped, node: NodeProto, k: int) -> str:
             return reader.input[number] if number < len(reader.input) else ""
         if kind in _CODES and not is_coding(reader) and reader.op_type not in _DECODING:
             made = {o for o in reader.output if o and shaped.kinds.get(o) == kind}
-            pending += [
-                (other, j) for other in shaped.graph.nodes for j, name in enumerate(other.input) if name in made
+            readers = [
+                shaped.graph.nodes[index] for index in sorted({i for o in made for i in shaped.readers.get(o, ())})
             ]
+            pending += [(other, j) for other in readers for j, name in enumerate(other.input) if name in made]
     return ""
 
 
@@ -81,4 +82,5 @@ def foldable(shaped: Shaped, site: Site) -> bool:
     between = on_codes(shaped, site) and dequantize(shaped, node.input[site.input]) is not None
     if not between or site.weight.bias is not None:
         return True
-    return not any(is_op(n, "QuantizeLinear") and n.input[0] in node.output for n in shaped.graph.nodes)
+    readers = (shaped.graph.nodes[index] for o in node.output for index in shaped.readers.get(o, ()))
+    return not any(is_op(n, "QuantizeLinear") and n.input[0] in node.output for n in readers)

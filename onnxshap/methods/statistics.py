@@ -71,7 +71,7 @@ def _weight_powers(setting: Setting, tensor: str, axis: int, producer: int, orde
 
 def _batch_norm_scale(setting: Setting, tensor: str) -> FloatArray | float:
     shaped = setting.traced.shaped
-    for node in shaped.graph.nodes:
+    for node in (shaped.graph.nodes[index] for index in shaped.readers.get(tensor, ())):
         if is_op(node, "BatchNormalization") and node.input[0] == tensor and is_stored(node, shaped.constants):
             return np.abs(norm_scale(shaped.graph.model, setting.traced.backend, node))
     return 1.0

@@ -20,6 +20,7 @@ from onnxshap.errors import ModelError
 from onnxshap.graph import Graph, lift_bodies, take_branches
 from onnxshap.graph.lifting import entered, is_if, is_loop, is_open, join
 from onnxshap.graph.loops import declare_ranks
+from onnxshap.graph.structure import reads
 from onnxshap.shapes.alone import Alone
 from onnxshap.shapes.baked import fixed_batch, with_batch, written_batches
 from onnxshap.shapes.bodies import alike_handed, attempts, decided_by, open_bodies, why_loop_whole, why_whole
@@ -119,6 +120,20 @@ class Shaped:
             return False
         few = len(shape) == 0 or (len(shape) == 1 and shape[0] <= _RANKS and (name, 0) not in self.varying)
         return few and self.kinds.get(name) in (TensorProto.INT64, TensorProto.INT32)
+
+    @cached_property
+    def reads(self) -> list[list[str]]:
+        """What every node reads, as `structure.reads`."""
+        return [reads(node) for node in self.graph.nodes]
+
+    @cached_property
+    def readers(self) -> dict[str, list[int]]:
+        """Tensor name -> the indices of the nodes that read it, in order."""
+        found: dict[str, list[int]] = {}
+        for k, names in enumerate(self.reads):
+            for name in dict.fromkeys(names):
+                found.setdefault(name, []).append(k)
+        return found
 
     @cached_property
     def producers(self) -> dict[str, int]:

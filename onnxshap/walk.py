@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from onnx import ModelProto, TensorProto
 
@@ -13,6 +14,13 @@ from onnxshap.core import Array
 from onnxshap.graph import extract
 from onnxshap.graph.structure import reads
 from onnxshap.tracing import Traced
+
+
+class Steps(Protocol):
+    """Gives activations on all images, asked for from input to output."""
+
+    def __call__(self, names: Sequence[str]) -> Iterator[list[Array]]:
+        """Yield the values of some tensors, batch by batch."""
 
 
 @dataclass
@@ -56,7 +64,7 @@ class Walk:
         shaped = self.free.shaped
         # sequences are not fed, nor what stands in the body of a loop
         fed = all(n in shaped.shapes and not self.free.depth(n) for n in frontier if n in shaped.producers)
-        keep = fed and self._bytes(ahead) <= self.free.backend.memory
+        keep = fed and self.bytes(ahead) <= self.free.backend.memory
         wanted = list(dict.fromkeys([*names, *(frontier if keep else ())]))
         computed = [n for n in wanted if n not in given]
         session = None
@@ -111,9 +119,63 @@ class Walk:
                 pending.extend(self._reads[k])
         return sorted(new)
 
+    def bytes(self, names: Iterable[str]) -> int:
+        """Return how many bytes the values of some tensors take on all images, about."""
+        shapes = (self.free.shaped.shapes.get(n, ()) for n in names)
+        return sum(4 * math.prod(shape) // self.free.batch * self._images for shape in shapes)
+
     def _kind(self, name: str) -> int:
         return self._kinds.get(name) or self.free.shaped.kinds.get(name, TensorProto.FLOAT)
 
-    def _bytes(self, names: Iterable[str]) -> int:
-        shapes = (self.free.shaped.shapes.get(n, ()) for n in names)
-        return sum(4 * math.prod(shape) // self.free.batch * self._images for shape in shapes)
+
+@dataclass
+class Repeated:
+    """A walk that is taken several times: what it gave is kept for the next time, as far as memory goes.
+
+    Every time is given what it would be by a walk of its own, to the last bit: what was not kept is computed once all
+    that was asked for before it has been, in the pieces of the first time.
+
+    Attributes:
+        walk: through a model that is not edited.
+    """
+
+    walk: Walk
+    _kept: dict[_Asked, list[list[Array]]] = field(default_factory=dict)
+    _asked: _Asked = ()
+    _computed: _Asked = ()
+
+    def __post_init__(self) -> None:
+        self._bytes = sum(values.nbytes for feeds in self.walk.batches for values in feeds.values())
+
+    def again(self) -> Repeated:
+        """Go back to the start."""
+        self._asked = self._computed = ()
+        self.walk.restart()
+        return self
+
+    def __call__(self, names: Sequence[str]) -> Iterator[list[Array]]:
+        """Yield the values of some tensors, batch by batch."""
+        before, self._asked = self._asked, (*self._asked, tuple(names))
+        if self._asked in self._kept:
+            yield from self._kept[self._asked]
+            return
+        if before != self._computed:
+            self.walk.restart()
+            for step in before:
+                for _ in self.walk(step):
+                    pass
+        self._computed = self._asked
+        size = self.walk.bytes(names)
+        if self._bytes + size > self.walk.free.backend.memory:
+            yield from self.walk(names)
+            return
+        found = []
+        for values in self.walk(names):
+            found.append(values)
+            yield values
+        self._kept[self._asked] = found
+        self._bytes += size
+
+
+_Asked = tuple[tuple[str, ...], ...]
+"""The tensors asked for since the start, step by step."""

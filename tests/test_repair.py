@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import onnx.parser
 import pytest
@@ -9,7 +11,7 @@ from onnx import ModelProto, numpy_helper
 
 import onnxshap
 from onnxshap import report
-from onnxshap.backend import OrtBackend
+from onnxshap.backend import Backend, OrtBackend, Resident, Session
 from onnxshap.blas import at_most, threads_for
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
@@ -21,7 +23,7 @@ from onnxshap.repair.regression import Response, Rows, solve
 from onnxshap.repair.systems import system
 from onnxshap.repair.targets import find_layers
 from onnxshap.rewrite import cut
-from onnxshap.walk import Walk
+from onnxshap.walk import Repeated, Walk
 from tests import exactness
 
 NET = """
@@ -397,6 +399,49 @@ def test_a_walk_gives_what_a_run_gives(memory: int) -> None:
     np.testing.assert_allclose(found[0], whole, rtol=1e-5)
     ((name, images_),) = data.inputs.items()  # long let go
     np.testing.assert_array_equal(np.concatenate([part for (part,) in walk([name])]), images_)
+
+
+@pytest.mark.parametrize("kept", [0, 2, 100])
+def test_what_a_repeated_walk_gives_is_what_a_walk_of_its_own_does(kept: int) -> None:
+    """Of a tensor of the net, on 20 images, `kept` are kept; walks that part ways are told apart."""
+    data = images(20)
+    given, each = data.inputs["x"].nbytes, 20 * 8 * 6 * 6 * 4
+    traced, _ = open_model(net(), data, backend=OrtBackend(memory=given + kept * each))
+    batches, backend = [{"x": data.inputs["x"]}], _Counting(traced.backend)
+    counting = replace(traced, backend=backend)
+    repeated = Repeated(Walk(counting, traced.shaped.graph.model, batches))
+    for _ in range(2):
+        for steps in ([["a"], ["ar"], ["s", "b"]], [["b"], ["y"]], [["a"], ["ar"]]):
+            repeated.again()
+            own = Walk(traced, traced.shaped.graph.model, batches)
+            for names in steps:
+                (found,), (wanted,) = list(repeated(names)), list(own(names))
+                assert [value.tobytes() for value in found] == [value.tobytes() for value in wanted]
+    # once the first two are kept the others are computed anew, and those before them, as the first time
+    assert backend.sessions == {0: 14, 2: 10, 100: 5}[kept]
+
+
+@dataclass
+class _Counting:
+    """A backend that counts its sessions."""
+
+    inner: Backend
+    sessions: int = 0
+
+    @property
+    def memory(self) -> int:
+        return self.inner.memory
+
+    @property
+    def on_device(self) -> bool:
+        return self.inner.on_device
+
+    def session(self, model: ModelProto, *, optimize: bool = True) -> Session:
+        self.sessions += 1
+        return self.inner.session(model, optimize=optimize)
+
+    def resident(self, model: ModelProto) -> Resident:
+        return self.inner.resident(model)
 
 
 def test_small_matrices_are_computed_with_on_one_thread() -> None:

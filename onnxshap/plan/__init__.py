@@ -12,7 +12,7 @@ from onnxshap.plan.choice import (
     check_reachable,
     fits,
     make_plan,
-    plan_at,
+    plans_at,
     smallest,
     wider_plans,
 )
@@ -26,7 +26,7 @@ __all__ = [
     "check_reachable",
     "fits",
     "make_plan",
-    "plan_at",
+    "plans_at",
     "smallest",
     "wider_plans",
 ]

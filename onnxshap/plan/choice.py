@@ -208,12 +208,12 @@ def _finer(candidates: Sequence[Candidate], budget: Budget) -> Budget | None:
     return replace(budget, finer=budget.finer + 1) if coarse else None
 
 
-def plan_at(
-    candidates: Sequence[Candidate], widths: Mapping[str, int], covers: Sequence[NDArray[np.intp]]
-) -> dict[str, BoolArray]:
-    """Return the plan of some widths: the best units of every group, and one of every cover; others stay whole."""
-    sizes = [widths.get(c.name, len(c.units)) for c in candidates]
-    return _Planner(candidates, Budget(), covers).at(sizes)
+def plans_at(
+    candidates: Sequence[Candidate], covers: Sequence[NDArray[np.intp]]
+) -> Callable[[Mapping[str, int]], dict[str, BoolArray]]:
+    """Return what makes plans of widths: the best units of every group, and one of every cover; others stay whole."""
+    planner = _Planner(candidates, Budget(), covers)
+    return lambda widths: planner.at([widths.get(c.name, len(c.units)) for c in candidates])
 
 
 def wider_plans(

@@ -20,11 +20,11 @@ from onnxshap.core import Array, BoolArray, Dataset, FloatArray
 from onnxshap.graph import extract
 from onnxshap.graph.structure import used_names
 from onnxshap.groups import Group
-from onnxshap.plan.choice import Candidate, plan_at
+from onnxshap.plan.choice import Candidate, plans_at
 from onnxshap.plan.trials import FITTED, Trials
 from onnxshap.repair import FEWEST_IMAGES, QUICK, batch_size, border, refit
 from onnxshap.tracing import Traced
-from onnxshap.walk import Walk
+from onnxshap.walk import Repeated, Walk
 
 FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Widths measured, as shares of a group."""
@@ -90,18 +90,18 @@ def loss_curves(
     """
     trials = Trials.of(free, data, seed, original, payoff)
     whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
-    candidates = [Candidate(g.name, g.units, values[g.name]) for g in groups]
+    plan_at = plans_at([Candidate(g.name, g.units, values[g.name]) for g in groups], traced.covers)
     before = _Before(free, trials.fitted), _Before(free, trials.judged)
     curves = {}
     for number, group in enumerate(groups):
         fit_on, judge_on = (part.of(group, whole) for part in before)
-        points = {len(group): 0.0}
+        walk, points = Repeated(Walk(free, free.shaped.graph.model, fit_on)), {len(group): 0.0}
         for k, fraction in enumerate(fractions):
             width = round(fraction * len(group))
             if 0 < width < len(group) and width not in points:
-                plan = whole | plan_at(candidates, {group.name: width}, traced.covers)
+                plan = whole | plan_at({group.name: width})
                 model, _ = refit(
-                    free, free, plan, trials.means, trials.fitted, seed, nearest=True, effort=QUICK, feeds=fit_on
+                    free, free, plan, trials.means, trials.fitted, seed, nearest=True, effort=QUICK, original=walk
                 )
                 points[width] = trials.loss(_outputs(free, model, judge_on, len(trials.judged)))
             progress(number * len(fractions) + k + 1, len(groups) * len(fractions))

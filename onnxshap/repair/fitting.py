@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -31,7 +31,7 @@ from onnxshap.rewrite import cut
 from onnxshap.shapes.constants import static_values
 from onnxshap.taps import patches, taps
 from onnxshap.tracing import Keep, Traced
-from onnxshap.walk import Walk
+from onnxshap.walk import Repeated, Steps, Walk
 
 _T = TypeVar("_T")
 _COPIES = 6
@@ -52,7 +52,7 @@ def refit(
     progress: Callable[[int, int], None] = lambda done, total: None,
     nearest: bool = False,
     effort: Effort = FULL,
-    feeds: Sequence[Mapping[str, Array]] = (),
+    original: Repeated | None = None,
 ) -> tuple[ModelProto, list[Refit]]:
     """Return the cut model (before `graph.finish`) with its linear ops refitted, and what became of each.
 
@@ -66,14 +66,14 @@ def refit(
         progress: told after every layer.
         nearest: only the layers that lose inputs themselves, not those behind them.
         effort: how much is spent on a layer.
-        feeds: `data` in batches, with tensors that the plan leaves as they are (`walk.border`): nothing before them
-            is computed again.
+        original: a walk through `free` over `data` in batches, which may hold tensors that the plan leaves as they are
+            (`border`): nothing before them is computed again, nor what the walk gave an earlier refit.
 
     Raises:
         DataError: fewer than 20 images.
     """
     require_images(len(data))
-    fitter = _fitter(traced, free, keep, means, data, seed, effort, feeds, nearest)
+    fitter = _fitter(traced, free, keep, means, data, seed, effort, original, nearest)
     reports = fitter.fitted(progress)
     return _in_file(traced, free, keep, means, fitter.model), reports
 
@@ -149,7 +149,7 @@ def _edited_fitter(
     if nearest:
         names = {free.shaped.graph.nodes[index].output[0] for index in edited}
         layers = [layer for layer in layers if layer.y in names]
-    return _Fitter(free, live, model, data, seed, layers, [], effort, ())
+    return _Fitter(free, live, model, data, seed, layers, [], effort)
 
 
 def _fitter(
@@ -160,7 +160,7 @@ def _fitter(
     data: Dataset,
     seed: int = 0,
     effort: Effort = FULL,
-    feeds: Sequence[Mapping[str, Array]] = (),
+    original: Repeated | None = None,
     nearest: bool = False,
 ) -> _Fitter:
     """Return what fits the layers of the cut model."""
@@ -168,8 +168,8 @@ def _fitter(
     layers = find_layers(traced, model, live)
     if nearest:
         layers = [layer for layer in layers if live.cut(layer.x, layer.channels)]
-    recurrent = find_recurrent(free, model, live, changed_by(free, model, live), nearest=nearest)
-    return _Fitter(free, live, model, data, seed, layers, recurrent, effort, feeds)
+    recurrent = find_recurrent(free, model, live, changed_by(free, live), nearest=nearest)
+    return _Fitter(free, live, model, data, seed, layers, recurrent, effort, original)
 
 
 def _in_file(traced: Traced, free: Traced, keep: Keep, means: Means, model: ModelProto) -> ModelProto:
@@ -195,7 +195,7 @@ class _Fitter:
     layers: Sequence[Layer]
     recurrent: Sequence[Recurrent]
     effort: Effort
-    feeds: Sequence[Mapping[str, Array]]
+    original: Repeated | None = None
 
     def __post_init__(self) -> None:
         self._constants = Coefficients(self.free, self.model)
@@ -204,14 +204,23 @@ class _Fitter:
         held_out = np.zeros(images, np.bool_)
         held_out[order[: max(1, images // _HELD_OUT)]] = True
         read = [n for layer in self.layers for n in (layer.x, layer.y)] + [layer.x for layer in self.recurrent]
-        size = batch_size(self.free, read)
-        feeds = self.feeds or [dict(part) for _, part in batches(self.free, self.data, size)]
+        feeds = (
+            [part for _, part in batches(self.free, self.data, batch_size(self.free, read))]
+            if self.original is None
+            else self.original.walk.batches
+        )
         starts = np.cumsum([0, *(self.free.shaped.count(part) for part in feeds)])
         # a fixed batch is filled up with repeats
         self._flags = [
             np.resize(held_out[s:], self.free.shaped.count(part)) for s, part in zip(starts, feeds, strict=False)
         ]
-        self._original = Walk(self.free, _telling_states(self.free.shaped.graph.model, self.recurrent), feeds)
+        whole = self.free.shaped.graph.model
+        told = _telling_states(whole, self.recurrent)
+        self._original: Steps
+        if self.original is None or told is not whole:
+            self._original = Walk(self.free, told, feeds)
+        else:
+            self._original = self.original.again()
         self._present = Walk(self.free, self.model, feeds)
 
     def _positions(self, layer: Layer, chunk: int, inputs: int, total: int) -> NDArray[np.intp]:

@@ -60,9 +60,14 @@ def find_layers(traced: Traced, model: ModelProto, live: Liveness, edited: Colle
     return _Finder(traced, model, live, edited).layers()
 
 
-def changed_by(traced: Traced, model: ModelProto, live: Liveness) -> set[str]:
-    """Return the tensors whose values a plan changes; arguments as for `find_layers`."""
-    return _Finder(traced, model, live)._behind_cuts()
+def changed_by(traced: Traced, live: Liveness, edited: Collection[int] = ()) -> set[str]:
+    """Return the tensors whose values a plan or an edit changes; arguments as for `find_layers`."""
+    changed: set[str] = set()
+    cut = {s.node for s in traced.labels.trace.sites if live.cut(s.tensor, s.axis)}.union(edited)
+    for index, (node, names) in enumerate(zip(traced.shaped.graph.nodes, traced.shaped.reads, strict=True)):
+        if index in cut or not changed.isdisjoint(names):
+            changed.update(node.output)
+    return changed
 
 
 def unfitted(traced: Traced, live: Liveness) -> list[str]:
@@ -105,7 +110,7 @@ class _Finder:
         self.constants = constants_of(self.model)
 
     def layers(self) -> list[Layer]:
-        changed = self._behind_cuts()
+        changed = changed_by(self.traced, self.live, self.edited)
         layers: list[Layer] = []
         for site in self.traced.labels.trace.linear:
             original = self.traced.shaped.graph.nodes[site.node]
@@ -138,15 +143,6 @@ class _Finder:
         assert site.weight is not None
         width = self.live.width(y, site.weight.out, self.traced.shaped.shapes[y][site.weight.out])
         return bias in self.stored and math.prod(self.stored[bias].dims) == width
-
-    def _behind_cuts(self) -> set[str]:
-        """Return the tensors whose values the plan or an edit changes."""
-        changed: set[str] = set()
-        cut = {s.node for s in self.traced.labels.trace.sites if self.live.cut(s.tensor, s.axis)}.union(self.edited)
-        for index, node in enumerate(self.traced.shaped.graph.nodes):
-            if index in cut or any(name in changed for name in reads(node)):
-                changed.update(node.output)
-        return changed
 
     def _latest(self, chosen: Collection[int]) -> dict[str, int]:
         """Return tensor -> the last of some nodes of the cut model that it depends on, if there is one."""

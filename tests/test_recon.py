@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import ModelProto
 
 import onnxshap
+from onnxshap.backend import OrtBackend, Resident, Session
 from onnxshap.calibrate import batches, free_batch
 from onnxshap.core import FloatArray, IntArray
 from onnxshap.data import random_data
 from onnxshap.game import Setting
 from onnxshap.graph import extract
+from onnxshap.groups import Group
 from onnxshap.methods.base import untold
 from onnxshap.methods.elimination import BlockRegression, eliminate
 from onnxshap.methods.recon import designs, layers_of, recon
@@ -157,3 +161,52 @@ def test_regressions_are_what_the_layers_compute(one: Case) -> None:
             spread = y.var(axis=tuple(a for a in range(y.ndim) if a != weight.out))
             first = made[..., : layer.starts[1]].reshape(len(made), -1)
             np.testing.assert_allclose(first.var(axis=0), spread, rtol=1e-4, atol=1e-8)
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """onnxruntime, which notes how many Convs it was given at a time."""
+
+    memory: int
+    convs: list[int] = field(default_factory=list)
+    inner: OrtBackend = field(default_factory=lambda: OrtBackend("cpu", 1))
+    on_device = False
+
+    def session(self, model: ModelProto, *, optimize: bool = True) -> Session:
+        self.convs.append(sum(node.op_type == "Conv" for node in model.graph.node))
+        return self.inner.session(model, optimize=optimize)
+
+    def resident(self, model: ModelProto) -> Resident:
+        return self.inner.resident(model)
+
+
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_groups_in_order_are_one_way_through_the_model(memory: int) -> None:
+    """And give to the last bit what each of them gives alone, though the runtime fuses Convs with the sums behind."""
+    blocks = 5
+    lines = [
+        f"a{k} = Conv(r{k - 1}, v{k}) q{k} = Relu(a{k}) b{k} = Conv(q{k}, w{k}) s{k} = Add(b{k}, r{k - 1}) "
+        f"r{k} = Relu(s{k})"
+        for k in range(1, blocks + 1)
+    ]
+    weights: dict[str, Any] = {f"{name}{k}": (6, 6, 1, 1) for k in range(1, blocks + 1) for name in "vw"}
+    model = exactness.net(
+        "(float[N,3,4,4] x) => (float[N,6,4,4] y) { c = Conv(x, w0) r0 = Relu(c) "
+        + " ".join(lines) + f" y = Conv(r{blocks}, w) }}",
+        w0=(6, 3, 1, 1), w=(6, 6, 1, 1), **weights,
+    )  # fmt: skip
+    backend = _Counting(memory)
+    traced = replace(onnxshap.trace(model), backend=backend)
+    data = onnxshap.Dataset({"x": np.random.default_rng(0).standard_normal((40, 3, 4, 4)).astype(np.float32)})
+    setting = Setting(traced, data, MSE(), [])
+    inner = [group for group in traced.groups if len(setting.traced.sites([group])) == 1]
+    assert len(inner) == blocks
+
+    def values(setting: Setting, group: Group) -> bytes:
+        return recon(setting, group, np.random.default_rng(0), None, untold).phi.tobytes()
+
+    found = [values(setting, group) for group in inner]
+    convs = 2 * blocks  # from the input to what the last of them gives
+    assert sum(backend.convs) == convs if memory else sum(backend.convs) > convs
+    assert [values(replace(setting), group) for group in inner] == found
+    assert [values(setting, group) for group in reversed(inner)] == found[::-1]

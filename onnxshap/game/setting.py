@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from onnxshap.calibrate import batches
 from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.masking import Means
 from onnxshap.tracing import Traced
+from onnxshap.walk import Route, Walk
+
+_BATCH_BYTES = 2**28
+"""Of the largest tensor that a batch of images on a route may make."""
 
 
 @dataclass(frozen=True)
@@ -32,3 +39,16 @@ class Setting:
     def memory(self) -> int:
         """Bytes of activations that a game keeps at a time, about."""
         return self.traced.backend.memory
+
+    @cached_property
+    def route(self) -> Route:
+        """The way through the model past every tensor of which units are summed away, whatever groups are looked at.
+
+        It holds activations, as far as the memory goes: a copy of the setting has one of its own.
+        """
+        shaped = self.traced.shaped
+        sites = [s for s in self.traced.sites(self.traced.groups) if not s.stored and self.traced.depth(s.tensor) < 2]
+        steps = sorted(dict.fromkeys(s.tensor for s in sites), key=lambda name: shaped.producers.get(name, -1))
+        size = max((4 * math.prod(shaped.shapes[name]) // self.traced.batch for name in steps), default=0)
+        feeds = [part for _, part in batches(self.traced, self.data, max(1, min(32, _BATCH_BYTES // (size + 1))))]
+        return Route(Walk(self.traced, shaped.graph.model, feeds), steps)

@@ -22,12 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import TensorProto
 
-from onnxshap.calibrate import batches
 from onnxshap.core import Array, FloatArray, IntArray, Values
 from onnxshap.game import Setting
-from onnxshap.graph import attributes, extract, is_op
+from onnxshap.graph import attributes, is_op
 from onnxshap.groups import Group
 from onnxshap.labels import Site
 from onnxshap.labels.kernels import by_group
@@ -42,7 +40,6 @@ ROWS = 15_000
 """Rows a Gram matrix is summed over, about; three times the coefficients where that is more."""
 RIDGE = 1e-3
 """In units of the mean squared (centred) input."""
-_CHUNK_BYTES = 2**28
 
 
 def recon(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
@@ -223,21 +220,16 @@ def _grams(setting: Setting, layer: JointLayer, rng: np.random.Generator) -> lis
 def designs(setting: Setting, layer: JointLayer, rows: int, rng: np.random.Generator) -> Iterator[Array]:
     """Yield inputs of a layer [rows, channels, taps], about `rows` in all, from all images."""
     traced, site = setting.traced, layer.site
-    shapes, kinds = traced.shaped.shapes, traced.shaped.kinds
+    shapes = traced.shaped.shapes
     node = traced.shaped.graph.nodes[site.node]
-    model = traced.shaped.graph.model
-    inputs = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
-    session = None
-    if site.tensor not in inputs:
-        part = extract(model, inputs, {site.tensor: kinds.get(site.tensor, TensorProto.FLOAT)})
-        session = traced.backend.session(part)
-    size = 4 * math.prod(shapes[site.tensor]) // traced.batch + 1
     reads = None
     if layer.kernels is not None and is_op(node, "Conv", "ConvTranspose"):
         space, made = shapes[site.tensor][2:], shapes[node.output[0]][2:]
         reads = taps(node.op_type, attributes(node), space, made, shapes[node.input[1]][2:])
-    for count, feeds in batches(traced, setting.data, int(np.clip(_CHUNK_BYTES // size, 1, 32))):
-        found = feeds[site.tensor] if session is None else session.run({n: feeds[n] for n in session.inputs})[0]
+    route, left = setting.route, len(setting.data)
+    for feeds, found in zip(route.walk.batches, route(site.tensor), strict=True):
+        count = min(left, traced.shaped.count(feeds))  # a fixed batch is filled up with repeats
+        left -= count
         iterations = list(found) if traced.depth(site.tensor) else [found]
         share = math.ceil(rows * count / len(setting.data) / max(1, len(iterations)))
         for x in iterations:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,7 +56,8 @@ class Player:
     """Runs jobs of one setting; the game of the last group stays open."""
 
     def __init__(self, setting: Setting, method: str) -> None:
-        self._setting, self._method = setting, METHODS[method]
+        self._setting = replace(setting)  # its own: what a route holds goes with the player
+        self._method = METHODS[method]
         self._groups: Mapping[str, Group] = {g.name: g for g in setting.traced.groups}
         self._open: tuple[str, GroupGame | OverallGame] | None = None
 

@@ -94,7 +94,8 @@ def loss_curves(
     before = _Before(free, trials.fitted), _Before(free, trials.judged)
     curves = {}
     for number, group in enumerate(groups):
-        fit_on, judge_on = (part.of(group, whole) for part in before)
+        unchanged = _unchanged(free, group, whole)
+        fit_on, judge_on = (part.of(unchanged) for part in before)
         walk, points = Repeated(Walk(free, free.shaped.graph.model, fit_on)), {len(group): 0.0}
         for k, fraction in enumerate(fractions):
             width = round(fraction * len(group))
@@ -109,6 +110,13 @@ def loss_curves(
     return curves
 
 
+def _unchanged(free: Traced, group: Group, whole: Mapping[str, BoolArray]) -> list[str]:
+    """Return the tensors that no cut of a group changes and that its ops read."""
+    one = np.zeros(len(group), np.bool_)
+    one[:1] = True
+    return [n for n in border(free, free.alive({**whole, group.name: one})) if n in free.shaped.shapes]
+
+
 class _Before:
     """What lies before a group, on some images, in batches."""
 
@@ -118,14 +126,9 @@ class _Before:
         self._inputs = [dict(feeds) for _, feeds in batches(free, data, size)]
         self._walk = Walk(free, free.shaped.graph.model, self._inputs)
 
-    def of(self, group: Group, whole: Mapping[str, BoolArray]) -> list[dict[str, Array]]:
-        """Return the inputs and all that no cut of a group changes and its ops read; the inputs where that is much."""
-        one = np.zeros(len(group), np.bool_)
-        one[:1] = True
-        shapes = self._free.shaped.shapes
-        names = [n for n in border(self._free, self._free.alive({**whole, group.name: one})) if n in shapes]
-        image = sum(4 * math.prod(shapes[n]) for n in names) / self._free.batch
-        if image * sum(self._free.shaped.count(feeds) for feeds in self._inputs) > self._free.backend.memory:
+    def of(self, names: Sequence[str]) -> list[dict[str, Array]]:
+        """Return the inputs and the values of some tensors; the inputs where that is much."""
+        if self._walk.bytes(names) > self._free.backend.memory:
             return self._inputs
         found = zip(self._inputs, self._walk(names), strict=True)
         return [{**feeds, **dict(zip(names, values, strict=True))} for feeds, values in found]

@@ -765,6 +765,13 @@ def test_what_nobody_expected_is_one_line_and_with_v_the_traceback(here: Path, m
     assert result.exit_code == 1 and "Traceback (most recent call last)" in result.stderr
 
 
+def test_too_little_memory_is_no_internal_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(MemoryError("Unable to allocate 3.00 TiB"), monkeypatch)
+    assert refused("prune", "m.onnx").startswith(
+        "onnxshap: error: out of memory (Unable to allocate 3.00 TiB); a smaller"
+    )
+
+
 def test_messages_of_several_lines_become_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken(ModelError("first\n  second"), monkeypatch)
     assert refused("prune", "m.onnx") == "onnxshap: error: first second"
@@ -845,6 +852,22 @@ def test_a_model_may_come_through_a_pipe(here: Path) -> None:
     with subprocess.Popen(["cat", "m.onnx"], stdout=subprocess.PIPE) as cat:
         done = subprocess.run(command, stdin=cat.stdout, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "") and run("small.onnx").shape == (8, 4)
+
+
+def test_a_dash_is_stdin_and_no_output(here: Path) -> None:
+    """Stdin says no name: one made of /dev/stdin would be written beside the devices."""
+
+    def piped(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "onnxshap", "prune", "-", "--method", "l1", "-q", *options]
+        with Path("m.onnx").open("rb") as stream:
+            return subprocess.run(command, stdin=stream, capture_output=True, text=True, timeout=60, check=False)
+
+    done = piped("-o", "small.onnx")
+    assert (done.returncode, done.stderr) == (0, "") and run("small.onnx").shape == (8, 4)
+    nameless = piped()
+    assert nameless.returncode == 2 and "is no name that the output's could be made of: give -o" in nameless.stderr
+    result = call("prune", "m.onnx", "--method", "l1", "-o", "-")
+    assert result.exit_code == 2 and "stdout carries tables" in result.stderr and not Path("-").exists()
 
 
 def test_names_that_the_locale_lacks_are_written(here: Path) -> None:

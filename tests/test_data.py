@@ -6,6 +6,7 @@ import io
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -850,6 +851,9 @@ def test_random_data_that_cannot_be_drawn_are_refused() -> None:
     refused(lambda: random_data(ONE, 0, 0), "0 images", "1 or more")
     refused(lambda: random_data(TWO, 3, 0), "axis 1 of input 'ids' is free", "give its length")
     refused(lambda: random_data(specs(x=("complex64", (1,))), 3, 0), "'x' is complex64", "give data")
+    for side in (2**22, 2**40):  # what no machine has, and what has no address
+        large = specs(x=("float32", (None, side, side)))
+        refused(partial(random_data, large, 2, 0), "more than memory holds", "'x'")
 
 
 def test_labels_in_a_file_go_with_arrays(here: Path) -> None:

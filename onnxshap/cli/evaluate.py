@@ -10,11 +10,12 @@ import click
 from onnxshap.cli.options import Shapes, data_options, json_option, model_argument, run_options, talk_options
 from onnxshap.cli.screen import Screen
 from onnxshap.cli.shared import backend_of, need_data, print_found, say_defaults
+from onnxshap.cli.types import ModelPath
 
 
 @click.command(name="eval")
 @model_argument
-@click.argument("other", required=False, type=click.Path())
+@click.argument("other", required=False, type=ModelPath())
 @data_options
 @json_option
 @run_options

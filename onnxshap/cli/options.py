@@ -9,7 +9,18 @@ from typing import Any, TypeVar
 import click
 
 from onnxshap.cli.screen import Screen
-from onnxshap.cli.types import Bytes, InputShape, OneOf, allocations, baselines, methods, payoffs, providers, repairs
+from onnxshap.cli.types import (
+    Bytes,
+    InputShape,
+    ModelPath,
+    OneOf,
+    allocations,
+    baselines,
+    methods,
+    payoffs,
+    providers,
+    repairs,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -52,7 +63,7 @@ def eval_data_option(default: str = "--data") -> Callable[[Command], Command]:
 
 
 _NORMALIZE = "onnxshap.normalize"
-model_argument = click.argument("model", type=click.Path())
+model_argument = click.argument("model", type=ModelPath())
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 talk_options = _options(
     click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_quiet, help="No progress, no notes."),

@@ -187,6 +187,10 @@ class Main(click.Group):
                 for cause in _causes(error):
                     click.echo(f"onnxshap: caused by {type(cause).__name__}: {_one_line(cause)}", err=True)
             ctx.exit(error.exit_code)
+        except MemoryError as error:
+            why = f"out of memory ({_one_line(error)})"
+            click.echo(f"onnxshap: error: {why}; a smaller --memory, fewer images or a larger machine help", err=True)
+            ctx.exit(OnnxshapError.exit_code)
         except Exception as error:  # noqa: BLE001 (the last resort: a user gets one line, and -v the rest)
             if _interrupted(error):
                 _end_interrupted(ctx)

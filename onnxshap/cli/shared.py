@@ -36,9 +36,15 @@ def backend_of(screen: Screen, provider: str, threads: int, memory: int | None =
 
 
 def output_of(output: str | None, model: str, suffix: str) -> str:
-    """Return where to write: where the user says, else beside the model, by its stem and a suffix."""
+    """Return where to write: where the user says, else beside the model, by its stem and a suffix.
+
+    Raises:
+        click.UsageError: the model comes through stdin or a pipe of the shell, which say no name to go by.
+    """
     if output is not None:
         return output
+    if model.startswith(("/dev/", "/proc/")):
+        raise click.UsageError(f"{model} is no name that the output's could be made of: give -o")
     return str(Path(model).with_name(Path(model).stem + suffix) if Path(model).name else Path(suffix))
 
 
@@ -113,12 +119,15 @@ def check_outputs(
 
     Raises:
         ModelError: as `outputs.check_outputs`; of a model that cannot be read nothing is said until it is opened.
+        click.UsageError: an output is `-`, which elsewhere is stdout.
     """
     from onnx import ModelProto
 
     from onnxshap import outputs as checks
     from onnxshap.graph import Source, read
 
+    if dashed := [name for name, output in outputs.items() if output == "-"]:
+        raise click.UsageError(f"{dashed[0]} -: stdout carries tables (or --json); give a path, ./- if that is meant")
     try:
         pipe = os.path.exists(model) and not os.path.isfile(model)  # noqa: PTH110, PTH113 - Path raises at odd names
         source = Source(ModelProto()) if pipe else read(model)  # what comes through a pipe comes once

@@ -9,6 +9,16 @@ from typing import Any
 import click
 
 
+class ModelPath(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
+    """The path of a model; `-` is what comes on stdin, as elsewhere."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the path that was typed."""
+        return "/dev/stdin" if value == "-" else str(value)
+
+
 class OneOf(click.Choice):  # type: ignore[type-arg] # generic since click 8.4
     """One of the library's names, looked up when they are needed."""
 

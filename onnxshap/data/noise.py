@@ -18,7 +18,7 @@ def random_data(specs: Mapping[str, InputSpec], n: int, seed: int) -> Dataset:
     of any table with two rows. An integer without axes, which is a setting, is 1.
 
     Raises:
-        DataError: n < 1, a free dim but for axis 0, or a dtype that is none of these.
+        DataError: n < 1, a free dim but for axis 0, a dtype that is none of these, or more of them than memory holds.
 
     >>> data = random_data({"x": InputSpec("x", np.dtype(np.float32), (None, 3, 8, 8))}, n=2, seed=0)
     >>> data.inputs["x"].shape, data.source
@@ -27,7 +27,17 @@ def random_data(specs: Mapping[str, InputSpec], n: int, seed: int) -> Dataset:
     if n < 1:
         raise DataError(f"random data: {n} images: ask for 1 or more")
     rng = np.random.default_rng(seed)
-    return Dataset({name: _random(spec, n, rng) for name, spec in specs.items()}, source="random")
+    return Dataset({name: _drawn(spec, n, rng) for name, spec in specs.items()}, source="random")
+
+
+def _drawn(spec: InputSpec, n: int, rng: np.random.Generator) -> Array:
+    try:
+        return _random(spec, n, rng)
+    except (MemoryError, ValueError) as error:  # numpy's word for what has no address is a ValueError
+        sizes = " x ".join(map(str, (n, *spec.entry)))
+        raise DataError(
+            f"random data: input {spec.name!r} has {sizes} entries, more than memory holds: export it smaller"
+        ) from error
 
 
 def _random(spec: InputSpec, n: int, rng: np.random.Generator) -> Array:

@@ -922,7 +922,7 @@ def test_where_no_bar_is_shown_lines_tell_of_long_stages() -> None:
         lines.tell("score", done, 1000)
     for done in (0, 5, 10):
         lines.tell("repair", done, 10)
-    hint = "--samples, --max-seconds, or a method without a game (--method recon) take less"
+    hint = "--samples, --max-seconds (one image a group at least) or a --method without a game (recon) take less"
     assert said == [
         f"scoring units: 2% after 61 s, some 50 minutes left; {hint}",
         "scoring units: 6% after 3 minutes, some 48 minutes left",

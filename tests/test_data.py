@@ -217,7 +217,7 @@ IMAGES = specs(x=("float32", (1, 3, 8, 6)))
         ),
         ((3, 8, 6), IMAGES, ("[3, 8, 6]", "[n, 3, 8, 6]", "x[None]")),
         ((3, 8, 7), IMAGES, ("[3, 8, 7]", "[n, 3, 8, 6]", "one entry an image along axis 0")),
-        ((5, 144), IMAGES, ("[5, 144]", "[n, 3, 8, 6]", "one entry an image along axis 0")),
+        ((5, 144), IMAGES, ("[5, 144]", "[n, 3, 8, 6]", "laid out flat, x.reshape(-1, 3, 8, 6)")),
         ((5, 1, 3, 8, 6), IMAGES, ("[5, 1, 3, 8, 6]", "one entry an image")),
         ((), IMAGES, ("[]", "one entry an image")),
         ((5, 4, 7), specs(x=("float32", (None, None, 6))), ("[n, ?, 6]", "axis 2 has 7 entries, not 6")),

@@ -115,7 +115,7 @@ score_options = _options(
         "--samples", type=int, help="Most images to score with.  [default: 128, fewer for models that take long]"
     ),
     click.option("--max-evals", type=click.IntRange(1), help="Most (image, coalition) evaluations."),
-    click.option("--max-seconds", type=float, help="Most seconds of scoring."),
+    click.option("--max-seconds", type=float, help="Most seconds of scoring, though every group gets one image."),
     click.option(
         "--decided", type=float, default=0.1, show_default=True,
         help="End a group when the expected share of misplaced units is below; 0: never.",

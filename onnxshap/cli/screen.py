@@ -31,7 +31,9 @@ _STAGES = {
     "time": "timing Convs",
     "weigh": "weighing layers",
 }
-_SHORTER = {"score": "--samples, --max-seconds, or a method without a game (--method recon) take less"}
+_SHORTER = {
+    "score": "--samples, --max-seconds (one image a group at least) or a --method without a game (recon) take less"
+}
 """What shortens a stage."""
 _FIRST_LINE, _LAST_PAUSE = 60.0, 600.0
 """Seconds until a line tells how far a stage is, and most seconds between two."""

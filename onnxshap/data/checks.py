@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,8 @@ def _fit(value: Any, spec: InputSpec, where: str) -> Array:
             hint = "one image alone needs an axis in front, x[None]"
         elif array.ndim == len(wanted) - 1 and (axis := _missing_axis(array.shape, wanted)) is not None:
             hint = f"axis {axis} is missing, np.expand_dims(x, {axis}) adds it"
+        elif array.ndim == 2 and math.prod(length or 0 for length in wanted[1:]) == array.shape[1]:
+            hint = f"rows look like images laid out flat, x.reshape({', '.join(map(str, (-1, *wanted[1:])))})"
         if spec.batch and array.ndim == len(wanted) + 1 and array.shape[spec.batch + 1] == 1:
             hint = f"leave out axis {spec.batch + 1}, of its batch: x.squeeze({spec.batch + 1})"
         raise DataError(f"{where}: shape {list(array.shape)}, the model wants [{free}]: {hint}")

@@ -69,7 +69,8 @@ def insert_masks(
     Raises:
         ModelError: a group is not one of the model's.
     """
-    return weights.put_in(masked_model(trace(model), groups, means, probe))
+    traced = trace(model)  # holds the values while they are put in
+    return weights.put_in(masked_model(traced, groups, means, probe))
 
 
 def masked_model(

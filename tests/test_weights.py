@@ -95,6 +95,14 @@ def test_arrays_go_with_who_holds_them() -> None:
         weights.values(stored)
 
 
+def test_masks_go_into_whatever_is_a_model() -> None:
+    """What is traced on the way there holds the values as long as they are read."""
+    onnx.save(big(), "m.onnx")
+    masked = onnxshap.insert_masks(onnxshap.trace("m.onnx"))
+    for model in ("m.onnx", Path("m.onnx"), Path("m.onnx").read_bytes(), big()):
+        assert onnxshap.insert_masks(model) == masked
+
+
 def test_arrays_go_along_to_other_processes() -> None:
     traced = onnxshap.trace(one())
     sent = pickle.dumps(traced)

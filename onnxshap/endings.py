@@ -6,6 +6,7 @@ place, and there may be more or fewer of them. So while a model is scored, cut a
 ends where they choose. They are put back, word for word, before a file is written; but sizes that they read off what
 is cut, and that are always the same, are numbers there.
 
+So are, beside choices or alone, outputs that are sequences or maps of numbers (scikit-learn's probabilities by class).
 So are outputs that are constants (anchors, tables): no image has a part of them, and nothing changes them.
 """
 
@@ -49,12 +50,14 @@ def ended(traced: Traced) -> tuple[ModelProto, Tail] | None:
     """Return a model without the choices that it ends in, and these; None where it does not, or not in these alone.
 
     Outputs that are constants go with them, or alone where others stay. It ends in choices where no other output is a
-    real number, or some are picked out by integers that are made of real numbers; nothing behind them is learned. The
-    head ends in the nearest real tensors before them with an axis for the images.
+    real number, or some are picked out by integers that are made of real numbers; nothing behind them is learned.
+    Outputs that are no tensors are like choices: no payoff reads them. The head ends in the nearest real tensors
+    before them with an axis for the images.
     """
     nodes, kinds, outputs = _Nodes.of(traced), traced.shaped.kinds, traced.outputs
     still = _constant(traced)
-    last = nodes.last([jumps(node, kinds) for node in nodes.all])
+    wrapped = _no_tensors(traced.source)
+    last = nodes.last([jumps(node, kinds) or not wrapped.isdisjoint(node.output) for node in nodes.all])
     ends = [name for name in outputs if nodes.producers.get(name) in last]
     real = {name for name in outputs if kinds.get(name) in REALS and name not in still}
     others = {TensorProto.BOOL, None} | REALS
@@ -65,6 +68,11 @@ def ended(traced: Traced) -> tuple[ModelProto, Tail] | None:
         if border and len(told) == len(sizes):
             return take_off(traced.source, [*ends, *still], [_declared(name, traced) for name in border], told)
     return take_off(traced.source, still, [], {}) if 0 < len(still) < len(outputs) else None
+
+
+def _no_tensors(model: ModelProto) -> set[str]:
+    """Return the outputs that are sequences or maps: numbers by their classes (ZipMap), which no payoff reads."""
+    return {item.name for item in model.graph.output if item.type.WhichOneof("value") not in (None, "tensor_type")}
 
 
 def _constant(traced: Traced) -> list[str]:

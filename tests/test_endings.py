@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 
 import onnxshap
 from onnxshap import api
@@ -79,6 +80,36 @@ def test_every_job_takes_them(tmp_path: Path) -> None:
     assert both[1].score["agreement"] == pytest.approx(done.after.score["agreement"])
     curve = sweep(path, data, keep=(0.5,), methods=("l1",)).curves[0]
     assert curve.points[0].figures.score["agreement"] > 0.5
+
+
+@pytest.mark.parametrize("labels", ["numbers", "strings", "none"])
+def test_numbers_by_their_classes_are_scored_as_tensors(labels: str, tmp_path: Path) -> None:
+    """As skl2onnx exports a classifier unless it is told not to: a label, and a map for every row."""
+    model = net(
+        """(float[N,6] x) => (label) {
+            h = MatMul(x, w) r = Relu(h) s = MatMul(r, v) p = Softmax<axis=1>(s) best = ArgMax<axis=1, keepdims=0>(p)
+            label = Identity(best)
+        }""", w=(6, 16), v=(16, 3),
+    )  # fmt: skip
+    names = {"classlabels_strings": ["a", "b", "c"]} if labels == "strings" else {"classlabels_int64s": [0, 1, 2]}
+    model.graph.node.append(helper.make_node("ZipMap", ["p"], ["by class"], name="zip", domain="ai.onnx.ml", **names))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    key = TensorProto.STRING if labels == "strings" else TensorProto.INT64
+    value = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    maps = helper.make_sequence_type_proto(helper.make_map_type_proto(key, value))
+    model.graph.output.append(helper.make_value_info("by class", maps))
+    if labels == "none":
+        del model.graph.output[0], model.graph.node[4:6]
+    x = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    found = onnxshap.prune(model, Dataset({"x": x}, np.arange(60) % 3, "rows"), keep_units=0.5, samples=8)
+    assert found.traced.outputs == ["p"] and found.scores.payoff == "ce" and "accuracy" in found.after.score
+    onnx.save(found.model, tmp_path / "cut.onnx")
+    whole, cut = (
+        onnxruntime.InferenceSession(m.SerializeToString()) for m in (model, onnx.load(tmp_path / "cut.onnx"))
+    )
+    assert [o.name for o in cut.get_outputs()] == [o.name for o in whole.get_outputs()]
+    rows = cut.run(None, {"x": x})[-1]
+    assert [sorted(row) for row in rows[:2]] == [[0, 1, 2] if labels != "strings" else ["a", "b", "c"]] * 2
 
 
 def test_what_has_no_real_number_before_it_is_refused() -> None:

@@ -2298,6 +2298,22 @@ case("zeros that are made as the model runs", net("""(float[N,6] x) => (float[N,
     p = Div(n, d)
     y = MatMul(p, w2)
 }""", w0=(6, 8), u=np.linspace(0.5, 1.5, 8, dtype=np.float32), w1=(6, 8), w2=(8, 3)), [8])
+case("numbers of a list in their order, as torch writes as_strided", net("""(float[N,3,4,4] x) => (float[N,5] y) {
+    h = Conv(x, w0)
+    m = GlobalAveragePool(h)
+    f = Reshape(m, flat)
+    s = Shape<start=0, end=1>(x)
+    n = Squeeze(s)
+    r = Range(zero, n, one)
+    starts = Mul(r, eight)
+    rows = Unsqueeze(starts, behind)
+    places = Add(rows, columns)
+    g = Gather(f, places)
+    e = Relu(g)
+    t = Flatten(e)
+    y = MatMul(t, w1)
+}""", w0=(8, 3, 3, 3), flat=[-1], zero=0, one=1, eight=8, behind=[1, 2, 3],
+    columns=np.arange(8).reshape(1, 8, 1, 1), w1=(8, 5)), [8])
 case("norms over heads that were merged in between", net("""(float[2,5,24] x) => (float[2,5,4] y) {
     v = MatMul(x, w0)
     h = Reshape(v, heads)

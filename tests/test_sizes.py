@@ -118,6 +118,17 @@ NETS = {
         c = Relu(b)
         y = Conv(c, w2)
     }""", w0=(8, 3, 1, 1), w1=(6, 8, 1, 1), w2=(2, 6, 1, 1), minus=[-1], **ENDS), [6]),
+    "groups of channels go with the images, and back": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
+        a = Conv(x, w0)
+        g = Reshape(a, parts)
+        f = Reshape(g, flat)
+        e = Softmax<axis=1>(f)
+        s = Shape(g)
+        b = Reshape(e, s)
+        m = Mul(b, g)
+        k = Reshape(m, whole)
+        y = Conv(k, w1)
+    }""", w0=(12, 3, 1, 1), w1=(2, 12, 1, 1), parts=[-1, 4, 0, 0], flat=[0, 4, -1], whole=[-1, 12, 0, 0]), [3]),
     "normalised over all of free space, channels last": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
         a = Conv(x, w0)
         l = Transpose<perm=[0,2,3,1]>(a)

@@ -160,6 +160,7 @@ class _Folding:
             if all(o in self.first.values for o in node.output) and used.isdisjoint(node.output):
                 continue
             kept.append(index)
+            self._take_in_order(node)
             for k, name in enumerate(node.input):
                 if name in self.first.values:
                     node.input[k] = self._folded(index, node, k)
@@ -169,6 +170,27 @@ class _Folding:
         self._tell_what_follows()
         del graph.node[:]
         graph.node.extend(self._nodes)
+
+    def _take_in_order(self, node: NodeProto) -> None:
+        """Make a Gather that takes all numbers of a list in their order the Reshape that it is.
+
+        So torch writes `as_strided`: of a mean over the space of an image whose channels come last in memory.
+        """
+        runs = (self.first, *self.others)
+        if not is_op(node, "Gather") or attributes(node).get("axis", 0) or node.output[0] in self.first.values:
+            return
+        data, name = node.input
+        if not all(len(run.shapes.get(data, ())) == 1 and name in run.values for run in runs) or name in self._chance:
+            return
+        sizes = [(run.shapes[data], run.values[name].shape) for run in runs]
+        if any(len(shape) < 2 for _, shape in sizes) or any(
+            not np.array_equal(run.values[name].ravel(), np.arange(*run.shapes[data])) for run in runs
+        ):
+            return
+        target = _relative_target(node, sizes, None)
+        if target is not None and self._opset >= 5:
+            node.op_type, node.input[1] = "Reshape", self._constant(f"{node.output[0]}.shape", target)
+            del node.attribute[:]
 
     def _folded(self, index: int, node: NodeProto, k: int) -> str:
         """Return what an op reads in place of shape arithmetic."""
@@ -305,6 +327,16 @@ class _Folding:
         follows = self._follows(name)
         return follows is not None and bool(follows.all())
 
+    def _read_of(self, name: str) -> BoolArray:
+        """Return which entries of a Shape are read: those that follow, as far as vectors are put together of them."""
+        follows = self._follows(name)
+        assert follows is not None  # it would not be apart
+        readers = [n for n in self._nodes if name in n.input]
+        stored = {t.name: t for t in self.model.graph.initializer} if all(is_op(n, "Where") for n in readers) else {}
+        if any(n.input[1] != name or n.input[0] not in stored for n in readers):
+            return follows
+        return np.asarray(follows & np.any([array(stored[n.input[0]]) for n in readers], axis=0))
+
     def told(self) -> set[tuple[str, int]]:
         """Return the axes whose sizes are read."""
         found: set[tuple[str, int]] = set()
@@ -313,8 +345,7 @@ class _Folding:
             if is_op(node, "Shape", "Size"):
                 axes, name = list(_axes(node, self.first)), node.output[0]
                 if name in self._apart - given_out:
-                    follows = self._follows(name)
-                    assert follows is not None  # it would not be apart
+                    follows = self._read_of(name)
                     axes = [axis for axis, does in zip(axes, follows, strict=True) if does]
                 found.update((node.input[0], axis) for axis in axes)
         return found

@@ -21,7 +21,6 @@ from onnxshap.graph import Source, read
 from onnxshap.groups import Group, select
 from onnxshap.outputs import check_outputs
 from onnxshap.payoffs.checked import NO_CLASS, are_probabilities, class_axis
-from onnxshap.repair import FEWEST_IMAGES
 from onnxshap.shapes import check_names, input_specs
 from onnxshap.tracing import Traced, trace
 
@@ -33,6 +32,8 @@ SAMPLES = 128
 """Calibration images to score with, where nothing else is said."""
 REPAIR_IMAGES = 1024
 """Most calibration images to measure curves and to refit with."""
+FEWEST_DIVIDED = 40
+"""Images of which two fifths may be held out."""
 
 
 def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0) -> Dataset:
@@ -258,15 +259,15 @@ def hold_out(
 
 
 def _divided(data: Dataset, seed: int, what: str) -> tuple[Dataset, Dataset]:
-    if len(data) < 2 * FEWEST_IMAGES:
+    if len(data) < FEWEST_DIVIDED:
         if data.source == "random" and data.labels is None:
             raise DataError(
                 f"no data: {what} judges by images that nothing else sees, and random inputs tell nothing of what is "
-                f"lost; give --data, at least {2 * FEWEST_IMAGES} images, or --eval-data"
+                f"lost; give --data, at least {FEWEST_DIVIDED} images, or --eval-data"
             )
         raise DataError(
             f"{data.source}: {what} holds two fifths of the images out; there are {len(data)}, give at least "
-            f"{2 * FEWEST_IMAGES}, or --eval-data"
+            f"{FEWEST_DIVIDED}, or --eval-data"
         )
     order = streams.stream(seed, streams.HELD_OUT).permutation(len(data))
     split = 3 * len(data) // 5

@@ -21,8 +21,8 @@ from onnxshap.graph import extract
 from onnxshap.graph.structure import used_names
 from onnxshap.groups import Group
 from onnxshap.plan.choice import Candidate, plans_at
-from onnxshap.plan.trials import FITTED, Trials
-from onnxshap.repair import FEWEST_IMAGES, QUICK, batch_size, border, refit
+from onnxshap.plan.trials import FEWEST_FITTED, FITTED, Trials
+from onnxshap.repair import QUICK, batch_size, border, refit
 from onnxshap.tracing import Traced
 from onnxshap.walk import Repeated, Walk
 
@@ -45,7 +45,7 @@ def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float
     for count, fractions in ((IMAGES, FRACTIONS), (200, FRACTIONS), (200, FEW), (100, FEW)):
         used = min(images, count)
         runs = len(groups) * used * share * traced.cost.macs()
-        if len(fractions) * (runs + 3 * regressions) <= work and used * FITTED >= FEWEST_IMAGES:
+        if len(fractions) * (runs + 3 * regressions) <= work and used * FITTED >= FEWEST_FITTED:
             return used, fractions
     return 0, ()
 

@@ -21,7 +21,7 @@ from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, fits, make_plan, wider_plans
 from onnxshap.plan.curves import affordable, loss_curves
 from onnxshap.plan.rounds import CutModel, eased
-from onnxshap.plan.trials import FITTED, Trials
+from onnxshap.plan.trials import FEWEST_FITTED, FITTED, Trials
 from onnxshap.progress import Progress, silent
 from onnxshap.repair import FEWEST_IMAGES, Refit, refit, rematch
 from onnxshap.rewrite import small_model
@@ -57,7 +57,7 @@ def check_images(repair: str | None, allocation: str | None, images: int) -> Non
     """
     if repair == "distill":
         divided(images, 0)
-    least = math.ceil(FEWEST_IMAGES / FITTED)
+    least = math.ceil(FEWEST_FITTED / FITTED)
     if allocation in ("curves", "iterative") and images < least:
         raise OnnxshapError(f"allocation {allocation} needs at least {least} images; give more data")
 

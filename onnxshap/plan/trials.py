@@ -12,11 +12,13 @@ from onnxshap.calibrate import run_all, site_means
 from onnxshap.core import Array, BoolArray, Dataset
 from onnxshap.masking import Means
 from onnxshap.payoffs import Fidelity
-from onnxshap.repair import FEWEST_IMAGES, refit
+from onnxshap.repair import refit
 from onnxshap.tracing import Traced
 
 FITTED = 0.6
 """Share of the images that is fitted on; the others judge."""
+FEWEST_FITTED = 20
+"""Images to fit on, below which what is seen of a plan on the others is noise."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Trials:
             payoff: what compares them, one of `payoffs.UNLABELLED`; None = what fits.
         """
         order = streams.stream(seed, streams.TRIALS).permutation(len(data))
-        split = max(FEWEST_IMAGES, round(FITTED * len(data)))
+        split = max(FEWEST_FITTED, round(FITTED * len(data)))
         fitted, judged = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
         own = run_all(free, free.shaped.graph.model, judged)
         reference = own if original is None else run_all(original, original.shaped.graph.model, judged)

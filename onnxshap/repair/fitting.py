@@ -70,7 +70,7 @@ def refit(
             (`border`): nothing before them is computed again, nor what the walk gave an earlier refit.
 
     Raises:
-        DataError: fewer than 20 images.
+        DataError: fewer than 5 images.
     """
     require_images(len(data))
     fitter = _fitter(traced, free, keep, means, data, seed, effort, original, nearest)
@@ -117,7 +117,7 @@ def refit_edited(
         nearest: those nodes alone, not the layers behind them.
 
     Raises:
-        DataError: fewer than 20 images.
+        DataError: fewer than 5 images.
     """
     require_images(len(data))
     return _edited_fitter(free, model, edited, data, seed, effort, nearest).fitted(progress)

@@ -17,8 +17,8 @@ import numpy as np
 
 from onnxshap.core import FloatArray
 
-FEWEST_ROWS = 20
-"""Values of a channel from which a variance is told."""
+FEWEST_ROWS = 3
+"""Values of a channel from which a variance is told: those of one image behind a pooling layer, so not many."""
 _LARGEST = 10.0
 """No channel is scaled by more, nor by less than its inverse: what is left of some channels is noise."""
 

@@ -13,7 +13,8 @@ from onnxshap.repair.systems import Single, system
 
 _GAIN = 0.01
 """Share of the held-out error by which another round has to lower it."""
-FEWEST_IMAGES = 20
+FEWEST_IMAGES = 5
+"""One of them is held out."""
 _BLOCK = 4096
 _LARGE = 1e30
 """Products up to which float32 holds sums of them."""
@@ -240,7 +241,7 @@ def require_images(count: int) -> None:
     """Refuse too few images.
 
     Raises:
-        DataError: fewer than 20.
+        DataError: fewer than 5.
     """
     if count < FEWEST_IMAGES:
         raise DataError(f"lstsq needs at least {FEWEST_IMAGES} images, there are {count}; give more, or --repair fold")

@@ -19,7 +19,7 @@ from onnxshap.errors import DataError
 from onnxshap.opening import open_model
 from onnxshap.repair import refit, rematch
 from onnxshap.repair.moments import Moments, pooled_scale
-from onnxshap.repair.regression import Response, Rows, solve
+from onnxshap.repair.regression import Effort, Response, Rows, solve
 from onnxshap.repair.systems import system
 from onnxshap.repair.targets import find_layers
 from onnxshap.rewrite import cut
@@ -385,6 +385,38 @@ def test_flat_responses_fit_better_than_linear_ones() -> None:
         judge = Rows(Response(flat=(0.0, np.inf)), [x], [hidden])
         after[low] = judge.error(found)
     assert after[0.0] < 0.95 * after[-np.inf]
+
+
+@pytest.mark.parametrize("addend", [False, True])
+def test_matched_coefficients_give_the_moments_wanted(addend: bool) -> None:
+    """Of two groups of layers with scale and shift behind them, biases last."""
+    rng = np.random.default_rng(0)
+    response = Response(rng.uniform(0.5, 2, (2, 1, 3)), rng.normal(size=(2, 1, 3)))
+    x = np.concatenate([rng.normal(size=(2, 30, 4)), np.ones((2, 30, 1))], axis=2).astype(np.float32)
+    wanted = 5 * rng.normal(size=(2, 30, 3)) + rng.normal(size=(2, 1, 3))
+    added = rng.normal(size=(2, 30, 3)) if addend else None
+    rows = Rows(response)
+    rows.add(x[:, :10], wanted[:, :10], None if added is None else added[:, :10])
+    rows.add(x[:, 10:], wanted[:, 10:], None if added is None else added[:, 10:])
+    found = response.of(x @ rows.matched(rng.normal(size=(2, 5, 3)), 4), added)
+    np.testing.assert_allclose(found.mean(axis=1), wanted.mean(axis=1), atol=1e-4)
+    np.testing.assert_allclose(found.std(axis=1), wanted.std(axis=1), rtol=1e-4)
+
+
+def test_few_rows_are_pulled_to_what_gives_as_much_as_before() -> None:
+    """Half of the inputs of a sum are gone: a ridge that leaves weights alone leaves too little of it."""
+    rng = np.random.default_rng(0)
+    whole = np.abs(rng.normal(size=(1, 80, 4)))
+    every = (rng.normal(size=(40, 1)) + rng.normal(size=(40, 80)))[None].astype(np.float32)
+    train, held_out = Rows(Response()), Rows(Response())
+    wanted = np.asarray(every @ whole, np.float64)
+    train.add(every[:, :8, :40], wanted[:, :8])
+    held_out.add(every[:, 8:, :40], wanted[:, 8:])
+    strong = Effort(20_000, (1e9,), 1, False)
+    found, before, after, ridge = solve(train, held_out, whole[:, :40], 40, strong)
+    assert after < 0.5 * before
+    assert ridge is None or np.allclose(found, train.matched(whole[:, :40], 40), rtol=1e-3)
+    assert held_out.error(found) == pytest.approx(after)
 
 
 def test_rows_that_are_not_finite_leave_a_layer_as_it_is() -> None:

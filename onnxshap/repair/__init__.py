@@ -7,7 +7,9 @@ original model's values: ridge regression toward the present weights, closed for
   repairs what the skip path lost. Where the activation behind it is flat (below 0 before a ReLU), any value in the flat
   part is as good as the original's, and the fit is free to take it.
 - Gates of an LSTM, GRU or RNN are fitted on what comes in and on the original's states (`recurrent`).
-- The ridge is chosen on held-out images, layer by layer; a layer whose held-out error no ridge lowers is left as it is.
+- The ridge is chosen on held-out images, layer by layer; it pulls to the present weights, scaled and shifted to give
+  the means and variances that were (`moments`) where that alone is nearer. A layer whose held-out error nothing lowers
+  is left as it is.
 
 Before that, and where there are too few images for it, `fold`: the means of removed channels in the consumers' biases,
 then per-channel means and variances made what they were (`moments`).

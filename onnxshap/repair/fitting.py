@@ -265,7 +265,7 @@ class _Fitter:
             return None
         with threads_for(inputs):
             solved, before, after, ridge = solve(*rows, present, inputs, self.effort)
-        if ridge is not None:
+        if after < before:
             fitted = [solved[:, inputs + number].reshape(-1) for number in range(len(biases))]
             self._constants.write(layers, solved[:, :inputs], fitted)
             self._go_on(layers)
@@ -316,14 +316,14 @@ class _Fitter:
                 count = math.ceil(self.effort.needed(gates.inputs(part)) / max(1, len(self.data)))
                 rng = streams.stream(self.seed, streams.REFIT_ROWS, layer.index, number)
                 gates.add(part, rows, seen, held_out, min(1.0, count / len(seen.x)), rng)
-        results = []
+        errors, ridges = list[tuple[float, float]](), list[float]()
         for part, rows in parts:
-            solved, *result = solve(*rows, gates.present(part), gates.inputs(part), self.effort)
+            solved, was, now, ridge = solve(*rows, gates.present(part), gates.inputs(part), self.effort)
             gates.take(part, solved)
-            results.append(result)
-        before, after = (float(np.mean([result[k] for result in results])) for k in (0, 1))
-        ridges = [result[2] for result in results if result[2] is not None]
-        if ridges:
+            errors.append((was, now))
+            ridges += [] if ridge is None else [ridge]
+        before, after = (float(np.mean(column)) for column in zip(*errors, strict=True))
+        if any(now < was for was, now in errors):
             gates.store(node, self._constants.store)
             self._present.rewired([layer.index])
         return Refit(layer.name, before, after, max(ridges, default=None))

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxshap.core import FloatArray
 from onnxshap.errors import DataError
+from onnxshap.repair.moments import Moments, pooled_scale
 from onnxshap.repair.systems import Single, system
 
 _GAIN = 0.01
@@ -62,7 +63,8 @@ class Refit:
     Attributes:
         node: the layer's name.
         before, after: mean squared error of what it answers for on held-out images, over the variance.
-        ridge: the ridge chosen; None = left as it was.
+        ridge: the ridge chosen; None = none helped: its outputs' means and variances were matched where that did
+            (`after` below `before`), else it is as it was.
     """
 
     node: str
@@ -163,6 +165,23 @@ class Rows:
         variance = float(((every - every.mean(axis=1, keepdims=True)) ** 2).sum())
         return total / max(variance, 1e-30)
 
+    def matched(self, present: FloatArray, penalised: int) -> FloatArray:
+        """Return coefficients scaled, and biases shifted, to give every output the mean and the variance wanted.
+
+        Args:
+            present: float64[groups, inputs, outputs].
+            penalised: how many inputs are not biases; of those that are every row has one.
+        """
+        moments, response = Moments(), self.response
+        for x, wanted, addend in self.pieces():
+            given = response.of(_product(x, present), None)
+            moments.add(_by_row(given), _by_row(wanted), None if addend is None else _by_row(addend))
+        factor = pooled_scale([moments])
+        own, mean = (values.reshape(len(present), 1, -1) for values in (factor, moments.shift(factor)))
+        found, moved = present * own, own * response.shift + mean - response.shift
+        found[:, penalised:] += moved / response.scale
+        return found
+
     def cross(self, present: FloatArray, coefficients: FloatArray | None) -> FloatArray:
         """Return inputs x (needed - present outputs), float64[groups, inputs, outputs].
 
@@ -182,6 +201,11 @@ class Rows:
         return total
 
 
+def _by_row(values: FloatArray) -> FloatArray:
+    """Return [groups, rows, outputs] as [rows, groups x outputs]."""
+    return values.transpose(1, 0, 2).reshape(values.shape[1], -1)
+
+
 def _crossed(x: Single, rest: FloatArray) -> FloatArray:
     """Return x^T rest; in float32, like the inputs, where its numbers hold the sums."""
     large = max(float(np.abs(x).max(initial=0)), 1.0) * max(float(np.abs(rest).max(initial=0)), 1.0)
@@ -197,7 +221,7 @@ def _product(x: Single, coefficients: FloatArray) -> FloatArray:
 def solve(
     train: Rows, held_out: Rows, present: FloatArray, penalised: int, effort: Effort = FULL
 ) -> tuple[FloatArray, float, float, float | None]:
-    """Return new coefficients, the held-out errors before and after, and the ridge chosen (None: left as they were).
+    """Return new coefficients, the held-out errors before and after, and the ridge chosen (None: no ridge helped).
 
     Args:
         train, held_out: rows; without held-out ones the training rows choose.
@@ -205,13 +229,19 @@ def solve(
         penalised: how many inputs are not the bias.
         effort: how much is spent.
 
+    What the ridge pulls to are the present coefficients, scaled and shifted per output where that alone lowers the
+    held-out error: with inputs gone they give too little of everything, which few rows leave as it is.
+
     Where a row holds Inf or NaN (what a mask of minus infinity is added to) errors are NaN, and coefficients stay.
     """
     if not (train.finite and held_out.finite):
         return present, math.nan, math.nan, None
     train, held_out = train.joined(), held_out.joined()
     judge = held_out if len(held_out) else train
-    before = judge.error(present)
+    before = start = judge.error(present)
+    matched = train.matched(present, penalised)
+    if (error := judge.error(matched)) < before:
+        present, start = matched, error
     equations, cross = system(train.x, penalised), train.cross(present, None)
     found, rounds, after, best = present, 0, math.inf, effort.ridges[0]
     for ridge in effort.ridges:
@@ -226,8 +256,8 @@ def solve(
             if not error < (1 - _GAIN) * after:
                 break
             found, rounds, after = trial, number, error
-    if not after < before:
-        return present, before, before, None
+    if not after < start:
+        return present, before, start, None
     if effort.again:
         both = train.plus(held_out)
         final = system(both.x, penalised).solver(best)

@@ -203,10 +203,10 @@ def test_an_output_of_zeros_is_not_divided_by() -> None:
     assert choose("mse", [zeros], None, ["y"])([zeros + 2.0], [zeros], None).tolist() == [-4.0, -4.0]
 
 
-def test_columns_in_different_units_count_alike() -> None:
+@pytest.mark.parametrize("units", [[1000.0, 1.0, 1.0], [1e5, 1.0, 1e-2]])
+def test_columns_in_different_units_count_alike(units: list[float]) -> None:
     rng = np.random.default_rng(0)
     reference, output = rng.normal(size=(2, 40, 3))
-    units = np.array([1000.0, 1.0, 1.0])
     payoff = choose("mse", [reference * units], None, ["y"])
     plain = MSE(scales=(tuple(reference.var(axis=0)),))
     found = payoff([output * units], [reference * units], None)

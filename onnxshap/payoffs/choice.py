@@ -34,8 +34,9 @@ COLUMNS = 128
 UNLIKE, UNLIKE_DENSE = 100.0, 1000.0
 """Columns whose variances differ by more are in different units; so are channels of dense outputs, of which features,
 too, differ."""
-_LEAST = 1e-12
-"""Of the largest column's variance: what a smaller one counts as."""
+_LEAST, _LEAST_DENSE = 1e-20, 1e-12
+"""Of the largest column's variance: a smaller one counts as that one. Amounts of money stand beside rates, but a class
+that no place of a dense output shows is nothing that counts."""
 _STILL = 1e-10
 """Of the square of its own mean: a column with a smaller variance is constant, but for rounding."""
 _CONSTANT = 1e-9
@@ -230,13 +231,13 @@ def units_of(output: FloatArray) -> Units | None:
     more is told apart.
     """
     best: Units | None = None
-    limit = UNLIKE if output.ndim == 2 else UNLIKE_DENSE
+    limit, least = (UNLIKE, _LEAST) if output.ndim == 2 else (UNLIKE_DENSE, _LEAST_DENSE)
     for axis in range(1, 3 if output.ndim == 3 else min(2, output.ndim)):
         if not 1 < output.shape[axis] < COLUMNS:
             continue
         others = tuple(k for k in range(output.ndim) if k != axis)
         own, level = output.var(axis=others), output.mean(axis=others) ** 2
-        told = own > np.maximum(_STILL * level, _LEAST * own.max())
+        told = own > np.maximum(_STILL * level, least * own.max())
         if told.any() and own[told].max() > limit * own[told].min():
             limit = own[told].max() / own[told].min()
             best = Units(axis, np.where(told, own, own.max()))

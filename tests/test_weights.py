@@ -239,6 +239,8 @@ def shape(tensor: TensorProto) -> None:
         (entry("location", "nowhere.bin"), "has its values in 'nowhere.bin', which is missing; put"),
         (entry("location", "folder"), "which is missing"),
         (entry("location", ""), "names no file"),
+        (entry("location", "a\0b"), "which no file can be called"),
+        (entry("location", "long" * 1000), "which no file can be called"),
         (entry("location", "../outside.bin"), "outside of the model's folder; put the file itself beside"),
         (entry("location", "folder/../../outside.bin"), "outside of the model's folder"),
         (entry("location", "link.bin"), "outside of the model's folder"),
@@ -275,6 +277,26 @@ def test_external_data_cut_short_are_refused() -> None:
     external()
     Path("m.data").write_bytes(Path("m.data").read_bytes()[:5000])
     assert "which is too short: 5000 bytes, 10240 are needed; copy it again" in refused("prune", "m.onnx")
+
+
+def test_a_link_into_a_store_of_files_is_followed_to_its_data(here: Path) -> None:
+    """The model and its data are links into one folder, or the model alone is one."""
+    external()
+    wanted = run(onnxshap.load("m.onnx"), {"x": DATA})
+    Path("store").mkdir()
+    Path("folder").mkdir()
+    for name in ("m.onnx", "m.data"):
+        Path(name).rename(Path("store") / name)
+    Path("folder/far.onnx").symlink_to("../store/m.onnx")
+    assert relative_error(run(onnxshap.load("folder/far.onnx"), {"x": DATA}), wanted) == 0
+    Path("store/m.data").rename("store/4711")
+    Path("folder/m.data").symlink_to("../store/4711")
+    assert relative_error(run(onnxshap.load("folder/far.onnx"), {"x": DATA}), wanted) == 0
+    assert refused("prune", "folder/far.onnx", "-o", "folder/m.data").startswith("onnxshap: error: ")
+    Path("store/4711").rename("elsewhere")
+    Path("folder/m.data").unlink()
+    Path("folder/m.data").symlink_to("../elsewhere")
+    assert "outside of the model's folder" in refused("prune", "folder/far.onnx")
 
 
 def test_bytes_have_no_folder() -> None:

@@ -48,11 +48,10 @@ def read(source: str | Path | bytes | ModelProto | Source) -> Source:
         return Source(*weights.take_out(_require_graph(source, "the model given")))
     where = "the bytes given" if isinstance(source, bytes) else str(source)
     path = None if isinstance(source, bytes) else Path(source).absolute()
-    folder = None if path is None else path.parent
     parsed, inside = _parse(source, where)
     try:
-        light, kept = weights.take_out(parsed, folder)
-        files = {weights.external_file(t, folder) for t in weights.tensors(parsed) if _is_in_a_file(t)}
+        light, kept = weights.take_out(parsed, path)
+        files = {weights.external_file(t, path) for t in weights.tensors(parsed) if _is_in_a_file(t)}
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
     del inside  # held until here

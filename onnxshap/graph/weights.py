@@ -220,17 +220,17 @@ def initializer(name: str, values: Array, kept: Kept) -> TensorProto:
     return numpy_helper.from_array(values, name)
 
 
-def take_out(model: ModelProto, folder: Path | None = None) -> tuple[ModelProto, Kept]:
+def take_out(model: ModelProto, path: Path | None = None) -> tuple[ModelProto, Kept]:
     """Return a copy of a model with tickets for its large initializers, and what they stand for.
 
     Large values of Constant nodes become initializers too.
 
     Args:
         model: any model; not changed.
-        folder: where its external data are, if it has any.
+        path: its file, beside which its external data are, if it has any.
 
     Raises:
-        ModelError: external data are missing, too short, or outside of the folder.
+        ModelError: external data are missing, too short, or outside of the model's folder.
     """
     light, kept = ModelProto(), Kept()
     _copy_but(model, light, "graph")
@@ -247,7 +247,7 @@ def take_out(model: ModelProto, folder: Path | None = None) -> tuple[ModelProto,
             target.CopyFrom(source)
         else:
             _copy_but(source, target, *_DATA, "external_data")
-            _put_ticket(target, kept, InMemory(_mapped(source, folder) if is_external(source) else _array(source)))
+            _put_ticket(target, kept, InMemory(_mapped(source, path) if is_external(source) else _array(source)))
         target.name = name
 
     for item in model.graph.initializer:
@@ -260,7 +260,7 @@ def take_out(model: ModelProto, folder: Path | None = None) -> tuple[ModelProto,
             put(large, node.output[0])
     for item in tensors(light):
         if is_external(item) and not is_kept(item):
-            item.raw_data = _mapped(item, folder).tobytes()
+            item.raw_data = _mapped(item, path).tobytes()
             item.ClearField("data_location")
             item.ClearField("external_data")
     return light, kept
@@ -426,15 +426,17 @@ def is_external(tensor: TensorProto) -> bool:
     return bool(tensor.data_location == TensorProto.EXTERNAL)
 
 
-def external_file(tensor: TensorProto, folder: Path | None) -> Path:
-    """Return the file in which a tensor's values are.
+def external_file(tensor: TensorProto, model: Path | None) -> Path:
+    """Return the file in which a tensor's values are: beside the model, or beside the file that a link to it leads to.
+
+    Data that are a link have to lead into one of these folders too, as in a store of files by their hashes.
 
     Raises:
-        ModelError: it is missing, no plain file, or outside of the folder.
+        ModelError: it is missing, no plain file, or outside of the model's folder.
     """
     location = next((e.value for e in tensor.external_data if e.key == _LOCATION), "")
     what = f"initializer {tensor.name!r} has its values in {location!r}"
-    if folder is None:
+    if model is None:
         raise ModelError(f"{what}, and a model in memory has no folder; give the model's path")
     if not location:
         raise ModelError(
@@ -442,17 +444,25 @@ def external_file(tensor: TensorProto, folder: Path | None) -> Path:
         )
     if Path(location).is_absolute() or "\\" in location or ":" in location:
         raise ModelError(f"{what}, which is no relative path; put the file beside the model and export again")
-    path = folder / location
-    if not path.resolve().is_relative_to(folder.resolve()) or ".." in Path(location).parts:
+    folders = (model.parent.resolve(), model.resolve().parent)
+    try:
+        path = next((p for folder in folders if (p := folder / location).exists()), model.parent / location)
+        inside = any(path.resolve().is_relative_to(folder) for folder in folders)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"initializer {tensor.name!r} has its values in {location[:40]!r}, which no file can be called; "
+            "export the model again"
+        ) from error
+    if ".." in Path(location).parts or not inside:
         raise ModelError(f"{what}, outside of the model's folder; put the file itself beside the model")
     if not path.is_file():
         raise ModelError(f"{what}, which is missing; put that external data file beside the model")
     return path
 
 
-def _mapped(tensor: TensorProto, folder: Path | None) -> Array:
+def _mapped(tensor: TensorProto, model: Path | None) -> Array:
     """Return the values of a tensor with external data, mapped into memory."""
-    path = external_file(tensor, folder)
+    path = external_file(tensor, model)
     entries = {e.key: e.value for e in tensor.external_data}
     what = f"initializer {tensor.name!r} has its values in {entries[_LOCATION]!r}"
     plain = tensor.data_type in _KINDS

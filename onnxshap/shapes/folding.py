@@ -332,8 +332,10 @@ class _Folding:
         follows = self._follows(name)
         assert follows is not None  # it would not be apart
         readers = [n for n in self._nodes if name in n.input]
-        stored = {t.name: t for t in self.model.graph.initializer} if all(is_op(n, "Where") for n in readers) else {}
-        if any(n.input[1] != name or n.input[0] not in stored for n in readers):
+        if not readers or any(not is_op(n, "Where") or n.input[1] != name for n in readers):
+            return follows
+        stored = {t.name: t for t in self.model.graph.initializer}
+        if any(n.input[0] not in stored for n in readers):
             return follows
         return np.asarray(follows & np.any([array(stored[n.input[0]]) for n in readers], axis=0))
 

@@ -416,14 +416,14 @@ def test_the_images_of_a_batch_are_run_alone_where_they_decide() -> None:
 
 def test_known_kinds_of_types_go_through() -> None:
     """A sequence inside the graph has no shape; the model is traced all the same."""
-    text = """(float[N,4] x) => (float[N,3] y) {
+    text = """(float[N,4] x, int64 place) => (float[N,3] y) {
         h = MatMul(x, w)
         r = Relu(h)
         parts = SequenceConstruct(r, r)
         one = SequenceAt(parts, place)
         y = MatMul(one, v)
     }"""
-    model = net(text, w=(4, 6), v=(6, 3), place=np.array(1))
+    model = net(text, w=(4, 6), v=(6, 3))
     traced = trace(model)
     assert not traced.groups
     assert "parts" not in traced.shaped.shapes

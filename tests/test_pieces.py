@@ -109,12 +109,15 @@ def test_where_a_piece_does_not_load_the_whole_is_asked() -> None:
 def test_a_sequence_is_not_handed_on() -> None:
     model = net(
         """(float[N,4] x) => (float[N,8] y) {
+            m = ReduceMin<keepdims=0>(x)
+            z = Sub(m, m)
+            k = Cast<to=7>(z)
             s = SequenceConstruct(x, x)
             i = SequenceInsert(s, x)
-            l = SequenceErase(i)
+            l = SequenceErase(i, k)
             y = ConcatFromSequence<axis=1>(l)
         }"""
     )
     backend = Counting()
     assert told(model, 1, backend) == told(model, 1000)
-    assert backend.nodes == [4]
+    assert max(backend.nodes) == 4

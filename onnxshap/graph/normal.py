@@ -30,7 +30,7 @@ from onnxshap.graph.invariants import read_from_outside
 from onnxshap.graph.lifting import Lifted, lift
 from onnxshap.graph.names import Names
 from onnxshap.graph.nodes import array, tensor
-from onnxshap.graph.sequences import read_parts
+from onnxshap.graph.sequences import read_items, read_parts
 from onnxshap.graph.standard import is_op, opset_of
 from onnxshap.graph.structure import (
     between,
@@ -202,6 +202,8 @@ def lift_bodies(graph: Graph, chosen: Mapping[str, Collection[str]]) -> Graph:
 
 
 def _unfuse(graph: GraphProto, opset: int, moved: Moved) -> None:
+    read_items(graph, opset)
+    _constants_to_initializers(graph)
     read_parts(graph)
     for part in unfuse(graph, opset):
         if part.made != part.fused:

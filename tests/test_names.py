@@ -25,10 +25,10 @@ from onnxshap.masking import insert_masks, mask_name
 from onnxshap.rewrite import drop_units
 from onnxshap.tracing import trace
 from tests import test_batching, test_branches, test_game, test_loops, test_repair, test_shared
+from tests.cases import CASES
 from tests.drawing import nets
 from tests.exactness import check_exact, random_feeds
 from tests.taken import heard, innocent, names_of, renamed, with_bystanders
-from tests.test_rules import CASES
 from tests.zeroing import run
 
 BY_PASS = {
@@ -48,7 +48,7 @@ BY_PASS = {
     "heads": "attention: heads and head size",
     "shared weights": "one weight used twice",
 }
-"""What adds something -> the case of `test_rules` in which it does."""
+"""What adds something -> the case of `tests.cases` in which it does."""
 MODELS: dict[str, ModelProto] = {
     **{what: next(c.model for c in CASES if c.name == name) for what, name in BY_PASS.items()},
     "images merged with windows": test_batching.FIXED["windows"],

@@ -124,7 +124,7 @@ def _ops(path: Path, folder: Path) -> Counter[str]:
 
 def test_an_exhausted_int8_layer_gets_the_means_into_its_bias() -> None:
     """A QDQ Conv without a bias gets one of int32 codes; float weights behind codes stay out of the way."""
-    from tests.test_rules import qdq_net
+    from tests.cases.coded import qdq_net
 
     model = qdq_net()
     traced = onnxshap.trace(model)

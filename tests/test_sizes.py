@@ -17,8 +17,8 @@ from onnxshap.shapes.doubts import doubtful
 from onnxshap.shapes.sizes import sizes_in_doubt
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
+from tests.cases.linear import FREE_GROUP_NORM, FREE_GROUP_NORM_WEIGHTS
 from tests.exactness import TOLERANCE, check_exact, draw_plan, net
-from tests.test_rules import FREE_GROUP_NORM, FREE_GROUP_NORM_WEIGHTS
 from tests.zeroing import relative_error, run, zeroed
 
 ENDS: dict[str, Any] = {"nil": [0], "one": [1], "two": [2], "four": [4], "none": [0, 0, 0, 0, 0, 0]}

@@ -32,8 +32,8 @@ def read_items(graph: GraphProto, opset: int) -> None:
             nodes.append(copied(item))
             if (items := _items(item, known, stored)) is not None:
                 known[item.output[0]] = items
-            if is_op(item, "Constant"):
-                stored[item.output[0]] = attributes(item)["value"]
+            if is_op(item, "Constant") and "value" in (given := attributes(item)):  # others are outputs or strings
+                stored[item.output[0]] = given["value"]
     used = {o.name for o in graph.output}
     kept = list[NodeProto]()
     for node in reversed(nodes):

@@ -335,9 +335,10 @@ class _Folding:
         if not readers or any(not is_op(n, "Where") or n.input[1] != name for n in readers):
             return follows
         stored = {t.name: t for t in self.model.graph.initializer}
-        if any(n.input[0] not in stored for n in readers):
+        taken = [array(stored[n.input[0]]) for n in readers if n.input[0] in stored and n.input[2] != name]
+        if len(taken) < len(readers) or any(one.shape != follows.shape for one in taken):
             return follows
-        return np.asarray(follows & np.any([array(stored[n.input[0]]) for n in readers], axis=0))
+        return np.asarray(follows & np.any(taken, axis=0))
 
     def told(self) -> set[tuple[str, int]]:
         """Return the axes whose sizes are read."""

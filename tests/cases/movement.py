@@ -341,6 +341,14 @@ case("tensors side by side out of a sequence, and optional ones", net("""(float[
     m = Where(known, s, nil)
     y = MatMul(m, w2)
 }""", opset=15, w0=(6, 8), w1=(6, 4), w2=(12, 3), nil=[0.0]), [8, 4])
+case("a tensor out of a sequence beside constants that are no initializers", net("""
+(float[N,6] x) => (float[N,3] y, float z) {
+    a = MatMul(x, w0)
+    z = Constant<value_float=2.0>()
+    pair = SequenceConstruct(a, a)
+    p = SequenceAt(pair, nil)
+    y = MatMul(p, w1)
+}""", w0=(6, 8), w1=(8, 3), nil=0), [8], rows=False)
 case("a tensor out of a sequence at a computed place", net("""(float[N,6] x, int64 k) => (float[N,3] y) {
     a = MatMul(x, w0)
     b = Relu(a)
@@ -468,3 +476,17 @@ case("constant of shape", conv_net("""
     o = ConstantOfShape<value = float[1] {2.0}>(wide)
     b = Mul(c, o)
 """, d=10, batch="2", target=[2, 2, 8, 8], wide=[10, 1, 1]), [8], rows=False)
+case("sizes chosen by conditions of other ranks", net("""(float[N,T,6] x) => (float[N,T,3] y) {
+    s = Shape<start=0, end=2>(x)
+    p = Where(first, s, ones)
+    q = Where(all, s, ones)
+    r = Squeeze(p, nil)
+    u = Concat<axis=0>(r, six)
+    v = Concat<axis=0>(q, six)
+    c = ConstantOfShape(u)
+    d = ConstantOfShape(v)
+    e = Sum(x, c, d)
+    a = MatMul(e, w0)
+    y = MatMul(a, w1)
+}""", opset=15, w0=(6, 8), w1=(8, 3), first=np.array([[True, False]]), all=np.array(True), ones=[1, 1], six=[6],
+    nil=[0]), [8])

@@ -154,6 +154,16 @@ def test_moments_of_a_sum() -> None:
     assert (pooled_scale([few]) == 1).all()
 
 
+@pytest.mark.parametrize("level", [0.0, 0.1, 123.456, 1e20])
+def test_what_rounding_leaves_of_a_constant_is_no_variance(level: float) -> None:
+    for rows in range(3, 30):
+        still, lively = np.full((rows, 1), level), np.random.default_rng(0).normal(size=(rows, 1))
+        for u, t in ((np.zeros_like(still), still), (still, still), (still, 1e-3 * lively), (lively, still)):
+            moments = Moments()
+            moments.add(u, t, None)
+            assert pooled_scale([moments]) == 1
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_fixed_batches(batch: int) -> None:
     """A file for one batch size is fitted like one for all."""

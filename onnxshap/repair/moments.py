@@ -21,6 +21,8 @@ FEWEST_ROWS = 3
 """Values of a channel from which a variance is told: those of one image behind a pooling layer, so not many."""
 _LARGEST = 10.0
 """No channel is scaled by more, nor by less than its inverse: what is left of some channels is noise."""
+_STILL = 1e-13
+"""Of the mean square: a channel with a smaller variance is constant, but for the rounding of float32."""
 
 
 @dataclass
@@ -55,8 +57,15 @@ class Moments:
         nothing = np.zeros_like(mean["u"])
         u, t, a = mean["u"], mean["t"], mean.get("a", nothing)
         return np.stack([
-            mean["uu"] - u * u, mean["tt"] - t * t, mean.get("aa", nothing) - a * a, mean.get("ua", nothing) - u * a
+            _variance(mean["uu"], u), _variance(mean["tt"], t), mean.get("aa", nothing) - a * a,
+            mean.get("ua", nothing) - u * a,
         ])  # fmt: skip
+
+
+def _variance(square: FloatArray, mean: FloatArray) -> FloatArray:
+    """Return mean squares less squared means, 0 where no more is left than rounding leaves of a constant."""
+    found = square - mean * mean
+    return np.asarray(np.where(found > _STILL * square, found, 0.0))
 
 
 def pooled_scale(every: Sequence[Moments]) -> FloatArray:

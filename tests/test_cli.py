@@ -22,6 +22,7 @@ from PIL import Image
 import onnxshap
 from onnxshap import api, cli, opening
 from onnxshap.cli.screen import Lines
+from onnxshap.cli.shared import output_of
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, VerifyError
 from onnxshap.methods import Whole
@@ -866,6 +867,9 @@ def test_a_dash_is_stdin_and_no_output(here: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "") and run("small.onnx").shape == (8, 4)
     nameless = piped()
     assert nameless.returncode == 2 and "is no name that the output's could be made of: give -o" in nameless.stderr
+    with pytest.raises(click.UsageError, match="give -o"):
+        output_of(None, "/proc/self/fd/63", ".pruned.onnx")
+    assert output_of(None, "/dev/shm/m.onnx", ".pruned.onnx") == "/dev/shm/m.pruned.onnx"  # a folder as others
     result = call("prune", "m.onnx", "--method", "l1", "-o", "-")
     assert result.exit_code == 2 and "stdout carries tables" in result.stderr and not Path("-").exists()
 

@@ -43,7 +43,7 @@ def output_of(output: str | None, model: str, suffix: str) -> str:
     """
     if output is not None:
         return output
-    if model.startswith(("/dev/", "/proc/")):
+    if os.path.dirname(model) in ("/dev", "/dev/fd") or model.startswith("/proc/"):  # noqa: PTH120 - as below
         raise click.UsageError(f"{model} is no name that the output's could be made of: give -o")
     return str(Path(model).with_name(Path(model).stem + suffix) if Path(model).name else Path(suffix))
 

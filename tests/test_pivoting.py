@@ -210,6 +210,19 @@ def test_what_loses_more_per_multiplication_is_left_whole() -> None:
     assert chosen == {"c": 2}
 
 
+def test_convs_are_weighed_on_twenty_images_however_long_a_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def weighed(*arguments: Any) -> list[float]:
+        seen.append(len(arguments[4]))
+        return splitting.weigh(*arguments)
+
+    monkeypatch.setattr(job, "weigh", weighed)
+    monkeypatch.setattr("onnxshap.api.WORK", 1)
+    pivot(net(), images(), timed=False)
+    assert seen == [20]
+
+
 class _Clock:
     """Says that all is as fast as `times`, groups -> milliseconds, whatever it is."""
 

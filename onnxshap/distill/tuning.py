@@ -13,7 +13,7 @@ from onnxshap.errors import DataError
 SECONDS = 480.0
 """Most seconds of tuning, unless said otherwise."""
 _FEWEST = 25
-"""Of which four fifths are as many as least squares needs."""
+"""Of which four fifths are tuned on, and five are left to judge by."""
 _HELD_OUT = 50
 """Images enough to judge by; where they are few, a fifth, where they are many, a tenth."""
 

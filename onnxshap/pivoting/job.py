@@ -35,6 +35,7 @@ from onnxshap.pivoting.permuting import Classes, nobody_moved, peers
 from onnxshap.pivoting.pivots import Dense, Ladder, Wanted, arrange, choose, find_convs, saved
 from onnxshap.pivoting.splitting import WEIGHED, Timed, possible, split_convs, time_convs, weigh
 from onnxshap.plan.search import Drop, Judge, check_drop
+from onnxshap.plan.trials import FEWEST_FITTED
 from onnxshap.progress import Progress, silent
 from onnxshap.repair import FEWEST_IMAGES, Refit
 from onnxshap.tracing import Traced
@@ -197,7 +198,7 @@ def pivot(
     placed = arrange(wanted, movable, placed, rng)
     runs = api.WORK // max(1, len(convs) * total)
     weights = weigh(
-        traced, free, wanted, placed, repaired_on.take(slice(0, max(FEWEST_IMAGES, min(WEIGHED, runs)))), repair,
+        traced, free, wanted, placed, repaired_on.take(slice(0, max(FEWEST_FITTED, min(WEIGHED, runs)))), repair,
         progress,
     )  # fmt: skip
     ladders = [Ladder(c, steps[c.y], weight) for c, weight in zip(convs, weights, strict=True)]

@@ -52,26 +52,15 @@ class Walk:
 
     def __call__(self, names: Sequence[str]) -> Iterator[list[Array]]:
         """Yield the values of some tensors, batch by batch."""
-        new = self._needed(names)
-        if new is None:  # something behind was let go
-            self.restart()
-            new = self._needed(names) or []
+        new, reading, ahead, frontier = self._coming(names)
         given = set(self._held[0])
-        reading = Counter(n for k in new for n in self._reads[k])
-        made = [o for k in new for o in self._nodes[k].output]
-        ahead = {n for n in (*given, *made) if self._waiting[n] > reading[n]}
-        frontier = [n for n in made if n in ahead]
-        shaped = self.free.shaped
-        # sequences are not fed, nor what stands in the body of a loop
-        fed = all(n in shaped.shapes and not self.free.depth(n) for n in frontier if n in shaped.producers)
-        keep = fed and self.bytes(ahead) <= self.free.backend.memory
-        wanted = list(dict.fromkeys([*names, *(frontier if keep else ())]))
+        wanted = list(dict.fromkeys([*names, *(frontier or ())]))
         computed = [n for n in wanted if n not in given]
         session = None
         if computed:
             inputs = {n: self._kind(n) for n in self._held[0]}
             outputs = {n: self._kind(n) for n in computed}
-            part = extract(self.model, inputs, outputs, shaped.declared, [self._nodes[k] for k in new])
+            part = extract(self.model, inputs, outputs, self.free.shaped.declared, [self._nodes[k] for k in new])
             session = self.free.backend.session(part)
         for number, held in enumerate(self._held):
             found = dict(held)
@@ -79,11 +68,17 @@ class Walk:
                 values = session.run({n: held[n] for n in session.inputs})
                 found.update(zip(computed, values, strict=True))
             yield [found[n] for n in names]
-            if keep:
+            if frontier is not None:
                 self._held[number] = {n: v for n, v in found.items() if n in ahead}
-        if keep:
+        if frontier is not None:
             self._done.update(new)
             self._waiting.subtract(reading)
+
+    def go_past(self, names: Sequence[str]) -> None:
+        """Ask for some tensors without a use for their values: they are computed only where something is held then."""
+        if self._coming(names)[3] is not None:
+            for _ in self(names):
+                pass
 
     def restart(self) -> None:
         """Let go of all that is held: nodes before it were edited."""
@@ -103,6 +98,23 @@ class Walk:
             if k not in self._done:
                 self._waiting.subtract(before)
                 self._waiting.update(self._reads[k])
+
+    def _coming(self, names: Sequence[str]) -> tuple[list[int], Counter[str], set[str], list[str] | None]:
+        """Return the nodes that some tensors take, what these read and how often, what is read behind them, and made.
+
+        The last is None where what is read behind them is not held: it does not fit into the memory, or is not fed.
+        """
+        new = self._needed(names)
+        if new is None:  # something behind was let go
+            self.restart()
+            new = self._needed(names) or []
+        reading = Counter(n for k in new for n in self._reads[k])
+        made = [o for k in new for o in self._nodes[k].output]
+        ahead = {n for n in (*self._held[0], *made) if self._waiting[n] > reading[n]}
+        frontier, shaped = [n for n in made if n in ahead], self.free.shaped
+        # sequences are not fed, nor what stands in the body of a loop
+        fed = all(n in shaped.shapes and not self.free.depth(n) for n in frontier if n in shaped.producers)
+        return new, reading, ahead, frontier if fed and self.bytes(ahead) <= self.free.backend.memory else None
 
     def _needed(self, names: Sequence[str]) -> list[int] | None:
         """Return the nodes between what is held and some tensors, in order; None where one before was let go."""
@@ -146,13 +158,12 @@ class Route:
     def __call__(self, name: str) -> Iterator[Array]:
         """Yield the values of a step, batch by batch; those passed since the last one asked for are computed, too."""
         place = self.steps.index(name)
-        start, self._passed = self._passed, len(self.steps)
-        if place < start:
+        start, self._passed = self._passed, len(self.steps) + 1
+        if place < start - 1:  # the last one asked for is held, or computed from what was
             self.walk.restart()
             start = 0
         for step in self.steps[start:place]:
-            for _ in self.walk([step]):
-                pass
+            self.walk.go_past([step])
         for (values,) in self.walk([name]):
             yield values
         self._passed = place + 1
@@ -192,8 +203,7 @@ class Repeated:
         if before != self._computed:
             self.walk.restart()
             for step in before:
-                for _ in self.walk(step):
-                    pass
+                self.walk.go_past(step)
         self._computed = self._asked
         size = self.walk.bytes(names)
         if self._bytes + size > self.walk.free.backend.memory:

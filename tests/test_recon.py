@@ -210,3 +210,27 @@ def test_groups_in_order_are_one_way_through_the_model(memory: int) -> None:
     assert sum(backend.convs) == convs if memory else sum(backend.convs) > convs
     assert [values(replace(setting), group) for group in inner] == found
     assert [values(setting, group) for group in reversed(inner)] == found[::-1]
+
+
+@pytest.mark.parametrize(("memory", "convs"), [(2**30, 2), (0, 1 + 2 + 2)])
+def test_a_tensor_that_kernels_of_several_sizes_read_is_not_computed_from_the_start_again(
+    memory: int, convs: int
+) -> None:
+    """It is held, or where the memory is none it is computed as it was; what is passed alone is not computed then."""
+    model = exactness.net(
+        """(float[N,3,4,4] x) => (float[N,5,4,4] y) {
+            a = Conv(x, w0) r = Relu(a) b = Conv(r, w1) s = Relu(b)
+            c = Conv(s, w2) d = Conv<pads=[1,1,1,1]>(s, w3) y = Add(c, d)
+        }""",
+        w0=(6, 3, 1, 1), w1=(6, 6, 1, 1), w2=(5, 6, 1, 1), w3=(5, 6, 3, 3),
+    )  # fmt: skip
+    backend = _Counting(memory)
+    traced = replace(onnxshap.trace(model), backend=backend)
+    data = onnxshap.Dataset({"x": np.random.default_rng(0).standard_normal((40, 3, 4, 4)).astype(np.float32)})
+    setting = Setting(traced, data, MSE(), [])
+    first, second = traced.groups
+    found = [recon(setting, group, np.random.default_rng(0), None, untold).phi for group in (first, second)]
+    assert sum(backend.convs) == convs
+    backend.convs.clear()
+    alone = recon(replace(setting), second, np.random.default_rng(0), None, untold).phi
+    assert alone.tobytes() == found[1].tobytes() and sum(backend.convs) == (2 if memory else 2 + 2)

@@ -244,6 +244,7 @@ def shape(tensor: TensorProto) -> None:
         (entry("location", "../outside.bin"), "outside of the model's folder; put the file itself beside"),
         (entry("location", "folder/../../outside.bin"), "outside of the model's folder"),
         (entry("location", "link.bin"), "outside of the model's folder"),
+        (entry("location", "circle.bin"), "which is missing"),
         (entry("location", "up/outside.bin"), "outside of the model's folder"),
         (entry("location", "/etc/hostname"), "which is no relative path"),
         (entry("location", "C:\\outside.bin"), "which is no relative path"),
@@ -263,6 +264,7 @@ def test_external_data_that_cannot_be_used_are_refused(
     external()
     Path("folder").mkdir()
     Path("link.bin").symlink_to(here / "outside.bin")
+    Path("circle.bin").symlink_to("circle.bin")
     Path("up").symlink_to(here)
     model = onnx.load("m.onnx", load_external_data=False)
     harm(model.graph.initializer[0])

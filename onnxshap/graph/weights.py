@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import secrets
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -447,7 +448,8 @@ def external_file(tensor: TensorProto, model: Path | None) -> Path:
     folders = (model.parent.resolve(), model.resolve().parent)
     try:
         path = next((p for folder in folders if (p := folder / location).exists()), model.parent / location)
-        inside = any(path.resolve().is_relative_to(folder) for folder in folders)
+        real = Path(os.path.realpath(path))  # Path.resolve raises where links lead in a circle
+        inside = any(real.is_relative_to(folder) for folder in folders)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"initializer {tensor.name!r} has its values in {location[:40]!r}, which no file can be called; "

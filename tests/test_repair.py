@@ -440,6 +440,17 @@ def test_rows_that_are_not_finite_leave_a_layer_as_it_is() -> None:
     assert found is present and ridge is None and np.isnan([before, after]).all()
 
 
+def test_an_error_on_one_row_is_over_the_variance_about_the_mean_of_those_fitted() -> None:
+    """Of five images one is held out, and where a layer has one row of it, it has no variance of its own."""
+    rng = np.random.default_rng(0)
+    truth, train, held_out = rng.normal(size=(1, 3, 2)), Rows(Response()), Rows(Response())
+    for rows, count in ((train, 200), (held_out, 1)):
+        x = rng.normal(size=(1, count, 3)).astype(np.float32)
+        rows.add(x, x.astype(np.float64) @ truth)
+    _, before, after, ridge = solve(train, held_out, np.zeros((1, 3, 2)), 3)
+    assert 0.1 < before < 10 and after < 1e-3 and ridge is not None
+
+
 @pytest.mark.parametrize("memory", [2**30, 0])
 def test_a_walk_gives_what_a_run_gives(memory: int) -> None:
     model = net()

@@ -154,16 +154,24 @@ class Rows:
         addends: list[FloatArray | None] = list(self.addend) or [None] * len(self.x)
         return list(zip(self.x, self.wanted, addends, strict=True))
 
-    def error(self, coefficients: FloatArray) -> float:
-        """Return the mean squared error of [groups, inputs, outputs] as the reader sees it, over the variance."""
-        total = 0.0
-        sums: list[FloatArray] = []
+    def error(self, coefficients: FloatArray, mean: FloatArray | None = None) -> float:
+        """Return the mean squared error of [groups, inputs, outputs] as the reader sees it, over the variance.
+
+        Args:
+            coefficients: what gives the outputs.
+            mean: float64[groups, 1, outputs], what the variance is about; None = the mean of these rows.
+        """
+        total, spread = 0.0, 0.0
+        mean = self.mean() if mean is None else mean
         for x, wanted, addend in self.pieces():
             total += self.response.error(self.response.of(_product(x, coefficients), addend), wanted)
-            sums.append(np.clip(wanted, *self.response.flat))
-        every = np.concatenate(sums, axis=1)
-        variance = float(((every - every.mean(axis=1, keepdims=True)) ** 2).sum())
-        return total / max(variance, 1e-30)
+            spread += float(((np.clip(wanted, *self.response.flat) - mean) ** 2).sum())
+        return total / max(spread, 1e-30)
+
+    def mean(self) -> FloatArray:
+        """Return the mean over the rows of what is wanted, as the reader sees it: float64[groups, 1, outputs]."""
+        every = np.concatenate([np.clip(wanted, *self.response.flat) for wanted in self.wanted], axis=1)
+        return np.asarray(every.mean(axis=1, keepdims=True))
 
     def matched(self, present: FloatArray, penalised: int) -> FloatArray:
         """Return coefficients scaled, and biases shifted, to give every output the mean and the variance wanted.
@@ -238,21 +246,22 @@ def solve(
         return present, math.nan, math.nan, None
     train, held_out = train.joined(), held_out.joined()
     judge = held_out if len(held_out) else train
-    before = start = judge.error(present)
+    mean = judge.mean() if len(judge) > 1 else train.mean()  # one row alone does not vary
+    before = start = judge.error(present, mean)
     matched = train.matched(present, penalised)
-    if (error := judge.error(matched)) < before:
+    if (error := judge.error(matched, mean)) < before:
         present, start = matched, error
     equations, cross = system(train.x, penalised), train.cross(present, None)
     found, rounds, after, best = present, 0, math.inf, effort.ridges[0]
     for ridge in effort.ridges:
         trial = present + equations.solver(ridge)(cross)
-        if (error := judge.error(trial)) < after:
+        if (error := judge.error(trial, mean)) < after:
             found, after, best = trial, error, ridge
     if train.response.bent:
         solver, trial = equations.solver(best), found
         for number in range(1, effort.rounds + 1):
             trial = present + solver(train.cross(present, trial))
-            error = judge.error(trial)
+            error = judge.error(trial, mean)
             if not error < (1 - _GAIN) * after:
                 break
             found, rounds, after = trial, number, error

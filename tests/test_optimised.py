@@ -13,6 +13,7 @@ import pytest
 from onnx import ModelProto
 
 import onnxshap
+from tests.cases import CASES
 from tests.exactness import check_exact, net
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -101,6 +102,16 @@ def test_what_is_laid_out_for_a_processor_says_what_to_do(tmp_path: Path) -> Non
     reasons = {f.reason for f in traced.frozen}
     assert any("save the model with ORT_ENABLE_EXTENDED at most" in reason for reason in reasons), reasons
     assert traced.cost.macs() == onnxshap.trace(MODELS / "fashion_vgg.onnx").cost.macs()
+
+
+@pytest.mark.parametrize("name", ["QLinearConv", "QLinearConv, depthwise and grouped"])
+def test_codes_with_channels_last_are_cut_like_the_originals(name: str, tmp_path: Path) -> None:
+    original = next(c for c in CASES if c.name == name)
+    model = optimised(original.model, tmp_path, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    if not any(a.name == "channels_last" for n in model.graph.node for a in n.attribute):
+        pytest.skip("onnxruntime moves no channels for this processor")
+    assert sizes(model) == sizes(original.model)
+    assert check_exact(model, tolerance=original.tolerance).kept < 0.8
 
 
 def test_a_fused_net_is_pruned_from_data_to_file(tmp_path: Path) -> None:

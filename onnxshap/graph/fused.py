@@ -1,7 +1,8 @@
-"""Ops that onnxruntime's optimizer makes out of two, taken apart again; a runtime puts them together when it loads.
+"""Ops that onnxruntime's optimizer makes, taken apart into what they were; a runtime makes them again when it loads.
 
 What stands behind the sum in FusedConv and FusedGemm (an addend, an activation) would keep means from being folded. The
 bias in SkipLayerNormalization, and the tables in EmbedLayerNormalization, would be in statistics of what is masked.
+Convolutions and pools of codes with channels on the last axis are the standard ops between two Transposes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
 """Activation -> its parameters, in the order of the fused op's."""
 _BIASES = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
 """Op -> its input that is a bias of the sum that it normalises."""
+_LAST = {"QLinearConv": "QLinearConv", "NhwcMaxPool": "MaxPool"}
+"""Op on codes whose channels may be on the last axis -> the standard op."""
 _PARAMETERS = ("activation_alpha", "activation_beta", "activation_gamma")
 
 
@@ -57,7 +60,7 @@ def unfuse(graph: GraphProto, opset: int) -> list[Unfused]:
     for node in graph.node:
         parts = parting.of(node)
         nodes += parts
-        for part in parts if len(parts) > 1 else ():
+        for part in parts if parts != [node] else ():
             read = list(node.input)
             places = {k: read.index(name) for k, name in enumerate(part.input) if name and name in read}
             found.append(Unfused(part.output[0], node.output[0], places))
@@ -84,7 +87,31 @@ class _Parting:
             return self._skip(node)
         if node.op_type == "EmbedLayerNormalization":
             return self._embedding(node)
+        if node.op_type in _LAST:
+            return self._channels_last(node)
         return [node]
+
+    def _channels_last(self, node: NodeProto) -> list[NodeProto]:
+        """Put the standard op in place of one on codes, between two Transposes where its channels are last.
+
+        The axes of space are as many as the sizes of its windows, which it tells, or has weights of.
+        """
+        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        last = given.pop("channels_last", node.op_type == "NhwcMaxPool")
+        weights = self._stored.get(node.input[3]) if node.op_type == "QLinearConv" else None
+        space = len(given.get("kernel_shape", ())) or (len(weights.dims) - 2 if weights is not None else 0)
+        if last and not space:
+            return [node]
+        y, names = node.output[0], self._names
+        kind, inputs, outputs = _LAST[node.op_type], list(node.input), list(node.output)
+        if last:
+            inputs[0], outputs[0] = names.new(f"{y}.in"), names.new(f"{y}.channels")
+        op = helper.make_node(kind, inputs, outputs, name=node.name, **given)
+        if not last:
+            return [op]
+        there, back = [0, space + 1, *range(1, space + 1)], [0, *range(2, space + 2), 1]
+        first = helper.make_node("Transpose", [node.input[0]], inputs[:1], name=inputs[0], perm=there)
+        return [first, op, helper.make_node("Transpose", outputs[:1], [y], name=names.node(f"{y}.out"), perm=back)]
 
     def _store(self, wish: str, values: Array) -> str:
         name = self._names.new(wish)

@@ -99,6 +99,18 @@ case("QLinearAdd, QLinearMul, QLinearSigmoid, QLinearLeakyRelu, QLinearConcat an
     b = com.microsoft.QLinearConcat<axis=1>(s, z, some, s, z, e, s, z)
 """, even=np.arange(36).reshape(1, 1, 6, 6) % 2 == 0, w1=codes((8, 8, 3, 3)),
     w2=codes((5, 8, 1, 1)), w9=(2, 13, 1, 1)), [8, 5])
+case("channels of codes on the last axis", coded_net("""
+    f = Transpose<perm=[0,2,3,1]>(a)
+    c = com.microsoft.QLinearConv<channels_last=1, pads=[1,1,1,1]>(f, s, z, w1, s1, z1, s, z, b1)
+    d = com.microsoft.QLinearConv<channels_last=1, group=2>(c, s, z, w2, sw, zw, s, z)
+    m = com.microsoft.NhwcMaxPool<kernel_shape=[2,2]>(d)
+    p = com.microsoft.QLinearAveragePool<channels_last=1, kernel_shape=[3,3], pads=[1,1,1,1]>(m, s, z, s, z)
+    g = com.microsoft.QLinearGlobalAveragePool<channels_last=1>(p, s, z, s, z)
+    h = com.microsoft.QLinearMul(p, s, z, g, s, z, s, z)
+    l = Transpose<perm=[0,3,1,2]>(h)
+    b = com.microsoft.QLinearConv(l, s, z, w3, sw, zw, s, z)
+""", w1=codes((8, 8, 3, 3)), s1=[2.0**-k for k in (6, 7, 8, 6, 7, 8, 6, 7)], z1=np.zeros(8, np.int8),
+    b1=codes((8,), np.int32), w2=codes((8, 4, 1, 1)), w3=codes((8, 8, 1, 1))), [8, 4, 4, 8])
 case("QLinearSoftmax over space", coded_net(
     "b = com.microsoft.QLinearSoftmax<axis=3, opset=13>(a, s, z, s, z)"), [8])
 case("QLinearMatMul and QGemm", net("""(float[N,6] x) => (float[N,3] y) {

@@ -12,7 +12,6 @@ So are outputs that are constants (anchors, tables): no image has a part of them
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,16 +75,8 @@ def _no_tensors(model: ModelProto) -> set[str]:
 
 
 def _constant(traced: Traced) -> list[str]:
-    """Return the outputs that are constants made of nothing that the other ones read: a weight goes with its layer."""
-    graph = traced.source.graph
-    sizes = {t.name: math.prod(t.dims) for t in graph.initializer}
-
-    def read(ends: Sequence[str]) -> set[str]:
-        return {*ends, *(name for node in between(graph.node, (), ends) for name in reads(node))}
-
-    found = [name for name in traced.outputs if name in traced.shaped.constants]
-    others = read([name for name in traced.outputs if name not in found])
-    return [end for end in found if all(sizes.get(name) == 1 for name in read([end]) & others)]
+    """Return the outputs that are constants; where other nodes read a weight that is one, they have their own copy."""
+    return [name for name in traced.outputs if name in traced.shaped.constants]
 
 
 @dataclass(frozen=True)

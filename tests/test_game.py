@@ -241,6 +241,33 @@ def test_a_unit_that_nothing_reads_is_worth_nothing() -> None:
 
 
 @pytest.mark.parametrize("work", [0, np.inf], ids=["sums", "masks"])
+def test_numbers_that_count_images_are_those_of_the_run(work: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MaxPool found its maxima counts through all images: what is kept of one image is wrong beside others."""
+    model = net(
+        """(float[N,3,8,8] x) => (float[N,2,8,8] y) {
+            a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+            p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)
+            [c] c = Conv(p, w1, b1)
+            r = Relu(c)
+            d = Conv(r, w2, b0)
+            u = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(d, i)
+            y = Conv(u, w3)
+        }""",
+        w0=(8, 3, 3, 3), b0=(8,), w1=(12, 8, 1, 1), b1=(12,), w2=(8, 12, 1, 1), w3=(2, 8, 1, 1),
+    )  # fmt: skip
+    monkeypatch.setattr(walks, "_LEAST_WORK", work)
+    shared = setting(model, filled=False)
+    for group in shared.traced.groups:
+        game, n = GroupGame(shared, group), len(group)
+        coalitions = np.random.default_rng(0).integers(0, 2, (IMAGES, n)).astype(np.float32)
+        alone = [game._one(image, coalition) for image, coalition in enumerate(coalitions)]
+        np.testing.assert_allclose(game(np.arange(IMAGES), coalitions), alone, rtol=1e-4)
+        found = removals(game, np.arange(IMAGES), np.tile(np.arange(n), (IMAGES, 1)), gone=False)
+        wanted = [[game._one(image, np.arange(n) != k) for k in range(n)] for image in range(IMAGES)]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("work", [0, np.inf], ids=["sums", "masks"])
 def test_units_that_reach_no_output_are_worth_nothing(work: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walks, "_LEAST_WORK", work)
     model = onnx.ModelProto.FromString(NETS["a trunk"].SerializeToString())

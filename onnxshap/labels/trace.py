@@ -37,7 +37,7 @@ class Tensor:
         told: its axes whose sizes shape arithmetic reads.
         free: its axes whose sizes follow the inputs' free dimensions.
         kind: its ONNX element type, 0 where it is not known.
-        read: some node or output of the model reads it.
+        readers: the types of the ops that read it, `output` where it is one of the model's.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Tensor:
     told: frozenset[int] = frozenset()
     free: frozenset[int] = frozenset()
     kind: int = 0
-    read: bool = True
+    readers: frozenset[str] = frozenset()
 
     @property
     def rank(self) -> int:
@@ -208,6 +208,8 @@ class Trace:
     fixups: list[Fixup] = field(default_factory=list)
     mixes_rows: bool = False
     mixed: list[AxisKey] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)
+    """Tensors of numbers of positions, counted through all images and channels (indices of MaxPool)."""
     images: list[AxisKey] = field(default_factory=list)
     """Axes that an op takes for those of the images, wherever the model has them."""
     _shared: list[AxisKey] = field(default_factory=list)

@@ -117,7 +117,7 @@ def rms_normalization(op: Op, ax: Axes) -> None:
 
 def root_mean_square(op: Op, ax: Axes, data: Sequence[int], axes: Sequence[int], scale: int) -> None:
     """Relate the last axes, over which the squares of the sum of some inputs are taken."""
-    if any(y is not None and y.read for y in op.outputs[1:3]):
+    if any(y is not None and y.readers for y in op.outputs[1:3]):
         raise RuleError(f"{op.type} whose root mean square is read, too")
     x, factor = op.need(data[0]), op.need(scale)
     if not factor.constant or factor.shape != x.shape[axes[0] :]:

@@ -12,9 +12,12 @@ from onnxshap.shapes.folding import COMPUTED
 
 @rule("AveragePool", "GlobalLpPool", "LpPool", "MaxPool")
 def pool(op: Op, ax: Axes) -> None:
-    """Windows of space, channel by channel."""
-    if len(op.outputs) > 1 and op.outputs[1] is not None:
-        raise RuleError("MaxPool gives out indices, which count channels")
+    """Windows of space, channel by channel; where it found its maxima, MaxUnpool alone may read."""
+    if len(op.outputs) > 1 and (places := op.outputs[1]) is not None:
+        if places.readers - {"MaxUnpool"}:
+            raise RuleError("MaxPool gives out indices, which count channels")
+        ax.trace.numbers.append(places.name)
+        ax.same([1], out=1)  # nor do they go with their image to another place of a batch
     ax.same((0, 1))
     sizes, rank = op.attributes.get("kernel_shape", ()), op.need(0).rank
     moves, pads = op.attributes.get("strides", [1] * len(sizes)), op.attributes.get("pads", [0] * 2 * len(sizes))
@@ -25,8 +28,14 @@ def pool(op: Op, ax: Axes) -> None:
 
 @rule("MaxUnpool")
 def unpool(op: Op, ax: Axes) -> None:
-    """Places that numbers say: those of MaxPool, of all images and channels together."""
-    raise RuleError("MaxUnpool reads indices, which count channels")
+    """Places that numbers say: those of a MaxPool that the same channels are cut of, of all images together."""
+    places, sizes = op.need(1), op.input(2)
+    if places.name not in ax.trace.numbers or (sizes is not None and sizes.value is None):
+        raise RuleError("MaxUnpool reads indices, which count channels")
+    ax.same((0, 1))
+    ax.same([1], inp=1)
+    if sizes is not None:
+        ax.fix(Widths(op.index, ((1, op.out().name, 1),), input=2))
 
 
 @rule("Resize", "Upsample")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from onnx import NodeProto
 from onnxshap.core import IntArray
 from onnxshap.graph import array, attributes, is_op, is_standard
 from onnxshap.graph.lifting import entered, is_enter, is_loop, is_open
-from onnxshap.graph.structure import outer_names, reads, subgraphs, used_names
+from onnxshap.graph.structure import outer_names, reads, subgraphs
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Tensor, Trace, resolve
 from onnxshap.labels.compare import unlike_units
 from onnxshap.labels.fixups import Selection
@@ -152,7 +152,12 @@ class _Ops:
         self._initializers = shaped.graph.initializers
         self._told = {name for name, _ in shaped.told}
         self._free = {name for name, _ in shaped.varying}
-        self._used = used_names(shaped.graph.model.graph)
+        self._readers = defaultdict[str, set[str]](set)
+        for node in shaped.graph.nodes:
+            for name in reads(node):
+                self._readers[name].add(_kind(node))
+        for item in shaped.graph.model.graph.output:
+            self._readers[item.name].add("output")
         self._seen: dict[str, Tensor | None] = {}
 
     def tensor(self, name: str) -> Tensor | None:
@@ -186,7 +191,7 @@ class _Ops:
             told,
             free,
             self._shaped.kinds.get(name, 0),
-            name in self._used,
+            frozenset(self._readers.get(name, ())),
         )
 
     def whole(self, node: NodeProto) -> str | None:
@@ -195,9 +200,12 @@ class _Ops:
 
     def op(self, index: int, node: NodeProto) -> Op:
         """Return a node as rules see it."""
-        kind = node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
         inputs, outputs = (tuple(self.tensor(n) for n in names) for names in (node.input, node.output))
-        return Op(index, kind, attributes(node), inputs, outputs, self._shaped.graph.opset)
+        return Op(index, _kind(node), attributes(node), inputs, outputs, self._shaped.graph.opset)
+
+
+def _kind(node: NodeProto) -> str:
+    return node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
 
 
 def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:

@@ -306,10 +306,6 @@ case("center crop to the size of another tensor", net("""(float[N,3,H,W] x, floa
     c = CenterCropPad<axes=[2,3]>(a, size)
     y = Conv(c, w1)
 }""", opset=18, w0=(8, 3, 1, 1), w1=(2, 8, 1, 1)), [8])
-case("unpooled where indices say", conv_net("""
-    p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)
-    b = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(p, i)
-"""), [], "indices, which count channels")
 for opset in (11, 16):
     case(f"tensors that a sequence holds, opset {opset}", net("""(float[N,6] x) => (float[N,2,3] y) {
         a = MatMul(x, w0)

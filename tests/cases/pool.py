@@ -14,8 +14,29 @@ case("pools", conv_net("""
     q = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(p)
     b = LpPool<kernel_shape=[2,2], p=2>(q)
 """), [8])
-case("max pool with indices stays", conv_net("b, i = MaxPool<kernel_shape=[2,2]>(a)"), [],
-     "indices, which count channels")
+case("max pool with indices that nothing reads", conv_net("b, i = MaxPool<kernel_shape=[2,2]>(a)"), [8])
+case("max pool with indices stays", conv_net("""
+    p, i = MaxPool<kernel_shape=[2,2]>(a)
+    f = Cast<to=1>(i)
+    g = Mul(f, few)
+    b = Add(p, g)
+""", few=np.float32(0.01)), [], "indices, which count channels")
+case("unpooled where indices say", conv_net("""
+    p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)
+    c = Conv(p, w1, b1)
+    r = Relu(c)
+    d = Conv(r, w2, b2)
+    b = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(d, i)
+""", w1=(6, 8, 1, 1), b1=(6,), w2=(8, 6, 1, 1), b2=(8,)), [8, 6])
+case("unpooled to a size that is told", conv_net("""
+    p, i = MaxPool<kernel_shape=[3,3], strides=[2,2]>(a)
+    b = MaxUnpool<kernel_shape=[3,3], strides=[2,2]>(p, i, to)
+""", batch="2", to=[2, 8, 8, 8]), [8], rows=False)
+case("unpooled where other numbers say", conv_net("""
+    p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)
+    j = Add(first, more)
+    b = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(p, j)
+""", batch="1", first=np.arange(8 * 16).reshape(1, 8, 4, 4), more=np.array([1])), [], "indices, which count channels")
 for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"):
     case(op, conv_net(f"b = {op}(a)"), [8])
 case("resize by scales", conv_net('b = Resize<mode="linear">(a, , scales)', scales=[1, 1, 2, 2.0]), [8])

@@ -26,6 +26,7 @@ from onnxshap.rules import trace_graph
 from onnxshap.rules.images import placed_images
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.images import Images, find_images
+from onnxshap.shapes.places import numbered
 
 Keep = Mapping[str, BoolArray]
 """Group name -> bool[n_units], True = stays; groups that are absent stay whole."""
@@ -98,6 +99,10 @@ class Traced:
         return find_images(self.shaped)
 
     @cached_property
+    def _numbered(self) -> frozenset[str]:
+        return numbered(self.shaped)
+
+    @cached_property
     def _depths(self) -> Mapping[str, int]:
         return depths(self.shaped.graph.nodes)
 
@@ -111,7 +116,9 @@ class Traced:
         return parameters(graphs.finish(self.shaped.graph.model, self.shaped.graph))
 
     def images(self, tensor: str) -> Images | None:
-        """Return where the images lie in a tensor, None where that is not known."""
+        """Return where the images lie in a tensor, None where that is not known, or it numbers them (`numbered`)."""
+        if tensor in self._numbered:
+            return None
         rank = len(self.shaped.shapes.get(tensor, ()))
         if (alone := next((axis for axis in range(rank) if self.is_batch(tensor, axis)), None)) is not None:
             return Images(alone)

@@ -97,6 +97,50 @@ NETS = {
     ),
 }  # fmt: skip
 
+NUMBERED = {
+    "MaxPool": net(
+        """(float[N,3,8,8] x) => (float[N,2,8,8] y) {
+            a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+            p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)
+            c = Conv(p, w1, b1)
+            r = Relu(c)
+            d = Conv(r, w2, b0)
+            u = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(d, i)
+            y = Conv(u, w3)
+        }""",
+        w0=(8, 3, 3, 3), b0=(8,), w1=(12, 8, 1, 1), b1=(12,), w2=(8, 12, 1, 1), w3=(2, 8, 1, 1),
+    ),
+    "neighbours": net(
+        """(float[N,6,3] x) => (float[N,6,2] y) {
+            t = Transpose<perm=[0,2,1]>(x)
+            d = MatMul(x, t)
+            v, near = TopK<axis=2>(d, one)
+            all = Shape<end=1>(x)
+            n = Squeeze(all)
+            images = Range(zero, n, step)
+            first = Mul(images, six)
+            column = Reshape(first, columns)
+            at = Add(near, column)
+            flat = Reshape(at, last)
+            h = MatMul(x, w0)
+            r = Relu(h)
+            points = Reshape(r, rows8)
+            g = Gather(points, flat)
+            gs = Reshape(g, six8)
+            apart = Sub(gs, r)
+            q = MatMul(apart, w1)
+            s = Relu(q)
+            others = Reshape(s, rows12)
+            more = Gather(others, flat)
+            ms = Reshape(more, six12)
+            sum = Add(ms, s)
+            y = MatMul(sum, w2)
+        }""",
+        one=np.array([1]), zero=np.array(0), step=np.array(1), six=np.array(6), columns=[-1, 1, 1], last=[-1],
+        w0=(3, 8), rows8=[-1, 8], six8=[-1, 6, 8], w1=(8, 12), rows12=[-1, 12], six12=[-1, 6, 12], w2=(12, 2),
+    ),
+}  # fmt: skip
+
 OTHERS = {"transposed and in groups": 1, "flattened, tokens": 1}
 """Groups whose units are not as many channels each, or are summed without weights."""
 
@@ -241,22 +285,15 @@ def test_a_unit_that_nothing_reads_is_worth_nothing() -> None:
 
 
 @pytest.mark.parametrize("work", [0, np.inf], ids=["sums", "masks"])
-def test_numbers_that_count_images_are_those_of_the_run(work: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where MaxPool found its maxima counts through all images: what is kept of one image is wrong beside others."""
-    model = net(
-        """(float[N,3,8,8] x) => (float[N,2,8,8] y) {
-            a = Conv<pads=[1,1,1,1]>(x, w0, b0)
-            p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)
-            [c] c = Conv(p, w1, b1)
-            r = Relu(c)
-            d = Conv(r, w2, b0)
-            u = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(d, i)
-            y = Conv(u, w3)
-        }""",
-        w0=(8, 3, 3, 3), b0=(8,), w1=(12, 8, 1, 1), b1=(12,), w2=(8, 12, 1, 1), w3=(2, 8, 1, 1),
-    )  # fmt: skip
+@pytest.mark.parametrize("name", NUMBERED)
+def test_numbers_that_count_images_are_those_of_the_run(
+    name: str, work: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of such numbers for one image is wrong beside other images."""
+    model = NUMBERED[name]
     monkeypatch.setattr(walks, "_LEAST_WORK", work)
     shared = setting(model, filled=False)
+    assert len(shared.traced.groups) == 2
     for group in shared.traced.groups:
         game, n = GroupGame(shared, group), len(group)
         coalitions = np.random.default_rng(0).integers(0, 2, (IMAGES, n)).astype(np.float32)

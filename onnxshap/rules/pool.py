@@ -17,7 +17,7 @@ def pool(op: Op, ax: Axes) -> None:
         if places.readers - {"MaxUnpool"}:
             raise RuleError("MaxPool gives out indices, which count channels")
         ax.trace.numbers.append(places.name)
-        ax.same([1], out=1)  # nor do they go with their image to another place of a batch
+        ax.same((0, 1), out=1)
     ax.same((0, 1))
     sizes, rank = op.attributes.get("kernel_shape", ()), op.need(0).rank
     moves, pads = op.attributes.get("strides", [1] * len(sizes)), op.attributes.get("pads", [0] * 2 * len(sizes))
@@ -33,7 +33,7 @@ def unpool(op: Op, ax: Axes) -> None:
     if places.name not in ax.trace.numbers or (sizes is not None and sizes.value is None):
         raise RuleError("MaxUnpool reads indices, which count channels")
     ax.same((0, 1))
-    ax.same([1], inp=1)
+    ax.same((0, 1), inp=1)
     if sizes is not None:
         ax.fix(Widths(op.index, ((1, op.out().name, 1),), input=2))
 

@@ -338,11 +338,6 @@ def _einsum(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images
     return Images(result.index(letter), outer, inner) if letter in result else None
 
 
-def _max_pool(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
-    """Its second output numbers positions through all images: an image's part of it is another in another place."""
-    return None if number else walk.found.get(node.input[0])
-
-
 _RULES: dict[str, _Rule] = {
     "Transpose": _transpose,
     "Concat": _concat,
@@ -355,7 +350,6 @@ _RULES: dict[str, _Rule] = {
     "ReduceSumSquare": _reduce,
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
     "Einsum": _einsum,
-    "MaxPool": _max_pool,
     **dict.fromkeys(
         ("Shape", "Size", "NonZero", "Unique", "NonMaxSuppression", "RoiAlign", "MaxRoiPool"),
         lambda walk, index, node, number: None,

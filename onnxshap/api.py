@@ -76,6 +76,11 @@ _ONE_BY_ONE = (
     "every coalition was a run of its own, for the images of a batch are not known to be apart in this file; one with "
     "a free batch, or a method without a game (--method recon), takes less"
 )
+_BESIDE = (
+    "what a sample gives depends on those that it is run with, so axis 0 of the inputs is no batch of samples in this "
+    "file, and values hold for such mixtures at best; export it with a batch in front, or take a method without a game "
+    "(--method recon)"
+)
 WORK = 4 * 10**13
 """Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
 
@@ -261,8 +266,24 @@ def _score(
         _runner(setting, method, workers, cluster),
     )  # fmt: skip
     used = setting.payoff.name if any(v.evals for v in values.values()) else None
-    notes = traced.notes if used is None or setting.traced.shaped.free_batch else (*traced.notes, _ONE_BY_ONE)
+    notes = traced.notes if used is None else (*traced.notes, *_notes_on_rows(setting))
     return Scores(values, method, used, seed, len(setting.data), setting.data.source, model, notes)
+
+
+def _notes_on_rows(setting: Setting) -> tuple[str, ...]:
+    """Return what a game's values suffer from: that rows do not share a run, or that they should not."""
+    traced, data = setting.traced, setting.data
+    if not traced.shaped.free_batch:
+        return (_ONE_BY_ONE,)
+    if traced.labels.trace.mixes_rows or len(data) < 3:  # known, and heeded; or too few to tell
+        return ()
+    pairs = (run_all(traced, traced.shaped.graph.model, data.take(np.array([0, k]))) for k in (1, 2))
+    alike = (
+        np.allclose(a[0], b[0], rtol=0, atol=1e-3 * np.abs(a).max(initial=0))
+        for a, b in zip(*pairs, strict=True)
+        if a.dtype.kind in "fiu"
+    )
+    return () if all(alike) else (_BESIDE,)
 
 
 def _header(

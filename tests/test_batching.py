@@ -533,3 +533,20 @@ def test_it_is_said_where_every_coalition_is_a_run_of_its_own() -> None:
         done = prune(gated("5", 5, alike=alike), keep_units=0.5, method="shapley", samples=2)
         assert any("a run of its own" in note for note in done.notes) != alike
         assert not prune(gated("5", 5, alike=alike), keep_units=0.5, method="l1").notes
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_it_is_said_where_axis_0_is_no_batch_of_samples(axis: int) -> None:
+    model = net(
+        f"""(float[N,6] x) => (float[N,3] y) {{
+        a = Gemm(x, w0)
+        b = Gemm(a, w1)
+        y = Softmax<axis={axis}>(b)
+    }}""",
+        w0=(6, 8),
+        w1=(8, 3),
+    )
+    images = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    notes = prune(model, images, keep_units=0.5, method="shapley").notes
+    assert any("is no batch of samples" in note for note in notes) == (axis == 0)
+    assert not prune(model, images, keep_units=0.5, method="recon").notes

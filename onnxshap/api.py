@@ -14,7 +14,7 @@ from onnx import ModelProto
 from onnxshap import __version__, payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend, provider_of
-from onnxshap.calibrate import free_batch, run_all, site_means, usual_batch
+from onnxshap.calibrate import free_batch, rows_apart, run_all, site_means, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff, Values
 from onnxshap.data import DataLike
@@ -275,15 +275,8 @@ def _notes_on_rows(setting: Setting) -> tuple[str, ...]:
     traced, data = setting.traced, setting.data
     if not traced.shaped.free_batch:
         return (_ONE_BY_ONE,)
-    if traced.labels.trace.mixes_rows or len(data) < 3:  # known, and heeded; or too few to tell
-        return ()
-    pairs = (run_all(traced, traced.shaped.graph.model, data.take(np.array([0, k]))) for k in (1, 2))
-    alike = (
-        np.allclose(a[0], b[0], rtol=0, atol=1e-3 * np.abs(a).max(initial=0))
-        for a, b in zip(*pairs, strict=True)
-        if a.dtype.kind in "fiu"
-    )
-    return () if all(alike) else (_BESIDE,)
+    known = traced.labels.trace.mixes_rows  # and heeded
+    return () if known or rows_apart(traced, data) else (_BESIDE,)
 
 
 def _header(

@@ -32,6 +32,19 @@ def paddings(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, int, int,
     return [same_pads(mode, *axis)[0] for axis in sizes]
 
 
+def croppings(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, int, int, int, int]]) -> list[int]:
+    """Return the padding before each axis, of (input, output, kernel, stride, dilation) each, for a ConvTranspose."""
+    rank = len(sizes)
+    mode = attributes.get("auto_pad", "NOTSET")
+    if mode in ("NOTSET", "VALID") and "output_shape" not in attributes:
+        return list(attributes.get("pads", [0] * 2 * rank))[:rank]
+    # the padding follows from the output's size (ONNX ConvTranspose, "pads can be auto generated")
+    extra = list(attributes.get("output_padding", [0] * rank))
+    natural = [s * (i - 1) + e + (k - 1) * d + 1 for (i, _, k, s, d), e in zip(sizes, extra, strict=True)]
+    totals = [max(0, whole - o) for whole, (_, o, *_) in zip(natural, sizes, strict=True)]
+    return [t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in totals]
+
+
 def taps(
     op_type: str, attributes: Mapping[str, Any], source: Sequence[int], target: Sequence[int], kernel: Sequence[int]
 ) -> IntArray:
@@ -56,16 +69,7 @@ def taps(
     strides = list(attributes.get("strides", [1] * rank))
     dilations = list(attributes.get("dilations", [1] * rank))
     sizes = list(zip(source, target, kernel, strides, dilations, strict=True))
-    if op_type == "Conv":
-        before = paddings(attributes, sizes)
-    elif attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") and "output_shape" not in attributes:
-        before = list(attributes.get("pads", [0] * 2 * rank))[:rank]
-    else:  # the padding follows from the output's size (ONNX ConvTranspose, "pads can be auto generated")
-        extra = list(attributes.get("output_padding", [0] * rank))
-        natural = [s * (i - 1) + e + (k - 1) * d + 1 for (i, _, k, s, d), e in zip(sizes, extra, strict=True)]
-        totals = [max(0, whole - o) for whole, (_, o, *_) in zip(natural, sizes, strict=True)]
-        upper = attributes.get("auto_pad", "NOTSET") == "SAME_UPPER"
-        before = [t // 2 if upper else t - t // 2 for t in totals]
+    before = paddings(attributes, sizes) if op_type == "Conv" else croppings(attributes, sizes)
     axes = []
     for (size, out, k, s, d), pad in zip(sizes, before, strict=True):
         position, tap = np.arange(out)[:, None], np.arange(k)[None, :] * d

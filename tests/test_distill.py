@@ -96,6 +96,35 @@ OPS = {
     "counted up": "r = Range(zero, six, one) c = Cast<to=1>(r) z = Size(x) f = Cast<to=1>(z) a = Div(x, f) "
     "y = Mul(a, c)",
     "einsum": 'y = Einsum<equation="nchw,oc->nohw">(x, m)',
+    "pad by reflection": 'y = Pad<mode="reflect">(x, around)',
+    "pad by the edge": 'y = Pad<mode="edge">(x, around)',
+    "transposed, uneven": "y = ConvTranspose<strides=[2,2], pads=[0,1,1,0], output_padding=[1,0]>(x, w, bb)",
+    "transposed, same": 'y = ConvTranspose<auto_pad="SAME_UPPER", strides=[2,2]>(x, w)',
+    "transposed to a shape": "y = ConvTranspose<output_shape=[16,13], strides=[2,2]>(x, w)",
+    "nearest by any factor": 'y = Resize<mode="nearest">(x, , uneven)',
+    "nearest to sizes": 'y = Resize<mode="nearest", nearest_mode="ceil">(x, , , larger)',
+    "linear, asymmetric": 'y = Resize<mode="linear", coordinate_transformation_mode="asymmetric">(x, , uneven)',
+    "linear by a factor": 'y = Resize<mode="linear">(x, , uneven)',
+    "cubic": 'y = Resize<mode="cubic", cubic_coeff_a=-0.5>(x, , , larger)',
+    "grid": 'y = GridSample<padding_mode="border">(x, grid)',
+    "responses": "y = LRN<size=3, alpha=0.1, beta=0.7, bias=1.5>(x)",
+    "norms": "a = LpNormalization<axis=1>(x) b = GlobalLpPool(x) y = Mul(a, b)",
+    "mean and variance": "y = MeanVarianceNormalization<axes=[2,3]>(x)",
+    "shrunken": "y = Shrink<lambd=0.4, bias=0.1>(x)",
+    "hardest": "a = Hardmax<axis=1>(x) y = Mul(a, x)",
+    "triangles": "c = Clip(x, low, high) s = Asin(c) o = Acos(c) t = Atan(x) e = Tan(c) h = Sinh(x) k = Cosh(x) "
+    "i = Asinh(x) j = Atanh(c) y = Mean(s, o, t, e, h, k, i, j)",
+    "products": "a = ReduceProd<axes=[1,2], keepdims=1>(x) q = Mul(x, x) b = ReduceLogSum<axes=[2], keepdims=1>(q) "
+    "y = Add(a, b)",
+    "remainders": "a = Mod<fmod=1>(x, value) i = Cast<to=7>(x) b = Mod(i, six) c = CastLike(b, x) y = Add(a, c)",
+    "infinite": "d = Div(value, nothing) a = IsInf(d) b = IsNaN(x) c = Xor(a, b) y = Where(c, x, value)",
+    "picked rows": "y = GatherND<batch_dims=1>(x, places)",
+    "scattered": 'y = ScatterND<reduction="add">(x, rows, news)',
+    "scattered over": "y = ScatterND(x, rows, news)",
+    "scattered elements": 'y = ScatterElements<axis=1, reduction="add">(x, elements, scattered)',
+    "top": "v, i = TopK<axis=2>(x, three) c = Cast<to=1>(i) y = Add(v, c)",
+    "one hot": "i = ArgMax<axis=1, keepdims=0>(x) y = OneHot<axis=1>(i, six, offon)",
+    "compressed": "y = Compress<axis=1>(x, chosen)",
 }
 
 
@@ -109,20 +138,87 @@ def test_ops_in_torch(name: str) -> None:
         "w": rng.normal(size=(4, 4, 3, 3)), "m": rng.normal(size=(5, 4)), "scale": rng.normal(size=6),
         "shift": rng.normal(size=6), "level": np.array(-0.5), "value": np.array(0.5), "scales": np.array([1, 1, 2, 2]),
         "bs": rng.normal(size=4), "bb": rng.normal(size=4), "bm": rng.normal(size=4), "bv": rng.uniform(0.5, 2, 4),
+        "uneven": np.array([1, 1, 1.3, 0.7]), "low": np.array(-0.9), "high": np.array(0.9), "nothing": np.array(0),
+        "grid": rng.uniform(-1.2, 1.2, (2, 5, 7, 2)), "news": rng.normal(size=(2, 8, 6)), "offon": np.array([-1, 2]),
+        "scattered": rng.normal(size=(2, 2, 8, 6)),
     }  # fmt: skip
     whole = {
         "pads": [0, 0, 1, 0, 0, 0, 2, 1], "starts": [-1, 1], "ends": [-9, 6], "axes": [2, 3], "steps": [-2, 1],
         "sizes": [1, 3], "index": [[1, -1], [0, 2]], "zero": 0, "zeros": [0], "minus": [-1],
-        "last": -1, "one": 1, "six": 6,
+        "last": -1, "one": 1, "six": 6, "around": [0, 0, 1, 2, 0, 0, 3, 1],
+        "larger": [2, 4, 13, 9], "places": [[[1, 3], [-1, 0]], [[0, 0], [2, -2]]], "rows": [[0, 1], [1, -2]],
+        "elements": rng.integers(-4, 4, (2, 2, 8, 6)), "three": [3], "chosen": [1, 0, 0, 1],
     }  # fmt: skip
     read = {n for node in model.graph.node for n in node.input}
     for key, value in {**stored, **whole}.items():
         if key in read:
-            kind = np.float32 if key in stored else np.int64
+            kind = np.float32 if key in stored else np.bool_ if key == "chosen" else np.int64
             model.graph.initializer.append(numpy_helper.from_array(np.array(value).astype(kind), key))
     del model.graph.output[0].type.tensor_type.shape.dim[:]
     model.graph.output[0].type.tensor_type.ClearField("shape")
     same(model, {"x": rng.normal(size=(2, 4, 8, 6)).astype(np.float32)})
+
+
+FUSED = {
+    "activations": "a = com.microsoft.BiasGelu(x, scale) b = com.microsoft.FastGelu(a, shift) "
+    "c = com.microsoft.Gelu(b) y = com.microsoft.QuickGelu<alpha=1.5>(c)",
+    "products": "t = Transpose<perm=[0,2,1]>(x) y = com.microsoft.FusedMatMul<transA=1, alpha=0.3>(t, m)",
+    "norms": "a, b, c, d = com.microsoft.SkipLayerNormalization(x, x, scale, shift, bias) "
+    "e, f, g, h = com.microsoft.SkipSimplifiedLayerNormalization(a, d, scale) "
+    "y = SimplifiedLayerNormalization(e, shift)",
+    "attention": "y = com.microsoft.Attention<num_heads=2>(x, qkv, three)",
+    "causal attention": "y = com.microsoft.Attention<num_heads=2, unidirectional=1>(x, qkv, three)",
+    "heads": "q = MatMul(x, m) y = com.microsoft.MultiHeadAttention<num_heads=2>(q, x, x, three)",
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_ops_in_torch(name: str) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> net (float[N,5,6] x) => (float[] y) '
+        f"{{ {FUSED[name]} }}"
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"scale": (6,), "shift": (6,), "bias": (6,), "m": (6, 6), "qkv": (6, 18), "three": (18,)}
+    read = {n for node in model.graph.node for n in node.input}
+    for key, shape in shapes.items():
+        if key in read:
+            model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), key))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    same(model, {"x": rng.normal(size=(2, 5, 6)).astype(np.float32)})
+
+
+DEFINED = {
+    "attention": (23, "y = Attention(x, k, v)"),
+    "attention that sees no later position": (24, "y = Attention<is_causal=1, scale=0.3>(x, k, v)"),
+    "rotary": (23, "y = RotaryEmbedding(x, cosines, sines)"),
+    "softmax over all axes from one on": (11, "a = Softmax<axis=2>(x) b = LogSoftmax<axis=-2>(x) y = Mul(a, b)"),
+    "pixels between pixels": (9, 'y = Upsample<mode="linear">(x, scales)'),
+    "pads of a few axes": (18, 'y = Pad<mode="edge">(x, pads, , axes)'),
+    "resize of a few axes": (18, 'y = Resize<axes=[2,3], antialias=1, mode="linear">(x, , half)'),
+}
+
+
+@pytest.mark.parametrize("name", DEFINED)
+def test_ops_of_other_versions_in_torch(name: str) -> None:
+    """An op that the table lacks and ONNX defines by others is what its definition says."""
+    opset, text = DEFINED[name]
+    model = onnx.parser.parse_model(
+        f'<ir_version: {4 if opset < 12 else 10}, opset_import: ["" : {opset}]> '
+        f"net (float[N,2,4,6] x) => (float[] y) {{ {text} }}"
+    )
+    rng = np.random.default_rng(0)
+    stored = {
+        "k": rng.normal(size=(2, 2, 5, 6)), "v": rng.normal(size=(2, 2, 5, 6)), "cosines": rng.normal(size=(2, 4, 3)),
+        "sines": rng.normal(size=(2, 4, 3)), "scales": np.array([1, 1, 2.5, 3]), "half": np.array([0.5, 0.7]),
+    }  # fmt: skip
+    read = {n for node in model.graph.node for n in node.input}
+    for key in stored.keys() & read:
+        model.graph.initializer.append(numpy_helper.from_array(stored[key].astype(np.float32), key))
+    for key, places in {"pads": [1, 0, 2, 1], "axes": [2, -1]}.items():
+        model.graph.initializer.extend([numpy_helper.from_array(np.array(places), key)] * (key in read))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    same(model, {"x": rng.normal(size=(2, 2, 4, 6)).astype(np.float32)})
 
 
 RECURRENT = {
@@ -225,12 +321,13 @@ def test_what_is_not_in_the_table_is_refused() -> None:
     model.graph.node[2].op_type = "Det"
     with pytest.raises(ModelError, match="distill cannot evaluate Det; use --repair lstsq"):
         TorchGraph(model)
-    mirrored = onnx.parser.parse_model(
+    cropped = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> net (float[N,2,4,4] x) => (float[N,2,6,4] y) '
-        '<int64[8] pads = {0,0,1,0,0,0,1,0}> { y = Pad<mode="reflect">(x, pads) }'
+        "<float[8] roi = {0,0,0,0,1,1,1,1}, int64[4] sizes = {1,2,6,4}> "
+        '{ y = Resize<coordinate_transformation_mode="tf_crop_and_resize">(x, roi, , sizes) }'
     )
-    with pytest.raises(ModelError, match="distill cannot evaluate Pad other than with a constant on all axes; use"):
-        TorchGraph(mirrored)({"x": torch.zeros(1, 2, 4, 4)}, ["y"])
+    with pytest.raises(ModelError, match="distill cannot evaluate Resize of a part of the image, or of as much as its"):
+        TorchGraph(cropped)({"x": torch.zeros(1, 2, 4, 4)}, ["y"])
 
 
 def test_a_model_that_cannot_be_tuned_is_refused_before_it_is_scored() -> None:

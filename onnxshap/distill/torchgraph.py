@@ -15,10 +15,12 @@ from onnx import ModelProto, NodeProto
 from torch import Tensor
 
 from onnxshap.core import Array
-from onnxshap.distill.ops import OPS
+from onnxshap.distill.ops import OPS, OPSET, OUTPUTS
+from onnxshap.distill.spelling import spelt_out
 from onnxshap.errors import ModelError
-from onnxshap.graph import array, attributes, is_op
+from onnxshap.graph import array, attributes, is_op, op_of, opset_of
 from onnxshap.graph.loops import closed
+from onnxshap.graph.normal import constant_value
 from onnxshap.graph.structure import order
 
 CPU = torch.device("cpu")
@@ -42,11 +44,13 @@ class TorchGraph:
 
         All are on one device, and so have to be the inputs.
         """
-        nodes = list(closed(model).graph.node)
+        nodes = spelt_out(closed(model), OPS)
         places = order(nodes)  # what frees the batch stands at their end
-        self.nodes: list[NodeProto] = nodes if places is None else [nodes[k] for k in places]
+        ordered = nodes if places is None else [nodes[k] for k in places]
+        stored = {node.output[0]: constant_value(node) for node in ordered if is_op(node, "Constant")}
+        self.nodes: list[NodeProto] = [node for node in ordered if stored.get(node.output[0]) is None]
         for node in self.nodes:
-            if not is_op(node, *OPS):
+            if op_of(node) not in OPS:
                 raise ModelError(
                     f"node {node.name or node.output[0]!r}: distill cannot evaluate {node.op_type}; use --repair lstsq"
                 )
@@ -54,15 +58,18 @@ class TorchGraph:
         self._same = {name: other for name, other in (same or {}).items() if values[name].dtype == np.float32}
         self.names = [n for n, value in values.items() if value.dtype == np.float32 and n not in self._same]
         self.weights = [laid_out(torch.from_numpy(values[n].copy()).to(device)).requires_grad_() for n in self.names]
-        self.constants = {n: torch.from_numpy(v.copy()).to(device) for n, v in values.items() if v.dtype != np.float32}
-        self.attributes = [{**attributes(node), "_outputs": len(node.output)} for node in self.nodes]
+        fixed = {n: v for n, v in values.items() if v.dtype != np.float32}
+        fixed |= {n: array(item) for n, item in stored.items() if item is not None}
+        self.constants = {n: torch.from_numpy(v.copy()).to(device) for n, v in fixed.items()}
+        beside = {OPSET: opset_of(model)}
+        self.attributes = [{**attributes(node), **beside, OUTPUTS: len(node.output)} for node in self.nodes]
 
     def __call__(self, feeds: Mapping[str, Tensor], wanted: Sequence[str]) -> list[Tensor]:
         """Return the tensors wanted."""
         known: dict[str, Any] = {**self.constants, **dict(zip(self.names, self.weights, strict=True)), **feeds}
         known |= {name: known[other] for name, other in self._same.items()}
         for node, given in zip(self.nodes, self.attributes, strict=True):
-            found = OPS[node.op_type]([known[n] if n else None for n in node.input], given)
+            found = OPS[op_of(node)]([known[n] if n else None for n in node.input], given)
             outputs = found if isinstance(found, tuple) else (found,)
             known.update(zip(node.output, outputs, strict=False))
         return [known[n] for n in wanted]

@@ -16,7 +16,7 @@ from onnxshap.graph.normal import Graph, lift_bodies, normalise, take_branches, 
 from onnxshap.graph.parts import extract
 from onnxshap.graph.reading import Source, load, read
 from onnxshap.graph.saving import data_path, equal_copies, finish, save
-from onnxshap.graph.standard import is_op, is_standard, opset_of
+from onnxshap.graph.standard import is_op, is_standard, op_of, opset_of
 
 __all__ = [
     "Graph",
@@ -34,6 +34,7 @@ __all__ = [
     "lift_bodies",
     "load",
     "normalise",
+    "op_of",
     "opset_of",
     "place_of",
     "read",

@@ -265,7 +265,8 @@ def _sort(graph: GraphProto) -> None:
         refill(graph.node, [graph.node[k] for k in places])
 
 
-def _constant_value(node: NodeProto) -> TensorProto | None:
+def constant_value(node: NodeProto) -> TensorProto | None:
+    """Return what a Constant holds; None: sparse numbers, or strings."""
     attribute = node.attribute[0] if node.attribute else None
     if attribute is None:
         return None
@@ -284,7 +285,7 @@ def _constants_to_initializers(graph: GraphProto) -> None:
     kept = []
     outputs = {o.name for o in graph.output}
     for node in graph.node:
-        value = _constant_value(node) if node.op_type == "Constant" and node.output[0] not in outputs else None
+        value = constant_value(node) if node.op_type == "Constant" and node.output[0] not in outputs else None
         if value is None:
             kept.append(node)
         else:

@@ -18,6 +18,11 @@ def is_op(node: NodeProto, *types: str) -> bool:
     return node.op_type in types and is_standard(node)
 
 
+def op_of(node: NodeProto) -> str:
+    """Return a node's op as tables name it: `domain.type` outside the default domain."""
+    return node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
+
+
 def opset_of(model: ModelProto) -> int:
     """Return the version of the default operator set, 1 where none is imported."""
     return next((o.version for o in model.opset_import if o.domain in _DOMAIN), 1)

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxshap.core import IntArray
-from onnxshap.graph import array, attributes, is_op, is_standard
+from onnxshap.graph import array, attributes, is_op, op_of
 from onnxshap.graph.lifting import entered, is_enter, is_loop, is_open
 from onnxshap.graph.structure import outer_names, reads, subgraphs
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Tensor, Trace, resolve
@@ -155,7 +155,7 @@ class _Ops:
         self._readers = defaultdict[str, set[str]](set)
         for node in shaped.graph.nodes:
             for name in reads(node):
-                self._readers[name].add(_kind(node))
+                self._readers[name].add(op_of(node))
         for item in shaped.graph.model.graph.output:
             self._readers[item.name].add("output")
         self._seen: dict[str, Tensor | None] = {}
@@ -201,11 +201,7 @@ class _Ops:
     def op(self, index: int, node: NodeProto) -> Op:
         """Return a node as rules see it."""
         inputs, outputs = (tuple(self.tensor(n) for n in names) for names in (node.input, node.output))
-        return Op(index, _kind(node), attributes(node), inputs, outputs, self._shaped.graph.opset)
-
-
-def _kind(node: NodeProto) -> str:
-    return node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
+        return Op(index, op_of(node), attributes(node), inputs, outputs, self._shaped.graph.opset)
 
 
 def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:

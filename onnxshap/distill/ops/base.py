@@ -13,7 +13,9 @@ from torch import Tensor
 from onnxshap.errors import ModelError
 
 Op = Callable[[Sequence[Any], Mapping[str, Any]], Any]
-"""What an ONNX op does to its inputs (None where left out), given its attributes."""
+"""What an ONNX op does to its inputs (None where left out), given its attributes, `OPSET` and `OUTPUTS`."""
+OPSET, OUTPUTS = "_opset", "_outputs"
+"""Beside a node's attributes: the version of the operator set, and how many outputs it has."""
 
 
 def ints(value: Tensor) -> list[int]:

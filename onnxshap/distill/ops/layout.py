@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxshap.distill.ops.base import Op, ints, listed, padded, plain, unknown
+from onnxshap.distill.ops.base import OUTPUTS, Op, ints, listed, padded, plain
 from onnxshap.graph import array
 
 
@@ -53,34 +53,34 @@ def _split(i: Sequence[Any], a: Mapping[str, Any]) -> tuple[Tensor, ...]:
     axis, x = a.get("axis", 0), i[0]
     sizes = listed(i, a, 1, "split")
     if sizes is None:
-        count = a.get("num_outputs", a["_outputs"])
+        count = a.get("num_outputs", a[OUTPUTS])
         size = -(-x.shape[axis] // count)
         sizes = [size] * (count - 1) + [x.shape[axis] - size * (count - 1)]
     return tuple(x.split(sizes, axis))
 
 
 def _pad(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
-    pads = ints(i[1]) if len(i) > 1 else list(a["pads"])
-    if a.get("mode", "constant") != "constant" or (len(i) > 3 and i[3] is not None):
-        raise unknown("Pad other than with a constant on all axes")
-    value = float(i[2].detach()) if len(i) > 2 and i[2] is not None else a.get("value", 0.0)
-    return padded(i[0], pads, value)
-
-
-def _gather(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
-    axis, index = a.get("axis", 0) % i[0].ndim, i[1].long()
-    index = torch.where(index < 0, index + i[0].shape[axis], index)
-    picked = i[0].index_select(axis, index.reshape(-1))
-    return picked.reshape([*i[0].shape[:axis], *index.shape, *i[0].shape[axis + 1 :]])
+    x, given = i[0], ints(i[1]) if len(i) > 1 else list(a["pads"])
+    axes = listed(i, a, 3, "axes") or range(x.ndim)
+    half = len(given) // 2
+    begins, ends = [0] * x.ndim, [0] * x.ndim
+    for axis, before, after in zip(axes, given[:half], given[half:], strict=True):
+        begins[axis], ends[axis] = before, after
+    mode = a.get("mode", "constant")
+    if mode == "constant":
+        return padded(
+            x, begins + ends, float(i[2].detach()) if len(i) > 2 and i[2] is not None else a.get("value", 0.0)
+        )
+    for axis, (before, after) in enumerate(zip(begins, ends, strict=True)):
+        if before or after:
+            inside = np.arange(max(0, -before), x.shape[axis] - max(0, -after))
+            read = np.pad(inside, (max(0, before), max(0, after)), mode=mode)
+            x = x.index_select(axis, torch.from_numpy(read).to(x.device))
+    return x
 
 
 def _expand(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     return i[0].expand(torch.broadcast_shapes(i[0].shape, ints(i[1])))
-
-
-def _picked(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
-    axis, index = a.get("axis", 0), i[1].long()
-    return torch.gather(i[0], axis, torch.where(index < 0, index + i[0].shape[axis], index))
 
 
 def _triangle(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
@@ -98,14 +98,12 @@ LAYOUT: Mapping[str, Op] = {
     "Split": _split,
     "Pad": _pad,
     "Concat": lambda i, a: torch.cat(list(i), a["axis"]),
-    "Gather": _gather,
     "Expand": _expand,
     "Tile": lambda i, a: i[0].repeat(ints(i[1])),
     "Shape": lambda i, a: torch.tensor(i[0].shape, device=i[0].device)[slice(a.get("start", 0), a.get("end"))],
     "Identity": lambda i, a: i[0],
     "Dropout": lambda i, a: i[0],
     "Where": plain(torch.where),
-    "GatherElements": _picked,
     "Trilu": _triangle,
     "Range": lambda i, a: torch.arange(i[0].item(), i[1].item(), i[2].item(), dtype=i[0].dtype, device=i[0].device),
     "Size": lambda i, a: torch.tensor(i[0].numel(), device=i[0].device),

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from onnx import helper
 from torch import Tensor
 
-from onnxshap.distill.ops.base import Op, clipped, ints, listed, plain, unknown
+from onnxshap.distill.ops.base import OPSET, Op, clipped, ints, listed, plain, unknown
 
 
 def _gemm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
@@ -51,8 +51,34 @@ def _layer_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     return F.layer_norm(i[0], shape, i[1], bias, a.get("epsilon", 1e-5))
 
 
-def _softmax(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
-    return torch.softmax(i[0], a.get("axis", -1))
+def _scored(run: Callable[..., Tensor]) -> Op:
+    def op(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+        x = i[0]
+        if a[OPSET] >= 13:
+            return run(x, a.get("axis", -1))
+        return run(x.flatten(a.get("axis", 1)), -1).reshape(x.shape)  # all axes from one on were one
+
+    return op
+
+
+def _hardmax(x: Tensor, axis: int) -> Tensor:
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1.0)
+
+
+def _product(x: Tensor, dim: Sequence[int], keepdim: bool) -> Tensor:
+    for axis in sorted((axis % x.ndim for axis in dim), reverse=True):
+        x = x.prod(axis, keepdim=keepdim)
+    return x
+
+
+def _infinite(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    below, above = torch.isneginf(i[0]), torch.isposinf(i[0])
+    return below * bool(a.get("detect_negative", 1)) | above * bool(a.get("detect_positive", 1))
+
+
+def _shrink(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    x, bias, edge = i[0], a.get("bias", 0.0), a.get("lambd", 0.5)
+    return torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, torch.zeros_like(x)))
 
 
 def _cast(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
@@ -81,7 +107,8 @@ def _group_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     return F.group_norm(i[0], a["num_groups"], scale, shift, a.get("epsilon", 1e-5))
 
 
-def _rms_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+def rms_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
+    """Return inputs over their root mean square over the axes from one on, scaled."""
     axes = list(range(a.get("axis", -1) % i[0].ndim, i[0].ndim))
     return i[0] * torch.rsqrt(i[0].square().mean(axes, keepdim=True) + a.get("epsilon", 1e-5)) * i[1]
 
@@ -112,6 +139,8 @@ NUMBERS: Mapping[str, Op] = {
     "ReduceMin": _reduced(torch.amin),
     "ReduceL1": _reduced(lambda x, dim, keepdim: x.abs().sum(dim=dim, keepdim=keepdim)),
     "ReduceSumSquare": _reduced(lambda x, dim, keepdim: x.square().sum(dim=dim, keepdim=keepdim)),
+    "ReduceProd": _reduced(_product),
+    "ReduceLogSum": _reduced(lambda x, dim, keepdim: x.sum(dim=dim, keepdim=keepdim).log()),
     "ReduceLogSumExp": _reduced(torch.logsumexp),
     "ReduceL2": _reduced(lambda x, dim, keepdim: torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)),
     "Add": plain(torch.add),
@@ -122,6 +151,8 @@ NUMBERS: Mapping[str, Op] = {
     "Max": _folded(torch.maximum),
     "Min": _folded(torch.minimum),
     "Sum": _folded(torch.add),
+    "Mean": lambda i, a: _folded(torch.add)(i, a) / len(i),
+    "Mod": lambda i, a: (torch.fmod if a.get("fmod", 0) else torch.remainder)(i[0], i[1]),
     "Relu": plain(F.relu),
     "Sigmoid": plain(torch.sigmoid),
     "Tanh": plain(torch.tanh),
@@ -141,17 +172,25 @@ NUMBERS: Mapping[str, Op] = {
     "HardSwish": plain(F.hardswish),
     "Mish": plain(F.mish),
     "Gelu": lambda i, a: F.gelu(i[0], approximate=a.get("approximate", "none")),
-    "Softmax": _softmax,
-    "LogSoftmax": lambda i, a: torch.log_softmax(i[0], a.get("axis", -1)),
+    "Softmax": _scored(torch.softmax),
+    "LogSoftmax": _scored(torch.log_softmax),
+    "Hardmax": _scored(_hardmax),
     "Cast": _cast,
+    "CastLike": lambda i, a: i[0].to(i[1].dtype),
     "Equal": plain(torch.eq),
     "Less": plain(torch.lt),
     "LessOrEqual": plain(torch.le),
     "Greater": plain(torch.gt),
     "GreaterOrEqual": plain(torch.ge),
     "IsNaN": plain(torch.isnan),
+    "IsInf": _infinite,
     "And": plain(torch.logical_and),
     "Or": plain(torch.logical_or),
+    "Xor": plain(torch.logical_xor),
+    "BitwiseAnd": plain(torch.bitwise_and),
+    "BitwiseOr": plain(torch.bitwise_or),
+    "BitwiseXor": plain(torch.bitwise_xor),
+    "BitwiseNot": plain(torch.bitwise_not),
     "Not": plain(torch.logical_not),
     "Floor": plain(torch.floor),
     "Ceil": plain(torch.ceil),
@@ -159,15 +198,27 @@ NUMBERS: Mapping[str, Op] = {
     "Sign": plain(torch.sign),
     "Sin": plain(torch.sin),
     "Cos": plain(torch.cos),
+    "Tan": plain(torch.tan),
+    "Asin": plain(torch.asin),
+    "Acos": plain(torch.acos),
+    "Atan": plain(torch.atan),
+    "Sinh": plain(torch.sinh),
+    "Cosh": plain(torch.cosh),
+    "Asinh": plain(torch.asinh),
+    "Acosh": plain(torch.acosh),
+    "Atanh": plain(torch.atanh),
     "Softsign": plain(F.softsign),
     "Selu": lambda i, a: a.get("gamma", 1.0507009873554805) * F.elu(i[0], a.get("alpha", 1.6732632423543772)),
     "Celu": lambda i, a: F.celu(i[0], a.get("alpha", 1.0)),
+    "Shrink": _shrink,
+    "LpNormalization": lambda i, a: F.normalize(i[0], p=a.get("p", 2), dim=a.get("axis", -1)),
     "ThresholdedRelu": lambda i, a: torch.where(i[0] > a.get("alpha", 1.0), i[0], torch.zeros_like(i[0])),
     "ArgMax": _extreme(torch.argmax),
     "ArgMin": _extreme(torch.argmin),
     "CumSum": _cumulated,
     "Swish": lambda i, a: i[0] * torch.sigmoid(a.get("alpha", 1.0) * i[0]),
     "GroupNormalization": _group_norm,
-    "RMSNormalization": _rms_norm,
+    "RMSNormalization": rms_norm,
+    "SimplifiedLayerNormalization": rms_norm,
     "Einsum": lambda i, a: torch.einsum(a["equation"], *i),
 }

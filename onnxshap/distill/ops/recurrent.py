@@ -28,7 +28,8 @@ def _recurrent(kind: str) -> Op:
         x, w, r, bias, lengths, *states = padded
         odd = {"activations", "activation_alpha", "activation_beta", "clip"} & set(a) or a.get("input_forget", 0)
         reverse = a.get("direction", "forward") == "reverse"
-        if odd or lengths is not None or len(i) > 7 or a.get("layout", 0):
+        shorter = lengths is not None and bool((lengths != x.shape[0]).any())
+        if odd or shorter or len(i) > 7 or a.get("layout", 0):
             raise unknown(f"{kind} of another form than torch's")
         ways, hidden = r.shape[0], r.shape[2]
         bias = x.new_zeros(ways, 2 * w.shape[1]) if bias is None else bias

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from onnxshap.distill.ops.base import Op, ints, padded, unknown
-from onnxshap.taps import same_pads
-
-_MODES = {"linear": "bilinear", "cubic": "bicubic"}
+from onnxshap.distill.ops.base import Op, padded
+from onnxshap.taps import croppings, same_pads
 
 
 def _window(x: Tensor, a: Mapping[str, Any], kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
@@ -45,14 +43,22 @@ def _conv(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
 def _conv_transpose(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     x, w, bias = i[0], i[1], i[2] if len(i) > 2 else None
     rank = w.ndim - 2
+    strides, dilations = list(a.get("strides", [1] * rank)), list(a.get("dilations", [1] * rank))
+    extra, groups = list(a.get("output_padding", [0] * rank)), int(a.get("group", 1))
     pads = list(a.get("pads", [0] * 2 * rank))
-    if a.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in a or pads[:rank] != pads[rank:]:
-        raise unknown("ConvTranspose with automatic or uneven padding")
     run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
-    return run(
-        x, w, bias, list(a.get("strides", [1] * rank)), pads[:rank], list(a.get("output_padding", [0] * rank)),
-        int(a.get("group", 1)), list(a.get("dilations", [1] * rank)),
-    )  # fmt: skip
+    given = "output_shape" in a or a.get("auto_pad", "NOTSET").startswith("SAME")
+    if not given and pads[:rank] == pads[rank:]:
+        return run(x, w, bias, strides, pads[:rank], extra, groups, dilations)
+    whole = padded(run(x, w, None, strides, 0, 0, groups, dilations), [0] * rank + extra)
+    axes = list(zip(x.shape[2:], whole.shape[2:], w.shape[2:], strides, dilations, strict=True))
+    sizes = [o - b - e for (_, o, *_), b, e in zip(axes, pads[:rank], pads[rank:], strict=True)]
+    if given:
+        sizes = list(a["output_shape"])[-rank:] if "output_shape" in a else [i * s for i, _, _, s, _ in axes]
+    before = croppings(a, [(i, o, k, s, d) for (i, _, k, s, d), o in zip(axes, sizes, strict=True)])
+    for axis, (start, size) in enumerate(zip(before, sizes, strict=True), 2):
+        whole = whole.narrow(axis, start, size)
+    return whole if bias is None else whole + bias.reshape(-1, *[1] * rank)
 
 
 def _max_pool(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
@@ -72,23 +78,6 @@ def _average_pool(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     if a.get("count_include_pad", 0) or not any(pads):
         return total
     return total / run(padded(torch.ones_like(i[0]), pads), kernel, strides, 0, ceil)
-
-
-def _resize(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
-    x, mode = i[0], a.get("mode", "nearest")
-    scales = i[2] if len(i) > 2 else i[1]
-    sizes = ints(i[3])[2:] if len(i) > 3 and i[3] is not None else None
-    if sizes is None:
-        sizes = [int(size * scale) for size, scale in zip(x.shape[2:], scales.tolist()[2:], strict=True)]
-    transform = a.get("coordinate_transformation_mode", "half_pixel")
-    if mode == "nearest":
-        whole = all(new % old == 0 for new, old in zip(sizes, x.shape[2:], strict=True))
-        if not whole or a.get("nearest_mode", "round_prefer_floor") == "ceil":
-            raise unknown("Resize of mode nearest by a factor that is not whole")
-        return F.interpolate(x, sizes, mode="nearest")
-    if transform not in ("half_pixel", "pytorch_half_pixel", "align_corners") or x.ndim != 4:
-        raise unknown(f"Resize with {transform}")
-    return F.interpolate(x, sizes, mode=_MODES[mode], align_corners=transform == "align_corners")
 
 
 def _depth_to_space(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
@@ -112,7 +101,12 @@ WINDOWS: Mapping[str, Op] = {
     "AveragePool": _average_pool,
     "GlobalAveragePool": lambda i, a: i[0].mean(dim=list(range(2, i[0].ndim)), keepdim=True),
     "GlobalMaxPool": lambda i, a: i[0].amax(dim=list(range(2, i[0].ndim)), keepdim=True),
-    "Resize": _resize,
+    "LRN": lambda i, a: F.local_response_norm(
+        i[0], a["size"], a.get("alpha", 1e-4), a.get("beta", 0.75), a.get("bias", 1.0)
+    ),
+    "GlobalLpPool": lambda i, a: torch.linalg.vector_norm(
+        i[0], a.get("p", 2), dim=list(range(2, i[0].ndim)), keepdim=True
+    ),
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
 }

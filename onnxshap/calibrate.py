@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -123,17 +123,22 @@ def usual_batch(traced: Traced, data: Dataset) -> dict[str, Array]:
     return feeds_of(data.take(np.resize(np.arange(len(data)), count)).inputs, traced.shaped.batch_axes)
 
 
-def by_image(traced: Traced, outputs: Sequence[Array], numbers: Sequence[int] | None = None) -> list[Array]:
+def by_image(
+    traced: Traced,
+    outputs: Sequence[Array],
+    numbers: Sequence[int] | None = None,
+    moveaxis: Callable[[Array, int, int], Array] = np.moveaxis,
+) -> list[Array]:
     """Return outputs with the images on axis 0, wherever the model has them.
 
     Where a model is run with one image and an output has no axis for it, all of it is that image's. `numbers` are those
-    of the model's outputs that are given, default all of them.
+    of the model's outputs that are given, default all of them, and `moveaxis` moves an axis of what they are.
     """
 
     def moved(value: Array, axis: int | None) -> Array:
         if axis is None and traced.single and not (value.ndim and len(value) == 1):
             return value[None]
-        return np.moveaxis(value, axis, 0) if axis else value
+        return moveaxis(value, axis, 0) if axis else value
 
     axes = traced.output_axes if numbers is None else [traced.output_axes[k] for k in numbers]
     return [moved(value, axis) for value, axis in zip(outputs, axes, strict=True)]

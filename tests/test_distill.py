@@ -338,9 +338,9 @@ def test_a_model_that_cannot_be_tuned_is_refused_before_it_is_scored() -> None:
     for value in (*half.graph.input, *half.graph.output):
         value.type.tensor_type.elem_type = 10
     small = images(60)
-    steps = exactness.net(
-        "(float[5,N,6] x) => (float[N,3] y) { h, last = GRU<hidden_size=8>(x, w, r) s = Squeeze(last, first)"
-        " y = MatMul(s, v) }", w=(1, 24, 6), r=(1, 24, 8), v=(8, 3), first=[0],
+    mixed = exactness.net(
+        "(float[4,6] x) => (float[4,3] y) { h = MatMul(x, w) m = ReduceMean<axes=[0], keepdims=1>(h) r = Relu(h)"
+        " s = Sub(r, m) y = MatMul(s, v) }", w=(6, 8), v=(8, 3),
     )  # fmt: skip
 
     def score(outputs: Array, labels: Array) -> Array:
@@ -348,7 +348,7 @@ def test_a_model_that_cannot_be_tuned_is_refused_before_it_is_scored() -> None:
 
     for model, data, why in (
         (half, {k: v.astype(np.float16) for k, v in small.inputs.items()}, "weights of float32, the model has none"),
-        (steps, {"x": np.zeros((40, 5, 6), np.float32)}, "runs many images at a time, the model takes one"),
+        (mixed, {"x": np.zeros((40, 6), np.float32)}, "runs as many images as memory lets it, the model takes 4"),
     ):
         with pytest.raises(ModelError, match=f"{why}; use --repair lstsq"):
             onnxshap.prune(model, data, keep_macs=0.6, repair="distill", payoff=score)
@@ -539,3 +539,36 @@ def test_files_of_one_image_are_tuned(name: str) -> None:
     images = np.random.default_rng(0).normal(size=(30, *shape[1:])).astype(np.float32)
     found = onnxshap.prune(model, images, method="l1", keep_units=0.5, repair="distill", distill_seconds=2)
     assert found.tuning is not None and found.tuning.after <= found.tuning.before
+
+
+STEPS = exactness.net(
+    "(float[5,N,6] x) => (float[N,3] y, float[5,N,3] z) { h, last = GRU<hidden_size=8>(x, w, r)"
+    " s = Squeeze(last, first) y = MatMul(s, v) t = Squeeze(h, second) z = MatMul(t, v) }",
+    w=(1, 24, 6), r=(1, 24, 8), v=(8, 3), first=[0], second=[1],
+)  # fmt: skip
+FLAT = exactness.net(
+    "(float[16] x) => (float[3] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }", w=(16, 8), v=(8, 3)
+)
+
+
+@pytest.mark.parametrize(("model", "shape"), [(STEPS, (5, 6)), (FLAT, (16,))], ids=["steps first", "no batch"])
+def test_models_without_images_on_axis_0_are_tuned(model: ModelProto, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    found = onnxshap.prune(
+        model, rng.normal(size=(30, *shape)).astype(np.float32), method="l1", keep_units=0.5, repair="distill",
+        distill_seconds=3,
+    )  # fmt: skip
+    assert found.tuning is not None and found.tuning.epochs and found.tuning.after <= found.tuning.before
+
+
+def test_images_with_channels_last_are_moved_like_those_with_channels_first() -> None:
+    from onnxshap.distill.mixing import Mixer
+
+    x = np.random.default_rng(0).normal(size=(6, 28, 20, 3)).astype(np.float32)
+    turned = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    first, last = (
+        Mixer(np.random.default_rng(1), True, torch.device("cpu"), names)({"x": value})["x"]
+        for names, value in (((), turned), (("x",), x))
+    )
+    assert last.shape == x.shape and not np.array_equal(last, x)
+    assert torch.equal(first.movedim(1, -1), last)

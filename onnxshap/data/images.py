@@ -104,16 +104,14 @@ def _images_among(paths: Iterable[Path], folder: Path) -> list[Path]:
 def read_images(files: Sequence[Path], spec: InputSpec, normalize: str) -> Array:
     """Return images in the layout and dtype of the model's input."""
     dtype = np.dtype(spec.dtype)
-    if len(spec.shape) == 4 and spec.shape[1] in _MODES:
-        channels, height, width, channels_first = spec.shape[1], spec.shape[2], spec.shape[3], True
-    elif len(spec.shape) == 4 and spec.shape[3] in _MODES:
-        channels, height, width, channels_first = spec.shape[3], spec.shape[1], spec.shape[2], False
-    else:
+    axis = spec.channels
+    if axis is None:
         shape = ", ".join("?" if length is None else str(length) for length in spec.shape)
         raise DataError(
             f"input {spec.name!r}: [{shape}] takes no images: a folder needs a model with 1, 3 or 4 channels, NCHW or "
             "NHWC; give .npz instead"
         )
+    channels, (height, width) = spec.shape[axis], spec.shape[2:] if axis == 1 else spec.shape[1:3]
     if dtype.kind != "f" and dtype != np.uint8:
         raise DataError(
             f"input {spec.name!r}: {dtype} takes no pixels: a folder needs float or uint8; give .npz instead"
@@ -144,7 +142,7 @@ def read_images(files: Sequence[Path], spec: InputSpec, normalize: str) -> Array
         else:
             pixels[i] = image
     assert pixels is not None
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) if channels_first else pixels
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) if axis == 1 else pixels
 
 
 def _read_image(file: Path, channels: int, height: int | None, width: int | None) -> Array:

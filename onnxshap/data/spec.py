@@ -11,6 +11,9 @@ import numpy as np
 from onnxshap.core import Array
 from onnxshap.errors import DataError
 
+PICTURES = (1, 3, 4)
+"""Channels that a picture may have."""
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -34,6 +37,13 @@ class InputSpec:
     def entry(self) -> tuple[int | None, ...]:
         """The dims of what one image gives."""
         return tuple(size for axis, size in enumerate(self.shape) if axis != self.batch)
+
+    @property
+    def channels(self) -> int | None:
+        """The axis of the channels of an input that takes pictures: 1, 3 or 4 of them; None where it takes none."""
+        if len(self.shape) != 4 or self.batch != 0:
+            return None
+        return next((axis for axis in (1, 3) if self.shape[axis] in PICTURES), None)
 
 
 def feeds_of(inputs: Mapping[str, Array], batch: Mapping[str, int | None]) -> dict[str, Array]:

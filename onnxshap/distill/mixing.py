@@ -5,7 +5,7 @@ Source: Zhang et al. 2018 (mixtures), Yun et al. 2019 (patches).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +29,13 @@ class Mixer:
         rng: draws what is done to them.
         mirrors: whether mirror images are of the kind.
         device: where the images are.
+        last: inputs whose channels are on the last axis.
     """
 
     rng: np.random.Generator
     mirrors: bool
     device: torch.device
+    last: Collection[str] = ()
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Tensor]:
         """Return inputs: images shifted and mirrored, then some blended with another of the batch, some patched."""
@@ -47,10 +49,11 @@ class Mixer:
             if x.is_floating_point():
                 part = self._there(share).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
                 if x.ndim == 4:
-                    x = self._moved(x)
+                    x = self._moved(x.movedim(-1, 1) if name in self.last else x)
                     outside = self._there(self._outside(count, *x.shape[2:])).to(x.dtype)
                     part = torch.where(patched[:, None, None, None], outside, part)
                 x = part * x + (1 - part) * x[partner]
+                x = x.movedim(1, -1).contiguous() if name in self.last else x
             found[name] = x
         return found
 

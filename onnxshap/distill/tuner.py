@@ -27,6 +27,7 @@ from torch import Tensor
 
 from onnxshap import payoffs, streams
 from onnxshap.backend import Backend, Session, threads_of
+from onnxshap.calibrate import by_image
 from onnxshap.core import Array, Dataset, FloatArray, IntArray, Payoff
 from onnxshap.distill.mixing import Mixer
 from onnxshap.distill.ops import clipped
@@ -121,11 +122,10 @@ def check_model(free: Traced) -> None:
     Raises:
         ModelError: what runs many images at a time does not run, an op has no equal in torch, or no weights are tuned.
     """
-    inputs = [spec for name, spec in free.shaped.specs.items() if name in free.shaped.inputs]
-    if free.shaped.alone or free.shaped.apart:
-        raise ModelError("distillation runs many images at a time, the model takes one; use --repair lstsq")
-    if any(free.output_axes) or any(spec.batch for spec in inputs):
-        raise ModelError("distillation needs the images on axis 0 of every input and output; use --repair lstsq")
+    if not free.shaped.free_batch and free.batch > 1:
+        raise ModelError(
+            f"distillation runs as many images as memory lets it, the model takes {free.batch}; use --repair lstsq"
+        )
     if not TorchGraph(free.shaped.graph.model).behind_layers():
         raise ModelError("distillation tunes weights of float32, the model has none; use --repair lstsq")
 
@@ -146,7 +146,7 @@ def device_of(backend: Backend) -> torch.device:
     return torch.device("cuda") if backend.on_device and torch.cuda.is_available() else CPU
 
 
-def seen_alike(mirrored: Sequence[Array], straight: Sequence[Array]) -> bool:
+def seen_alike(mirrored: Sequence[Array], straight: Sequence[Array], columns: int = 3) -> bool:
     """Return whether a model sees in mirror images what it sees in the images: in clothes, not in letters.
 
     Outputs that are images themselves are mirrored back. Alike is what is apart by less than half of what the outputs
@@ -154,11 +154,12 @@ def seen_alike(mirrored: Sequence[Array], straight: Sequence[Array]) -> bool:
 
     Args:
         mirrored, straight: outputs for the mirror images and for the images.
+        columns: the axis of the columns in images.
     """
     apart = []
     for a, b in zip(mirrored, straight, strict=True):
         if b.dtype.kind == "f":
-            a = a[..., ::-1] if a.ndim == 4 else a
+            a = np.flip(a, columns) if a.ndim == 4 else a
             apart.append(float(np.mean((a.astype(np.float64) - b) ** 2)) / max(float(np.var(b)), 1e-12))
     return bool(apart) and float(np.mean(apart)) < 1.0
 
@@ -216,7 +217,8 @@ class _Tuner:
         numbers = sum(int(np.prod(free.shaped.shapes[layer.target])) for layer in hints) // free.batch
         hinted = int(np.clip(HINTED // max(1, numbers), 1, BATCH))
         held = 2 * sum(bytes_per_image(free, [o for node in student.graph.node for o in node.output]))  # and gradients
-        self._rows = int(np.clip(free.backend.memory // max(1, held), 1, BATCH))
+        single = free.shaped.apart or not free.shaped.free_batch
+        self._rows = 1 if single else int(np.clip(free.backend.memory // max(1, held), 1, BATCH))
         outputs = range(len(self._outputs))
         parts = [(outputs, hints, BATCH)] if hinted == BATCH else [(outputs, [], BATCH), ([], hints, hinted)]
         self._device, self._steps = device_of(free.backend), 0
@@ -233,9 +235,10 @@ class _Tuner:
         self._columns = {k: axis for one in every if isinstance(one, payoffs.MSE) for k, axis in one.columns.items()}
         self._scale = [self._variance(k, r) for k, r in enumerate(reference)]
         self._spread = self._spreads(inputs)
-        turned = {n: v.flip(-1) if v.ndim == 4 else v for n, v in inputs.items()}
-        mirrors = seen_alike(self._outputs_of(turned), reference)
-        self._mixer = Mixer(self._rng, mirrors, self._device)
+        last = [name for name, spec in free.shaped.specs.items() if spec.channels == 3]
+        turned = {n: v.flip(2 if n in last else 3) if v.ndim == 4 else v for n, v in inputs.items()}
+        mirrors = seen_alike(self._outputs_of(turned), reference, 2 if last else 3)
+        self._mixer = Mixer(self._rng, mirrors, self._device, last)
 
     def _part(self, outputs: Sequence[int], hints: Sequence[Layer], images: int) -> _Part:
         """Return some outputs and targets, and the original up to them.
@@ -253,14 +256,26 @@ class _Tuner:
 
     def _check(self, model: ModelProto, graph: Callable[[Mapping[str, Tensor]], list[Tensor]]) -> None:
         """Refuse a model that torch does not compute as onnxruntime does."""
-        feeds = self._tensors(self._data.take(self._held_out[:8]))
-        wanted = _run(self._free.backend.session(model), feeds)
-        with torch.no_grad():
-            found = [value.cpu() for value in graph(feeds)]
-        for name, a, b in zip(self._outputs, found, wanted, strict=False):
-            size = float(np.abs(b).max(initial=1e-6))
-            if tuple(a.shape) != b.shape or not np.abs(a.numpy() - b).max(initial=0.0) <= _TOLERANCE * size:
-                raise ModelError(f"output {name!r}: torch does not compute what onnxruntime does; use --repair lstsq")
+        session = self._free.backend.session(model)
+        for feeds in self._pieces(self._tensors(self._data.take(self._held_out[:8])), min(8, len(self._held_out))):
+            given = self._given(feeds)
+            with torch.no_grad():
+                found = [value.cpu() for value in graph(given)]
+            for name, a, b in zip(self._outputs, found, _run(session, given), strict=False):
+                size = float(np.abs(b).max(initial=1e-6))
+                if tuple(a.shape) != b.shape or not np.abs(a.numpy() - b).max(initial=0.0) <= _TOLERANCE * size:
+                    raise ModelError(
+                        f"output {name!r}: torch does not compute what onnxruntime does; use --repair lstsq"
+                    )
+
+    def _given(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return inputs as the model takes them, of images along axis 0."""
+        axes = {name: self._free.shaped.batch_axes.get(name, 0) for name in feeds}
+        return {n: v[0] if (axis := axes[n]) is None else v.movedim(0, axis) for n, v in feeds.items()}
+
+    def _led(self, values: Sequence[Tensor], part: _Part) -> list[Tensor]:
+        """Return a part's outputs with the images on axis 0, wherever the model has them."""
+        return by_image(self._free, values[: len(part.outputs)], part.outputs, torch.moveaxis)
 
     def _tensors(self, data: Dataset) -> dict[str, Tensor]:
         return {name: torch.from_numpy(np.ascontiguousarray(v)).to(self._device) for name, v in data.inputs.items()}
@@ -268,9 +283,10 @@ class _Tuner:
     def _outputs_of(self, feeds: Mapping[str, Tensor]) -> list[Array]:
         """Return the original's outputs, batch by batch."""
         count = len(self._held_out)
-        teacher = self._parts[0].teacher
-        parts = [[v.cpu().numpy() for v in teacher(piece)] for piece in self._pieces(feeds, count)]
-        return [np.concatenate(column) for column in zip(*parts, strict=True)][: len(self._outputs)]
+        part = self._parts[0]
+        every = (self._led(part.teacher(self._given(piece)), part) for piece in self._pieces(feeds, count))
+        parts = [[value.cpu().numpy() for value in values] for values in every]
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def _variance(self, number: int, output: Array) -> Tensor:
         """Return that of an output, of its class scores less their mean where it holds such, or of each column."""
@@ -290,7 +306,7 @@ class _Tuner:
             count = min(part.images, _count(feeds))
             moments = np.zeros((len(part.hints), 3))
             for piece in self._pieces(feeds, count):
-                values = part.teacher(piece)[len(part.outputs) :]
+                values = part.teacher(self._given(piece))[len(part.outputs) :]
                 for moment, value, layer in zip(moments, values, part.hints, strict=True):
                     x = self._hint(value, layer).double()
                     moment += x.numel(), float(x.sum()), float((x * x).sum())
@@ -306,11 +322,11 @@ class _Tuner:
 
     def _losses(self, feeds: Mapping[str, Tensor], part: _Part) -> tuple[Tensor, Tensor, Tensor]:
         """Return the losses of the outputs, one an image, and of class scores and hints as shares of variance."""
-        wanted = part.teacher(feeds)
-        found = self._graph(_laid_out(feeds), part.names)
-        outputs, scores, hints = (torch.zeros(size, device=self._device) for size in (len(found[0]), (), ()))
-        count = len(part.outputs)
-        for k, a, b in zip(part.outputs, found, wanted, strict=False):
+        given, count = self._given(feeds), len(part.outputs)
+        wanted = part.teacher(given)
+        found = self._graph(_laid_out(given), part.names)
+        outputs, scores, hints = (torch.zeros(size, device=self._device) for size in (_count(feeds), (), ()))
+        for k, a, b in zip(part.outputs, self._led(found, part), self._led(wanted, part), strict=True):
             if not a.is_floating_point():
                 continue
             if k in self._classes:

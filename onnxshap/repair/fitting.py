@@ -458,7 +458,8 @@ def _scaled(values: Array, channels: int, factor: FloatArray, offset: FloatArray
 
 
 def _channels_second(values: Array, channels: int) -> Array:
-    return np.moveaxis(values, channels, 1) if values.ndim > 1 else values[:, None]
+    """Return a tensor with its channels on axis 1; one of nothing else is that of one image."""
+    return np.moveaxis(values, channels, 1) if values.ndim > 1 else values[None]
 
 
 def _of_rows(flags: NDArray[np.bool_], rows: int) -> NDArray[np.bool_]:

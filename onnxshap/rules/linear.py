@@ -235,7 +235,7 @@ def _vector(ax: Axes, a: Tensor, b: Tensor, y: Tensor) -> None:
     ax.meet(inner[0], inner[1])
     if not (a.constant and b.constant):
         k = int(a.constant)
-        ax.contract(k, inner[k])
+        ax.contract(k, inner[k], Weight(1, 0, 1, 0) if b.constant and b.rank == 2 else None)
         if y.rank and (a.constant or b.constant) and (b, a)[k].rank > 1:
             ax.make(-1)
     ax.macs(*((y, axis) for axis in range(y.rank)), (a, a.rank - 1))

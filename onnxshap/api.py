@@ -78,8 +78,8 @@ _ONE_BY_ONE = (
 )
 _BESIDE = (
     "what a sample gives depends on those that it is run with, so axis 0 of the inputs is no batch of samples in this "
-    "file, and values hold for such mixtures at best; export it with a batch in front, or take a method without a game "
-    "(--method recon)"
+    "file, and all that is found holds for such mixtures at best; give every sample an axis 0 of its own ([n, steps, "
+    "features] for an input [steps, features]), or export it with a batch in front"
 )
 WORK = 4 * 10**13
 """Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
@@ -273,10 +273,9 @@ def _score(
 def _notes_on_rows(setting: Setting) -> tuple[str, ...]:
     """Return what a game's values suffer from: that rows do not share a run, or that they should not."""
     traced, data = setting.traced, setting.data
-    if not traced.shaped.free_batch:
-        return (_ONE_BY_ONE,)
-    known = traced.labels.trace.mixes_rows  # and heeded
-    return () if known or rows_apart(traced, data) else (_BESIDE,)
+    single = () if traced.shaped.free_batch else (_ONE_BY_ONE,)
+    known = traced.labels.trace.mixes_rows or (single and traced.batch == 1)  # and heeded
+    return single if known or rows_apart(traced, data) else (*single, _BESIDE)
 
 
 def _header(
@@ -575,12 +574,14 @@ def compare(
         axes = traced.shaped.batch_axes
         samples = samples_of(dataset, {n: replace(spec, batch=axes.get(n, spec.batch)) for n, spec in theirs.items()})
         sizes = {name: value.shape for name, value in samples[0].items()}
+        whole = None if any(axis is not None for axis in axes.values()) else axes
         same = second if isinstance(second, Traced) else scorable(
-            second, input_shapes=sizes, backend=backend, samples=samples, own=traced.tail is None
+            second, input_shapes=sizes, backend=backend, samples=samples, own=traced.tail is None, batch_axes=whole
         )  # fmt: skip
         every.append(same)
         if (same.tail is None) != (traced.tail is None):  # one does not end in choices alone
-            every = [trace(complete(t, t.source), input_shapes=sizes, backend=backend, samples=samples) for t in every]
+            again = partial(trace, input_shapes=sizes, backend=backend, samples=samples, batch_axes=whole)
+            every = [again(complete(t, t.source)) for t in every]
             traced = every[0]
     outputs = [run_all(t, t.source, dataset) for t in every]
     fitted = choose_payoff(payoff, outputs[0], dataset, traced)

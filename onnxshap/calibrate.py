@@ -103,6 +103,38 @@ def rows_apart(traced: Traced, data: Dataset) -> bool:
     )
 
 
+def mixes_rows(traced: Traced, data: Dataset) -> bool:
+    """Return whether a row of axis 0 gives something else with other rows beside, or nothing of its own.
+
+    Args:
+        traced: a model that takes a whole input for a sample.
+        data: of which the first two samples tell, by what each gives with half of its rows those of the other.
+    """
+    first = {name: value[0] for name, value in data.inputs.items()}
+    second = {name: value[1] if len(data) > 1 else np.roll(value[0], 1, axis=0) for name, value in data.inputs.items()}
+    lengths = {len(value) for value in first.values() if value.ndim}
+    if len(lengths) > 1:
+        return True
+    rows = lengths.pop()
+    half = rows // 2
+    joined = {n: np.concatenate([v[:half], second[n][half:]]) if v.ndim else v for n, v in first.items()}
+    session = traced.backend.session(traced.shaped.graph.model)
+    try:
+        every = [session.run(feeds) for feeds in (first, second, joined)]
+    except ModelError:  # they do not go with one another
+        return True
+    return not all(
+        a.shape == b.shape == c.shape
+        and a.shape[:1] == (rows,)
+        and all(
+            np.allclose(x, y, rtol=0, atol=1e-3 * np.abs(x).max(initial=0))
+            for x, y in ((a[:half], c[:half]), (b[half:], c[half:]))
+        )
+        for a, b, c in zip(*every, strict=True)
+        if a.dtype.kind in "fiu"
+    )
+
+
 def batches(traced: Traced, data: Dataset, size: int, least: int = 1) -> Iterator[tuple[int, Mapping[str, Array]]]:
     """Yield feeds of consecutive images and how many images they hold.
 

@@ -25,7 +25,7 @@ from onnxshap.graph import attributes, is_op
 from onnxshap.graph.structure import between, graphs_of, reads, subgraphs
 from onnxshap.graph.tails import Tail, put_back, take_off
 from onnxshap.payoffs.checked import class_axis
-from onnxshap.shapes import input_specs
+from onnxshap.shapes import input_specs, placed
 from onnxshap.tracing import Traced
 
 REALS = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16))
@@ -165,7 +165,7 @@ def _declared(name: str, traced: Traced) -> ValueInfoProto:
 
 def _open(traced: Traced) -> bool:
     """Return whether other sizes of the inputs are open than how many images there are."""
-    specs = input_specs(traced.source).values()
+    specs = placed(input_specs(traced.source), traced.shaped.batch_axes).values()
     return any(size is None and axis != spec.batch for spec in specs for axis, size in enumerate(spec.shape))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from onnx import ModelProto
 
 from onnxshap import payoffs, streams
 from onnxshap.backend import OrtBackend
-from onnxshap.calibrate import run_all
+from onnxshap.calibrate import mixes_rows, run_all
 from onnxshap.core import Array, Dataset, Payoff
-from onnxshap.data import DataLike, InputSpec, as_dataset, feeds_of, random_data
+from onnxshap.data import DataLike, InputSpec, are_whole, as_dataset, check_data, feeds_of, random_data
 from onnxshap.endings import ended, gives_classes
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.graph import Source, read
@@ -109,14 +110,23 @@ def open_model(
     if data is not None:
         placed = _placed(source, shapes, backend, own=own)
         specs = input_specs(source.model) if placed is None else placed.shaped.specs
-        checked = as_dataset(data, specs, labels=labels, seed=seed)
-        samples = samples_of(checked, specs)
-        _check_shapes(shapes, specs, samples[0], checked.source)
-        shapes = {name: list(value.shape) for name, value in samples[0].items()}
-        if placed is None or placed.shaped.graph.lifted.nodes:
-            traced = scorable(source, input_shapes=shapes, backend=backend, samples=samples, own=own)
-        else:
-            traced = placed
+        checked = as_dataset(data, specs, labels=labels, seed=seed, wholes=True)
+        whole = are_whole(checked.inputs, specs)
+        if whole:
+            specs = {name: spec.whole for name, spec in specs.items()}
+        traced = placed
+        if whole or traced is None or traced.shaped.graph.lifted.nodes:
+            traced = _at_data(source, shapes, checked, specs, backend, own=own)
+        if whole:
+            _check_mixed(traced, checked)
+        elif traced.shaped.alone and all(
+            spec.batch == 0 for spec in specs.values()
+        ):  # all that was given is one sample
+            specs = traced.shaped.specs
+            checked = check_data(checked, specs)
+            told = traced.notes
+            traced = _at_data(source, shapes, checked, specs, backend, own=own)
+            traced = replace(traced, shaped=replace(traced.shaped, notes=told))
         return traced, _with_classes(traced, checked)
     traced = scorable(source, input_shapes=shapes, backend=backend, own=own)
     checked = calibration(traced, None, seed=seed)
@@ -127,6 +137,31 @@ def open_model(
         notes = (f"random inputs decide: the If that gives {name!r}: {why}; give --data" for name, why in left.items())
         traced = replace(taken, shaped=replace(taken.shaped, notes=(*taken.shaped.notes, *notes)))
     return traced, checked
+
+
+def _at_data(
+    source: Source, given: Mapping[str, Sequence[int | None]], data: Dataset, specs: Mapping[str, InputSpec],
+    backend: OrtBackend | None, *, own: bool,
+) -> Traced:  # fmt: skip
+    """Return a model traced at the sizes of data, which lie as specs say; where they lie else, ops may tell."""
+    samples = samples_of(data, specs)
+    _check_shapes(given, specs, samples[0], data.source)
+    shapes = {name: value.shape for name, value in samples[0].items()}
+    axes = None if any(spec.batch is not None for spec in specs.values()) else dict.fromkeys(specs)
+    return scorable(source, input_shapes=shapes, backend=backend, samples=samples, own=own, batch_axes=axes)
+
+
+def _check_mixed(traced: Traced, data: Dataset) -> None:
+    """Refuse samples of several rows of which each gives what it gives alone: rows are samples then.
+
+    Raises:
+        DataError: the rows of axis 0 of the inputs do not depend on each other.
+    """
+    if not mixes_rows(traced, data):
+        raise DataError(
+            f"{data.source}: entries have an axis in front of those of one image, and the model gives for each of its "
+            "rows what it gives for it alone: rows are images; join both axes, x.reshape(-1, *x.shape[2:])"
+        )
 
 
 def _placed(
@@ -149,15 +184,15 @@ def _placed(
 
 def scorable(
     source: Source, *, input_shapes: Mapping[str, Sequence[int | None]], backend: OrtBackend | None = None,
-    samples: Sequence[Mapping[str, Array]] = (), own: bool = False,
+    samples: Sequence[Mapping[str, Array]] = (), own: bool = False, batch_axes: Mapping[str, int | None] | None = None,
 ) -> Traced:  # fmt: skip
     """Return a traced model, without the choices that it ends in unless its `own` outputs are wanted."""
-    traced = trace(source, input_shapes=input_shapes, backend=backend, samples=samples)
+    again = partial(trace, input_shapes=input_shapes, backend=backend, samples=samples, batch_axes=batch_axes)
+    traced = again(source)
     if own or (parts := ended(traced)) is None:
         return traced
     head, tail = parts
-    short = trace(replace(source, model=head), input_shapes=input_shapes, backend=backend, samples=samples)
-    return replace(short, tail=tail)
+    return replace(again(replace(source, model=head)), tail=tail)
 
 
 def _check_shapes(

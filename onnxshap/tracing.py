@@ -28,6 +28,10 @@ from onnxshap.shapes import Shaped
 from onnxshap.shapes.images import Images, find_images
 from onnxshap.shapes.places import numbered
 
+_MEMBERS = (
+    "no output has an axis for samples: axis 0 of the inputs is summed over, and all of it belongs to one sample; data "
+    "are [n, axis 0, ...], and an array of an input's own dimensions is one sample"
+)
 Keep = Mapping[str, BoolArray]
 """Group name -> bool[n_units], True = stays; groups that are absent stay whole."""
 
@@ -184,6 +188,7 @@ def trace(
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     backend: Backend | None = None,
     samples: Sequence[Mapping[str, Array]] = (),
+    batch_axes: Mapping[str, int | None] | None = None,
 ) -> Traced:
     """Return a model with its labels and groups; a traced one as it is.
 
@@ -193,6 +198,8 @@ def trace(
         input_shapes: concrete shapes for inputs with free dimensions.
         backend: what runs it; onnxruntime on the CPU by default.
         samples: inputs that it is meant for: bodies of If nodes that none of them takes stay whole.
+        batch_axes: input -> the axis of its samples, None where it has none (all of it is one sample's: a sequence, a
+            cloud of points); default what the model declares, or its ops tell.
 
     Raises:
         ModelError: the model cannot be read or run.
@@ -202,12 +209,28 @@ def trace(
     given = graphs.read(model)
     engine = backend or OrtBackend()
     try:
-        shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes, samples)
+        shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes, samples, batch_axes)
         labels = trace_graph(shaped)
-        shaped = replace(shaped, batch_axes=placed_images(shaped, labels))
+        axes = placed_images(shaped, labels) if batch_axes is None else shaped.batch_axes
+        if shaped.free_batch and any(axis is None for axis in axes.values()):
+            return _of_members(given, shaped, input_shapes, engine, samples)
+        shaped = replace(shaped, batch_axes=axes)
         return Traced(given.model, shaped, labels, engine, given.files, path=given.path)
     except OnnxshapError:
         raise
     except Exception:
         engine.session(given.model)  # what onnxruntime refuses is the model's fault, and it says why
         raise
+
+
+def _of_members(
+    given: graphs.Source, shaped: Shaped, sizes: Mapping[str, Sequence[int | None]] | None, backend: Backend,
+    samples: Sequence[Mapping[str, Array]],
+) -> Traced:  # fmt: skip
+    """Return a model whose axis 0 is of any length and no batch, at sizes of one sample."""
+    axes = dict.fromkeys(shaped.inputs)
+    try:
+        traced = trace(given, input_shapes=sizes, backend=backend, samples=samples, batch_axes=axes)
+    except ModelError:  # it takes no more members than a batch has images
+        traced = trace(given, input_shapes=shaped.inputs, backend=backend, samples=samples, batch_axes=axes)
+    return replace(traced, shaped=replace(traced.shaped, notes=(*traced.shaped.notes, _MEMBERS)))

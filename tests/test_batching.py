@@ -535,10 +535,11 @@ def test_it_is_said_where_every_coalition_is_a_run_of_its_own() -> None:
         assert not prune(gated("5", 5, alike=alike), keep_units=0.5, method="l1").notes
 
 
+@pytest.mark.parametrize("size", ["N", "6"])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_it_is_said_where_axis_0_is_no_batch_of_samples(axis: int) -> None:
+def test_it_is_said_where_axis_0_is_no_batch_of_samples(axis: int, size: str) -> None:
     model = net(
-        f"""(float[N,6] x) => (float[N,3] y) {{
+        f"""(float[{size},6] x) => (float[{size},3] y) {{
         a = Gemm(x, w0)
         b = Gemm(a, w1)
         y = Softmax<axis={axis}>(b)
@@ -548,5 +549,5 @@ def test_it_is_said_where_axis_0_is_no_batch_of_samples(axis: int) -> None:
     )
     images = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
     notes = prune(model, images, keep_units=0.5, method="shapley").notes
-    assert any("is no batch of samples" in note for note in notes) == (axis == 0)
+    assert any("is no batch of samples" in n and "[n, steps, features]" in n for n in notes) == (axis == 0)
     assert not prune(model, images, keep_units=0.5, method="recon").notes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import ModelProto
@@ -9,11 +11,14 @@ from onnx import ModelProto
 from onnxshap import compare, prune
 from onnxshap.calibrate import free_batch
 from onnxshap.core import Array
-from onnxshap.errors import DataError
+from onnxshap.errors import DataError, ModelError
+from onnxshap.masking import insert_masks, mask_name
 from onnxshap.opening import open_model
+from onnxshap.rewrite import drop_units
+from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
 from tests.exactness import TOLERANCE, check_exact, net
-from tests.zeroing import relative_error, run
+from tests.zeroing import relative_error, run, zeroed
 
 
 def steps_first(batch: int, last: bool = True, first: str = "") -> ModelProto:
@@ -126,3 +131,124 @@ def test_colours_of_a_picture_are_no_images() -> None:
     )  # fmt: skip
     traced, data = open_model(picture, images(4, 3, 8, 8))
     assert traced.shaped.batch_axes == {"x": None} and len(data) == 4
+
+
+SEQUENCES = {
+    "attention": """
+        q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) turned = Transpose<perm=[{turn}]>(k)
+        s = MatMul(q, turned) p = Softmax(s) o = MatMul(p, v) a = MatMul(o, w1) r = Relu(a) y = MatMul(r, w2)""",
+    "points beside their maximum": """
+        a = MatMul(x, wq) r = Relu(a) m = ReduceMax<axes=[{axis}],keepdims=1>(r) b = Sub(r, m) c = MatMul(b, w1)
+        d = Relu(c) y = MatMul(d, w2)""",
+    "their maximum": """
+        a = MatMul(x, wq) r = Relu(a) m = ReduceMax<axes=[{axis}],keepdims=0>(r) c = MatMul(m, w1) d = Relu(c)
+        y = MatMul(d, w2)""",
+}
+
+
+def sequences(name: str, batch: str = "", steps: str = "steps") -> ModelProto:
+    """Return a net of a sequence or a set, with a batch in front of it or without."""
+    whole = "maximum" not in name or "beside" in name
+    made = ",".join([*([batch] if batch else []), *([steps] if whole else []), "3"])
+    given = ",".join([*([batch] if batch else []), steps, "6"])
+    body = SEQUENCES[name].format(turn="0,2,1" if batch else "1,0", axis=1 if batch else 0)
+    weights: dict[str, Any] = {"wq": (6, 8), "wk": (6, 8), "wv": (6, 8)} if name == "attention" else {"wq": (6, 8)}
+    return net(f"(float[{given}] x) => (float[{made}] y) {{{body}}}", opset=13, **weights, w1=(8, 6), w2=(6, 3))
+
+
+@pytest.mark.parametrize("steps", ["steps", "9"])
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences_without_a_batch_are_worth_what_those_of_a_batch_are(name: str, steps: str) -> None:
+    data = images(12, 9, 6)
+    alone, batched = sequences(name, steps=steps), sequences(name, "n", steps)
+    for method in ("shapley", "recon"):
+        found = [prune(m, data, keep_units=0.5, method=method, samples=4, multiple_of=1) for m in (alone, batched)]
+        assert found[0].eval_images == 12 and found[0].traced.shaped.batch_axes == {"x": None}
+        assert all(found[0].verified.rel_err <= TOLERANCE and k.sum() == len(k) / 2 for k in found[0].keep.values())
+        for (_, one), (_, many) in zip(*(f.scores.values.items() for f in found), strict=True):
+            np.testing.assert_allclose(one.phi, many.phi, rtol=1e-4, atol=1e-6)
+        figures = [
+            compare(m, f.model, data, payoff="mse")[1].score["mse"]
+            for m, f in zip((alone, batched), found, strict=True)
+        ]
+        assert figures[0] == pytest.approx(figures[1], rel=0.2)  # other rows are drawn of them to refit with
+
+
+def test_a_plan_of_a_sequence_is_exact() -> None:
+    model, data = sequences("attention"), images(3, 9, 6)
+    traced = trace(model, batch_axes={"x": None})
+    keep = {group.name: np.arange(len(group)) % 2 == 0 for group in traced.groups}
+    small, masked = drop_units(traced, keep), insert_masks(traced)
+    masks = {mask_name(g): keep[g.name][None].astype(np.float32) for g in traced.groups}
+    zeros = zeroed(model, removed_slices(traced, keep))
+    for x in data:
+        rewritten = run(small, {"x": x})
+        assert relative_error(run(masked, {"x": x, **masks}), rewritten) <= TOLERANCE
+        assert relative_error(run(zeros, {"x": x}), rewritten) <= TOLERANCE
+
+
+def test_rows_that_are_apart_are_images() -> None:
+    apart = net("(float[n,6] x) => (float[n,3] y) { a = MatMul(x, w1) r = Relu(a) y = MatMul(r, w2) }",
+                w1=(6, 8), w2=(8, 3))  # fmt: skip
+    with pytest.raises(DataError, match=r"rows are images; join both axes, x\.reshape\(-1"):
+        open_model(apart, images(5, 4, 6))
+    with pytest.raises(DataError, match=r"the model wants \[n, 6\]: give one entry an image along axis 0, x.reshape"):
+        open_model(trace(apart), images(5, 4, 6))
+    assert len(open_model(apart, images(5, 6))[1]) == 5
+
+
+def test_points_alone_are_one_sample_and_it_is_said() -> None:
+    """No output is longer for more points; of attention, rows may be images that know of each other."""
+    model = sequences("their maximum")
+    assert trace(model).shaped.inputs == {"x": (64, 6)} and "one sample" in trace(model).notes[0]
+    done = prune(model, images(20, 6), keep_units=0.5, multiple_of=1)
+    assert done.eval_images == 1 and done.traced.shaped.inputs == {"x": (20, 6)} and "one sample" in done.notes[0]
+    assert not prune(model, images(9, 20, 6), keep_units=0.5, method="l1").notes
+    assert len(open_model(sequences("attention"), images(20, 6))[1]) == 20
+    assert trace(sequences("attention", "n")).shaped.batch_axes == {"x": 0}
+
+
+def test_few_points_at_most_are_no_matter() -> None:
+    model = net(
+        """(float[n,6] x) => (float[3] y) {
+            s = Shape(x) e = Slice(s, zero, one) p = Slice(table, zero, e, zero) a = Add(x, p) b = MatMul(a, w0)
+            r = Relu(b) g = ReduceSum<keepdims=0>(r, zero) y = MatMul(g, w1)
+        }""",
+        opset=13, zero=[0], one=[1], table=(5, 6), w0=(6, 8), w1=(8, 3),
+    )  # fmt: skip
+    assert trace(model).shaped.inputs == {"x": (2, 6)} and trace(model).shaped.batch_axes == {"x": None}
+
+
+def test_inputs_of_one_sample_may_be_given_once() -> None:
+    model = net(
+        """(float[n,6] x, float[2,6] shift) => (float[n,3] y) {
+            s = ReduceSum<axes=[0],keepdims=1>(shift) t = Add(x, s) m = ReduceMax<axes=[0],keepdims=1>(t) b = Sub(t, m)
+            a = MatMul(b, w1) r = Relu(a) y = MatMul(r, w2)
+        }""",
+        opset=11, w1=(6, 8), w2=(8, 3),
+    )  # fmt: skip
+    for shift in (images(2, 6), images(5, 2, 6)):
+        traced, data = open_model(model, {"x": images(5, 7, 6), "shift": shift})
+        assert traced.shaped.batch_axes == {"x": None, "shift": None} and data.inputs["shift"].shape == (5, 2, 6)
+
+
+def test_axes_of_a_batch_that_are_none_are_refused() -> None:
+    for axes, what in (({"z": None}, "an axis is given for 'z'"), ({"x": 2}, "has 2 dimensions, its batch axis")):
+        with pytest.raises(ModelError, match=what):
+            trace(sequences("attention"), batch_axes=axes)
+
+
+def test_a_vector_is_refitted_as_a_row_of_a_batch_is() -> None:
+    batch = net(
+        """(float[n,16] x) => (float[n,3] y) {
+            a = MatMul(x, w0) r = Relu(a) b = MatMul(r, w1) c = Relu(b) y = MatMul(c, w2)
+        }""",
+        w0=(16, 8), w1=(8, 6), w2=(6, 3),
+    )  # fmt: skip
+    for method in ("loo", "recon"):
+        kw: dict[str, Any] = {"keep_units": 0.5, "multiple_of": 1, "method": method, "payoff": "mse"}
+        found = [prune(model, images(40, 16), **kw) for model in (UNBATCHED["features"], batch)]
+        for (_, one), (_, many) in zip(*(f.scores.values.items() for f in found), strict=True):
+            np.testing.assert_allclose(one.phi, many.phi, rtol=1e-4, atol=1e-6)
+        assert found[0].after.score["mse"] == pytest.approx(found[1].after.score["mse"], rel=0.2)
+        assert [r.ridge for r in found[0].refits] == [r.ridge for r in found[1].refits] != []

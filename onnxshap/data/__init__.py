@@ -12,7 +12,7 @@ array[n, 2, 128]). An input without a batch (a sampling rate, a threshold) is gi
 array[n], or once for all.
 """
 
-from onnxshap.data.checks import check_data
+from onnxshap.data.checks import are_whole, check_data
 from onnxshap.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, Normalize
 from onnxshap.data.loading import DataLike, as_dataset, load_data
 from onnxshap.data.noise import random_data
@@ -28,6 +28,7 @@ __all__ = [
     "Images",
     "InputSpec",
     "Normalize",
+    "are_whole",
     "as_dataset",
     "check_data",
     "feeds_of",

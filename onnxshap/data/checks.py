@@ -13,13 +13,15 @@ from onnxshap.data.spec import InputSpec, names_of
 from onnxshap.errors import DataError, told
 
 
-def check_data(data: Dataset, specs: Mapping[str, InputSpec], labels_from: str | None = None) -> Dataset:
+def check_data(
+    data: Dataset, specs: Mapping[str, InputSpec], labels_from: str | None = None, *, wholes: bool = False
+) -> Dataset:
     """Return the data set in the model's dtypes, contiguous, its inputs in the order of `specs`.
 
     Casts that keep the values are silent: between floats, between integers (and from bool) where every value fits.
     Integers for a float input are refused, uint8 above all: only the user knows how they were scaled in training.
     Integer labels come back as int64, float labels as they are; `labels_from` is the file that they came from, where
-    that is not the data's.
+    that is not the data's. With `wholes` entries may also have all the axes of the inputs (`are_whole`).
 
     Raises:
         DataError: wrong, missing or extra names; dtypes or shapes that are not the model's; no images; arrays or
@@ -32,6 +34,8 @@ def check_data(data: Dataset, specs: Mapping[str, InputSpec], labels_from: str |
         extra = [name for name in data.inputs if name not in specs]
         remedy = f"leave out {names_of(extra)}" if set(data.inputs) > set(specs) else "name the arrays as the inputs"
         raise DataError(f"{where}: has {names_of(data.inputs)}, the model's inputs are {names_of(specs)}: {remedy}")
+    if wholes and are_whole(data.inputs, specs):
+        specs = {name: spec.whole for name, spec in specs.items()}
     inputs = {name: _fit(data.inputs[name], spec, f"{where}: {name!r}") for name, spec in specs.items()}
     once = {
         name
@@ -46,6 +50,20 @@ def check_data(data: Dataset, specs: Mapping[str, InputSpec], labels_from: str |
         raise DataError(f"{where}: arrays of different lengths ({have}): give every input one entry an image")
     labels = None if data.labels is None else _fit_labels(data.labels, next(iter(lengths.values())), where, labels_from)
     return Dataset(inputs, labels, where)
+
+
+def are_whole(inputs: Mapping[str, Any], specs: Mapping[str, InputSpec]) -> bool:
+    """Return whether arrays hold whole inputs along axis 0: `[n, steps, features]` for `[steps, features]`.
+
+    Not where an input has a batch on another axis, and not where none of the inputs has one anyway.
+    """
+    if any(spec.batch for spec in specs.values()) or not any(s.batch == 0 and s.shape for s in specs.values()):
+        return False
+    shapes = {name: as_array(inputs[name], repr(name)).shape for name in specs}
+    return all(
+        _matches(shapes[name], (None, *spec.shape)) or (spec.batch is None and _matches(shapes[name], spec.shape))
+        for name, spec in specs.items()
+    )
 
 
 def _fit(value: Any, spec: InputSpec, where: str) -> Array:
@@ -65,6 +83,8 @@ def _fit(value: Any, spec: InputSpec, where: str) -> Array:
             hint = f"rows look like images laid out flat, x.reshape({', '.join(map(str, (-1, *wanted[1:])))})"
         if spec.batch and array.ndim == len(wanted) + 1 and array.shape[spec.batch + 1] == 1:
             hint = f"leave out axis {spec.batch + 1}, of its batch: x.squeeze({spec.batch + 1})"
+        if spec.batch == 0 and array.ndim == len(wanted) + 1 and _matches(array.shape[2:], wanted[1:]):
+            hint += ", x.reshape(-1, *x.shape[2:]) where axes 0 and 1 both count images"
         raise DataError(f"{where}: shape {list(array.shape)}, the model wants [{free}]: {hint}")
     if not _matches(array.shape[1:], wanted[1:]):
         axis = next(i for i in range(1, array.ndim) if not _matches(array.shape[i : i + 1], wanted[i : i + 1]))

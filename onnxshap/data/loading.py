@@ -30,6 +30,7 @@ def load_data(
     limit: int | None = None,
     seed: int = 0,
     normalize: Normalize = "none",
+    wholes: bool = False,
 ) -> Dataset:
     """Return the checked data set at `source`, in the source's order.
 
@@ -47,6 +48,7 @@ def load_data(
         normalize: "none" hands pixels over as above; "imagenet" then subtracts `IMAGENET_MEAN` and divides by
             `IMAGENET_STD`, "0.5/0.25" a mean and a deviation of your own, one for all or one a channel. Folders only:
             arrays are what the model was trained on already.
+        wholes: as for `check_data`.
 
     Raises:
         DataError: what cannot be read, or does not fit the model or itself.
@@ -79,12 +81,17 @@ def load_data(
         data = from_object(from_function(where), specs, where)
     else:
         data = from_file(path, specs, there=there)
-    data = check_data(data if targets is None else replace(data, labels=targets), specs, given)
+    data = check_data(data if targets is None else replace(data, labels=targets), specs, given, wholes=wholes)
     return data if limit is None else data.take(_subset(len(data), limit, seed))
 
 
 def as_dataset(
-    data: DataLike, specs: Mapping[str, InputSpec], *, labels: str | Path | None = None, seed: int = 0
+    data: DataLike,
+    specs: Mapping[str, InputSpec],
+    *,
+    labels: str | Path | None = None,
+    seed: int = 0,
+    wholes: bool = False,
 ) -> Dataset:
     """Return `data` as a checked data set.
 
@@ -94,6 +101,7 @@ def as_dataset(
         specs: the model's inputs by name.
         labels: a path, as for `load_data`; goes before those in `data`.
         seed: for `load_data`.
+        wholes: as for `check_data`.
 
     Raises:
         DataError: as `load_data`.
@@ -104,15 +112,15 @@ def as_dataset(
     (5, dtype('float32'), array([0, 1, 2, 3, 4]))
     """
     if isinstance(data, Images):
-        return load_data(data.folder, specs, labels=labels, seed=seed, normalize=data.normalize)
+        return load_data(data.folder, specs, labels=labels, seed=seed, normalize=data.normalize, wholes=wholes)
     if isinstance(data, (str, Path)):
-        return load_data(data, specs, labels=labels, seed=seed)
+        return load_data(data, specs, labels=labels, seed=seed, wholes=wholes)
     found = from_object(data, specs, "memory")
     if labels is not None:
         if not isinstance(labels, (str, Path)):
             raise DataError(f"labels: {type(labels).__name__} is no path; give arrays as data, (inputs, labels)")
         found = replace(found, labels=read_labels(Path(labels)))
-    return check_data(found, specs, None if labels is None else str(labels))
+    return check_data(found, specs, None if labels is None else str(labels), wholes=wholes)
 
 
 def _subset(n: int, limit: int | None, seed: int) -> IntArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,11 @@ class InputSpec:
         if len(self.shape) != 4 or self.batch != 0:
             return None
         return next((axis for axis in (1, 3) if self.shape[axis] in PICTURES), None)
+
+    @property
+    def whole(self) -> InputSpec:
+        """What the model asks of it where all of it is one image's."""
+        return replace(self, batch=None)
 
 
 def feeds_of(inputs: Mapping[str, Array], batch: Mapping[str, int | None]) -> dict[str, Array]:

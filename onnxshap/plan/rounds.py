@@ -62,7 +62,7 @@ class CutModel:
         Raises:
             ModelError: units do not come in the order of the original's.
         """
-        cut = trace(model, input_shapes=traced.shaped.inputs, backend=traced.backend)
+        cut = _again(traced, model)
         widths = {g.name: len(g) for g in cut.groups}
         kept = {g.name: np.flatnonzero(keep[g.name]) for g in groups}
         kept = {name: units for name, units in kept.items() if widths.get(name) == len(units)}
@@ -94,13 +94,19 @@ class CutModel:
         return curves
 
 
+def _again(traced: Traced, model: ModelProto) -> Traced:
+    """Return a form of a traced model, traced at its sizes."""
+    sizes, axes = traced.shaped.inputs, traced.shaped.batch_axes
+    return trace(model, input_shapes=sizes, backend=traced.backend, batch_axes=axes)
+
+
 def _check_order(traced: Traced, keep: Keep, kept: Mapping[str, IntArray]) -> None:
     """Hold a second cut of the cut model against one cut by both plans.
 
     Raises:
         ModelError: they have other weights.
     """
-    rough = trace(small_model(traced, keep, {}), input_shapes=traced.shaped.inputs, backend=traced.backend)
+    rough = _again(traced, small_model(traced, keep, {}))
     rng = np.random.default_rng(0)
     second = {g.name: np.ones(len(g), np.bool_) for g in rough.groups}
     both = {name: flags.copy() for name, flags in keep.items()}

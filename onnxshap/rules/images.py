@@ -16,14 +16,16 @@ def placed_images(shaped: Shaped, labels: Labels) -> Mapping[str, int | None]:
 
     Of inputs whose sizes are all fixed, axis 0 is taken for the images, and need not be theirs: recurrent ops take the
     images of steps on axis 1. Where no op names another one, and an output has none for images of axis 0, which is
-    summed over or mixed, that is an axis of features (or of the members of a set), and all inputs are one sample. An
-    only input that was taken for one sample, as its axis 0 may hold colours, has images there if all outputs do.
+    summed over or mixed, that is an axis of features (or of the members of a set), and all inputs are one sample; so
+    they are where axis 0 may be of any length and outputs are as long whatever it is (points, in any number). An only
+    input that was taken for one sample, as its axis 0 may hold colours, has images there if all outputs do.
     """
     given = {name: shaped.batch_axis(name) for name in shaped.inputs}
     specs = shaped.specs
-    if any(None in specs[name].shape for name in given):
-        return given
     used = [*((site.tensor, site.axis) for site in labels.trace.sites), *labels.trace.mixed]
+    if any(None in specs[name].shape for name in given):
+        summed = shaped.free_batch and any(_meet(labels, (name, 0), key) for name in given for key in used)
+        return dict.fromkeys(given) if summed and not _follow(shaped) else given
     if _is_whole(shaped):
         (name,) = given
         summed = any(_meet(labels, (name, 0), key) for key in used)
@@ -47,6 +49,13 @@ def _is_whole(shaped: Shaped) -> bool:
     """Return whether there is one input alone, taken for one sample, that has several entries on axis 0."""
     shapes = list(shaped.inputs.items())
     return len(shapes) == 1 and shaped.batch_axis(shapes[0][0]) is None and (*shapes[0][1], 1)[0] > 1
+
+
+def _follow(shaped: Shaped) -> bool:
+    """Return whether an output is longer for longer inputs, as far as is known."""
+    outputs = [output.name for output in shaped.graph.model.graph.output]
+    told = all((name, 0) in shaped.varying for name in shaped.inputs) and all(o in shaped.shapes for o in outputs)
+    return not told or any(name in outputs for name, _ in shaped.varying)
 
 
 def _axis_of(shaped: Shaped, labels: Labels, name: str) -> int | None:

@@ -8,6 +8,6 @@
 
 from onnxshap.shapes.probe import noise
 from onnxshap.shapes.shaped import Shaped, infer
-from onnxshap.shapes.specs import check_names, input_specs
+from onnxshap.shapes.specs import check_names, input_specs, placed
 
-__all__ = ["Shaped", "check_names", "infer", "input_specs", "noise"]
+__all__ = ["Shaped", "check_names", "infer", "input_specs", "noise", "placed"]

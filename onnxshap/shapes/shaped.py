@@ -29,7 +29,7 @@ from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
 from onnxshap.shapes.kinds import unknown_kinds, value_kinds
 from onnxshap.shapes.probe import ShapeProbe, runs
 from onnxshap.shapes.samples import together
-from onnxshap.shapes.specs import check_names, input_specs
+from onnxshap.shapes.specs import check_names, input_specs, placed
 
 _RANKS = 8
 """Integers of one axis of which there are no more may be the sizes of a tensor."""
@@ -81,8 +81,7 @@ class Shaped:
     @cached_property
     def specs(self) -> Mapping[str, InputSpec]:
         """What the model asks of its inputs."""
-        found = input_specs(self.graph.model)
-        found = {name: replace(spec, batch=self.batch_axes.get(name, spec.batch)) for name, spec in found.items()}
+        found = placed(input_specs(self.graph.model), self.batch_axes)
         return found if self.baked is None else {n: with_batch(s, self.baked) for n, s in found.items()}
 
     def batch_axis(self, name: str) -> int | None:
@@ -146,6 +145,7 @@ def infer(
     backend: Backend,
     shapes: Mapping[str, Sequence[int | None]] | None = None,
     samples: Sequence[Mapping[str, Array]] = (),
+    batch_axes: Mapping[str, int | None] | None = None,
 ) -> Shaped:
     """Return the graph with concrete shapes, its constant shape arithmetic folded, its bodies lifted.
 
@@ -157,6 +157,7 @@ def infer(
         backend: runs it, twice or more often.
         shapes: input name -> shape of one image batch, from the data or the user; None or absent = find one that runs.
         samples: inputs that the model is meant for.
+        batch_axes: input -> the axis of its images, None where it has none; default what the model declares.
 
     Raises:
         ModelError: the model does not run at the shapes given, or at any that were tried.
@@ -165,6 +166,7 @@ def infer(
     if not specs:
         raise ModelError("the model has no inputs, so it computes a constant; export it with its inputs")
     check_names(shapes or {}, specs)
+    specs = placed(specs, batch_axes or {})
     seen = _see(graph, specs, backend, shapes or {}, samples)
     baked = None if seen.others else fixed_batch(graph, specs, backend, seen.first, samples)
     if baked is not None:

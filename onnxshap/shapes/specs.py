@@ -48,20 +48,36 @@ def input_specs(model: ModelProto) -> dict[str, InputSpec]:
     return {name: replace(spec, batch=axes[name]) for name, spec in specs.items()}
 
 
+def placed(specs: Mapping[str, InputSpec], axes: Mapping[str, int | None]) -> dict[str, InputSpec]:
+    """Return specs whose images lie along other axes, those of inputs that `axes` names; None = there is none.
+
+    Raises:
+        ModelError: `axes` names what is no input, or an axis that an input does not have.
+    """
+    check_names(axes, specs, "an axis")
+    for name, axis in axes.items():
+        if axis is not None and not 0 <= axis < len(specs[name].shape):
+            raise ModelError(
+                f"input {name!r} has {len(specs[name].shape)} dimensions, its batch axis is given as {axis}; count "
+                "from 0, or give None where it has none"
+            )
+    return {name: replace(spec, batch=axes.get(name, spec.batch)) for name, spec in specs.items()}
+
+
 _BATCHES = ("n", "b", "bs")
 """What axes of images are called for short."""
 _COLOURS = (3, 4)
 """Channels of a picture."""
 
 
-def check_names(given: Iterable[str], specs: Mapping[str, InputSpec]) -> None:
-    """Refuse shapes of what is no input.
+def check_names(given: Iterable[str], specs: Mapping[str, InputSpec], what: str = "a shape") -> None:
+    """Refuse what is given for no input.
 
     Raises:
         ModelError: a name is none of an input.
     """
     if unknown := sorted(set(given) - set(specs)):
-        raise ModelError(f"a shape is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
+        raise ModelError(f"{what} is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
 
 
 def _batch_axes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx.parser
@@ -17,7 +18,7 @@ from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError
 from onnxshap.opening import open_model
-from onnxshap.repair import refit, rematch
+from onnxshap.repair import fitting, refit, rematch
 from onnxshap.repair.moments import Moments, pooled_scale
 from onnxshap.repair.regression import Effort, Response, Rows, solve
 from onnxshap.repair.systems import system
@@ -25,6 +26,8 @@ from onnxshap.repair.targets import find_layers
 from onnxshap.rewrite import cut
 from onnxshap.walk import Repeated, Walk
 from tests import exactness
+
+MODELS = Path(__file__).parent.parent / "models"
 
 NET = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -152,6 +155,41 @@ def test_moments_of_a_sum() -> None:
     few = Moments()
     few.add(u[:2], t[:2], None)
     assert (pooled_scale([few]) == 1).all()
+
+
+def test_a_channel_of_noise_is_not_given_its_full_strength_back() -> None:
+    """Where layers follow: between the scale of equal variance and that of least squares, whatever is added."""
+    rng = np.random.default_rng(0)
+    signal, noise, a = (rng.normal(size=(20_000, 4)) for _ in range(3))
+    t = 2 * signal + a
+    u = np.array([1.0, 0.5, 0.0, -0.5]) * signal + np.array([0.0, 0.5, 1.0, 0.5]) * noise
+    moments = Moments()
+    moments.add(u, t, a)
+    equal, between = pooled_scale([moments]), pooled_scale([moments], correlated=True)
+    slope = np.mean((u - u.mean(axis=0)) * (t - a), axis=0) / u.var(axis=0)
+    np.testing.assert_allclose(between[:2], np.sqrt(equal[:2] * slope[:2]), rtol=0.02)
+    np.testing.assert_allclose(between[:1], equal[:1], rtol=0.02)
+    assert between[1] < 0.9 * equal[1]
+    np.testing.assert_allclose(between[2:], equal[2:] / np.sqrt(10))
+
+
+def test_folded_layers_behind_many_cuts_damp_what_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trained transformer at half of its widths, on images that were not folded with; its outputs vary as before."""
+    traced, data = open_model(MODELS / "fashion_vit.onnx", MODELS / "fashion_calibration.npz")
+    fitted, other = data.take(slice(0, 1000, 5)), data.take(slice(1, 1000, 5))
+    plan = {group.name: np.arange(len(group)) % 2 == 0 for group in traced.groups}
+    means = site_means(traced, fitted)
+    wanted = run_all(traced, traced.source, other)
+
+    def lost() -> float:
+        model = rematch(traced, traced, plan, means, fitted)
+        spreads = [run_all(traced, m, fitted)[0].std(axis=0) for m in (model, traced.source)]
+        np.testing.assert_allclose(*spreads, rtol=1e-3)
+        return error(run_all(traced, model, other), wanted)
+
+    damped = lost()
+    monkeypatch.setattr(fitting, "FEWEST_CORRELATED", 201)
+    assert damped < 0.9 * lost()
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, 123.456, 1e20])

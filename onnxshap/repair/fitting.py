@@ -17,11 +17,11 @@ from onnxshap.blas import threads_for
 from onnxshap.calibrate import batches
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.graph import attributes, is_op
-from onnxshap.graph.structure import copied, reads
+from onnxshap.graph.structure import between, copied, reads
 from onnxshap.labels import Liveness
 from onnxshap.masking import Means
 from onnxshap.repair.coefficients import Coefficients
-from onnxshap.repair.moments import FEWEST_ROWS, Moments, pooled_scale
+from onnxshap.repair.moments import FEWEST_CORRELATED, FEWEST_ROWS, Moments, pooled_scale
 from onnxshap.repair.recurrent import Gates, Recurrent, Seen, Weights, find_recurrent, parts_of
 from onnxshap.repair.regression import FULL, MAX_COEFFICIENTS, Effort, Refit, Response, Rows, require_images, solve
 from onnxshap.repair.systems import Single
@@ -222,6 +222,8 @@ class _Fitter:
         else:
             self._original = self.original.again()
         self._present = Walk(self.free, self.model, feeds)
+        behind = [layer.x for layer in (*self.layers, *self.recurrent)]
+        self._read = {name for node in between(self.model.graph.node, (), behind) for name in node.output}
 
     def _positions(self, layer: Layer, chunk: int, inputs: int, total: int) -> NDArray[np.intp]:
         """Return which of so many flat output positions of a chunk's images are rows of a regression, sorted."""
@@ -342,7 +344,8 @@ class _Fitter:
     def match(self, layers: list[Layer]) -> None:
         """Make the mean and the variance of the channels of layers with one weight what they were, in place.
 
-        The scale is one for all of them. A few values tell neither mean nor variance.
+        The scale is one for all of them, a compromise with least squares where layers follow (`moments`). A few values
+        tell neither mean nor variance.
         """
         old = self._constants.read(layers[0])
         groups, _, outputs = old.shape
@@ -350,7 +353,8 @@ class _Fitter:
         every = [self._moments(layer, scale, shift) for layer in layers]
         if any(moments.rows < FEWEST_ROWS for moments in every):
             return
-        factor = pooled_scale(every)
+        inner = any(layer.y in self._read for layer in layers)
+        factor = pooled_scale(every, correlated=inner and len(self.data) >= FEWEST_CORRELATED)
         biases = self._biases(layers, groups * outputs)
         nothing = np.zeros(len(factor))
         offsets = [(factor * shift + m.shift(factor) - shift) / scale if biases else nothing for m in every]

@@ -1,11 +1,15 @@
 """Per-channel mean and variance of what a layer gives, made what they were.
 
 What BatchNormalization re-estimation does for a net in training, for one whose BatchNormalization is folded into the
-weights: channel by channel a scale and a shift, from moments alone, so that a handful of images will do. Sums keep
-their variance where least squares lets it shrink, but no direction is corrected.
+weights: channel by channel a scale and a shift, from moments alone, so that a handful of images will do. No direction
+is corrected. Of the scale that gives the variance back and that of least squares, which lets it shrink to what the two
+have in common, it is the geometric mean: the first passes on at full strength what is left of a channel, noise for the
+most part behind many cuts, the second lets the signal fade from layer to layer. Where no layer follows the variance is
+given back: class scores are compared with each other, and one that is scaled down is no longer chosen.
 
 Source: Sun et al. 2017 (bias correction), Jordan et al. 2022 (REPAIR: renormalising what an edit of the weights has
-made of the activations); differs: where the layer's output goes into a residual sum, the moments are those of the sum.
+made of the activations); differs: where the layer's output goes into a residual sum, the moments are those of the sum,
+and a scale falls with the root of the correlation, where images are enough to tell it.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from onnxshap.core import FloatArray
 
 FEWEST_ROWS = 3
 """Values of a channel from which a variance is told: those of one image behind a pooling layer, so not many."""
+FEWEST_CORRELATED = 20
+"""Images from which it is told how much a channel has in common with what it was."""
 _LARGEST = 10.0
 """No channel is scaled by more, nor by less than its inverse: what is left of some channels is noise."""
 _STILL = 1e-13
@@ -36,6 +42,7 @@ class Moments:
         """Take in values float64[rows, channels]."""
         self.rows += len(u)
         found = {"u": u.sum(axis=0), "uu": (u * u).sum(axis=0), "t": t.sum(axis=0), "tt": (t * t).sum(axis=0)}
+        found["ut"] = (u * t).sum(axis=0)
         if a is not None:
             found |= {"a": a.sum(axis=0), "aa": (a * a).sum(axis=0), "ua": (u * a).sum(axis=0)}
         for name, values in found.items():
@@ -52,13 +59,13 @@ class Moments:
         return {name: values / self.rows for name, values in self._sums.items()}
 
     def spreads(self) -> FloatArray:
-        """Return float64[4, channels]: var(u), var(t), var(a), cov(u, a)."""
+        """Return float64[5, channels]: var(u), var(t), var(a), cov(u, a), cov(u, t)."""
         mean = self._means
         nothing = np.zeros_like(mean["u"])
         u, t, a = mean["u"], mean["t"], mean.get("a", nothing)
         return np.stack([
             _variance(mean["uu"], u), _variance(mean["tt"], t), mean.get("aa", nothing) - a * a,
-            mean.get("ua", nothing) - u * a,
+            mean.get("ua", nothing) - u * a, mean["ut"] - u * t,
         ])  # fmt: skip
 
 
@@ -68,16 +75,25 @@ def _variance(square: FloatArray, mean: FloatArray) -> FloatArray:
     return np.asarray(np.where(found > _STILL * square, found, 0.0))
 
 
-def pooled_scale(every: Sequence[Moments]) -> FloatArray:
+def pooled_scale(every: Sequence[Moments], correlated: bool = False) -> FloatArray:
     """Return c > 0 of each channel, such that c u + d + a has the variance of t, over all rows, about means of each.
 
     1 where no such c is, where rows are few, and where values are not finite.
+
+    Args:
+        every: the moments of layers with one weight.
+        correlated: let c fall with the root of what least squares makes of it, to a root of `_LARGEST` at the most.
     """
     rows = sum(moments.rows for moments in every)
     pooled = sum(moments.rows / rows * moments.spreads() for moments in every)
-    spread, wanted, added, shared = np.asarray(pooled)
+    spread, wanted, added, shared, common = np.asarray(pooled)
     # c^2 var(u) + 2 c cov(u, a) + var(a) = var(t)
     inside = shared * shared - spread * (added - wanted)
     told = (spread > 1e-10 * wanted) & (inside >= 0) & (rows >= FEWEST_ROWS)
-    root = (np.sqrt(np.where(told, inside, 0)) - shared) / np.where(told, spread, 1)
-    return np.where(told & (root > 0), np.clip(root, 1 / _LARGEST, _LARGEST), 1.0)
+    over = np.where(told, spread, 1)
+    root = (np.sqrt(np.where(told, inside, 0)) - shared) / over
+    scale = np.where(told & (root > 0), np.clip(root, 1 / _LARGEST, _LARGEST), 1.0)
+    if not correlated:
+        return scale
+    nearest = np.clip(np.where(told, common - shared, 0) / over, scale / _LARGEST, scale * _LARGEST)
+    return np.where(told & (root > 0), np.sqrt(scale * nearest), 1.0)

@@ -572,3 +572,15 @@ def test_images_with_channels_last_are_moved_like_those_with_channels_first() ->
     )
     assert last.shape == x.shape and not np.array_equal(last, x)
     assert torch.equal(first.movedim(1, -1), last)
+
+
+def test_a_mask_that_is_an_output_too_is_left_alone() -> None:
+    """An encoder hands the mask of its tokens on to the decoder: truth values, which have no difference."""
+    model = exactness.net(
+        "(float[N,6] x, bool[N,4] mask) => (float[N,4] y, bool[N,4] out) { h = MatMul(x, w) r = Relu(h)"
+        " s = MatMul(r, v) y = Where(mask, s, nothing) out = Not(mask) }", w=(6, 16), v=(16, 4), nothing=[0.0],
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(40, 6)).astype(np.float32), "mask": rng.random((40, 4)) < 0.8}
+    found = onnxshap.prune(model, data, method="l1", keep_units=0.5, repair="distill", distill_seconds=1)
+    assert found.tuning is not None and found.tuning.after <= found.tuning.before

@@ -262,8 +262,9 @@ class _Tuner:
             with torch.no_grad():
                 found = [value.cpu() for value in graph(given)]
             for name, a, b in zip(self._outputs, found, _run(session, given), strict=False):
-                size = float(np.abs(b).max(initial=1e-6))
-                if tuple(a.shape) != b.shape or not np.abs(a.numpy() - b).max(initial=0.0) <= _TOLERANCE * size:
+                x, y = a.numpy().astype(np.float64), b.astype(np.float64)  # truth values have no difference
+                size = float(np.abs(y).max(initial=1e-6))
+                if x.shape != y.shape or not np.abs(x - y).max(initial=0.0) <= _TOLERANCE * size:
                     raise ModelError(
                         f"output {name!r}: torch does not compute what onnxruntime does; use --repair lstsq"
                     )

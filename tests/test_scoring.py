@@ -320,9 +320,11 @@ def test_a_journal_of_another_model_or_version_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr(api, "__version__", "9.9")
     with pytest.raises(DataError, match="another version"):
         score(journal=path)
-    path.write_bytes(b"\x08\x08:")
-    with pytest.raises(DataError, match="is no journal of onnxshap; give another path"):
-        score(journal=path)
+    for content in (b"\x08\x08:", b"[" * 10**5):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="is no journal of onnxshap; give another path"):
+            score(journal=path)
+        assert path.read_bytes() == content
     with pytest.raises(OnnxshapError, match="the journal cannot be read"):
         score(journal=tmp_path)
 

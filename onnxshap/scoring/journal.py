@@ -130,19 +130,21 @@ def _write(file: int, line: bytes) -> None:
 
 def _record(line: bytes) -> dict[str, Any] | None:
     """Return a result, None where the line is damaged."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
+    record = _parsed(line)
     whole = isinstance(record, dict) and line.endswith(b"\n") and record.get("crc") == _crc(record)
     return record if whole else None
 
 
-def _check_header(path: Path, line: bytes, wanted: bytes) -> None:
+def _parsed(line: bytes) -> Any:
+    """Return what a line of JSON says, None where it is none, or one nested so deep that none of ours is."""
     try:
-        found = json.loads(line)
-    except ValueError:
-        found = None
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _check_header(path: Path, line: bytes, wanted: bytes) -> None:
+    found = _parsed(line)
     if not isinstance(found, dict) or "onnxshap journal" not in found:
         raise DataError(f"{path}: is no journal of onnxshap; give another path")
     expected = json.loads(wanted)

@@ -289,6 +289,26 @@ def test_outputs_that_are_no_tensors_cannot_be_judged() -> None:
     assert "output 'some' is no tensor (a sequence or a map), by which a model" in refused("prune", "m.onnx")
 
 
+def test_a_map_of_so_many_rows_as_the_data_say_is_no_tensor_either() -> None:
+    """As skl2onnx writes a classifier by nearest neighbours: labels are looked up, their rows are as many as found."""
+    model = good()
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    for kind, given, made, attributes in (
+        ("NonZero", "y", "places", {}),
+        ("Transpose", "places", "rows", {"perm": [1, 0]}),
+        ("Cast", "rows", "numbers", {"to": TensorProto.FLOAT}),
+    ):
+        model.graph.node.append(helper.make_node(kind, [given], [made], **attributes))
+    model.graph.node.append(
+        helper.make_node("ZipMap", ["numbers"], ["map"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])
+    )
+    entry = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    model.graph.output.append(helper.make_value_info("map", helper.make_sequence_type_proto(entry)))
+    onnx.save(model, "m.onnx")
+    assert "8 units in 1 group" in call("inspect", "m.onnx").stdout
+    assert "output 'map' is no tensor (a sequence or a map), by which a model" in refused("prune", "m.onnx")
+
+
 def test_nodes_in_any_order_are_sorted() -> None:
     model = good()
     nodes = [NodeProto.FromString(n.SerializeToString()) for n in reversed(model.graph.node)]

@@ -36,9 +36,9 @@ def sizes_in_doubt(
         return {name: listed if len(listed) == len(found[name]) else found[name] for name in wanted}
     known = alone.shapes(node, given)
     for name in wanted:
-        dims = known.get(name)
-        if dims is not None and len(dims) == len(found[name]):
-            found[name] = np.array([dim != size for dim, size in zip(dims, shapes[name], strict=True)], np.bool_)
+        dims, sizes = known.get(name), shapes.get(name)  # the runtime gives a sequence dims, which has no shape
+        if dims is not None and sizes is not None and len(dims) == len(sizes):
+            found[name] = np.array([dim != size for dim, size in zip(dims, sizes, strict=True)], np.bool_)
     return found
 
 

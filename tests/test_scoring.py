@@ -416,6 +416,21 @@ def test_workers_find_the_same_and_a_killed_one_changes_nothing(tmp_path: Path) 
     assert len(keys) == len(set(keys)) == 2 * BLOCKS  # nothing lost, nothing twice
 
 
+def test_an_interrupt_of_a_terminal_is_for_who_started_the_workers(capfd: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C goes to all processes: the workers printed a traceback each."""
+    workers = set[int]()
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        for pid in {child.pid or 0 for child in multiprocessing.active_children()} - workers:
+            workers.add(pid)
+            os.kill(pid, signal.SIGINT)
+
+    found = score(workers=2, progress=interrupt, payoff=margin)
+    assert 1 <= len(workers) <= 2
+    assert same(score(payoff=margin), found)
+    assert capfd.readouterr().err == ""
+
+
 def test_workers_that_keep_dying_and_failing_payoffs_are_one_error() -> None:
     with pytest.raises(OnnxshapError, match="workers keep dying"):
         score(workers=1, payoff=deadly)

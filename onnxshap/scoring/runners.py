@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -158,7 +159,7 @@ class Processes:
     def submit(self, job: Job) -> None:
         """Take a job."""
         try:
-            with _startable():
+            with _startable(), _undisturbed():
                 self._jobs[self._pool.submit(_play, job)] = job
         except BrokenProcessPool as error:
             self._repeat(error)
@@ -188,6 +189,7 @@ class Processes:
         self._jobs = finished
         with _startable():
             self._pool = self._new_pool()
+        with _startable(), _undisturbed():
             for job in lost:
                 self._jobs[self._pool.submit(_play, job)] = job
 
@@ -211,6 +213,22 @@ def _startable() -> Iterator[None]:
         raise OnnxshapError(
             f"workers cannot be started ({one_line(error, 200)}); use fewer (--workers), or none"
         ) from error
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let processes that start meanwhile not see an interrupt from the keyboard, which goes to all of a terminal.
+
+    Who started them sees it, and ends them; each of them would print a traceback first.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # a process inherits it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

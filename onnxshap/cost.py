@@ -123,7 +123,7 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
 
     def block(axes: Sequence[AxisKey]) -> tuple[int, list[int]]:
         """Return the size of the axes that stay whole, and the places of the others."""
-        at = [(place(t, a), shaped.shapes[t][a]) for t, a in axes]
+        at = [(place(t, a), _size(shaped, labels, t, a)) for t, a in axes]
         return math.prod(size for k, size in at if k is None), [k for k, _ in at if k is not None]
 
     times = _runs(shaped)
@@ -179,8 +179,13 @@ def node_macs(shaped: Shaped, labels: Labels) -> FloatArray:
     """Return the multiply-accumulates of every node of the whole model, one image: float64[nodes]."""
     found, times = np.zeros(len(shaped.graph.nodes)), _runs(shaped)
     for index, axes in labels.trace.macs:
-        found[index] += times[index] * math.prod(shaped.shapes[tensor][axis] for tensor, axis in axes)
+        found[index] += times[index] * math.prod(_size(shaped, labels, tensor, axis) for tensor, axis in axes)
     return found
+
+
+def _size(shaped: Shaped, labels: Labels, tensor: str, axis: int) -> int:
+    """Return the length of an axis, of a tensor or of none (heads: `Axes.factor`)."""
+    return shaped.shapes[tensor][axis] if tensor in shaped.shapes else len(labels.trace.axes[tensor, axis])
 
 
 def _runs(shaped: Shaped) -> list[float]:

@@ -136,7 +136,11 @@ class Axes:
 
     def factor(self, name: str, size: int) -> IntArray:
         """Return the atoms of an axis that no tensor has (heads), for products and for counts that follow it."""
-        return self.trace.axis(Tensor(self.factor_name(name), (size,), constant=False), 0)
+        return self.trace.axis(self.factor_tensor(name, size), 0)
+
+    def factor_tensor(self, name: str, size: int) -> Tensor:
+        """Return what holds the axis that `factor` keeps."""
+        return Tensor(self.factor_name(name), (size,), constant=False)
 
     def mix_rows(self) -> None:
         """State that what the op gives for an image depends on the other images of the batch."""
@@ -184,7 +188,7 @@ class Axes:
 
         The terms name the axes of inputs and outputs in order; absent optional inputs are skipped. A name on both sides
         ties; a name on inputs alone is contracted; `_` is frozen. A named output axis that comes from constants alone
-        is made here. Where something is contracted, the op's MACs are the product of all named widths, times the
+        is made here. Where operands are contracted, the op's MACs are the product of all named widths, times the
         unnamed axes of the constant operand and of the output. `scale`, `spread` and `bias` are those of `Weight`.
         `inputs` are those that the terms name, default all; `zero` is that of `Site`: such ops on codes leave nothing.
         """
@@ -218,7 +222,7 @@ class Axes:
         alone = sum(len({t.constant for _, t, _ in places}) > 1 for places in contracted.values()) == 1
         for name, places in contracted.items():
             self._contract_name(name, places, at, scale, spread, bias, zero, alone=alone)
-        if contracted:
+        if contracted and operands[1][0] == "in":  # one operand alone is summed
             weight = operands[1][2]
             named = [(p["in"] + p["out"])[0][1:] for p in at.values()]
             unnamed = [

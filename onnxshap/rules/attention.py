@@ -7,17 +7,21 @@ in every head, and in ONNX's own Attention those of queries and keys; where bias
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from onnxshap.core import IntArray
-from onnxshap.labels import Axes, Op, Product, RuleError
+from onnxshap.labels import Axes, Op, Product, RuleError, Tensor
 from onnxshap.labels.fixups import Default, HeadCount, Parts
 from onnxshap.rules.norm import STATISTICS, as_a_whole, root_mean_square
 from onnxshap.rules.registry import rule
 
 _MS = "com.microsoft"
 _INSIDE = "{} sums over it inside"
+_SIZE = "size"
+"""The factor that holds the features of a head."""
+_Axis = tuple[Tensor, int]
 
 
 def _product(ax: Axes, merged: IntArray, *factors: IntArray) -> None:
@@ -29,7 +33,7 @@ def _product(ax: Axes, merged: IntArray, *factors: IntArray) -> None:
 
 def _stuck(ax: Axes, size: int) -> IntArray:
     """Return atoms of a factor that stays."""
-    atoms = ax.trace.fresh(size)
+    atoms = ax.factor(_SIZE, size)
     ax.freeze(atoms, _INSIDE.format(ax.op.type))
     return atoms
 
@@ -44,6 +48,19 @@ def _over_positions(op: Op, ax: Axes, axis: int, *inputs: int) -> None:
     """
     for number in inputs:
         ax.freeze(ax.input(number, axis), f"{op.type} divides by a sum over it")
+
+
+def _products_inside(ax: Axes, rows: Sequence[_Axis], keys: _Axis, *widths: Sequence[_Axis]) -> None:
+    """State the multiply-accumulates inside: every query meets every key, and every share of attention a value.
+
+    Args:
+        ax: as in a rule.
+        rows: the axes of images and queries.
+        keys: the axis of the positions of keys and values.
+        widths: the axes that hold heads and features, of queries and of values.
+    """
+    for width in widths:
+        ax.macs(*rows, keys, *width)
 
 
 def _only_output(op: Op, *absent: int) -> None:
@@ -77,6 +94,8 @@ def fused_attention(op: Op, ax: Axes) -> None:
     ax.make(2)
     _addend(op, ax, 5, heads)
     ax.macs((y, 0), (y, 1), (w, 0), (w, 1))
+    queries = [(ax.factor_tensor(name, size), 0) for name, size in (("heads", count), (_SIZE, sizes[0] // count))]
+    _products_inside(ax, [(y, 0), (y, 1)], (x, 1), queries, [(y, 2)])
     ax.fix(HeadCount(op.index, ax.factor_name("heads"), "num_heads"))
     ax.fix(Parts(op.index, w.name, 1, tuple(sizes), "qkv_hidden_sizes"))
     assert x.rank == 3
@@ -114,6 +133,7 @@ def multi_head_attention(op: Op, ax: Axes) -> None:
         together = np.concatenate([ax.input(number, 2) for number in range(3)])
         ax.tie(ax.input(3, 0), together)
     _addend(op, ax, 5, heads)
+    _products_inside(ax, [(op.out(), 0), (op.out(), 1)], (k, 1), [(q, 2)], [(op.out(), 2)])
     ax.fix(HeadCount(op.index, ax.factor_name("heads"), "num_heads"))
 
 
@@ -158,6 +178,9 @@ def group_query_attention(op: Op, ax: Axes) -> None:
     _addend(op, ax, 10, heads)
     if op.input(11) is not None:
         ax.tie(ax.input(11, 0), heads)
+    cached = op.outputs[1] if len(op.outputs) > 1 else None
+    keys = (cached, 2) if cached is not None else (q if packed else op.need(1), 1)
+    _products_inside(ax, [(y, 0), (y, 1)], keys, [(y, 2)], [(y, 2)])
     ax.fix(HeadCount(op.index, ax.factor_name("q" if many != few else "kv"), "num_heads"))
     ax.fix(HeadCount(op.index, ax.factor_name("kv"), "kv_num_heads"))
 
@@ -205,6 +228,8 @@ def attention(op: Op, ax: Axes) -> None:
         ax.tie(ax.output(0, 3), values)
     ax.contract(0, -1, meets=1)
     _addend(op, ax, 3, heads)
+    y, apart, features = op.out(), [] if flat else [(op.out(), 1)], q.rank - 1
+    _products_inside(ax, [(y, 0), (y, sequence)], (k, sequence), [*apart, (q, features)], [*apart, (y, features)])
     ax.fix(Default(op.index, q.name, q.rank - 1, "scale", 1 / math.sqrt(size)))
 
 

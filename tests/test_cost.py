@@ -1,0 +1,116 @@
+"""Multiply-accumulates, counted by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+
+from onnxshap.rewrite import drop_units
+from onnxshap.tracing import trace
+from tests.exactness import codes, draw_plan, net
+
+MS = ', "com.microsoft" : 1'
+ONE = np.float32(0.1)
+PROJECTED = "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)".replace(") ", ")\n")
+QKV: dict[str, Any] = {"wq": (6, 8), "wk": (6, 8), "wv": (6, 12), "wo": (12, 3)}
+SERVED: dict[str, Any] = {"wq": (6, 32), "wk": (6, 16), "wv": (6, 16), "wo": (32, 3)}
+LENGTHS: dict[str, Any] = {"lengths": np.array([3], np.int32), "total": np.array(4, np.int32)}
+
+
+def attention(op: str, inputs: str = "q, k, v", *, opset: int = 23, batch: str = "N", **constants: Any) -> ModelProto:
+    """Return four positions of six features, projected; an op on queries, keys and values; a last layer."""
+    return net(
+        f"""(float[{batch},4,6] x) => (float[{batch},4,3] y) {{
+            {PROJECTED}
+            a = {op}({inputs})
+            y = MatMul(a, wo)
+        }}""",
+        opset=opset,
+        imports=MS,
+        **constants,
+    )
+
+
+SPLIT = """(float[N,4,6] x) => (float[N,4,3] y) {
+    q = MatMul(x, wq)
+    k = MatMul(x, wk)
+    v = MatMul(x, wv)
+    q3 = Reshape(q, shape)
+    k3 = Reshape(k, shape)
+    v3 = Reshape(v, shape)
+    q4 = Transpose<perm=[0,2,1,3]>(q3)
+    k4 = Transpose<perm=[0,2,1,3]>(k3)
+    v4 = Transpose<perm=[0,2,1,3]>(v3)
+    a4 = Attention(q4, k4, v4)
+    a3 = Transpose<perm=[0,2,1,3]>(a4)
+    a = Reshape(a3, flat)
+    y = MatMul(a, wo)
+}"""
+AXES: dict[str, Any] = {"shape": np.array([0, 0, 2, -1]), "flat": np.array([0, 0, -1])}
+COUNTED: dict[str, tuple[ModelProto, int]] = {
+    "Attention": (
+        attention("Attention<q_num_heads=2, kv_num_heads=2>", **QKV),
+        4 * 6 * 28 + 4 * 4 * (8 + 12) + 4 * 12 * 3,
+    ),
+    "Attention on four axes": (net(SPLIT, opset=23, **QKV, **AXES), 4 * 6 * 28 + 4 * 4 * (8 + 12) + 4 * 12 * 3),
+    "MultiHeadAttention": (
+        attention("com.microsoft.MultiHeadAttention<num_heads=2>", opset=17, **QKV),
+        4 * 6 * 28 + 4 * 4 * (8 + 12) + 4 * 12 * 3,
+    ),
+    "GroupQueryAttention": (
+        attention(
+            "com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2>", "q, k, v, , , lengths, total", opset=17,
+            batch="1", **SERVED, **LENGTHS,
+        ),
+        4 * 6 * 64 + 4 * 4 * (32 + 32) + 4 * 32 * 3,
+    ),
+    "its projections inside": (
+        net("""(float[N,4,6] x) => (float[N,4,3] y) {
+            a = com.microsoft.Attention<num_heads=2, qkv_hidden_sizes=[8,8,12]>(x, w, b)
+            y = MatMul(a, wo)
+        }""", imports=MS, w=(6, 28), b=(28,), wo=(12, 3)),
+        4 * 6 * 28 + 4 * 4 * (8 + 12) + 4 * 12 * 3,
+    ),
+    "Einsum of one tensor only adds": (
+        net("""(float[N,4,6] x) => (float[N,3] y) {
+            s = Einsum<equation="nij->nj">(x)
+            y = MatMul(s, w)
+        }""", w=(6, 3)),
+        6 * 3,
+    ),
+    "ConvTranspose": (
+        net("""(float[N,4,5,5] x) => (float[N,6,10,10] y) {
+            y = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1], group=2>(x, w)
+        }""", w=(4, 3, 3, 3)),
+        25 * 4 * 3 * 9,
+    ),
+    "QLinearConv in groups": (
+        net("""(uint8[N,4,6,6] x) => (uint8[N,4,4,4] y) {
+            y = QLinearConv<group=2>(x, s, z, w, s, zw, s, z)
+        }""", w=codes((4, 2, 3, 3)), s=ONE, z=np.uint8(3), zw=np.int8(0)),
+        4 * 16 * 2 * 9,
+    ),
+    "LSTM of both directions": (
+        net("""(float[7,N,6] x) => (float[7,2,N,5] y) {
+            y = LSTM<hidden_size=5, direction="bidirectional">(x, w, r)
+        }""", w=(2, 20, 6), r=(2, 20, 5)),
+        7 * 2 * 20 * (6 + 5),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_multiply_accumulates_are_those_of_every_product(name: str) -> None:
+    model, wanted = COUNTED[name]
+    assert trace(model).cost.macs() == wanted
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTED if trace(COUNTED[name][0]).groups])
+def test_a_plan_costs_what_the_cut_file_does(name: str) -> None:
+    traced = trace(COUNTED[name][0])
+    keep = draw_plan(traced, 0.5, np.random.default_rng(3))
+    assert not all(kept.all() for kept in keep.values())
+    assert traced.cost.macs(traced.alive(keep)) == trace(drop_units(traced, keep)).cost.macs() < traced.cost.macs()

@@ -63,6 +63,18 @@ def test_a_known_loss_decides_the_widths() -> None:
         make_plan(candidates, Budget(macs=0.1, multiple_of=2), measure)
 
 
+@pytest.mark.parametrize("loss", [None, np.linspace(1, 0, 17)])
+@pytest.mark.parametrize("budget", [{"macs": 0.6}, {"units": 0.1}])
+def test_least_widths_are_multiples_too(budget: dict[str, float], loss: FloatArray | None) -> None:
+    candidates = [Candidate(name, np.arange(k, k + 16), np.arange(16.0), loss) for k, name in ((0, "a"), (16, "b"))]
+
+    def measure(keep: Mapping[str, BoolArray]) -> dict[str, float]:
+        return {"macs": sum(k.sum() for k in keep.values()) / 32}
+
+    keep = make_plan(candidates, Budget(**budget, multiple_of=4, min_units=5), measure)  # type: ignore[arg-type]
+    assert [kept.sum() for kept in keep.values()] == [8, 8]
+
+
 def test_steps_are_halved_no_less_than_never() -> None:
     assert Budget(finer=1).step(64) == 4
     with pytest.raises(BudgetError, match="finer is -1; give how often steps are halved, 0 or more"):

@@ -387,7 +387,8 @@ class _Planner:
 
     def _width(self, size: int, wanted: float, rounding: Callable[[float], int]) -> int:
         step = self._budget.step(size)
-        return min(size, max(step, self._budget.min_units, rounding(wanted / step + 1e-9) * step))
+        least = -(-self._budget.min_units // step) * step
+        return min(size, max(step, least, rounding(wanted / step + 1e-9) * step))
 
     def narrower(self, k: int, width: int) -> int | None:
         """Return the next width of a group below, None where there is none."""

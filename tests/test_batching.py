@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
-from onnxshap import prune
+from onnxshap import prune, score
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array
 from onnxshap.data import random_data
@@ -465,12 +465,37 @@ def test_a_squeeze_may_take_the_axis_of_a_single_image(name: str, opset: int) ->
 @pytest.mark.parametrize(("dims", "given", "batch"), [
     ("[5,N,6]", "[N,3]", 1), ("[5,q,6]", "[q,3]", 1), ("[5,batch,6]", "[p,3]", 1),
     ("[5,q,6]", "[5,q,3]", 0),  # five images of free length, or steps of a free batch: nothing tells
+    ("[steps,batch,6]", "[steps,batch,3]", 1), ("[T,Batch_size,6]", "[T,Batch_size,3]", 1), ("[p,N,6]", "[p,N,3]", 0),
+    ("[batch,steps,6]", "[batch,3]", 0), ("[batch,bs,6]", "[batch,3]", 0),
     ("[N,5,6]", "[N,3]", 0), ("[8,3,H,W]", "[8,3]", 0),
     ("[3,32,32]", "[found,4]", None), ("[3,32,32]", "[3,4]", 0), ("[3,H,W]", "[found,4]", None),
 ])  # fmt: skip
 def test_where_the_images_lie(dims: str, given: str, batch: int | None) -> None:
     model = net(f"(float{dims} x) => (float{given} y) {{ y = Relu(x) }}")
     assert input_specs(model)["x"].batch == batch
+
+
+def test_steps_of_any_number_are_no_images_where_the_batch_is_called_one() -> None:
+    """As torch exports recurrent layers, both axes free: a step was taken for an image, and the batch for steps."""
+    models = [
+        net(
+            f"""(float[{steps},batch,6] x, float[1,batch,5] h) => (float[{steps},batch,3] y) {{
+                g = GRU<hidden_size=5>(x, w, r, , , h)
+                s = Squeeze(g, one)
+                t = MatMul(s, v)
+                u = Relu(t)
+                y = MatMul(u, z)
+            }}""",
+            w=(1, 15, 6), r=(1, 15, 5), v=(5, 4), z=(4, 3), one=np.array([1]),
+        )
+        for steps in ("steps", 7)
+    ]  # fmt: skip
+    rng = np.random.default_rng(0)
+    given = {"x": rng.normal(size=(9, 7, 6)).astype(np.float32), "h": rng.normal(size=(9, 1, 5)).astype(np.float32)}
+    free, fixed = (score(model, given, method="exact", baseline="zero") for model in models)
+    assert free.notes == fixed.notes
+    for name, values in fixed.values.items():
+        np.testing.assert_allclose(free.values[name].phi, values.phi, rtol=1e-5, atol=1e-7)
 
 
 def test_a_mask_that_is_the_first_images_for_all_is_found_out_however_little_it_does() -> None:

@@ -66,6 +66,8 @@ def placed(specs: Mapping[str, InputSpec], axes: Mapping[str, int | None]) -> di
 
 _BATCHES = ("n", "b", "bs")
 """What axes of images are called for short."""
+_SAID = ("batch", "batchsize", "bs")
+"""What they are called where nothing else is; `_` does not matter."""
 _COLOURS = (3, 4)
 """Channels of a picture."""
 
@@ -85,14 +87,15 @@ def _batch_axes(
 ) -> dict[str, int | None]:
     """Return where the images lie in every input, None where they do not.
 
-    Axis 0, if it is free or as long as that of the first input of which it is free; otherwise the axis that is named
-    as that one, or where that has no name the only other free one. Where axis 0 is of another fixed size (steps) and
-    all free axes have one name, which an output's axis 0 has or which says it, it is that. Inputs that have none of
-    these are whole for an image, and a batch is then one image. So is one whose axis 0 is named as a length of what has
-    images (positions), and so are all of them where axis 0 of one is named as another axis of what has no images, or
-    integers lie in a few rows as long as nothing else is, or every size is fixed and axis 0 does not agree (the nodes
-    of a graph and its edges), and the colours of one picture where no output has as many entries (`leading`: names or
-    sizes of their axes 0).
+    The one axis that is called a batch, where axis 0 is free and called something else (steps). Axis 0, if it is free
+    or as long as that of the first input of which it is free; otherwise the axis that is named as that one, or where
+    that has no name the only other free one. Where axis 0 is of another fixed size (steps) and all free axes have one
+    name, which an output's axis 0 has or which says it, it is that. Inputs that have none of these are whole for an
+    image, and a batch is then one image. So is one whose axis 0 is named as a length of what has images (positions),
+    and so are all of them where axis 0 of one is named as another axis of what has no images, or integers lie in a few
+    rows as long as nothing else is, or every size is fixed and axis 0 does not agree (the nodes of a graph and its
+    edges), and the colours of one picture where no output has as many entries (`leading`: names or sizes of their axes
+    0).
     """
     ranked = [name for name, spec in specs.items() if spec.shape]
     lengths = {specs[name].shape[0] for name in ranked}
@@ -103,7 +106,8 @@ def _batch_axes(
     picture = len(ranked) == 1 and len(specs[first].shape) == 3 and size in _COLOURS
     if picture and leading and size not in leading:
         return dict.fromkeys(specs)
-    if size not in (None, 1) and (called := _second(names, leading)):
+    called = _said(names, title) if size is None else _second(names, leading) if size != 1 else ""
+    if called:
         return {name: own.index(called) if (own := list(names[name])).count(called) == 1 else None for name in specs}
     lengths_of = {name: {own for own in names[name][1:] if own not in ("", title)} for name in ranked}
     imaged = set[str]().union(*(lengths_of[name] for name in ranked if title and title in names[name]))
@@ -130,6 +134,13 @@ def _in_rows(spec: InputSpec, names: Sequence[str], title: str) -> bool:
     """Return whether integers lie in rows, how many is known, of any length but that of the images: ends of edges."""
     lengths = [called for size, called in zip(spec.shape[1:], names[1:], strict=True) if size is None]
     return spec.dtype.kind in "iu" and spec.shape[0] not in (None, 1) and bool(lengths) and title not in lengths
+
+
+def _said(names: Mapping[str, Sequence[str]], title: str) -> str:
+    """Return what axes behind axis 0 are called that can only be those of the images, "" where axis 0 may be theirs."""
+    every = {own for axes in names.values() for own in axes if own.lower().replace("_", "") in _SAID}
+    called = every.pop() if len(every) == 1 and title else ""
+    return called if called not in {axes[0] for axes in names.values() if axes} else ""
 
 
 def _second(names: Mapping[str, Sequence[str]], leading: Collection[str | int]) -> str:

@@ -361,9 +361,9 @@ def unify(
     ranked = order(blocks) if blocks else np.zeros(0, np.int64)
 
     def compressed(count: int) -> int:
-        return compress(_file(unify_weights(traced, blocks, ranked[:count])))
+        return compress(_file(complete(traced, unify_weights(traced, blocks, ranked[:count]))))
 
-    target = keep_bytes * compress(_file(traced.source))
+    target = keep_bytes * compress(_file(complete(traced, traced.source)))
     count = _fewest(compressed, len(ranked), target, keep_bytes, block, progress)
     made = unify_weights(traced, blocks, ranked[:count])
     check_loads(traced, made)

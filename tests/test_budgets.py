@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -412,6 +412,21 @@ def test_a_latency_that_falls_in_jumps_is_met_in_whole_vectors(monkeypatch: pyte
     assert [t.dims[0] for t in found.model.graph.initializer if len(t.dims) == 4] == [48, 48, 48]
     finer = for_latency(target, allocation="uniform", repair="fold", multiple_of=4)
     assert finer.after.macs < found.after.macs
+
+
+def test_a_latency_is_that_of_the_file_with_the_choices_that_it_ends_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, timed = wide(), list[set[str]]()
+    model.graph.node.append(onnx.helper.make_node("ArgMax", ["y"], ["best"], axis=1))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("best", onnx.TensorProto.INT64, ["N", 1]))
+
+    def latencies(_backend: object, models: Sequence[ModelProto], *_: object) -> list[float]:
+        timed.extend({node.op_type for node in one.graph.node} for one in models)
+        return [in_vectors(one) for one in models]
+
+    monkeypatch.setattr(search, "latencies", latencies)
+    data = Dataset({"x": np.random.default_rng(0).standard_normal((60, 3, 4, 4)).astype(np.float32)}, None, "noise")
+    onnxshap.prune(model, data, target_latency=0.8 * in_vectors(wide()), method="l1", repair="none")
+    assert timed and all("ArgMax" in ops for ops in timed)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "curves"])

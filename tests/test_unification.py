@@ -120,6 +120,16 @@ def test_the_size_is_met_with_the_fewest_blocks(tmp_path: Path) -> None:
     assert whole.chosen == 0 and whole.drop.mean == 0
 
 
+def test_the_size_is_that_of_the_whole_file() -> None:
+    """What no image changes is off while weights are chosen (`endings`), and in the file all the same."""
+    model, table = wide(), np.random.default_rng(7).normal(size=(40, 50)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(table, "anchors"))
+    model.graph.node.append(onnx.helper.make_node("Identity", ["anchors"], ["boxes"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("boxes", onnx.TensorProto.FLOAT, [40, 50]))
+    found = onnxshap.unify(model, images(), keep_bytes=0.85, payoff="mse")
+    assert 0.83 < found.after.compressed["gzip"] / found.before.compressed["gzip"] <= 0.85
+
+
 def test_layers_are_weighed_by_what_the_outputs_lose() -> None:
     data = images()
     traced, found = blocks_of(wide(), data)

@@ -11,6 +11,7 @@ from onnx import ModelProto
 from onnxshap import payoffs
 from onnxshap.calibrate import run_all, usual_batch
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff
+from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, DataError
 from onnxshap.measure import latencies
 from onnxshap.plan import Budget, smallest
@@ -256,7 +257,8 @@ class _Stopwatch:
 
     def _once(self, model: ModelProto) -> float:
         traced = self.cutter.traced
-        whole, small = latencies(traced.backend, [traced.source, model], self.feeds)
+        files = [complete(traced, one) for one in (traced.source, model)]
+        whole, small = latencies(traced.backend, files, self.feeds)
         if self.alone and not 0 < self.target < whole and not self.wholes:
             raise BudgetError(
                 f"target-latency {self.target:g} ms: the model already runs in {whole:.3g} ms; ask for less"

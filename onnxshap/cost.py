@@ -105,8 +105,8 @@ class Cost:
         return self._bytes.size(self._widths(live)) + _total(self._bytes_of_copies, live)
 
 
-def cost_of(shaped: Shaped, labels: Labels) -> Cost:
-    """Return the cost functions of a graph at the shapes it was traced at."""
+def cost_of(shaped: Shaped, labels: Labels, beside: Sequence[TensorProto] = ()) -> Cost:
+    """Return the cost functions of a graph at the shapes it was traced at; `beside` is what else its file stores."""
     places: dict[bytes, int] = {}
     found: list[NDArray[np.int32]] = []
     frozen = np.asarray((labels.slots < 0).all(axis=1))
@@ -141,6 +141,7 @@ def cost_of(shaped: Shaped, labels: Labels) -> Cost:
             names = [name for name, _ in found_copies.values()]
             axes = [[labels.axis(name, axis) for axis in range(len(shaped.shapes[name]))] for name in names]
             shared.append((_Copies(shaped.shapes[names[0]], axes), next(iter(found_copies.values()))[1]))
+    stored += [(math.prod(t.dims), [], t.data_type) for t in beside]
     params = [(float(size), at) for size, at, kind in stored if kind not in _NOT_WEIGHTS]
     size = [(_itemsize(kind) * whole, at) for whole, at, kind in stored]
     widest = max((len(at) for _, at in (*macs, *params, *size)), default=0)

@@ -66,7 +66,9 @@ class Traced:
     @cached_property
     def cost(self) -> Cost:
         """MACs, parameters and bytes as functions of what stays."""
-        return cost_of(self.shaped, self.labels)
+        beside = [] if self.tail is None else self.tail.constants
+        known = {t.name for t in self.source.graph.initializer}
+        return cost_of(self.shaped, self.labels, [t for t in beside if t.name not in known])
 
     @cached_property
     def covers(self) -> list[NDArray[np.intp]]:

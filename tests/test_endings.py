@@ -14,6 +14,7 @@ import onnxshap
 from onnxshap import api
 from onnxshap.backend import OrtBackend
 from onnxshap.core import Array, Dataset
+from onnxshap.cost import parameters
 from onnxshap.endings import ended
 from onnxshap.errors import DataError
 from onnxshap.sweeping import sweep
@@ -279,3 +280,21 @@ def test_a_weight_that_is_an_output_too_stays_as_it_was(name: str, tmp_path: Pat
     whole, cut = (OrtBackend().session(m).run({"x": images[:1]}) for m in (model, onnx.load(out)))
     np.testing.assert_array_equal(whole[1], cut[1])
     assert whole[0].shape == cut[0].shape
+
+
+@pytest.mark.parametrize("budget", ["keep_params", "keep_bytes"])
+def test_what_the_tail_stores_counts(budget: str) -> None:
+    """An output that is a table stays, and is a part of the whole that a budget is a share of."""
+    model = net(
+        """(float[N,3,8,8] x) => (float[N,5,8,8] y, float[50,20] boxes) {
+            a = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(a) b = Conv<pads=[1,1,1,1]>(r, w2) s = Relu(b) y = Conv(s, w3)
+            boxes = Identity(anchors)
+        }""",
+        w1=(16, 3, 3, 3), w2=(16, 16, 3, 3), w3=(5, 16, 1, 1), anchors=(50, 20),
+    )  # fmt: skip
+    data = Dataset({"x": images()}, None, "images")
+    found = onnxshap.prune(model, data, method="l1", repair="none", multiple_of=1, **{budget: 0.6})  # type: ignore[arg-type]
+    assert found.traced.tail is not None
+    stored = [parameters(one) for one in (model, found.model)]
+    assert [found.before.params, found.after.params] == stored
+    assert 0.5 * stored[0] < stored[1] <= 0.6 * stored[0]

@@ -10,6 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helpe
 from onnxshap.core import Array
 from onnxshap.graph.branches import rename
 from onnxshap.graph.names import Names
+from onnxshap.graph.standard import is_op
 from onnxshap.graph.structure import between, copied, reads, refill
 
 
@@ -32,6 +33,12 @@ class Tail:
     inputs: tuple[ValueInfoProto, ...]
     outputs: tuple[ValueInfoProto, ...]
     model: ModelProto
+
+    @property
+    def constants(self) -> list[TensorProto]:
+        """What it stores, in nodes too."""
+        inside = (given for node in self.nodes if is_op(node, "Constant") for given in node.attribute)
+        return [*self.stored, *(given.t for given in inside if given.HasField("t"))]
 
 
 def take_off(

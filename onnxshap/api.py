@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -289,13 +290,23 @@ def _header(
         "seed": seed,  # which decides on the images, too
         "data": fingerprint(setting.data),
         "method": method,
-        "payoff": repr(setting.payoff) if setting.payoff.name in payoffs.NAMES else setting.payoff.name,
+        "payoff": _told(setting),
         "baseline": "mean" if setting.means else "zero",
         "max-evals": rules.max_evals,
         "choice of groups": " ".join(g.name for g in groups),
         "provider": provider_of(backend),
         "memory": backend.memory,
     }
+
+
+def _told(setting: Setting) -> str:
+    """Return what tells a payoff from others: its fields, or what a user's function gives for some outputs."""
+    payoff, reference, labels = setting.payoff, setting.reference, setting.data.labels
+    if payoff.name in payoffs.NAMES:
+        return repr(payoff)
+    turned = [value[::-1] for value in reference]  # the originals may all be worth the same
+    values = [payoff(outputs, reference, labels) for outputs in (reference, turned)]
+    return f"{payoff.name} {hashlib.sha256(np.stack(values).tobytes()).hexdigest()}"
 
 
 def _runner(setting: Setting, method: str, workers: int, cluster: str | None) -> Callable[[Tell], Runner] | None:

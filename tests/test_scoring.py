@@ -310,6 +310,16 @@ def test_a_journal_of_another_run_is_refused(tmp_path: Path, options: dict[str, 
     assert path.read_bytes() == before
 
 
+def test_a_journal_knows_functions_by_what_they_give(tmp_path: Path) -> None:
+    """They have no name: one that was mended went on with the values of the other."""
+    path, given = tmp_path / "j", [lambda y, _: -np.abs(y[0]).max(axis=1), lambda y, _: -np.abs(y[0]).sum(axis=1)]
+    found = score(journal=path, payoff=given[0])
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="the journal of a run with another payoff"):
+        score(journal=path, payoff=given[1])
+    assert same(score(journal=path, payoff=given[0]), found) and path.read_bytes() == before
+
+
 def test_a_journal_of_another_model_or_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "j"
     score(journal=path)

@@ -27,7 +27,7 @@ from onnxshap.graph import read, save
 from onnxshap.graph.declared import rightly_declared
 from onnxshap.graph.weights import digest, file_size, put_in
 from onnxshap.groups import Group
-from onnxshap.measure import Figures, latencies, notes_on, scores, unchanged
+from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.base import Tell
 from onnxshap.methods.ranking import ranks
@@ -267,7 +267,8 @@ def _score(
         _runner(setting, method, workers, cluster),
     )  # fmt: skip
     used = setting.payoff.name if any(v.evals for v in values.values()) else None
-    notes = traced.notes if used is None else (*traced.notes, *_notes_on_rows(setting))
+    doubts = label_notes(setting.payoff, setting.reference, setting.data.labels)
+    notes = (*traced.notes, *doubts, *(() if used is None else _notes_on_rows(setting)))
     return Scores(values, method, used, seed, len(setting.data), setting.data.source, model, notes)
 
 
@@ -603,6 +604,7 @@ def compare(
     own = [choose_payoff("ce", found, dataset, traced) if fitted.name == "ce" else fitted for found in outputs]
     models = [complete(t, t.source) for t in every]
     times = latencies(traced.backend, models, usual_batch(traced, dataset))
+    doubts = tuple(label_notes(own[0], outputs[0], dataset.labels))
     return [
         Figures(
             t.cost.macs(),
@@ -610,7 +612,7 @@ def compare(
             file_size(model),
             ms,
             scores(out, outputs[0], dataset.labels, traced.outputs, judge),
-            t.notes,
+            (*t.notes, *doubts),
         )
         for t, model, out, ms, judge in zip(every, models, outputs, times, own, strict=True)
     ]

@@ -22,6 +22,9 @@ _TURNS = (7, 51)
 _TURN_SECONDS = 0.01
 """How long a model is run at a stretch, at least, so that short runs find their weights in the caches, as in use."""
 
+_TOLD = 20
+"""Images from which labels tell whether they are the model's."""
+
 _STILL = (
     "the outputs did not change at all on these inputs: neither the scores nor the check say anything of the change; "
     "give --data that the model is meant for"
@@ -91,6 +94,28 @@ def notes_on(score: Mapping[str, float], still: str | None = None) -> Iterator[s
         )
     if still is not None:
         yield f"{still}: {_STILL}"
+
+
+def label_notes(payoff: Payoff, reference: Sequence[Array], labels: Array | None) -> Iterator[str]:
+    """Yield what the user should know of labels that the original gives less than equal chances would.
+
+    Args:
+        payoff: what judges, fitted to the outputs.
+        reference: the original's outputs.
+        labels: the targets.
+    """
+    if not isinstance(payoff, payoffs.CrossEntropy) or len(reference[payoff.output]) < _TOLD:
+        return
+    right = payoffs.Accuracy(payoff.output, payoff.axis, payoff.probabilities, payoff.binary)
+    hits, nats = right(reference, reference, labels), -_mean(payoff, reference, reference, labels)
+    classes = payoff.classes(reference)
+    chance = 1 / classes
+    if nats > 2 * math.log(classes) and hits.mean() <= chance + 2 * math.sqrt(chance * (1 - chance) / len(hits)):
+        yield (
+            f"the original gets {hits.mean():.1%} of the labels right, no more than chance ({classes} classes): they "
+            "may be numbered otherwise than the model's classes (subfolders are numbered by name), or the inputs "
+            "scaled otherwise than in training (--normalize); scores and values that go by labels tell nothing then"
+        )
 
 
 def scores(

@@ -38,7 +38,7 @@ from onnxshap.graph import array, finish, save
 from onnxshap.graph.weights import put_in, set_values, write_whole
 from onnxshap.labels import Weight
 from onnxshap.labels.kernels import by_input, shares_inputs
-from onnxshap.measure import notes_on, scores, unchanged
+from onnxshap.measure import label_notes, notes_on, scores, unchanged
 from onnxshap.opening import ModelLike, hold_out, judged, open_model, readable, sample
 from onnxshap.payoffs import Fidelity
 from onnxshap.plan.search import Drop, Judge
@@ -380,7 +380,8 @@ def unify(
         after,
         Judge.of(traced, held_out, reference, fitted).lost(outputs), codec, block, len(sizes), count,
         int(sizes[ranked[:count]].sum()), _shares(blocks, ranked[:count]), len(dataset), dataset.source,
-        len(held_out), held_out.source, (*traced.notes, *notes_on(after, still)),
+        len(held_out), held_out.source,
+        (*traced.notes, *label_notes(fitted, reference, held_out.labels), *notes_on(after, still)),
     )  # fmt: skip
 
 

@@ -78,6 +78,10 @@ class CrossEntropy:
         at = np.clip(classes, 0, len(shifted) - 1)
         return labelled_mean(np.take_along_axis(shifted, at[None], axis=0)[0] - norm, classes, len(shifted))
 
+    def classes(self, outputs: Sequence[Array]) -> int:
+        """Return how many classes there are."""
+        return len(_scores(self, [value[:1] for value in outputs]))
+
 
 @dataclass(frozen=True)
 class KL:

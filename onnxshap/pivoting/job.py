@@ -21,7 +21,7 @@ from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, ModelError, OnnxshapError
 from onnxshap.graph import save
 from onnxshap.graph.weights import file_size, put_in
-from onnxshap.measure import Figures, latencies, notes_on, scores, unchanged
+from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
 from onnxshap.opening import (
     REPAIR_IMAGES,
     ModelLike,
@@ -233,7 +233,8 @@ def pivot(
     return Pivoted(
         put_in(made), splits, left, before, after, found.lost, found.exact, found.verified, repair, found.refits,
         len(dataset), dataset.source, len(held_out), held_out.source, provider_of(traced.backend),
-        threads_of(traced.backend), (*traced.notes, *notes_on(after.score, still)),
+        threads_of(traced.backend),
+        (*traced.notes, *label_notes(judge, reference, held_out.labels), *notes_on(after.score, still)),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -337,6 +338,20 @@ def test_a_journal_of_another_model_or_version_is_refused(tmp_path: Path, monkey
         assert path.read_bytes() == content
     with pytest.raises(OnnxshapError, match="the journal cannot be read"):
         score(journal=tmp_path)
+
+
+def test_a_journal_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    told = list[object]()
+    with pytest.raises(OnnxshapError, match=r"j: cannot be written \(No such file or directory\); give the journal"):
+        score(journal=tmp_path / "away" / "j", progress=lambda *at: told.append(at))
+    assert not told
+
+
+def test_a_journal_whose_folder_goes_away_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    with pytest.raises(OnnxshapError, match=r"\(No such file or directory\); what it holds is good: mend that and run"):
+        score(journal=folder / "j", progress=lambda *_: shutil.rmtree(folder, ignore_errors=True))
 
 
 def test_a_full_disk_is_one_error_and_the_journal_stays_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

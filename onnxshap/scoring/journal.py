@@ -7,6 +7,7 @@ was cut off, as by a kill or a full disk, is dropped with all that follows; it i
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import zlib
@@ -18,9 +19,11 @@ import numpy as np
 
 from onnxshap.core import FloatArray
 from onnxshap.errors import DataError, OnnxshapError
+from onnxshap.graph import check_writable
 
 FORMAT = 2
 """2: blocks grow from one image on."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 Key = tuple[str, int]
 """Group name and block number."""
 Header = Mapping[str, str | int | None]
@@ -39,7 +42,7 @@ class Journal:
 
         Raises:
             DataError: the file is no journal, or that of another model, data, seed, options or version.
-            OnnxshapError: it cannot be read.
+            OnnxshapError: it cannot be read, or its folder does not take files.
         """
         self.path = Path(path)
         self.found: dict[Key, tuple[FloatArray, int]] = {}
@@ -50,6 +53,7 @@ class Journal:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
+            check_writable(self.path, "give the journal another path")  # now, not after the first result
             return
         except OSError as error:
             raise OnnxshapError(f"{path}: the journal cannot be read ({error.strerror}); give another path") from error
@@ -88,9 +92,10 @@ class Journal:
             assert self._file is not None
             _write(self._file, _line(record))
         except OSError as error:
+            remedy = "make room and run" if error.errno in _FULL else "mend that and run"
             raise OnnxshapError(
-                f"{self.path}: the journal cannot be written ({error.strerror}); what it holds is good: "
-                "make room and run the same command again"
+                f"{self.path}: the journal cannot be written ({error.strerror}); what it holds is good: {remedy} the "
+                "same command again"
             ) from error
 
     def _open(self) -> None:

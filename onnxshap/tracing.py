@@ -211,6 +211,22 @@ def trace(
     given = graphs.read(model)
     engine = backend or OrtBackend()
     try:
+        return _traced(given, engine, input_shapes, samples, batch_axes)
+    except ModelError as error:
+        if given.path is None:
+            raise
+        raise ModelError(f"{given.path.name}: {error}") from error
+
+
+def _traced(
+    given: graphs.Source,
+    engine: Backend,
+    input_shapes: Mapping[str, Sequence[int | None]] | None,
+    samples: Sequence[Mapping[str, Array]],
+    batch_axes: Mapping[str, int | None] | None,
+) -> Traced:
+    """Return a model that was read with its labels and groups."""
+    try:
         shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes, samples, batch_axes)
         labels = trace_graph(shaped)
         axes = placed_images(shaped, labels) if batch_axes is None else shaped.batch_axes
@@ -232,7 +248,7 @@ def _of_members(
     """Return a model whose axis 0 is of any length and no batch, at sizes of one sample."""
     axes = dict.fromkeys(shaped.inputs)
     try:
-        traced = trace(given, input_shapes=sizes, backend=backend, samples=samples, batch_axes=axes)
+        traced = _traced(given, backend, sizes, samples, axes)
     except ModelError:  # it takes no more members than a batch has images
-        traced = trace(given, input_shapes=shaped.inputs, backend=backend, samples=samples, batch_axes=axes)
+        traced = _traced(given, backend, shaped.inputs, samples, axes)
     return replace(traced, shaped=replace(traced.shaped, notes=(*traced.shaped.notes, _MEMBERS)))

@@ -183,8 +183,8 @@ def test_folded_layers_behind_many_cuts_damp_what_is_noise(monkeypatch: pytest.M
 
     def lost() -> float:
         model = rematch(traced, traced, plan, means, fitted)
-        spreads = [run_all(traced, m, fitted)[0].std(axis=0) for m in (model, traced.source)]
-        np.testing.assert_allclose(*spreads, rtol=1e-3)
+        found, whole = (run_all(traced, m, fitted)[0].std(axis=0) for m in (model, traced.source))
+        np.testing.assert_allclose(found, whole, rtol=1e-3)
         return error(run_all(traced, model, other), wanted)
 
     damped = lost()

@@ -222,7 +222,7 @@ class _Fitter:
         else:
             self._original = self.original.again()
         self._present = Walk(self.free, self.model, feeds)
-        behind = [layer.x for layer in (*self.layers, *self.recurrent)]
+        behind = [*(layer.x for layer in self.layers), *(layer.x for layer in self.recurrent)]
         self._read = {name for node in between(self.model.graph.node, (), behind) for name in node.output}
 
     def _positions(self, layer: Layer, chunk: int, inputs: int, total: int) -> NDArray[np.intp]:

@@ -107,7 +107,7 @@ def random_feeds(model: ModelProto, shapes: Mapping[str, Shape], seed: int) -> D
     found = {}
     for k, (name, spec) in enumerate(input_specs(model).items()):
         fixed = InputSpec(name, spec.dtype, shapes[name])
-        rows = IMAGES if spec.shape and spec.shape[0] is None else (*shapes[name], 1)[0]
+        rows = IMAGES if spec.batch == 0 and spec.shape[:1] == (None,) else (*shapes[name], 1)[0]
         found[name] = random_data({name: fixed}, rows, seed + k).inputs[name]
     return Dataset(found, source="random")
 

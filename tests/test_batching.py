@@ -323,6 +323,20 @@ def test_lengths_that_are_free_and_named_are_no_images() -> None:
     assert prune(graph_net, data, keep_macs=0.6, method="l1").eval_images == 30
 
 
+def test_a_matrix_of_neighbours_tells_a_graph() -> None:
+    """Both of its axes are as long as there are nodes: neither counts graphs."""
+    model = net(
+        """(float[n,6] x, float[n,n] near) => (float[n,4] y) {
+            a = MatMul(x, w0) r = Relu(a) b = MatMul(near, r) c = MatMul(b, w1) d = Relu(c) y = MatMul(d, w2)
+        }""",
+        w0=(6, 8), w1=(8, 6), w2=(6, 4),
+    )  # fmt: skip
+    assert trace(model).shaped.batch_axes == {"x": None, "near": None}
+    check_exact(model)
+    data = {"x": np.ones((9, 5, 6), np.float32), "near": np.ones((5, 5), np.float32)}
+    assert prune(model, data, keep_units=0.5, multiple_of=1, method="l1").eval_images == 9
+
+
 def test_ends_of_edges_tell_a_graph_by_themselves() -> None:
     """The plainest graph net: nodes and edges, each as many as there are, and nothing else."""
     graph_net = net(

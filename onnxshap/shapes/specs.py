@@ -91,11 +91,15 @@ def _batch_axes(
     or as long as that of the first input of which it is free; otherwise the axis that is named as that one, or where
     that has no name the only other free one. Where axis 0 is of another fixed size (steps) and all free axes have one
     name, which an output's axis 0 has or which says it, it is that. Inputs that have none of these are whole for an
-    image, and a batch is then one image. So is one whose axis 0 is named as a length of what has images (positions),
-    and so are all of them where axis 0 of one is named as another axis of what has no images, or integers lie in a few
-    rows as long as nothing else is, or every size is fixed and axis 0 does not agree (the nodes of a graph and its
-    edges), and the colours of one picture where no output has as many entries (`leading`: names or sizes of their axes
-    0).
+    image, and a batch is then one image. So is one whose axis 0 is named as a length of what has images (positions).
+    All of them are whole where
+    - axis 0 of one is named as another axis of what has no images,
+    - integers lie in a few rows as long as nothing else is,
+    - something is as long on both axes of a matrix as others are on axis 0 (the nodes of a graph, and which of them are
+      neighbours),
+    - every size is fixed and axis 0 does not agree (the nodes of a graph and its edges), or
+    - there are the colours of one picture, and no output has as many entries (`leading`: names or sizes of their axes
+      0).
     """
     ranked = [name for name, spec in specs.items() if spec.shape]
     lengths = {specs[name].shape[0] for name in ranked}
@@ -113,6 +117,9 @@ def _batch_axes(
     imaged = set[str]().union(*(lengths_of[name] for name in ranked if title and title in names[name]))
     others = set[str]().union(*lengths_of.values()) - imaged
     if title and any(names[name][0] in others for name in ranked if specs[name].shape[0] is None):
+        return dict.fromkeys(specs)
+    members = [name for name in ranked if list(names[name]).count(title) == 1 and names[name][0] == title]
+    if title.isidentifier() and members and any(list(names[name]) == [title, title] for name in ranked):
         return dict.fromkeys(specs)
     if size is None and any(_in_rows(specs[name], names[name], title) for name in ranked):
         return dict.fromkeys(specs)

@@ -200,7 +200,8 @@ class _Folding:
             return name
         if follows is not None and not follows.any():
             return self._constant(name, value) if value.size <= TABLE else name
-        if not all(n in run.shapes for n in (*node.input[:1], *node.output) for run in (self.first, *self.others)):
+        moved = [n for n in (*node.input[:1], *node.output) if n not in self.shapes]  # data may be folded by now
+        if not all(n in run.shapes for n in moved for run in (self.first, *self.others)):
             return name
         if is_op(node, "ScatterND") and k == 1 and (grid := self._grid(name)) is not None:
             self.parts[name] = Part(grid)

@@ -466,6 +466,16 @@ case("expand of one channel to all", conv_net("""
     e = Expand(v, target)
     b = Mul(a, e)
 """, v=(1, 1, 1), target=[8, 1, 8]), [8])
+case("positions that arithmetic gives, expanded to as many as it tells", net("""(float[N,4,6] x) => (float[N,4,3] y) {
+    a = MatMul(x, w0)
+    s = Shape(a)
+    t = Gather<axis=0>(s, one)
+    r = Range(nil, t, one)
+    p = Unsqueeze(r, ends)
+    e = Expand(p, s)
+    g = GatherElements<axis=1>(a, e)
+    y = MatMul(g, w1)
+}""", opset=13, one=np.array(1), nil=np.array(0), ends=[0, 2], w0=(6, 8), w1=(8, 3)), [8])
 case("constant of shape", conv_net("""
     z = ConstantOfShape<value = float[1] {0.5}>(target)
     c = Concat<axis=1>(a, z)

@@ -478,6 +478,25 @@ def test_models_that_draw_random_numbers_draw_the_same_to_be_compared() -> None:
     assert not drawn.attribute
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_dropout_that_trains_draws_and_stays(training: bool) -> None:
+    """A file that was exported in training mode; one that is told not to train does nothing."""
+    model = net(
+        """(float[N,6] x) => (float[N,3] y) {
+            h = MatMul(x, w1)
+            r = Relu(h)
+            d, m = Dropout(r, half, training)
+            g = MatMul(d, w2)
+            t = Relu(g)
+            y = MatMul(t, w3)
+        }""",
+        opset=13, half=np.array(0.5, np.float32), training=np.array(training), w1=(6, 16), w2=(16, 8), w3=(8, 3),
+    )  # fmt: skip
+    found = prune(model, np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32), keep_units=0.5, method="l1")
+    assert found.verified.rel_err < 1e-5 and [len(k) for k in found.keep.values()] == ([8] if training else [16, 8])
+    assert any("export after model.eval()" in f.reason for f in found.traced.frozen) == training
+
+
 def test_parts_that_are_fed_sizes_load() -> None:
     """onnxruntime takes a vector of sizes whose length is open for empty, and refuses the Resize."""
     model = net(

@@ -25,7 +25,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 from onnxshap.graph.branches import Inlined, Moved, inlined
 from onnxshap.graph.names import Names
 from onnxshap.graph.standard import is_op
-from onnxshap.graph.structure import RANDOM_OPS, copied, graphs_of, order, outer_names, refill
+from onnxshap.graph.structure import copied, graphs_of, is_random, order, outer_names, refill
 from onnxshap.graph.weights import is_kept
 
 BRANCHES = ("then_branch", "else_branch")
@@ -88,7 +88,7 @@ def liftable(node: NodeProto) -> list[str]:
         name
         for name in ((BODY,) if is_loop(node) else BRANCHES)
         if not any(part.sparse_initializer for part in graphs_of(body(node, name)))
-        and not any(inner.op_type in RANDOM_OPS for part in graphs_of(body(node, name)) for inner in part.node)
+        and not any(is_random(inner) for part in graphs_of(body(node, name)) for inner in part.node)
     ]
 
 

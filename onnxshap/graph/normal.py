@@ -136,6 +136,7 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     moved = Moved()
     _without_branches(graph, moved)
     overridable = _drop_overridable_inputs(graph)
+    _end_training(graph)
     _unfuse(graph, opset_of(normal), moved)
     _rename_generated(graph, moved, overridable)
     origin = _unshare(graph, moved.origin)
@@ -209,6 +210,15 @@ def _unfuse(graph: GraphProto, opset: int, moved: Moved) -> None:
         if part.made != part.fused:
             moved.rename(part.made, part.fused)
         moved.places.update({(part.made, k): place for k, place in part.places.items() if k != place})
+
+
+def _end_training(graph: GraphProto) -> None:
+    """Tell a Dropout that is told not to train nothing: one that is told anything draws at random (`is_random`)."""
+    stored = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        told = stored.get(node.input[2]) if is_op(node, "Dropout") and len(node.input) > 2 else None
+        if told is not None and not array(told).any():
+            del node.input[2:]
 
 
 def _rename_generated(graph: GraphProto, moved: Moved, overridable: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper
 from onnxshap.errors import ModelError
 from onnxshap.graph.standard import is_op
 
-RANDOM_OPS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+_RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 """Ops that draw their values anew at every run."""
 
 
@@ -87,17 +87,23 @@ def title(node: NodeProto) -> str:
     return f"{name!r} ({node.op_type})"
 
 
+def is_random(node: NodeProto) -> bool:
+    """Return whether a node draws its values anew at every run: a Dropout only where it may be told to train."""
+    return is_op(node, *_RANDOM) or (is_op(node, "Dropout") and len(node.input) > 2 and bool(node.input[2]))
+
+
 def seeded(model: ModelProto) -> ModelProto:
     """Return a model whose ops draw the same random numbers in every session, in whatever form of it they stand.
 
     onnxruntime would seed those that have no seed by the clock and by their place among the nodes.
     """
-    if not any(node.op_type in RANDOM_OPS for graph in graphs_of(model.graph) for node in graph.node):
+    if not any(is_random(node) for graph in graphs_of(model.graph) for node in graph.node):
         return model
     made = copied(model)
-    for node in (node for graph in graphs_of(made.graph) for node in graph.node if node.op_type in RANDOM_OPS):
+    for node in (node for graph in graphs_of(made.graph) for node in graph.node if is_random(node)):
         if not any(a.name == "seed" for a in node.attribute):
-            node.attribute.append(helper.make_attribute("seed", float(zlib.crc32(node.output[0].encode()) % 2**20)))
+            seed = zlib.crc32(node.output[0].encode()) % 2**20
+            node.attribute.append(helper.make_attribute("seed", seed if is_op(node, "Dropout") else float(seed)))
     return made
 
 

@@ -86,10 +86,14 @@ def elementwise(op: Op, ax: Axes) -> None:
 
 @rule("Dropout")
 def dropout(op: Op, ax: Axes) -> None:
-    """Identity at inference; the mask has the same axes."""
+    """Identity at inference; the mask has the same axes. Told to train, it draws others for other widths."""
+    training = op.input(2)
     for k, out in enumerate(op.outputs):
         if out is not None:
             ax.same(out=k)
+    if training is not None and (training.value is None or training.value.any()):
+        for axis in range(op.out().rank):
+            ax.freeze(ax.output(0, axis), "Dropout drops at random here, as in training; export after model.eval()")
 
 
 @rule("CastLike")

@@ -18,7 +18,7 @@ from onnxshap.backend import Backend
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import Graph, array, attributes, is_op, with_constants
 from onnxshap.graph.lifting import is_enter
-from onnxshap.graph.structure import RANDOM_OPS, reads, subgraphs
+from onnxshap.graph.structure import is_random, reads, subgraphs
 
 _MIXING = (
     *("BatchNormalization", "Conv", "ConvTranspose", "CumSum", "Einsum", "Gemm", "GroupNormalization"),
@@ -29,11 +29,6 @@ _MIXING = (
 """Ops of which an entry depends on many."""
 CHANNELS = 1
 """The axis of a BatchNormalization's channels, which need not be the one that the op before it makes."""
-
-
-def is_random(node: NodeProto) -> bool:
-    """Return whether a node draws its values anew at every run."""
-    return is_op(node, *RANDOM_OPS)
 
 
 def is_constant(node: NodeProto, known: Iterable[str]) -> bool:

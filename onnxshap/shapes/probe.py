@@ -19,8 +19,7 @@ from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import Graph, is_op
 from onnxshap.graph.lifting import is_enter
 from onnxshap.graph.loops import depths
-from onnxshap.graph.structure import subgraphs
-from onnxshap.shapes.constants import is_random
+from onnxshap.graph.structure import is_random, subgraphs
 from onnxshap.shapes.folding import Run, Shape, sizes_of
 from onnxshap.shapes.pieces import Pieces
 from onnxshap.shapes.samples import resized

@@ -11,7 +11,7 @@ from onnxshap.calibrate import run_all
 from onnxshap.codes import is_coding
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError, ModelError, VerifyError, first_line
-from onnxshap.graph.structure import RANDOM_OPS
+from onnxshap.graph.structure import is_random
 from onnxshap.graph.weights import without_values
 from onnxshap.masking import Means, mask_name, masked_model
 from onnxshap.shapes import Shaped
@@ -81,7 +81,7 @@ def _check_form(traced: Traced, free: Traced, part: Dataset, natural: list[Array
     Raises:
         VerifyError: they differ.
     """
-    if any(node.op_type in RANDOM_OPS for node in free.shaped.graph.nodes):
+    if any(is_random(node) for node in free.shaped.graph.nodes):
         return  # another draw
     coded, model = _codes(traced.shaped), free.shaped.graph.model
     found = compare(run_all(free, model, part, optimize=not coded), natural, natural)

@@ -195,6 +195,39 @@ FIXED: dict[str, ModelProto] = {
         row=[1, 6],
         w2=(6, 2),
     ),
+    "heads of steps": net(
+        """(float[1,5,8] x) => (float[1,5,2] y) {
+    t = Transpose<perm=[1,0,2]>(x)
+    q = MatMul(t, wq)
+    k = MatMul(t, wk)
+    v = MatMul(t, wv)
+    qh = Reshape(q, heads)
+    kh = Reshape(k, heads)
+    vh = Reshape(v, heads)
+    qt = Transpose<perm=[1,0,2]>(qh)
+    kt = Transpose<perm=[1,2,0]>(kh)
+    vt = Transpose<perm=[1,0,2]>(vh)
+    s = MatMul(qt, kt)
+    p = Softmax<axis=-1>(s)
+    o = MatMul(p, vt)
+    u = Reshape(o, apart)
+    w = Transpose<perm=[2,0,1,3]>(u)
+    f = Reshape(w, flat)
+    g = Gemm(f, wo)
+    h = Reshape(g, steps)
+    z = Transpose<perm=[1,0,2]>(h)
+    y = MatMul(z, w2)
+}""",
+        wq=(8, 8),
+        wk=(8, 8),
+        wv=(8, 8),
+        heads=[5, 2, 4],
+        apart=[1, 2, 5, 4],
+        flat=[5, 8],
+        wo=(8, 6),
+        steps=[5, 1, 6],
+        w2=(6, 2),
+    ),
 }
 
 

@@ -207,8 +207,9 @@ class ImageWalk:
         if alone:
             return alone[0]
         following = source[place.axis + 1 : place.axis + 2]
-        if place.alone and len(fitting) > 1 and target[fitting[-1].axis : fitting[-1].axis + 1] == following:
-            return fitting[0]  # [places, images, features] -> [places x images, features]
+        last = fitting[-1].axis
+        if place.alone and len(fitting) > 1 and (target[last : last + 1] == following or last == len(target) - 1):
+            return fitting[0]  # [places, images, heads, features] -> [places x images, all features]
         return fitting[-1]
 
     def _aligned(self, index: int, node: NodeProto, number: int) -> Images | None:

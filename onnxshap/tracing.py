@@ -23,14 +23,18 @@ from onnxshap.graph.tails import Tail
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
 from onnxshap.labels import Labels, Liveness, Site
 from onnxshap.rules import trace_graph
-from onnxshap.rules.images import placed_images
+from onnxshap.rules.images import paired_images, placed_images
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.images import Images, find_images
 from onnxshap.shapes.places import numbered
 
 _MEMBERS = (
-    "no output has an axis for samples: axis 0 of the inputs is summed over, and all of it belongs to one sample; data "
-    "are [n, axis 0, ...], and an array of an input's own dimensions is one sample"
+    "axis 0 of the inputs counts no samples, going by the outputs: all of it belongs to one sample; data are "
+    "[n, axis 0, ...], and an array of an input's own dimensions is one sample"
+)
+_PAIRS = (
+    "output {!r} tells of every pair of images of a batch; a sample is what it gives alone, so it is run one by one; "
+    "exported without that output it takes less"
 )
 Keep = Mapping[str, BoolArray]
 """Group name -> bool[n_units], True = stays; groups that are absent stay whole."""
@@ -233,6 +237,9 @@ def _traced(
         if shaped.free_batch and any(axis is None for axis in axes.values()):
             return _of_members(given, shaped, input_shapes, engine, samples)
         shaped = replace(shaped, batch_axes=axes)
+        if (pairs := paired_images(shaped, labels)) is not None:
+            labels.trace.mixes_rows = True
+            shaped = replace(shaped, apart=True, notes=(*shaped.notes, _PAIRS.format(pairs)))
         return Traced(given.model, shaped, labels, engine, given.files, path=given.path)
     except OnnxshapError:
         raise

@@ -9,8 +9,8 @@ import pytest
 from onnx import ModelProto
 
 from onnxshap import compare, prune
-from onnxshap.calibrate import free_batch
-from onnxshap.core import Array
+from onnxshap.calibrate import free_batch, run_all
+from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError, ModelError
 from onnxshap.masking import insert_masks, mask_name
 from onnxshap.opening import open_model
@@ -252,3 +252,29 @@ def test_a_vector_is_refitted_as_a_row_of_a_batch_is() -> None:
             np.testing.assert_allclose(one.phi, many.phi, rtol=1e-4, atol=1e-6)
         assert found[0].after.score["mse"] == pytest.approx(found[1].after.score["mse"], rel=0.2)
         assert [r.ridge for r in found[0].refits] == [r.ridge for r in found[1].refits] != []
+
+
+def test_texts_beside_pictures_are_samples_one_by_one() -> None:
+    """Outputs of every text of a batch and every picture; of a set alone, how alike its members are."""
+    towers = net(
+        """(float[n,6] text, float[n,4] picture) => (float[n,n] alike, float[n,5] place) {
+            a = MatMul(text, w0) b = Relu(a) place = MatMul(b, w1) c = MatMul(picture, v0) d = Relu(c) e = MatMul(d, v1)
+            f = Transpose(e) alike = MatMul(place, f)
+        }""",
+        w0=(6, 8), w1=(8, 5), v0=(4, 8), v1=(8, 5),
+    )  # fmt: skip
+    data = {"text": images(40, 6), "picture": images(40, 4)}
+    done = prune(towers, data, keep_units=0.5, method="shapley", samples=4, multiple_of=1)
+    assert done.eval_images == 40 and "run one by one" in done.notes[0]
+    alone = [run(towers, {name: values[k : k + 1] for name, values in data.items()}) for k in range(40)]
+    found = run_all(done.traced, towers, Dataset(data))
+    assert relative_error(found, [np.concatenate(column) for column in zip(*alone, strict=True)]) <= TOLERANCE
+    check_exact(towers)
+    members = net(
+        """(float[n,6] x) => (float[n,n] y) {
+            a = MatMul(x, w0) b = Relu(a) c = MatMul(b, w1) d = Transpose(c) y = MatMul(c, d)
+        }""",
+        w0=(6, 8), w1=(8, 5),
+    )  # fmt: skip
+    assert trace(members).shaped.batch_axes == {"x": None}
+    assert prune(members, images(7, 9, 6), keep_units=0.5, method="l1", multiple_of=1).eval_images == 7

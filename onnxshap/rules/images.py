@@ -17,15 +17,17 @@ def placed_images(shaped: Shaped, labels: Labels) -> Mapping[str, int | None]:
     Of inputs whose sizes are all fixed, axis 0 is taken for the images, and need not be theirs: recurrent ops take the
     images of steps on axis 1. Where no op names another one, and an output has none for images of axis 0, which is
     summed over or mixed, that is an axis of features (or of the members of a set), and all inputs are one sample; so
-    they are where axis 0 may be of any length and outputs are as long whatever it is (points, in any number). An only
-    input that was taken for one sample, as its axis 0 may hold colours, has images there if all outputs do.
+    they are where axis 0 may be of any length and outputs are as long whatever it is (points, in any number), and an
+    only input is where an output has that axis twice (how alike the members of a set are). An only input that was taken
+    for one sample, as its axis 0 may hold colours, has images there if all outputs do.
     """
     given = {name: shaped.batch_axis(name) for name in shaped.inputs}
     specs = shaped.specs
     used = [*((site.tensor, site.axis) for site in labels.trace.sites), *labels.trace.mixed]
     if any(None in specs[name].shape for name in given):
         summed = shaped.free_batch and any(_meet(labels, (name, 0), key) for name in given for key in used)
-        return dict.fromkeys(given) if summed and not _follow(shaped) else given
+        members = len(given) == 1 and shaped.free_batch and paired_images(shaped, labels) is not None
+        return dict.fromkeys(given) if members or (summed and not _follow(shaped)) else given
     if _is_whole(shaped):
         (name,) = given
         summed = any(_meet(labels, (name, 0), key) for key in used)
@@ -43,6 +45,19 @@ def placed_images(shaped: Shaped, labels: Labels) -> Mapping[str, int | None]:
     if any(_meet(labels, (name, 0), key) for name in doubted for key in used) and not _arrive(shaped, labels, doubted):
         return dict.fromkeys(given)
     return given
+
+
+def paired_images(shaped: Shaped, labels: Labels) -> str | None:
+    """Return an output in which every image of a batch meets every other (texts and pictures), None where none is.
+
+    What one image gives is there what it gives alone: how alike its own text and picture are.
+    """
+    axes = [(name, axis) for name in shaped.inputs if (axis := shaped.batch_axis(name)) is not None]
+    for output in shaped.graph.model.graph.output if shaped.free_batch else ():
+        places = [(output.name, axis) for axis in range(len(shaped.shapes.get(output.name, ())))]
+        if sum(any(_meet(labels, one, place) for one in axes) for place in places) > 1:
+            return output.name
+    return None
 
 
 def _is_whole(shaped: Shaped) -> bool:

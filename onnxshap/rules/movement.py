@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxshap.labels import Axes, Op, Product, RuleError
+from onnxshap.labels import Axes, Op, Product, RuleError, Tensor
 from onnxshap.labels.factors import common_factors, spans_of
 from onnxshap.labels.fixups import SingleAxes, Widths
 from onnxshap.rules.pointwise import broadcast
@@ -40,8 +40,14 @@ def reshape(op: Op, ax: Axes) -> None:
         ax.fix(SingleAxes(op.index, x.name, single, op.opset))
     if 0 in x.shape:
         raise RuleError(f"{op.type} of a tensor without elements")
-    for ins, outs in aligned(x.shape, y.shape):
-        _relate_block(ax, x.name, ins, outs)
+    blocks = aligned(x.shape, y.shape)
+    moved = [(any(_is_free(x, a) for a in ins), any(_is_free(y, a) for a in outs)) for ins, outs in blocks]
+    chance = (True, False) in moved and (False, True) in moved  # what is as long as a batch, at this size alone
+    for (ins, outs), sides in zip(blocks, moved, strict=True):
+        if chance and sides[0] != sides[1]:
+            _freeze_block(ax, ins, outs, f"{op.type} regroups it otherwise at other sizes")
+        else:
+            _relate_block(ax, x.name, ins, outs)
 
 
 def aligned(source: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -74,10 +80,11 @@ def _relate_block(ax: Axes, where: str, ins: list[int], outs: list[int]) -> None
         return ax.tie(*atoms)
     factors = common_factors(sizes_in, sizes_out)
     if factors is None:
-        for item in atoms:
-            ax.freeze(item, f"{ax.op.type} regroups it across uneven blocks")
-        return None
+        return _freeze_block(ax, ins, outs, f"{ax.op.type} regroups it across uneven blocks")
     spans = [*spans_of(sizes_in, factors), *spans_of(sizes_out, factors)]
+    free = [*(_is_free(x, a) for a in ins), *(_is_free(y, a) for a in outs)]
+    if any(free[: len(ins)]) and any(free[len(ins) :]) and not _follow(spans, free):
+        return _freeze_block(ax, ins, outs, f"{ax.op.type} regroups it otherwise at other sizes")
     alone = {span.start: item for item, span in zip(atoms, spans, strict=True) if len(span) == 1}
     fine = [alone.get(k) for k in range(len(factors))]
     known = [ax.trace.fresh(size) if item is None else item for item, size in zip(fine, factors, strict=True)]
@@ -90,6 +97,28 @@ def _relate_block(ax: Axes, where: str, ins: list[int], outs: list[int]) -> None
             merged = item.reshape([factors[k] for k in span])
             ax.trace.products.append(Product(merged, tuple(known[k] for k in span), f"{ax.op.type} of {where!r}"))
     return None
+
+
+def _is_free(tensor: Tensor, axis: int) -> bool:
+    """Return whether an axis has another size elsewhere, and here one that tells it from axes of size 1."""
+    return axis in tensor.free and tensor.shape[axis] > 1
+
+
+def _freeze_block(ax: Axes, ins: list[int], outs: list[int], reason: str) -> None:
+    for atoms in [*(ax.input(0, a) for a in ins), *(ax.output(0, a) for a in outs)]:
+        ax.freeze(atoms, reason)
+
+
+def _follow(spans: Sequence[range], free: Sequence[bool]) -> bool:
+    """Return whether axes of free sizes hold a factor each that no axis of a fixed size holds: one that may follow.
+
+    >>> _follow([range(1), range(1, 3), range(2), range(2, 3)], [True, False, True, False])  # [N, 12] -> [N * 3, 4]
+    True
+    >>> _follow([range(1), range(1, 2), range(1), range(1, 2)], [True, False, False, True])  # [N, 4] -> [2, 2 * N]
+    False
+    """
+    fixed = {k for span, is_free in zip(spans, free, strict=True) if not is_free for k in span}
+    return all(not fixed.issuperset(span) for span, is_free in zip(spans, free, strict=True) if is_free)
 
 
 @rule("DepthToSpace")

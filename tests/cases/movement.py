@@ -158,6 +158,14 @@ case("a 0 copies the width of another axis", net("""(float[N,5,6] x) => (float[N
     l = MatMul(w2, t)
     y = MatMul(l, w3)
 }""", w0=(6, 4), w1=(4, 5), w2=(3, 4), w3=(4, 2), apart=[0, 1, 0, 4], together=[0, 4, 4]), [4, 4])
+case("images among the features, as long as a factor of them at two images alone", gemm_net("""
+    r = Reshape(a, apart)
+    t = Transpose<perm=[2,1,0]>(r)
+    b = Reshape(t, together)""", apart=[-1, 4, 2], together=[-1, 8]), [], "all it is made of stays")
+case("images on an axis of a fixed size, as long as it at two images alone", gemm_net("""
+    r = Reshape(a, two)
+    t = Transpose<perm=[1,0]>(r)
+    b = Reshape(t, together)""", two=[2, -1], together=[-1, 8]), [], "Reshape regroups it otherwise at other sizes")
 case("regrouped across uneven blocks stays", gemm_net("""
     r = Reshape(a, apart)
     s = Relu(r)

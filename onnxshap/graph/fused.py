@@ -60,9 +60,10 @@ def unfuse(graph: GraphProto, opset: int) -> list[Unfused]:
     for node in graph.node:
         parts = parting.of(node)
         nodes += parts
-        for part in parts if parts != [node] else ():
-            read = list(node.input)
-            places = {k: read.index(name) for k, name in enumerate(part.input) if name and name in read}
+        left = {name: [k for k, other in enumerate(node.input) if other == name] for name in node.input if name}
+        for part in parts if parts != [node] else ():  # in the order of the inputs, where two are one tensor
+            read = [(k, left[name]) for k, name in enumerate(part.input) if name in left]
+            places = {k: there.pop(0) if len(there) > 1 else there[0] for k, there in read}
             found.append(Unfused(part.output[0], node.output[0], places))
     if found:
         refill(graph.node, nodes)

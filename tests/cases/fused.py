@@ -154,6 +154,11 @@ case("EmbedLayerNormalization of three tables, the sum and a mask counted", net(
     y = MatMul(n, w1)
 }""", imports=MS, words=(7, 8), places=(6, 8), parts=(7, 8), s=(8,), t=(8,), s2=(8,), t2=(8,), b2=(8,), w0=(8, 24),
     b0=(24,), wo=(8, 8), w1=(8, 3)), [8, 2, 4])
+case("EmbedLayerNormalization of one table in two places, each told by its own", net("""
+(int32[N,5] x, int32[N,5] p) => (float[N,5,3] y) {
+    e, i = com.microsoft.EmbedLayerNormalization<epsilon=0.1>(x, p, words, places, words, s, t)
+    y = MatMul(e, w1)
+}""", imports=MS, words=(7, 8), places=(6, 8), s=(8,), t=(8,), w1=(8, 3)), [8])
 case("com.microsoft.MultiHeadAttention", net("""(float[N,5,12] x) => (float[N,5,12] y) {
     q = MatMul(x, wq)
     r = com.microsoft.RotaryEmbedding(q, p, cos, sin)

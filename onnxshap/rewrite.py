@@ -139,7 +139,7 @@ class _Rewrite:
         if scales[1].ndim > 1 or scales[1].size not in (1, values.size):
             return self.new_constant(wish, values)  # the weights have scales of blocks
         scale = scales[0].ravel() * scales[1].ravel()
-        codes = _int32(values / scale)
+        codes = _int32(values / scale) if scale.all() else None  # a channel of nothing may have a scale of 0
         if codes is None:
             return self.new_constant(wish, values)
         names = [self.new_constant(f"{wish}.codes", codes)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import onnxshap
 from onnxshap import report
+from tests.cases.coded import qdq_net
 from tests.exactness import check_exact, net
 from tests.zeroing import run
 
@@ -167,3 +169,15 @@ def test_layers_of_codes_are_told_as_not_refitted(quantised: tuple[Path, Path]) 
     assert told["unfitted"]
     assert set(told["unfitted"]).isdisjoint(r["node"] for r in told["refits"])
     assert any("not refitted" in str(item) for item in report.prune_tables(told))
+
+
+def test_a_channel_of_nothing_may_have_a_scale_of_zero() -> None:
+    """The mean that goes into its bias has no codes then: it was divided by zero, and numpy warned the user."""
+    model = qdq_net()
+    scale = next(t for t in model.graph.initializer if t.name == "s1")
+    values = numpy_helper.to_array(scale).copy()
+    values.reshape(-1)[0] = 0
+    scale.CopyFrom(numpy_helper.from_array(values, "s1"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check_exact(model, 0.5, tolerance=1e-3).dropped > 0

@@ -75,12 +75,19 @@ def _flattened(products: Sequence[Product], classes: NDArray[np.int32]) -> list[
         merged.setdefault(_key(product.merged, classes), product)
 
     def flat(product: Product) -> Product:
-        factors = list[IntArray]()
-        for factor in product.factors:
+        factors, free = list[IntArray](), set[int]()
+        for number, factor in enumerate(product.factors):
             smaller = len(factor) < product.merged.size  # so this ends
             inner = merged.get(_key(factor, classes)) if smaller else None
-            factors += [factor] if inner is None else flat(inner).factors
-        return Product(product.merged.reshape([len(f) for f in factors]), tuple(factors), product.where)
+            if inner is None:
+                free |= {len(factors)} if number in product.free else set()
+                factors.append(factor)
+            else:
+                part = flat(inner)
+                free |= {len(factors) + k for k in part.free}
+                factors += part.factors
+        shape = [len(f) for f in factors]
+        return Product(product.merged.reshape(shape), tuple(factors), product.where, frozenset(free))
 
     return [flat(product) for product in products]
 
@@ -88,22 +95,57 @@ def _flattened(products: Sequence[Product], classes: NDArray[np.int32]) -> list[
 def _refinement(one: Product, other: Product) -> list[Product]:
     """Return products of factors, with which two products of one axis have the same factors.
 
-    Nothing where their sizes do not divide each other, or a factor would be one that neither has.
+    Nothing where their sizes do not divide each other, do so at these sizes alone, or a factor would be one that
+    neither has.
     """
+    if by_chance(one, other):
+        return []
     sizes = common_factors(one.merged.shape, other.merged.shape) or []
     parts = [
-        (factor, span)
+        (factor, span, number in product.free)
         for product in (one, other)
-        for factor, span in zip(product.factors, spans_of(product.merged.shape, sizes) if sizes else (), strict=False)
+        for number, (factor, span) in enumerate(
+            zip(product.factors, spans_of(product.merged.shape, sizes) if sizes else (), strict=False)
+        )
     ]
-    known = {span.start: factor for factor, span in reversed(parts) if len(span) == 1}
+    known = {span.start: factor for factor, span, _ in reversed(parts) if len(span) == 1}
     if len(known) < len(sizes):
         return []
+    moving = {span.start for _, span, is_free in parts if len(span) == 1 and is_free}
     return [
-        Product(factor.reshape([sizes[k] for k in span]), tuple(known[k] for k in span), one.where)
-        for factor, span in parts
+        Product(
+            factor.reshape([sizes[k] for k in span]),
+            tuple(known[k] for k in span),
+            one.where,
+            frozenset(k - span.start for k in span if k in moving),
+        )
+        for factor, span, _ in parts
         if len(span) > 1
     ]
+
+
+def by_chance(one: Product, other: Product) -> bool:
+    """Return whether the sizes of two products of one axis agree, if they do, at these sizes alone.
+
+    [8, N] and [N, 8] do at two images.
+    """
+    sizes = common_factors(one.merged.shape, other.merged.shape)
+    if sizes is None or not (one.free or other.free):
+        return False
+    spans = [span for p in (one, other) for span in spans_of(p.merged.shape, sizes)]
+    return not follow(spans, [k in p.free for p in (one, other) for k in range(len(p.factors))])
+
+
+def follow(spans: Sequence[range], free: Sequence[bool]) -> bool:
+    """Return whether what has a free size holds a factor each that nothing of a fixed size holds: one that may follow.
+
+    >>> follow([range(1), range(1, 3), range(2), range(2, 3)], [True, False, True, False])  # [N, 12] -> [N * 3, 4]
+    True
+    >>> follow([range(1), range(1, 2), range(1), range(1, 2)], [True, False, False, True])  # [N, 4] -> [2, 2 * N]
+    False
+    """
+    fixed = {k for span, is_free in zip(spans, free, strict=True) if not is_free for k in span}
+    return all(not fixed.issuperset(span) for span, is_free in zip(spans, free, strict=True) if is_free)
 
 
 def _key(atoms: IntArray, classes: NDArray[np.int32]) -> bytes:

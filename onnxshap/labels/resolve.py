@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxshap.core import Array, BoolArray, IntArray
 from onnxshap.labels.balance import balanced_sets
-from onnxshap.labels.factors import in_order, refined
+from onnxshap.labels.factors import by_chance, in_order, refined
 from onnxshap.labels.relations import Atoms
 from onnxshap.labels.trace import AxisKey, Balance, Frozen, Product, Trace
 
@@ -111,8 +111,8 @@ def resolve(trace: Trace) -> Labels:
 
     Products are resolved to a fixpoint: a frozen factor turns a product into ties with the others, a merged position
     that is frozen freezes its factors, two factorisations are refined until they are equal (`factors`), two equal ones
-    tie factor to factor, and whatever two products cannot both express freezes the smaller factor. Then classes are
-    joined until all of them leave grouped Convs balanced.
+    tie factor to factor, whatever two products cannot both express freezes the smaller factor, and all of both where
+    they agree at these sizes alone. Then classes are joined until all of them leave grouped Convs balanced.
     """
     classes = _components(trace.size, *trace.ties.pairs())
     frozen = trace.frozen.copy()
@@ -184,7 +184,15 @@ def _simplify(
 ) -> tuple[list[Product], list[tuple[IntArray, IntArray]], list[Frozen]]:
     """Return the products that remain with two live factors or more, and the ties and freezes that follow."""
     changes = _Changes()
-    remaining = []
+    remaining, first = [], dict[bytes, Product]()
+    for product in products:
+        other = first.setdefault(classes[product.merged].tobytes(), product)
+        if other is not product and by_chance(other, product):
+            for factor in (*product.factors, *other.factors):
+                if not frozen[classes[factor]].all():
+                    changes.frozen.append(Frozen(factor, f"it is split otherwise at other sizes, at {product.where}"))
+    if changes.frozen:
+        return list(products), [], changes.frozen
     for product in products:
         if (left := _without_frozen_factors(product, classes, frozen, changes)) is not None:
             remaining.append(left)
@@ -197,6 +205,7 @@ def _without_frozen_factors(
     product: Product, classes: NDArray[np.int32], frozen: BoolArray, changes: _Changes
 ) -> Product | None:
     merged, factors = product.merged, list(product.factors)
+    free = [k in product.free for k in range(len(factors))]
     stuck = frozen[classes[merged]]
     for axis, factor in enumerate(factors):
         other = tuple(a for a in range(merged.ndim) if a != axis)
@@ -210,9 +219,9 @@ def _without_frozen_factors(
                 head = np.broadcast_to(along[:1], along[1:].shape)
                 changes.ties.append((along[1:].ravel(), head.ravel()))
             merged = along[0]
-            del factors[axis]
+            del factors[axis], free[axis]
     if len(factors) >= 2:
-        return Product(merged, tuple(factors), product.where)
+        return Product(merged, tuple(factors), product.where, frozenset(k for k, is_free in enumerate(free) if is_free))
     if not factors:
         if not frozen[classes[merged]].all():
             changes.frozen.append(Frozen(merged.ravel(), f"all it is made of stays, at {product.where}"))

@@ -152,11 +152,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Product:
-    """`merged` atoms of shape (f1, ..., fk) are dead where any of their factors is; factors are atoms of length f_i."""
+    """`merged` atoms of shape (f1, ..., fk) are dead where any of their factors is; factors are atoms of length f_i.
+
+    Those that are `free`, by number, have another length at other sizes: the images, say.
+    """
 
     merged: IntArray
     factors: tuple[IntArray, ...]
     where: str
+    free: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

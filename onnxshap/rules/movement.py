@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxshap.labels import Axes, Op, Product, RuleError, Tensor
-from onnxshap.labels.factors import common_factors, spans_of
+from onnxshap.labels.factors import common_factors, follow, spans_of
 from onnxshap.labels.fixups import SingleAxes, Widths
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
@@ -83,8 +83,9 @@ def _relate_block(ax: Axes, where: str, ins: list[int], outs: list[int]) -> None
         return _freeze_block(ax, ins, outs, f"{ax.op.type} regroups it across uneven blocks")
     spans = [*spans_of(sizes_in, factors), *spans_of(sizes_out, factors)]
     free = [*(_is_free(x, a) for a in ins), *(_is_free(y, a) for a in outs)]
-    if any(free[: len(ins)]) and any(free[len(ins) :]) and not _follow(spans, free):
+    if any(free[: len(ins)]) and any(free[len(ins) :]) and not follow(spans, free):
         return _freeze_block(ax, ins, outs, f"{ax.op.type} regroups it otherwise at other sizes")
+    fixed = {k for span, is_free in zip(spans, free, strict=True) if not is_free for k in span}
     alone = {span.start: item for item, span in zip(atoms, spans, strict=True) if len(span) == 1}
     fine = [alone.get(k) for k in range(len(factors))]
     known = [ax.trace.fresh(size) if item is None else item for item, size in zip(fine, factors, strict=True)]
@@ -95,7 +96,9 @@ def _relate_block(ax: Axes, where: str, ins: list[int], outs: list[int]) -> None
             ax.tie(known[span.start], item)
         else:
             merged = item.reshape([factors[k] for k in span])
-            ax.trace.products.append(Product(merged, tuple(known[k] for k in span), f"{ax.op.type} of {where!r}"))
+            moving = frozenset(k - span.start for k in span if any(free) and k not in fixed)
+            parts = tuple(known[k] for k in span)
+            ax.trace.products.append(Product(merged, parts, f"{ax.op.type} of {where!r}", moving))
     return None
 
 
@@ -107,18 +110,6 @@ def _is_free(tensor: Tensor, axis: int) -> bool:
 def _freeze_block(ax: Axes, ins: list[int], outs: list[int], reason: str) -> None:
     for atoms in [*(ax.input(0, a) for a in ins), *(ax.output(0, a) for a in outs)]:
         ax.freeze(atoms, reason)
-
-
-def _follow(spans: Sequence[range], free: Sequence[bool]) -> bool:
-    """Return whether axes of free sizes hold a factor each that no axis of a fixed size holds: one that may follow.
-
-    >>> _follow([range(1), range(1, 3), range(2), range(2, 3)], [True, False, True, False])  # [N, 12] -> [N * 3, 4]
-    True
-    >>> _follow([range(1), range(1, 2), range(1), range(1, 2)], [True, False, False, True])  # [N, 4] -> [2, 2 * N]
-    False
-    """
-    fixed = {k for span, is_free in zip(spans, free, strict=True) if not is_free for k in span}
-    return all(not fixed.issuperset(span) for span, is_free in zip(spans, free, strict=True) if is_free)
 
 
 @rule("DepthToSpace")

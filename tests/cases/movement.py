@@ -162,6 +162,11 @@ case("images among the features, as long as a factor of them at two images alone
     r = Reshape(a, apart)
     t = Transpose<perm=[2,1,0]>(r)
     b = Reshape(t, together)""", apart=[-1, 4, 2], together=[-1, 8]), [], "all it is made of stays")
+case("a list of channels, then images, that is read as images, then channels", gemm_net("""
+    t = Transpose<perm=[1,0]>(a)
+    f = Reshape(t, flat)
+    r = Relu(f)
+    b = Reshape(r, together)""", flat=[-1], together=[-1, 8]), [], "it is split otherwise at other sizes")
 case("images on an axis of a fixed size, as long as it at two images alone", gemm_net("""
     r = Reshape(a, two)
     t = Transpose<perm=[1,0]>(r)

@@ -12,7 +12,7 @@ from onnx import ModelProto, numpy_helper
 import onnxshap
 from onnxshap.errors import DataError
 from onnxshap.estimators.rows import over_images
-from onnxshap.methods import GAMELESS, METHODS
+from onnxshap.methods import GAMELESS, METHODS, Whole
 from onnxshap.methods.lean import operator_norms
 from onnxshap.methods.ranking import ranked_by, ranks
 from onnxshap.methods.spp import moves
@@ -28,6 +28,10 @@ SHAPES: dict[str, Any] = {
 
 NOISY = {"random", "lean", "apoz", "spp", "shapley-regression"}
 """Methods for which a unit without any effect is not worth exactly nothing."""
+
+
+WHOLE = {name for name, method in METHODS.items() if isinstance(method, Whole)} - GAMELESS
+"""Methods that play a game of all images together."""
 
 
 def net(**changed: Any) -> ModelProto:
@@ -139,11 +143,17 @@ def test_probabilities_start_from_few_images() -> None:
         assert all(np.isfinite(v.phi).all() for v in values.values())
 
 
-def test_budgets_hold_for_methods_in_rounds() -> None:
-    for method in ("spp", "loo-logit-iterated"):
-        assert 0 < score(net(), method, max_evals=2000).evals <= 2000
-        with pytest.raises(onnxshap.BudgetError, match=r"group 'stem' .*less than one image takes"):
-            score(net(), method, max_evals=30)
+@pytest.mark.parametrize("method", sorted(WHOLE))
+def test_budgets_hold_for_methods_that_take_groups_as_wholes(method: str) -> None:
+    found = score(net(), method, max_evals=1500)
+    assert 0 < found.evals <= 1500
+    for values in found.values.values():
+        assert values.stopped == "max-evals" and 0 < values.images < 24
+    assert {v.stopped for v in score(net(), method, max_evals=10**6).values.values()} == {"samples"}
+    told: list[object] = []
+    with pytest.raises(onnxshap.BudgetError, match=r"max-evals is 30, .* few for group 'stem' and 1 more; give \d+"):
+        score(net(), method, max_evals=30, progress=lambda *at: told.append(at))
+    assert not told  # before any group was played
 
 
 def test_lean_of_another_model_is_not_remembered() -> None:

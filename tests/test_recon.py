@@ -21,9 +21,9 @@ from onnxshap.data import random_data
 from onnxshap.game import Setting
 from onnxshap.graph import extract
 from onnxshap.groups import Group
-from onnxshap.methods.base import untold
+from onnxshap.methods import METHODS
 from onnxshap.methods.elimination import BlockRegression, eliminate
-from onnxshap.methods.recon import designs, layers_of, recon
+from onnxshap.methods.recon import designs, layers_of
 from onnxshap.payoffs import MSE
 from onnxshap.shapes import input_specs
 from tests import exactness
@@ -125,7 +125,7 @@ def test_inputs_that_hardly_vary_are_ranked_by_how_they_do(level: float) -> None
     traced = onnxshap.trace(model)
     data = onnxshap.Dataset({"x": np.random.default_rng(0).standard_normal((90, 6)).astype(np.float32)})
     (group,) = traced.groups
-    phi = recon(Setting(free_batch(traced), data, MSE(), []), group, np.random.default_rng(0), None, untold).phi
+    phi = METHODS["recon"](Setting(free_batch(traced), data, MSE(), []), group, np.random.default_rng(0)).phi
     assert np.isfinite(phi).all() and (phi >= 0).all()
     if level == 1:
         assert np.ptp(phi) > 0.1
@@ -142,7 +142,7 @@ def test_regressions_are_what_the_layers_compute(one: Case) -> None:
     data = random_data(fixed, 4 * traced.batch, 0)
     setting = Setting(free, data, MSE(), [])
     for group in traced.groups:
-        values = recon(setting, group, np.random.default_rng(0), None, untold)
+        values = METHODS["recon"](setting, group, np.random.default_rng(0))
         assert values.phi.shape == (len(group),) and np.isfinite(values.phi).all()
         for layer in layers_of(setting, group):
             if not layer.refitted or layer.kernels is None:
@@ -203,7 +203,7 @@ def test_groups_in_order_are_one_way_through_the_model(memory: int) -> None:
     assert len(inner) == blocks
 
     def values(setting: Setting, group: Group) -> bytes:
-        return recon(setting, group, np.random.default_rng(0), None, untold).phi.tobytes()
+        return METHODS["recon"](setting, group, np.random.default_rng(0)).phi.tobytes()
 
     found = [values(setting, group) for group in inner]
     convs = 2 * blocks  # from the input to what the last of them gives
@@ -229,8 +229,8 @@ def test_a_tensor_that_kernels_of_several_sizes_read_is_not_computed_from_the_st
     data = onnxshap.Dataset({"x": np.random.default_rng(0).standard_normal((40, 3, 4, 4)).astype(np.float32)})
     setting = Setting(traced, data, MSE(), [])
     first, second = traced.groups
-    found = [recon(setting, group, np.random.default_rng(0), None, untold).phi for group in (first, second)]
+    found = [METHODS["recon"](setting, group, np.random.default_rng(0)).phi for group in (first, second)]
     assert sum(backend.convs) == convs
     backend.convs.clear()
-    alone = recon(replace(setting), second, np.random.default_rng(0), None, untold).phi
+    alone = METHODS["recon"](replace(setting), second, np.random.default_rng(0)).phi
     assert alone.tobytes() == found[1].tobytes() and sum(backend.convs) == (2 if memory else 2 + 2)

@@ -28,10 +28,10 @@ from __future__ import annotations
 from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, Regression, SharedPermutation, Taylor
 from onnxshap.methods.base import ByImage, Method, Whole
 from onnxshap.methods.lean import lean
-from onnxshap.methods.logits import distance, iterated
+from onnxshap.methods.logits import distance, iterated, rows_of_rounds
 from onnxshap.methods.recon import recon
-from onnxshap.methods.sensitivity import sensitivity
-from onnxshap.methods.spp import spp
+from onnxshap.methods.sensitivity import rows_of_probes, sensitivity
+from onnxshap.methods.spp import rows_of_pairs, spp
 from onnxshap.methods.statistics import activations, norm, random
 
 __all__ = ["GAMELESS", "METHODS", "ByImage", "Method", "Whole"]
@@ -47,20 +47,20 @@ METHODS: dict[str, Method] = {
     "exact": ByImage(Exact()),
     "loo": ByImage(LeaveOneOut()),
     "loo-logit": ByImage(LeaveOneOut(), payoff=distance),
-    "loo-logit-iterated": Whole(iterated),
+    "loo-logit-iterated": Whole(iterated, rows_of_rounds),
     "taylor": ByImage(Taylor("abs"), zero_filled=True),
     "taylor-signed": ByImage(Taylor("signed"), zero_filled=True),
     "taylor-sq": ByImage(Taylor("square"), zero_filled=True),
     "fisher": ByImage(Fisher(), zero_filled=True),
-    "sensitivity": Whole(sensitivity, plays=True),
-    "spp": Whole(spp, plays=True),
-    "recon": Whole(recon, games=False),
-    "lean": Whole(lean, games=False),
+    "sensitivity": Whole(sensitivity, rows_of_probes, plays=True),
+    "spp": Whole(spp, rows_of_pairs, plays=True),
+    "recon": Whole(recon),
+    "lean": Whole(lean),
     "activation": activations("abs"),
     "apoz": activations("positive"),
     "l1": norm(1),
     "l2": norm(2),
-    "random": Whole(random, games=False),
+    "random": Whole(random),
 }
 """Name -> method."""
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Payoff, Values
+from onnxshap.core import FloatArray, ImageIndex, Payoff, Values
+from onnxshap.errors import BudgetError
 from onnxshap.estimators.images import PerImage
 from onnxshap.game import GroupGame, Setting
 from onnxshap.groups import Group
@@ -61,21 +62,42 @@ class Whole:
     """A method that needs all images of a group together.
 
     Attributes:
-        function: setting, group, randomness, most rows (None = no limit), whom to tell -> values.
-        games: whether it evaluates rows; one that does not costs one run an image at most.
+        function: setting, group, randomness, numbers of the images, whom to tell -> values.
+        rows: units of a group -> rows that it evaluates an image, at most; None = none, it costs one run an image at
+            most, and takes all of them.
         plays: whether it plays for the setting's payoff, which then has to be one of single images.
     """
 
-    function: Callable[[Setting, Group, np.random.Generator, int | None, Tell], Values]
-    games: bool = True
+    function: Callable[[Setting, Group, np.random.Generator, ImageIndex, Tell], Values]
+    rows: Callable[[int], int] | None = None
     plays: bool = False
+
+    @property
+    def games(self) -> bool:
+        """Whether it evaluates rows."""
+        return self.rows is not None
+
+    def images(self, setting: Setting, n_units: int, max_evals: int | None) -> int:
+        """Return how many images it takes.
+
+        Raises:
+            BudgetError: `max_evals` does not reach one.
+        """
+        whole, rows = len(setting.data), 0 if self.rows is None else self.rows(n_units)
+        if max_evals is None or max_evals >= rows * whole:
+            return whole
+        if max_evals < rows:
+            raise BudgetError(f"max_evals is {max_evals}, less than one image takes ({rows}); raise it", rows)
+        return max_evals // rows
 
     def __call__(
         self, setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None = None,
         tell: Tell = untold,
     ) -> Values:  # fmt: skip
-        """Return the values of a group."""
-        return self.function(setting, group, rng, max_evals, tell)
+        """Return the values of a group; images, drawn at random, are left out where `max_evals` does not reach all."""
+        whole, used = len(setting.data), self.images(setting, len(group), max_evals)
+        images = np.arange(whole) if used == whole else np.sort(rng.permutation(whole)[:used])
+        return self.function(setting, group, rng, images, tell)
 
 
 Method = ByImage | Whole

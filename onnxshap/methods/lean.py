@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxshap.core import FloatArray, IntArray, Values
+from onnxshap.core import FloatArray, ImageIndex, IntArray, Values
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, is_op
 from onnxshap.graph.structure import reads
@@ -37,7 +37,7 @@ _GRID = 8
 """Frequencies per axis, twice the kernel's size where that is more."""
 
 
-def lean(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
+def lean(setting: Setting, group: Group, rng: np.random.Generator, images: ImageIndex, tell: Tell) -> Values:
     """Return minus the number of the path that keeps each unit first (see the module)."""
     return Values(_of_model(setting)[group.units], np.zeros(len(group)))
 

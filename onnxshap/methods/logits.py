@@ -17,7 +17,6 @@ import numpy as np
 
 from onnxshap import payoffs
 from onnxshap.core import BoolArray, FloatArray, ImageIndex, Payoff, Values
-from onnxshap.errors import BudgetError
 from onnxshap.estimators.rows import evaluate_each, image_blocks
 from onnxshap.game import GroupGame, Setting
 from onnxshap.groups import Group
@@ -36,26 +35,29 @@ def divergence(setting: Setting) -> Payoff:
     return payoffs.choose(None, setting.reference, None, setting.traced.outputs)
 
 
-def iterated(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
+def _ends(n: int) -> list[int]:
+    """Return how many of so many units have gone after each round."""
+    return [round(n * k / ROUNDS) for k in range(1, ROUNDS + 1)]
+
+
+def rows_of_rounds(n_units: int) -> int:
+    """Return the rows that an image takes: one for every unit that is left, round after round."""
+    return sum(n_units - gone for gone in [0, *_ends(n_units)[:-1]])
+
+
+def iterated(setting: Setting, group: Group, rng: np.random.Generator, images: ImageIndex, tell: Tell) -> Values:
     """Return the distance reached when each unit has gone, in rounds (see the module)."""
     n = len(group)
-    images = np.arange(len(setting.data))
-    ends = [round(n * k / ROUNDS) for k in range(1, ROUNDS + 1)]
-    rows = sum(n - start for start in [0, *ends[:-1]])
-    if max_evals is not None and max_evals < rows * len(images):
-        if max_evals < rows:
-            raise BudgetError(f"max_evals is {max_evals}, less than one image takes ({rows} evaluations); raise it")
-        images = np.sort(rng.permutation(len(images))[: max_evals // rows])
     game = GroupGame(replace(setting, payoff=divergence(setting)), group)
     phi, present, reached = np.zeros(n), np.ones(n, np.bool_), 0.0
-    for number, end in enumerate(ends):
+    for number, end in enumerate(_ends(n)):
         tell(number / ROUNDS)
         lost = _lost(game, images, present)
         for unit in sorted(np.flatnonzero(present), key=lambda u: (lost[u], u))[: end - int((~present).sum())]:
             reached = max(reached, float(lost[unit]))
             phi[unit] = reached
             present[unit] = False
-    return Values(phi, np.zeros(n), rows * len(images))
+    return Values(phi, np.zeros(n), game.evals)
 
 
 def _lost(game: GroupGame, images: ImageIndex, present: BoolArray) -> FloatArray:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxshap.core import Array, FloatArray, IntArray, Values
+from onnxshap.core import Array, FloatArray, ImageIndex, IntArray, Values
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, is_op
 from onnxshap.groups import Group
@@ -42,7 +42,7 @@ RIDGE = 1e-3
 """In units of the mean squared (centred) input."""
 
 
-def recon(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
+def recon(setting: Setting, group: Group, rng: np.random.Generator, images: ImageIndex, tell: Tell) -> Values:
     """Return the error of the refitted consumers once each unit has gone (see the module)."""
     phi = eliminate(*regressions(setting, group, rng, tell=tell))
     return Values(phi, np.zeros(len(group)))

@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Values
-from onnxshap.errors import BudgetError
+from onnxshap.core import FloatArray, ImageIndex, Values
 from onnxshap.game import GroupGame, Setting
 from onnxshap.groups import Group
 from onnxshap.methods.base import Tell
@@ -48,18 +47,16 @@ def moves(n: int, wanted: int) -> FloatArray:
     return np.asarray(np.maximum(np.where(ranks <= turn, STEP * np.exp(-alpha * ranks), mirrored), -STEP))
 
 
-def spp(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
+def rows_of_pairs(n_units: int) -> int:
+    """Return the rows that an image takes at most: a pair a round."""
+    return 2 * ROUNDS
+
+
+def spp(setting: Setting, group: Group, rng: np.random.Generator, images: ImageIndex, tell: Tell) -> Values:
     """Return minus the probability to go of every unit (see the module)."""
     n, wanted = len(group), len(group) // 2
     if n < 2:
         return Values(np.zeros(n), np.zeros(n))
-    images = np.arange(len(setting.data))
-    if max_evals is not None and max_evals < 2 * ROUNDS * len(images):
-        if max_evals < 2 * ROUNDS:
-            raise BudgetError(
-                f"max_evals is {max_evals}, less than one image takes ({2 * ROUNDS}); raise it", 2 * ROUNDS
-            )
-        images = np.sort(rng.permutation(len(images))[: max_evals // (2 * ROUNDS)])
     game, delta = GroupGame(setting, group), moves(n, wanted)
     gone, evals = np.zeros(n), 0
     slopes: FloatArray = np.zeros(n)

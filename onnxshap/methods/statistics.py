@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxshap.calibrate import channel_means
-from onnxshap.core import FloatArray, Values
+from onnxshap.core import FloatArray, ImageIndex, Values
 from onnxshap.game import Setting
 from onnxshap.graph import is_op
 from onnxshap.groups import Group
@@ -24,17 +24,17 @@ from onnxshap.shapes.constants import CHANNELS, is_stored, norm_scale, static_va
 def activations(transform: str) -> Whole:
     """Return the method that averages a transform of the activations."""
 
-    def method(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
+    def method(setting: Setting, group: Group, rng: np.random.Generator, images: ImageIndex, tell: Tell) -> Values:
         places = [(s.tensor, s.axis) for s in sites_of(setting, group)]
         return per_unit(setting, group, channel_means(setting.traced, setting.data, places, transform))
 
-    return Whole(method, games=False)
+    return Whole(method)
 
 
 def norm(order: int) -> Whole:
     """Return the method that takes a norm of the weights."""
 
-    def method(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
+    def method(setting: Setting, group: Group, rng: np.random.Generator, images: ImageIndex, tell: Tell) -> Values:
         totals = np.zeros(setting.traced.labels.n_units)
         own = np.zeros(setting.traced.labels.n_units + 1, np.bool_)  # no unit is the last
         own[group.units] = True
@@ -48,7 +48,7 @@ def norm(order: int) -> Whole:
                 np.add.at(totals, units[real, slot], powers[real])
         return Values(totals[group.units] ** (1 / order), np.zeros(len(group)))
 
-    return Whole(method, games=False)
+    return Whole(method)
 
 
 def _weight_powers(setting: Setting, tensor: str, axis: int, producer: int, order: int) -> FloatArray:
@@ -77,6 +77,6 @@ def _batch_norm_scale(setting: Setting, tensor: str) -> FloatArray | float:
     return 1.0
 
 
-def random(setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None, tell: Tell) -> Values:
+def random(setting: Setting, group: Group, rng: np.random.Generator, images: ImageIndex, tell: Tell) -> Values:
     """Return uniform values."""
     return Values(rng.random(len(group)), np.zeros(len(group)))

@@ -65,7 +65,7 @@ class Player:
         """Return what a job finds.
 
         Raises:
-            DataError, ModelError, BudgetError: as the payoff, the model and the method do.
+            DataError, ModelError: as the payoff and the model do.
         """
         group, method = self._groups[job.group], self._method
         if isinstance(method, ByImage):
@@ -75,11 +75,7 @@ class Player:
                 self._open = job.group, method.game(self._setting, group)
             figures = method.estimator.per_image(self._open[1], job.schedule)
             return Result(figures, int(job.schedule.rows.sum()))
-        try:
-            values = method(self._setting, group, np.random.default_rng(job.seed), job.max_evals, tell)
-        except BudgetError as error:
-            share = "" if job.max_evals is None else f" (its share of the evaluations is {job.max_evals})"
-            raise BudgetError(f"group {job.group!r}{share}: {error}", error.least) from error
+        values = method(self._setting, group, np.random.default_rng(job.seed), job.max_evals, tell)
         return Result(np.stack([values.phi, values.stderr]), values.evals)
 
 
@@ -130,6 +126,10 @@ def plan_group(
                 f"payoff {setting.payoff.name!r} is one number for all images, method {method!r} needs one each; use "
                 "shapley-regression"
             )
+        try:
+            chosen.images(setting, len(group), max_evals)
+        except BudgetError as error:
+            raise BudgetError(f"group {group.name!r}: {error}", error.least) from error
         return None, [Job(group.name, 0, None, key, max_evals)]
     images = chosen.images(setting)
     limit = None if max_evals is None else max_evals * images // len(setting.data)

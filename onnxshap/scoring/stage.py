@@ -88,6 +88,8 @@ class _Group:
     jobs: list[Job]
     estimator: PerImage | None
     images: int
+    short: bool
+    """Whether the evaluations did not reach all images."""
     row_images: int
     """Images that a row of the game runs: one, or all where the payoff is of all together."""
     row_work: float
@@ -104,8 +106,7 @@ class _Group:
         while not self.stopped and self.counted in self.results:
             self.counted += 1
             if self.counted == len(self.jobs):
-                short = self.schedule is not None and self.schedule.short
-                self.stopped = "max-evals" if short else "samples"
+                self.stopped = "max-evals" if self.short else "samples"
             elif self._decided(rules):
                 self.stopped = "decided"
 
@@ -193,9 +194,13 @@ def score_groups(
                 raise
             too_few[group.name] = -(-error.least * total // len(group))
             continue
-        images = len(setting.data)
-        row_images = images // chosen.images(setting) if isinstance(chosen, ByImage) else 1
-        states[group.name] = _Group(group, schedule, jobs, estimator, images, row_images, work[group.name])
+        whole, row_images = len(setting.data), 1
+        if isinstance(chosen, ByImage):
+            images, row_images = whole, whole // chosen.images(setting)
+        else:
+            images = chosen.images(setting, len(group), limit)
+        short = images < whole if schedule is None else schedule.short
+        states[group.name] = _Group(group, schedule, jobs, estimator, images, short, row_images, work[group.name])
     if too_few:
         raise BudgetError(
             f"max-evals is {rules.max_evals}, shared by the groups in proportion to their units: too few for group "

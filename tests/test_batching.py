@@ -522,6 +522,16 @@ def test_where_the_images_lie(dims: str, given: str, batch: int | None) -> None:
     assert input_specs(model)["x"].batch == batch
 
 
+@pytest.mark.parametrize(("inputs", "axes"), [
+    ("float[steps,batch,6] x, int64[batch] lengths, float[2,batch,5] h", {"x": 1, "lengths": 0, "h": 1}),
+    ("float[N,6] x, float[batch,6] z", {"x": 0, "z": 0}),
+    ("float[steps,batch,6] x, float[steps,4] z", {"x": 1, "z": None}),
+])  # fmt: skip
+def test_where_the_images_of_several_inputs_lie(inputs: str, axes: dict[str, int | None]) -> None:
+    specs = input_specs(net(f"({inputs}) => (y) {{ y = Relu(x) }}"))
+    assert {name: spec.batch for name, spec in specs.items()} == axes
+
+
 def test_steps_of_any_number_are_no_images_where_the_batch_is_called_one() -> None:
     """As torch exports recurrent layers, both axes free: a step was taken for an image, and the batch for steps."""
     models = [

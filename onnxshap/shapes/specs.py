@@ -87,12 +87,15 @@ def _batch_axes(
 ) -> dict[str, int | None]:
     """Return where the images lie in every input, None where they do not.
 
-    The one axis that is called a batch, where axis 0 is free and called something else (steps). Axis 0, if it is free
-    or as long as that of the first input of which it is free; otherwise the axis that is named as that one, or where
-    that has no name the only other free one. Where axis 0 is of another fixed size (steps) and all free axes have one
-    name, which an output's axis 0 has or which says it, it is that. Inputs that have none of these are whole for an
-    image, and a batch is then one image. So is one whose axis 0 is named as a length of what has images (positions).
-    All of them are whole where
+    In this order:
+    - the axis that the first input calls its batch, where its axis 0 is free and called something else (steps);
+    - axis 0, if it is free or as long as that of the first input of which it is free; otherwise the axis that is named
+      as that one, or where that has no name the only other free one;
+    - where axis 0 is of another fixed size (steps) and all free axes have one name, which an output's axis 0 has or
+      which says it, the one of that name.
+
+    Inputs that have none of these are whole for an image, and a batch is then one image. So is one whose axis 0 is
+    named as a length of what has images (positions). All of them are whole where
     - axis 0 of one is named as another axis of what has no images,
     - integers lie in a few rows as long as nothing else is,
     - something is as long on both axes of a matrix as others are on axis 0 (the nodes of a graph, and which of them are
@@ -110,7 +113,7 @@ def _batch_axes(
     picture = len(ranked) == 1 and len(specs[first].shape) == 3 and size in _COLOURS
     if picture and leading and size not in leading:
         return dict.fromkeys(specs)
-    called = _said(names, title) if size is None else _second(names, leading) if size != 1 else ""
+    called = _said(names.get(first, ())) if size is None else _second(names, leading) if size != 1 else ""
     if called:
         return {name: own.index(called) if (own := list(names[name])).count(called) == 1 else None for name in specs}
     lengths_of = {name: {own for own in names[name][1:] if own not in ("", title)} for name in ranked}
@@ -143,11 +146,10 @@ def _in_rows(spec: InputSpec, names: Sequence[str], title: str) -> bool:
     return spec.dtype.kind in "iu" and spec.shape[0] not in (None, 1) and bool(lengths) and title not in lengths
 
 
-def _said(names: Mapping[str, Sequence[str]], title: str) -> str:
-    """Return what axes behind axis 0 are called that can only be those of the images, "" where axis 0 may be theirs."""
-    every = {own for axes in names.values() for own in axes if own.lower().replace("_", "") in _SAID}
-    called = every.pop() if len(every) == 1 and title else ""
-    return called if called not in {axes[0] for axes in names.values() if axes} else ""
+def _said(axes: Sequence[str]) -> str:
+    """Return what the one axis of an input that says batch is called, "" where axis 0 is it, or has no name."""
+    found = [own for own in axes if own.lower().replace("_", "") in _SAID]
+    return found[0] if len(found) == 1 and axes[0] not in ("", found[0]) else ""
 
 
 def _second(names: Mapping[str, Sequence[str]], leading: Collection[str | int]) -> str:

@@ -297,13 +297,31 @@ class _Fitter:
             added = [_rows(values, layer.outputs, at) for values in addend]
             if addends and not added:
                 added = [np.zeros_like(wanted)]
-            held = _of_rows(flags, len(design))
+            held = self._of_images(flags, layer, target.shape, at)
             for part, chosen in zip(rows, (~held, held), strict=True):
                 if chosen.any():
                     part.add(
                         _inputs_of(design[chosen], groups, own),
                         *(_outputs_of(values[chosen], groups) for values in (wanted, *added)),
                     )
+
+    def _of_images(
+        self, flags: NDArray[np.bool_], layer: Layer, shape: Sequence[int], at: NDArray[np.intp]
+    ) -> NDArray[np.bool_]:
+        """Return the flags of a target's rows, those of their images: bool[axis 0] or bool[axis 0, positions].
+
+        Images lie on another axis behind a Transpose (steps first), or share one with steps, windows or heads.
+        """
+        rest = [axis for axis in range(len(shape)) if axis != layer.outputs]
+        place = self.free.images(layer.target)
+        if place is None or place.axis not in rest or shape[place.axis] % len(flags):
+            return _of_rows(flags, shape[rest[0]] if rest else len(flags))
+        inner = shape[place.axis] // len(flags) if place.outer == 1 else place.inner  # a cut may have left fewer
+        own = flags[np.arange(shape[place.axis]) // inner % len(flags)]
+        if place.axis == rest[0]:
+            return own
+        along = own.reshape([-1 if axis == place.axis else 1 for axis in rest])
+        return np.broadcast_to(along, [shape[axis] for axis in rest]).reshape(shape[rest[0]], -1)[:, at]
 
     def fit_recurrent(self, layer: Recurrent) -> Refit:
         """Refit the weights of a recurrent op, in place."""
@@ -426,14 +444,14 @@ def _affine(layer: Layer, width: int) -> tuple[FloatArray, FloatArray]:
 
 
 def _inputs_of(design: Array, groups: int, own: Single) -> Single:
-    """Return [images, positions, channels, taps] as rows float32[groups, rows, inputs + biases]."""
-    channels, taps_ = design.shape[2:]
+    """Return [..., channels, taps] as rows float32[groups, rows, inputs + biases]."""
+    channels, taps_ = design.shape[-2:]
     x = design.reshape(-1, groups, channels // groups * taps_).transpose(1, 0, 2).astype(np.float32)
     return np.concatenate([x, np.broadcast_to(own, (*x.shape[:2], len(own)))], axis=2) if len(own) else x
 
 
 def _outputs_of(values: FloatArray, groups: int) -> FloatArray:
-    """Return [images, positions, channels] as rows float64[groups, rows, outputs]."""
+    """Return [..., channels] as rows float64[groups, rows, outputs]."""
     return values.reshape(-1, groups, values.shape[-1] // groups).transpose(1, 0, 2)
 
 

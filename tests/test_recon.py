@@ -24,6 +24,7 @@ from onnxshap.groups import Group
 from onnxshap.methods import METHODS
 from onnxshap.methods.elimination import BlockRegression, eliminate
 from onnxshap.methods.recon import designs, layers_of
+from onnxshap.opening import open_model
 from onnxshap.payoffs import MSE
 from onnxshap.shapes import input_specs
 from tests import exactness
@@ -234,3 +235,20 @@ def test_a_tensor_that_kernels_of_several_sizes_read_is_not_computed_from_the_st
     backend.convs.clear()
     alone = METHODS["recon"](replace(setting), second, np.random.default_rng(0)).phi
     assert alone.tobytes() == found[1].tobytes() and sum(backend.convs) == (2 if memory else 2 + 2)
+
+
+@pytest.mark.parametrize("batch", ["N", "3"])
+def test_every_frame_of_every_image_is_seen(batch: str) -> None:
+    """Frames and images share an axis: of four frames each, three quarters of the images were not looked at."""
+    model = exactness.net(
+        f"""(float[{batch},4,3,5,5] x) => (float[{batch},20] y) {{
+            f = Reshape(x, frames) a = Conv(f, w0) r = Relu(a) b = Conv(r, w1) s = Relu(b) c = Conv(s, w2)
+            y = Reshape(c, rows)
+        }}""",
+        w0=(6, 3, 3, 3), w1=(8, 6, 2, 2), w2=(5, 8, 2, 2), frames=np.array([-1, 3, 5, 5]), rows=np.array([-1, 20]),
+    )  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(7, 4, 3, 5, 5)).astype(np.float32)
+    traced, data = open_model(model, {"x": x})
+    setting = Setting(free_batch(traced), data, MSE(), [])
+    (layer,) = layers_of(setting, traced.groups[0])
+    assert len(np.concatenate(list(designs(setting, layer, 10**6, np.random.default_rng(0))))) == 7 * 4 * 2 * 2

@@ -228,14 +228,16 @@ def designs(setting: Setting, layer: JointLayer, rows: int, rng: np.random.Gener
         reads = taps(node.op_type, attributes(node), space, made, shapes[node.input[1]][2:])
     route, left = setting.route, len(setting.data)
     for feeds, found in zip(route.walk.batches, route(site.tensor), strict=True):
-        count = min(left, traced.shaped.count(feeds))  # a fixed batch is filled up with repeats
+        whole = traced.shaped.count(feeds)
+        count = min(left, whole)  # a fixed batch is filled up with repeats
         left -= count
         iterations = list(found) if traced.depth(site.tensor) else [found]
         share = math.ceil(rows * count / len(setting.data) / max(1, len(iterations)))
         for x in iterations:
             if reads is not None:
-                at = np.sort(rng.permutation(len(reads))[: max(1, share // count)])
-                yield patches(x[:count], reads[at]).transpose(0, 2, 1, 3).reshape(-1, x.shape[1], reads.shape[1])
+                own = x[: len(x) * count // whole]  # an image may be several on this axis: frames, crops
+                at = np.sort(rng.permutation(len(reads))[: max(1, share // len(own))])
+                yield patches(own, reads[at]).transpose(0, 2, 1, 3).reshape(-1, x.shape[1], reads.shape[1])
             else:
                 flat = np.moveaxis(x, site.axis, -1).reshape(-1, x.shape[site.axis], 1)
                 yield flat[np.sort(rng.permutation(len(flat))[:share])]

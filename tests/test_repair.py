@@ -172,6 +172,28 @@ def test_images_that_are_held_out_are_so_wherever_they_lie(layout: str) -> None:
     assert found.after.score["mse"] == pytest.approx(plain.after.score["mse"], rel=1e-5) and wanted.after < 0.5
 
 
+def test_images_beside_bands_are_held_out_with_all_of_them() -> None:
+    """What recurrent layers read may have bands first, then images: another order of the same sequences."""
+    found = []
+    for turned, apart in (((1, 0, 2, 3), (12, -1, 2, 10)), ((1, 2, 0, 3), (12, 2, -1, 10))):
+        back = np.argsort(turned).tolist()
+        model = exactness.net(
+            f"""(float[N,12,2,10] x) => (float[N,12,2,10] y) {{
+                t = Transpose<perm={list(turned)}>(x) f = Reshape(t, flat) h = MatMul(f, w) r = Tanh(h)
+                g = GRU<hidden_size=10>(r, wg, rg, bg) s = Squeeze(g, one) o = Reshape(s, apart)
+                y = Transpose<perm={back}>(o)
+            }}""",
+            flat=np.array([12, -1, 10]), apart=np.array(apart), one=np.array([1]), w=(10, 16), wg=(1, 30, 16),
+            rg=(1, 30, 10), bg=(1, 60),
+        )  # fmt: skip
+        x = np.random.default_rng(0).normal(size=(20, 1, 1, 10)).astype(np.float32)
+        data = {"x": np.tile(x, (1, 12, 2, 1))}
+        result = onnxshap.prune(model, data, method="l1", allocation="uniform", keep_units=0.5)
+        found.append([(r.before, r.after, r.ridge or 0.0) for r in result.refits])
+    assert len(found[0]) == 1 and found[0][0][1] > 0.01
+    np.testing.assert_allclose(np.array(found[1]), np.array(found[0]), rtol=1e-4)
+
+
 def test_moments_of_a_sum() -> None:
     """What is added on the way counts; a channel that is constant gets its mean alone, few rows tell no variance."""
     rng = np.random.default_rng(0)

@@ -29,6 +29,7 @@ from onnxshap.repair.targets import Layer, changed_by, find_layers
 from onnxshap.repair.transfer import transfer
 from onnxshap.rewrite import cut
 from onnxshap.shapes.constants import static_values
+from onnxshap.shapes.images import Images
 from onnxshap.taps import patches, taps
 from onnxshap.tracing import Keep, Traced
 from onnxshap.walk import Repeated, Steps, Walk
@@ -314,10 +315,9 @@ class _Fitter:
         """
         rest = [axis for axis in range(len(shape)) if axis != layer.outputs]
         place = self.free.images(layer.target)
-        if place is None or place.axis not in rest or shape[place.axis] % len(flags):
+        if place is None or place.axis not in rest:
             return _of_rows(flags, shape[rest[0]] if rest else len(flags))
-        inner = shape[place.axis] // len(flags) if place.outer == 1 else place.inner  # a cut may have left fewer
-        own = flags[np.arange(shape[place.axis]) // inner % len(flags)]
+        own = _of_rows(flags, shape[place.axis], place)
         if place.axis == rest[0]:
             return own
         along = own.reshape([-1 if axis == place.axis else 1 for axis in rest])
@@ -331,7 +331,7 @@ class _Fitter:
         gates = Gates(layer, whole, present, np.ones(whole.r.shape[2], np.bool_) if kept is None else kept)
         parts = [(part, (Rows(Response()), Rows(Response()))) for part in parts_of(layer)]
         for number, (flags, seen) in enumerate(zip(self._flags, self._seen(layer), strict=True)):
-            held_out = _of_rows(flags, seen.x.shape[1])
+            held_out = _of_rows(flags, seen.x.shape[1], self.free.images(layer.x))
             for part, rows in parts:
                 count = math.ceil(self.effort.needed(gates.inputs(part)) / max(1, len(self.data)))
                 rng = streams.stream(self.seed, streams.REFIT_ROWS, layer.index, number)
@@ -484,6 +484,12 @@ def _channels_second(values: Array, channels: int) -> Array:
     return np.moveaxis(values, channels, 1) if values.ndim > 1 else values[None]
 
 
-def _of_rows(flags: NDArray[np.bool_], rows: int) -> NDArray[np.bool_]:
-    """Return the flags of the entries of an axis 0 that may hold several entries an image (windows, heads)."""
-    return np.repeat(flags, rows // len(flags)) if rows % len(flags) == 0 else np.resize(flags, rows)
+def _of_rows(flags: NDArray[np.bool_], rows: int, place: Images | None = None) -> NDArray[np.bool_]:
+    """Return the flags of the entries of an axis that may hold several entries an image (windows, heads, steps).
+
+    Those of an image lie side by side unless its place says otherwise; of what is around it a cut may have left less.
+    """
+    if rows % len(flags):
+        return np.resize(flags, rows)
+    inner = rows // len(flags) if place is None or place.outer == 1 else place.inner
+    return flags[np.arange(rows) // inner % len(flags)]

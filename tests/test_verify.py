@@ -24,7 +24,8 @@ CHOOSING = {
     "ArgMax": "best = ArgMax<axis=1, keepdims=0>(s) y = Cast<to=1>(best)",
     "TopK": "v, i = TopK<axis=1>(s, one) j = Cast<to=1>(i) y = Mul(j, v)",
     "Greater": "one_, two_ = Split<axis=1>(s, each) c = Greater(one_, two_) y = Where(c, high, low)",
-    "Round": "one_, two_ = Split<axis=1>(s, each) d = Sub(one_, two_) e = Mul(d, many) f = Add(e, half) y = Round(f)",
+    "Round": "one_, two_ = Split<axis=1>(s, each) d = Sub(one_, two_) e = Mul(d, tenth) f = Add(e, half) g = Round(f)"
+    " y = Add(g, one_)",
     "a choice of a choice": "best = ArgMax<axis=1>(s) p = GatherElements<axis=1>(x, best) q = Mul(p, zerof)"
     " t = Add(s, q) last = ArgMax<axis=1>(t) y = Cast<to=1>(last)",
 }
@@ -41,7 +42,7 @@ def choosing(kind: str) -> ModelProto:
             a = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(a) s = Conv(r, w2) {CHOOSING[kind]}
         }}""",
         w1=np.concatenate([first, first[::-1]]), w2=both, one=np.array([1]), each=np.array([1, 1]),
-        high=np.float32(3), low=np.float32(-1), many=np.float32(1e3), half=np.float32(0.5), zerof=np.float32(0),
+        high=np.float32(3), low=np.float32(-1), tenth=np.float32(0.1), half=np.float32(0.5), zerof=np.float32(0),
     )  # fmt: skip
 
 

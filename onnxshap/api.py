@@ -417,7 +417,7 @@ def prune(
         free = free_batch(traced)
         if repair == "distill":
             check_tuning(distill_seconds)
-            check_tunable(free)
+            check_tunable(free, dataset)
         dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
         check_images(repair, allocation, min(len(dataset), REPAIR_IMAGES))
         progress("trace", 1, 1)

@@ -210,7 +210,7 @@ def sweep(
     bench = _Bench.of(traced, held_out, payoff)
     free, repaired_on = free_batch(traced), sample(dataset, REPAIR_IMAGES, seed)
     if repair == "distill":
-        check_tunable(free)
+        check_tunable(free, dataset)
     progress("trace", 1, 1)
     refitted = repair_for(repair, len(repaired_on)) in REFITS
     curves: list[Curve] = []

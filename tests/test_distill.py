@@ -101,11 +101,14 @@ OPS = {
     "transposed, uneven": "y = ConvTranspose<strides=[2,2], pads=[0,1,1,0], output_padding=[1,0]>(x, w, bb)",
     "transposed, same": 'y = ConvTranspose<auto_pad="SAME_UPPER", strides=[2,2]>(x, w)',
     "transposed to a shape": "y = ConvTranspose<output_shape=[16,13], strides=[2,2]>(x, w)",
+    "transposed to more than there is": "y = ConvTranspose<output_shape=[18,14], strides=[2,2]>(x, w, bb)",
+    "transposed with gaps": 'y = ConvTranspose<auto_pad="SAME_UPPER", strides=[4,4]>(x, w)',
     "nearest by any factor": 'y = Resize<mode="nearest">(x, , uneven)',
     "nearest to sizes": 'y = Resize<mode="nearest", nearest_mode="ceil">(x, , , larger)',
     "linear, asymmetric": 'y = Resize<mode="linear", coordinate_transformation_mode="asymmetric">(x, , uneven)',
     "linear by a factor": 'y = Resize<mode="linear">(x, , uneven)',
     "cubic": 'y = Resize<mode="cubic", cubic_coeff_a=-0.5>(x, , , larger)',
+    "linear by a factor that float64 has less of": 'y = Resize<mode="linear">(x, , sixths)',
     "grid": 'y = GridSample<padding_mode="border">(x, grid)',
     "responses": "y = LRN<size=3, alpha=0.1, beta=0.7, bias=1.5>(x)",
     "norms": "a = LpNormalization<axis=1>(x) b = GlobalLpPool(x) y = Mul(a, b)",
@@ -123,6 +126,9 @@ OPS = {
     "scattered over": "y = ScatterND(x, rows, news)",
     "scattered elements": 'y = ScatterElements<axis=1, reduction="add">(x, elements, scattered)',
     "top": "v, i = TopK<axis=2>(x, three) c = Cast<to=1>(i) y = Add(v, c)",
+    "top of equals": "r = Relu(x) i, j = TopK<axis=2, largest=0>(r, three) y = Cast<to=1>(j)",
+    "one entry": "y = GatherND(x, entry)",
+    "sums of integers": "i = Cast<to=6>(x) s = ReduceSum(i, last_axis) y = Cast<to=1>(s)",
     "one hot": "i = ArgMax<axis=1, keepdims=0>(x) y = OneHot<axis=1>(i, six, offon)",
     "compressed": "y = Compress<axis=1>(x, chosen)",
 }
@@ -140,7 +146,7 @@ def test_ops_in_torch(name: str) -> None:
         "bs": rng.normal(size=4), "bb": rng.normal(size=4), "bm": rng.normal(size=4), "bv": rng.uniform(0.5, 2, 4),
         "uneven": np.array([1, 1, 1.3, 0.7]), "low": np.array(-0.9), "high": np.array(0.9), "nothing": np.array(0),
         "grid": rng.uniform(-1.2, 1.2, (2, 5, 7, 2)), "news": rng.normal(size=(2, 8, 6)), "offon": np.array([-1, 2]),
-        "scattered": rng.normal(size=(2, 2, 8, 6)),
+        "scattered": rng.normal(size=(2, 2, 8, 6)), "sixths": np.array([1, 1, 1, 7 / 6]),
     }  # fmt: skip
     whole = {
         "pads": [0, 0, 1, 0, 0, 0, 2, 1], "starts": [-1, 1], "ends": [-9, 6], "axes": [2, 3], "steps": [-2, 1],
@@ -148,6 +154,7 @@ def test_ops_in_torch(name: str) -> None:
         "last": -1, "one": 1, "six": 6, "around": [0, 0, 1, 2, 0, 0, 3, 1],
         "larger": [2, 4, 13, 9], "places": [[[1, 3], [-1, 0]], [[0, 0], [2, -2]]], "rows": [[0, 1], [1, -2]],
         "elements": rng.integers(-4, 4, (2, 2, 8, 6)), "three": [3], "chosen": [1, 0, 0, 1],
+        "entry": [1, -1, 0, 2], "last_axis": [-1],
     }  # fmt: skip
     read = {n for node in model.graph.node for n in node.input}
     for key, value in {**stored, **whole}.items():
@@ -194,6 +201,8 @@ DEFINED = {
     "rotary": (23, "y = RotaryEmbedding(x, cosines, sines)"),
     "softmax over all axes from one on": (11, "a = Softmax<axis=2>(x) b = LogSoftmax<axis=-2>(x) y = Mul(a, b)"),
     "pixels between pixels": (9, 'y = Upsample<mode="linear">(x, scales)'),
+    "nearest of opset 10": (10, "y = Resize(x, smaller)"),
+    "sums over nothing": (18, "y = ReduceSumSquare<noop_with_empty_axes=1>(x)"),
     "pads of a few axes": (18, 'y = Pad<mode="edge">(x, pads, , axes)'),
     "resize of a few axes": (18, 'y = Resize<axes=[2,3], antialias=1, mode="linear">(x, , half)'),
 }
@@ -211,6 +220,7 @@ def test_ops_of_other_versions_in_torch(name: str) -> None:
     stored = {
         "k": rng.normal(size=(2, 2, 5, 6)), "v": rng.normal(size=(2, 2, 5, 6)), "cosines": rng.normal(size=(2, 4, 3)),
         "sines": rng.normal(size=(2, 4, 3)), "scales": np.array([1, 1, 2.5, 3]), "half": np.array([0.5, 0.7]),
+        "smaller": np.array([1, 1, 0.5, 0.7]),
     }  # fmt: skip
     read = {n for node in model.graph.node for n in node.input}
     for key in stored.keys() & read:
@@ -330,6 +340,25 @@ def test_what_is_not_in_the_table_is_refused() -> None:
         TorchGraph(cropped)({"x": torch.zeros(1, 2, 4, 4)}, ["y"])
 
 
+def test_what_torch_refuses_is_a_refusal_of_the_node() -> None:
+    from onnxshap.distill.torchgraph import TorchGraph
+
+    form = '<ir_version: 8, opset_import: ["" : 17]> net (float[N,2,6] x) => (float[] y) '
+    for body, what in (
+        (
+            "{ a = Cast<to=7>(x) m = ReduceMean<axes=[1]>(a) y = Cast<to=1>(m) }",
+            "'m': distill cannot evaluate this Red",
+        ),
+        (
+            "{ a, i = MaxPool<kernel_shape=[2]>(x) y = Cast<to=1>(i) }",
+            "'a': distill cannot evaluate the further outputs",
+        ),
+    ):
+        graph = TorchGraph(onnx.parser.parse_model(form + body))
+        with pytest.raises(ModelError, match=f"node {what}.*; use --repair lstsq"):
+            graph({"x": torch.zeros(1, 2, 6)}, ["y"])
+
+
 def test_a_model_that_cannot_be_tuned_is_refused_before_it_is_scored() -> None:
     half = net()
     for item in half.graph.initializer:
@@ -342,6 +371,12 @@ def test_a_model_that_cannot_be_tuned_is_refused_before_it_is_scored() -> None:
         "(float[4,6] x) => (float[4,3] y) { h = MatMul(x, w) m = ReduceMean<axes=[0], keepdims=1>(h) r = Relu(h)"
         " s = Sub(r, m) y = MatMul(s, v) }", w=(6, 8), v=(8, 3),
     )  # fmt: skip
+    noise = np.random.default_rng(0).normal(size=(40, 2, 8)).astype(np.float32)
+    pooled = exactness.net(
+        "(float[N,2,8] x) => (float[N,3] y) { p = AveragePool<kernel_shape=[3], dilations=[2]>(x) s = ReduceMax(p, two)"
+        " f = Flatten(s) h = MatMul(f, w) r = Relu(h) y = MatMul(r, v) }", opset=19, two=np.array([2]),
+        w=(2, 8), v=(8, 3),
+    )  # fmt: skip
 
     def score(outputs: Array, labels: Array) -> Array:
         raise AssertionError("scored")
@@ -349,6 +384,11 @@ def test_a_model_that_cannot_be_tuned_is_refused_before_it_is_scored() -> None:
     for model, data, why in (
         (half, {k: v.astype(np.float16) for k, v in small.inputs.items()}, "weights of float32, the model has none"),
         (mixed, {"x": np.zeros((40, 6), np.float32)}, "runs as many images as memory lets it, the model takes 4"),
+        (
+            pooled,
+            {"x": noise},
+            "output 'y': torch does not compute what onnxruntime does",
+        ),
     ):
         with pytest.raises(ModelError, match=f"{why}; use --repair lstsq"):
             onnxshap.prune(model, data, keep_macs=0.6, repair="distill", payoff=score)

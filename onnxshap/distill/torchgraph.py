@@ -17,13 +17,15 @@ from torch import Tensor
 from onnxshap.core import Array
 from onnxshap.distill.ops import OPS, OPSET, OUTPUTS
 from onnxshap.distill.spelling import spelt_out
-from onnxshap.errors import ModelError
+from onnxshap.errors import ModelError, first_line
 from onnxshap.graph import array, attributes, is_op, op_of, opset_of
 from onnxshap.graph.loops import closed
 from onnxshap.graph.normal import constant_value
 from onnxshap.graph.structure import order
 
 CPU = torch.device("cpu")
+_REFUSALS = (RuntimeError, TypeError, ValueError, LookupError)
+"""What torch raises of inputs that it does not take."""
 
 
 def laid_out(value: Tensor) -> Tensor:
@@ -65,12 +67,27 @@ class TorchGraph:
         self.attributes = [{**attributes(node), **beside, OUTPUTS: len(node.output)} for node in self.nodes]
 
     def __call__(self, feeds: Mapping[str, Tensor], wanted: Sequence[str]) -> list[Tensor]:
-        """Return the tensors wanted."""
+        """Return the tensors wanted.
+
+        Raises:
+            ModelError: torch does not run an op in the form that it has.
+        """
         known: dict[str, Any] = {**self.constants, **dict(zip(self.names, self.weights, strict=True)), **feeds}
         known |= {name: known[other] for name, other in self._same.items()}
         for node, given in zip(self.nodes, self.attributes, strict=True):
-            found = OPS[op_of(node)]([known[n] if n else None for n in node.input], given)
+            try:
+                found = OPS[op_of(node)]([known[n] if n else None for n in node.input], given)
+            except _REFUSALS as error:
+                raise ModelError(
+                    f"node {node.name or node.output[0]!r}: distill cannot evaluate this {node.op_type} "
+                    f"({first_line(error)}); use --repair lstsq"
+                ) from error
             outputs = found if isinstance(found, tuple) else (found,)
+            if any(node.output[len(outputs) :]):
+                raise ModelError(
+                    f"node {node.name or node.output[0]!r}: distill cannot evaluate the further outputs of "
+                    f"{node.op_type}; use --repair lstsq"
+                )
             known.update(zip(node.output, outputs, strict=False))
         return [known[n] for n in wanted]
 

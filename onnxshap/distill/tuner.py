@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,8 @@ HINTED = 2**25
 """Numbers of the intermediate targets that a step compares: those of all its images, or of some where images are large.
 To compare numbers costs more than to compute them, and early layers have many positions to learn from in an image."""
 _TOLERANCE = 1e-3
+_COMPARED = 8
+"""Images that torch and onnxruntime are compared on."""
 _TIMED = 3
 
 
@@ -116,18 +118,24 @@ def distill(
     return transfer(student, cut(traced, keep, means)), tuning
 
 
-def check_model(free: Traced) -> None:
+def check_model(free: Traced, data: Dataset) -> None:
     """Refuse a model that cannot be tuned: told before anything else takes its time.
 
     Raises:
-        ModelError: what runs many images at a time does not run, an op has no equal in torch, or no weights are tuned.
+        ModelError: what runs many images at a time does not run, an op has no equal in torch, or none that gives the
+            same on the first images, or no weights are tuned.
     """
     if not free.shaped.free_batch and free.batch > 1:
         raise ModelError(
             f"distillation runs as many images as memory lets it, the model takes {free.batch}; use --repair lstsq"
         )
-    if not TorchGraph(free.shaped.graph.model).behind_layers():
+    model = free.shaped.graph.model
+    graph = TorchGraph(model)
+    if not graph.behind_layers():
         raise ModelError("distillation tunes weights of float32, the model has none; use --repair lstsq")
+    names = [o.name for o in model.graph.output]
+    inputs = _tensors(data.take(slice(0, _COMPARED)), CPU)
+    _check_same(free, model, lambda feeds: graph(_laid_out(feeds), names), _pieces(inputs, _rows(free, model)))
 
 
 @contextlib.contextmanager
@@ -206,7 +214,6 @@ class _Tuner:
         self, free: Traced, layers: Sequence[Layer], student: ModelProto, keep: Keep, data: Dataset, seed: int,
         payoff: str | None = None,
     ) -> None:  # fmt: skip
-        check_model(free)
         self._free, self._data, self._seed = free, data, seed
         self._rng = streams.stream(seed, streams.TUNING)
         self._train, self._held_out = divided(len(data), seed)
@@ -216,18 +223,17 @@ class _Tuner:
         self._live = free.alive(keep)
         numbers = sum(int(np.prod(free.shaped.shapes[layer.target])) for layer in hints) // free.batch
         hinted = int(np.clip(HINTED // max(1, numbers), 1, BATCH))
-        held = 2 * sum(bytes_per_image(free, [o for node in student.graph.node for o in node.output]))  # and gradients
-        single = free.shaped.apart or not free.shaped.free_batch
-        self._rows = 1 if single else int(np.clip(free.backend.memory // max(1, held), 1, BATCH))
+        self._rows = _rows(free, student)
         outputs = range(len(self._outputs))
         parts = [(outputs, hints, BATCH)] if hinted == BATCH else [(outputs, [], BATCH), ([], hints, hinted)]
         self._device, self._steps = device_of(free.backend), 0
         self._parts = [self._part(o, h, images) for o, h, images in parts]
         self._graph = TorchGraph(student, equal_copies(student, free.shaped.graph.origin), self._device)
-        self._check(student, lambda feeds: self._graph(_laid_out(feeds), self._outputs))
-        if self._device != CPU:
-            self._check(source, self._parts[0].teacher)
         inputs = self._tensors(data.take(self._held_out))
+        compared = list(self._pieces(inputs, min(_COMPARED, len(self._held_out))))
+        _check_same(free, student, lambda feeds: self._graph(_laid_out(feeds), self._outputs), compared)
+        if self._device != CPU:
+            _check_same(free, source, self._parts[0].teacher, compared)
         reference = self._outputs_of(inputs)
         fitted = payoffs.choose(payoff, reference, None, self._outputs)
         every: Sequence[Payoff] = fitted.parts if isinstance(fitted, payoffs.Joint) else [fitted]
@@ -254,32 +260,15 @@ class _Tuner:
             return _Part(_TorchTeacher(TorchGraph(original, device=self._device), names), names, outputs, hints, images)
         return _Part(_OrtTeacher(self._free.backend.session(original)), names, outputs, hints, images)
 
-    def _check(self, model: ModelProto, graph: Callable[[Mapping[str, Tensor]], list[Tensor]]) -> None:
-        """Refuse a model that torch does not compute as onnxruntime does."""
-        session = self._free.backend.session(model)
-        for feeds in self._pieces(self._tensors(self._data.take(self._held_out[:8])), min(8, len(self._held_out))):
-            given = self._given(feeds)
-            with torch.no_grad():
-                found = [value.cpu() for value in graph(given)]
-            for name, a, b in zip(self._outputs, found, _run(session, given), strict=False):
-                x, y = a.numpy().astype(np.float64), b.astype(np.float64)  # truth values have no difference
-                size = float(np.abs(y).max(initial=1e-6))
-                if x.shape != y.shape or not np.abs(x - y).max(initial=0.0) <= _TOLERANCE * size:
-                    raise ModelError(
-                        f"output {name!r}: torch does not compute what onnxruntime does; use --repair lstsq"
-                    )
-
     def _given(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return inputs as the model takes them, of images along axis 0."""
-        axes = {name: self._free.shaped.batch_axes.get(name, 0) for name in feeds}
-        return {n: v[0] if (axis := axes[n]) is None else v.movedim(0, axis) for n, v in feeds.items()}
+        return _given(self._free, feeds)
+
+    def _tensors(self, data: Dataset) -> dict[str, Tensor]:
+        return _tensors(data, self._device)
 
     def _led(self, values: Sequence[Tensor], part: _Part) -> list[Tensor]:
         """Return a part's outputs with the images on axis 0, wherever the model has them."""
         return by_image(self._free, values[: len(part.outputs)], part.outputs, torch.moveaxis)
-
-    def _tensors(self, data: Dataset) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(np.ascontiguousarray(v)).to(self._device) for name, v in data.inputs.items()}
 
     def _outputs_of(self, feeds: Mapping[str, Tensor]) -> list[Array]:
         """Return the original's outputs, batch by batch."""
@@ -417,8 +406,7 @@ class _Tuner:
 
     def _pieces(self, feeds: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor]]:
         """Yield the first `count` images, as many at a time as memory allows."""
-        for start in range(0, count, self._rows):
-            yield {name: value[start : min(start + self._rows, count)] for name, value in feeds.items()}
+        return _pieces({name: value[:count] for name, value in feeds.items()}, self._rows)
 
     def _rate(self, latest: float) -> float:
         """Return the highest rate that does no lasting harm, untried once it is `latest`; weights stay as they are."""
@@ -460,6 +448,51 @@ class _Tuner:
 
     def _mixed(self, images: IntArray) -> dict[str, Tensor]:
         return self._mixer(self._data.take(images).inputs)
+
+
+def _rows(free: Traced, model: ModelProto) -> int:
+    """Return how many images of a form of the model memory holds at a time, with gradients."""
+    if free.shaped.apart or not free.shaped.free_batch:
+        return 1
+    held = 2 * sum(bytes_per_image(free, [o for node in model.graph.node for o in node.output]))
+    return int(np.clip(free.backend.memory // max(1, held), 1, BATCH))
+
+
+def _pieces(feeds: Mapping[str, Tensor], rows: int) -> Iterator[dict[str, Tensor]]:
+    """Yield images, so many at a time."""
+    for start in range(0, _count(feeds), rows):
+        yield {name: value[start : start + rows] for name, value in feeds.items()}
+
+
+def _given(free: Traced, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return inputs as the model takes them, of images along axis 0."""
+    axes = {name: free.shaped.batch_axes.get(name, 0) for name in feeds}
+    return {n: v[0] if (axis := axes[n]) is None else v.movedim(0, axis) for n, v in feeds.items()}
+
+
+def _check_same(
+    free: Traced, model: ModelProto, graph: Callable[[Mapping[str, Tensor]], list[Tensor]],
+    pieces: Iterable[Mapping[str, Tensor]],
+) -> None:  # fmt: skip
+    """Refuse a model that torch does not compute as onnxruntime does.
+
+    Raises:
+        ModelError: an output differs.
+    """
+    session, names = free.backend.session(model), [o.name for o in model.graph.output]
+    for feeds in pieces:
+        given = _given(free, feeds)
+        with torch.no_grad():
+            found = [value.cpu() for value in graph(given)]
+        for name, a, b in zip(names, found, _run(session, given), strict=False):
+            x, y = a.numpy().astype(np.float64), b.astype(np.float64)  # truth values have no difference
+            size = float(np.abs(y).max(initial=1e-6))
+            if x.shape != y.shape or not np.abs(x - y).max(initial=0.0) <= _TOLERANCE * size:
+                raise ModelError(f"output {name!r}: torch does not compute what onnxruntime does; use --repair lstsq")
+
+
+def _tensors(data: Dataset, device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(v)).to(device) for name, v in data.inputs.items()}
 
 
 def _run(session: Session, feeds: Mapping[str, Tensor]) -> list[Array]:

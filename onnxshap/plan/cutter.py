@@ -75,7 +75,7 @@ def check_tuning(seconds: float | None) -> None:
         raise OnnxshapError("repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
 
 
-def check_tunable(free: Traced) -> None:
+def check_tunable(free: Traced, data: Dataset) -> None:
     """Refuse to distil a model that torch cannot evaluate, or that has nothing to tune.
 
     Raises:
@@ -83,7 +83,7 @@ def check_tunable(free: Traced) -> None:
     """
     from onnxshap.distill.tuner import check_model  # needs torch
 
-    check_model(free)
+    check_model(free, data)
 
 
 def repair_for(repair: str | None, images: int) -> str:

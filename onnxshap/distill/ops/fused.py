@@ -40,8 +40,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, a: Mapping[str, Any], added: Tensor
     """Return attention of [images, positions, width] in heads."""
     q, k, v = (x.unflatten(-1, (a["num_heads"], -1)).transpose(1, 2) for x in (q, k, v))
     causal = bool(a.get("unidirectional", 0))
-    if causal and added is not None:
-        raise unknown("attention with a bias that sees no later position")
+    if causal and (added is not None or q.shape[2] != k.shape[2]):
+        raise unknown("attention that sees no later position, with a bias or over more keys than queries")
     scale = a.get("scale", 0.0) or None
     return F.scaled_dot_product_attention(q, k, v, added, is_causal=causal, scale=scale).transpose(1, 2).flatten(2)
 

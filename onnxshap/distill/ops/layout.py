@@ -61,10 +61,10 @@ def _split(i: Sequence[Any], a: Mapping[str, Any]) -> tuple[Tensor, ...]:
 
 def _pad(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     x, given = i[0], ints(i[1]) if len(i) > 1 else list(a["pads"])
-    axes = listed(i, a, 3, "axes") or range(x.ndim)
+    axes = listed(i, a, 3, "axes")
     half = len(given) // 2
     begins, ends = [0] * x.ndim, [0] * x.ndim
-    for axis, before, after in zip(axes, given[:half], given[half:], strict=True):
+    for axis, before, after in zip(range(x.ndim) if axes is None else axes, given[:half], given[half:], strict=True):
         begins[axis], ends[axis] = before, after
     mode = a.get("mode", "constant")
     if mode == "constant":

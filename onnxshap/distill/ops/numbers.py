@@ -30,10 +30,10 @@ def _batch_norm(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
 
 def _reduced(run: Callable[..., Tensor]) -> Op:
     def op(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
-        axes = listed(i, a, 1, "axes")
-        if axes is None and a.get("noop_with_empty_axes", 0):
-            return i[0]
-        return run(i[0], dim=axes if axes is not None else list(range(i[0].ndim)), keepdim=bool(a.get("keepdims", 1)))
+        x, axes, keep = i[0], listed(i, a, 1, "axes"), bool(a.get("keepdims", 1))
+        if not axes and a.get("noop_with_empty_axes", 0):
+            x, axes, keep = x[..., None], [-1], False  # each number alone
+        return run(x, dim=axes or list(range(x.ndim)), keepdim=keep).to(x.dtype)
 
     return op
 

@@ -46,7 +46,7 @@ def _gather_nd(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     sizes, rest = x.shape[lead : lead + index.shape[-1]], x.shape[lead + index.shape[-1] :]
     rows = x.reshape(math.prod(x.shape[:lead]), math.prod(sizes), *rest)
     at = _flat(index, sizes).reshape(len(rows), -1)
-    return rows[torch.arange(len(rows), device=x.device)[:, None], at].reshape(*index.shape[:-1], *rest)
+    return rows[torch.arange(len(rows), device=x.device)[:, None], at].reshape([*index.shape[:-1], *rest])
 
 
 def _scatter_nd(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
@@ -69,7 +69,10 @@ def _scatter_elements(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
 
 def _top(i: Sequence[Any], a: Mapping[str, Any]) -> tuple[Tensor, ...]:
     count = ints(i[1])[0] if len(i) > 1 else a["k"]
-    return tuple(torch.topk(i[0], count, a.get("axis", -1), bool(a.get("largest", 1)), bool(a.get("sorted", 1))))
+    axis = a.get("axis", -1)
+    # of equal ones the first, as ONNX has it
+    found = torch.sort(i[0], dim=axis, descending=bool(a.get("largest", 1)), stable=True)
+    return tuple(value.narrow(axis, 0, count) for value in found)
 
 
 def _one_hot(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:

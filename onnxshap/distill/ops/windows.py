@@ -54,10 +54,10 @@ def _conv_transpose(i: Sequence[Any], a: Mapping[str, Any]) -> Tensor:
     axes = list(zip(x.shape[2:], whole.shape[2:], w.shape[2:], strides, dilations, strict=True))
     sizes = [o - b - e for (_, o, *_), b, e in zip(axes, pads[:rank], pads[rank:], strict=True)]
     if given:
-        sizes = list(a["output_shape"])[-rank:] if "output_shape" in a else [i * s for i, _, _, s, _ in axes]
+        sizes = list(a["output_shape"])[-rank:] if "output_shape" in a else [min(i * s, o) for i, o, _, s, _ in axes]
     before = croppings(a, [(i, o, k, s, d) for (i, _, k, s, d), o in zip(axes, sizes, strict=True)])
-    for axis, (start, size) in enumerate(zip(before, sizes, strict=True), 2):
-        whole = whole.narrow(axis, start, size)
+    after = [size + start - o for start, size, (_, o, *_) in zip(before, sizes, axes, strict=True)]
+    whole = padded(whole, [-start for start in before] + after)
     return whole if bias is None else whole + bias.reshape(-1, *[1] * rank)
 
 

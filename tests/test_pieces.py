@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from onnx import ModelProto, helper
@@ -13,6 +14,7 @@ from onnxshap.errors import ModelError
 from onnxshap.graph import normalise, read
 from onnxshap.graph.weights import digest
 from onnxshap.shapes import Shaped, infer, pieces
+from onnxshap.shapes.kinds import value_kinds
 from tests.drawing import nets
 from tests.exactness import net
 from tests.test_branches import PLAIN, WIDE, body, on_sum
@@ -25,12 +27,15 @@ class Counting:
 
     whole: bool = False
     nodes: list[int] = field(default_factory=list)
+    firsts: list[str] = field(default_factory=list)
+    """The first node of each of them."""
     inner: OrtBackend = field(default_factory=lambda: OrtBackend("cpu", 1))
     memory = 2**30
     on_device = False
 
     def session(self, model: ModelProto, *, optimize: bool = True) -> Session:
         self.nodes.append(sum(node.op_type != "Shape" for node in model.graph.node))
+        self.firsts.append(model.graph.node[0].op_type)
         if self.whole and all(i.name != "x" for i in model.graph.input):
             raise ModelError("a part")
         return self.inner.session(model, optimize=optimize)
@@ -104,6 +109,22 @@ def test_where_a_piece_does_not_load_the_whole_is_asked() -> None:
     bad.opset_import.append(helper.make_opsetid("nowhere", 1))
     with pytest.raises(ModelError, match=r"cannot load the model: .*nowhere"):
         told(bad, 1)
+
+
+def test_a_first_piece_that_refuses_sizes_is_loaded_once_for_all_that_follow() -> None:
+    model = net("(float[N,4] x) => (float[N,4] y) {\n a = Add(x, w)\n b = Relu(a)\n y = Neg(b)\n}", w=(5, 4))
+    source, backend = normalise((given := read(model)).model, given.kept).model, Counting()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "NODES", 1)
+        probe = pieces.Pieces(source, value_kinds(source), ["x", "a", "b", "y"], [], backend)
+    for rows in (2, 3, 4):
+        with pytest.raises(ModelError, match="Add"):
+            probe.run({"x": np.zeros((rows, 4), np.float32)})
+    assert backend.firsts == ["Add"]
+    for rows in (1, 5):
+        shapes, _ = probe.run({"x": np.zeros((rows, 4), np.float32)})
+        assert [tuple(shapes[name]) for name in "xaby"] == [(rows, 4), (5, 4), (5, 4), (5, 4)]
+    assert backend.firsts == ["Add", "Relu", "Neg", "Add", "Relu", "Neg"]  # none is held while others run
 
 
 def test_a_sequence_is_not_handed_on() -> None:

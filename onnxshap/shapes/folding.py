@@ -293,13 +293,14 @@ class _Folding:
 
     def _tell_what_follows(self) -> None:
         """Make the arithmetic that is left read no size that is alike in both runs."""
+        every = self._readers()
         for node in list(self._nodes):
             name = node.output[0]
             if not is_op(node, "Shape") or name not in self.first.values or self._opset < 9:
                 continue  # one without a value: no run came there
             if (follows := self._follows(name)) is None:
                 continue
-            value, readers = self.first.values[name], [r for r in self._nodes if name in r.input]
+            value, readers = self.first.values[name], every[name]
             if follows.all() or all(self._takes_what_follows(r) for r in readers):
                 self._apart.add(name)
                 continue
@@ -328,11 +329,18 @@ class _Folding:
         follows = self._follows(name)
         return follows is not None and bool(follows.all())
 
-    def _read_of(self, name: str) -> BoolArray:
+    def _readers(self) -> Mapping[str, list[NodeProto]]:
+        """Return the nodes that read a tensor, in their order."""
+        found = defaultdict[str, list[NodeProto]](list)
+        for node in self._nodes:
+            for name in dict.fromkeys(node.input):
+                found[name].append(node)
+        return found
+
+    def _read_of(self, name: str, readers: Sequence[NodeProto]) -> BoolArray:
         """Return which entries of a Shape are read: those that follow, as far as vectors are put together of them."""
         follows = self._follows(name)
         assert follows is not None  # it would not be apart
-        readers = [n for n in self._nodes if name in n.input]
         if not readers or any(not is_op(n, "Where") or n.input[1] != name for n in readers):
             return follows
         stored = {t.name: t for t in self.model.graph.initializer}
@@ -344,12 +352,12 @@ class _Folding:
     def told(self) -> set[tuple[str, int]]:
         """Return the axes whose sizes are read."""
         found: set[tuple[str, int]] = set()
-        given_out = {o.name for o in self.model.graph.output}
+        given_out, readers = {o.name for o in self.model.graph.output}, self._readers()
         for node in self._nodes:
             if is_op(node, "Shape", "Size"):
                 axes, name = list(_axes(node, self.first)), node.output[0]
                 if name in self._apart - given_out:
-                    follows = self._read_of(name)
+                    follows = self._read_of(name, readers[name])
                     axes = [axis for axis, does in zip(axes, follows, strict=True) if does]
                 found.update((node.input[0], axis) for axis in axes)
         return found

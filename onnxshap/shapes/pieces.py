@@ -65,6 +65,8 @@ class Pieces:
         self._pieces = _divided(model, kinds)
         # to load a device's session costs more than it takes
         self._whole = self._loaded() if len(self._pieces) == 1 or backend.on_device else None
+        self._refusing: Session | None = None
+        """The first piece, where it did not run on the last feeds: it is the same for all, and others follow."""
 
     def run(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return shapes and values by name.
@@ -88,10 +90,12 @@ class Pieces:
         asked = {*self._values, *self._shapes.values()}
         for piece in self._pieces:
             try:
-                session = self._backend.session(self._part(piece, known), optimize=False)
+                session = self._refusing or self._backend.session(self._part(piece, known), optimize=False)
             except ModelError:
                 return None
+            self._refusing = session if piece is self._pieces[0] else None
             got = _ran(session, known)
+            self._refusing = None
             del session  # before the next one is made
             told |= {name: value for name, value in got.items() if name in asked}
             known = {name: value for name, value in (known | got).items() if name in piece.handed}
@@ -118,7 +122,8 @@ class Pieces:
         made.graph.sparse_initializer.extend(whole.sparse_initializer)
         handed = piece.handed - known.keys()
         shapes = {name: self._shapes[name] for name in own if name in self._shapes}
-        return _telling(made, shapes, [name for name in own if name in self._values | handed])
+        told = self._values | handed
+        return _telling(made, shapes, [name for name in own if name in told])
 
 
 def _divided(model: ModelProto, kinds: Mapping[str, int | None]) -> list[_Piece]:

@@ -581,6 +581,17 @@ def test_files_of_one_image_are_tuned(name: str) -> None:
     assert found.tuning is not None and found.tuning.after <= found.tuning.before
 
 
+def test_outputs_that_nobody_reads_need_no_equal() -> None:
+    """A MaxPool that tells places, and a Dropout its mask, as older exporters name them."""
+    model = exactness.net(
+        "(float[N,3,8,8] x) => (float[N,4] y) { h = Conv(x, w) p, places = MaxPool<kernel_shape=[2,2]>(h)"
+        " d, mask = Dropout(p) g = GlobalAveragePool(d) f = Flatten(g) y = MatMul(f, v) }", w=(16, 3, 3, 3), v=(16, 4)
+    )  # fmt: skip
+    data = np.random.default_rng(0).normal(size=(30, 3, 8, 8)).astype(np.float32)
+    found = onnxshap.prune(model, data, method="l1", keep_units=0.5, repair="distill", distill_seconds=1)
+    assert found.tuning is not None
+
+
 STEPS = exactness.net(
     "(float[5,N,6] x) => (float[N,3] y, float[5,N,3] z) { h, last = GRU<hidden_size=8>(x, w, r)"
     " s = Squeeze(last, first) y = MatMul(s, v) t = Squeeze(h, second) z = MatMul(t, v) }",

@@ -63,6 +63,7 @@ class TorchGraph:
         fixed = {n: v for n, v in values.items() if v.dtype != np.float32}
         fixed |= {n: array(item) for n, item in stored.items() if item is not None}
         self.constants = {n: torch.from_numpy(v.copy()).to(device) for n, v in fixed.items()}
+        self._read = {o.name for o in model.graph.output}.union(*(node.input for node in self.nodes))
         beside = {OPSET: opset_of(model)}
         self.attributes = [{**attributes(node), **beside, OUTPUTS: len(node.output)} for node in self.nodes]
 
@@ -83,7 +84,7 @@ class TorchGraph:
                     f"({first_line(error)}); use --repair lstsq"
                 ) from error
             outputs = found if isinstance(found, tuple) else (found,)
-            if any(node.output[len(outputs) :]):
+            if not self._read.isdisjoint(node.output[len(outputs) :]):
                 raise ModelError(
                     f"node {node.name or node.output[0]!r}: distill cannot evaluate the further outputs of "
                     f"{node.op_type}; use --repair lstsq"

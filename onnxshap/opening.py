@@ -117,11 +117,10 @@ def open_model(
         traced = placed
         if whole or traced is None or traced.shaped.graph.lifted.nodes:
             traced = _at_data(source, shapes, checked, specs, backend, own=own)
+        led = all(spec.batch == 0 for spec in specs.values())
         if whole:
             _check_mixed(traced, checked)
-        elif traced.shaped.alone and all(
-            spec.batch == 0 for spec in specs.values()
-        ):  # all that was given is one sample
+        elif led and traced.shaped.alone:  # all that was given is one sample
             specs = traced.shaped.specs
             checked = check_data(checked, specs)
             told = traced.notes

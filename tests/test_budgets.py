@@ -504,6 +504,18 @@ def test_curves_leave_every_layer_an_input() -> None:
     assert found.keep["a"][:3].any() and found.keep["a"][3:].any()
 
 
+def test_curves_of_attention_whose_values_are_known_from_before() -> None:
+    """Where sizes of the values are open onnxruntime takes those of the queries, fewer once these are cut."""
+    model = exactness.net(
+        "(float[N,5,8] x) => (float[N,5,3] y) { q = MatMul(x, a) k = MatMul(x, b) v = MatMul(x, c)"
+        " o = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v) h = MatMul(o, w) r = Relu(h) y = MatMul(r, u) }",
+        opset=23, ir=10, a=(8, 8), b=(8, 8), c=(8, 8), w=(8, 12), u=(12, 3),
+    )  # fmt: skip
+    images = {"x": np.random.default_rng(0).normal(size=(40, 5, 8)).astype(np.float32)}
+    found = onnxshap.prune(model, images, keep_macs=0.7, method="l1", allocation="curves")
+    assert found.after.macs <= 0.7 * found.before.macs
+
+
 def test_curves_of_nets_whose_sizes_follow_the_input() -> None:
     """What is run from the middle on reads the size of a tensor that it is fed."""
     model = exactness.net(

@@ -11,6 +11,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.arguments import checked
+from onnxshap.backend import Session
 from onnxshap.codes import foldable
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.data import feeds_of
@@ -22,6 +23,10 @@ from onnxshap.shapes.batching import freed_model, steady_model
 from onnxshap.tracing import Traced
 
 _STATISTICS = "onnxshap.statistics."
+_TOLD = 16
+"""Images that tell whether a batch mixes them."""
+_ROUNDED = 5e-3
+"""Of the largest output, what may be rounding: a code of 8 bits, as kernels differ from batch to batch on a device."""
 _POSITIONS = 256
 """Of an image, about as many as covariances are taken over."""
 
@@ -89,17 +94,21 @@ def _same_rows(traced: Traced, freed: Traced) -> bool:
 
 
 def rows_apart(traced: Traced, data: Dataset) -> bool:
-    """Return whether an image gives what it gives whatever it is run with, as far as the first three images tell.
+    """Return whether images give together what each gives alone, as far as the first `_TOLD` tell.
 
-    A file says of its batch only that it is free; what is made free here is held to more (`free_batch`).
+    At every place of a batch: a running sum along it tells the first image nothing of the rest, an extreme nothing the
+    image that has it. A file says of its batch only that it is free; what is made free here is held to more
+    (`free_batch`).
     """
-    if len(data) < 3:
-        return True
-    pairs = (run_all(traced, traced.shaped.graph.model, data.take(np.array([0, k]))) for k in (1, 2))
+    first = data.take(slice(_TOLD))
+    session = traced.backend.session(traced.shaped.graph.model)
+    together = list(_rows(traced, session, first))
+    alone = [next(_rows(traced, session, first.take(np.array([image])))) for image in range(len(first))]
+    columns = (zip(*parts, strict=True) for parts in (together, alone))
     return all(
-        np.allclose(a[0], b[0], rtol=0, atol=1e-3 * np.abs(a).max(initial=0))
-        for a, b in zip(*pairs, strict=True)
-        if a.dtype.kind in "fiu"
+        np.allclose(a, b, rtol=0, atol=_ROUNDED * float(np.abs(a).max(initial=0)))
+        for a, b in (map(np.concatenate, pair) for pair in zip(*columns, strict=True))
+        if a.dtype.kind in "fiub"
     )
 
 
@@ -138,10 +147,11 @@ def mixes_rows(traced: Traced, data: Dataset) -> bool:
 def batches(traced: Traced, data: Dataset, size: int, least: int = 1) -> Iterator[tuple[int, Mapping[str, Array]]]:
     """Yield feeds of consecutive images and how many images they hold.
 
-    A fixed batch is filled up with repeats, and a free one of less than `least` images, if it may be of several.
+    A fixed batch is filled up with repeats, and a free one of less than `least` images, if it may be of several. Where
+    all images of a batch share a range of codes it is of one: each is rounded as in the game, and where it is run alone.
     """
     fixed, apart = not traced.shaped.free_batch, traced.shaped.apart
-    step = traced.batch if fixed else 1 if apart else size
+    step = traced.batch if fixed else 1 if apart or traced.labels.trace.shares_ranges else size
     fewest = step if fixed else 1 if apart else least
     for start in range(0, len(data), step):
         part = data.take(slice(start, start + step))
@@ -207,18 +217,7 @@ def run_all(
             f"output {name!r} is no tensor (a sequence or a map), by which a model cannot be judged; export it "
             "without, or as an array (skl2onnx: zipmap=False)"
         )
-    parts = []
-    for count, feeds in batches(traced, data, 32, least=2):  # of one image a Squeeze may take the axis
-        outputs = by_image(traced, session.run({**feeds, **(extra or {})}))
-        rows = traced.shaped.count(feeds)
-        for name, value in zip(session.outputs, outputs, strict=True):
-            if value.ndim == 0 or len(value) != rows:
-                raise DataError(
-                    f"output {name!r} has shape {list(value.shape)} for {rows} images, no axis of which is known to be "
-                    "theirs; export the model with a free batch that every output has"
-                )
-        parts.append([value[:count] for value in outputs])
-    columns = list(zip(*parts, strict=True))
+    columns = list(zip(*_rows(traced, session, data, extra), strict=True))
     for name, column in zip(session.outputs, columns, strict=True):
         sizes = list(dict.fromkeys(value.shape[1:] for value in column))
         if len(sizes) > 1:
@@ -228,6 +227,22 @@ def run_all(
                 "or give images alike in size"
             )
     return [np.concatenate(column) for column in columns]
+
+
+def _rows(
+    traced: Traced, session: Session, data: Dataset, extra: Mapping[str, Array] | None = None
+) -> Iterator[list[Array]]:
+    """Yield the outputs of batches of images, each [images, ...]; the rest is as in `run_all`."""
+    for count, feeds in batches(traced, data, 32, least=2):  # of one image a Squeeze may take the axis
+        outputs = by_image(traced, session.run({**feeds, **(extra or {})}))
+        rows = traced.shaped.count(feeds)
+        for name, value in zip(session.outputs, outputs, strict=True):
+            if value.ndim == 0 or len(value) != rows:
+                raise DataError(
+                    f"output {name!r} has shape {list(value.shape)} for {rows} images, no axis of which is known to be "
+                    "theirs; export the model with a free batch that every output has"
+                )
+        yield [value[:count] for value in outputs]
 
 
 def channel_means(

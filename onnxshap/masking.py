@@ -92,8 +92,8 @@ def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:
     places = [(traced.images(name), axis) for name, axis in (*((s.tensor, s.axis) for s in sites), *outputs)]
     apart = all(place is not None and place.axis != axis for place, axis in places)
     trace = traced.labels.trace
-    mixed = trace.mixes_rows or any((at := traced.images(n)) is None or at.axis == axis for n, axis in trace.mixed)
-    return apart and not mixed
+    mixed = any((at := traced.images(n)) is None or at.axis == axis for n, axis in trace.mixed)
+    return apart and not (mixed or trace.mixes_rows or trace.shares_ranges)
 
 
 def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import ModelProto
@@ -633,3 +636,42 @@ def test_it_is_said_where_axis_0_is_no_batch_of_samples(axis: int, size: str) ->
     notes = prune(model, images, keep_units=0.5, method="shapley").notes
     assert any("is no batch of samples" in n and "[n, steps, features]" in n for n in notes) == (axis == 0)
     assert not prune(model, images, keep_units=0.5, method="recon").notes
+
+
+@pytest.mark.parametrize("size", ["N", "4"])
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        "c = CumSum(b, first)",
+        "c = CumSum<reverse=1>(b, first)",
+        "m = ReduceMax<axes=[0]>(b)\n c = Add(b, m)",
+        "m = ReduceMean<axes=[0]>(b)\n c = Sub(b, m)",
+        "m = Slice(b, last, before, first, back)\n c = Add(b, m)",
+        "m = ReduceMean<axes=[0]>(b)\n d = Sub(b, m)\n c = Greater(d, first32)",
+    ],
+    ids=["sum of the first", "sum of the last", "max", "mean", "turned round", "bools"],
+)
+def test_however_a_batch_is_mixed_it_is_said(mixing: str, size: str) -> None:
+    kind = "bool" if "Greater" in mixing else "float"
+    model = net(
+        f"""(float[{size},6] x) => ({kind}[{size},3] c) {{
+        a = Gemm(x, w0)
+        b = Gemm(a, w1)
+        {mixing}
+    }}""",
+        w0=(6, 8),
+        w1=(8, 3),
+        first=np.array([0]),
+        last=np.array([-1]),
+        before=np.array([-(10**9)]),
+        back=np.array([-1]),
+        first32=np.float32(0),
+    )
+    images = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    for some in (images, images[:2]):
+        notes = score(model, some, method="loo", payoff=_first_column).notes
+        assert any("is no batch of samples" in note for note in notes)
+
+
+def _first_column(outputs: Sequence[Any], labels: Any) -> Any:
+    return outputs[0][:, 0].astype(np.float64)

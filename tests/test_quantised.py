@@ -19,8 +19,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import onnxshap
 from onnxshap import report
+from onnxshap.calibrate import run_all
+from onnxshap.core import Dataset
+from onnxshap.rewrite import cut
+from onnxshap.tracing import Traced, trace
 from tests.cases.coded import qdq_net
-from tests.exactness import check_exact, net
+from tests.exactness import check_exact, codes, net
 from tests.zeroing import run
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -181,3 +185,35 @@ def test_a_channel_of_nothing_may_have_a_scale_of_zero() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert check_exact(model, 0.5, tolerance=1e-3).dropped > 0
+
+
+def test_images_that_share_a_range_of_codes_are_rounded_as_in_the_game() -> None:
+    model = net(
+        """(float[N,6] x) => (float[N,3] y) {
+        a = MatMul(x, w0)
+        q, s, z = DynamicQuantizeLinear(a)
+        i = MatMulInteger(q, w1, z)
+        f = Cast<to=1>(i)
+        y = Mul(f, s)
+    }""",
+        w0=(6, 8),
+        w1=codes((8, 3)),
+    )
+    images = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32) * np.array([[1], [9], [2], [3], [1]])
+    data = Dataset({"x": images.astype(np.float32)})
+    traced = trace(model)
+    alone = np.concatenate([run(model, {"x": data.inputs["x"][k : k + 1]})[0] for k in range(5)])
+    assert np.array_equal(run_all(traced, model, data)[0], alone)
+    assert not np.array_equal(run(model, dict(data.inputs))[0], alone)
+    values = onnxshap.score(model, data, method="loo", payoff="mse", baseline="zero").values
+    removed = [_without(model, traced, data, alone, unit) for unit in range(8)]
+    (found,) = values.values()
+    assert np.allclose(found.phi, removed, rtol=1e-4)
+
+
+def _without(model: ModelProto, traced: Traced, data: Dataset, alone: Any, unit: int) -> float:
+    """Return the squared error, in variances, of a net without a unit, one image at a time."""
+    (group,) = traced.groups
+    small = cut(traced, {group.name: np.arange(len(group)) != unit})
+    given = np.concatenate([run(small, {"x": data.inputs["x"][k : k + 1]})[0] for k in range(len(data))])
+    return float(((given - alone) ** 2).mean() / ((alone - alone.mean(axis=0)) ** 2).mean())

@@ -146,6 +146,10 @@ class Axes:
         """State that what the op gives for an image depends on the other images of the batch."""
         self.trace.mixes_rows = True
 
+    def share_range(self) -> None:
+        """State that the op takes one range of codes for all images of the batch."""
+        self.trace.shares_ranges = True
+
     def mix(self, axis: int) -> None:
         """State that what the op gives at a position of an axis of its first input depends on the others."""
         self.trace.mixed.append((self.op.need(0).name, axis))

@@ -211,6 +211,9 @@ class Trace:
     macs: list[tuple[int, tuple[AxisKey, ...]]] = field(default_factory=list)
     fixups: list[Fixup] = field(default_factory=list)
     mixes_rows: bool = False
+    """Whether what an image gives depends on the others of its batch."""
+    shares_ranges: bool = False
+    """Whether it depends on them by a rounding alone: the range of codes is taken over all images."""
     mixed: list[AxisKey] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)
     """Tensors of numbers of positions, counted through all images and channels (indices of MaxPool)."""

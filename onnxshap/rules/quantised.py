@@ -73,7 +73,7 @@ def dynamic_quantize(op: Op, ax: Axes) -> None:
     ax.same()
     for axis in range(op.need(0).rank):
         ax.contract(0, axis, why=_RANGE.format(op.type))
-    ax.mix_rows()
+    ax.share_range()
 
 
 @rule("QLinearConv")
@@ -145,7 +145,7 @@ def dynamic_quantize_matmul(op: Op, ax: Axes) -> None:
     _along(op, ax, (2, 3, 4), weight=1, axis=-1)
     for axis in range(op.need(0).rank - 1):
         ax.contract(0, axis, why=_RANGE.format(op.type))
-    ax.mix_rows()
+    ax.share_range()
 
 
 @rule(f"{_MS}.DynamicQuantizeLSTM")
@@ -169,7 +169,7 @@ def dynamic_quantize_lstm(op: Op, ax: Axes) -> None:
             ax.tie(ax.input(k, 1), ax.input(0, 1))
     for weights in (op.need(1), op.need(2)):
         ax.macs((op.need(0), 0), (op.need(0), 1), *((weights, axis) for axis in range(3)))
-    ax.mix_rows()
+    ax.share_range()
 
 
 @rule(f"{_MS}.QGemm")

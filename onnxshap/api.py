@@ -276,7 +276,7 @@ def _notes_on_rows(setting: Setting) -> tuple[str, ...]:
     """Return what a game's values suffer from: that rows do not share a run, or that they should not."""
     traced, data = setting.traced, setting.data
     single = () if traced.shaped.free_batch else (_ONE_BY_ONE,)
-    alone = traced.shaped.apart or traced.shaped.counted or traced.labels.trace.shares_ranges
+    alone = traced.shaped.apart or traced.labels.trace.shares_ranges
     known = alone or (single and traced.batch == 1)  # and heeded
     return single if known or rows_apart(traced, data) else (*single, _BESIDE)
 

@@ -104,12 +104,15 @@ def rows_apart(traced: Traced, data: Dataset) -> bool:
     session = traced.backend.session(traced.shaped.graph.model)
     together = list(_rows(traced, session, first))
     alone = [next(_rows(traced, session, first.take(np.array([image])))) for image in range(len(first))]
-    columns = (zip(*parts, strict=True) for parts in (together, alone))
-    return all(
-        np.allclose(a, b, rtol=0, atol=_ROUNDED * float(np.abs(a).max(initial=0)))
-        for a, b in (map(np.concatenate, pair) for pair in zip(*columns, strict=True))
-        if a.dtype.kind in "fiub"
-    )
+    for a, b in zip(zip(*together, strict=True), zip(*alone, strict=True), strict=True):
+        if len({value.shape[1:] for value in (*a, *b)}) > 1:
+            return False
+        found, wanted = np.concatenate(a), np.concatenate(b)
+        if found.dtype.kind in "fiub":
+            rounded = _ROUNDED * float(np.abs(found).max(initial=0))
+            if not np.allclose(found, wanted, rtol=0, atol=rounded):
+                return False
+    return True
 
 
 def mixes_rows(traced: Traced, data: Dataset) -> bool:
@@ -148,7 +151,7 @@ def batches(traced: Traced, data: Dataset, size: int, least: int = 1) -> Iterato
     """Yield feeds of consecutive images and how many images they hold.
 
     A fixed batch is filled up with repeats, and a free one of less than `least` images, if it may be of several. Where
-    all images of a batch share a range of codes it is of one: each is rounded as in the game, and where it is run alone.
+    all images of a batch share a range of codes it is of one: each is rounded as in the game, and as it is alone.
     """
     fixed, apart = not traced.shaped.free_batch, traced.shaped.apart
     step = traced.batch if fixed else 1 if apart or traced.labels.trace.shares_ranges else size

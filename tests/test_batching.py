@@ -675,3 +675,26 @@ def test_however_a_batch_is_mixed_it_is_said(mixing: str, size: str) -> None:
 
 def _first_column(outputs: Sequence[Any], labels: Any) -> Any:
     return outputs[0][:, 0].astype(np.float64)
+
+
+def test_it_is_said_where_what_is_counted_in_a_batch_divides_every_image() -> None:
+    model = net(
+        """(float[N,6] x) => (float[N,3] y) {
+        a = Gemm(x, w0)
+        p = Greater(x, zero)
+        i = NonZero(p)
+        s = Shape(i)
+        n = Gather(s, one)
+        m = Add(n, one)
+        f = Cast<to=1>(m)
+        b = Div(a, f)
+        y = Gemm(b, w1)
+    }""",
+        w0=(6, 8),
+        w1=(8, 3),
+        zero=0.0,
+        one=np.array(1),
+    )
+    images = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    notes = score(model, images, method="loo", payoff="mse").notes
+    assert any("is no batch of samples" in note for note in notes)

@@ -129,6 +129,24 @@ def test_sizes_that_were_taken_to_be_constant_are_found_out(monkeypatch: pytest.
         onnxshap.prune(model, data, keep_units=0.5, method="l1")
 
 
+@pytest.mark.parametrize("last", [np.array(-1), [[-1]]], ids=["a number", "a table"])
+@pytest.mark.parametrize("after", ["", "t = Transpose<perm=[0,2,1]>(a)"], ids=["steps first", "steps last"])
+def test_the_last_of_any_number_of_steps_stays_the_last(last: Any, after: str) -> None:
+    """A classifier of sequences: it was cut to the step that is last in the data, and refused at other lengths."""
+    steps, tensor = (2, "t") if after else (1, "a")
+    model = net(
+        f"""(float[N,T,3] x) => (float[N,4] y) {{
+            a = MatMul(x, w0) {after} b = Gather<axis={steps}>({tensor}, last) f = Flatten(b) y = Gemm(f, w1)
+        }}""",
+        last=last, w0=(3, 16), w1=(16, 4),
+    )  # fmt: skip
+    data = np.random.default_rng(0).normal(size=(20, 6, 3)).astype(np.float32)
+    small = onnxshap.prune(model, data, keep_units=0.5, method="l1")
+    assert small.verified.rel_err < 1e-5
+    stored = {t.name: numpy_helper.to_array(t) for t in small.model.graph.initializer}
+    assert stored["last"].tolist() == np.array(last).tolist()
+
+
 def test_what_the_file_gives_at_other_sizes_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it gives numbers there, and how far the cut model may be from them, is told by the same outputs."""
     model = net(

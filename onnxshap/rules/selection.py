@@ -97,8 +97,7 @@ def gather(op: Op, ax: Axes) -> None:
     if index.value is not None and (len(wide) == 1 or index.value.size == 1):
         positions = index.value.ravel() % x.shape[axis]
         shape = tuple(-1 if k in wide else 1 for k in range(index.rank))
-        others = tuple(a for a in range(x.rank) if a != axis)
-        ax.fix(Selection((op.index,), x.name, y.name, axis, positions, others, shape))
+        ax.fix(Selection((op.index,), x.name, y.name, axis, positions, shape=shape))
         read = ax.input(0, axis)[positions]
         if wide:
             ax.tie(read, ax.output(0, axis + wide[0]))

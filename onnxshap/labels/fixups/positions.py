@@ -57,7 +57,7 @@ class Selection:
         target: output tensor.
         axis: the axis selected on, of both; other axes are the same.
         index: int[n_out], input position of each output position.
-        others: axes of the source that the nodes carry along.
+        others: axes whose sizes the nodes write out; a node alone takes any.
         shape: that of the index of a Gather, -1 where its positions lie.
     """
 
@@ -71,8 +71,9 @@ class Selection:
 
     def apply(self, edit: Edit) -> None:
         """Select the live positions among the live positions."""
-        if not any(edit.cut(self.source, a) or edit.cut(self.target, a) for a in (self.axis, *self.others)):
-            return None
+        sized = any(edit.cut(self.source, a) or edit.cut(self.target, a) for a in self.others)
+        if not sized and not edit.cut(self.source, self.axis):
+            return None  # what counts from the end of a free axis goes on to do so
         alive = edit.alive(self.source, self.axis)
         chosen = _renumbered(self.index, alive)
         for node in self.nodes[:-1]:

@@ -85,7 +85,7 @@ def halve(traced: Traced, masked: ModelProto, mask: str, given: Sequence[str] = 
     if mask in seen:
         fed[mask] = TensorProto.FLOAT
     wanted = {graph.output[i].name: graph.output[i].type.tensor_type.elem_type for i in computed}
-    suffix = extract(masked, fed, wanted, traced.shaped.declared) if wanted else None
+    suffix = extract(masked, fed, wanted, traced.shaped.sized) if wanted else None
     return Halves(prefix, suffix, order, outputs, computed, mask in seen)
 
 

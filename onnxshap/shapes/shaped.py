@@ -113,6 +113,18 @@ class Shaped:
         open_ = [(None,) * rank for rank in range(1 + max(map(len, self.shapes.values()), default=0))]
         return {n: s if self._sizes(n, s) else open_[len(s)] for n, s in self.shapes.items()}
 
+    @cached_property
+    def sized(self) -> Mapping[str, Sequence[int | None]]:
+        """The same for parts of the whole model, of which nothing is cut: all sizes that are the same in every run.
+
+        Where they are open onnxruntime guesses some: those of what Attention gives by its queries, if it knows no
+        values.
+        """
+        if self.free_batch and not self.varying:
+            return self.declared
+        return {n: [None if (n, axis) in self.varying else size for axis, size in enumerate(s)]
+                for n, s in self.shapes.items()}  # fmt: skip
+
     def _sizes(self, name: str, shape: Shape) -> bool:
         """Return whether a tensor may hold sizes: a few integers, always as many as far as two runs told."""
         if self.free_batch and not self.varying:

@@ -16,6 +16,18 @@ from onnxshap.graph.structure import reads
 from onnxshap.tracing import Traced
 
 
+def sizes_of(batches: Sequence[Mapping[str, Array]]) -> dict[str, list[int | None]]:
+    """Return the sizes of tensors where all batches have the same, None elsewhere.
+
+    Where they are open onnxruntime guesses some: those of what Attention gives by its queries, if it knows no values.
+    """
+    return {
+        name: [size if all(feeds[name].shape[axis] == size for feeds in batches) else None
+               for axis, size in enumerate(first.shape)]
+        for name, first in batches[0].items()
+    }  # fmt: skip
+
+
 class Steps(Protocol):
     """Gives activations on all images, asked for from input to output."""
 
@@ -60,7 +72,8 @@ class Walk:
         if computed:
             inputs = {n: self._kind(n) for n in self._held[0]}
             outputs = {n: self._kind(n) for n in computed}
-            part = extract(self.model, inputs, outputs, self.free.shaped.declared, [self._nodes[k] for k in new])
+            declared = {**self.free.shaped.declared, **sizes_of(self._held)}
+            part = extract(self.model, inputs, outputs, declared, [self._nodes[k] for k in new])
             session = self.free.backend.session(part)
         for number, held in enumerate(self._held):
             found = dict(held)

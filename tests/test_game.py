@@ -17,6 +17,7 @@ from onnxshap import api, backend, payoffs
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import FloatArray
+from onnxshap.data import random_data
 from onnxshap.errors import DataError
 from onnxshap.estimators.rows import coalition_removals, removals
 from onnxshap.game import GroupGame, Setting, pace, remainders, walks
@@ -406,10 +407,19 @@ def test_sessions_made_in_many_threads_leave_the_streams_as_they_were(capfd: pyt
     assert capfd.readouterr() == ("and here\n", "still there")
 
 
-@pytest.mark.parametrize("name", [c.name for c in CASES if any(n.op_type == "Attention" for n in c.model.graph.node)])
-def test_games_of_attention_as_one_op(name: str) -> None:
-    """What is behind a mask knows the sizes before it: onnxruntime takes some of Attention's for the queries'."""
+ATTENTION = [c.name for c in CASES if any(n.op_type == "Attention" for n in c.model.graph.node)]
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_parts_of_models_with_attention_as_one_op_know_their_sizes(name: str) -> None:
+    """Where sizes are open onnxruntime takes some of Attention's for the queries': in games, curves and refits."""
     model = next(one.model for one in CASES if one.name == name)
     traced, data = open_model(model, None)
-    found = api.score(traced, data.take(slice(0, 4)), method="loo", payoff="mse").values if traced.groups else {}
+    if not traced.groups:
+        return
+    found = api.score(traced, data.take(slice(0, 4)), method="loo", payoff="mse").values
     assert all(np.isfinite(value.phi).all() for value in found.values())
+    more = random_data(traced.shaped.specs, 40, 0)
+    assert (
+        api.prune(model, more, method="l1", keep_macs=0.6, repair="lstsq", allocation="curves").verified.rel_err < 1e-5
+    )

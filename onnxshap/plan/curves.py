@@ -24,7 +24,7 @@ from onnxshap.plan.choice import Candidate, plans_at
 from onnxshap.plan.trials import FEWEST_FITTED, FITTED, Trials
 from onnxshap.repair import QUICK, batch_size, border, refit
 from onnxshap.tracing import Traced
-from onnxshap.walk import Repeated, Walk
+from onnxshap.walk import Repeated, Walk, sizes_of
 
 FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Widths measured, as shares of a group."""
@@ -140,21 +140,9 @@ def _outputs(free: Traced, model: ModelProto, batches_: Sequence[Mapping[str, Ar
     names = [n for n in batches_[0] if n in kinds or n in used_names(model.graph)]
     given = {n: kinds.get(n) or free.shaped.kinds.get(n, TensorProto.FLOAT) for n in names}
     outputs = {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
-    session = free.backend.session(extract(model, given, outputs, {**free.shaped.declared, **_sizes(batches_)}))
+    session = free.backend.session(extract(model, given, outputs, {**free.shaped.declared, **sizes_of(batches_)}))
     parts = [by_image(free, session.run({n: feeds[n] for n in session.inputs})) for feeds in batches_]
     return [np.concatenate(column)[:images] for column in zip(*parts, strict=True)]
-
-
-def _sizes(batches_: Sequence[Mapping[str, Array]]) -> dict[str, list[int | None]]:
-    """Return the sizes of tensors where all batches have the same, None elsewhere.
-
-    Where they are open onnxruntime guesses some: those of what Attention gives by its queries, if it knows no values.
-    """
-    every = {name: np.array([feeds[name].shape for feeds in batches_]) for name in batches_[0]}
-    return {
-        name: [int(sizes[0]) if (sizes == sizes[0]).all() else None for sizes in shapes.T]
-        for name, shapes in every.items()
-    }
 
 
 def convex(points: Mapping[int, float], units: int) -> FloatArray:

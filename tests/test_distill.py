@@ -50,6 +50,16 @@ def same(model: ModelProto, feeds: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(a.numpy(), b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()))
 
 
+def same_with(
+    model: ModelProto, stored: Mapping[str, np.ndarray], x: tuple[int, ...], rng: np.random.Generator
+) -> None:
+    """As `same`, for a net of one output of any shape, given what it may read."""
+    read = {n for node in model.graph.node for n in node.input}
+    model.graph.initializer.extend(numpy_helper.from_array(stored[key], key) for key in stored if key in read)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    same(model, {"x": rng.normal(size=x).astype(np.float32)})
+
+
 @pytest.mark.parametrize("name", ["fashion_vgg", "fashion_resdw", "fashion_resnet20", "fashion_vit"])
 def test_trained_nets_in_torch(name: str) -> None:
     with np.load(MODELS / "fashion_test.npz") as data:
@@ -156,14 +166,9 @@ def test_ops_in_torch(name: str) -> None:
         "elements": rng.integers(-4, 4, (2, 2, 8, 6)), "three": [3], "chosen": [1, 0, 0, 1],
         "entry": [1, -1, 0, 2], "last_axis": [-1],
     }  # fmt: skip
-    read = {n for node in model.graph.node for n in node.input}
-    for key, value in {**stored, **whole}.items():
-        if key in read:
-            kind = np.float32 if key in stored else np.bool_ if key == "chosen" else np.int64
-            model.graph.initializer.append(numpy_helper.from_array(np.array(value).astype(kind), key))
-    del model.graph.output[0].type.tensor_type.shape.dim[:]
-    model.graph.output[0].type.tensor_type.ClearField("shape")
-    same(model, {"x": rng.normal(size=(2, 4, 8, 6)).astype(np.float32)})
+    kinds = dict.fromkeys(stored, np.float32) | dict.fromkeys(whole, np.int64) | {"chosen": np.bool_}
+    every = {key: np.array(value).astype(kinds[key]) for key, value in {**stored, **whole}.items()}
+    same_with(model, every, (2, 4, 8, 6), rng)
 
 
 FUSED = {
@@ -187,12 +192,8 @@ def test_fused_ops_in_torch(name: str) -> None:
     )
     rng = np.random.default_rng(0)
     shapes = {"scale": (6,), "shift": (6,), "bias": (6,), "m": (6, 6), "qkv": (6, 18), "three": (18,)}
-    read = {n for node in model.graph.node for n in node.input}
-    for key, shape in shapes.items():
-        if key in read:
-            model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), key))
-    model.graph.output[0].type.tensor_type.ClearField("shape")
-    same(model, {"x": rng.normal(size=(2, 5, 6)).astype(np.float32)})
+    stored = {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+    same_with(model, stored, (2, 5, 6), rng)
 
 
 DEFINED = {
@@ -222,13 +223,9 @@ def test_ops_of_other_versions_in_torch(name: str) -> None:
         "sines": rng.normal(size=(2, 4, 3)), "scales": np.array([1, 1, 2.5, 3]), "half": np.array([0.5, 0.7]),
         "smaller": np.array([1, 1, 0.5, 0.7]),
     }  # fmt: skip
-    read = {n for node in model.graph.node for n in node.input}
-    for key in stored.keys() & read:
-        model.graph.initializer.append(numpy_helper.from_array(stored[key].astype(np.float32), key))
-    for key, places in {"pads": [1, 0, 2, 1], "axes": [2, -1]}.items():
-        model.graph.initializer.extend([numpy_helper.from_array(np.array(places), key)] * (key in read))
-    model.graph.output[0].type.tensor_type.ClearField("shape")
-    same(model, {"x": rng.normal(size=(2, 2, 4, 6)).astype(np.float32)})
+    every = {key: value.astype(np.float32) for key, value in stored.items()}
+    every |= {"pads": np.array([1, 0, 2, 1]), "axes": np.array([2, -1])}
+    same_with(model, every, (2, 2, 4, 6), rng)
 
 
 RECURRENT = {
@@ -251,12 +248,7 @@ def test_recurrent_ops_in_torch(name: str) -> None:
     rng = np.random.default_rng(0)
     shapes = {"w": (gates * 5, 4), "r": (gates * 5, 5), "b": (gates * 10,), "h": (3, 5), "c": (3, 5)}
     values = {key: rng.normal(size=(ways, *shape)).astype(np.float32) for key, shape in shapes.items()}
-    read = {n for node in model.graph.node for n in node.input}
-    for key, value in {**values, "one": np.array([1])}.items():
-        if key in read:
-            model.graph.initializer.append(numpy_helper.from_array(value, key))
-    model.graph.output[0].type.tensor_type.ClearField("shape")
-    same(model, {"x": rng.normal(size=(6, 3, 4)).astype(np.float32)})
+    same_with(model, {**values, "one": np.array([1])}, (6, 3, 4), rng)
 
 
 @pytest.mark.parametrize(("opset", "scales"), [(18, 2), (21, 4)])

@@ -58,6 +58,13 @@ def _penalties(squares: FloatArray, penalised: int, ridge: float) -> FloatArray:
     return np.asarray(found + (1e-12 * squares.max() + 1e-30))
 
 
+def _factorised(matrices: FloatArray) -> Solver:
+    """Return what solves positive definite equations, float64[groups, n, n], which it overwrites."""
+    # turned round they lie as LAPACK wants them, which would copy them otherwise
+    factors = [scipy.linalg.cho_factor(one.T, lower=True, overwrite_a=True) for one in matrices]
+    return lambda c: np.stack([scipy.linalg.cho_solve(f, one) for f, one in zip(factors, c, strict=True)])
+
+
 @dataclass(frozen=True)
 class _ByInputs:
     """The Gram matrices, float64[groups, inputs, inputs]."""
@@ -78,10 +85,10 @@ class _ByInputs:
 
     def solver(self, ridge: float) -> Solver:
         """Factorise once."""
-        penalties = _penalties(np.einsum("gii->gi", self.gram), self.penalised, ridge)
-        every = self.gram + np.eye(self.gram.shape[1]) * penalties[:, None, :]
-        factors = [scipy.linalg.cho_factor(one, lower=True, overwrite_a=True) for one in every]
-        return lambda c: np.stack([scipy.linalg.cho_solve(f, one) for f, one in zip(factors, c, strict=True)])
+        every = self.gram.copy()
+        diagonals = np.einsum("gii->gi", every)
+        diagonals += _penalties(diagonals, self.penalised, ridge)
+        return _factorised(every)
 
 
 @dataclass(frozen=True)
@@ -115,9 +122,10 @@ class _ByRows:
     def solver(self, ridge: float) -> Solver:
         """Factorise once."""
         weights = 1 / _penalties(self.squares, self.penalised, ridge)
-        every = np.eye(self.inner.shape[1]) + self.inner * weights[:, :1, None]
+        every = self.inner * weights[:, :1, None]
         every += self.biases * weights[:, -1:, None]  # nothing, where there are none
-        factors = [scipy.linalg.cho_factor(one, lower=True, overwrite_a=True) for one in every]
+        np.einsum("gii->gi", every)[...] += 1
+        solve = _factorised(every)
 
         def solved(c: FloatArray) -> FloatArray:
             found = weights[:, :, None] * c
@@ -125,7 +133,7 @@ class _ByRows:
             seen = np.zeros((*self.x.shape[:2], c.shape[2]))
             for at in blocks:
                 seen += self.x[:, :, at].astype(np.float64) @ found[:, at]
-            alpha = np.stack([scipy.linalg.cho_solve(f, one) for f, one in zip(factors, seen, strict=True)])
+            alpha = solve(seen)
             for at in blocks:
                 found[:, at] -= weights[:, at, None] * (self.x[:, :, at].astype(np.float64).transpose(0, 2, 1) @ alpha)
             return found

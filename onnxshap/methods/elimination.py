@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack, solve_triangular
+from scipy.linalg import lapack
 
 from onnxshap.core import BoolArray, FloatArray, IntArray
 
@@ -144,10 +144,10 @@ class BlockRegression:
         at, z, y = self._place[gone], self._z[:, : self._width], self._y[:, : self._width]
         rows = self._inverse[at] - z[at] @ z.T
         products = self._products[at] - z[at] @ y.T - y[at] @ z.T
-        factor = np.linalg.cholesky(rows[:, at])
-        new_z = solve_triangular(factor, rows, lower=True, check_finite=False)
-        new_y = solve_triangular(factor, products, lower=True, check_finite=False)
-        new_y -= 0.5 * solve_triangular(factor, new_y[:, at].T, lower=True, check_finite=False).T @ new_z
+        # one small inverse and products: LAPACK shares many right-hand sides of a triangle among threads, badly
+        undo, _ = lapack.dtrtri(np.linalg.cholesky(rows[:, at]), lower=1)
+        new_z, new_y = undo @ rows, undo @ products
+        new_y -= 0.5 * (new_y[:, at] @ undo.T) @ new_z
         self._alive[gone] = False
         self._prices = None
         for block in self._blocks:

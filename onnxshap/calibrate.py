@@ -27,6 +27,10 @@ _TOLD = 16
 """Images that tell whether a batch mixes them."""
 _ROUNDED = 5e-3
 """Of the largest output, what may be rounding: a code of 8 bits, as kernels differ from batch to batch on a device."""
+_MOST = 32
+"""Images of a batch at most."""
+_LIVE = 8
+"""Tensors as large as the largest that a run may hold at a time, about: a dense block's, a few branches'."""
 _POSITIONS = 256
 """Of an image, about as many as covariances are taken over."""
 
@@ -162,6 +166,26 @@ def batches(traced: Traced, data: Dataset, size: int, least: int = 1) -> Iterato
         yield len(part), feeds_of(filled.inputs, traced.shaped.batch_axes)
 
 
+def bytes_per_image(traced: Traced, names: Sequence[str]) -> list[int]:
+    """Return the bytes that one image's part of each tensor takes, at least 1."""
+    shapes = (traced.shaped.shapes.get(name, ()) for name in names)
+    return [4 * int(np.prod(shape)) // traced.batch + 1 for shape in shapes]
+
+
+def usual_size(traced: Traced) -> int:
+    """Return how many images at a time are run for the outputs alone, as far as the memory goes."""
+    return _fitting(traced, lambda sizes: _LIVE * max(sizes))
+
+
+def _fitting(traced: Traced, held: Callable[[list[int]], int]) -> int:
+    """Return how many images at a time the memory holds, given what a run holds of one, of the bytes of all tensors."""
+    shaped = traced.shaped
+    sizes = bytes_per_image(
+        traced, [name for node in shaped.graph.nodes for name in node.output if name in shaped.shapes]
+    )
+    return int(np.clip(traced.backend.memory // held([1, *sizes]), 1, _MOST))
+
+
 def usual_batch(traced: Traced, data: Dataset) -> dict[str, Array]:
     """Return feeds as a model is used and its latency measured: one image, or the batch that the file fixes."""
     count = 1 if traced.shaped.free_batch else traced.batch
@@ -236,7 +260,7 @@ def _rows(
     traced: Traced, session: Session, data: Dataset, extra: Mapping[str, Array] | None = None
 ) -> Iterator[list[Array]]:
     """Yield the outputs of batches of images, each [images, ...]; the rest is as in `run_all`."""
-    for count, feeds in batches(traced, data, 32, least=2):  # of one image a Squeeze may take the axis
+    for count, feeds in batches(traced, data, usual_size(traced), least=2):  # of one image a Squeeze may take the axis
         outputs = by_image(traced, session.run({**feeds, **(extra or {})}))
         rows = traced.shaped.count(feeds)
         for name, value in zip(session.outputs, outputs, strict=True):
@@ -298,7 +322,7 @@ def channel_means(
     kinds = {i.name: i.type.tensor_type.elem_type for i in graph.input}
     session = traced.backend.session(extract(model, kinds, dict.fromkeys(outputs, TensorProto.FLOAT)))
     sums, total = [np.zeros(shaped.shapes[name][axis]) for name, axis in todo], 0
-    for count, feeds in batches(traced, data, 32):
+    for count, feeds in batches(traced, data, _fitting(traced, sum)):  # onnxruntime may average all of them in the end
         total += count
         for k, (found, (name, _)) in enumerate(zip(session.run(feeds), todo, strict=True)):
             whole = found.astype(np.float64)
@@ -327,7 +351,7 @@ def channel_covariances(traced: Traced, data: Dataset, names: Sequence[str]) -> 
     part = extract(shaped.graph.model, kinds, {n: shaped.kinds.get(n, TensorProto.FLOAT) for n in wanted})
     session = traced.backend.session(part)
     rows, means, products = dict.fromkeys(wanted, 0), dict[str, FloatArray](), dict[str, FloatArray]()
-    for _, feeds in batches(traced, data, 8):
+    for _, feeds in batches(traced, data, min(8, _fitting(traced, sum))):
         for name, found in zip(wanted, session.run(feeds), strict=True):
             flat = found.reshape(*found.shape[:2], -1)
             flat = flat[:, :, :: max(1, flat.shape[2] // _POSITIONS)]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from onnx import ModelProto
 
-from onnxshap import prune, score
+from onnxshap import OrtBackend, calibrate, prune, score
 from onnxshap.calibrate import free_batch, run_all, site_means
-from onnxshap.core import Array
+from onnxshap.core import Array, Dataset
 from onnxshap.data import random_data
 from onnxshap.game import GroupGame, Setting
 from onnxshap.graph.weights import put_in
@@ -21,7 +21,7 @@ from onnxshap.rewrite import cut, drop_units
 from onnxshap.shapes import input_specs
 from onnxshap.shapes.images import Images
 from onnxshap.slices import removed_slices
-from onnxshap.tracing import trace
+from onnxshap.tracing import Traced, trace
 from tests.exactness import check_exact, net
 from tests.zeroing import relative_error, run, zeroed
 
@@ -698,3 +698,27 @@ def test_it_is_said_where_what_is_counted_in_a_batch_divides_every_image() -> No
     images = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
     notes = score(model, images, method="loo", payoff="mse").notes
     assert any("is no batch of samples" in note for note in notes)
+
+
+def test_no_run_holds_more_images_than_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large images come few at a time: outputs alone need some tensors at once, means of all channels all tensors."""
+    model = net(
+        "(float[n,3,8,8] x) => (float[n,2,8,8] y) { a = Conv(x, w1) b = Relu(a) y = Conv(b, w2) }",
+        w1=(16, 3, 1, 1),
+        w2=(2, 16, 1, 1),
+    )
+    plain, sizes = calibrate.batches, list[int]()
+
+    def told(traced: Traced, data: Dataset, size: int, least: int = 1) -> Iterator[tuple[int, Mapping[str, Array]]]:
+        sizes.append(size)
+        return plain(traced, data, size, least)
+
+    monkeypatch.setattr(calibrate, "batches", told)
+    found, largest = [], 4 * 16 * 8 * 8
+    for memory in (2**30, 17 * largest):
+        traced = trace(model, backend=OrtBackend("cpu", 1, memory))
+        data = random_data(input_specs(traced.shaped.graph.model), 40, 0)
+        found.append([run_all(traced, model, data)[0], *site_means(traced, data).values()])
+    assert sizes == [32, 32, 2, 7]
+    for wide, tight in zip(*found, strict=True):
+        np.testing.assert_allclose(tight, wide, rtol=1e-5, atol=1e-6)

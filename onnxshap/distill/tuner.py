@@ -27,14 +27,13 @@ from torch import Tensor
 
 from onnxshap import payoffs, streams
 from onnxshap.backend import Backend, Session, threads_of
-from onnxshap.calibrate import by_image
+from onnxshap.calibrate import by_image, bytes_per_image
 from onnxshap.core import Array, Dataset, FloatArray, IntArray, Payoff
 from onnxshap.distill.mixing import Mixer
 from onnxshap.distill.ops import clipped
 from onnxshap.distill.torchgraph import CPU, TorchGraph, laid_out
 from onnxshap.distill.tuning import SECONDS, Tuning, divided
 from onnxshap.errors import ModelError
-from onnxshap.game.activations import bytes_per_image
 from onnxshap.graph import equal_copies, extract
 from onnxshap.graph.weights import set_values
 from onnxshap.masking import Means

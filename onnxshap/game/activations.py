@@ -8,19 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from onnxshap.calibrate import bytes_per_image, usual_size
 from onnxshap.core import Array, ImageIndex, IntArray
 from onnxshap.game.setting import Setting
 from onnxshap.shapes.images import Images
-from onnxshap.tracing import Traced
-
-_AT_ONCE = 32
-"""Images of one run."""
-
-
-def bytes_per_image(traced: Traced, names: Sequence[str]) -> list[int]:
-    """Return the bytes that one image's part of each tensor takes, at least 1."""
-    shapes = (traced.shaped.shapes.get(name, ()) for name in names)
-    return [4 * int(np.prod(shape)) // traced.batch + 1 for shape in shapes]
 
 
 class Activations:
@@ -81,9 +72,9 @@ class Activations:
         part = self._setting.data.take(images)
         found: dict[str, Array] = {n: part.inputs[n] for n in self._names if n in part.inputs}
         if self._session is not None:
-            pieces = []
-            for start in range(0, len(part), _AT_ONCE):
-                feeds: Mapping[str, Array] = part.take(slice(start, start + _AT_ONCE)).inputs
+            pieces, step = [], usual_size(self._setting.traced)
+            for start in range(0, len(part), step):
+                feeds: Mapping[str, Array] = part.take(slice(start, start + step)).inputs
                 pieces.append(self._session.run({name: feeds[name] for name in self._session.inputs}))
             for name, values in zip(self._session.outputs, zip(*pieces, strict=True), strict=True):
                 found[name] = self._place(name).join(values)

@@ -11,10 +11,10 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap.backend import Session
-from onnxshap.calibrate import batches, by_image
+from onnxshap.calibrate import batches, by_image, bytes_per_image
 from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import coalition_removals
-from onnxshap.game.activations import Activations, bytes_per_image
+from onnxshap.game.activations import Activations
 from onnxshap.game.behind import Behind
 from onnxshap.game.halves import gathered, halve
 from onnxshap.game.outputs import payoffs

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto
 
-from onnxshap.calibrate import by_image
+from onnxshap.calibrate import by_image, bytes_per_image
 from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import removal_masks, removal_ranks
-from onnxshap.game.activations import Activations, bytes_per_image
+from onnxshap.game.activations import Activations
 from onnxshap.game.contributions import Adder, find_adders
 from onnxshap.game.halves import dependent, halve
 from onnxshap.game.outputs import payoffs

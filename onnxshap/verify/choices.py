@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
-from onnxshap.calibrate import batches
+from onnxshap.calibrate import batches, usual_size
 from onnxshap.core import Array, Dataset
 from onnxshap.endings import REALS, jumps
 from onnxshap.errors import ModelError
@@ -106,7 +106,7 @@ def _both(
         own = traced.backend.session(_telling(made, chain(*chosen.values())))
         told = traced.backend.session(_telling(twin.model, chain(*chosen.values(), *reads.values())))
         runs = []
-        for _, feeds in batches(traced, data, 32, least=2):
+        for _, feeds in batches(traced, data, usual_size(traced), least=2):
             first, second = own.run(feeds), told.run({**feeds, **twin.extra})
             runs.append(
                 (feeds, dict(zip(own.outputs, first, strict=True)), dict(zip(told.outputs, second, strict=True)))

@@ -36,26 +36,22 @@ _POSITIONS = 256
 
 
 def free_batch(traced: Traced) -> Traced:
-    """Return the same model for evaluation, its batch axis free where the file fixes it and the model allows it.
+    """Return the same model for evaluation, any number of images at a time where the model allows it.
 
-    Where it is free, a Squeeze of all axes of size 1 would take it from a single image; the axes are named. Exporters
-    write sizes with the batch spelled out, and constants for one image; `batching` makes them follow it. Whether that
-    worked is measured: two images at once must give what they give one by one, else the model is left alone and
-    evaluated at its own batch size.
+    Where their axis is free, a Squeeze of all axes of size 1 would take it from a single image; the axes are named.
+    Exporters write sizes with the batch spelled out, and constants for one image; `batching` makes them follow it.
+    Whether that worked, and whether images are apart on another axis than 0 (steps come first), is measured: two
+    images at once must give what they give one by one, else the model is left alone, evaluated at its own batch size.
     """
-    if traced.shaped.alone:
+    shaped = traced.shaped
+    if any(shaped.batch_axis(name) is None for name in shaped.inputs):
         return traced
-    if traced.shaped.free_batch:
-        steady = steady_model(traced.shaped)
-        shaped = traced.shaped
-        return replace(traced, shaped=replace(shaped, graph=replace(shaped.graph, model=steady))) if steady else traced
-    model = freed_model(traced.shaped)
-    if model is None:
+    free = all(spec.shape[shaped.batch_axis(name) or 0] is None for name, spec in shaped.specs.items())
+    model = (steady_model(shaped) or shaped.graph.model) if free else freed_model(shaped)
+    if model is None or (shaped.free_batch and model is shaped.graph.model):
         return traced
-    freed = replace(
-        traced, shaped=replace(traced.shaped, graph=replace(traced.shaped.graph, model=model), free_batch=True)
-    )
-    return freed if _same_rows(traced, freed) else traced
+    freed = replace(traced, shaped=replace(shaped, graph=replace(shaped.graph, model=model), free_batch=True))
+    return freed if shaped.free_batch or _same_rows(traced, freed) else traced
 
 
 def _same_rows(traced: Traced, freed: Traced) -> bool:
@@ -75,15 +71,15 @@ def _same_rows(traced: Traced, freed: Traced) -> bool:
         }
 
     def both(one: Mapping[str, Array], two: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: np.concatenate([one[name], two[name]]) for name in one}
+        return {name: np.concatenate([one[name], two[name]], traced.shaped.batch_axis(name) or 0) for name in one}
 
     first, second, other = drawn(), drawn(), drawn()
     try:
         one = traced.backend.session(traced.shaped.graph.model)
-        apart = [one.run(first), one.run(second)]
+        apart = [by_image(traced, one.run(feeds)) for feeds in (first, second)]
         session = freed.backend.session(freed.shaped.graph.model)
         together, before, behind = (
-            session.run(both(*pair)) for pair in ((first, second), (first, other), (other, second))
+            by_image(freed, session.run(both(*pair))) for pair in ((first, second), (first, other), (other, second))
         )
     except ModelError:
         return False

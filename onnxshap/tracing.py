@@ -102,7 +102,7 @@ class Traced:
     @property
     def single(self) -> bool:
         """Whether it is run with one image at a time, and all that an output holds is that image's."""
-        return self.batch == 1 and (self.shaped.alone or not self.shaped.free_batch)
+        return self.batch == 1 and not self.shaped.free_batch
 
     @cached_property
     def _followed(self) -> Mapping[str, Images]:

@@ -16,9 +16,9 @@ import onnx.parser
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnxshap.calibrate import free_batch, site_means
+from onnxshap.calibrate import by_image, free_batch, site_means
 from onnxshap.core import BoolArray, Dataset
-from onnxshap.data import InputSpec, random_data
+from onnxshap.data import InputSpec, feeds_of, random_data
 from onnxshap.masking import Means, insert_masks, mask_name, row_wise
 from onnxshap.rewrite import drop_units
 from onnxshap.shapes import input_specs
@@ -219,15 +219,20 @@ def check_rows(
     """Return the error of one coalition an image against image by image; None where rows cannot be told apart."""
     if not traced.groups or not traced.shaped.free_batch or not row_wise(traced, traced.groups):
         return None
-    n, specs = len(given) if given else IMAGES, input_specs(traced.shaped.graph.model)
-    sized = {k: InputSpec(k, s.dtype, (None, *traced.shaped.inputs[k][1:])) for k, s in specs.items()}
+    n, shaped = len(given) if given else IMAGES, traced.shaped
+    sized = {k: InputSpec(k, s.dtype, shaped.inputs[k], s.batch) for k, s in shaped.specs.items()}
     data = given or random_data(sized, n, 0)
     model = insert_masks(traced, means=means)
     rows = {mask_name(g): (rng.random((n, len(g))) < 0.5).astype(np.float32) for g in traced.groups}
-    together = run(model, {**data.inputs, **rows})
+
+    def run_on(images: slice) -> list[Any]:
+        fed = feeds_of(data.take(images).inputs, shaped.batch_axes)
+        return by_image(traced, run(model, fed | {name: mask[images] for name, mask in rows.items()}))
+
+    together = run_on(slice(None))
     if any(o.ndim == 0 or len(o) != n for o in together):
         return None
-    alone = [run(model, {k: v[i : i + 1] for k, v in {**data.inputs, **rows}.items()}) for i in range(n)]
+    alone = [run_on(slice(i, i + 1)) for i in range(n)]
     error = relative_error(together, [np.concatenate(column) for column in zip(*alone, strict=True)])
     assert error <= tolerance, f"a coalition a row is not image by image: {error:.2g}"
     return error

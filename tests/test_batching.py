@@ -399,6 +399,60 @@ def test_ends_of_edges_tell_a_graph_by_themselves() -> None:
     )
 
 
+STEPS_OF_ANY_NUMBER = {
+    "images first": net(
+        """(float[1,steps,4] x) => (float[1,steps,2] y) {
+    a = MatMul(x, w1)
+    b = Relu(a)
+    c = MatMul(b, w2)
+    d = Relu(c)
+    y = MatMul(d, w3)
+}""",
+        w1=(4, 64), w2=(64, 48), w3=(48, 2),
+    ),
+    "steps first": net(
+        """(float[steps,batch,4] x) => (float[steps,batch,2] y) {
+    a = MatMul(x, w1)
+    b = Relu(a)
+    all = GRU<hidden_size=8>(b, w, r)
+    s = Squeeze(all, one)
+    c = MatMul(s, w2)
+    d = Relu(c)
+    y = MatMul(d, w3)
+}""",
+        w1=(4, 6), w=(1, 24, 6), r=(1, 24, 8), one=[1], w2=(8, 48), w3=(48, 2),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STEPS_OF_ANY_NUMBER)
+def test_files_that_take_any_number_of_steps_are_scored_many_rows_at_a_time(name: str) -> None:
+    data = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
+    scores = score(STEPS_OF_ANY_NUMBER[name], data, decided=0)
+    assert not scores.notes
+    traced = trace(STEPS_OF_ANY_NUMBER[name])
+    assert traced.single and free_batch(traced).shaped.free_batch
+    assert check_exact(STEPS_OF_ANY_NUMBER[name]).dropped
+
+
+def test_one_image_keeps_its_axis_among_others_of_size_1() -> None:
+    """A Squeeze of the directions of a recurrent op, and an Unsqueeze in front of the images."""
+    model = net(
+        """(float[5,batch,4] x) => (float[5,batch,2] y) {
+    wide = Unsqueeze(x, one)
+    b = MatMul(wide, w1)
+    c = Relu(b)
+    s = Squeeze(c, one)
+    y = MatMul(s, w2)
+}""",
+        w1=(4, 6), one=[1], w2=(6, 2),
+    )  # fmt: skip
+    traced = trace(model)
+    assert traced.shaped.shapes["wide"] == (5, 1, 1, 4)
+    assert [traced.batch_axis(name) for name in ("x", "wide", "c", "s", "y")] == [1, 2, 2, 1, 1]
+    assert [traced.images(name) for name in ("wide", "s")] == [Images(2), Images(1)]
+
+
 def test_positions_are_no_images() -> None:
     embedded = net(
         """(int64[batch,tokens] ids, int64[tokens] places) => (float[batch,tokens,3] y) {

@@ -29,7 +29,34 @@ from tests.exactness import net
 
 IMAGES = 5
 
+STEPS_FIRST = {
+    "steps first": net(
+        """(float[5,N,4] x) => (float[5,N,2] y) {
+            a = MatMul(x, w0)
+            ar = Relu(a)
+            b = MatMul(ar, w1)
+            bt = Tanh(b)
+            y = MatMul(bt, w2)
+        }""",
+        w0=(4, 8), w1=(8, 7), w2=(7, 2),
+    ),
+    "steps and images on one axis": net(
+        """(float[5,N,4] x) => (float[5,N,2] y) {
+            flat = Reshape(x, rows)
+            a = Gemm(flat, w0, b0)
+            ar = Relu(a)
+            b = Gemm(ar, w1)
+            s = Reshape(b, steps)
+            bt = Tanh(s)
+            y = MatMul(bt, w2)
+        }""",
+        rows=[-1, 4], w0=(4, 8), b0=(8,), w1=(8, 7), steps=[5, -1, 7], w2=(7, 2),
+    ),
+}  # fmt: skip
+"""Nets whose images lie on axis 1."""
+
 NETS = {
+    **STEPS_FIRST,
     "convolutions": net(
         """(float[N,3,8,8] x) => (float[N,5] y) {
             [a] a = Conv<pads=[1,1,1,1]>(x, w0, b0)
@@ -157,7 +184,7 @@ def setting(model: onnx.ModelProto, *, filled: bool) -> Setting:
 
 
 def dims(model: onnx.ModelProto) -> list[onnx.TensorShapeProto.Dimension]:
-    return list(model.graph.input[0].type.tensor_type.shape.dim)[1:]
+    return [d for d in model.graph.input[0].type.tensor_type.shape.dim if d.dim_param != "N"]
 
 
 def removed(game: GroupGame) -> tuple[FloatArray, ...]:
@@ -203,6 +230,18 @@ def test_running_sums_are_masks(name: str, filled: bool, monkeypatch: pytest.Mon
         monkeypatch.setattr(walks, "_LEAST_WORK", np.inf)
         close(game, GroupGame(shared, group))
     assert walked >= len(shared.traced.groups) - OTHERS.get(name, 0), "running sums were not used"
+
+
+@pytest.mark.parametrize("name", STEPS_FIRST)
+def test_images_behind_steps_are_worth_what_they_are_one_by_one(name: str) -> None:
+    shared = setting(STEPS_FIRST[name], filled=True)
+    assert shared.traced.shaped.free_batch and not shared.traced.single
+    file = open_model(STEPS_FIRST[name], shared.data, backend=OrtBackend("cpu", 1))[0]
+    assert file.single
+    for group in file.groups:
+        game, alone = GroupGame(shared, group), GroupGame(replace(shared, traced=file), group)
+        assert game._batched and not alone._batched
+        close(game, alone)
 
 
 @pytest.mark.parametrize("long", [0, 1000], ids=["row by row", "at once"])
@@ -340,7 +379,7 @@ def test_the_fastest_size_is_found_by_runs_that_do_the_work() -> None:
 
 
 @pytest.mark.parametrize("memory", [2**30, 2**14])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [name for name in NETS if name != "steps and images on one axis"])
 def test_activations_that_stay_on_the_device_give_the_same(
     name: str, memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from onnx import ModelProto
 
 from onnxshap.calibrate import bytes_per_image, usual_size
 from onnxshap.core import Array, ImageIndex, IntArray
+from onnxshap.data import feeds_of
 from onnxshap.game.setting import Setting
 from onnxshap.shapes.images import Images
 
@@ -69,12 +70,13 @@ class Activations:
         return self._places[images], self._kept
 
     def _compute(self, images: ImageIndex) -> dict[str, Array]:
-        part = self._setting.data.take(images)
-        found: dict[str, Array] = {n: part.inputs[n] for n in self._names if n in part.inputs}
+        data, axes = self._setting.data, self._setting.traced.shaped.batch_axes
+        fed = feeds_of(data.take(images).inputs, axes)
+        found: dict[str, Array] = {n: fed[n] for n in self._names if n in fed}
         if self._session is not None:
             pieces, step = [], usual_size(self._setting.traced)
-            for start in range(0, len(part), step):
-                feeds: Mapping[str, Array] = part.take(slice(start, start + step)).inputs
+            for start in range(0, len(images), step):
+                feeds = feeds_of(data.take(images[start : start + step]).inputs, axes)
                 pieces.append(self._session.run({name: feeds[name] for name in self._session.inputs}))
             for name, values in zip(self._session.outputs, zip(*pieces, strict=True), strict=True):
                 found[name] = self._place(name).join(values)

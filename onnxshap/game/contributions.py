@@ -22,6 +22,7 @@ from onnxshap.labels import Site
 from onnxshap.labels.kernels import block_diagonal, in_first, shares_inputs
 from onnxshap.masking import Means, responses
 from onnxshap.shapes.constants import static_values
+from onnxshap.shapes.images import Images
 from onnxshap.tracing import Traced
 
 _GROUPED = frozenset({"Conv", "ConvTranspose"})
@@ -39,7 +40,7 @@ class Adder:
         y: what the op makes.
         outputs: channels of `y`.
         work: multiplications of the op for each number it makes.
-        axis: of `x`, that is summed away.
+        axis: of `x`, that is summed away, where the images come first (`Images.front`).
         places: intp[units there, positions of one].
         present: intp[units there], which units these are.
         matrix: float32[units there, positions of one, outputs], None of a convolution.
@@ -59,7 +60,10 @@ class Adder:
     left: Array | None
 
     def added(self, x: Array, n_units: int) -> Array:
-        """Return float32[n_units, numbers of y]: what each unit adds to the output of the one image of `x`."""
+        """Return float32[n_units, numbers of y]: what each unit adds to the output of the one image of `x`.
+
+        `x` has the image on axis 0, the numbers are those of `y` with it there.
+        """
         count, each = self.places.shape
         chosen = np.take(x, self.places.ravel(), axis=self.axis)
         if self.matrix is None:
@@ -109,18 +113,24 @@ def find_adders(traced: Traced, group: Group, sites: Sequence[Site], means: Mean
 
 
 def _plain(traced: Traced, site: Site) -> bool:
-    """Return whether an op is one of those that can be taken apart: of float32, images on the first axis."""
+    """Return whether an op is one of those that can be taken apart: of float32, images in one place before and behind.
+
+    That is axis 0 of a convolution, of a product of matrices any but the last.
+    """
     node, y, kinds = traced.shaped.graph.nodes[site.node], traced.shaped.graph.nodes[site.node].output[0], {1}
     weight, shapes = site.weight, traced.shaped.shapes
     if weight is None or site.zero is not None or node.input[site.input] != site.tensor:
         return False
     if {traced.shaped.kinds.get(name, 0) for name in (site.tensor, y)} != kinds:
         return False
-    if any(traced.batch_axis(name) != 0 for name in (site.tensor, y)) or 0 in (site.axis, weight.out):
+    place = traced.images(site.tensor)
+    if place is None or traced.images(y) != place:
         return False
     if node.op_type in _GROUPED:
-        return site.axis == weight.out == 1
+        return place == Images(0) and site.axis == weight.out == 1
     last = len(shapes[site.tensor]) - 1
+    if place.axis == last:
+        return False
     rank = len(shapes.get(node.input[weight.input], ()))
     return node.op_type in _PRODUCTS and rank == 2 and site.axis == weight.out == last == len(shapes[y]) - 1
 
@@ -165,7 +175,9 @@ def _adder(
     left = None
     if filled is not None:
         left = filled.astype(np.float32)[places].sum(axis=1, dtype=np.float32)
-    return Adder(site.tensor, y, chosen.shape[2], work, site.axis, places, present, matrix, session, left)
+    place = traced.images(site.tensor)
+    behind = 0 if place is None or place.alone else 2  # what shares the images' axis has two of its own
+    return Adder(site.tensor, y, chosen.shape[2], work, site.axis + behind, places, present, matrix, session, left)
 
 
 def _apart(traced: Traced, node: NodeProto, site: Site, chosen: Array) -> ModelProto:

@@ -24,6 +24,7 @@ from onnxshap.game.remainders import LONG, Remainders
 from onnxshap.game.setting import Setting
 from onnxshap.game.winograd import quick_session
 from onnxshap.groups import Group
+from onnxshap.shapes.images import Images
 
 _LEAST_WORK = 32
 """Multiplications for a number of an op's output below which one subtraction is no gain."""
@@ -36,7 +37,10 @@ _AT_ONCE = 2**18
 
 
 Loaded = tuple[list[Array], list[Array]]
-"""Of one image, for each op: what each unit adds to its output float32[n, length], and the whole output [1, ...]."""
+"""Of one image, for each op: what each unit adds to its output float32[n, length], and the whole output [1, ...].
+
+Outputs of ops have their images on axis 0 here (`Images.front`), wherever the model has them.
+"""
 
 
 class Walks:
@@ -80,8 +84,7 @@ class Walks:
             for start in range(0, len(part), rows):
                 at = part[start : start + rows]
                 if full:
-                    taken = self._kept.take(images[at], [adder.y for adder in self._adders])
-                    outputs = list(taken.values())
+                    outputs = self._take(images[at], [adder.y for adder in self._adders])
                 else:
                     outputs = self._none(images[at])
                 found[at] = self._worth(outputs, images[at], np.repeat(coalition, len(at), axis=0))
@@ -102,9 +105,18 @@ class Walks:
         """Return what each unit adds to each op's output, float32[n, length], and the whole outputs, [1, ...]."""
         if image in self._loaded:
             return self._loaded[image]
-        taken = self._kept.take(np.array([image]))
-        added = [adder.added(taken[adder.x], self._n) for adder in self._adders]
-        return added, [np.ascontiguousarray(taken[adder.y]) for adder in self._adders]
+        at = np.array([image])
+        given = self._take(at, [adder.x for adder in self._adders])
+        added = [adder.added(x, self._n) for adder, x in zip(self._adders, given, strict=True)]
+        return added, [np.ascontiguousarray(y) for y in self._take(at, [adder.y for adder in self._adders])]
+
+    def _take(self, images: ImageIndex, names: Sequence[str]) -> list[Array]:
+        """Return tensors of some images, these on axis 0."""
+        taken = self._kept.take(images, names)
+        return [self._place(name).front(taken[name]) for name in names]
+
+    def _place(self, name: str) -> Images:
+        return self._setting.traced.images(name) or Images(0)
 
     def _none(self, images: ImageIndex) -> list[Array]:
         """Return the ops' outputs without any unit; what was loaded is kept while there is room, for the walks."""
@@ -137,15 +149,16 @@ class Walks:
         return self._masked
 
     def _worth(self, values: Sequence[Array], images: ImageIndex, coalitions: CoalitionMatrix | None) -> FloatArray:
-        given = {adder.y: value for adder, value in zip(self._adders, values, strict=True)}
+        outputs = zip(self._adders, values, strict=True)
+        given = {adder.y: np.ascontiguousarray(self._place(adder.y).back(value)) for adder, value in outputs}
         changed = {k: given[self._names[k]] for k in self._outputs if k not in self._computed}
         if self._session is not None:
             feeds = {**given, **(self._kept.take(images, self._others) if self._others else {})}
             if self._masked:
                 assert coalitions is not None
                 feeds[self._mask] = coalitions
-            outputs = self._session.run({name: feeds[name] for name in self._session.inputs})
-            changed.update(zip(self._computed, outputs, strict=True))
+            made = self._session.run({name: feeds[name] for name in self._session.inputs})
+            changed.update(zip(self._computed, made, strict=True))
         numbers = list(changed)
         moved = by_image(self._setting.traced, list(changed.values()), numbers)
         return payoffs(self._setting, dict(zip(numbers, moved, strict=True)), images, coalitions)

@@ -40,7 +40,7 @@ def reshape(op: Op, ax: Axes) -> None:
         ax.fix(SingleAxes(op.index, x.name, single, op.opset))
     if 0 in x.shape:
         raise RuleError(f"{op.type} of a tensor without elements")
-    blocks = aligned(x.shape, y.shape)
+    blocks = _by_axes(op, x, y) or aligned(x.shape, y.shape)
     moved = [(any(_is_free(x, a) for a in ins), any(_is_free(y, a) for a in outs)) for ins, outs in blocks]
     chance = (True, False) in moved and (False, True) in moved  # what is as long as a batch, at this size alone
     for (ins, outs), sides in zip(blocks, moved, strict=True):
@@ -48,6 +48,22 @@ def reshape(op: Op, ax: Axes) -> None:
             _freeze_block(ax, ins, outs, f"{op.type} regroups it otherwise at other sizes")
         else:
             _relate_block(ax, x.name, ins, outs)
+
+
+def _by_axes(op: Op, x: Tensor, y: Tensor) -> list[tuple[list[int], list[int]]] | None:
+    """Return the runs of a Squeeze or an Unsqueeze that names the axes which it drops or adds, None of others.
+
+    Sizes do not tell: of several axes of size 1 one may be that of the images.
+    """
+    if op.type not in ("Squeeze", "Unsqueeze") or ((given := op.input(1)) is not None and given.value is None):
+        return None
+    longer, shorter = (x, y) if op.type == "Squeeze" else (y, x)
+    gone = {axis % longer.rank for axis in op.ints(1, "axes") or ()}
+    if longer.rank - len(gone) != shorter.rank:
+        return None
+    places = iter(range(shorter.rank))
+    runs = [([axis], [] if axis in gone else [next(places)]) for axis in range(longer.rank)]
+    return runs if op.type == "Squeeze" else [(outs, ins) for ins, outs in runs]
 
 
 def aligned(source: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

@@ -22,7 +22,7 @@ from onnxshap.graph.weights import set_values
 from onnxshap.labels.fixups import name_axes, set_attribute, takes_all
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.folding import TABLE
-from onnxshap.shapes.images import Images, ImageWalk, Repeat
+from onnxshap.shapes.images import Images, ImageWalk, Repeat, find_images
 
 _ROWS = "onnxshap.rows"
 
@@ -36,7 +36,7 @@ def freed_model(shaped: Shaped) -> ModelProto | None:
     walk = ImageWalk(shaped, shaped.batch)
     walk.run()
     outputs = [o.name for o in shaped.graph.model.graph.output]
-    if any(walk.found.get(name) != Images(0) for name in outputs):
+    if any((place := walk.found.get(name)) is None or not place.alone for name in outputs):
         return None
     edit = _Free(walk)
     edit.apply()
@@ -46,9 +46,9 @@ def freed_model(shaped: Shaped) -> ModelProto | None:
 def steady_model(shaped: Shaped) -> ModelProto | None:
     """Return a model of a free batch that gives one image the axes that it gives several, None if it is one already.
 
-    A Squeeze of all axes of size 1 names those that it was traced with.
+    A Squeeze of all axes of size 1 names those that it was traced with, but for that of a single image.
     """
-    nodes = shaped.graph.nodes
+    nodes, places = shaped.graph.nodes, find_images(shaped) if shaped.batch == 1 else {}
     taking = [k for k, n in enumerate(nodes) if is_op(n, "Squeeze") and takes_all(n) and n.input[0] in shaped.shapes]
     if not taking:
         return None
@@ -61,7 +61,8 @@ def steady_model(shaped: Shaped) -> ModelProto | None:
         return name
 
     for index in taking:
-        _name_single(shaped, model.graph.node[index], constant)
+        place = places.get(nodes[index].input[0])
+        _name_single(shaped, model.graph.node[index], constant, None if place is None else place.axis)
     return model
 
 
@@ -108,8 +109,8 @@ class _Free:
             (self._repeat if self.walk.batch == 1 else self._take_one)(nodes[repeat.node], repeat)
         for item in (*self.model.graph.input, *self.model.graph.output):
             dims = item.type.tensor_type.shape.dim
-            if len(dims) and self.walk.found.get(item.name) == Images(0):
-                dims[0].dim_param = "onnxshap.images"
+            if len(dims) and (images := self.walk.found.get(item.name)) is not None:
+                dims[images.axis].dim_param = "onnxshap.images"
         given = entered(nodes)
         for node in nodes:
             if is_open(node, given):
@@ -240,10 +241,10 @@ class _Free:
     def _rows(self) -> str:
         """Return the name of int64[1], the number of images."""
         if ("rows",) not in self.made:
-            first = next(n for n in self.walk.shaped.inputs if self.walk.found.get(n) == Images(0))
+            first, place = next((n, at) for n in self.walk.shaped.inputs if (at := self.walk.found.get(n)) is not None)
             sizes = self._node("Shape", [first], f"{_ROWS}.sizes")
-            zero = self._constant(f"{_ROWS}.axis", np.array([0], np.int64))
-            self.made["rows",] = self._node("Gather", [sizes, zero], _ROWS, axis=0)
+            axis = self._constant(f"{_ROWS}.axis", np.array([place.axis], np.int64))
+            self.made["rows",] = self._node("Gather", [sizes, axis], _ROWS, axis=0)
         return self.made["rows",]
 
     def _constant(self, wish: str, values: Array) -> str:

@@ -24,7 +24,6 @@ from onnxshap.labels.equations import terms_of
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.folding import Shape
 
-_MOVES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 _BROADCASTS = (
     *(
         "Add",
@@ -75,6 +74,20 @@ class Images:
         apart = values.reshape(self.split(values.shape))
         chosen: Array = np.take(apart, images, axis=self.axis + 1)
         return chosen.reshape(*values.shape[: self.axis], -1, *values.shape[self.axis + 1 :])
+
+    def front(self, values: Array) -> Array:
+        """Return a tensor with the images on axis 0; what shared an axis with them has axes of its own.
+
+        >>> Images(1, inner=2).front(np.zeros((3, 8, 5))).shape
+        (4, 3, 1, 2, 5)
+        """
+        apart = values if self.alone else values.reshape(self.split(values.shape))
+        return np.moveaxis(apart, self.axis + (not self.alone), 0)
+
+    def back(self, rows: Array) -> Array:
+        """Return what `front` was given."""
+        apart = np.moveaxis(rows, 0, self.axis + (not self.alone))
+        return apart if self.alone else apart.reshape(*apart.shape[: self.axis], -1, *apart.shape[self.axis + 3 :])
 
     def join(self, parts: Sequence[Array]) -> Array:
         """Return the images of several tensors as one."""
@@ -178,13 +191,15 @@ class ImageWalk:
         return 0 <= place.axis < len(shape) and shape[place.axis] == place.outer * self.batch * place.inner
 
     def _visit(self, index: int, node: NodeProto, number: int) -> Images | None:
-        if node.op_type in _MOVES:
-            if (place := self._moved(node)) is not None:
-                self.targets[index] = place
-            return place
         if (rule := _RULES.get(node.op_type)) is not None:
             return rule(self, index, node, number)
         return self._aligned(index, node, number)
+
+    def moved(self, index: int, node: NodeProto) -> Images | None:
+        """Return the place of images that keep theirs in the order of elements, and note it: a target may name it."""
+        if (place := self._moved(node)) is not None:
+            self.targets[index] = place
+        return place
 
     def _moved(self, node: NodeProto) -> Images | None:
         """The images keep their place in the order of elements; an axis is found for them."""
@@ -309,14 +324,40 @@ def _reduce(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images
     place, given = walk.found.get(node.input[0]), attributes(node)
     if place is None or given.get("keepdims", 1):
         return place
-    rank = len(walk.shaped.shapes[node.input[0]])
+    gone = _named_axes(walk, node, len(walk.shaped.shapes[node.input[0]]))
+    if gone is None or place.axis in gone:
+        return None
+    return replace(place, axis=place.axis - sum(a < place.axis for a in gone))
+
+
+def _squeeze(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
+    """Axes that are named tell where one image goes among others of size 1; elsewhere the order of elements does.
+
+    So it does where a Squeeze was told its axes later, when the batch was freed: shapes are those of one image.
+    """
+    place = walk.found.get(node.input[0])
+    longer, shorter = (len(walk.shaped.shapes[name]) for name in (node.input[0], node.output[0]))
+    gone = _named_axes(walk, node, longer)
+    if place is None or gone is None or place.axis in gone or longer - len(gone) != shorter:
+        return walk.moved(index, node)
+    return replace(place, axis=place.axis - sum(a < place.axis for a in gone))
+
+
+def _unsqueeze(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
+    place, rank = walk.found.get(node.input[0]), len(walk.shaped.shapes[node.output[0]])
+    added = _named_axes(walk, node, rank)
+    if place is None or added is None:
+        return walk.moved(index, node)
+    return replace(place, axis=[axis for axis in range(rank) if axis not in added][place.axis])
+
+
+def _named_axes(walk: ImageWalk, node: NodeProto, rank: int) -> set[int] | None:
+    """Return the axes that a node names, in an attribute or a constant, None where it names none or computes them."""
+    given = attributes(node)
     axes = given.get("axes", given.get("axis"))
     if len(node.input) > 1 and (stored := walk.shaped.graph.initializers.get(node.input[1])) is not None:
         axes = array(stored)
-    if axes is None:
-        return None
-    gone = {int(a) % rank for a in np.ravel(axes)}
-    return None if place.axis in gone else replace(place, axis=place.axis - sum(a < place.axis for a in gone))
+    return None if axes is None else {int(a) % rank for a in np.ravel(axes)}
 
 
 def _recurrent(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images | None:
@@ -340,6 +381,9 @@ def _einsum(walk: ImageWalk, index: int, node: NodeProto, number: int) -> Images
 
 
 _RULES: dict[str, _Rule] = {
+    **dict.fromkeys(("Flatten", "Reshape"), lambda walk, index, node, number: walk.moved(index, node)),
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
     "Transpose": _transpose,
     "Concat": _concat,
     "Gather": _gather,

@@ -45,7 +45,7 @@ class Shaped:
             and so do those whose sizes differ from iteration to iteration of a loop.
         kinds: tensor name -> ONNX element type.
         inputs: the model's inputs at these shapes.
-        free_batch: whether axis 0 of the inputs may have any size.
+        free_batch: whether it takes any number of images at a time: axis 0 of all inputs is theirs, and free.
         constants: names computed from initializers alone.
         varying: (tensor, axis) whose size follows the inputs' free dimensions.
         told: (tensor, axis) whose size is read by arithmetic that is left.
@@ -90,7 +90,7 @@ class Shaped:
 
     @property
     def alone(self) -> bool:
-        """Whether images do not lie along axis 0 of every input: such a model is run with one image at a time."""
+        """Whether images do not lie along axis 0 of every input: such a model is traced with one image."""
         return any(self.batch_axis(name) != 0 for name in self.inputs)
 
     @property
@@ -120,7 +120,8 @@ class Shaped:
         Where they are open onnxruntime guesses some: those of what Attention gives by its queries, if it knows no
         values.
         """
-        if self.free_batch and not self.varying:
+        told = all((name, self.batch_axis(name)) in self.varying for name in self.inputs)
+        if self.free_batch and not told:  # no run has told what follows the images
             return self.declared
         return {n: [None if (n, axis) in self.varying else size for axis, size in enumerate(s)]
                 for n, s in self.shapes.items()}  # fmt: skip

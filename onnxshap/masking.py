@@ -90,10 +90,14 @@ def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:
     sites = traced.sites(groups)
     outputs = [(traced.shaped.graph.nodes[s.node].output[0], s.weight.out) for s in sites if s.weight is not None]
     places = [(traced.images(name), axis) for name, axis in (*((s.tensor, s.axis) for s in sites), *outputs)]
-    apart = all(place is not None and place.axis != axis for place, axis in places)
+    return images_apart(traced) and all(place is not None and place.axis != axis for place, axis in places)
+
+
+def images_apart(traced: Traced) -> bool:
+    """Return whether the images of a batch give what they give alone, as far as the ops tell."""
     trace = traced.labels.trace
     mixed = any((at := traced.images(n)) is None or at.axis == axis for n, axis in trace.mixed)
-    return apart and not (mixed or trace.mixes_rows or trace.shares_ranges)
+    return not (mixed or trace.mixes_rows or trace.shares_ranges)
 
 
 def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray]:

@@ -244,6 +244,40 @@ def test_images_behind_steps_are_worth_what_they_are_one_by_one(name: str) -> No
         close(game, alone)
 
 
+RECURRENT = net(
+    """(float[5,N,4] x) => (float[5,N,2] y) {
+        p = MatMul(x, wp)
+        pr = Relu(p)
+        all = LSTM<hidden_size=6>(pr, w, r)
+        s = Squeeze(all, one)
+        more = LSTM<hidden_size=7>(s, w2, r2)
+        t = Squeeze(more, one)
+        y = MatMul(t, w3)
+    }""",
+    wp=(4, 8), w=(1, 24, 8), r=(1, 24, 6), one=[1], w2=(1, 28, 6), r2=(1, 28, 7), w3=(7, 2),
+)  # fmt: skip
+"""Hidden units are masked in weights, which all rows of a run share."""
+
+
+def test_rows_that_run_alone_are_worth_what_whole_runs_are_however_many_are_judged_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = setting(RECURRENT, filled=True)
+    alone = [g for g in shared.traced.groups if not GroupGame(shared, g)._batched]
+    assert sorted(map(len, alone)) == [6, 7]
+    for group in alone:
+        game = GroupGame(shared, group)
+        wanted = removed(game)
+        assert game._alone._kept is not None
+        with monkeypatch.context() as patch:
+            patch.setattr("onnxshap.game.group._TOGETHER", 3)
+            assert bits(removed(game)) == bits(wanted)
+            patch.setattr("onnxshap.game.group.images_apart", lambda _: False)
+            whole = GroupGame(shared, group)
+            close(game, whole)
+            assert whole._alone._kept is None
+
+
 @pytest.mark.parametrize("long", [0, 1000], ids=["row by row", "at once"])
 def test_running_sums_are_the_same_however_they_are_made(long: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walks, "_LEAST_WORK", 0)
@@ -338,10 +372,10 @@ def test_numbers_that_count_images_are_those_of_the_run(
     for group in shared.traced.groups:
         game, n = GroupGame(shared, group), len(group)
         coalitions = np.random.default_rng(0).integers(0, 2, (IMAGES, n)).astype(np.float32)
-        alone = [game._one(image, coalition) for image, coalition in enumerate(coalitions)]
+        alone = game._alone(np.arange(IMAGES), coalitions)
         np.testing.assert_allclose(game(np.arange(IMAGES), coalitions), alone, rtol=1e-4)
         found = removals(game, np.arange(IMAGES), np.tile(np.arange(n), (IMAGES, 1)), gone=False)
-        wanted = [[game._one(image, np.arange(n) != k) for k in range(n)] for image in range(IMAGES)]
+        wanted = [game._alone(np.full(n, image), ~np.eye(n, dtype=bool)) for image in range(IMAGES)]
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 

@@ -49,6 +49,18 @@ def test_cross_entropy_of_logits_is_scipys_log_softmax_at_the_label(logits: Floa
     np.testing.assert_allclose(CrossEntropy()([logits], [], labels), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("payoff", ALL, ids=lambda payoff: payoff.name)
+@pytest.mark.parametrize("classes", [11, 130])
+def test_a_row_is_worth_the_same_to_the_last_bit_alone_and_beside_others(payoff: Payoff, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    reference, outputs = softmax(rng.normal(size=(2, 9, classes)), axis=2).astype(np.float32)
+    labels = rng.integers(0, classes, 9)
+    found = payoff([outputs] * 2, [reference] * 2, labels)
+    rows = [slice(k, k + 1) for k in range(9)]
+    alone = [payoff([outputs[row]] * 2, [reference[row]] * 2, labels[row]) for row in rows]
+    assert found.tobytes() == np.concatenate(alone).tobytes()
+
+
 @settings(deadline=None)
 @given(floats(3, 4), st.floats(-1e6, 1e6))
 def test_logits_may_be_shifted(logits: FloatArray, shift: float) -> None:

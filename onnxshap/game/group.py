@@ -10,7 +10,6 @@ from functools import cached_property, partial
 import numpy as np
 from onnx import ModelProto
 
-from onnxshap.backend import Session
 from onnxshap.calibrate import batches, by_image, bytes_per_image
 from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import coalition_removals
@@ -23,15 +22,18 @@ from onnxshap.game.setting import Setting
 from onnxshap.game.walks import Walks, open_walks
 from onnxshap.game.winograd import quick_session
 from onnxshap.groups import Group
-from onnxshap.masking import Probe, mask_name, masked_model, row_wise
+from onnxshap.masking import Probe, images_apart, mask_name, masked_model, row_wise
+
+_TOGETHER = 256
+"""Rows, run one by one, whose payoffs are taken at once."""
 
 
 class GroupGame:
     """The game of one group: `core.Game`, and `estimators.rows.Removes`.
 
     Rows are evaluated many at a time, each with an image and a coalition of its own, where the images lie on one axis
-    of every masked tensor; otherwise one at a time, with the whole model. Units removed one by one in front of a linear
-    op cost a subtraction there (`walks`).
+    of every masked tensor; otherwise one at a time. Units removed one by one in front of a linear op cost a subtraction
+    there (`walks`).
 
     Attributes:
         evals: rows evaluated so far.
@@ -61,8 +63,8 @@ class GroupGame:
         return _Masked(self._setting, self._group, self._model)
 
     @cached_property
-    def _whole(self) -> Session:
-        return self._setting.traced.backend.session(self._model)
+    def _alone(self) -> _Alone:
+        return _Alone(self._setting, self._group, self._model)
 
     def __call__(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
         """Return float64[rows]; fastest when rows of one image stand together.
@@ -72,11 +74,9 @@ class GroupGame:
             ModelError: the model refuses to run.
         """
         self.evals += len(images)
-        scores = np.empty(len(images))
         if not self._batched:
-            for row, (image, coalition) in enumerate(zip(images, coalitions, strict=True)):
-                scores[row] = self._one(int(image), coalition)
-            return scores
+            return self._alone(images, coalitions)
+        scores = np.empty(len(images))
         left = np.ones(len(images), np.bool_)
         if self._walks is not None:
             for full, chosen in ((True, (coalitions == 1).all(axis=1)), (False, ~coalitions.any(axis=1))):
@@ -94,13 +94,60 @@ class GroupGame:
         self.evals += orders.size
         return self._walks.removals(images, orders, step, gone=gone)
 
-    def _one(self, image: int, coalition: CoalitionMatrix) -> float:
-        at = np.array([image])
-        _, feeds = next(batches(self._setting.traced, self._setting.data.take(at), 1))
-        coalitions = np.asarray(coalition[None], np.float32)
-        mask = {mask_name(self._group): coalitions}
-        outputs = [value[:1] for value in by_image(self._setting.traced, self._whole.run({**feeds, **mask}))]
-        return float(payoffs(self._setting, dict(enumerate(outputs)), at, coalitions)[0])
+
+@dataclass
+class _Alone:
+    """Rows of any coalitions, one a run: their masks are in weights, or images of a batch are not apart.
+
+    Where they are, what no mask reaches is computed once an image, else every row is a run of the whole model.
+    """
+
+    setting: Setting
+    group: Group
+    model: ModelProto
+
+    def __post_init__(self) -> None:
+        traced, mask = self.setting.traced, mask_name(self.group)
+        self._kept, self._session = None, None
+        self._numbers = list[int](range(len(self.model.graph.output)))
+        if traced.shaped.free_batch and images_apart(traced):
+            halves = halve(traced, self.model, mask)
+            self._kept = Activations(self.setting, halves.prefix, halves.boundary)
+            self._numbers = list(halves.outputs)
+            self._session = None if halves.suffix is None else traced.backend.session(halves.suffix)
+        else:
+            self._session = traced.backend.session(self.model)
+        self._fed: tuple[int, Mapping[str, Array]] = -1, {}
+
+    def __call__(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
+        scores, start = np.empty(len(images)), 0
+        while start < len(images):
+            rows = range(start, min(start + _TOGETHER, len(images)))
+            outputs = [self._run(int(images[row]), coalitions[row : row + 1]) for row in rows]
+            start = rows.stop
+            for part in [slice(rows.start, start)] if _alike(outputs) else [slice(row, row + 1) for row in rows]:
+                own = outputs[part.start - rows.start : part.stop - rows.start]
+                columns = dict(zip(self._numbers, map(np.concatenate, zip(*own, strict=True)), strict=True))
+                scores[part] = payoffs(self.setting, columns, images[part], coalitions[part])
+        return scores
+
+    def _run(self, image: int, coalition: CoalitionMatrix) -> list[Array]:
+        """Return the outputs of a row that change, [1, ...] each."""
+        if self._session is None:
+            return []
+        traced, at = self.setting.traced, np.array([image])
+        if self._fed[0] != image and self._kept is not None:
+            self._fed = image, self._kept.take(at)
+        elif self._fed[0] != image:
+            self._fed = image, next(batches(traced, self.setting.data.take(at), 1))[1]
+        feeds = {**self._fed[1], mask_name(self.group): np.asarray(coalition, np.float32)}
+        found = self._session.run({name: feeds[name] for name in self._session.inputs})
+        return [value[:1] for value in by_image(traced, found, self._numbers)]
+
+
+def _alike(rows: Sequence[Sequence[Array]]) -> bool:
+    """Return whether all rows have outputs of the same shapes."""
+    return all(len({value.shape for value in column}) == 1 for column in zip(*rows, strict=True))
 
 
 @dataclass

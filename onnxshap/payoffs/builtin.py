@@ -14,6 +14,7 @@ from onnxshap.payoffs.checked import (
     check_shape,
     class_labels,
     class_scores,
+    class_sum,
     finite,
     float_targets,
     labelled_mean,
@@ -118,7 +119,7 @@ class KL:
         )
         log_q -= log_p
         log_q *= np.exp(log_p)
-        return row_mean(np.minimum(log_q.sum(axis=0), 0.0))  # never positive but by rounding
+        return row_mean(np.minimum(class_sum(log_q), 0.0))  # never positive but by rounding
 
 
 @dataclass(frozen=True)

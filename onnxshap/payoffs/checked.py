@@ -62,7 +62,17 @@ def shifted_scores(scores: FloatArray, *, probabilities: bool) -> tuple[FloatArr
     # A distribution's logarithm is a valid set of logits: normalising it again takes the rounding of its sum away.
     logits = np.log(np.maximum(scores, _FLOOR)) if probabilities else scores
     shifted = logits - logits.max(axis=0)
-    return shifted, np.log(np.exp(shifted).sum(axis=0))
+    return shifted, np.log(class_sum(np.exp(shifted)))
+
+
+def class_sum(values: FloatArray) -> FloatArray:
+    """Return the sum of float64[classes, ...] over the classes, one after the other: numpy adds a lone row in pairs.
+
+    So a row is worth the same to the last bit beside others and alone.
+    """
+    flat = np.ascontiguousarray(values).reshape(len(values), -1)
+    summed = np.add.accumulate(flat, axis=0)[-1] if flat.shape[1] == 1 else flat.sum(axis=0)
+    return np.asarray(summed).reshape(values.shape[1:])
 
 
 def log_probabilities(scores: FloatArray, *, probabilities: bool) -> FloatArray:

@@ -110,22 +110,28 @@ def open_model(
     if data is not None:
         placed = _placed(source, shapes, backend, own=own)
         specs = input_specs(source.model) if placed is None else placed.shaped.specs
-        checked = as_dataset(data, specs, labels=labels, seed=seed, wholes=True)
+        try:
+            checked = as_dataset(data, specs, labels=labels, seed=seed, wholes=True)
+        except DataError:
+            if (other := _other_specs(source, specs, shapes, backend, own=own)) is None:
+                raise
+            specs = other
+            checked = as_dataset(data, specs, labels=labels, seed=seed, wholes=True)
         whole = are_whole(checked.inputs, specs)
         if whole:
             specs = {name: spec.whole for name, spec in specs.items()}
         traced = placed
         if whole or traced is None or traced.shaped.graph.lifted.nodes:
             traced = _at_data(source, shapes, checked, specs, backend, own=own)
-        led = all(spec.batch == 0 for spec in specs.values())
         if whole:
             _check_mixed(traced, checked)
-        elif led and traced.shaped.alone:  # all that was given is one sample
+        elif any(spec.batch != traced.shaped.batch_axis(name) for name, spec in specs.items()):
             specs = traced.shaped.specs
             checked = check_data(checked, specs)
             told = traced.notes
             traced = _at_data(source, shapes, checked, specs, backend, own=own)
-            traced = replace(traced, shaped=replace(traced.shaped, notes=told))
+            if all(spec.batch is None for spec in specs.values()):  # all that was given is one sample
+                traced = replace(traced, shaped=replace(traced.shaped, notes=told))
         return traced, _with_classes(traced, checked)
     traced = scorable(source, input_shapes=shapes, backend=backend, own=own)
     checked = calibration(traced, None, seed=seed)
@@ -146,8 +152,9 @@ def _at_data(
     samples = samples_of(data, specs)
     _check_shapes(given, specs, samples[0], data.source)
     shapes = {name: value.shape for name, value in samples[0].items()}
-    axes = None if any(spec.batch is not None for spec in specs.values()) else dict.fromkeys(specs)
-    return scorable(source, input_shapes=shapes, backend=backend, samples=samples, own=own, batch_axes=axes)
+    axes, declared = ({n: s.batch for n, s in some.items()} for some in (specs, input_specs(source.model)))
+    told = None if axes == declared and any(axis is not None for axis in axes.values()) else axes
+    return scorable(source, input_shapes=shapes, backend=backend, samples=samples, own=own, batch_axes=told)
 
 
 def _check_mixed(traced: Traced, data: Dataset) -> None:
@@ -179,6 +186,18 @@ def _placed(
         return scorable(source, input_shapes=shapes, backend=backend, own=own)
     except ModelError:  # it may run on the data alone
         return None
+
+
+def _other_specs(
+    source: Source, specs: Mapping[str, InputSpec], shapes: Mapping[str, Sequence[int | None]],
+    backend: OrtBackend | None, *, own: bool,
+) -> Mapping[str, InputSpec] | None:  # fmt: skip
+    """Return what the model asks of its inputs where ops tell that data lie otherwise than specs say, else None."""
+    try:
+        found = scorable(source, input_shapes=shapes, backend=backend, own=own).shaped.specs
+    except ModelError:
+        return None
+    return found if any(found[name].batch != spec.batch for name, spec in specs.items()) else None
 
 
 def scorable(

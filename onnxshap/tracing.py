@@ -23,7 +23,7 @@ from onnxshap.graph.tails import Tail
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
 from onnxshap.labels import Labels, Liveness, Site
 from onnxshap.rules import trace_graph
-from onnxshap.rules.images import paired_images, placed_images
+from onnxshap.rules.images import averaged_batch, led_elsewhere, paired_images, placed_images
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.images import Images, find_images
 from onnxshap.shapes.places import numbered
@@ -35,6 +35,10 @@ _MEMBERS = (
 _PAIRS = (
     "output {!r} tells of every pair of images of a batch; a sample is what it gives alone, so it is run one by one; "
     "exported without that output it takes less"
+)
+_AVERAGED = (
+    "input {!r}: axis {} is taken for the batch, as it is called {!r}, but the model sums over it, and axis 0 is what "
+    "output {!r} has; if axis 0 counts the samples, export the model with that axis called so"
 )
 Keep = Mapping[str, BoolArray]
 """Group name -> bool[n_units], True = stays; groups that are absent stay whole."""
@@ -233,6 +237,8 @@ def _traced(
     try:
         shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes, samples, batch_axes)
         labels = trace_graph(shaped)
+        if batch_axes is None and (led := led_elsewhere(shaped, labels)) is not None:
+            return _traced(given, engine, input_shapes, samples, led)
         axes = placed_images(shaped, labels) if batch_axes is None else shaped.batch_axes
         if shaped.free_batch and any(axis is None for axis in axes.values()):
             return _of_members(given, shaped, input_shapes, engine, samples)
@@ -240,6 +246,10 @@ def _traced(
         if (pairs := paired_images(shaped, labels)) is not None:
             labels.trace.mixes_rows = True
             shaped = replace(shaped, apart=True, notes=(*shaped.notes, _PAIRS.format(pairs)))
+        if (doubted := averaged_batch(shaped, labels)) is not None:
+            name, axis, output = doubted
+            told = _AVERAGED.format(name, axis, shaped.specs[name].symbols[axis], output)
+            shaped = replace(shaped, notes=(*shaped.notes, told))
         return Traced(given.model, shaped, labels, engine, given.files, path=given.path)
     except OnnxshapError:
         raise

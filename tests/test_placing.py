@@ -68,6 +68,59 @@ def test_steps_first_files_are_scored_as_batches_of_one_are() -> None:
     assert relative_error([single], run(found[1].model, feeds)) <= TOLERANCE
 
 
+NAMED = {
+    "t, n": ("float[t,n,5] x", "[n,3]"),
+    "no names that say it, with a state": ("float[s0,s1,5] x, float[1,s1,8] h", "[s1,3]"),
+    "one image": ("float[steps,1,5] x", "[1,3]"),
+    "one image, no name": ("float[?,1,5] x", "[1,3]"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_steps_of_any_number_are_no_images_whatever_they_are_called(name: str) -> None:
+    """Recurrent ops take them for steps, and data of one image an entry of axis 0."""
+    given, gives = NAMED[name]
+    state = "state" in name
+    model = net(
+        f"""({given}) => (float{gives} y) {{
+            s, last = GRU<hidden_size=8>(x, w, u, none, none, {"h" if state else "none"})
+            z = Squeeze(last, zero)
+            h1 = MatMul(z, w1)
+            r = Relu(h1)
+            y = MatMul(r, w2)
+        }}""",
+        opset=13, w=(1, 24, 5), u=(1, 24, 8), none=[0], zero=[0], w1=(8, 6), w2=(6, 3),
+    )  # fmt: skip
+    for k in (3, 4, *(() if state else (5,))):
+        model.graph.node[0].input[k] = ""
+    data = {"x": images(6, 7, 5)} | ({"h": images(6, 1, 8)} if state else {})
+    traced, checked = open_model(model, data)
+    assert set(traced.shaped.batch_axes.values()) == {1} and traced.output_axes == (0,)
+    assert len(checked) == 6 and not traced.notes
+    found = run_all(traced, model, checked)[0]
+    alone = [run(model, {k: v[i][:, None] for k, v in data.items()})[0] for i in range(6)]
+    assert relative_error([found], [np.concatenate(alone)]) <= TOLERANCE
+    assert trace(model).shaped.batch_axes == traced.shaped.batch_axes
+    pruned = prune(model, data, keep_units=0.5, samples=3)
+    assert not pruned.notes and pruned.verified.max_abs_err < 1e-5
+    check_exact(model)
+
+
+def test_a_batch_that_is_summed_over_by_its_name_is_told() -> None:
+    model = net(
+        """(float[t,batch,5] x) => (float[t,3] y) {
+            h = MatMul(x, w1)
+            r = Relu(h)
+            m = ReduceMean<axes=[1], keepdims=0>(r)
+            y = MatMul(m, w2)
+        }""",
+        w1=(5, 6), w2=(6, 3),
+    )  # fmt: skip
+    (note,) = trace(model).notes
+    assert note.startswith("input 'x': axis 1 is taken for the batch, as it is called 'batch', but the model sums over")
+    assert not trace(steps_first(3)).notes
+
+
 def test_images_first_that_are_turned_for_a_recurrent_op_stay_where_they_are() -> None:
     traced = trace(steps_first(3, first="t = Transpose<perm=[1,0,2]>(x)"))
     assert traced.shaped.batch_axes == {"x": 0}

@@ -9,6 +9,7 @@ import numpy as np
 from onnxshap.labels import Labels
 from onnxshap.labels.trace import AxisKey
 from onnxshap.shapes import Shaped
+from onnxshap.shapes.specs import says_batch
 
 
 def placed_images(shaped: Shaped, labels: Labels) -> Mapping[str, int | None]:
@@ -45,6 +46,42 @@ def placed_images(shaped: Shaped, labels: Labels) -> Mapping[str, int | None]:
     if any(_meet(labels, (name, 0), key) for name in doubted for key in used) and not _arrive(shaped, labels, doubted):
         return dict.fromkeys(given)
     return given
+
+
+def led_elsewhere(shaped: Shaped, labels: Labels) -> Mapping[str, int | None] | None:
+    """Return the axes of the images where ops tell others than axis 0 of any length, None where they do not.
+
+    Recurrent ops take the images of steps on axis 1, whatever the axes are called, unless axis 0 is called the batch.
+    Inputs that no op tells of have the axis that goes by the name of it.
+    """
+    specs = shaped.specs
+    named = {name: _axis_of(shaped, labels, name) for name in shaped.inputs}
+    led = [n for n, axis in named.items() if axis and shaped.batch_axis(n) == 0 and specs[n].shape[0] is None]
+    if not led or any(says_batch(specs[name].symbols[0]) for name in led):
+        return None
+    titles = {title for name in led if (title := specs[name].symbols[named[name] or 0])}
+    called = {n: [k for k, own in enumerate(spec.symbols) if own in titles] for n, spec in specs.items()}
+    return {name: next(iter(called[name]), None) if axis is None else axis for name, axis in named.items()}
+
+
+def averaged_batch(shaped: Shaped, labels: Labels) -> tuple[str, int, str] | None:
+    """Return an input, its axis of the images and an output that has its axis 0 instead, None where there is none.
+
+    The images, which lie there by name, are summed over: axis 0 may be that of the samples.
+    """
+    used = [*((site.tensor, site.axis) for site in labels.trace.sites), *labels.trace.mixed]
+    shapes = {o.name: shaped.shapes[o.name] for o in shaped.graph.model.graph.output if o.name in shaped.shapes}
+
+    def arrives(one: AxisKey, output: str) -> bool:
+        return any(_meet(labels, one, (output, axis)) for axis in range(len(shapes[output])))
+
+    for name in shaped.inputs:
+        batch = shaped.batch_axis(name)
+        if batch and shaped.specs[name].symbols[batch] and any(_meet(labels, (name, batch), key) for key in used):
+            for output in shapes:
+                if arrives((name, 0), output) and not arrives((name, batch), output):
+                    return name, batch, output
+    return None
 
 
 def paired_images(shaped: Shaped, labels: Labels) -> str | None:

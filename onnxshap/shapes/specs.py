@@ -146,6 +146,11 @@ def _in_rows(spec: InputSpec, names: Sequence[str], title: str) -> bool:
     return spec.dtype.kind in "iu" and spec.shape[0] not in (None, 1) and bool(lengths) and title not in lengths
 
 
+def says_batch(name: str) -> bool:
+    """Return whether an axis of that name is one of images, as far as names tell."""
+    return name.lower() in _BATCHES or "batch" in name.lower()
+
+
 def _said(axes: Sequence[str]) -> str:
     """Return what the one axis of an input that says batch is called, "" where axis 0 is it, or has no name."""
     found = [own for own in axes if own.lower().replace("_", "") in _SAID]
@@ -156,4 +161,4 @@ def _second(names: Mapping[str, Sequence[str]], leading: Collection[str | int]) 
     """Return what the axis of the images is called where it is not the first, "" where none is sure to be."""
     every = {own for axes in names.values() for own in axes if own}
     called = every.pop() if len(every) == 1 else ""
-    return called if called in leading or called.lower() in _BATCHES or "batch" in called.lower() else ""
+    return called if called in leading or says_batch(called) else ""

@@ -110,29 +110,17 @@ def open_model(
     if data is not None:
         placed = _placed(source, shapes, backend, own=own)
         specs = input_specs(source.model) if placed is None else placed.shaped.specs
+        reading = partial(_read, source, shapes, data, labels=labels, seed=seed, backend=backend, own=own)
         try:
-            checked = as_dataset(data, specs, labels=labels, seed=seed, wholes=True)
-        except DataError:
-            if (other := _other_specs(source, specs, shapes, backend, own=own)) is None:
+            return reading(specs, placed)
+        except (DataError, ModelError):
+            if (other := _laid_by_data(specs, data, seed)) is None:
                 raise
-            specs = other
-            checked = as_dataset(data, specs, labels=labels, seed=seed, wholes=True)
-        whole = are_whole(checked.inputs, specs)
-        if whole:
-            specs = {name: spec.whole for name, spec in specs.items()}
-        traced = placed
-        if whole or traced is None or traced.shaped.graph.lifted.nodes:
-            traced = _at_data(source, shapes, checked, specs, backend, own=own)
-        if whole:
-            _check_mixed(traced, checked)
-        elif any(spec.batch != traced.shaped.batch_axis(name) for name, spec in specs.items()):
-            specs = traced.shaped.specs
-            checked = check_data(checked, specs)
-            told = traced.notes
-            traced = _at_data(source, shapes, checked, specs, backend, own=own)
-            if all(spec.batch is None for spec in specs.values()):  # all that was given is one sample
-                traced = replace(traced, shaped=replace(traced.shaped, notes=told))
-        return traced, _with_classes(traced, checked)
+            try:
+                return reading(other, None)
+            except (DataError, ModelError):  # what is wrong with them as they are declared is told
+                pass
+            raise
     traced = scorable(source, input_shapes=shapes, backend=backend, own=own)
     checked = calibration(traced, None, seed=seed)
     if traced.shaped.graph.lifted.nodes:  # the branches that these inputs take
@@ -142,6 +130,58 @@ def open_model(
         notes = (f"random inputs decide: the If that gives {name!r}: {why}; give --data" for name, why in left.items())
         traced = replace(taken, shaped=replace(taken.shaped, notes=(*taken.shaped.notes, *notes)))
     return traced, checked
+
+
+def _read(
+    source: Source, shapes: Mapping[str, Sequence[int | None]], data: DataLike, specs: Mapping[str, InputSpec],
+    placed: Traced | None, *, labels: str | Path | None, seed: int, backend: OrtBackend | None, own: bool,
+) -> tuple[Traced, Dataset]:  # fmt: skip
+    """Return a traced model and data that lie as specs say, or where ops tell otherwise as they do."""
+    checked = as_dataset(data, specs, labels=labels, seed=seed, wholes=True)
+    whole = are_whole(checked.inputs, specs)
+    if whole:
+        specs = {name: spec.whole for name, spec in specs.items()}
+    traced = placed
+    if whole or traced is None or traced.shaped.graph.lifted.nodes:
+        traced = _at_data(source, shapes, checked, specs, backend, own=own)
+    if whole:
+        _check_mixed(traced, checked)
+    elif any(spec.batch != traced.shaped.batch_axis(name) for name, spec in specs.items()):
+        specs = traced.shaped.specs
+        checked = check_data(checked, specs)
+        told = traced.notes
+        traced = _at_data(source, shapes, checked, specs, backend, own=own)
+        if all(spec.batch is None for spec in specs.values()):  # all that was given is one sample
+            traced = replace(traced, shaped=replace(traced.shaped, notes=told))
+    return traced, _with_classes(traced, checked)
+
+
+def _laid_by_data(specs: Mapping[str, InputSpec], data: DataLike, seed: int) -> Mapping[str, InputSpec] | None:
+    """Return specs whose images lie where the sizes of data tell, None where these tell nothing new.
+
+    That is the one axis, of size 1 or free, without which an input has the sizes of an entry; axis 0 where no other
+    is. So images of steps are found that neither a name nor an op tells of (`[steps, 1, features]`).
+    """
+    sized = {n: InputSpec(n, s.dtype, (None,) * max(1, len(s.shape))) for n, s in specs.items()}
+    try:
+        given = as_dataset(data, sized, seed=seed).inputs
+    except DataError:
+        return None
+    found = dict[str, InputSpec]()
+    for name, spec in specs.items():
+        entry = given[name].shape[1:]
+        fitting = [
+            axis for axis, size in enumerate(spec.shape)
+            if size in (None, 1) and all(
+                own in (None, there)
+                for own, there in zip((*spec.shape[:axis], *spec.shape[axis + 1 :]), entry, strict=True)
+            )
+        ]  # fmt: skip
+        behind = [axis for axis in fitting if axis]
+        if len(behind or fitting) != 1:
+            return None
+        found[name] = replace(spec, batch=(behind or fitting)[0])
+    return found if any(found[name].batch != spec.batch for name, spec in specs.items()) else None
 
 
 def _at_data(
@@ -186,18 +226,6 @@ def _placed(
         return scorable(source, input_shapes=shapes, backend=backend, own=own)
     except ModelError:  # it may run on the data alone
         return None
-
-
-def _other_specs(
-    source: Source, specs: Mapping[str, InputSpec], shapes: Mapping[str, Sequence[int | None]],
-    backend: OrtBackend | None, *, own: bool,
-) -> Mapping[str, InputSpec] | None:  # fmt: skip
-    """Return what the model asks of its inputs where ops tell that data lie otherwise than specs say, else None."""
-    try:
-        found = scorable(source, input_shapes=shapes, backend=backend, own=own).shaped.specs
-    except ModelError:
-        return None
-    return found if any(found[name].batch != spec.batch for name, spec in specs.items()) else None
 
 
 def scorable(

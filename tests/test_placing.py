@@ -106,6 +106,37 @@ def test_steps_of_any_number_are_no_images_whatever_they_are_called(name: str) -
     check_exact(model)
 
 
+STEPS_FIRST = {
+    "names": "(float[t,n,4] x) => (float[t,n,2] y) { s = Identity(x)",
+    "a convolution": "(float[s0,s1,4] x) => (float[s0,s1,2] y) { s = Identity(x)",
+    "a convolution of fixed steps": "(float[5,s1,4] x) => (float[5,s1,2] y) { s = Identity(x)",
+    "data, for the batch is 1": "(float[5,1,4] x) => (float[5,1,2] y) { s = Identity(x)",
+    "data, for it runs on no others": "(float[s0,s1,4] x) => (float[s0,s1,2] y) {"
+    " m = Transpose<perm=[1,2,0]>(x) n = MatMul(m, table) s = Transpose<perm=[2,0,1]>(n)",
+    "data, beside a fixed state": "(float[5,1,4] x, float[2,1,4] h) => (float[5,1,2] y) {"
+    " m = ReduceSum(h, zero) s = Add(x, m)",
+}
+
+
+@pytest.mark.parametrize("told_by", STEPS_FIRST)
+def test_what_tells_that_images_lie_behind_steps(told_by: str) -> None:
+    weights: dict[str, Any] = {"w1": (4, 6), "w2": (6, 2), "table": (5, 5), "zero": [0]}
+    middle = "v = Relu(a)"
+    if "convolution" in told_by:
+        middle = "b = Transpose<perm=[1,2,0]>(a) c = Conv<pads=[1,1]>(b, k) d = Relu(c) v = Transpose<perm=[2,0,1]>(d)"
+        weights["k"] = (6, 6, 3)
+    model = net(f"{STEPS_FIRST[told_by]} a = MatMul(s, w1) {middle} y = MatMul(v, w2) }}", **weights)
+    data = {"x": images(6, 5, 4)} | ({"h": images(6, 2, 4)} if "state" in told_by else {})
+    traced, checked = open_model(model, data)
+    assert set(traced.shaped.batch_axes.values()) == {1} and len(checked) == 6 and not traced.notes
+    alone = [run(model, {k: v[i][:, None] for k, v in data.items()})[0] for i in range(6)]
+    assert relative_error(run_all(traced, model, checked), [np.stack(alone)[:, :, 0]]) <= TOLERANCE
+    pruned = prune(model, data, keep_units=0.5, samples=3)
+    assert pruned.traced.groups and not pruned.notes
+    with pytest.raises(DataError, match="the model wants"):
+        open_model(model, {name: value[..., :3] for name, value in data.items()})
+
+
 def test_a_batch_that_is_summed_over_by_its_name_is_told() -> None:
     model = net(
         """(float[t,batch,5] x) => (float[t,3] y) {

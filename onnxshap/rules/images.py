@@ -49,14 +49,18 @@ def placed_images(shaped: Shaped, labels: Labels) -> Mapping[str, int | None]:
 
 
 def led_elsewhere(shaped: Shaped, labels: Labels) -> Mapping[str, int | None] | None:
-    """Return the axes of the images where ops tell others than axis 0 of any length, None where they do not.
+    """Return the axes of the images where ops tell others than axis 0, which may be of any length, or they may.
 
-    Recurrent ops take the images of steps on axis 1, whatever the axes are called, unless axis 0 is called the batch.
-    Inputs that no op tells of have the axis that goes by the name of it.
+    Recurrent ops take the images of steps on axis 1, convolutions on axis 0, to which they are turned; whatever the
+    axes are called, unless axis 0 is called the batch. Inputs that no op tells of have the axis that goes by the name
+    of it. None where no op tells.
     """
     specs = shaped.specs
     named = {name: _axis_of(shaped, labels, name) for name in shaped.inputs}
-    led = [n for n, axis in named.items() if axis and shaped.batch_axis(n) == 0 and specs[n].shape[0] is None]
+    led = [
+        n for n, axis in named.items()
+        if axis and shaped.batch_axis(n) == 0 and None in (specs[n].shape[0], specs[n].shape[axis])
+    ]  # fmt: skip
     if not led or any(says_batch(specs[name].symbols[0]) for name in led):
         return None
     titles = {title for name in led if (title := specs[name].symbols[named[name] or 0])}

@@ -14,6 +14,7 @@ from onnxshap.rules.registry import rule
 @rule("Conv")
 def conv(op: Op, ax: Axes) -> None:
     """Channels in are summed away, channels out are made; for groups see `_grouped`."""
+    ax.images(0, 0)
     if int(op.attributes.get("group", 1)) == 1:
         ax.relate(_spec(op, "o i"), bias=(2, 1.0))
     else:
@@ -75,6 +76,7 @@ def conv_transpose(op: Op, ax: Axes) -> None:
     """As Conv, the weight's first two axes swapped; every input position is multiplied, not every output position."""
     x, w = op.need(0), op.need(1)
     groups = int(op.attributes.get("group", 1))
+    ax.images(0, 0)
     if groups == 1:
         ax.relate(_spec(op, "i o"), spread=_spread(op), bias=(2, 1.0))
         ax.trace.macs.pop()

@@ -68,6 +68,8 @@ _BATCHES = ("n", "b", "bs")
 """What axes of images are called for short."""
 _SAID = ("batch", "batchsize", "bs")
 """What they are called where nothing else is; `_` does not matter."""
+_STEPS = ("t", "l", "s", "len", "length")
+"""What axes of steps are called for short."""
 _COLOURS = (3, 4)
 """Channels of a picture."""
 
@@ -151,9 +153,18 @@ def says_batch(name: str) -> bool:
     return name.lower() in _BATCHES or "batch" in name.lower()
 
 
+def says_steps(name: str) -> bool:
+    """Return whether an axis of that name is one of steps, as far as names tell."""
+    return name.lower() in _STEPS or name.lower().startswith(("seq", "step", "time", "frame"))
+
+
 def _said(axes: Sequence[str]) -> str:
-    """Return what the one axis of an input that says batch is called, "" where axis 0 is it, or has no name."""
-    found = [own for own in axes if own.lower().replace("_", "") in _SAID]
+    """Return what the one axis of an input that says batch is called, "" where axis 0 is it, or has no name.
+
+    Where axis 0 says steps, what is called so for short is the batch too.
+    """
+    short = bool(axes) and says_steps(axes[0])
+    found = [own for own in axes if own.lower().replace("_", "") in _SAID or (short and own.lower() in _BATCHES)]
     return found[0] if len(found) == 1 and axes[0] not in ("", found[0]) else ""
 
 

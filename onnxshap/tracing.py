@@ -136,10 +136,11 @@ class Traced:
         rank = len(self.shaped.shapes.get(tensor, ()))
         if (alone := next((axis for axis in range(rank) if self.is_batch(tensor, axis)), None)) is not None:
             return Images(alone)
-        given = self.shaped.inputs
-        if any(name in given and axis != self.shaped.batch_axis(name) for name, axis in self.shaped.varying):
+        given, place = self.shaped.inputs, self._followed.get(tensor)
+        sized = any(name in given and axis != self.shaped.batch_axis(name) for name, axis in self.shaped.varying)
+        if sized and place is not None and not place.alone:
             return None  # what the images are merged with may be of any size
-        return self._followed.get(tensor)
+        return place
 
     def batch_axis(self, tensor: str) -> int | None:
         """Return the axis of a tensor along which the images lie, None where there is none of just that size."""

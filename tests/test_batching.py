@@ -422,6 +422,18 @@ STEPS_OF_ANY_NUMBER = {
 }""",
         w1=(4, 6), w=(1, 24, 6), r=(1, 24, 8), one=[1], w2=(8, 48), w3=(48, 2),
     ),
+    "steps first, once on one axis with the images": net(
+        """(float[steps,batch,4] x) => (float[steps,batch,2] y) {
+    a = MatMul(x, w1)
+    flat = Reshape(a, rows)
+    b = Mul(flat, scale)
+    sizes = Shape(a)
+    c = Reshape(b, sizes)
+    d = Relu(c)
+    y = MatMul(d, w2)
+}""",
+        w1=(4, 6), rows=[-1, 6], scale=(6,), w2=(6, 2),
+    ),
 }  # fmt: skip
 
 

@@ -137,6 +137,23 @@ def test_what_tells_that_images_lie_behind_steps(told_by: str) -> None:
         open_model(model, {name: value[..., :3] for name, value in data.items()})
 
 
+def test_a_convolution_along_the_batch_is_refused_in_a_line() -> None:
+    """Steps that are called the batch: as many as there are images in a run."""
+    model = net(
+        """(float[batch,t,4] x) => (float[batch,t,2] y) {
+            a = Transpose<perm=[1,2,0]>(x)
+            b = Conv<pads=[1,1]>(a, k1)
+            c = Relu(b)
+            d = Conv<pads=[1,1]>(c, k2)
+            y = Transpose<perm=[2,0,1]>(d)
+        }""",
+        k1=(8, 4, 3), k2=(2, 8, 3),
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="runs along the axis of the batch, and takes another one for the images"):
+        prune(model, images(24, 5, 4), keep_units=0.5, samples=3)
+    assert prune(model, images(24, 5, 4), keep_units=0.5, samples=3, repair="fold").notes
+
+
 def test_a_batch_that_is_summed_over_by_its_name_is_told() -> None:
     model = net(
         """(float[t,batch,5] x) => (float[t,3] y) {

@@ -16,6 +16,7 @@ from onnxshap import streams
 from onnxshap.blas import threads_for
 from onnxshap.calibrate import batches
 from onnxshap.core import Array, Dataset, FloatArray
+from onnxshap.errors import ModelError
 from onnxshap.graph import attributes, is_op
 from onnxshap.graph.structure import between, copied, reads
 from onnxshap.labels import Liveness
@@ -413,8 +414,13 @@ class _Fitter:
             shapes = self.free.shaped.shapes
             kernel = shapes[node.input[1]][2:] if node.input[1] in shapes else ()
             made = self.live.shape(layer.y, shapes[layer.y])[2:]
-            read = taps(node.op_type, attributes(node), x.shape[2:], made, kernel)[at]
-            return patches(x, read).transpose(0, 2, 1, 3)
+            read = taps(node.op_type, attributes(node), x.shape[2:], made, kernel)
+            if at.max(initial=0) >= len(read):
+                raise ModelError(
+                    f"{node.op_type} {node.name or node.output[0]!r} runs along the axis of the batch, and takes "
+                    "another one for the images; export the model with that one called the batch, or use --repair fold"
+                )
+            return patches(x, read[at]).transpose(0, 2, 1, 3)
         flat = x.reshape(*x.shape[:2], -1)[:, :, at]
         return flat.transpose(0, 2, 1)[..., None]
 

@@ -107,11 +107,11 @@ class Zeros:
         up, without its removed slices, gives zeros.
         """
         units = self._labels.units(site.tensor, site.axis)
-        wanted = np.unique(units[units >= 0])
         inputs = self._shaped.graph.nodes[site.node].input
         others = inputs if site.meets is None else [inputs[site.meets]]
         factors = (site.tensor,) if site.why else dict.fromkeys((site.tensor, *others))
-        return not len(wanted) or any(self.gives_zero(name, wanted) for name in factors if name)
+        kinds = [np.unique(column[column >= 0]) for column in units.T]  # of a merged axis each factor's by themselves
+        return all(any(self.gives_zero(name, wanted) for name in factors if name) for wanted in kinds if len(wanted))
 
     def holds(self, name: str, units: NDArray[np.intp]) -> bool:
         """Return whether a tensor has positions of some of the units."""

@@ -29,6 +29,8 @@ COUNTS = {
     "Slice": f"{_MOST} ks = Reshape(k, flat) {_ROW} q = Slice(row, start, ks, start)",
     "ConstantOfShape": f"{_MOST} ks = Reshape(k, flat) q = ConstantOfShape(ks)",
     "Expand": f"{_MOST} ks = Reshape(k, flat) q = Expand(single, ks)",
+    "Expand to the sizes of what is found": "big = Greater(x, half) at = NonZero(big) found = Transpose(at)"
+    " sizes = Shape(found) q = Expand(pair, sizes)",
     "Tile": f"{_MOST} ks = Reshape(k, flat) q = Tile(single, ks)",
     "Resize": f"top = ReduceMax<keepdims=0>(x) up = Ceil(top) some = Clip(up, onef, sixf) by = Reshape(some, flat)"
     f" {_ROW} q = Resize<mode=\"nearest\">(row, , by)",
@@ -61,6 +63,7 @@ def counting(kind: str, batch: str) -> ModelProto:
         zerof=np.float32(0), one=np.array(1), six=np.array(6), zero=np.array(0), flat=[-1], start=[0], threes=[3],
         fives=[5], single=np.ones(1, np.float32), onoff=np.array([0, 1], np.float32), boxes=[1, -1, 4], last=[2],
         scored=[1, 1, -1], many=[9], over=np.array([0.5], np.float32), often=np.array(20), yes=np.array(True),
+        pair=np.array([[0, 1]]),
     )  # fmt: skip
 
 
@@ -80,6 +83,29 @@ def test_what_is_counted_is_counted_anew(kind: str, batch: str) -> None:
         assert relative_error(run(small, feeds), wanted) <= TOLERANCE, seed
         seen.add(round(float(np.abs(wanted[0]).sum()), 3))
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize("rows", range(1, 8))
+def test_a_count_that_is_as_large_as_an_axis_by_chance_is_no_copy_of_it(rows: int) -> None:
+    """One of these is what is found in what the model is traced with."""
+    model = net(
+        """(float[1,8] x) => (float[1,3] y) {
+            a = MatMul(x, w1) r = Relu(a) f = MatMul(r, w2)
+            big = Greater(x, half) at = NonZero(big) found = Transpose(at)
+            small = Not(big) at2 = NonZero(small) left = Transpose(at2)
+            s = Shape(found) n = Slice(s, start, end) s2 = Shape(left) m = Slice(s2, start, end)
+            pairs = Mul(n, m) all = Mul(pairs, twice) e = Expand(one, all) data = Reshape(e, target)
+            to = Concat<axis=0>(n, m, twice) q = Reshape(data, to)
+            t = Shape(q) k = Gather(t, zero) c = Cast<to=1>(k) d = Add(c, onef) y = Div(f, d)
+        }""",
+        w1=(8, 12), w2=(12, 3), half=np.float32(0.5), onef=np.float32(1), one=[np.float32(1)], start=[0], end=[1],
+        twice=[2 * rows], target=[rows, -1], zero=np.array(0),
+    )  # fmt: skip
+    traced = trace(model)
+    same = drop_units(traced, {g.name: np.ones(len(g), np.bool_) for g in traced.groups})
+    for seed in range(12):
+        feeds = {"x": np.random.default_rng(seed).normal(size=(1, 8)).astype(np.float32)}
+        assert relative_error(run(same, feeds), run(model, feeds)) <= TOLERANCE, seed
 
 
 @pytest.mark.parametrize("kind", COUNTS)

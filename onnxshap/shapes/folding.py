@@ -212,10 +212,12 @@ class _Folding:
         if k not in sizes_of(node) or value.ndim != 1 or follows is None:
             return name
         known, unknown = value, follows
+        chance = self._chance.get(name, np.zeros(value.shape, np.bool_))
         if is_op(node, "Expand"):
-            known, unknown = _stretches(self._sizes(node), len(value))
+            known, stretched = _stretches(self._sizes(node), len(value))
+            unknown = stretched | chance
         elif is_op(node, "Reshape"):
-            known, unknown = _copies(node, self._sizes(node), value, unknown)
+            known, unknown = _copies(node, self._sizes(node), value, unknown, chance)
         if not unknown.any():
             return self._constant(name, known)
         if unknown.all() or value.dtype != np.int64:
@@ -374,11 +376,15 @@ def _stretches(sizes: list[tuple[Shape, Shape]], length: int) -> tuple[Array, Bo
 
 
 def _copies(
-    node: NodeProto, sizes: list[tuple[Shape, Shape]], target: Array, unknown: BoolArray
+    node: NodeProto, sizes: list[tuple[Shape, Shape]], target: Array, unknown: BoolArray, chance: BoolArray
 ) -> tuple[Array, BoolArray]:
-    """Return a Reshape target that is 0 where it copies a size that follows, and which other entries follow."""
+    """Return a Reshape target that is 0 where it copies a size that follows, and which other entries follow.
+
+    What is by `chance` what it is in all runs may be by chance what it seems to copy, too.
+    """
     rank = len(sizes[0][1])
     copied = np.array([all(k < len(data) and data[k] == out[k] for data, out in sizes) for k in range(rank)], np.bool_)
+    copied &= ~chance | np.array([len({out[k] for _, out in sizes}) > 1 for k in range(rank)], np.bool_)
     if attributes(node).get("allowzero"):
         return target, unknown
     return np.where(unknown & copied, 0, target), unknown & ~copied

@@ -202,8 +202,17 @@ def test_mse_reads_float_labels_as_targets_of_the_output_of_their_shape() -> Non
     reference = [np.full((3, 2), 2.0), np.full((3, 1), 4.0)]
     labels = np.array([4.0, 5.0, 6.0], dtype=np.float32)
     payoff = choose("mse", reference, labels, ["a", "b"])
-    assert payoff == MSE(outputs=(1,), scales=(16.0,), targets=True)
-    np.testing.assert_allclose(payoff(reference, reference, labels), [0.0, -1 / 16, -4 / 16])
+    assert payoff == MSE(outputs=(1,), scales=(2 / 3,), targets=True)
+    np.testing.assert_allclose(payoff(reference, reference, labels), [0.0, -1.5, -6.0], rtol=1e-6)
+
+
+def test_mse_of_targets_is_in_units_of_the_targets() -> None:
+    """An original that hardly moves scores 1 - R squared like any other, not its error over next to nothing."""
+    targets = np.array([[1.0, 0.0], [3.0, 8.0], [2.0, 1.0]])
+    still = np.array([[2.0, 3.0], [2.0, 3.0], [2.0 + 1e-6, 3.0]])
+    found = choose(None, [still], targets, ["y"])
+    assert found([targets.mean(axis=0) * np.ones_like(targets)], [still], targets).mean() == pytest.approx(-1.0)
+    assert found([targets], [still], targets).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_mse_ignores_class_labels() -> None:
@@ -225,8 +234,8 @@ def test_columns_in_different_units_count_alike(units: list[float]) -> None:
     np.testing.assert_allclose(found, plain([output], [reference], None))
     mean = np.broadcast_to(reference.mean(axis=0), reference.shape)
     assert payoff([mean * units], [reference * units], None).mean() == pytest.approx(-1.0)
-    targets = choose("mse", [reference * units], output * units, ["y"])
-    np.testing.assert_allclose(targets([reference * units], [], output * units), found)
+    targets = choose("mse", [output * units], reference * units, ["y"])
+    np.testing.assert_allclose(targets([output * units], [], reference * units), found)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((60, 7, 300), 1), ((60, 300, 7), 2), ((60, 5, 4, 4), 1)])

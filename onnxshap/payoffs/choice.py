@@ -187,9 +187,12 @@ def _fit_classes(
 def _fit_mse(
     reference: Sequence[Array], labels: Array | None, usable: Sequence[int], output_names: Sequence[str]
 ) -> MSE:
-    """Return MSE over every usable output, or against the labels if they are floats, scaled by the reference."""
+    """Return MSE over every usable output, or against the labels if they are floats, scaled by what it compares with.
+
+    So of an original that hardly moves where its targets do, the score is what it is to anybody: 1 - R squared.
+    """
     targets = labels is not None and labels.dtype.kind == "f"
-    indices = list(usable)
+    indices, wanted = list(usable), list(reference)
     if labels is not None and targets:
         indices = [i for i in usable if fits(labels.shape, reference[i].shape)][:1]
         if not indices:
@@ -198,8 +201,10 @@ def _fit_mse(
                 f"payoff 'mse': the targets are {text_of(labels.shape)} and no float output is ({have}): give "
                 "targets of an output's shape, or no labels to compare with the original outputs"
             )
-        float_targets(labels, reference[indices[0]].shape, f"output {output_names[indices[0]]!r}")
-    found = [_scale(finite(reference[i], f"output {output_names[i]!r}")) for i in indices]
+        k = indices[0]
+        wanted[k] = float_targets(labels, reference[k].shape, f"output {output_names[k]!r}")
+        finite(reference[k], f"output {output_names[k]!r}")
+    found = [_scale(finite(wanted[i], f"output {output_names[i]!r}")) for i in indices]
     axes = tuple(axis for _, axis in found)
     return MSE(tuple(indices), tuple(scale for scale, _ in found), targets, axes if set(axes) != {1} else ())
 

@@ -364,7 +364,8 @@ def unify(
         return compress(_file(complete(traced, unify_weights(traced, blocks, ranked[:count]))))
 
     target = keep_bytes * compress(_file(complete(traced, traced.source)))
-    count = _fewest(compressed, len(ranked), target, keep_bytes, block, progress)
+    inside = f"{sum(b.values.size for b in blocks)} of {traced.cost.params()} parameters are in blocks"
+    count = _fewest(compressed, len(ranked), target, keep_bytes, block, inside, progress)
     made = unify_weights(traced, blocks, ranked[:count])
     check_loads(traced, made)
     outputs = run_all(traced, made, held_out)
@@ -386,8 +387,9 @@ def unify(
 
 
 def _fewest(
-    compressed: Callable[[int], int], most: int, target: float, keep_bytes: float, block: int, progress: Progress
-) -> int:
+    compressed: Callable[[int], int], most: int, target: float, keep_bytes: float, block: int, inside: str,
+    progress: Progress,
+) -> int:  # fmt: skip
     """Return the fewest blocks whose unification reaches a compressed size, by bisection."""
     if compressed(0) <= target:
         return 0
@@ -395,7 +397,7 @@ def _fewest(
     if least > target:
         raise BudgetError(
             f"keep-bytes {keep_bytes:g} cannot be reached: with all blocks of {block} weights unified "
-            f"{keep_bytes * least / target:.3f} stays; ask for more, or give a larger --block"
+            f"{keep_bytes * least / target:.3f} stays ({inside}); ask for more, or give a larger --block"
         )
     low, high = 0, most
     for number in range(_STEPS):

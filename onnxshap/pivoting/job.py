@@ -181,10 +181,12 @@ def pivot(
         raise BudgetError("no Conv can be split; --include and --exclude leave none")
     convs = _selected(convs, include, exclude)
     steps, times = _steps(traced, convs, groups, multiple_of, timed, left, progress)
+    largest = max(convs, key=lambda c: c.macs, default=None)
     convs = [c for c in convs if steps[c.y]]
     total = traced.cost.macs()
     if not convs:
-        why = left[0] if left else "it has no Conv in one group with constant weights"
+        of_largest = [why for why in left if largest is not None and why.startswith(f"{largest.name}: ")]
+        why = [*of_largest, *left, "it has no Conv in one group with constant weights"][0]
         raise BudgetError(f"no Conv can be split with a gain; {why}{_more(left)}")
     reachable = total - sum(saved(c, steps[c.y][-1]) for c in convs)
     if keep_macs is not None and reachable > keep_macs * total:

@@ -427,7 +427,9 @@ def prune(
         setting, reference, judge = _settled(traced, free, scored, held_out, payoff, baseline)
         against = None
         if max_drop is not None:
-            against = Judge.of(traced, held_out, reference, judge)
+            by_labels = payoff is None and held_out.labels is not None  # though those that score have none
+            told = choose_payoff(None, reference, held_out, traced) if by_labels else judge
+            against = Judge.of(traced, held_out, reference, told)
             check_share(against, max_drop)
         play = partial(_score, method=method, seed=seed, progress=progress, workers=workers, cluster=cluster)
         if values is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -238,6 +239,40 @@ def test_max_drop_is_held_on_images_that_nothing_else_saw() -> None:
 def test_max_drop_without_labels_is_about_agreement() -> None:
     found = onnxshap.prune(net(), images(200), eval_data=images(100), max_drop=0.3, method="l1")
     assert found.drop is not None and found.drop.name == "agreement" and found.drop.images == 100
+
+
+def test_labels_that_only_the_held_out_images_have_are_judged_by() -> None:
+    """Two classes an entry: without labels a sigmoid is a number like any other."""
+    model = exactness.net(
+        "(float[N,8] x) => (float[N,3] p) { h = MatMul(x, w0) r = Relu(h) z = MatMul(r, w1) p = Sigmoid(z) }",
+        w0=(8, 12), w1=(12, 3),
+    )  # fmt: skip
+    values = np.random.default_rng(1).normal(size=(160, 8)).astype(np.float32)
+    told = onnxshap.OrtBackend("cpu", 1).session(model).run({"x": values})[0] > 0.5
+    data = Dataset({"x": values}, None, "plain")
+    held_out = Dataset({"x": values}, told.astype(np.int64), "labelled")
+    found = onnxshap.prune(model, data, eval_data=held_out, max_drop=0.1, method="l1")
+    assert found.drop is not None
+    assert found.drop.name == "accuracy"
+    assert found.drop.mean == pytest.approx(1 - found.after.score["accuracy"])
+    assert found.before.score == {"mse": 0.0, "accuracy": 1.0, "agreement": 1.0}
+
+
+def test_a_loss_that_no_cut_of_several_units_keeps_to_is_kept_to_by_single_ones() -> None:
+    """Of 32 units 30 carry a number each, and steps are of four."""
+    rng, live = np.random.default_rng(0), np.arange(32) < 30
+    model = exactness.net(
+        "(float[N,32] x) => (float[N,32] y) { h = MatMul(x, w0) y = MatMul(h, w1) }",
+        w0=(np.eye(32) * live).astype(np.float32), w1=np.eye(32, dtype=np.float32),
+    )  # fmt: skip
+    data = Dataset({"x": rng.normal(size=(100, 32)).astype(np.float32)}, None, "plain")
+    tried = partial(onnxshap.prune, model, data, max_drop=0.01, method="l1", payoff="mse")
+    found = tried()
+    assert [int(kept.sum()) for kept in found.keep.values()] == [30]
+    with pytest.raises(BudgetError, match=r"max-drop 0\.01: even 87\.5% of the MACs loses 0\.0"):
+        tried(multiple_of=4)
+    with pytest.raises(BudgetError, match=r"the budget beside it already loses 0\.\d+ \+- \S+ mse; ask for less"):
+        tried(keep_macs=0.5)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,10 @@ class Drop:
         """The mean and one standard error: the loss on other images is below with a chance of about 84 %."""
         return self.mean + self.stderr
 
+    def __str__(self) -> str:
+        """Return it as messages write it."""
+        return f"{self.mean:.3g} +- {self.stderr:.2g} {self.name}"
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -144,38 +148,63 @@ def within_drop(cutter: Cutter, budget: Budget, judge: Judge, most: float, check
     """Return the smallest model found that loses at most `most`, repair included, and what it loses.
 
     Bisection over the share of the multiply-accumulates, from one set of values; a model counts as within where the
-    mean loss and one standard error of it are.
+    mean loss and one standard error of it are. Where none is, and steps of the widths are not given, the least cut was
+    of several units at a time: cuts of single ones are tried then.
 
     Raises:
         BudgetError: not even the least cut is within, or a share given beside it is not reached within.
     """
     check_drop(most)
-    low, high = _smallest(cutter, budget), budget.macs or 1.0
-    best: tuple[Cut, Drop] | None = None
-    least: Drop | None = None
+    least = _smallest(cutter, budget)
+    found, mildest = _narrowest(cutter, budget, judge, most, check, least)
+    if found is None and mildest is not None and budget.multiple_of is None:
+        single = replace(budget, multiple_of=1)
+        found, mildest = _narrowest(cutter, single, judge, most, check, least if budget.shares else mildest.share)
+    cutter.progress("search", _STEPS, _STEPS)
+    if found is not None:
+        return found.cut, found.drop
+    if budget.shares and mildest is not None:
+        raise BudgetError(f"max-drop {most:g}: the budget beside it already loses {mildest.drop}; ask for less")
+    lost = f"even {mildest.share:.1%} of the MACs loses {mildest.drop}" if mildest else f"more {judge.name} is lost"
+    raise BudgetError(
+        f"max-drop {most:g}: {lost} on {len(judge.data)} held-out images; allow more, or give more images (--data, "
+        "--eval-data)"
+    )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A cut model, the share of the multiply-accumulates that it keeps, and what it loses."""
+
+    cut: Cut
+    share: float
+    drop: Drop
+
+
+def _narrowest(
+    cutter: Cutter, budget: Budget, judge: Judge, most: float, check: Dataset, low: float
+) -> tuple[_Judged | None, _Judged | None]:
+    """Return the smallest cut found that is within, and the last that is not: the mildest, where none is.
+
+    Args:
+        cutter, budget, judge, most, check: as those of `within_drop`.
+        low: the share of the multiply-accumulates to search from; a share given beside is tried first, and alone where
+            it is not within.
+    """
+    best, beyond, high = None, None, budget.macs or 1.0
     trials = [high] if budget.shares else []
     for number in range(_STEPS):
         share = trials.pop() if trials else (low + high) / 2
         cutter.progress("search", number, _STEPS)
         cut = cutter.cut(cutter.plan(_tightened(budget, share)), check)
-        found = judge.drop(cut)
-        if found.bound <= most:
-            best, high = (cut, found), share
-        elif budget.shares and number == 0:
-            raise BudgetError(
-                f"max-drop {most:g}: the budget beside it already loses {found.mean:.3g} +- {found.stderr:.2g} "
-                f"{found.name}; ask for less"
-            )
+        found = _Judged(cut, shares(cutter.traced, cut.keep)["macs"], judge.drop(cut))
+        if found.drop.bound <= most:
+            best, high = found, share
         else:
-            least, low = found, share
-    cutter.progress("search", _STEPS, _STEPS)
-    if best is None:
-        lost = f"{least.mean:.3g} +- {least.stderr:.2g} {least.name}" if least else f"more {judge.name}"
-        raise BudgetError(
-            f"max-drop {most:g}: even {low:.1%} of the MACs loses {lost} on {len(judge.data)} held-out "
-            "images; allow more, or give more images (--data, --eval-data)"
-        )
-    return best
+            beyond, low = found, share
+            if budget.shares and best is None:
+                break
+    return best, beyond
 
 
 def within_latency(

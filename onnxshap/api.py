@@ -60,7 +60,7 @@ from onnxshap.plan.cutter import (
 )
 from onnxshap.plan.search import Drop, Judge, check_drop, check_share, within_drop, within_latency
 from onnxshap.progress import Progress, silent
-from onnxshap.repair import Refit
+from onnxshap.repair import Refit, emptied
 from onnxshap.scoring import DECIDED, Rules, score_groups
 from onnxshap.scoring.jobs import fingerprint
 from onnxshap.scoring.journal import Journal
@@ -81,6 +81,10 @@ _BESIDE = (
     "what a sample gives depends on those that it is run with, so axis 0 of the inputs is no batch of samples in this "
     "file, and all that is found holds for such mixtures at best; give every sample an axis 0 of its own ([n, steps, "
     "features] for an input [steps, features]), or export it with a batch in front"
+)
+_EMPTIED = (
+    "what is cut leaves zeros there, for integers are summed up to integers and take no means; the same net quantised "
+    "in QDQ form, or after the cut, keeps more"
 )
 WORK = 4 * 10**13
 """Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
@@ -164,7 +168,10 @@ class Pruned:
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how the model was taken, scored and judged."""
         judged = notes_on(self.after.score, self.eval_source if self.unchanged else None)
-        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes, *judged)))
+        empty = [] if self.repair == "none" else emptied(self.traced, self.traced.alive(self.keep))
+        some = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
+        left = [f"{some}: {_EMPTIED}"] if empty else []
+        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes, *judged, *left)))
 
 
 @checked

@@ -107,6 +107,8 @@ def test_an_int8_net_is_pruned_from_data_to_file(quantised: tuple[Path, Path], t
     assert result.before.params > 0.95 * onnxshap.trace(source).cost.params(), "codes are parameters"
     assert _codes(result.model) <= _codes(onnx.load(path)), "codes are not made anew"
     assert _ops(tmp_path / "small.onnx", tmp_path) == _ops(path, tmp_path), "the runtime fuses what it fused"
+    floats = any(node.op_type == "Conv" for node in result.model.graph.node)
+    assert any("what is cut leaves zeros there" in note for note in result.notes) == (not floats)
 
 
 def _codes(model: ModelProto) -> Counter[int]:

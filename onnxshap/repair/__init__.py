@@ -22,7 +22,7 @@ variable is projected on the flat part instead of penalised.
 from onnxshap.repair.border import border
 from onnxshap.repair.fitting import batch_size, refit, refit_edited, rematch, rematch_edited
 from onnxshap.repair.regression import FEWEST_IMAGES, FULL, QUICK, Effort, Refit
-from onnxshap.repair.targets import unfitted
+from onnxshap.repair.targets import emptied, unfitted
 
 __all__ = [
     "FEWEST_IMAGES",
@@ -32,6 +32,7 @@ __all__ = [
     "Refit",
     "batch_size",
     "border",
+    "emptied",
     "refit",
     "refit_edited",
     "rematch",

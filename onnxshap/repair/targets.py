@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from onnxshap.codes import on_codes
+from onnxshap.codes import INTEGERS, on_codes
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.graph.structure import order, reads
@@ -90,6 +90,13 @@ def unfitted(traced: Traced, live: Liveness) -> list[str]:
         ):
             found[node.name or node.output[0]] = None
     return list(found)
+
+
+def emptied(traced: Traced, live: Liveness) -> list[str]:
+    """Return nodes that sum up codes of which some are cut: their sums are codes or integers, no mean can be added."""
+    nodes, kinds = traced.shaped.graph.nodes, traced.shaped.kinds
+    sites = [s for s in traced.labels.trace.sites if kinds.get(s.tensor) in INTEGERS and live.cut(s.tensor, s.axis)]
+    return list(dict.fromkeys(nodes[s.node].name or nodes[s.node].output[0] for s in sites))
 
 
 @dataclass

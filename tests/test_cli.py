@@ -935,6 +935,17 @@ def test_where_no_bar_is_shown_lines_tell_of_long_stages() -> None:
     ]
 
 
+def test_a_search_tells_how_far_it_is_though_other_stages_make_it_up() -> None:
+    said: list[str] = []
+    now = iter(np.arange(0.0, 1000.0, 7.0))
+    lines = Lines(said.append, lambda: next(now))
+    for number in range(5):
+        lines.tell("search", number, 7)
+        for done in range(3):
+            lines.tell("repair", done, 3)
+    assert said == ["searching: 43% after 84 s, some 112 s left"]
+
+
 def test_normalize_reaches_both_kinds_of_data(here: Path) -> None:
     for name in ("--data", "--eval-data"):
         given = {"--data": "d.npz", "--eval-data": "d.npz"} | {name: "pictures"}

@@ -125,6 +125,8 @@ class Screen:
 class Lines:
     """Progress where no bar can be shown, as in the log of a pipeline: a line after a minute, then ever fewer.
 
+    A stage goes on while others are told in between, of which a search is made up; it begins anew where it falls back.
+
     Attributes:
         say: takes a line.
         clock: seconds.
@@ -132,25 +134,34 @@ class Lines:
 
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
-    _stage: str = ""
-    _start: float = 0.0
-    _pause: float = _FIRST_LINE
-    _next: float = 0.0
+    _stages: dict[str, _Stage] = field(default_factory=dict)
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Say how far a stage is, if it is time to."""
         now = self.clock()
-        if stage != self._stage:
-            self._stage, self._start, self._pause, self._next = stage, now, _FIRST_LINE, now + _FIRST_LINE
-        if now < self._next or not 0 < done < total:
+        known = self._stages.get(stage)
+        if known is None or done < known.done:
+            known = self._stages[stage] = _Stage(now, now + _FIRST_LINE)
+        known.done = done
+        if now < known.next or not 0 < done < total:
             return
-        spent = now - self._start
+        spent = now - known.start
         left = spent * (total - done) / done
-        hint = f"; {_SHORTER[stage]}" if stage in _SHORTER and self._pause == _FIRST_LINE and left > _LONG else ""
+        hint = f"; {_SHORTER[stage]}" if stage in _SHORTER and known.pause == _FIRST_LINE and left > _LONG else ""
         what = _STAGES.get(stage, stage)
         self.say(f"{what}: {done / total:.0%} after {_span(spent)}, some {_span(left)} left{hint}")
-        self._pause = min(2 * self._pause, _LAST_PAUSE)
-        self._next = now + self._pause
+        known.pause = min(2 * known.pause, _LAST_PAUSE)
+        known.next = now + known.pause
+
+
+@dataclass
+class _Stage:
+    """When a stage began, when a line is due, the seconds from line to line, and how far it is."""
+
+    start: float
+    next: float
+    pause: float = _FIRST_LINE
+    done: int = 0
 
 
 def _span(seconds: float) -> str:

@@ -215,6 +215,26 @@ def test_moments_of_a_sum() -> None:
     assert (pooled_scale([few]) == 1).all()
 
 
+def test_what_is_left_as_it_was_stays_where_it_takes_away_from_what_is_added() -> None:
+    """Of -.5 a, and of -.5 a times 3, what is left in the sum with a has the same variance."""
+    a = np.random.default_rng(0).normal(size=(500, 2))
+    u = -0.5 * a * np.array([1.0, 0.5])
+    moments = Moments()
+    moments.add(u, 0.5 * a, a)
+    np.testing.assert_allclose(pooled_scale([moments]), [1.0, 2.0])
+    np.testing.assert_allclose(pooled_scale([moments], correlated=True), [1.0, 2.0])
+
+
+def test_means_that_nothing_can_shift_back_are_not_scaled_away() -> None:
+    rng = np.random.default_rng(0)
+    u, t = 5 + 0.1 * rng.normal(size=(500, 1)), 5 + 0.3 * rng.normal(size=(500, 1))
+    moments = Moments()
+    moments.add(u, t, None)
+    assert pooled_scale([moments]) == pytest.approx(3.0, rel=0.1)
+    assert pooled_scale([moments], shifted=False) == pytest.approx(1.0, abs=0.01)
+    assert pooled_scale([moments], correlated=True, shifted=False) == pytest.approx(1.0, abs=0.01)
+
+
 def test_a_channel_of_noise_is_not_given_its_full_strength_back() -> None:
     """Where layers follow: between the scale of equal variance and that of least squares, whatever is added."""
     rng = np.random.default_rng(0)

@@ -373,8 +373,9 @@ class _Fitter:
         if any(moments.rows < FEWEST_ROWS for moments in every):
             return
         inner = any(layer.y in self._read for layer in layers)
-        factor = pooled_scale(every, correlated=inner and len(self.data) >= FEWEST_CORRELATED)
         biases = self._biases(layers, groups * outputs)
+        enough = len(self.data) >= FEWEST_CORRELATED
+        factor = pooled_scale(every, correlated=inner and enough, shifted=bool(biases))
         nothing = np.zeros(len(factor))
         offsets = [(factor * shift + m.shift(factor) - shift) / scale if biases else nothing for m in every]
         matched = [bias * factor + offset for bias, offset in zip(biases, offsets, strict=False)]

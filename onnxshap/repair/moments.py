@@ -58,11 +58,11 @@ class Moments:
     def _means(self) -> dict[str, FloatArray]:
         return {name: values / self.rows for name, values in self._sums.items()}
 
-    def spreads(self) -> FloatArray:
-        """Return float64[5, channels]: var(u), var(t), var(a), cov(u, a), cov(u, t)."""
+    def spreads(self, shifted: bool = True) -> FloatArray:
+        """Return float64[5, channels]: var(u), var(t), var(a), cov(u, a), cov(u, t); not `shifted`: about 0."""
         mean = self._means
         nothing = np.zeros_like(mean["u"])
-        u, t, a = mean["u"], mean["t"], mean.get("a", nothing)
+        u, t, a = (mean["u"], mean["t"], mean.get("a", nothing)) if shifted else (nothing, nothing, nothing)
         return np.stack([
             _variance(mean["uu"], u), _variance(mean["tt"], t), mean.get("aa", nothing) - a * a,
             mean.get("ua", nothing) - u * a, mean["ut"] - u * t,
@@ -75,25 +75,29 @@ def _variance(square: FloatArray, mean: FloatArray) -> FloatArray:
     return np.asarray(np.where(found > _STILL * square, found, 0.0))
 
 
-def pooled_scale(every: Sequence[Moments], correlated: bool = False) -> FloatArray:
+def pooled_scale(every: Sequence[Moments], correlated: bool = False, shifted: bool = True) -> FloatArray:
     """Return c > 0 of each channel, such that c u + d + a has the variance of t, over all rows, about means of each.
 
-    1 where no such c is, where rows are few, and where values are not finite.
+    Where u takes away from a, two may: one of them turns the sum's sign, so it is that nearer to the least squares of
+    t - a by u. 1 where no such c is, where rows are few, and where values are not finite.
 
     Args:
         every: the moments of layers with one weight.
         correlated: let c fall with the root of what least squares makes of it, to a root of `_LARGEST` at the most.
+        shifted: whether there is a d. Without one c moves the means too: squares take the place of variances.
     """
     rows = sum(moments.rows for moments in every)
-    pooled = sum(moments.rows / rows * moments.spreads() for moments in every)
+    pooled = sum(moments.rows / rows * moments.spreads(shifted) for moments in every)
     spread, wanted, added, shared, common = np.asarray(pooled)
     # c^2 var(u) + 2 c cov(u, a) + var(a) = var(t)
     inside = shared * shared - spread * (added - wanted)
     told = (spread > 1e-10 * wanted) & (inside >= 0) & (rows >= FEWEST_ROWS)
     over = np.where(told, spread, 1)
-    root = (np.sqrt(np.where(told, inside, 0)) - shared) / over
+    apart, fitted = np.sqrt(np.where(told, inside, 0)), np.where(told, common - shared, 0) / over
+    low, high = (-apart - shared) / over, (apart - shared) / over
+    root = np.where((low > 0) & (np.abs(low - fitted) < np.abs(high - fitted)), low, high)
     scale = np.where(told & (root > 0), np.clip(root, 1 / _LARGEST, _LARGEST), 1.0)
     if not correlated:
         return scale
-    nearest = np.clip(np.where(told, common - shared, 0) / over, scale / _LARGEST, scale * _LARGEST)
+    nearest = np.clip(fitted, scale / _LARGEST, scale * _LARGEST)
     return np.where(told & (root > 0), np.sqrt(scale * nearest), 1.0)

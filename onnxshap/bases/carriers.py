@@ -1,0 +1,226 @@
+"""Where the units of a group are: the constants that make and read them, and the tensors in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxshap.core import IntArray
+from onnxshap.groups import Group
+from onnxshap.labels import AxisKey, Labels, Site
+from onnxshap.tracing import Traced
+
+Tag = tuple[int, ...]
+"""Units of other groups that a position depends on beside its own: the head of a channel in a head."""
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Where the units of a group lie on an axis that holds each of them equally often.
+
+    Attributes:
+        at: int[occurrences, units], positions.
+        tags: of every occurrence.
+    """
+
+    at: IntArray
+    tags: tuple[Tag, ...]
+
+    def same(self, other: Spots) -> bool:
+        """Return whether units lie on two axes in the same way."""
+        return self.tags == other.tags and np.array_equal(self.at, other.at)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An axis of an initializer that holds the units.
+
+    Attributes:
+        name: the initializer.
+        axis: the axis.
+        spots: where the units lie.
+        reads: whether the axis is summed over with the units; else it makes them.
+        stretch: the number of the stretch that it belongs to.
+    """
+
+    name: str
+    axis: int
+    spots: Spots
+    reads: bool
+    stretch: int
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """All places of a group's units.
+
+    Attributes:
+        group: the group.
+        entries: the initializers that hold them.
+        stretches: tensors between which the units lie in the same way, in graph order, each a list of (tensor, axis).
+        between: the nodes that read them and hand them on.
+        sites: where they are summed away, in graph order.
+    """
+
+    group: Group
+    entries: Sequence[Entry]
+    stretches: Sequence[Sequence[AxisKey]]
+    between: Sequence[int]
+    sites: Sequence[Site]
+
+    def spots(self, stretch: int) -> Spots:
+        """Return where the units lie on the axes of a stretch."""
+        return next(e.spots for e in self.entries if e.stretch == stretch)
+
+
+def spots_of(labels: Labels, key: AxisKey, group: Group) -> Spots | None:
+    """Return where units of a group lie on an axis, None where some are there more often than others."""
+    units = labels.units(*key)
+    place = np.full(labels.n_units + 1, -1)
+    place[group.units] = np.arange(len(group))
+    member = place[units]
+    positions = np.flatnonzero((member >= 0).any(axis=1))
+    own = member[positions]
+    if not len(positions) or ((own >= 0).sum(axis=1) > 1).any() or len(positions) % len(group):
+        return None
+    number = own.max(axis=1)
+    order = np.argsort(number, kind="stable")
+    counts = np.bincount(number, minlength=len(group))
+    if (counts != len(positions) // len(group)).any():
+        return None
+    at = positions[order].reshape(len(group), -1).T
+    others = np.sort(np.where(own >= 0, -1, units[positions]), axis=1)[order].reshape(*at.T.shape, -1)
+    if (others != others[:1]).any():
+        return None
+    tags = tuple(tuple(int(u) for u in row if u >= 0) for row in others[0])
+    return Spots(at.astype(np.int64), tags)
+
+
+def keys_by_group(traced: Traced, groups: Sequence[Group]) -> dict[str, list[AxisKey]]:
+    """Return the axes that hold units of each group."""
+    labels = traced.labels
+    owner = np.full(labels.n_units + 1, -1)
+    for number, group in enumerate(groups):
+        owner[group.units] = number
+    found: dict[str, list[AxisKey]] = {group.name: [] for group in groups}
+    for key in labels.trace.axes:
+        numbers = owner[labels.units(*key)]
+        for number in np.unique(numbers[numbers >= 0]).tolist():
+            found[groups[number].name].append(key)
+    return found
+
+
+def carriers_of(traced: Traced, group: Group, keys: Sequence[AxisKey]) -> Carriers | None:
+    """Return the places of a group's units, None where they are such that no basis but their own is known to do.
+
+    Units in the bodies of loops, in groups of a Conv, on two axes of one activation, unevenly often on one axis, and
+    those that constants hold which are no floats or are computed otherwise than by moving, are such.
+
+    Args:
+        traced: the model.
+        group: the group.
+        keys: the axes that hold its units.
+    """
+    shaped, labels = traced.shaped, traced.labels
+    stored = shaped.graph.initializers
+    sites = traced.sites([group])
+    spots = {key: spots_of(labels, key, group) for key in keys}
+    own = {tensor: axis for tensor, axis in keys if tensor not in shaped.constants and tensor not in stored}
+    if (
+        any(s is None for s in spots.values())
+        or len(own) < sum(tensor not in shaped.constants and tensor not in stored for tensor, _ in keys)
+        or any(traced.depth(tensor) for tensor in own)
+        or any(s.stored or (s.weight is not None and s.weight.groups > 1) for s in sites)
+    ):
+        return None
+    summed = {(s.node, s.tensor) for s in sites}
+    links = _Links(own)
+    between = []
+    for index, node in enumerate(shaped.graph.nodes):
+        given = [i for i in dict.fromkeys(node.input) if i in own and (index, i) not in summed]
+        made = [o for o in node.output if o in own]
+        if given and made:
+            between.append(index)
+            for i in given:
+                for o in made:
+                    if _same(spots, (i, own[i]), (o, own[o])):
+                        links.join(i, o)
+    stretches = [[(t, own[t]) for t in part] for part in links.parts()]
+    number = {tensor: k for k, part in enumerate(stretches) for tensor, _ in part}
+    entries = []
+    for name, axis in keys:
+        if name in own:
+            continue
+        if name not in stored:
+            continue  # computed of those that are
+        found = spots[name, axis]
+        place = _read_at(traced, name, axis, sites, own, number)
+        if place is None or found is None or shaped.kinds.get(name) != 1:
+            return None
+        reads, stretch = place
+        like = spots[stretches[stretch][0]]
+        if like is None or not (like.at.shape == found.at.shape and like.tags == found.tags):
+            return None
+        entries.append(Entry(name, axis, found, reads, stretch))
+    if not any(e.reads is False for e in entries):
+        return None
+    return Carriers(group, entries, stretches, between, sites)
+
+
+def _same(spots: Mapping[AxisKey, Spots | None], one: AxisKey, other: AxisKey) -> bool:
+    a, b = spots[one], spots[other]
+    return a is not None and b is not None and a.same(b)
+
+
+def _read_at(
+    traced: Traced, name: str, axis: int, sites: Sequence[Site], own: Mapping[str, int], number: Mapping[str, int]
+) -> tuple[bool, int] | None:
+    """Return whether an axis of a constant is summed over with the units, and the stretch that it meets."""
+    shaped = traced.shaped
+    found = set[tuple[bool, int]]()
+    for index in shaped.readers.get(name, ()):
+        node = shaped.graph.nodes[index]
+        passed = [o for o in node.output if o in shaped.constants]
+        if passed:  # a weight that the file moves before it is read
+            for o in passed:
+                for a in range(len(shaped.shapes[o])):
+                    if np.array_equal(traced.labels.axis(o, a), traced.labels.axis(name, axis)):
+                        place = _read_at(traced, o, a, sites, own, number)
+                        if place is not None:
+                            found.add(place)
+            continue
+        met = [s for s in sites if s.node == index and (s.weight is None or _is_summed(node.input, s, name, axis))]
+        if met:
+            found |= {(True, number[s.tensor]) for s in met if s.tensor in number}
+            continue
+        found |= {(False, number[o]) for o in node.output if o in own}
+    return found.pop() if len(found) == 1 else None
+
+
+def _is_summed(inputs: Sequence[str], site: Site, name: str, axis: int) -> bool:
+    return site.weight is not None and inputs[site.weight.input] == name and site.weight.sums == axis
+
+
+class _Links:
+    """Sets of tensors that were joined, in the order in which they came."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._parent = {name: name for name in names}
+
+    def _root(self, name: str) -> str:
+        while self._parent[name] != name:
+            name = self._parent[name]
+        return name
+
+    def join(self, one: str, other: str) -> None:
+        """Put two tensors into one set."""
+        self._parent[self._root(other)] = self._root(one)
+
+    def parts(self) -> Iterator[list[str]]:
+        """Yield the sets."""
+        found: dict[str, list[str]] = {}
+        for name in self._parent:
+            found.setdefault(self._root(name), []).append(name)
+        yield from found.values()

@@ -1,0 +1,42 @@
+"""The basis in which the first k of n coordinates lose least, whichever k.
+
+Values x with covariance C, read by linear ops whose outputs' squared errors weigh S = sum of V V' (V float64[n, outputs]):
+of all k linear functions of x the best predict the ops' outputs are the first k of
+
+    x' = D U' C^-1/2 x,        C^1/2 S C^1/2 = U L U',        L descending, D = L^1/4
+
+(reduced-rank regression: Izenman 1975; Eckart and Young 1936). The scale D shares the singular values between what is
+made and what reads it, so that norms of either rank units as their product does. Two computed tensors that are
+multiplied with each other, x' y, are the same problem with S = the second moments of y.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxshap.core import FloatArray
+
+_FLOOR = 1e-5
+"""Least eigenvalue of a covariance, in the greatest: what hardly varies is scaled up by no more than its root."""
+_LEAST = 1e-8
+"""The same of the eigenvalues that the new coordinates are scaled by."""
+
+
+def principal(covariance: FloatArray, weight: FloatArray) -> FloatArray | None:
+    """Return the matrix that gives the new coordinates, float64[n, n]; None where the values are constant or unread.
+
+    Args:
+        covariance: C, float64[n, n].
+        weight: S, float64[n, n].
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    if not (np.isfinite(values).all() and np.isfinite(weight).all() and values[-1] > 0):
+        return None
+    root = np.sqrt(np.maximum(values, _FLOOR * values[-1]))
+    half, inverse = (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+    strengths, turned = np.linalg.eigh(half @ weight @ half)
+    if not strengths[-1] > 0:
+        return None
+    scales = np.maximum(strengths, _LEAST * strengths[-1]) ** 0.25
+    signs = np.sign(turned[np.abs(turned).argmax(axis=0), np.arange(len(turned))])  # of a vector either is an answer
+    return np.asarray(((scales * signs)[:, None] * turned.T @ inverse)[::-1])

@@ -1,0 +1,124 @@
+"""Which parts of a group may each have a basis of their own, and what has to follow.
+
+A part is what one layer makes of the units at one place: the queries of every head, say, whose basis may differ from
+head to head. It goes with the layers that sum it away, or with another part that it is multiplied with and summed
+(queries with keys). Which goes with which the model is asked (`probing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from onnxshap.bases.carriers import Carriers, Tag
+from onnxshap.bases.probing import Probe, other_side, random_basis
+from onnxshap.core import FloatArray
+
+
+@dataclass(frozen=True)
+class Part:
+    """Occurrences of the units in one stretch, one a block: number of the block -> the occurrence.
+
+    Attributes:
+        stretch: the number of the stretch.
+        occurrences: in the order of the blocks.
+    """
+
+    stretch: int
+    occurrences: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Parts whose bases are one, block by block, or each other's transposed inverse.
+
+    Attributes:
+        made: the parts that layers make in the new basis.
+        read: those that layers sum away.
+        met: those that layers make, and that `made` is multiplied with.
+        single: whether all blocks have the same basis.
+    """
+
+    made: tuple[Part, ...]
+    read: tuple[Part, ...] = ()
+    met: tuple[Part, ...] = ()
+    single: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """How many bases there are."""
+        return 1 if self.single else len(self.made[0].occurrences)
+
+    def turns(self, places: Carriers, bases: FloatArray) -> dict[int, FloatArray]:
+        """Return what becomes of the entries, given a basis a block, float64[blocks, n, n]."""
+        found, inverse = dict[int, FloatArray](), other_side(bases)
+        for parts, reads, used in ((self.made, False, bases), (self.read, True, inverse), (self.met, False, inverse)):
+            for part in parts:
+                for number, entry in enumerate(places.entries):
+                    if entry.stretch != part.stretch or entry.reads != reads:
+                        continue
+                    whole = np.tile(np.eye(bases.shape[-1]), (len(entry.spots.at), 1, 1))
+                    for block, occurrence in enumerate(part.occurrences):
+                        whole[occurrence] = used[0 if self.single else block]
+                    found[number] = np.einsum("mij,mjk->mik", whole, found[number]) if number in found else whole
+        return found
+
+
+def bundles(places: Carriers, probe: Probe) -> list[Bundle]:
+    """Return the bundles of a group, each of which the model bears in any basis."""
+    rng, size = np.random.default_rng(0), len(places.group)
+
+    def borne(bundle: Bundle) -> bool:
+        return probe.same(bundle.turns(places, np.stack([random_basis(rng, size) for _ in range(bundle.blocks)])))
+
+    made, read = (_whole(places, reads) for reads in (False, True))
+    if read and borne(one := Bundle(made, read, single=True)):
+        return [one]
+    tags = _tags(places)
+    if tags is None:
+        return []
+    found, open_ = list[Bundle](), _parts(places, False, tags)
+    readers = _parts(places, True, tags)
+    for part in open_ if readers else []:
+        if borne(bundle := Bundle((part,), tuple(readers))):
+            found.append(bundle)
+            open_ = [p for p in open_ if p is not part]
+            break
+    while pair := next((p for p in combinations(open_, 2) if borne(Bundle(p[:1], met=p[1:]))), None):
+        found.append(Bundle(pair[:1], met=pair[1:]))
+        open_ = [p for p in open_ if p not in pair]
+    return found
+
+
+def _whole(places: Carriers, reads: bool) -> tuple[Part, ...]:
+    """Return the stretches that layers make, or read, with all of their occurrences."""
+    numbers = dict.fromkeys(e.stretch for e in places.entries if e.reads == reads)
+    return tuple(Part(k, tuple(range(len(places.spots(k).at)))) for k in numbers)
+
+
+def _tags(places: Carriers) -> Sequence[Tag] | None:
+    """Return the tags of one part, as often as a part has them: those of the stretch with the fewest occurrences."""
+    every = [places.spots(k).tags for k in dict.fromkeys(e.stretch for e in places.entries)]
+    least = min(every, key=len)
+    alike = all(len(tags) % len(least) == 0 and set(tags) == set(least) for tags in every)
+    return least if alike else None
+
+
+def _parts(places: Carriers, reads: bool, tags: Sequence[Tag]) -> list[Part]:
+    """Return the parts of the stretches: of one that holds every tag k times, k of them, the first of each tag first."""
+    found = []
+    for stretch in dict.fromkeys(e.stretch for e in places.entries if e.reads == reads):
+        own = places.spots(stretch).tags
+        for number in range(len(own) // len(tags)):
+            left = {tag: [m for m, t in enumerate(own) if t == tag] for tag in set(tags)}
+            if any(len(left[tag]) * len(tags) != tags.count(tag) * len(own) for tag in left):
+                return []
+            taken = []
+            for place, tag in enumerate(tags):
+                nth = tags[:place].count(tag)
+                taken.append(left[tag][number * tags.count(tag) + nth])
+            found.append(Part(stretch, tuple(taken)))
+    return found

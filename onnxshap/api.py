@@ -15,6 +15,7 @@ from onnx import ModelProto
 from onnxshap import __version__, payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend, provider_of
+from onnxshap.bases import Turned, check_basis, turned
 from onnxshap.calibrate import free_batch, rows_apart, run_all, site_means, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff, Values
@@ -144,6 +145,8 @@ class Pruned:
         drop: what is lost on the held-out images, where `max_drop` asked.
         tuning: what distillation did.
         unchanged: whether the outputs that judge are the original's to the bit, though units went.
+        turned: names of the groups that were put into another basis first: their units, in values, plan and slices, are
+            combinations of the file's (`bases`).
     """
 
     model: ModelProto = field(repr=False)
@@ -163,6 +166,7 @@ class Pruned:
     drop: Drop | None = None
     tuning: Tuning | None = None
     unchanged: bool = False
+    turned: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -263,11 +267,12 @@ def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | 
 
 def _score(
     setting: Setting, traced: Traced, groups: Sequence[Group], method: str, seed: int, rules: Rules, progress: Progress,
-    journal: str | Path | None, workers: int, cluster: str | None,
+    journal: str | Path | None, workers: int, cluster: str | None, turned: bool = False,
 ) -> Scores:  # fmt: skip
+    """Return the values of groups; those of a model in other bases belong to that form of it alone."""
     if method not in METHODS:
         raise OnnxshapError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
-    model = digest(complete(traced, traced.source))
+    model = digest(traced.shaped.graph.model if turned else complete(traced, traced.source))
     kept = None if journal is None else Journal(journal, _header(setting, groups, model, method, seed, rules))
     values = score_groups(
         setting, groups, method, seed, rules, lambda done, total: progress("score", done, total), kept,
@@ -354,6 +359,7 @@ def prune(
     payoff: str | Callable[..., object] | None = None,
     baseline: str = "mean",
     repair: str | None = None,
+    basis: str | None = None,
     allocation: str | None = None,
     distill_seconds: float | None = None,
     samples: int | None = None,
@@ -390,6 +396,9 @@ def prune(
             then tunes all weights against the original, `fold` puts calibration means into the consumers' biases
             and re-estimates means and variances, `none`; None = lstsq where there are data for it, fold where
             they are fewer, none where there are none.
+        basis: `principal` puts units that linear ops alone touch (of heads, queries and keys, linear trunks) into the
+            basis in which a cut loses least (`bases`), `own` takes all as they are; None = principal with lstsq and
+            distill, where there are data and no `values`.
         allocation: how widths are shared out: `curves`, by what each group loses at each width with the repair
             that follows, measured, `uniform`, the same share of every group, or `iterative`, curves in rounds: cut
             part of the way and repair, then score and measure again, and of all plans the one that loses least
@@ -408,6 +417,7 @@ def prune(
     clock = Clock()
     budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units, keep_bytes)
     check_names(repair, allocation)
+    check_basis(basis, valued=values is not None)
     if keep_units is not None:
         allocation = "uniform"  # it says every width
     check_drop(max_drop)
@@ -429,6 +439,14 @@ def prune(
         dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
         check_images(repair, allocation, min(len(dataset), REPAIR_IMAGES))
         progress("trace", 1, 1)
+    repaired_on = sample(dataset, REPAIR_IMAGES, seed)
+    # what noise leaves behind is not what images do
+    repair = "none" if data is None and repair is None else repair_for(repair, len(repaired_on))
+    moved = Turned(traced, ())
+    if basis == "principal" or (basis is None and repair in REFITS and data is not None and values is None):
+        with clock.stage("basis"):
+            moved = turned(traced, free, groups, repaired_on)
+            traced, free = moved.traced, free_batch(moved.traced) if moved.groups else free
     with clock.stage("score"):
         scored = sample(dataset, affordable(traced, groups, samples, method), seed)
         setting, reference, judge = _settled(traced, free, scored, held_out, payoff, baseline)
@@ -441,12 +459,9 @@ def prune(
         play = partial(_score, method=method, seed=seed, progress=progress, workers=workers, cluster=cluster)
         if values is None:
             rules = Rules(max_evals, max_seconds, decided, _likely_widths(traced, blank, budget))
-            found = play(setting, traced, groups, rules=rules, journal=journal)
+            found = play(setting, traced, groups, rules=rules, journal=journal, turned=bool(moved.groups))
         else:
             found = _check_values(values, traced, groups)
-    repaired_on = sample(dataset, REPAIR_IMAGES, seed)
-    # what noise leaves behind is not what images do
-    repair = "none" if data is None and repair is None else repair_for(repair, len(repaired_on))
     order = found.order(refitted=repair in REFITS)
 
     def again(part: Traced) -> dict[str, FloatArray]:
@@ -476,7 +491,7 @@ def prune(
     done = Pruned(
         put_in(small), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
-        str(cutter.allocation), lost, result.tuning, still,
+        str(cutter.allocation), lost, result.tuning, still, moved.groups,
     )  # fmt: skip
     if output is not None:
         with beside(done):

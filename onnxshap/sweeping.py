@@ -13,6 +13,7 @@ from onnx import ModelProto
 from onnxshap import api, payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
+from onnxshap.bases import check_basis, turned
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
@@ -162,6 +163,7 @@ def sweep(
     payoff: str | Callable[..., object] | None = None,
     baseline: str = "mean",
     repair: str | None = None,
+    basis: str | None = None,
     allocation: str | None = None,
     distill_seconds: float | None = None,
     samples: int | None = None,
@@ -189,6 +191,7 @@ def sweep(
             reached.
     """
     check_names(repair, allocation)
+    check_basis(basis)
     if repair == "distill":
         check_tuning(distill_seconds)
     for name in methods:
@@ -207,12 +210,15 @@ def sweep(
         raise BudgetError(next(iter(left_out.values())))
     dataset, held_out = hold_out(traced, dataset, eval_data, seed, "a sweep")
     check_images(repair, allocation, min(len(dataset), REPAIR_IMAGES))
-    bench = _Bench.of(traced, held_out, payoff)
     free, repaired_on = free_batch(traced), sample(dataset, REPAIR_IMAGES, seed)
     if repair == "distill":
         check_tunable(free, dataset)
-    progress("trace", 1, 1)
     refitted = repair_for(repair, len(repaired_on)) in REFITS
+    if basis == "principal" or (basis is None and refitted):
+        traced = turned(traced, free, groups, repaired_on).traced
+        free = free_batch(traced)
+    bench = _Bench.of(traced, held_out, payoff)
+    progress("trace", 1, 1)
     curves: list[Curve] = []
     notes = [*traced.notes]
     total = len(methods) * (len(budgets) - len(left_out))

@@ -24,7 +24,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"masking", "outputs", "walk"}),
     frozenset({"calibrate", "endings", "rewrite", "slices"}),
     frozenset({"game", "measure", "repair", "verify"}),
-    frozenset({"distill", "methods"}),
+    frozenset({"bases", "distill", "methods"}),
     frozenset({"plan"}),
     frozenset({"scoring"}),
     frozenset({"opening"}),

@@ -14,6 +14,6 @@ rotation of a trunk); differs: every group that the model is found to bear one i
 what reads the units.
 """
 
-from onnxshap.bases.turning import Turned, turned
+from onnxshap.bases.turning import BASES, Turned, check_basis, turned
 
-__all__ = ["Turned", "turned"]
+__all__ = ["BASES", "Turned", "check_basis", "turned"]

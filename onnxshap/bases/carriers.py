@@ -186,7 +186,7 @@ def _read_at(
         if passed:  # a weight that the file moves before it is read
             for o in passed:
                 for a in range(len(shaped.shapes[o])):
-                    if np.array_equal(traced.labels.axis(o, a), traced.labels.axis(name, axis)):
+                    if np.array_equal(traced.labels.units(o, a), traced.labels.units(name, axis)):
                         place = _read_at(traced, o, a, sites, own, number)
                         if place is not None:
                             found.add(place)

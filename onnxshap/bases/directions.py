@@ -1,7 +1,7 @@
 """The basis in which the first k of n coordinates lose least, whichever k.
 
-Values x with covariance C, read by linear ops whose outputs' squared errors weigh S = sum of V V' (V float64[n, outputs]):
-of all k linear functions of x the best predict the ops' outputs are the first k of
+Values x with covariance C are read by linear ops, V' x, V float64[n, outputs], S = V V' (a sum over several). Of
+all k linear functions of x those that predict the ops' outputs best are the first k of
 
     x' = D U' C^-1/2 x,        C^1/2 S C^1/2 = U L U',        L descending, D = L^1/4
 

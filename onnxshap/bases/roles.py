@@ -108,7 +108,7 @@ def _tags(places: Carriers) -> Sequence[Tag] | None:
 
 
 def _parts(places: Carriers, reads: bool, tags: Sequence[Tag]) -> list[Part]:
-    """Return the parts of the stretches: of one that holds every tag k times, k of them, the first of each tag first."""
+    """Return the parts of the stretches: k of one that holds every tag k times, the first of each tag first."""
     found = []
     for stretch in dict.fromkeys(e.stretch for e in places.entries if e.reads == reads):
         own = places.spots(stretch).tags

@@ -16,6 +16,7 @@ from onnxshap.cli.types import (
     OneOf,
     allocations,
     baselines,
+    bases,
     methods,
     payoffs,
     providers,
@@ -138,6 +139,11 @@ repair_options = _options(
         "--repair",
         type=OneOf(repairs),
         help="What is done about what the cut leaves behind.  [default: lstsq with --data, none without]",
+    ),
+    click.option(
+        "--basis",
+        type=OneOf(bases),
+        help="Units of linear groups as combinations, or as in the file.  [default: principal with lstsq and --data]",
     ),
     click.option(
         "--allocation",

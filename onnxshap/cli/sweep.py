@@ -51,8 +51,8 @@ def sweep(
     min_units: int, data: str | None, labels: str | None, payoff: str | None, seed: int, eval_data: str | None,
     methods: tuple[str, ...], baseline: str, samples: int | None, max_evals: int | None, max_seconds: float | None,
     decided: float, workers: int, cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...],
-    repair: str | None, allocation: str | None, distill_seconds: float | None, output: str | None, plot: str | None,
-    as_json: bool, input_shapes: Shapes, provider: str, threads: int, memory: int,
+    repair: str | None, basis: str | None, allocation: str | None, distill_seconds: float | None, output: str | None,
+    plot: str | None, as_json: bool, input_shapes: Shapes, provider: str, threads: int, memory: int,
 ) -> None:  # fmt: skip
     """Show what MODEL loses, and saves, at many budgets: one scoring a method.
 
@@ -74,9 +74,9 @@ def sweep(
         result = sweeping.sweep(
             model, data, labels=labels, eval_data=eval_data, methods=methods or ("shapley",),
             keep=sweeping.KEEP if keep is None else keep, multiple_of=multiple_of, min_units=min_units,
-            include=include, exclude=exclude, payoff=payoff, baseline=baseline, repair=repair, allocation=allocation,
-            distill_seconds=distill_seconds, samples=samples, max_evals=max_evals, max_seconds=max_seconds,
-            decided=decided, seed=seed, workers=workers, cluster=cluster,
+            include=include, exclude=exclude, payoff=payoff, baseline=baseline, repair=repair, basis=basis,
+            allocation=allocation, distill_seconds=distill_seconds, samples=samples, max_evals=max_evals,
+            max_seconds=max_seconds, decided=decided, seed=seed, workers=workers, cluster=cluster,
             backend=backend_of(screen, provider, threads, memory), input_shapes=dict(input_shapes), progress=tell,
         )  # fmt: skip
     found = report.sweep_report(result, model=model, seed=seed, max_drop=max_drop)

@@ -159,6 +159,13 @@ def codecs() -> Iterable[str]:
     return CODECS
 
 
+def bases() -> Iterable[str]:
+    """Return the names of the bases."""
+    from onnxshap.bases import BASES
+
+    return BASES
+
+
 def allocations() -> Iterable[str]:
     """Return the names of the allocations."""
     from onnxshap.plan.cutter import ALLOCATIONS

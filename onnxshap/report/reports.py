@@ -68,6 +68,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "groups": [_group(result, group) for group in result.traced.groups],
         "frozen": _frozen(result.traced),
         "notes": list(result.notes),
+        "turned": list(result.turned),
         "removed_slices": result.removed_slices,
         "verify": _verified(result.verified),
     }

@@ -45,6 +45,11 @@ def prune_tables(report: Report) -> list[RenderableType]:
         if report["unfitted"] and report["repair"] == "lstsq"
         else ""
     )
+    turned = (
+        f"Units as combinations of the file's, where only linear ops touch them: {listed(report['turned'])}.\n"
+        if report["turned"]
+        else ""
+    )
     seen = (
         ", which the repair was fitted to (--eval-data tells what others lose)"
         if report["refits"] and judged["source"] == data["source"]
@@ -55,8 +60,8 @@ def prune_tables(report: Report) -> list[RenderableType]:
     foot = (
         f"Values: {report['method']}{payoff}, {images} ({_source_name(data)}), {evals}; repair: {report['repair']}, "
         f"widths: {report['allocation']}, units: by {report['ranked_by']}.\n{scored}{drop}"
-        f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better.\n{whole}"
-        f"Checked before any refit: the cut model is the masked one within {checked:.1e} of its largest output."
+        f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better.\n{turned}"
+        f"{whole}Checked before any refit: the cut model is the masked one within {checked:.1e} of its largest output."
     )
     return [
         figures_table(["before", "after"], [report["before"], report["after"]], judged["source"]),

@@ -643,7 +643,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
         "--min-units",
         "2",
         *("--keep-bytes", "0.8", "--target-latency", "1.5", "--max-drop", "0.01", "--allocation", "uniform"),
-        *("--distill-seconds", "33"),
+        *("--distill-seconds", "33", "--basis", "own"),
     )
     scoring = (*run, *data, *score, "j", "--exclude", "e")
     refused("prune", *scoring, *cut, "--eval-data", "e.npz", "--repair", "none", "-o", "out.onnx")
@@ -663,6 +663,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
         "keep_macs": 0.4, "keep_params": 0.6, "keep_units": 0.7, "multiple_of": 4, "min_units": 2,
         "eval_data": "e.npz", "repair": "none", "output": "out.onnx", "values": None,
         "keep_bytes": 0.8, "target_latency": 1.5, "max_drop": 0.01, "allocation": "uniform", "distill_seconds": 33.0,
+        "basis": "own",
     }  # fmt: skip
     for found in given:
         found.pop("progress", None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxshap.core import IntArray
 from onnxshap.groups import Group
@@ -59,20 +61,25 @@ class Carriers:
     Attributes:
         group: the group.
         entries: the initializers that hold them.
-        stretches: tensors between which the units lie in the same way, in graph order, each a list of (tensor, axis).
+        stretches: tensors between which the units lie in the same way, each by its (tensor, axis), and how they lie.
         between: the nodes that read them and hand them on.
         sites: where they are summed away, in graph order.
     """
 
     group: Group
     entries: Sequence[Entry]
-    stretches: Sequence[Sequence[AxisKey]]
+    stretches: Sequence[tuple[Sequence[AxisKey], Spots]]
     between: Sequence[int]
     sites: Sequence[Site]
 
+    @property
+    def tensors(self) -> dict[str, int]:
+        """Tensor that holds the units -> the number of its stretch."""
+        return {tensor: k for k, (part, _) in enumerate(self.stretches) for tensor, _ in part}
+
     def spots(self, stretch: int) -> Spots:
         """Return where the units lie on the axes of a stretch."""
-        return next(e.spots for e in self.entries if e.stretch == stretch)
+        return self.stretches[stretch][1]
 
 
 def spots_of(labels: Labels, key: AxisKey, group: Group) -> Spots | None:
@@ -123,80 +130,68 @@ def carriers_of(traced: Traced, group: Group, keys: Sequence[AxisKey]) -> Carrie
         group: the group.
         keys: the axes that hold its units.
     """
-    shaped, labels = traced.shaped, traced.labels
-    stored = shaped.graph.initializers
-    sites = traced.sites([group])
-    spots = {key: spots_of(labels, key, group) for key in keys}
-    own = {tensor: axis for tensor, axis in keys if tensor not in shaped.constants and tensor not in stored}
+    shaped, stored, sites = traced.shaped, traced.shaped.graph.initializers, traced.sites([group])
+    spots = {key: found for key in keys if (found := spots_of(traced.labels, key, group)) is not None}
+    moving = [key for key in keys if key[0] not in shaped.constants and key[0] not in stored]
+    own = dict(moving)
     if (
-        any(s is None for s in spots.values())
-        or len(own) < sum(tensor not in shaped.constants and tensor not in stored for tensor, _ in keys)
+        len(spots) < len(keys)
+        or len(own) < len(moving)
         or any(traced.depth(tensor) for tensor in own)
         or any(s.stored or (s.weight is not None and s.weight.groups > 1) for s in sites)
     ):
         return None
     summed = {(s.node, s.tensor) for s in sites}
-    links = _Links(own)
-    between = []
+    links, between = _Links(own), []
     for index, node in enumerate(shaped.graph.nodes):
         given = [i for i in dict.fromkeys(node.input) if i in own and (index, i) not in summed]
         made = [o for o in node.output if o in own]
         if given and made:
             between.append(index)
-            for i in given:
-                for o in made:
-                    if _same(spots, (i, own[i]), (o, own[o])):
-                        links.join(i, o)
-    stretches = [[(t, own[t]) for t in part] for part in links.parts()]
-    number = {tensor: k for k, part in enumerate(stretches) for tensor, _ in part}
-    entries = []
+        for i, o in product(given, made):
+            if spots[i, own[i]].same(spots[o, own[o]]):
+                links.join(i, o)
+    parts = [[(t, own[t]) for t in part] for part in links.parts()]
+    places = Carriers(group, [], [(part, spots[part[0]]) for part in parts], between, sites)
+    entries, number = [], places.tensors
     for name, axis in keys:
-        if name in own:
-            continue
         if name not in stored:
-            continue  # computed of those that are
-        found = spots[name, axis]
-        place = _read_at(traced, name, axis, sites, own, number)
-        if place is None or found is None or shaped.kinds.get(name) != 1:
+            continue  # an activation, or computed of what is stored
+        met = _read_at(traced, name, axis, sites, own, number)
+        if met is None or shaped.kinds.get(name) != TensorProto.FLOAT:
             return None
-        reads, stretch = place
-        like = spots[stretches[stretch][0]]
-        if like is None or not (like.at.shape == found.at.shape and like.tags == found.tags):
+        reads, stretch = met
+        found, like = spots[name, axis], places.spots(stretch)
+        if found.at.shape != like.at.shape or found.tags != like.tags:
             return None
         entries.append(Entry(name, axis, found, reads, stretch))
-    if not any(e.reads is False for e in entries):
-        return None
-    return Carriers(group, entries, stretches, between, sites)
-
-
-def _same(spots: Mapping[AxisKey, Spots | None], one: AxisKey, other: AxisKey) -> bool:
-    a, b = spots[one], spots[other]
-    return a is not None and b is not None and a.same(b)
+    return replace(places, entries=entries) if any(not e.reads for e in entries) else None
 
 
 def _read_at(
     traced: Traced, name: str, axis: int, sites: Sequence[Site], own: Mapping[str, int], number: Mapping[str, int]
 ) -> tuple[bool, int] | None:
     """Return whether an axis of a constant is summed over with the units, and the stretch that it meets."""
-    shaped = traced.shaped
-    found = set[tuple[bool, int]]()
+    shaped, labels = traced.shaped, traced.labels
+    found = set[tuple[bool, int] | None]()
     for index in shaped.readers.get(name, ()):
         node = shaped.graph.nodes[index]
-        passed = [o for o in node.output if o in shaped.constants]
-        if passed:  # a weight that the file moves before it is read
-            for o in passed:
-                for a in range(len(shaped.shapes[o])):
-                    if np.array_equal(traced.labels.units(o, a), traced.labels.units(name, axis)):
-                        place = _read_at(traced, o, a, sites, own, number)
-                        if place is not None:
-                            found.add(place)
+        moved = [o for o in node.output if o in shaped.constants]  # a weight, before it is read
+        if moved:
+            units = labels.units(name, axis)
+            alike = [(o, a) for o in moved for a in range(len(shaped.shapes[o])) if _equal(labels.units(o, a), units)]
+            found |= {_read_at(traced, o, a, sites, own, number) for o, a in alike}
             continue
         met = [s for s in sites if s.node == index and (s.weight is None or _is_summed(node.input, s, name, axis))]
         if met:
             found |= {(True, number[s.tensor]) for s in met if s.tensor in number}
-            continue
-        found |= {(False, number[o]) for o in node.output if o in own}
+        else:
+            found |= {(False, number[o]) for o in node.output if o in own}
     return found.pop() if len(found) == 1 else None
+
+
+def _equal(one: IntArray, other: IntArray) -> bool:
+    return np.array_equal(one, other)
 
 
 def _is_summed(inputs: Sequence[str], site: Site, name: str, axis: int) -> bool:

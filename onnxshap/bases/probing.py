@@ -1,13 +1,14 @@
 """Which changes of basis leave a model as it is, asked of the model itself.
 
-Two questions, both answered by running: does every op between what makes the units and what reads them treat them as a
-linear one would (on random values of several sizes, so that none of a region counts), and does everything that reads
+Two questions, both answered by running: does every op between what makes the units and what sums them away treat them
+as a linear one would (on random values of several sizes, so that no region counts alone), and does all that reads
 them give the same for a random basis on each side. The ops that pass the first are affine or multilinear in the units;
 equal at random points they are equal everywhere.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +19,12 @@ from onnxshap.bases.carriers import Carriers
 from onnxshap.core import Array, FloatArray
 from onnxshap.errors import ModelError
 from onnxshap.graph import array, extract
+from onnxshap.graph.structure import reads
 from onnxshap.tracing import Traced
 
 Turns = Mapping[int, FloatArray]
 """Number of an entry -> float64[occurrences, n, n]: what becomes of the units at each of its occurrences."""
-_SIZES = (1e-2, 1.0, 1e2)
+_SIZES = (1e-2, 1e2)
 _AFFINE = 1e-4
 """Of the largest value, what an affine op may miss additivity by: rounding of float32."""
 _SAME = 1e-4
@@ -59,12 +61,12 @@ def linear_between(free: Traced, places: Carriers, feeds: Mapping[str, Array]) -
         feeds: a batch of as many images as it was traced with: what ops read beside the units is as it makes of it.
     """
     shaped = free.shaped
-    own = {tensor for part in places.stretches for tensor, _ in part}
+    own = places.tensors.keys()
     known = own | shaped.graph.initializers.keys()
     if any(shaped.kinds.get(name) != TensorProto.FLOAT for name in own):
         return False
     nodes = [(node, [i for i in dict.fromkeys(node.input) if i and i not in known])
-             for node in (shaped.graph.nodes[k] for k in places.between)]  # fmt: skip
+             for node in _one_of_each([shaped.graph.nodes[k] for k in places.between])]  # fmt: skip
     try:  # the quick ones first: most groups have a nonlinear op that reads nothing else
         if not all(_is_affine(free, node, own, {}) for node, beside in nodes if not beside):
             return False
@@ -72,6 +74,16 @@ def linear_between(free: Traced, places: Carriers, feeds: Mapping[str, Array]) -
         return all(_is_affine(free, node, own, {i: values[i] for i in beside}) for node, beside in nodes if beside)
     except ModelError:  # what lies in between does not run alone
         return False
+
+
+def _one_of_each(nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Return nodes, the first of every op before the second of any: one op in many that is not linear is found soon."""
+    counts = Counter[str]()
+    numbered = list[tuple[int, int, NodeProto]]()
+    for node in nodes:
+        numbered.append((counts[node.op_type], len(numbered), node))
+        counts[node.op_type] += 1
+    return [node for _, _, node in sorted(numbered, key=lambda item: item[:2])]
 
 
 def _is_affine(free: Traced, node: NodeProto, own: Collection[str], beside: Mapping[str, Array]) -> bool:
@@ -89,14 +101,14 @@ def _is_affine(free: Traced, node: NodeProto, own: Collection[str], beside: Mapp
     kinds = {i: shaped.kinds.get(i, TensorProto.FLOAT) for i in (*given, *beside)}
     session = free.backend.session(extract(shaped.graph.model, kinds, made, shaped.declared, [node]))
 
-    def given_by(drawn: Sequence[FloatArray]) -> list[FloatArray]:
-        fed = {n: v.astype(np.float32) for n, v in zip(given, drawn, strict=True)}
-        return [np.asarray(v, np.float64) for v in session.run({**beside, **fed})]
+    def given_by(drawn: Sequence[Array]) -> list[Array]:
+        return session.run({**beside, **dict(zip(given, drawn, strict=True))})
 
+    x, y = ([rng.standard_normal(shaped.shapes[i], np.float32) for i in given] for _ in range(2))
+    sums, zeros = [a + b for a, b in zip(x, y, strict=True)], given_by([0 * a for a in x])
     for size in _SIZES:
-        x, y = ([size * rng.normal(size=shaped.shapes[i]) for i in given] for _ in range(2))
-        sums, nothing = [a + b for a, b in zip(x, y, strict=True)], [0 * a for a in x]
-        for both, a, b, none in zip(*map(given_by, (sums, x, y, nothing)), strict=True):
+        found = [given_by([np.float32(size) * v for v in drawn]) for drawn in (sums, x, y)]
+        for both, a, b, none in zip(*found, zeros, strict=True):
             largest = max(float(np.abs(v).max(initial=0)) for v in (both, a, b))
             if not np.abs(both - a - b + none).max(initial=0) <= _AFFINE * largest:
                 return False
@@ -117,7 +129,10 @@ def _values(free: Traced, names: Collection[str], feeds: Mapping[str, Array]) ->
 
 @dataclass
 class Probe:
-    """Runs a model on one batch with a group's constants changed.
+    """Runs what touches a group's units, on one batch, with the group's constants changed.
+
+    All that the rest of the model sees of the units is what comes out of the nodes that read them and hand them on no
+    more; what goes in from elsewhere is as the model makes of it.
 
     Attributes:
         free: the model for evaluation.
@@ -130,28 +145,39 @@ class Probe:
     feeds: Mapping[str, Array]
 
     def __post_init__(self) -> None:
-        shaped, entries = self.free.shaped, self.places.entries
+        shaped, own = self.free.shaped, self.places.tensors
         stored = shaped.graph.initializers
-        self._constants = {e.name: array(stored[e.name]) for e in entries}
-        own = {tensor for part in self.places.stretches for tensor, _ in part}
-        read = [shaped.graph.nodes[s.node].output[0] for s in self.places.sites]
-        kinds = {i.name: i.type.tensor_type.elem_type for i in shaped.graph.model.graph.input}
-        outputs = {o.name: o.type.tensor_type.elem_type for o in shaped.graph.model.graph.output}
-        outputs |= {o: TensorProto.FLOAT for o in read if o not in own and not self.free.depth(o)}
-        whole = {**kinds, **dict.fromkeys(self._constants, TensorProto.FLOAT)}
-        self._session = self.free.backend.session(extract(shaped.graph.model, whole, outputs))
+        self._constants = {e.name: array(stored[e.name]) for e in self.places.entries}
+        touching = sorted({k for name in (*own, *self._constants) for k in self._readers(name)})
+        nodes = [shaped.graph.nodes[k] for k in touching]
+        seen = [o for node in nodes for o in node.output if o and o not in own and o not in shaped.constants]
+        known = {*own, *stored, *shaped.constants, *seen}
+        beside = {i for node in nodes for i in reads(node) if i and i not in known}
+        self._given = {**_values(self.free, beside, self.feeds)}
+        kinds = {n: shaped.kinds.get(n, TensorProto.FLOAT) for n in (*sorted(beside), *self._constants, *seen)}
+        given = {n: kinds[n] for n in (*sorted(beside), *self._constants)}
+        part = extract(shaped.graph.model, given, {n: kinds[n] for n in seen})
+        self._session = self.free.backend.session(part)
         self._before = self._run({})
+
+    def _readers(self, name: str) -> list[int]:
+        """Return the nodes that read a tensor; of a constant that the file moves first, of what it gives."""
+        found = list[int]()
+        for k in self.free.shaped.readers.get(name, ()):
+            moved = [o for o in self.free.shaped.graph.nodes[k].output if o in self.free.shaped.constants]
+            found += [k, *(reader for o in moved for reader in self._readers(o))]
+        return found
 
     def _run(self, turns: Turns) -> list[Array]:
         changed = dict(self._constants)
         for number, turn in turns.items():
             entry = self.places.entries[number]
             changed[entry.name] = turned_constant(changed[entry.name], entry.axis, entry.spots.at, turn)
-        feeds = {**self.feeds, **changed}
+        feeds = {**self._given, **changed}
         return self._session.run({n: feeds[n] for n in self._session.inputs})
 
     def same(self, turns: Turns) -> bool:
-        """Return whether the model's outputs, and all that reads the units, are what they were."""
+        """Return whether all that the rest of the model sees of the units is what it was."""
         for before, after in zip(self._before, self._run(turns), strict=True):
             if before.dtype.kind != "f":
                 continue

@@ -19,10 +19,11 @@ from onnxshap.labels.kernels import by_group
 from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
 
-IMAGES = 256
+IMAGES = 500
 """Most inputs that covariances are taken over."""
-ROWS = 20_000
-"""Rows of each, about."""
+_FEWEST = 64
+"""Inputs after which there are enough of them, if there are `_ROWS` rows of each."""
+_ROWS = 20_000
 _BATCH = 16
 
 
@@ -39,12 +40,12 @@ class Found:
 
     def key(self, free: Traced, part: Part) -> AxisKey:
         """Return the last tensor of a part's stretch: behind the bias."""
-        return max(self.places.stretches[part.stretch], key=lambda key: free.shaped.producers.get(key[0], -1))
+        return max(self.places.stretches[part.stretch][0], key=lambda key: free.shaped.producers.get(key[0], -1))
 
     @property
     def sites(self) -> list[tuple[Site, Part]]:
         """The layers with weights that sum the units away, and the parts that they read."""
-        number = {tensor: k for k, part in enumerate(self.places.stretches) for tensor, _ in part}
+        number = self.places.tensors
         parts = {part.stretch: part for part in self.bundle.read}
         every = [(s, parts.get(number.get(s.tensor, -1))) for s in self.places.sites if s.weight is not None]
         return [(site, part) for site, part in every if part is not None]
@@ -109,13 +110,16 @@ def _moments(free: Traced, wanted: Mapping[AxisKey, Mapping[bytes, IntArray]], d
     kinds = {tensor: TensorProto.FLOAT for tensor, _ in wanted}
     given = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
     session = free.backend.session(extract(model, given, kinds))
-    images, found = min(len(data), IMAGES), dict[tuple[AxisKey, bytes], _Sums]()
-    for count, feeds in batches(free, data.take(slice(0, images)), _BATCH):
+    images, found = 0, dict[tuple[AxisKey, bytes], _Sums]()
+    for count, feeds in batches(free, data.take(slice(0, IMAGES)), _BATCH):
+        if images >= _FEWEST and all(sums.rows >= _ROWS for sums in found.values()):
+            break
+        images += count
         values = dict(zip(kinds, session.run({n: feeds[n] for n in session.inputs}), strict=True))
         for key, places in wanted.items():
             x = np.moveaxis(values[key[0]], key[1], -1)
             rows = x.reshape(-1, x.shape[-1])
-            rows = rows[:: max(1, len(rows) * images // (ROWS * count))].astype(np.float64)
+            rows = rows[:: max(1, len(rows) * _FEWEST // (_ROWS * count))].astype(np.float64)
             for name, at in places.items():
                 n = len(at)
                 found.setdefault((key, name), _Sums(0, np.zeros(n), np.zeros((n, n)))).add(rows[:, at])

@@ -75,9 +75,9 @@ def bundles(places: Carriers, probe: Probe) -> list[Bundle]:
         return probe.same(bundle.turns(places, np.stack([random_basis(rng, size) for _ in range(bundle.blocks)])))
 
     made, read = (_whole(places, reads) for reads in (False, True))
-    if read and borne(one := Bundle(made, read, single=True)):
+    tags, one = _tags(places), Bundle(made, read, single=True)
+    if (tags is None or len(tags) == 1) and read and borne(one):
         return [one]
-    tags = _tags(places)
     if tags is None:
         return []
     found, open_ = list[Bundle](), _parts(places, False, tags)
@@ -90,7 +90,7 @@ def bundles(places: Carriers, probe: Probe) -> list[Bundle]:
     while pair := next((p for p in combinations(open_, 2) if borne(Bundle(p[:1], met=p[1:]))), None):
         found.append(Bundle(pair[:1], met=pair[1:]))
         open_ = [p for p in open_ if p not in pair]
-    return found
+    return found or ([one] if len(tags) > 1 and read and borne(one) else [])
 
 
 def _whole(places: Carriers, reads: bool) -> tuple[Part, ...]:

@@ -14,7 +14,7 @@ from onnxshap.bases.responses import Found, bases_of
 from onnxshap.bases.roles import bundles
 from onnxshap.calibrate import batches, run_all
 from onnxshap.core import Array, Dataset
-from onnxshap.errors import OnnxshapError
+from onnxshap.errors import ModelError, OnnxshapError
 from onnxshap.graph import array
 from onnxshap.graph.structure import copied
 from onnxshap.graph.weights import set_values
@@ -108,14 +108,22 @@ def _borne(free: Traced, groups: Sequence[Group], data: Dataset) -> Iterator[Fou
         places = carriers_of(free, group, keys[group.name]) if 1 < len(group) <= _LARGEST else None
         if places is None or not _alone(places, shared) or not linear_between(free, places, feeds):
             continue
-        for bundle in bundles(places, Probe(free, places, feeds)):
-            yield Found(places, bundle)
+        try:
+            found = bundles(places, Probe(free, places, feeds))
+        except ModelError:  # what touches the units does not run alone
+            continue
+        yield from (Found(places, bundle) for bundle in found)
 
 
 def _shared(free: Traced) -> set[str]:
-    """Return the initializers that are stored once for several places: in one basis they could not be any more."""
+    """Return the matrices that are stored once for several places: in one's basis they could not be any more.
+
+    Vectors may become several: exporters store biases that happen to be equal once.
+    """
     graph, found = free.shaped.graph, dict[str, list[str]]()
     for t in graph.model.graph.initializer:
+        if sum(size > 1 for size in t.dims) < 2:
+            continue
         found.setdefault(graph.origin.get(t.name, t.name), []).append(t.name)
     return {name for copies in found.values() if len(copies) > 1 for name in copies}
 

@@ -1,0 +1,254 @@
+"""Other bases for units that linear ops alone touch: the same function, the best directions, and who is left alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto
+
+import onnxshap
+from onnxshap import report
+from onnxshap.bases import BASES, Turned, turned
+from onnxshap.bases.directions import principal
+from onnxshap.bases.probing import other_side, random_basis, turned_constant
+from onnxshap.calibrate import free_batch, run_all
+from onnxshap.core import Dataset, FloatArray
+from onnxshap.data import random_data
+from onnxshap.errors import OnnxshapError
+from onnxshap.graph import array
+from onnxshap.shapes import input_specs
+from onnxshap.verify import compare
+from tests.cases import CASES, Case
+from tests.drawing import nets
+from tests.exactness import as_images, net, random_feeds
+
+MODELS = Path(__file__).parent.parent / "models"
+CHAIN = """(float[N,3,6,6] x) => (float[N,4] y) {
+    a = Conv<pads=[1,1,1,1]>(x, wa, ba)
+    b = Conv<pads=[1,1,1,1]>(a, wb)
+    s = Add(a, b)
+    t = Mul(s, half)
+    c = Conv<pads=[1,1,1,1]>(t, wc, bc)
+    r = Relu(c)
+    p = AveragePool<kernel_shape=[2,2], strides=[2,2]>(t)
+    q = Conv(p, wq)
+    m = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r)
+    u = Add(m, q)
+    v = Relu(u)
+    f = Flatten(v)
+    y = MatMul(f, wy)
+}"""
+ATTENTION = """(float[N,5,6] x) => (float[N,5,6] y) {
+    a = MatMul(x, wq) b = Add(a, bq)
+    c = MatMul(x, wk)
+    d = MatMul(x, wv) e = Add(d, bv)
+    q = Reshape(b, heads) k = Reshape(c, heads) v = Reshape(e, heads)
+    qt = Transpose<perm=[0,2,1,3]>(q)
+    kt = Transpose<perm=[0,2,3,1]>(k)
+    vt = Transpose<perm=[0,2,1,3]>(v)
+    s = MatMul(qt, kt)
+    p = Softmax(s)
+    o = MatMul(p, vt)
+    ot = Transpose<perm=[0,2,1,3]>(o)
+    g = Reshape(ot, flat)
+    z = MatMul(g, wo)
+    y = Add(z, x)
+}"""
+BETWEEN = "(float[N,3,6,6] x) => (float[N,5,6,6] y) { a = Conv(x, wa) b = %s y = Conv(b, wy) }"
+
+
+def chain() -> ModelProto:
+    return net(CHAIN, wa=(8, 3, 3, 3), ba=(8,), wb=(8, 8, 3, 3), half=np.float32(0.5), wc=(6, 8, 3, 3), bc=(6,),
+               wq=(6, 8, 1, 1), wy=(54, 4))  # fmt: skip
+
+
+def attention() -> ModelProto:
+    return net(ATTENTION, wq=(6, 8), bq=(8,), wk=(6, 8), wv=(6, 8), bv=(8,), heads=[0, 0, 2, 4], flat=[0, 0, 8],
+               wo=(8, 6))  # fmt: skip
+
+
+def in_bases(model: ModelProto, data: Dataset | None = None) -> tuple[onnxshap.Traced, Turned, Dataset]:
+    """Return a model, the same in other bases, and data."""
+    traced = onnxshap.trace(model)
+    data = as_images(traced, dict(random_feeds(model, traced.shaped.inputs, 0).inputs)) if data is None else data
+    return traced, turned(traced, free_batch(traced), traced.groups, data), data
+
+
+def error(traced: onnxshap.Traced, found: Turned, data: Dataset) -> float:
+    """Return how far the outputs in the new bases are from the model's."""
+    before, after = (run_all(traced, t.shaped.graph.model, data) for t in (traced, found.traced))
+    return compare(after, before, before).rel_err
+
+
+def changed(traced: onnxshap.Traced, found: Turned) -> set[str]:
+    """Return the constants that are others in the new bases."""
+    old = traced.shaped.graph.initializers
+    new = found.traced.shaped.graph.initializers
+    return {name for name in old if not np.array_equal(array(old[name]), array(new[name]))}
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32), outputs=st.integers(2, 6))
+def test_the_first_directions_lose_least_and_what_theory_says(seed: int, outputs: int) -> None:
+    rng, n = np.random.default_rng(seed), 6
+    mixed = rng.normal(size=(n, n))
+    covariance, weights = mixed @ mixed.T + 0.1 * np.eye(n), rng.normal(size=(n, outputs))
+    basis = principal(covariance, weights @ weights.T)
+    assert basis is not None
+
+    def lost(functions: FloatArray) -> float:
+        """The squared error of the best prediction of the outputs from some linear functions of the inputs."""
+        seen = functions @ covariance
+        best = np.linalg.solve(seen @ functions.T, seen @ weights)
+        return float(np.trace(weights.T @ covariance @ weights) - np.trace(weights.T @ seen.T @ best))
+
+    singular = np.linalg.svd(np.linalg.cholesky(covariance).T @ weights, compute_uv=False)
+    for k in range(1, n):
+        assert lost(basis[:k]) == pytest.approx((singular[k:] ** 2).sum(), abs=1e-6 * (singular**2).sum())
+        assert lost(basis[:k]) <= lost(np.eye(n)[rng.permutation(n)[:k]]) + 1e-6 * (singular**2).sum()
+
+
+def test_both_sides_of_a_basis_cancel() -> None:
+    rng = np.random.default_rng(0)
+    basis, x, w = random_basis(rng, 4)[None], rng.normal(size=(4, 3)), rng.normal(size=(2, 4))
+    at = np.arange(4)[None]
+    made, read = turned_constant(x, 0, at, basis), turned_constant(w, 1, at, other_side(basis))
+    np.testing.assert_allclose(read @ made, w @ x, atol=1e-12)
+
+
+def test_a_trunk_is_turned_with_all_that_makes_and_reads_it_and_nothing_else_is() -> None:
+    traced, found, data = in_bases(chain())
+    assert found.groups == ("a",)
+    assert changed(traced, found) == {"wa", "ba", "wb", "wc", "wq"}
+    assert error(traced, found, data) <= 1e-5
+    assert found.traced.source is traced.source
+
+
+def test_heads_have_bases_of_their_own() -> None:
+    traced, found, data = in_bases(attention())
+    names = {name.partition("#")[0] for name in found.groups}
+    assert names == {"a", "d"}  # queries and keys; values and what reads them
+    assert changed(traced, found) == {"wq", "bq", "wk", "wv", "bv", "wo"}
+    assert error(traced, found, data) <= 1e-5
+    old, new = (array(t.shaped.graph.initializers["wv"]) for t in (traced, found.traced))
+    turns = [np.linalg.lstsq(old[:, h], new[:, h], rcond=None)[0] for h in (slice(0, 4), slice(4, 8))]
+    for turn, h in zip(turns, (slice(0, 4), slice(4, 8)), strict=True):
+        np.testing.assert_allclose(old[:, h] @ turn, new[:, h], atol=1e-4)  # of a head's own alone
+    assert np.abs(turns[0] - turns[1]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("op", "constants"),
+    [
+        ("Relu(a)", {}),
+        ("Clip(a, low, high)", {"low": np.float32(-1e9), "high": np.float32(50)}),  # no value comes near
+        ("MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(a)", {}),
+        ("Mul(a, a)", {}),
+        ("Conv<group=8>(a, wd)", {"wd": (8, 1, 1, 1)}),
+        ("InstanceNormalization(a, scale, shift)", {"scale": (8,), "shift": (8,)}),
+        ("Mul(a, gains)", {"gains": (8, 1, 1)}),
+    ],
+)
+def test_what_is_not_linear_in_between_keeps_its_units(op: str, constants: dict[str, Any]) -> None:
+    model = net(BETWEEN % op, wa=(8, 3, 1, 1), wy=(5, 8, 1, 1), **constants)
+    traced, found, _ = in_bases(model)
+    assert len(traced.groups) == 1 and found.groups == ()
+    assert found.traced is traced
+
+
+def test_a_stored_matrix_of_two_layers_stays_one() -> None:
+    text = "(float[N,3] x) => (float[N,3] y) { a = MatMul(x, w) b = MatMul(a, v) c = MatMul(b, w) y = MatMul(c, v) }"
+    _, found, _ = in_bases(net(text, w=(3, 4), v=(4, 3)))
+    assert found.groups == ()
+
+
+@pytest.mark.parametrize("case", CASES[::10], ids=lambda case: case.name)
+def test_ops_of_all_kinds_compute_the_same_in_other_bases(case: Case) -> None:
+    traced, found, data = in_bases(case.model)
+    assert error(traced, found, data) <= 1e-4
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(model=nets())
+def test_random_nets_compute_the_same_in_other_bases(model: ModelProto) -> None:
+    traced, found, data = in_bases(model)
+    assert error(traced, found, data) <= 1e-4
+
+
+def spread() -> ModelProto:
+    """Return a net of a linear pair whose eight units mix eight directions, each half as strong as the one before."""
+    rng = np.random.default_rng(0)
+    text = """(float[N,12] x) => (float[N,5] y) {
+        a = Gemm(x, wa, ba) b = Gemm(a, wb, bb) r = Relu(b) y = MatMul(r, wy)
+    }"""
+    wa = (rng.normal(size=(12, 8)) * 0.5 ** np.arange(8) @ rng.normal(size=(8, 8))).astype(np.float32)
+    return net(text, wa=wa, ba=(8,), wb=(8, 16), bb=(16,), wy=(16, 5))
+
+
+def test_a_cut_takes_directions() -> None:
+    model = spread()
+    data = random_data(input_specs(model), 300, 1)
+    lost = {}
+    for basis in BASES:
+        result = onnxshap.prune(
+            model, data.inputs, method="recon", keep_units=0.5, include=["a"], basis=basis, repair="lstsq", payoff="mse"
+        )
+        assert result.turned == (("a",) if basis == "principal" else ())
+        before, after = (run_all(result.traced, m, data)[0] for m in (model, result.model))
+        lost[basis] = float(((after - before) ** 2).sum() / before.var(axis=0).sum() / len(before))
+    assert lost["principal"] < 0.75 * lost["own"]
+
+
+def test_the_default_follows_the_repair_and_values_keep_their_units() -> None:
+    model, kept = spread(), dict[str, Any](method="recon", keep_units=0.5)
+    data = random_data(input_specs(model), 60, 1).inputs
+    assert onnxshap.prune(model, data, **kept).turned == ("a",)
+    for repair in ("none", "fold"):
+        assert onnxshap.prune(model, data, repair=repair, **kept).turned == ()
+    assert onnxshap.prune(model, repair="lstsq", **kept).turned == ()  # noise tells no directions
+    values = onnxshap.score(model, data, method="recon")
+    assert onnxshap.prune(model, data, values=values, keep_units=0.5).turned == ()
+    with pytest.raises(OnnxshapError, match="basis principal needs values of its own units"):
+        onnxshap.prune(model, data, values=values, keep_units=0.5, basis="principal")
+    with pytest.raises(OnnxshapError, match="basis 'other' is unknown; choose one of principal, own"):
+        onnxshap.prune(model, data, basis="other", **kept)
+    found = onnxshap.prune(model, data, **kept)
+    with pytest.raises(OnnxshapError, match="the values belong to another model"):  # of combinations
+        onnxshap.prune(model, data, values=found.scores, keep_units=0.5)
+
+
+def test_one_seed_gives_the_same_model() -> None:
+    model = attention()
+    data = random_data(input_specs(model), 40, 1).inputs
+    one, other = (onnxshap.prune(model, data, method="recon", keep_macs=0.6).model for _ in range(2))
+    assert one.SerializeToString() == other.SerializeToString()
+
+
+def test_reports_tell_whose_units_are_combinations() -> None:
+    model = spread()
+    data = random_data(input_specs(model), 60, 1).inputs
+    result = onnxshap.prune(model, data, method="recon", keep_units=0.5)
+    found = json.loads(json.dumps(report.prune_report(result, model="m.onnx", output=None, seed=0)))
+    assert found["turned"] == ["a"]
+    words = "".join(str(part) for part in report.prune_tables(found))
+    assert "Units as combinations of the file's, where only linear ops touch them: a." in words
+
+
+def test_a_transformer_loses_a_fifth_of_what_it_loses_by_its_own_units() -> None:
+    traced = onnxshap.trace(MODELS / "fashion_vit.onnx", backend=onnxshap.OrtBackend("cpu", 1))
+    images = np.load(MODELS / "fashion_calibration.npz")["image"]
+    data, held_out = Dataset({"image": images[:80]}), Dataset({"image": images[80:200]})
+    lost = {}
+    for basis in BASES:
+        result = onnxshap.prune(
+            traced, data, method="recon", keep_units=0.5, include=["node_MatMul_[13]*#2"], basis=basis, repair="lstsq"
+        )
+        before, after = (run_all(traced, m, held_out)[0] for m in (traced.source, result.model))
+        lost[basis] = float(((after - before) ** 2).mean())
+    assert lost["principal"] < 0.2 * lost["own"]

@@ -31,13 +31,14 @@ from tables import made_by, mean_and_spread, table
 
 from onnxshap.api import score
 from onnxshap.backend import OrtBackend
+from onnxshap.bases import turned
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import Dataset, FloatArray
 from onnxshap.graph.weights import put_in
 from onnxshap.methods import GAMELESS
 from onnxshap.opening import calibration, open_model
 from onnxshap.plan import Budget
-from onnxshap.plan.cutter import Cutter
+from onnxshap.plan.cutter import REFITS, Cutter
 from onnxshap.tracing import Traced
 
 FOLDER = Path(__file__).parent.parent / "models"
@@ -144,10 +145,13 @@ def add_ours(task: Task, found: Found, traced: Traced, pool: Dataset, test: Data
         found = score(part, pool, method=task.method, samples=samples, seed=task.seed)
         return {name: value.phi for name, value in found.values.items()}
 
-    phi, free = ranked(traced), free_batch(traced)
+    own = traced, free_batch(traced), ranked(traced)
+    moved = turned(*own[:2], traced.groups, pool)
+    other = (moved.traced, free_batch(moved.traced), ranked(moved.traced)) if moved.groups else own
     curves: Mapping[str, FloatArray] | None = None
     stages = [*STAGES, *[IN_ROUNDS] * task.rounds]
     for repair, allocation in (*stages, *[("distill", stages[-1][1])] * task.distilled):
+        traced, free, phi = other if repair in REFITS else own
         cutter = Cutter(
             traced, free, traced.groups, phi, pool, repair, allocation, task.seed, rescore=ranked,
             tuning_seconds=task.distill_seconds,

@@ -67,13 +67,18 @@ class _Sums:
     @property
     def second(self) -> FloatArray:
         """The second moments."""
-        return self.products / max(1, self.rows)
+        return self._shrunk(self.products / max(1, self.rows))
 
     @property
     def covariance(self) -> FloatArray:
         """The same about the means."""
         mean = self.values / max(1, self.rows)
-        return self.second - np.outer(mean, mean)
+        return self._shrunk(self.products / max(1, self.rows) - np.outer(mean, mean))
+
+    def _shrunk(self, moments: FloatArray) -> FloatArray:
+        """Return moments as if n more rows varied alike in all directions: few rows tell the weakest ones badly."""
+        n = len(moments)
+        return np.asarray((self.rows * moments + np.trace(moments) * np.eye(n)) / (self.rows + n))
 
 
 _Moments = Mapping[tuple[AxisKey, bytes], _Sums]

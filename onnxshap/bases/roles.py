@@ -17,6 +17,9 @@ from onnxshap.bases.carriers import Carriers, Tag
 from onnxshap.bases.probing import Probe, other_side, random_basis
 from onnxshap.core import FloatArray
 
+_MOST = 8
+"""Parts beyond which it is not tried which two go together."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -87,7 +90,9 @@ def bundles(places: Carriers, probe: Probe) -> list[Bundle]:
             found.append(bundle)
             open_ = [p for p in open_ if p is not part]
             break
-    while pair := next((p for p in combinations(open_, 2) if borne(Bundle(p[:1], met=p[1:]))), None):
+    while len(open_) <= _MOST and (
+        pair := next((p for p in combinations(open_, 2) if borne(Bundle(p[:1], met=p[1:]))), None)
+    ):
         found.append(Bundle(pair[:1], met=pair[1:]))
         open_ = [p for p in open_ if p not in pair]
     return found or ([one] if len(tags) > 1 and read and borne(one) else [])

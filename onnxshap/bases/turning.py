@@ -17,7 +17,7 @@ from onnxshap.core import Array, Dataset
 from onnxshap.errors import ModelError, OnnxshapError
 from onnxshap.graph import array
 from onnxshap.graph.structure import copied
-from onnxshap.graph.weights import set_values
+from onnxshap.graph.weights import Kept, initializer
 from onnxshap.groups import Group
 from onnxshap.tracing import Traced
 from onnxshap.verify import compare
@@ -80,11 +80,15 @@ def turned(traced: Traced, free: Traced, groups: Sequence[Group], data: Dataset)
             values = array(stored[entry.name]).astype(np.float64) if values is None else values
             changed[entry.name] = turned_constant(values, entry.axis, entry.spots.at, turn)
             names[one.places.group.name] = None
-    for name, values in changed.items():
-        set_values(stored[name], values.astype(array(stored[name]).dtype))
-    if not names or not _same(traced, made, data):
+    if not names:
         return Turned(traced, ())
-    return Turned(_with(traced, made), tuple(names))
+    kept = Kept(traced.shaped.graph.kept)
+    for name, values in changed.items():
+        item = initializer(name, values.astype(array(stored[name]).dtype), kept)
+        item.doc_string = stored[name].doc_string
+        item.metadata_props.extend(stored[name].metadata_props)
+        stored[name].CopyFrom(item)
+    return Turned(_with(traced, made, kept), tuple(names)) if _same(traced, made, data) else Turned(traced, ())
 
 
 def _same(traced: Traced, made: ModelProto, data: Dataset) -> bool:
@@ -94,9 +98,10 @@ def _same(traced: Traced, made: ModelProto, data: Dataset) -> bool:
     return compare(after, before, before).rel_err <= _SAME
 
 
-def _with(traced: Traced, model: ModelProto) -> Traced:
+def _with(traced: Traced, model: ModelProto, kept: Kept) -> Traced:
     """Return a traced model with other weights; `source` is still the original."""
-    return replace(traced, shaped=replace(traced.shaped, graph=replace(traced.shaped.graph, model=model)))
+    graph = replace(traced.shaped.graph, model=model, kept=kept)
+    return replace(traced, shaped=replace(traced.shaped, graph=graph))
 
 
 def _borne(free: Traced, groups: Sequence[Group], data: Dataset) -> Iterator[Found]:

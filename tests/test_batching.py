@@ -15,7 +15,7 @@ from onnxshap.core import Array, Dataset
 from onnxshap.data import random_data
 from onnxshap.game import GroupGame, Setting
 from onnxshap.graph.weights import put_in
-from onnxshap.masking import masked_model
+from onnxshap.masking import masked_model, row_wise
 from onnxshap.opening import calibration, choose_payoff
 from onnxshap.rewrite import cut, drop_units
 from onnxshap.shapes import input_specs
@@ -434,6 +434,35 @@ STEPS_OF_ANY_NUMBER = {
 }""",
         w1=(4, 6), rows=[-1, 6], scale=(6,), w2=(6, 2),
     ),
+    "steps first, of which the mean is taken": net(
+        """(float[steps,batch,4] x) => (float[batch,2] y) {
+    a = MatMul(x, w1)
+    b = Relu(a)
+    c = ReduceMean<axes=[0], keepdims=0>(b)
+    d = MatMul(c, w2)
+    e = Tanh(d)
+    y = MatMul(e, w3)
+}""",
+        w1=(4, 64), w2=(64, 48), w3=(48, 2),
+    ),
+    "images beside heads, then beside steps": net(
+        """(float[5,batch,4] x) => (float[5,batch,2] y) {
+    a = MatMul(x, w1)
+    heads = Reshape(a, apart)
+    q = Transpose<perm=[1,0,2]>(heads)
+    k = Transpose<perm=[1,2,0]>(heads)
+    s = MatMul(q, k)
+    p = Softmax<axis=-1>(s)
+    o = MatMul(p, q)
+    b = Transpose<perm=[1,0,2]>(o)
+    c = Reshape(b, rows)
+    d = Gemm(c, w2)
+    e = Tanh(d)
+    f = Gemm(e, w3)
+    y = Reshape(f, back)
+}""",
+        w1=(4, 8), apart=[5, -1, 4], rows=[-1, 8], w2=(8, 8), w3=(8, 2), back=[5, -1, 2],
+    ),
 }  # fmt: skip
 
 
@@ -445,6 +474,22 @@ def test_files_that_take_any_number_of_steps_are_scored_many_rows_at_a_time(name
     traced = trace(STEPS_OF_ANY_NUMBER[name])
     assert traced.single and free_batch(traced).shaped.free_batch
     assert check_exact(STEPS_OF_ANY_NUMBER[name]).dropped
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_mean_over_steps_leaves_images_apart_and_one_over_images_does_not(axis: int) -> None:
+    model = net(
+        f"""(float[t,batch,4] x) => (float[t,batch,2] y) {{
+    a = MatMul(x, w1)
+    m = ReduceMean<axes=[{axis}], keepdims=1>(a)
+    b = Sub(a, m)
+    c = Relu(b)
+    y = MatMul(c, w2)
+}}""",
+        w1=(4, 8), w2=(8, 2),
+    )  # fmt: skip
+    traced = free_batch(trace(model))
+    assert traced.groups and (traced.shaped.free_batch and row_wise(traced, traced.groups)) == (axis == 0)
 
 
 def test_one_image_keeps_its_axis_among_others_of_size_1() -> None:

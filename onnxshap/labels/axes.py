@@ -142,10 +142,6 @@ class Axes:
         """Return what holds the axis that `factor` keeps."""
         return Tensor(self.factor_name(name), (size,), constant=False)
 
-    def mix_rows(self) -> None:
-        """State that what the op gives for an image depends on the other images of the batch."""
-        self.trace.mixes_rows = True
-
     def share_range(self) -> None:
         """State that the op takes one range of codes for all images of the batch."""
         self.trace.shares_ranges = True

@@ -182,4 +182,4 @@ def mean_variance_normalization(op: Op, ax: Axes) -> None:
     ax.same(a for a in range(op.out().rank) if a not in mixed)
     as_a_whole(op, ax, mixed, STATISTICS)
     if 0 in mixed:
-        ax.mix_rows()
+        ax.mix(0)

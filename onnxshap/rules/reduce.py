@@ -50,7 +50,7 @@ def reduction(op: Op, ax: Axes) -> None:
         else:
             ax.freeze(atoms, f"{op.type} reduces over it")
     if 0 in gone and op.need(0).rank > 1 and not op.need(0).constant:
-        ax.mix_rows()
+        ax.mix(0)
     if op.type in MEANS and gone:
         ax.fix(Divisor(op.index, op.need(0).name, tuple(sorted(gone))))
     if gone and _comparable(op):

@@ -221,9 +221,13 @@ class ImageWalk:
             return None
         if alone:
             return alone[0]
+        # one image fits at the end of an axis and in front of the next one: theirs has a size that follows their number
+        follows = self.shaped.varying
+        if (node.input[0], place.axis) in follows:
+            fitting = [p for p in fitting if (node.output[0], p.axis) in follows] or fitting
         following = source[place.axis + 1 : place.axis + 2]
         last = fitting[-1].axis
-        if place.alone and len(fitting) > 1 and (target[last : last + 1] == following or last == len(target) - 1):
+        if len(fitting) > 1 and (last == len(target) - 1 or (place.alone and target[last : last + 1] == following)):
             return fitting[0]  # [places, images, heads, features] -> [places x images, all features]
         return fitting[-1]
 

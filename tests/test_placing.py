@@ -106,6 +106,27 @@ def test_steps_of_any_number_are_no_images_whatever_they_are_called(name: str) -
     check_exact(model)
 
 
+@pytest.mark.parametrize("other", ["?", "cases", "n", "batch"])
+@pytest.mark.parametrize("steps", ["?,?", "t,n", "s0,s1"])
+def test_what_lies_beside_steps_is_an_image_s_own_whatever_its_axis_is_called(steps: str, other: str) -> None:
+    model = net(
+        f"""(float[{steps},5] x, float[{other},4] c) => (float[?,3] y) {{
+            s, last = GRU<hidden_size=8>(x, w, u)
+            z = Squeeze(last, zero)
+            added = MatMul(c, w0)
+            h = Add(z, added)
+            r = Relu(h)
+            y = MatMul(r, w1)
+        }}""",
+        opset=13, w=(1, 24, 5), u=(1, 24, 8), zero=[0], w0=(4, 8), w1=(8, 3),
+    )  # fmt: skip
+    data = {"x": images(6, 7, 5), "c": images(6, 4)}
+    traced, checked = open_model(model, data)
+    assert traced.shaped.batch_axes == {"x": 1, "c": 0} and not traced.notes
+    alone = [run(model, {"x": data["x"][i][:, None], "c": data["c"][i : i + 1]})[0] for i in range(6)]
+    assert relative_error(run_all(traced, model, checked), [np.concatenate(alone)]) <= TOLERANCE
+
+
 STEPS_FIRST = {
     "names": "(float[t,n,4] x) => (float[t,n,2] y) { s = Identity(x)",
     "a convolution": "(float[s0,s1,4] x) => (float[s0,s1,2] y) { s = Identity(x)",

@@ -9,7 +9,7 @@ import numpy as np
 from onnxshap.labels import Labels
 from onnxshap.labels.trace import AxisKey
 from onnxshap.shapes import Shaped
-from onnxshap.shapes.specs import says_batch
+from onnxshap.shapes.specs import input_specs, own_axis, says_batch
 
 
 def placed_images(shaped: Shaped, labels: Labels) -> Mapping[str, int | None]:
@@ -53,9 +53,9 @@ def led_elsewhere(shaped: Shaped, labels: Labels) -> Mapping[str, int | None] | 
 
     Recurrent ops take the images of steps on axis 1, convolutions on axis 0, to which they are turned; whatever the
     axes are called, unless axis 0 is called the batch. Inputs that no op tells of have the axis that goes by the name
-    of it. None where no op tells.
+    of it, else axis 0 if it is free and none of those that ops tell of has one of its name. None where no op tells.
     """
-    specs = shaped.specs
+    specs = input_specs(shaped.graph.model)  # as declared: read along another axis, a batch may seem to be fixed
     named = {name: _axis_of(shaped, labels, name) for name in shaped.inputs}
     led = [
         n for n, axis in named.items()
@@ -64,8 +64,8 @@ def led_elsewhere(shaped: Shaped, labels: Labels) -> Mapping[str, int | None] | 
     if not led or any(says_batch(specs[name].symbols[0]) for name in led):
         return None
     titles = {title for name in led if (title := specs[name].symbols[named[name] or 0])}
-    called = {n: [k for k, own in enumerate(spec.symbols) if own in titles] for n, spec in specs.items()}
-    return {name: next(iter(called[name]), None) if axis is None else axis for name, axis in named.items()}
+    known = {title for name in led for title in specs[name].symbols if title}
+    return {name: own_axis(specs[name], titles, known) if axis is None else axis for name, axis in named.items()}
 
 
 def averaged_batch(shaped: Shaped, labels: Labels) -> tuple[str, int, str] | None:

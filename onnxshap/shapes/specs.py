@@ -117,7 +117,7 @@ def _batch_axes(
         return dict.fromkeys(specs)
     called = _said(names.get(first, ())) if size is None else _second(names, leading) if size != 1 else ""
     if called:
-        return {name: own.index(called) if (own := list(names[name])).count(called) == 1 else None for name in specs}
+        return {name: own_axis(spec, {called}, set(names[first])) for name, spec in specs.items()}
     lengths_of = {name: {own for own in names[name][1:] if own not in ("", title)} for name in ranked}
     imaged = set[str]().union(*(lengths_of[name] for name in ranked if title and title in names[name]))
     others = set[str]().union(*lengths_of.values()) - imaged
@@ -146,6 +146,19 @@ def _in_rows(spec: InputSpec, names: Sequence[str], title: str) -> bool:
     """Return whether integers lie in rows, how many is known, of any length but that of the images: ends of edges."""
     lengths = [called for size, called in zip(spec.shape[1:], names[1:], strict=True) if size is None]
     return spec.dtype.kind in "iu" and spec.shape[0] not in (None, 1) and bool(lengths) and title not in lengths
+
+
+def own_axis(spec: InputSpec, titles: Collection[str], known: Collection[str]) -> int | None:
+    """Return the axis of the images of an input beside one that has them elsewhere than on axis 0, None without one.
+
+    That is the one called by one of their `titles`, else axis 0 if it is free and called none of what is `known` of
+    the other (steps).
+    """
+    called = [axis for axis, own in enumerate(spec.symbols) if own in titles]
+    if called:
+        return called[0] if len(called) == 1 else None
+    free = bool(spec.shape) and spec.shape[0] is None
+    return 0 if free and (not spec.symbols[0] or spec.symbols[0] not in known) else None
 
 
 def says_batch(name: str) -> bool:

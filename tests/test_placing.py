@@ -15,6 +15,7 @@ from onnxshap.errors import DataError, ModelError
 from onnxshap.masking import insert_masks, mask_name
 from onnxshap.opening import open_model
 from onnxshap.rewrite import drop_units
+from onnxshap.shapes import input_specs
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
 from tests.exactness import TOLERANCE, check_exact, net
@@ -125,6 +126,18 @@ def test_what_lies_beside_steps_is_an_image_s_own_whatever_its_axis_is_called(st
     assert traced.shaped.batch_axes == {"x": 1, "c": 0} and not traced.notes
     alone = [run(model, {"x": data["x"][i][:, None], "c": data["c"][i : i + 1]})[0] for i in range(6)]
     assert relative_error(run_all(traced, model, checked), [np.concatenate(alone)]) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("axes", "made", "images"), [
+    ("s,n", "s", 0), ("l,n", "l", 0), ("t,n", "n", 1), ("t,n", "made", 1), ("steps,samples", "samples", 1),
+    ("steps,samples", "steps", 0), ("steps,samples", "made", 0), ("s,batch", "s", 1),
+])  # fmt: skip
+def test_outputs_tell_whether_short_names_are_of_steps_or_of_samples(axes: str, made: str, images: int) -> None:
+    model = net(
+        f"(float[{axes},5] x) => (float[{made},3] y) {{ m = ReduceMax<axes=[1], keepdims=0>(x) y = MatMul(m, w) }}",
+        w=(5, 3),
+    )
+    assert input_specs(model)["x"].batch == images
 
 
 STEPS_FIRST = {

@@ -43,8 +43,9 @@ def input_specs(model: ModelProto) -> dict[str, InputSpec]:
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
         specs[item.name] = InputSpec(item.name, dtype, shape, symbols=tuple(d.dim_param for d in dims))
     names = {i.name: [d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
-    given = [o.type.tensor_type.shape.dim[0] for o in model.graph.output if o.type.tensor_type.shape.dim]
-    axes = _batch_axes(names, specs, {d.dim_param or d.dim_value for d in given})
+    given = [o.type.tensor_type.shape.dim for o in model.graph.output if o.type.tensor_type.shape.dim]
+    made = {d.dim_param for dims in given for d in dims if d.dim_param}
+    axes = _batch_axes(names, specs, {dims[0].dim_param or dims[0].dim_value for dims in given}, made)
     return {name: replace(spec, batch=axes[name]) for name, spec in specs.items()}
 
 
@@ -85,8 +86,9 @@ def check_names(given: Iterable[str], specs: Mapping[str, InputSpec], what: str 
 
 
 def _batch_axes(
-    names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpec], leading: Collection[str | int]
-) -> dict[str, int | None]:
+    names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpec], leading: Collection[str | int],
+    made: Collection[str],
+) -> dict[str, int | None]:  # fmt: skip
     """Return where the images lie in every input, None where they do not.
 
     In this order:
@@ -104,7 +106,7 @@ def _batch_axes(
       neighbours),
     - every size is fixed and axis 0 does not agree (the nodes of a graph and its edges), or
     - there are the colours of one picture, and no output has as many entries (`leading`: names or sizes of their axes
-      0).
+      0; `made`: the names of all their axes).
     """
     ranked = [name for name, spec in specs.items() if spec.shape]
     lengths = {specs[name].shape[0] for name in ranked}
@@ -115,7 +117,7 @@ def _batch_axes(
     picture = len(ranked) == 1 and len(specs[first].shape) == 3 and size in _COLOURS
     if picture and leading and size not in leading:
         return dict.fromkeys(specs)
-    called = _said(names.get(first, ())) if size is None else _second(names, leading) if size != 1 else ""
+    called = _said(names.get(first, ()), made) if size is None else _second(names, leading) if size != 1 else ""
     if called:
         return {name: own_axis(spec, {called}, set(names[first])) for name, spec in specs.items()}
     lengths_of = {name: {own for own in names[name][1:] if own not in ("", title)} for name in ranked}
@@ -171,13 +173,18 @@ def says_steps(name: str) -> bool:
     return name.lower() in _STEPS or name.lower().startswith(("seq", "step", "time", "frame"))
 
 
-def _said(axes: Sequence[str]) -> str:
+def _said(axes: Sequence[str], made: Collection[str]) -> str:
     """Return what the one axis of an input that says batch is called, "" where axis 0 is it, or has no name.
 
-    Where axis 0 says steps, what is called so for short is the batch too.
+    Where axis 0 says steps, what is called so for short is the batch too, unless outputs have axis 0 alone (points of
+    a sample); and so is what they have instead of it.
     """
-    short = bool(axes) and says_steps(axes[0])
-    found = [own for own in axes if own.lower().replace("_", "") in _SAID or (short and own.lower() in _BATCHES)]
+    short, led = bool(axes) and says_steps(axes[0]), bool(axes) and axes[0] in made
+    found = [
+        own for own in axes
+        if own.lower().replace("_", "") in _SAID
+        or (short and ((own in made and not led) or (own.lower() in _BATCHES and (own in made or not led))))
+    ]  # fmt: skip
     return found[0] if len(found) == 1 and axes[0] not in ("", found[0]) else ""
 
 

@@ -175,7 +175,7 @@ class Pruned:
         empty = [] if self.repair == "none" else emptied(self.traced, self.traced.alive(self.keep))
         some = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
         left = [f"{some}: {_EMPTIED}"] if empty else []
-        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes, *judged, *left)))
+        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes, *self.before.notes, *judged, *left)))
 
 
 @checked
@@ -450,11 +450,12 @@ def prune(
     with clock.stage("score"):
         scored = sample(dataset, affordable(traced, groups, samples, method), seed)
         setting, reference, judge = _settled(traced, free, scored, held_out, payoff, baseline)
+        judges = [judge]
+        if payoff is None and scored.labels is None and held_out.labels is not None:
+            judges += _by_labels(traced, held_out, reference, strict=max_drop is not None)
         against = None
         if max_drop is not None:
-            by_labels = payoff is None and held_out.labels is not None  # though those that score have none
-            told = choose_payoff(None, reference, held_out, traced) if by_labels else judge
-            against = Judge.of(traced, held_out, reference, told)
+            against = Judge.of(traced, held_out, reference, judges[-1])
             check_share(against, max_drop)
         play = partial(_score, method=method, seed=seed, progress=progress, workers=workers, cluster=cluster)
         if values is None:
@@ -485,7 +486,7 @@ def prune(
         result, lost = within_drop(cutter, budget, against, max_drop, dataset)
     with clock.stage("measure"):
         progress("cut", 2, 3)
-        before, after, still = _figures(traced, result, held_out, reference, judge)
+        before, after, still = _figures(traced, result, held_out, reference, judges)
         progress("cut", 3, 3)
     small = rightly_declared(complete(traced, result.model))
     done = Pruned(
@@ -524,6 +525,20 @@ def _settled(
     return setting, reference, judge
 
 
+def _by_labels(traced: Traced, data: Dataset, reference: Sequence[Array], *, strict: bool) -> list[Payoff]:
+    """Return the payoff that labels are for which only the images that judge have; none where they fit no output.
+
+    Raises:
+        DataError: they fit none, and are to judge (`strict`).
+    """
+    try:
+        return [choose_payoff(None, reference, data, traced)]
+    except DataError:
+        if strict:
+            raise
+        return []
+
+
 def _likely_widths(traced: Traced, blank: Sequence[Candidate], budget: Budget) -> dict[str, int]:
     """Return how many units of every group a budget leaves, before values are known; half the MACs where it says none.
 
@@ -553,20 +568,25 @@ def _check_values(values: object, traced: Traced, groups: Sequence[Group]) -> Sc
 
 
 def _figures(
-    traced: Traced, result: Cut, data: Dataset, reference: Sequence[Array], judge: Payoff
+    traced: Traced, result: Cut, data: Dataset, reference: Sequence[Array], judges: Sequence[Payoff]
 ) -> tuple[Figures, Figures, bool]:
-    """Return the figures before and after, and whether the outputs are the same to the bit though units went."""
+    """Return the figures before and after, and whether the outputs are the same to the bit though units went.
+
+    Each judge gives its scores; what two give by one name is the first one's. Labels are the others'.
+    """
     outputs = run_all(traced, result.model, data)
     same = unchanged(outputs, reference)
     cut = any(not kept.all() for kept in result.keep.values())
     models = [complete(traced, model) for model in (traced.source, result.model)]
     times = latencies(traced.backend, models, usual_batch(traced, data))
     cost, macs = traced.cost, traced.cost.macs(traced.alive(result.keep))
+    doubts = tuple(note for judge in judges[1:] for note in label_notes(judge, reference, data.labels))
 
     def figures(model: ModelProto, found: Sequence[Array], macs: int, params: int, latency: float) -> Figures:
-        return Figures(
-            macs, params, file_size(model), latency, scores(found, reference, data.labels, traced.outputs, judge)
-        )
+        score = dict[str, float]()
+        for judge in reversed(judges):
+            score |= scores(found, reference, data.labels, traced.outputs, judge)
+        return Figures(macs, params, file_size(model), latency, score, doubts)
 
     return (
         figures(models[0], reference, cost.macs(), cost.params(), times[0]),

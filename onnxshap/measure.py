@@ -123,8 +123,6 @@ def scores(
 ) -> dict[str, float]:
     """Return the mean payoff; of class scores also accuracy (with labels) and agreement with the original.
 
-    So too where the payoff, which may have been chosen without labels, reads none.
-
     Outputs that the labels are not for are held to the original's, under names of their own. Of several outputs with
     class scores that count jointly, agreement is that of the one that agrees least. Of outputs of integers
     or truths it is told what share of their entries is the original's. NaN where the shapes of outputs, which may
@@ -142,30 +140,20 @@ def _of_real(
     outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None, names: Sequence[str], payoff: Payoff
 ) -> dict[str, float]:
     found = {payoff.name: _mean(payoff, outputs, reference, labels)}
-    blind = isinstance(payoff, payoffs.Joint) or payoff.name == "mse"  # classes are nothing to it
+    if isinstance(payoff, payoffs.Joint):
+        tops = [one for _, one in payoff.each() if isinstance(one, payoffs.Accuracy)]
+        agreements = [_mean(one, outputs, reference, None) for one in tops]
+        return found | ({"agreement": float(np.min(agreements))} if agreements else {})
+    if payoff.name == "mse":
+        return found
     classes = payoffs.as_classes(labels)
-    if classes is None or (blind and not _are_of_classes(reference, labels, names)):
-        labelled = None
-    else:
-        labelled = _top(reference, classes, names)
+    labelled = None if classes is None else _top(reference, classes, names)
     if isinstance(labelled, payoffs.Accuracy):
         found["accuracy"] = _mean(labelled, outputs, reference, classes)
         found |= _others(outputs, reference, names, labelled.output)
-    if isinstance(payoff, payoffs.Joint):
-        tops: Sequence[Payoff] = [one for _, one in payoff.each() if isinstance(one, payoffs.Accuracy)]
-    else:
-        top = labelled or (None if blind else _top(reference, None, names))
-        tops = [] if top is None else [top]
-    agreements = [_mean(one, outputs, reference, None) for one in tops]
-    return found | ({"agreement": float(np.min(agreements))} if agreements else {})
-
-
-def _are_of_classes(reference: Sequence[Array], labels: Array | None, names: Sequence[str]) -> bool:
-    """Return whether labels are classes of one of the outputs to who says nothing of a payoff."""
-    try:
-        return isinstance(payoffs.choose(None, reference, labels, names), payoffs.CrossEntropy)
-    except DataError:
-        return False
+    if top := labelled or _top(reference, None, names):
+        found["agreement"] = _mean(top, outputs, reference, None)
+    return found
 
 
 def _mean(payoff: Payoff, outputs: Sequence[Array], reference: Sequence[Array], labels: Array | None) -> float:

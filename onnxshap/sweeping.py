@@ -22,7 +22,7 @@ from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph.weights import file_size
 from onnxshap.groups import Group
-from onnxshap.measure import Figures, latencies, notes_on, scores, unchanged
+from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
 from onnxshap.methods import METHODS
 from onnxshap.opening import (
     REPAIR_IMAGES,
@@ -221,6 +221,8 @@ def sweep(
     progress("trace", 1, 1)
     curves: list[Curve] = []
     notes = [*traced.notes]
+    if dataset.labels is None:  # else those that score tell
+        notes += label_notes(bench.payoff, bench.judge.reference, held_out.labels)
     total = len(methods) * (len(budgets) - len(left_out))
     for method in dict.fromkeys(methods):
         clock = Clock()

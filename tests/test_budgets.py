@@ -255,7 +255,41 @@ def test_labels_that_only_the_held_out_images_have_are_judged_by() -> None:
     assert found.drop is not None
     assert found.drop.name == "accuracy"
     assert found.drop.mean == pytest.approx(1 - found.after.score["accuracy"])
-    assert found.before.score == {"mse": 0.0, "accuracy": 1.0, "agreement": 1.0}
+    before = found.before.score
+    assert before.pop("ce") < 0
+    assert before == {"mse": 0.0, "accuracy": 1.0, "agreement": 1.0}
+    half = onnxshap.prune(model, data, eval_data=held_out, keep_macs=0.5, method="l1")
+    assert set(half.after.score) == {"ce", *before}
+    said = onnxshap.prune(model, data, eval_data=held_out, max_drop=0.1, method="l1", payoff="mse")
+    assert said.drop is not None and said.drop.name == "mse" and said.before.score == {"mse": 0.0}
+
+
+def test_what_targets_of_the_held_out_images_judge_is_reported() -> None:
+    model = exactness.net(
+        "(float[N,8] x) => (float[N,4] p) { h = MatMul(x, w0) r = Relu(h) z = MatMul(r, w1) p = Softmax(z) }",
+        w0=(8, 12), w1=(12, 4),
+    )  # fmt: skip
+    values = np.random.default_rng(1).normal(size=(160, 8)).astype(np.float32)
+    told = onnxshap.OrtBackend("cpu", 1).session(model).run({"x": values})[0]
+    data, held_out = Dataset({"x": values}, None, "plain"), Dataset({"x": values}, told + np.float32(0.01), "soft")
+    found = onnxshap.prune(model, data, eval_data=held_out, max_drop=0.2, method="l1")
+    assert found.drop is not None and found.drop.name == "mse"
+    assert found.drop.mean == pytest.approx(found.before.score["mse"] - found.after.score["mse"])
+    assert {"kl", "agreement"} < set(found.before.score)
+
+
+def test_labels_of_the_held_out_images_that_are_none_of_the_model_are_told_of() -> None:
+    model = exactness.net(
+        "(float[N,8] x) => (float[N,4] p) { h = MatMul(x, w0) r = Relu(h) z = MatMul(r, w1) p = Softmax(z) }",
+        w0=(8, 12), w1=(12, 4),
+    )  # fmt: skip
+    values = 20 * np.random.default_rng(1).normal(size=(160, 8)).astype(np.float32)
+    lowest = onnxshap.OrtBackend("cpu", 1).session(model).run({"x": values})[0].argmin(axis=1)
+    data, held_out = Dataset({"x": values}, None, "plain"), Dataset({"x": values}, lowest, "wrong")
+    pruned = onnxshap.prune(model, data, eval_data=held_out, keep_macs=0.5, method="l1")
+    swept = onnxshap.sweep(model, data, eval_data=held_out, methods=["l1"], keep=[0.5])
+    for found in (pruned, swept):
+        assert any("gets 0.0% of the labels right" in note for note in found.notes), found.notes
 
 
 def test_a_loss_that_no_cut_of_several_units_keeps_to_is_kept_to_by_single_ones() -> None:

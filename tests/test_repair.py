@@ -235,6 +235,24 @@ def test_means_that_nothing_can_shift_back_are_not_scaled_away() -> None:
     assert pooled_scale([moments], correlated=True, shifted=False) == pytest.approx(1.0, abs=0.01)
 
 
+def test_what_a_norm_adds_behind_a_layer_without_a_bias_is_no_part_of_what_is_scaled() -> None:
+    model = exactness.net(
+        """(float[N,8] x) => (float[N,4] y) {
+            h = MatMul(x, w0) r = Relu(h) g = MatMul(r, w1) q = Relu(g) z = MatMul(q, w2)
+            y = BatchNormalization(z, s, b, mean, var)
+        }""",
+        w0=(8, 12), w1=(12, 6), w2=(6, 4), s=np.ones(4, np.float32), b=np.full(4, 3, np.float32),
+        mean=np.zeros(4, np.float32), var=np.ones(4, np.float32),
+    )  # fmt: skip
+    data = Dataset({"x": np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)}, None, "x")
+    found = onnxshap.prune(model, data, include=["h"], keep_units=0.5, method="l1", repair="fold", payoff="mse")
+    before, after = (
+        np.square(OrtBackend("cpu", 1).session(one).run(data.inputs)[0] - 3).mean(axis=0)
+        for one in (model, found.model)
+    )
+    np.testing.assert_allclose(after, before, rtol=1e-3)
+
+
 def test_a_channel_of_noise_is_not_given_its_full_strength_back() -> None:
     """Where layers follow: between the scale of equal variance and that of least squares, whatever is added."""
     rng = np.random.default_rng(0)

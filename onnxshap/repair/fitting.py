@@ -369,11 +369,11 @@ class _Fitter:
         old = self._constants.read(layers[0])
         groups, _, outputs = old.shape
         scale, shift = _affine(layers[0], groups * outputs)
-        every = [self._moments(layer, scale, shift) for layer in layers]
+        biases = self._biases(layers, groups * outputs)
+        every = [self._moments(layer, scale, shift, shifted=bool(biases)) for layer in layers]
         if any(moments.rows < FEWEST_ROWS for moments in every):
             return
         inner = any(layer.y in self._read for layer in layers)
-        biases = self._biases(layers, groups * outputs)
         enough = len(self.data) >= FEWEST_CORRELATED
         factor = pooled_scale(every, correlated=inner and enough, shifted=bool(biases))
         nothing = np.zeros(len(factor))
@@ -384,8 +384,8 @@ class _Fitter:
             self._present.edited(layer.y, partial(_scaled, channels=layer.outputs, factor=factor, offset=offset))
         self._go_on(layers)
 
-    def _moments(self, layer: Layer, scale: FloatArray, shift: FloatArray) -> Moments:
-        """Return those of a layer's outputs, and of what they should be."""
+    def _moments(self, layer: Layer, scale: FloatArray, shift: FloatArray, *, shifted: bool) -> Moments:
+        """Return those of a layer's outputs, and of what they should be; not `shifted`: without the shift, which stays."""
         names = [layer.y, *([layer.addend] if layer.addend else [])]
         moments = Moments()
         for (target,), values in zip(self._original([layer.target]), self._present(names), strict=True):
@@ -393,7 +393,8 @@ class _Fitter:
             wanted, given, *added = (_every_row(v, layer.outputs) for v in (target, *values))
             if len(wanted) != len(given):
                 continue  # as in `_add_rows`
-            moments.add(given * scale + shift, wanted, added[0] if added else None)
+            u, t = (given * scale + shift, wanted) if shifted else (given * scale, wanted - shift)
+            moments.add(u, t, added[0] if added else None)
         return moments
 
     def _go_on(self, layers: Sequence[Layer]) -> None:

@@ -79,7 +79,7 @@ def pooled_scale(every: Sequence[Moments], correlated: bool = False, shifted: bo
     """Return c > 0 of each channel, such that c u + d + a has the variance of t, over all rows, about means of each.
 
     Where u takes away from a, two may: one of them turns the sum's sign, so it is that nearer to the least squares of
-    t - a by u. 1 where no such c is, where rows are few, and where values are not finite.
+    t - a by u, which lie between them: the low one where u falls as t rises. 1 where no such c is, where rows are few, and where values are not finite.
 
     Args:
         every: the moments of layers with one weight.
@@ -93,11 +93,11 @@ def pooled_scale(every: Sequence[Moments], correlated: bool = False, shifted: bo
     inside = shared * shared - spread * (added - wanted)
     told = (spread > 1e-10 * wanted) & (inside >= 0) & (rows >= FEWEST_ROWS)
     over = np.where(told, spread, 1)
-    apart, fitted = np.sqrt(np.where(told, inside, 0)), np.where(told, common - shared, 0) / over
+    apart = np.sqrt(np.where(told, inside, 0))
     low, high = (-apart - shared) / over, (apart - shared) / over
-    root = np.where((low > 0) & (np.abs(low - fitted) < np.abs(high - fitted)), low, high)
+    root = np.where((low > 0) & (common < 0), low, high)
     scale = np.where(told & (root > 0), np.clip(root, 1 / _LARGEST, _LARGEST), 1.0)
     if not correlated:
         return scale
-    nearest = np.clip(fitted, scale / _LARGEST, scale * _LARGEST)
+    nearest = np.clip(np.where(told, common - shared, 0) / over, scale / _LARGEST, scale * _LARGEST)
     return np.where(told & (root > 0), np.sqrt(scale * nearest), 1.0)

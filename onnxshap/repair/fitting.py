@@ -385,7 +385,7 @@ class _Fitter:
         self._go_on(layers)
 
     def _moments(self, layer: Layer, scale: FloatArray, shift: FloatArray, *, shifted: bool) -> Moments:
-        """Return those of a layer's outputs, and of what they should be; not `shifted`: without the shift, which stays."""
+        """Return those of a layer's outputs, and of what they should be; not `shifted`: of both without the shift."""
         names = [layer.y, *([layer.addend] if layer.addend else [])]
         moments = Moments()
         for (target,), values in zip(self._original([layer.target]), self._present(names), strict=True):

@@ -79,7 +79,8 @@ def pooled_scale(every: Sequence[Moments], correlated: bool = False, shifted: bo
     """Return c > 0 of each channel, such that c u + d + a has the variance of t, over all rows, about means of each.
 
     Where u takes away from a, two may: one of them turns the sum's sign, so it is that nearer to the least squares of
-    t - a by u, which lie between them: the low one where u falls as t rises. 1 where no such c is, where rows are few, and where values are not finite.
+    t - a by u: the lower one where u falls as t rises. 1 where no such c is, where rows are few, and where values are
+    not finite.
 
     Args:
         every: the moments of layers with one weight.

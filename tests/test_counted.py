@@ -108,6 +108,23 @@ def test_a_count_that_is_as_large_as_an_axis_by_chance_is_no_copy_of_it(rows: in
         assert relative_error(run(same, feeds), run(model, feeds)) <= TOLERANCE, seed
 
 
+def test_means_over_what_is_not_found_in_what_the_model_is_traced_with_count_the_removed() -> None:
+    model = net(
+        """(float[1,4] x) => (float[1,3] y) {
+            a = MatMul(x, w1) r = Relu(a) big = Greater(x, most) at = NonZero(big) found = Transpose(at)
+            s = Shape(found) n = Slice(s, start, end) to = Concat<axis=0>(n, end, end)
+            u = Unsqueeze(r, start) e = Expand(u, to) q = ReduceMean<axes=[0,2], keepdims=0>(e) y = Mul(q, three)
+        }""",
+        w1=(4, 8), most=np.float32(50), start=[0], end=[1], three=[[1.0, 2.0, 3.0]],
+    )  # fmt: skip
+    traced = trace(model)
+    (group,) = traced.groups
+    keep = {group.name: np.arange(len(group)) % 2 == 0}
+    cut, same = drop_units(traced, keep), zeroed(model, removed_slices(traced, keep))
+    feeds = {"x": np.array([[60, 1, 1, 70]], np.float32)}
+    assert relative_error(run(cut, feeds), run(same, feeds)) <= TOLERANCE
+
+
 @pytest.mark.parametrize("kind", COUNTS)
 def test_what_is_counted_is_counted_over_all_images(kind: str) -> None:
     """So an image's row is evaluated apart from others."""

@@ -16,8 +16,8 @@ from onnxshap.labels.fixups.positions import gathered
 
 
 def _share_left(edit: Edit, source: str, axes: Sequence[int]) -> float:
-    """Return the share of a tensor's positions along some axes that a cut leaves."""
-    return float(np.prod([edit.alive(source, axis).mean() for axis in axes]))
+    """Return the share of a tensor's positions along some axes that a cut leaves; all of none, as data may tell."""
+    return float(np.prod([alive.mean() if alive.size else 1.0 for alive in (edit.alive(source, a) for a in axes)]))
 
 
 def _corrected(edit: Edit, index: int, op: str, number: float, hints: tuple[str, str]) -> None:

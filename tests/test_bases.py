@@ -150,6 +150,11 @@ def test_heads_have_bases_of_their_own() -> None:
         ("Clip(a, low, high)", {"low": np.float32(-1e9), "high": np.float32(50)}),  # no value comes near
         ("MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(a)", {}),
         ("Mul(a, a)", {}),
+        ("Clip(a, low, high)", {"low": np.float32(-65504), "high": np.float32(65504)}),  # nor here
+        ("Max(a, low)", {"low": np.float32(-1e6)}),
+        ("ThresholdedRelu<alpha=-1e6>(a)", {}),
+        ("LeakyRelu<alpha=0.99999>(a)", {}),
+        ("LRN<size=3, alpha=1e-6>(a)", {}),
         ("Conv<group=8>(a, wd)", {"wd": (8, 1, 1, 1)}),
         ("InstanceNormalization(a, scale, shift)", {"scale": (8,), "shift": (8,)}),
         ("Mul(a, gains)", {"gains": (8, 1, 1)}),
@@ -160,6 +165,49 @@ def test_what_is_not_linear_in_between_keeps_its_units(op: str, constants: dict[
     traced, found, _ = in_bases(model)
     assert len(traced.groups) == 1 and found.groups == ()
     assert found.traced is traced
+
+
+@pytest.mark.parametrize(
+    ("op", "gate", "turns"),
+    [
+        ("Where(flag, a, one)", 1, False),  # no mask is set, in these inputs
+        ("Where(flag, a, zero)", 1, True),
+        ("Where(flag, a, token)", 1, True),
+        ("Add(a, gate)", 0, False),
+        ("Sub(a, gate)", 0, False),
+        ("PRelu(a, gate)", 1, False),
+        ("Mul(a, gate)", 1, True),
+        ("Div(a, gate)", 1, True),
+    ],
+)
+def test_what_is_read_beside_the_units_may_be_anything(op: str, gate: float, turns: bool) -> None:
+    text = f"""(float[N,4,6] x, float[N,4,1] gate, bool[N,4,1] flag) => (float[N,4,5] y) {{
+        a = MatMul(x, wa) b = {op} y = MatMul(b, wy)
+    }}"""
+    stored: dict[str, Any] = {"one": np.float32(1), "zero": np.float32(0), "token": (8,)}
+    model = net(text, wa=(6, 8), wy=(8, 5), **{name: value for name, value in stored.items() if name in op})
+    rng = np.random.default_rng(0)
+
+    def inputs(gate: FloatArray, flag: Any) -> Dataset:
+        return Dataset({"x": rng.normal(size=(40, 4, 6)).astype(np.float32), "gate": gate.astype(np.float32),
+                        "flag": flag})  # fmt: skip
+
+    usual = inputs(np.full((40, 4, 1), gate), np.ones((40, 4, 1), np.bool_))
+    traced, found, _ = in_bases(model, usual)
+    assert found.groups == (("a",) if turns else ())
+    other = inputs(rng.uniform(0.5, 2, (40, 4, 1)), rng.random((40, 4, 1)) < 0.5)
+    assert error(traced, found, other) <= 1e-5
+
+
+def test_fused_attention_has_bases_of_queries_and_keys_and_of_values() -> None:
+    text = """(float[N,5,6] x) => (float[N,5,6] y) {
+        q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+        o = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v)
+        y = MatMul(o, wo)
+    }"""
+    traced, found, data = in_bases(net(text, opset=23, ir=11, wq=(6, 8), wk=(6, 8), wv=(6, 8), wo=(8, 6)))
+    assert changed(traced, found) == {"wq", "wk", "wv", "wo"}
+    assert error(traced, found, data) <= 1e-5
 
 
 def test_a_stored_matrix_of_two_layers_stays_one() -> None:

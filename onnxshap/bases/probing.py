@@ -1,9 +1,10 @@
 """Which changes of basis leave a model as it is, asked of the model itself.
 
-Two questions, both answered by running: does every op between what makes the units and what sums them away treat them
-as a linear one would (on random values of several sizes, so that no region counts alone), and does all that reads
-them give the same for a random basis on each side. The ops that pass the first are affine or multilinear in the units;
-equal at random points they are equal everywhere.
+Two questions, both answered by running ops that are multilinear by their kind (`rules.multilinear`): is every op
+between what makes the units and what sums them away affine in them, and does all that reads them give the same for a
+random basis on each side. What they read beside the units is random too, as far as it is numbers or flags: inputs may
+have no mask set, or gates that are 1, where others have. Multilinear functions that are equal at random points are
+equal everywhere.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, helper
 
 from onnxshap.bases.carriers import Carriers
 from onnxshap.core import Array, FloatArray
 from onnxshap.errors import ModelError
 from onnxshap.graph import array, extract
+from onnxshap.graph.standard import op_of
 from onnxshap.graph.structure import reads
+from onnxshap.rules.multilinear import MULTILINEAR
 from onnxshap.tracing import Traced
 
 Turns = Mapping[int, FloatArray]
@@ -29,6 +32,8 @@ _AFFINE = 1e-4
 """Of the largest value, what an affine op may miss additivity by: rounding of float32."""
 _SAME = 1e-4
 """Of the largest value, what another basis may change by."""
+_BESIDE = (0.5, 1.5)
+"""Of the magnitudes of what ops read beside the units: something may be divided by it."""
 _SPREAD = (0.6, 1.6)
 """Of the scales in a random basis."""
 
@@ -58,12 +63,16 @@ def linear_between(free: Traced, places: Carriers, feeds: Mapping[str, Array]) -
     Args:
         free: the model for evaluation.
         places: those of a group.
-        feeds: a batch of as many images as it was traced with: what ops read beside the units is as it makes of it.
+        feeds: a batch of as many images as it was traced with: indices that ops read are as it makes of it.
     """
     shaped = free.shaped
     own = places.tensors.keys()
     known = own | shaped.graph.initializers.keys()
+    weighed = {s.node for s in places.sites if s.weight is not None}
+    reading = {k for name in own for k in shaped.readers.get(name, ()) if k not in weighed}
     if any(shaped.kinds.get(name) != TensorProto.FLOAT for name in own):
+        return False
+    if any(op_of(shaped.graph.nodes[k]) not in MULTILINEAR for k in (*reading, *places.between)):
         return False
     nodes = [(node, [i for i in dict.fromkeys(node.input) if i and i not in known])
              for node in _one_of_each([shaped.graph.nodes[k] for k in places.between])]  # fmt: skip
@@ -116,10 +125,18 @@ def _is_affine(free: Traced, node: NodeProto, own: Collection[str], beside: Mapp
 
 
 def _values(free: Traced, names: Collection[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the values of some tensors on a batch."""
-    shaped = free.shaped
-    wanted = {n: shaped.kinds.get(n, TensorProto.FLOAT) for n in sorted(names) if n not in feeds}
-    found = {n: feeds[n] for n in names if n in feeds}
+    """Return random values of tensors that hold numbers or flags, and those of others (sizes, indices) on a batch."""
+    shaped, rng, found, wanted = free.shaped, np.random.default_rng(0), dict[str, Array](), dict[str, int]()
+    for name in sorted(names):
+        kind = shaped.kinds.get(name, TensorProto.FLOAT)
+        dtype, shape = helper.tensor_dtype_to_np_dtype(kind), shaped.shapes.get(name)
+        if dtype.kind in "fb" and shape is not None:
+            drawn = rng.uniform(*_BESIDE, shape) * rng.choice((-1.0, 1.0), shape)
+            found[name] = np.asarray(drawn > 0 if dtype.kind == "b" else drawn, dtype)
+        elif name in feeds:
+            found[name] = feeds[name]
+        else:
+            wanted[name] = kind
     if wanted:
         given = {i.name: i.type.tensor_type.elem_type for i in shaped.graph.model.graph.input}
         session = free.backend.session(extract(shaped.graph.model, given, wanted))
@@ -132,7 +149,7 @@ class Probe:
     """Runs what touches a group's units, on one batch, with the group's constants changed.
 
     All that the rest of the model sees of the units is what comes out of the nodes that read them and hand them on no
-    more; what goes in from elsewhere is as the model makes of it.
+    more; what goes in from elsewhere is random, but for sizes and indices.
 
     Attributes:
         free: the model for evaluation.
@@ -180,6 +197,8 @@ class Probe:
         """Return whether all that the rest of the model sees of the units is what it was."""
         for before, after in zip(self._before, self._run(turns), strict=True):
             if before.dtype.kind != "f":
+                if not np.array_equal(before, after):
+                    return False
                 continue
             scale = float(np.abs(before).max(initial=0))
             if before.shape != after.shape or not np.abs(after - before).max(initial=0) <= _SAME * scale:

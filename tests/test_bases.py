@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 import onnxshap
-from onnxshap import report
-from onnxshap.bases import BASES, Turned, turned
+from onnxshap import calibrate, report
+from onnxshap.bases import BASES, Turned, responses, turned
 from onnxshap.bases.directions import principal
 from onnxshap.bases.probing import other_side, random_basis, turned_constant
 from onnxshap.calibrate import free_batch, run_all
@@ -269,6 +269,23 @@ def test_the_default_follows_the_repair_and_values_keep_their_units() -> None:
     found = onnxshap.prune(model, data, **kept)
     with pytest.raises(OnnxshapError, match="the values belong to another model"):  # of combinations
         onnxshap.prune(model, data, values=found.scores, keep_units=0.5)
+
+
+def test_no_more_inputs_are_run_at_a_time_than_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, most = spread(), 0
+
+    def counted(traced: onnxshap.Traced, data: Dataset, size: int) -> Any:
+        nonlocal most
+        for count, feeds in calibrate.batches(traced, data, size):
+            most = max(most, count)
+            yield count, feeds
+
+    monkeypatch.setattr(responses, "batches", counted)
+    data = random_data(input_specs(model), 64, 1)
+    for memory, size in ((2**30, 16), (256, 3), (1, 1)):
+        most, traced = 0, onnxshap.trace(model, backend=onnxshap.OrtBackend("cpu", 1, memory=memory))
+        assert turned(traced, free_batch(traced), traced.groups, data).groups == ("a",)
+        assert most == size
 
 
 def test_one_seed_gives_the_same_model() -> None:

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from onnxshap.bases.carriers import Carriers
 from onnxshap.bases.directions import principal
 from onnxshap.bases.roles import Bundle, Part
-from onnxshap.calibrate import batches
+from onnxshap.calibrate import batches, bytes_per_image
 from onnxshap.core import Dataset, FloatArray, IntArray
 from onnxshap.graph import extract
 from onnxshap.labels import AxisKey, Site
@@ -25,6 +25,7 @@ _FEWEST = 64
 """Inputs after which there are enough of them, if there are `_ROWS` rows of each."""
 _ROWS = 20_000
 _BATCH = 16
+"""Most inputs at a time, fewer where the memory does not hold twice the units' values of so many."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def _moments(free: Traced, wanted: Mapping[AxisKey, Mapping[bytes, IntArray]], d
     given = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
     session = free.backend.session(extract(model, given, kinds))
     images, found = 0, dict[tuple[AxisKey, bytes], _Sums]()
-    for count, feeds in batches(free, data.take(slice(0, IMAGES)), _BATCH):
+    fitting = free.backend.memory // (2 * sum(bytes_per_image(free, sorted(kinds))))
+    for count, feeds in batches(free, data.take(slice(0, IMAGES)), max(1, min(_BATCH, fitting))):
         if images >= _FEWEST and all(sums.rows >= _ROWS for sums in found.values()):
             break
         images += count

@@ -77,15 +77,80 @@ def operator_norms(kernels: FloatArray, strides: tuple[int, ...]) -> FloatArray:
     return np.asarray(np.sqrt(total.max(axis=tuple(range(-rank, 0)))))
 
 
-@dataclass
-class _Reached:
-    """The heaviest paths up to the channels of a tensor: log weights, and where each comes from."""
+@dataclass(frozen=True)
+class _Step:
+    """How the heaviest paths up to the channels of a tensor follow from those before an op: read once, walked a path.
 
+    Attributes:
+        output, axis: the tensor, and the axis of its channels.
+        sources: the tensors that the paths come from, their channels counted one behind the other; () where they start.
+        begins: int[sources], the first channel of each.
+    """
+
+    output: str
     axis: int
-    weight: FloatArray
-    source: list[str]
-    place: IntArray
-    edge: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    sources: tuple[str, ...] = ()
+    begins: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
+
+    def before(self, channel: int) -> tuple[str, int]:
+        """Return the tensor and the position of one of the channels before the op."""
+        at = int(np.searchsorted(self.begins, channel, side="right")) - 1
+        return self.sources[at], channel - int(self.begins[at])
+
+    def walk(self, weight: FloatArray) -> tuple[FloatArray, IntArray]:
+        """Return the weight of each channel, and the one before that it comes from, given the weights before."""
+        return weight, np.arange(len(weight))
+
+
+@dataclass(frozen=True)
+class _Start(_Step):
+    """Channels that no path leads to: one starts at each."""
+
+    size: int = 0
+
+    def walk(self, weight: FloatArray) -> tuple[FloatArray, IntArray]:
+        return np.zeros(self.size), np.zeros(self.size, np.int64)
+
+
+@dataclass(frozen=True)
+class _Mix(_Step):
+    """An op with a kernel; `edges` float[blocks, in, out], their log norms, -inf once taken."""
+
+    edges: FloatArray = field(default_factory=lambda: np.zeros((1, 1, 1)))
+
+    def walk(self, weight: FloatArray) -> tuple[FloatArray, IntArray]:
+        blocks, ins, _ = self.edges.shape
+        sums = weight.reshape(blocks, ins, 1) + self.edges
+        best = sums.argmax(axis=1)
+        found = np.take_along_axis(sums, best[:, None], axis=1)[:, 0].reshape(-1)
+        return found, (best + np.arange(blocks)[:, None] * ins).reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Carry(_Step):
+    """An op that mixes no channels: positions of one class are one channel, and the heaviest of them goes on.
+
+    Attributes:
+        order: the channels before the op, those of a class together.
+        runs: the first of every class in `order`, then their number; None where every class is one channel.
+        place: the class of every channel, -1 where no path leads to it.
+        scale: what the op adds to the weights.
+    """
+
+    order: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    runs: IntArray | None = None
+    place: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    scale: FloatArray | float = 0.0
+
+    def walk(self, weight: FloatArray) -> tuple[FloatArray, IntArray]:
+        best = self.order
+        if self.runs is not None:
+            sums, starts = weight[self.order], self.runs[:-1]
+            most = np.repeat(np.maximum.reduceat(sums, starts), np.diff(self.runs))
+            best = best[np.minimum.reduceat(np.where(sums < most, len(sums), np.arange(len(sums))), starts)]
+        came = best[self.place]
+        found = np.where(self.place < 0, -np.inf, weight[came])
+        return found + self.scale, came
 
 
 class _Paths:
@@ -96,6 +161,8 @@ class _Paths:
         self._sites: Mapping[int, Site] = {s.node: s for s in self._traced.labels.trace.linear if s.weight is not None}
         self._edges = {node: self._norms(site) for node, site in self._sites.items()}
         self._scales = self._batch_norms()
+        self._steps = self._read()
+        self._by_output = {step.output: step for step in self._steps}
 
     def _norms(self, site: Site) -> FloatArray:
         """Return the log norms of an op's kernels [blocks, in, out]."""
@@ -129,89 +196,99 @@ class _Paths:
         first = np.full(units, np.inf)
         reach = np.full(units, -np.inf)
         for number in range(PATHS):
-            reached = self._pass()
+            weights, came = self._pass()
             if number == 0:
-                for name, found in reached.items():
-                    for slot in self._traced.labels.units(name, found.axis).T:
-                        np.maximum.at(reach, slot[slot >= 0], found.weight[slot >= 0])
-            if not self._take(reached, first, number) or np.isfinite(first).all():
+                for name, weight in weights.items():
+                    for slot in self._traced.labels.units(name, self._by_output[name].axis).T:
+                        np.maximum.at(reach, slot[slot >= 0], weight[slot >= 0])
+            if not self._take(weights, came, first, number) or np.isfinite(first).all():
                 break
         missed = np.flatnonzero(~np.isfinite(first))
         late = missed[np.argsort(-reach[missed], kind="stable")]
         first[late] = PATHS + np.arange(len(late))
         return -first
 
-    def _pass(self) -> dict[str, _Reached]:
-        """Return the heaviest paths up to every channel of every tensor."""
-        traced, reached = self._traced, dict[str, _Reached]()
-        for index, node in enumerate(traced.shaped.graph.nodes):
-            site = self._sites.get(index)
+    def _read(self) -> list[_Step]:
+        """Return the steps through the model, in topological order."""
+        axes, steps, sizes = dict[str, int](), list[_Step](), dict[str, int]()
+        for index, node in enumerate(self._traced.shaped.graph.nodes):
+            site, found = self._sites.get(index), list[_Step]()
             if site is not None and site.weight is not None:
                 edges = self._edges[index]
-                blocks, ins, _ = edges.shape
-                before = reached.get(site.tensor)
-                if before is None or before.axis != site.axis:
-                    start = np.zeros(blocks * ins)
-                    before = _Reached(site.axis, start, [""] * len(start), np.zeros(len(start), np.int64))
-                    reached[site.tensor] = before
-                sums = before.weight.reshape(blocks, ins, 1) + edges
-                best = sums.argmax(axis=1)
-                weight = np.take_along_axis(sums, best[:, None], axis=1)[:, 0].reshape(-1)
-                place = (best + np.arange(blocks)[:, None] * ins).reshape(-1)
-                edge = np.full(len(weight), index)
-                reached[node.output[0]] = _Reached(site.weight.out, weight, [site.tensor] * len(weight), place, edge)
+                blocks, ins, outs = edges.shape
+                if axes.get(site.tensor) != site.axis:
+                    found.append(_Start(site.tensor, site.axis, size=blocks * ins))
+                    sizes[site.tensor] = blocks * ins
+                found.append(_Mix(node.output[0], site.weight.out, (site.tensor,), edges=edges))
+                sizes[node.output[0]] = blocks * outs
             else:
-                self._carry(index, reached)
-        return reached
+                found += self._carried(index, axes, sizes)
+            axes |= {step.output: step.axis for step in found}
+            steps += found
+        return steps
 
-    def _carry(self, index: int, reached: dict[str, _Reached]) -> None:
-        """Pass the paths on through an op that mixes no channels: positions of one class are one channel."""
+    def _carried(self, index: int, axes: Mapping[str, int], sizes: dict[str, int]) -> list[_Step]:
+        """Return the steps through an op without a kernel, where paths come to it."""
         node, labels = self._traced.shaped.graph.nodes[index], self._traced.labels
-        sources = [(name, reached[name]) for name in dict.fromkeys(reads(node)) if name in reached]
-        best: dict[int, tuple[float, str, int]] = {}
-        for name, found in sources:
-            classes = labels.axis(name, found.axis)
-            for place, kind in enumerate(() if classes is None else classes.tolist()):
-                if kind not in best or found.weight[place] > best[kind][0]:
-                    best[kind] = float(found.weight[place]), name, place
+        read = [name for name in dict.fromkeys(reads(node)) if name in axes]
+        told = [(name, labels.axis(name, axes[name])) for name in read]
+        sources = [(name, classes) for name, classes in told if classes is not None and len(classes)]
+        if not sources:
+            return []
+        begins = np.cumsum([0, *(sizes[name] for name, _ in sources)])[:-1]
+        kinds = np.concatenate([classes for _, classes in sources])
+        channels = np.concatenate([begin + np.arange(len(c)) for begin, (_, c) in zip(begins, sources, strict=True)])
+        order = np.argsort(kinds, kind="stable")
+        known, starts = np.unique(kinds[order], return_index=True)
+        runs = None if len(known) == len(kinds) else np.append(starts, len(kinds))
+        steps = list[_Step]()
         for output in node.output:
-            found_axes = []
-            for axis in range(len(self._traced.shaped.shapes.get(output, ()))):
-                classes = labels.axis(output, axis)
-                if classes is not None:
-                    known = sum(kind in best for kind in classes.tolist())
-                    found_axes.append((known, -axis, classes))
-            if not found_axes or not max(found_axes, key=lambda f: f[:2])[0]:
+            every = [labels.axis(output, k) for k in range(len(self._traced.shaped.shapes.get(output, ())))]
+            counts = [(int(np.isin(c, known).sum()), -k) for k, c in enumerate(every) if c is not None]
+            if not counts or not max(counts)[0]:
                 continue
-            _, negative, classes = max(found_axes, key=lambda f: f[:2])
-            got = [best.get(kind, (-np.inf, "", 0)) for kind in classes.tolist()]
-            weight = np.array([g[0] for g in got])
-            if index in self._scales and -negative == CHANNELS:
-                weight = weight + self._scales[index]
-            places = np.array([g[2] for g in got], np.int64)
-            reached[output] = _Reached(-negative, weight, [g[1] for g in got], places)
+            axis = -max(counts)[1]
+            classes = every[axis]
+            assert classes is not None
+            at = np.searchsorted(known, classes).clip(max=len(known) - 1)
+            place = np.where(known[at] == classes, at, -1)
+            scale = self._scales.get(index, 0.0) if axis == CHANNELS else 0.0
+            names = tuple(name for name, _ in sources)
+            steps.append(
+                _Carry(output, axis, names, begins, order=channels[order], runs=runs, place=place, scale=scale)
+            )
+            sizes[output] = len(classes)
+        return steps
 
-    def _take(self, reached: Mapping[str, _Reached], first: FloatArray, number: int) -> bool:
+    def _pass(self) -> tuple[dict[str, FloatArray], dict[str, IntArray]]:
+        """Return the log weights of the heaviest paths up to all channels of all tensors, and where each is from."""
+        weights, came = dict[str, FloatArray](), dict[str, IntArray]()
+        for step in self._steps:
+            before = [weights[name] for name in step.sources]
+            joined = before[0] if len(before) == 1 else np.concatenate([*before, np.zeros(0)])
+            weights[step.output], came[step.output] = step.walk(joined)
+        return weights, came
+
+    def _take(
+        self, weights: Mapping[str, FloatArray], came: Mapping[str, IntArray], first: FloatArray, number: int
+    ) -> bool:
         """Note the units of the heaviest path to an output and take its edges out; False where there is none left."""
-        ends = [
-            (float(reached[o.name].weight.max()), o.name)
-            for o in self._traced.shaped.graph.model.graph.output
-            if o.name in reached and len(reached[o.name].weight)
-        ]
+        outputs = [o.name for o in self._traced.shaped.graph.model.graph.output]
+        ends = [(float(weights[n].max()), n) for n in outputs if n in weights and len(weights[n])]
         if not ends or max(ends)[0] == -np.inf:
             return False
         name = max(ends)[1]
-        place = int(reached[name].weight.argmax())
-        while name:
-            found = reached[name]
-            units = self._traced.labels.units(name, found.axis)
+        place = int(weights[name].argmax())
+        while True:
+            step = self._by_output[name]
+            units = self._traced.labels.units(name, step.axis)
             for unit in units[place] if place < len(units) else ():
                 if unit >= 0:
                     first[unit] = min(first[unit], number)
-            before = int(found.place[place])
-            if len(found.edge):
-                edges = self._edges[int(found.edge[place])]
-                _, ins, outs = edges.shape
-                edges[before // ins, before % ins, place % outs] = -np.inf
-            name, place = found.source[place], before
-        return True
+            if not step.sources:
+                return True
+            before = int(came[name][place])
+            if isinstance(step, _Mix):
+                _, ins, outs = step.edges.shape
+                step.edges[before // ins, before % ins, place % outs] = -np.inf
+            name, place = step.before(before)

@@ -21,7 +21,7 @@ from onnxshap.methods.spp import moves
 from tests.exactness import net as build
 
 RNG = np.random.default_rng(7)
-IMAGES = {"x": RNG.normal(size=(40, 3, 6, 6)).astype(np.float32), "labels": RNG.integers(0, 4, 40)}
+IMAGES: dict[str, Any] = {"x": RNG.normal(size=(40, 3, 6, 6)).astype(np.float32), "labels": RNG.integers(0, 4, 40)}
 SHAPES: dict[str, Any] = {
     "w0": (8, 3, 3, 3), "b0": (8,), "d": (8, 1, 3, 3), "w1": (8, 8, 1, 1), "b1": (8,), "w2": (12, 8, 3, 3),
     "w3": (12, 4)

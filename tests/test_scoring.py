@@ -22,7 +22,8 @@ import pytest
 import onnxshap
 from onnxshap import api
 from onnxshap.core import Array, Values
-from onnxshap.errors import BudgetError, DataError, OnnxshapError
+from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
+from onnxshap.game import GroupGame
 from onnxshap.scoring import journal as journals
 from onnxshap.scoring import misplaced, runners
 from onnxshap.scoring.journal import Journal
@@ -676,3 +677,16 @@ def eventually(holds: Callable[[], bool], seconds: float = 60) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def test_what_runs_only_whole_is_told_of_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of mixtures split by what is counted: without the units that choose, nothing is left to split."""
+
+    def refuse(game: GroupGame, images: object, coalitions: object) -> Array:
+        raise ModelError("the model refused to run on x: Split size 1 exceeds 0")
+
+    monkeypatch.setattr(GroupGame, "__call__", refuse)
+    said = "^group 'a' cannot be scored by leaving units out: .*exceeds 0; --exclude 'a' keeps .*--method recon"
+    with pytest.raises(ModelError, match=said):
+        onnxshap.score(net(), IMAGES, samples=4)
+    assert onnxshap.score(net(), IMAGES, samples=4, method="recon").values

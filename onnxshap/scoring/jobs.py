@@ -10,11 +10,11 @@ import numpy as np
 
 from onnxshap import streams
 from onnxshap.core import Dataset, FloatArray
-from onnxshap.errors import BudgetError, DataError
+from onnxshap.errors import BudgetError, DataError, ModelError
 from onnxshap.estimators.images import Schedule
 from onnxshap.game import GroupGame, Setting
 from onnxshap.groups import Group
-from onnxshap.methods import METHODS, ByImage
+from onnxshap.methods import GAMELESS, METHODS, ByImage
 from onnxshap.methods.base import Tell, untold
 from onnxshap.methods.overall import OverallGame
 from onnxshap.payoffs import OverAll
@@ -57,7 +57,7 @@ class Player:
 
     def __init__(self, setting: Setting, method: str) -> None:
         self._setting = replace(setting)  # its own: what a route holds goes with the player
-        self._method = METHODS[method]
+        self._method, self._plays = METHODS[method], method not in GAMELESS
         self._groups: Mapping[str, Group] = {g.name: g for g in setting.traced.groups}
         self._open: tuple[str, GroupGame | OverallGame] | None = None
 
@@ -65,8 +65,20 @@ class Player:
         """Return what a job finds.
 
         Raises:
-            DataError, ModelError: as the payoff and the model do.
+            DataError: as the payoff does.
+            ModelError: the model, which runs whole, refuses to run without some units of the group.
         """
+        try:
+            return self._play(job, tell)
+        except ModelError as error:
+            if not self._plays:
+                raise
+            raise ModelError(
+                f"group {job.group!r} cannot be scored by leaving units out: {error}; "
+                f"--exclude {job.group!r} keeps it whole, --method recon leaves none out"
+            ) from error
+
+    def _play(self, job: Job, tell: Tell) -> Result:
         group, method = self._groups[job.group], self._method
         if isinstance(method, ByImage):
             assert job.schedule is not None

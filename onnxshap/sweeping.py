@@ -13,7 +13,7 @@ from onnx import ModelProto
 from onnxshap import api, payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
-from onnxshap.bases import check_basis, turned
+from onnxshap.bases import Turned, check_basis, turned
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
@@ -114,6 +114,7 @@ class Sweep:
         images, source: calibration images, and where they came from.
         eval_images, eval_source: the same of the held-out ones.
         notes: what the user should know of how the model was taken, scored and judged.
+        turned: names of the groups that were put into another basis first (`bases`).
     """
 
     before: Figures
@@ -125,6 +126,7 @@ class Sweep:
     eval_images: int
     eval_source: str
     notes: tuple[str, ...] = ()
+    turned: tuple[str, ...] = ()
 
 
 def knee(shares: FloatArray, losses: FloatArray) -> int | None:
@@ -214,9 +216,10 @@ def sweep(
     if repair == "distill":
         check_tunable(free, dataset)
     refitted = repair_for(repair, len(repaired_on)) in REFITS
+    moved = Turned(traced, ())
     if basis == "principal" or (basis is None and refitted):
-        traced = turned(traced, free, groups, repaired_on).traced
-        free = free_batch(traced)
+        moved = turned(traced, free, groups, repaired_on)
+        traced, free = moved.traced, free_batch(moved.traced) if moved.groups else free
     bench = _Bench.of(traced, held_out, payoff)
     progress("trace", 1, 1)
     curves: list[Curve] = []
@@ -252,7 +255,7 @@ def sweep(
     notes += notes_on(worst, held_out.source if bench.still and all(bench.still) else None)
     return Sweep(
         bench.before(), curves, bench.judge.name, left_out, len(dataset), dataset.source, len(held_out),
-        held_out.source, tuple(dict.fromkeys(notes)),
+        held_out.source, tuple(dict.fromkeys(notes)), moved.groups,
     )  # fmt: skip
 
 

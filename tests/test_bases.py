@@ -303,6 +303,8 @@ def test_reports_tell_whose_units_are_combinations() -> None:
     assert found["turned"] == ["a"]
     words = "".join(str(part) for part in report.prune_tables(found))
     assert "Units as combinations of the file's, where only linear ops touch them: a." in words
+    many = onnxshap.sweep(model, data, methods=("l1",), keep=(0.5,), eval_data=data)
+    assert report.sweep_report(many, model="m.onnx", seed=0, max_drop=0.1)["turned"] == ["a"]
 
 
 def test_a_transformer_loses_a_fifth_of_what_it_loses_by_its_own_units() -> None:

@@ -114,6 +114,7 @@ def sweep_report(result: Sweep, *, model: str, seed: int, max_drop: float | None
         "methods": [_curve(curve, result.before, max_drop) for curve in result.curves],
         "left_out": [{"keep_macs": share, "reason": why} for share, why in result.left_out.items()],
         "notes": list(result.notes),
+        "turned": list(result.turned),
     }
 
 

@@ -15,7 +15,7 @@ from onnx import ModelProto
 from onnxshap import __version__, payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend, provider_of
-from onnxshap.bases import Turned, check_basis, turned
+from onnxshap.bases import check_basis
 from onnxshap.calibrate import free_batch, rows_apart, run_all, site_means, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff, Values
@@ -39,6 +39,7 @@ from onnxshap.opening import (
     choose_payoff,
     groups_to_cut,
     hold_out,
+    in_bases,
     judged,
     open_model,
     readable,
@@ -442,11 +443,10 @@ def prune(
     repaired_on = sample(dataset, REPAIR_IMAGES, seed)
     # what noise leaves behind is not what images do
     repair = "none" if data is None and repair is None else repair_for(repair, len(repaired_on))
-    moved = Turned(traced, ())
+    moved: tuple[str, ...] = ()
     if basis == "principal" or (basis is None and repair in REFITS and data is not None and values is None):
         with clock.stage("basis"):
-            moved = turned(traced, free, groups, repaired_on)
-            traced, free = moved.traced, free_batch(moved.traced) if moved.groups else free
+            traced, free, moved = in_bases(traced, free, groups, repaired_on)
     with clock.stage("score"):
         scored = sample(dataset, affordable(traced, groups, samples, method), seed)
         setting, reference, judge = _settled(traced, free, scored, held_out, payoff, baseline)
@@ -460,7 +460,7 @@ def prune(
         play = partial(_score, method=method, seed=seed, progress=progress, workers=workers, cluster=cluster)
         if values is None:
             rules = Rules(max_evals, max_seconds, decided, _likely_widths(traced, blank, budget))
-            found = play(setting, traced, groups, rules=rules, journal=journal, turned=bool(moved.groups))
+            found = play(setting, traced, groups, rules=rules, journal=journal, turned=bool(moved))
         else:
             found = _check_values(values, traced, groups)
     order = found.order(refitted=repair in REFITS)
@@ -492,7 +492,7 @@ def prune(
     done = Pruned(
         put_in(small), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
-        str(cutter.allocation), lost, result.tuning, still, moved.groups,
+        str(cutter.allocation), lost, result.tuning, still, moved,
     )  # fmt: skip
     if output is not None:
         with beside(done):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,8 @@ from onnx import ModelProto
 
 from onnxshap import payoffs, streams
 from onnxshap.backend import OrtBackend
-from onnxshap.calibrate import mixes_rows, run_all
+from onnxshap.bases import turned
+from onnxshap.calibrate import free_batch, mixes_rows, run_all
 from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.data import DataLike, InputSpec, are_whole, as_dataset, check_data, feeds_of, random_data
 from onnxshap.endings import ended, gives_classes
@@ -33,6 +35,7 @@ SAMPLES = 128
 """Calibration images to score with, where nothing else is said."""
 REPAIR_IMAGES = 1024
 """Most calibration images to measure curves and to refit with."""
+_ODD = "they may be no values for this model; give --data"
 FEWEST_DIVIDED = 40
 """Images of which two fifths may be held out."""
 
@@ -275,18 +278,43 @@ def reference_of(traced: Traced, model: ModelProto, data: Dataset) -> list[Array
     Raises:
         DataError: the model does not run on the data (an index beyond a table), or gives NaN or Inf.
     """
-    random = "they may be no values for this model; give --data" if data.source == "random" else None
-    try:
+    with _told_of(data):
         reference = run_all(traced, model, data)
-    except ModelError as error:
-        raise DataError(f"{data.source}: {error}; {random or 'check its values'}") from error
     for item, value in zip(model.graph.output, reference, strict=True):
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise DataError(
                 f"{data.source}: output {item.name!r} of the original model has NaN or Inf on it; "
-                f"{random or 'check the data'}"
+                f"{_ODD if data.source == 'random' else 'check the data'}"
             )
     return reference
+
+
+@contextlib.contextmanager
+def _told_of(data: Dataset) -> Iterator[None]:
+    """Turn what a model says of values that it does not take into an error of the data."""
+    try:
+        yield
+    except ModelError as error:
+        advice = _ODD if data.source == "random" else "check its values"
+        raise DataError(f"{data.source}: {error}; {advice}") from error
+
+
+def in_bases(
+    traced: Traced, free: Traced, groups: Sequence[Group], data: Dataset
+) -> tuple[Traced, Traced, tuple[str, ...]]:
+    """Return a model in other bases (`bases`), the same for evaluation, and the groups whose units are others now.
+
+    Args:
+        traced, free: the model, as in its file and for evaluation.
+        groups: those that may be cut.
+        data: calibration inputs.
+
+    Raises:
+        DataError: the model does not run on the data.
+    """
+    with _told_of(data):
+        moved = turned(traced, free, groups, data)
+    return moved.traced, free_batch(moved.traced) if moved.groups else free, moved.groups
 
 
 def choose_payoff(

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from onnxshap import api, payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
-from onnxshap.bases import Turned, check_basis, turned
+from onnxshap.bases import check_basis
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
@@ -29,6 +29,7 @@ from onnxshap.opening import (
     ModelLike,
     groups_to_cut,
     hold_out,
+    in_bases,
     judged,
     open_model,
     sample,
@@ -216,10 +217,9 @@ def sweep(
     if repair == "distill":
         check_tunable(free, dataset)
     refitted = repair_for(repair, len(repaired_on)) in REFITS
-    moved = Turned(traced, ())
+    moved: tuple[str, ...] = ()
     if basis == "principal" or (basis is None and refitted):
-        moved = turned(traced, free, groups, repaired_on)
-        traced, free = moved.traced, free_batch(moved.traced) if moved.groups else free
+        traced, free, moved = in_bases(traced, free, groups, repaired_on)
     bench = _Bench.of(traced, held_out, payoff)
     progress("trace", 1, 1)
     curves: list[Curve] = []
@@ -255,7 +255,7 @@ def sweep(
     notes += notes_on(worst, held_out.source if bench.still and all(bench.still) else None)
     return Sweep(
         bench.before(), curves, bench.judge.name, left_out, len(dataset), dataset.source, len(held_out),
-        held_out.source, tuple(dict.fromkeys(notes)), moved.groups,
+        held_out.source, tuple(dict.fromkeys(notes)), moved,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from onnxshap.core import IntArray
 from onnxshap.groups import Group
-from onnxshap.labels import AxisKey, Labels, Site
+from onnxshap.labels import AxisKey, Labels, Site, components
 from onnxshap.tracing import Traced
 
 Tag = tuple[int, ...]
@@ -135,14 +135,15 @@ def carriers_of(traced: Traced, group: Group, keys: Sequence[AxisKey]) -> Carrie
     moving = [key for key in keys if key[0] not in shaped.constants and key[0] not in stored]
     own = dict(moving)
     if (
-        len(spots) < len(keys)
+        not own
+        or len(spots) < len(keys)
         or len(own) < len(moving)
         or any(traced.depth(tensor) for tensor in own)
         or any(s.stored or (s.weight is not None and s.weight.groups > 1) for s in sites)
     ):
         return None
     summed = {(s.node, s.tensor) for s in sites}
-    links, between = _Links(own), []
+    links, between = list[tuple[str, str]](), []
     for index, node in enumerate(shaped.graph.nodes):
         given = [i for i in dict.fromkeys(node.input) if i in own and (index, i) not in summed]
         made = [o for o in node.output if o in own]
@@ -150,9 +151,13 @@ def carriers_of(traced: Traced, group: Group, keys: Sequence[AxisKey]) -> Carrie
             between.append(index)
         for i, o in product(given, made):
             if spots[i, own[i]].same(spots[o, own[o]]):
-                links.join(i, o)
-    parts = [[(t, own[t]) for t in part] for part in links.parts()]
-    places = Carriers(group, [], [(part, spots[part[0]]) for part in parts], between, sites)
+                links.append((i, o))
+    number_of = {name: number for number, name in enumerate(own)}
+    ends = np.array([(number_of[i], number_of[o]) for i, o in links], np.int32).reshape(-1, 2)
+    parts: dict[int, list[AxisKey]] = {}
+    for key, part in zip(own.items(), components(len(own), *ends.T).tolist(), strict=True):
+        parts.setdefault(part, []).append(key)
+    places = Carriers(group, [], [(part, spots[part[0]]) for part in parts.values()], between, sites)
     entries, number = [], places.tensors
     for name, axis in keys:
         if name not in stored:
@@ -179,7 +184,9 @@ def _read_at(
         moved = [o for o in node.output if o in shaped.constants]  # a weight, before it is read
         if moved:
             units = labels.units(name, axis)
-            alike = [(o, a) for o in moved for a in range(len(shaped.shapes[o])) if _equal(labels.units(o, a), units)]
+            alike = [
+                (o, a) for o in moved for a in range(len(shaped.shapes[o])) if np.array_equal(labels.units(o, a), units)
+            ]
             found |= {_read_at(traced, o, a, sites, own, number) for o, a in alike}
             continue
         met = [s for s in sites if s.node == index and (s.weight is None or _is_summed(node.input, s, name, axis))]
@@ -190,32 +197,5 @@ def _read_at(
     return found.pop() if len(found) == 1 else None
 
 
-def _equal(one: IntArray, other: IntArray) -> bool:
-    return np.array_equal(one, other)
-
-
 def _is_summed(inputs: Sequence[str], site: Site, name: str, axis: int) -> bool:
     return site.weight is not None and inputs[site.weight.input] == name and site.weight.sums == axis
-
-
-class _Links:
-    """Sets of tensors that were joined, in the order in which they came."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._parent = {name: name for name in names}
-
-    def _root(self, name: str) -> str:
-        while self._parent[name] != name:
-            name = self._parent[name]
-        return name
-
-    def join(self, one: str, other: str) -> None:
-        """Put two tensors into one set."""
-        self._parent[self._root(other)] = self._root(one)
-
-    def parts(self) -> Iterator[list[str]]:
-        """Yield the sets."""
-        found: dict[str, list[str]] = {}
-        for name in self._parent:
-            found.setdefault(self._root(name), []).append(name)
-        yield from found.values()

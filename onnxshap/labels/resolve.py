@@ -114,7 +114,7 @@ def resolve(trace: Trace) -> Labels:
     tie factor to factor, whatever two products cannot both express freezes the smaller factor, and all of both where
     they agree at these sizes alone. Then classes are joined until all of them leave grouped Convs balanced.
     """
-    classes = _components(trace.size, *trace.ties.pairs())
+    classes = components(trace.size, *trace.ties.pairs())
     frozen = trace.frozen.copy()
     while True:
         is_frozen = np.zeros(classes.max(initial=-1) + 1, np.bool_)
@@ -150,7 +150,7 @@ def resolve(trace: Trace) -> Labels:
     return Labels(classes, slots, int(is_unit.sum()), reasons, trace)
 
 
-def _components(size: int, a: Atoms, b: Atoms) -> NDArray[np.int32]:
+def components(size: int, a: Atoms, b: Atoms) -> NDArray[np.int32]:
     """Return int[size], numbered by first atom, of the connected components of the pairs (a, b)."""
     links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(size, size))
     count, found = connected_components(links, directed=False)
@@ -164,7 +164,7 @@ def _components(size: int, a: Atoms, b: Atoms) -> NDArray[np.int32]:
 def _joined(classes: NDArray[np.int32], count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> NDArray[np.int32]:
     """Return the classes, of which there are `count`, with some more ties between their atoms."""
     a, b = ([np.empty(0, np.int32), *(classes[pair[side]].ravel() for pair in ties)] for side in (0, 1))
-    return _components(count, np.concatenate(a), np.concatenate(b))[classes]
+    return components(count, np.concatenate(a), np.concatenate(b))[classes]
 
 
 @dataclass
@@ -308,7 +308,7 @@ def _linked(balances: Sequence[Balance], classes: NDArray[np.int32]) -> list[lis
     size = int(max([0, *(int(f.max(initial=0)) + 1 for f in found)]))
     chains = [np.empty(0, np.int32), *(f for f in found if len(f))]
     starts = np.concatenate([c[:1].repeat(max(0, len(c) - 1)) for c in chains])
-    component = _components(size, np.concatenate([c[1:] for c in chains]), starts)
+    component = components(size, np.concatenate([c[1:] for c in chains]), starts)
     parts: dict[int, list[Balance]] = {}
     for balance, own in sorted(zip(balances, found, strict=True), key=lambda p: p[0].blocks.ravel().tolist()):
         if len(own):

@@ -48,7 +48,7 @@ from onnxshap.opening import (
     samples_of,
     scorable,
 )
-from onnxshap.plan import Budget, Candidate, check_reachable, make_plan
+from onnxshap.plan import Budget, Candidate, check_reachable, make_plan, unvalued
 from onnxshap.plan.cutter import (
     REFITS,
     Cut,
@@ -60,7 +60,9 @@ from onnxshap.plan.cutter import (
     repair_for,
     shares,
 )
-from onnxshap.plan.search import Drop, Judge, check_drop, check_share, within_drop, within_latency
+from onnxshap.plan.judging import Drop, Judge, check_drop, check_share
+from onnxshap.plan.latency import within_latency
+from onnxshap.plan.search import within_drop
 from onnxshap.progress import Progress, silent
 from onnxshap.repair import Refit, emptied
 from onnxshap.scoring import DECIDED, Rules, score_groups
@@ -431,7 +433,7 @@ def prune(
             source, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
         )
         groups = groups_to_cut(traced, include, exclude)
-        blank = [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
+        blank = unvalued(groups)
         _check_budget(traced, blank, budget, searched=max_drop is not None or target_latency is not None)
         free = free_batch(traced)
         if repair == "distill":

@@ -34,7 +34,7 @@ from onnxshap.opening import (
     open_model,
     sample,
 )
-from onnxshap.plan import Budget, Candidate, check_reachable
+from onnxshap.plan import Budget, check_reachable, unvalued
 from onnxshap.plan.cutter import (
     REFITS,
     Cut,
@@ -46,7 +46,7 @@ from onnxshap.plan.cutter import (
     repair_for,
     shares,
 )
-from onnxshap.plan.search import Drop, Judge
+from onnxshap.plan.judging import Drop, Judge
 from onnxshap.progress import Progress, silent
 from onnxshap.scoring import DECIDED
 from onnxshap.tracing import Traced
@@ -266,7 +266,7 @@ def _rescored(scored: Callable[..., api.Scores], data: Dataset, refitted: bool, 
 
 def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float, Budget]) -> dict[float, str]:
     """Return the budgets that the least widths exceed, and why."""
-    blank = [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
+    blank = unvalued(groups)
     found = {}
     for share, budget in budgets.items():
         try:

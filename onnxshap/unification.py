@@ -41,7 +41,7 @@ from onnxshap.labels.kernels import by_input, shares_inputs
 from onnxshap.measure import label_notes, notes_on, scores, unchanged
 from onnxshap.opening import ModelLike, hold_out, judged, open_model, readable, sample
 from onnxshap.payoffs import Fidelity
-from onnxshap.plan.search import Drop, Judge
+from onnxshap.plan.judging import Drop, Judge
 from onnxshap.progress import Progress, silent
 from onnxshap.tracing import Traced
 from onnxshap.verify import check_loads

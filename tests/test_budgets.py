@@ -17,7 +17,7 @@ import onnxshap
 from onnxshap.core import BoolArray, Dataset, FloatArray
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.masking import Means
-from onnxshap.plan import Budget, Candidate, cutter, make_plan, rounds, search, wider_plans
+from onnxshap.plan import Budget, Candidate, cutter, latency, make_plan, rounds, wider_plans
 from onnxshap.plan.curves import affordable, convex, loss_curves
 from onnxshap.plan.rounds import CutModel
 from onnxshap.plan.trials import Trials
@@ -474,7 +474,7 @@ def for_latency(target: float | None, **options: Any) -> onnxshap.Pruned:
 
 def test_a_latency_that_falls_in_jumps_is_met_in_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Widths that cost time and add little are not taken: of the steps that are tried the vector's wins."""
-    monkeypatch.setattr(search, "latencies", lambda _backend, models, *_: [in_vectors(m) for m in models])
+    monkeypatch.setattr(latency, "latencies", lambda _backend, models, *_: [in_vectors(m) for m in models])
     target = 0.8 * in_vectors(wide())
     found = for_latency(target, allocation="uniform", repair="fold")
     assert 0.95 * target <= in_vectors(found.model) <= target
@@ -492,7 +492,7 @@ def test_a_latency_is_that_of_the_file_with_the_choices_that_it_ends_in(monkeypa
         timed.extend({node.op_type for node in one.graph.node} for one in models)
         return [in_vectors(one) for one in models]
 
-    monkeypatch.setattr(search, "latencies", latencies)
+    monkeypatch.setattr(latency, "latencies", latencies)
     data = Dataset({"x": np.random.default_rng(0).standard_normal((60, 3, 4, 4)).astype(np.float32)}, None, "noise")
     onnxshap.prune(model, data, target_latency=0.8 * in_vectors(wide()), method="l1", repair="none")
     assert timed and all("ArgMax" in ops for ops in timed)
@@ -500,8 +500,8 @@ def test_a_latency_is_that_of_the_file_with_the_choices_that_it_ends_in(monkeypa
 
 @pytest.mark.parametrize("allocation", ["uniform", "curves"])
 def test_what_bisection_leaves_of_a_latency_is_filled(monkeypatch: pytest.MonkeyPatch, allocation: str) -> None:
-    monkeypatch.setattr(search, "latencies", lambda _backend, models, *_: [in_vectors(m) for m in models])
-    monkeypatch.setattr(search, "_STEPS", 1)  # the smallest model is all that is tried
+    monkeypatch.setattr(latency, "latencies", lambda _backend, models, *_: [in_vectors(m) for m in models])
+    monkeypatch.setattr(latency, "STEPS", 1)  # the smallest model is all that is tried
     target = 0.4 * in_vectors(wide())
     found = for_latency(target, allocation=allocation, repair="fold", multiple_of=16)
     assert 0.75 * target <= in_vectors(found.model) <= target
@@ -513,7 +513,7 @@ def test_what_bisection_leaves_of_a_latency_is_filled(monkeypatch: pytest.Monkey
 def test_a_latency_that_the_model_has_leaves_the_others_to_it(
     monkeypatch: pytest.MonkeyPatch, other: dict[str, float]
 ) -> None:
-    monkeypatch.setattr(search, "latencies", lambda _backend, models, *_: [in_vectors(m) for m in models])
+    monkeypatch.setattr(latency, "latencies", lambda _backend, models, *_: [in_vectors(m) for m in models])
     options: dict[str, Any] = {"allocation": "uniform", "repair": "fold", "payoff": "mse", "multiple_of": 1, **other}
     found = for_latency(2 * in_vectors(wide()), **options)
     own = for_latency(None, **options)
@@ -534,7 +534,7 @@ def test_a_lucky_latency_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> Non
         timed.add(content)
         return [in_vectors(models[0]), factor * in_vectors(models[1])]
 
-    monkeypatch.setattr(search, "latencies", luck)
+    monkeypatch.setattr(latency, "latencies", luck)
     for share in (0.4, 0.5, 0.6, 0.7, 0.8):
         timed.clear()
         found = for_latency(share * in_vectors(wide()), allocation="uniform", repair="fold")
@@ -547,7 +547,7 @@ def test_a_latency_is_met_by_the_widest_model(monkeypatch: pytest.MonkeyPatch) -
     def sizes(_backend: object, models: list[ModelProto], *_: object) -> list[float]:
         return [float(m.ByteSize()) for m in models]
 
-    monkeypatch.setattr(search, "latencies", sizes)
+    monkeypatch.setattr(latency, "latencies", sizes)
     whole = net().ByteSize()
     found = onnxshap.prune(net(), labelled(60), target_latency=0.7 * whole, method="l1", allocation="uniform")
     assert 0.5 * whole < found.model.ByteSize() <= 0.75 * whole

@@ -19,7 +19,7 @@ from onnxshap import api, cli, report, sweeping
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.measure import Figures
 from onnxshap.plan.cutter import Cutter
-from onnxshap.plan.search import Drop
+from onnxshap.plan.judging import Drop
 from onnxshap.report import plot
 from onnxshap.sweeping import Curve, Point, Sweep, knee
 from tests.test_budgets import labelled, net

@@ -59,7 +59,7 @@ def sweep(
     The knee is the point after which more is lost for what is saved.
     """
     from onnxshap import report, sweeping
-    from onnxshap.plan.search import check_drop
+    from onnxshap.plan.judging import check_drop
 
     check_drop(max_drop)
     if data is None:

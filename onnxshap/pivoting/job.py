@@ -34,7 +34,7 @@ from onnxshap.opening import (
 from onnxshap.pivoting.permuting import Classes, nobody_moved, peers
 from onnxshap.pivoting.pivots import Dense, Ladder, Wanted, arrange, choose, find_convs, saved
 from onnxshap.pivoting.splitting import WEIGHED, Timed, possible, split_convs, time_convs, weigh
-from onnxshap.plan.search import Drop, Judge, check_drop
+from onnxshap.plan.judging import Drop, Judge, check_drop
 from onnxshap.plan.trials import FEWEST_FITTED
 from onnxshap.progress import Progress, silent
 from onnxshap.repair import FEWEST_IMAGES, Refit

@@ -1,32 +1,25 @@
 """Budgets and what meets them.
 
-- `choice`: values + costs + budget -> plan. `curves`: what every width of a group costs once repaired; `rounds`: plans
-  made in rounds from output to input.
-- `cutter`: plan -> cut, verified and repaired model. `search`: the smallest one within a tolerance or a latency.
+- `choice`: values + costs + budget -> plan, by `allocation` of the budget to the `widths` of groups.
+- `curves`: what every width of a group loses once repaired, by `trials`.
+- `rounds`: values and curves again, of a model cut part of the way.
+- `cutter`: plan -> cut, verified and repaired model.
+- `search`: the smallest one that loses no more than it may (`judging`); `latency`: the widest that is fast enough.
 """
 
-from onnxshap.plan.choice import (
-    Budget,
-    Candidate,
-    Measure,
-    check_reachable,
-    fits,
-    make_plan,
-    plans_at,
-    smallest,
-    wider_plans,
-)
-from onnxshap.tracing import Keep
+from onnxshap.plan.budget import Budget, Measure, fits
+from onnxshap.plan.choice import check_reachable, make_plan, plans_at, smallest, wider_plans
+from onnxshap.plan.widths import Candidate, unvalued
 
 __all__ = [
     "Budget",
     "Candidate",
-    "Keep",
     "Measure",
     "check_reachable",
     "fits",
     "make_plan",
     "plans_at",
     "smallest",
+    "unvalued",
     "wider_plans",
 ]

@@ -20,8 +20,9 @@ from onnxshap.core import Array, BoolArray, Dataset, FloatArray
 from onnxshap.graph import extract
 from onnxshap.graph.structure import used_names
 from onnxshap.groups import Group
-from onnxshap.plan.choice import Candidate, plans_at
+from onnxshap.plan.choice import plans_at
 from onnxshap.plan.trials import FEWEST_FITTED, FITTED, Trials
+from onnxshap.plan.widths import Candidate
 from onnxshap.repair import QUICK, batch_size, border, refit
 from onnxshap.tracing import Traced
 from onnxshap.walk import Repeated, Walk, sizes_of

@@ -18,7 +18,7 @@ from onnxshap.measure import Figures
 from onnxshap.methods.ranking import ranked_by
 from onnxshap.pivoting import Pivoted, Split
 from onnxshap.plan.cutter import REFITS
-from onnxshap.plan.search import Drop
+from onnxshap.plan.judging import Drop
 from onnxshap.repair import Refit, unfitted
 from onnxshap.report.kinds import kinds_of
 from onnxshap.sweeping import Curve, Point, Sweep

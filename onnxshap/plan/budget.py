@@ -1,0 +1,107 @@
+"""What may stay of a model, and whether a plan keeps no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from onnxshap.arguments import check_fields
+from onnxshap.errors import BudgetError
+from onnxshap.tracing import Keep
+
+Measure = Callable[[Keep], Mapping[str, float]]
+"""Plan -> share kept of `macs`, `params` and `bytes`."""
+_ROUNDING = 1e-12
+"""Of shares, by which a plan may seem to be above a budget that it meets."""
+_MUCH = 0.9
+"""Share of a budget that is used, below which widths are taken in finer steps."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may stay; shares are of the whole model, in (0, 1].
+
+    Attributes:
+        units: share of every group, no search.
+        macs: share of the multiply-accumulates.
+        params: share of the parameters.
+        bytes: share of the bytes of the constants.
+        multiple_of: widths are multiples of it where a group is at least twice as wide, else of its half, and so on;
+            None = 8, 4 or 1 by width, finer where such steps leave much of the budget unused.
+        min_units: no group gets narrower.
+        finer: how often the steps by width are halved.
+    """
+
+    units: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    multiple_of: int | None = None
+    min_units: int = 1
+    bytes: float | None = None
+    finer: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("units", "macs", "params", "bytes"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise BudgetError(f"keep-{name} is {share:g}; give the share to keep, above 0 and at most 1")
+        if self.multiple_of is not None and self.multiple_of < 1:
+            raise BudgetError(f"multiple-of is {self.multiple_of}; give a width of at least 1")
+        if self.min_units < 1:
+            raise BudgetError(f"min-units is {self.min_units}; no group can be emptied, give at least 1")
+        if self.finer < 0:
+            raise BudgetError(f"finer is {self.finer}; give how often steps are halved, 0 or more")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The shares that need a search."""
+        return {name: share for name in ("macs", "params", "bytes") if (share := getattr(self, name)) is not None}
+
+    def step(self, units: int) -> int:
+        """Return the width step of a group."""
+        if self.multiple_of is None:
+            return max(1, (8 if units >= 64 else 4 if units >= 16 else 1) >> self.finer)
+        step = self.multiple_of
+        while step > 1 and units < 2 * step:
+            step //= 2
+        return step
+
+
+def check_asked(budget: Budget) -> None:
+    """Refuse a budget that asks for nothing.
+
+    Raises:
+        BudgetError: it has no share at all.
+    """
+    if budget.units is None and not budget.shares:
+        raise BudgetError("no budget: give --keep-macs, --keep-params, --keep-bytes or --keep-units")
+
+
+def fits(kept: Mapping[str, float], budget: Budget) -> bool:
+    """Return whether the shares that a plan keeps are within a budget."""
+    return all(kept[name] <= share + _ROUNDING for name, share in budget.shares.items())
+
+
+def excess(kept: Mapping[str, float], budget: Budget) -> float:
+    """Return by how much the shares that a plan keeps are above those of a budget, summed up."""
+    return sum(max(0.0, kept[name] - share - _ROUNDING) for name, share in budget.shares.items())
+
+
+def uses_up(kept: Mapping[str, float], budget: Budget) -> bool:
+    """Return whether a plan keeps about as much as it may of one share."""
+    return any(kept[name] >= _MUCH * share for name, share in budget.shares.items())
+
+
+def check_kept(kept: Mapping[str, float], budget: Budget) -> None:
+    """Refuse a budget that the least plan exceeds.
+
+    Raises:
+        BudgetError: a share is above the budget's.
+    """
+    for name, share in budget.shares.items():
+        if kept[name] > share + _ROUNDING:
+            raise BudgetError(
+                f"keep-{name} {share:g} cannot be reached: the smallest allowed plan keeps {kept[name]:.3f}; "
+                "ask for more, lower --min-units or --multiple-of, or exclude less"
+            )

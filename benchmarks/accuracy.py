@@ -34,7 +34,7 @@ from onnxshap.backend import OrtBackend
 from onnxshap.bases import turned
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import Dataset, FloatArray
-from onnxshap.graph.weights import put_in
+from onnxshap.graph.writing import put_in
 from onnxshap.methods import GAMELESS
 from onnxshap.opening import calibration, open_model
 from onnxshap.plan import Budget

@@ -136,7 +136,7 @@ def measure(path: Path, *, units: bool = False) -> dict[str, float]:
     """Return seconds a stage, and megabytes, of a model in a file; cut to half of the MACs, or of every group."""
     from onnxshap import graph, shapes
     from onnxshap.backend import OrtBackend
-    from onnxshap.graph import weights
+    from onnxshap.graph import writing
     from onnxshap.plan import Budget, Candidate, make_plan
     from onnxshap.rewrite import cut
     from onnxshap.rules import trace_graph
@@ -180,10 +180,10 @@ def measure(path: Path, *, units: bool = False) -> dict[str, float]:
         check_loads(traced, small)
     with stage("save"), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         graph.save(small, Path(folder) / "small.onnx", external=bool(source.files))
-    model = weights.file_size(source.model) / 1e6
+    model = writing.file_size(source.model) / 1e6
     return found | {
         "nodes": len(source.model.graph.node), "units": traced.labels.n_units, "model": model,
-        "small": weights.file_size(small) / 1e6, "peak": _peak() - before,
+        "small": writing.file_size(small) / 1e6, "peak": _peak() - before,
     }  # fmt: skip
 
 

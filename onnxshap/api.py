@@ -26,7 +26,7 @@ from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.game import Setting
 from onnxshap.graph import read, save
 from onnxshap.graph.declared import rightly_declared
-from onnxshap.graph.weights import digest, file_size, put_in
+from onnxshap.graph.writing import digest, file_size, put_in
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
 from onnxshap.methods import GAMELESS, METHODS

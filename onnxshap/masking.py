@@ -20,7 +20,7 @@ from onnxshap.arguments import checked
 from onnxshap.codes import INTEGERS
 from onnxshap.core import Array, FloatArray
 from onnxshap.errors import ModelError
-from onnxshap.graph import tensor, weights
+from onnxshap.graph import tensor, writing
 from onnxshap.graph.loops import closed
 from onnxshap.graph.structure import refill
 from onnxshap.groups import MASKS, Group
@@ -70,7 +70,7 @@ def insert_masks(
         ModelError: a group is not one of the model's.
     """
     traced = trace(model)  # holds the values while they are put in
-    return weights.put_in(masked_model(traced, groups, means, probe))
+    return writing.put_in(masked_model(traced, groups, means, probe))
 
 
 def masked_model(

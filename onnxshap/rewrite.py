@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnxshap.arguments import checked
 from onnxshap.codes import dequantize
 from onnxshap.core import Array, BoolArray, FloatArray, IntArray
-from onnxshap.graph import Names, array, finish, tensor, weights
+from onnxshap.graph import Names, array, finish, tensor, weights, writing
 from onnxshap.graph.structure import refill
 from onnxshap.labels import Liveness, Site
 from onnxshap.labels.fixups import set_attribute
@@ -178,7 +178,7 @@ class _Rewrite:
 @checked
 def drop_units(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
     """Return the model without the units that a plan drops, as it is written to a file; arguments as in `cut`."""
-    return weights.put_in(small_model(traced, keep, means))
+    return writing.put_in(small_model(traced, keep, means))
 
 
 def small_model(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:

@@ -20,7 +20,7 @@ from onnxshap.core import Array, Dataset, FloatArray, Payoff
 from onnxshap.data import DataLike
 from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, OnnxshapError
-from onnxshap.graph.weights import file_size
+from onnxshap.graph.writing import file_size
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
 from onnxshap.methods import METHODS

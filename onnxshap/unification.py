@@ -35,7 +35,8 @@ from onnxshap.data import DataLike
 from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph import array, finish, save
-from onnxshap.graph.weights import put_in, set_values, write_whole
+from onnxshap.graph.weights import set_values
+from onnxshap.graph.writing import put_in, write_whole
 from onnxshap.labels import Weight
 from onnxshap.labels.kernels import by_input, shares_inputs
 from onnxshap.measure import label_notes, notes_on, scores, unchanged

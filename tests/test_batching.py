@@ -14,7 +14,7 @@ from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
 from onnxshap.data import random_data
 from onnxshap.game import GroupGame, Setting
-from onnxshap.graph.weights import put_in
+from onnxshap.graph.writing import put_in
 from onnxshap.masking import masked_model, row_wise
 from onnxshap.opening import calibration, choose_payoff
 from onnxshap.rewrite import cut, drop_units

@@ -495,7 +495,7 @@ def test_a_folder_that_becomes_unwritable_leaves_nothing_behind(here: Path, monk
         raise OSError(28, "No space left on device")
 
     Path("m.pruned.onnx").write_text("before")
-    monkeypatch.setattr("onnxshap.graph.weights.write_whole", full)
+    monkeypatch.setattr("onnxshap.graph.writing.write_whole", full)
     assert "m.pruned.onnx: cannot be written (No space left on device)" in refused(
         "prune", "m.onnx", "--data", "d.npz", *FEW
     )

@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 import onnxshap
 from onnxshap.graph import finish
-from onnxshap.graph.weights import put_in
+from onnxshap.graph.writing import put_in
 from onnxshap.pivoting.permuting import nobody_moved, order, orders, peers, permuted
 from tests.drawing import nets
 from tests.exactness import net, random_feeds

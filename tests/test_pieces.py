@@ -12,7 +12,7 @@ from onnx import ModelProto, helper
 from onnxshap.backend import OrtBackend, Resident, Session
 from onnxshap.errors import ModelError
 from onnxshap.graph import normalise, read
-from onnxshap.graph.weights import digest
+from onnxshap.graph.writing import digest
 from onnxshap.shapes import Shaped, infer, pieces
 from onnxshap.shapes.kinds import value_kinds
 from tests.drawing import nets

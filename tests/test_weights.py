@@ -19,7 +19,7 @@ import onnxshap
 from onnxshap import graph
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
-from onnxshap.graph import saving, weights
+from onnxshap.graph import saving, weights, writing
 from tests.exactness import check_exact, net
 from tests.test_cli import call, fine, refused
 from tests.zeroing import relative_error, run
@@ -76,7 +76,7 @@ def test_what_is_taken_out_comes_back_bit_for_bit() -> None:
     light, kept = weights.take_out(model)
     assert {t.name for t in light.graph.initializer if weights.is_kept(t)} == {"w", "k"}
     assert light.ByteSize() < 3000
-    whole = weights.put_in(light)
+    whole = writing.put_in(light)
     named = {t.name: t for t in model.graph.initializer} | {"k": model.graph.node[0].attribute[0].t}
     assert {t.name for t in whole.graph.initializer} == set(named)
     for item in whole.graph.initializer:
@@ -106,11 +106,11 @@ def test_masks_go_into_whatever_is_a_model() -> None:
 def test_arrays_go_along_to_other_processes() -> None:
     traced = onnxshap.trace(one())
     sent = pickle.dumps(traced)
-    wanted = {t.name: numpy_helper.to_array(t) for t in weights.put_in(traced.source).graph.initializer}
+    wanted = {t.name: numpy_helper.to_array(t) for t in writing.put_in(traced.source).graph.initializer}
     del traced
     gc.collect()
     received = pickle.loads(sent)
-    found = {t.name: numpy_helper.to_array(t) for t in weights.put_in(received.source).graph.initializer}
+    found = {t.name: numpy_helper.to_array(t) for t in writing.put_in(received.source).graph.initializer}
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
@@ -133,19 +133,19 @@ def test_the_size_of_the_file_is_known_before_it_is_written(make: Callable[[], M
     light, kept = weights.take_out(make())
     graph.save(light, "m.onnx")
     written = Path("m.onnx").read_bytes()
-    assert len(written) == weights.file_size(light) == weights.put_in(light).ByteSize()
-    assert onnx.load("m.onnx") == weights.put_in(light)
+    assert len(written) == writing.file_size(light) == writing.put_in(light).ByteSize()
+    assert onnx.load("m.onnx") == writing.put_in(light)
     del kept
 
 
 def test_the_digest_is_of_the_values() -> None:
     first, second = graph.read(one()), graph.read(one())
-    found = weights.digest(first.model)
-    assert found == weights.digest(second.model)
+    found = writing.digest(first.model)
+    assert found == writing.digest(second.model)
     other = one()
     other.graph.initializer[0].raw_data = bytes(40 * 64 * 4)
     source = graph.read(other)
-    assert weights.digest(source.model) != found
+    assert writing.digest(source.model) != found
 
 
 def test_values_of_other_fields_are_kept_too() -> None:
@@ -339,7 +339,7 @@ def test_sessions_that_are_not_optimised_read_weights_where_they_are(make: Calla
     session = onnxshap.OrtBackend("cpu", 1).session(light, optimize=False)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    whole = weights.put_in(light).SerializeToString()
+    whole = writing.put_in(light).SerializeToString()
     bare = onnxruntime.InferenceSession(whole, options, providers=["CPUExecutionProvider"])
     assert session.inputs == ("x",)
     for got, wanted in zip(session.run({"x": DATA}), bare.run(None, {"x": DATA}), strict=True):
@@ -356,7 +356,7 @@ def test_sessions_outlive_the_model() -> None:
     weights.compress(light.graph.initializer[0], {1: np.arange(64) < 32})
     weights.compress(light.graph.initializer[1], {0: np.arange(64) < 32})
     session = onnxshap.OrtBackend("cpu", 1).session(light, optimize=False)
-    cut = weights.put_in(light)
+    cut = writing.put_in(light)
     del light, kept
     gc.collect()
     assert relative_error(session.run({"x": DATA}), run(cut, {"x": DATA})) < 1e-6
@@ -385,11 +385,11 @@ def test_a_file_may_be_replaced_or_deleted_while_it_is_in_use() -> None:
     source = in_a_file()
     Path("other").write_bytes(bytes(20000))
     Path("other").replace("m.onnx")
-    assert weights.put_in(source.model) == one()
+    assert writing.put_in(source.model) == one()
     Path("m.onnx").unlink()
-    assert weights.put_in(source.model) == one()
+    assert writing.put_in(source.model) == one()
     again = pickle.loads(pickle.dumps(source.kept))
-    assert weights.put_in(source.model) == one()
+    assert writing.put_in(source.model) == one()
     del again
 
 
@@ -399,7 +399,7 @@ def test_a_file_that_is_written_to_while_it_is_in_use_is_refused(content: bytes)
     Path("m.onnx").write_bytes(content)
     os.utime("m.onnx", ns=(0, 0))
     with pytest.raises(ModelError, match=r"m\.onnx: was written to while it was in use; run again"):
-        weights.put_in(source.model)
+        writing.put_in(source.model)
 
 
 def test_a_file_that_cannot_be_read_any_more_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,14 +410,14 @@ def test_a_file_that_cannot_be_read_any_more_is_refused(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "preadv", broken)
     with pytest.raises(ModelError, match=r"m\.onnx: cannot be read any more \(Input/output error\); run again"):
-        weights.put_in(source.model)
+        writing.put_in(source.model)
 
 
 def test_where_no_place_of_a_file_can_be_gone_to_its_values_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "preadv")
     source = in_a_file()
     Path("m.onnx").write_bytes(b"")
-    assert weights.put_in(source.model) == one()
+    assert writing.put_in(source.model) == one()
 
 
 def test_reads_that_end_early_are_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,4 +430,4 @@ def test_reads_that_end_early_are_gone_on_with(monkeypatch: pytest.MonkeyPatch) 
         return len(found)
 
     monkeypatch.setattr(os, "preadv", some)
-    assert weights.put_in(source.model) == one()
+    assert writing.put_in(source.model) == one()

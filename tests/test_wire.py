@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxshap import graph
 from onnxshap.errors import ModelError
-from onnxshap.graph import weights
+from onnxshap.graph import weights, writing
 from onnxshap.graph.wire import GRAPH, INITIALIZER, RAW_DATA, header, parse, varint
 from tests.exactness import net
 
@@ -64,7 +64,7 @@ WRITTEN: dict[str, Callable[[], bytes]] = {
 def test_files_are_read_as_protobuf_reads_them(written: Callable[[], bytes]) -> None:
     content = written()
     light, kept = weights.parse(io.BytesIO(content))
-    assert weights.put_in(light) == ModelProto.FromString(content)
+    assert writing.put_in(light) == ModelProto.FromString(content)
     del kept
 
 

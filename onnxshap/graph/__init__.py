@@ -1,12 +1,12 @@
 """Models in and out: read, brought to one form, taken apart for evaluation, written again.
 
 - `reading`: files, bytes and protos -> a checked model, its large initializers taken out (`weights`, `wire`),
-  those of a file left in it until they are asked for (`held`).
+  those of a file left in it until they are asked for (`held`), those beside it mapped (`external`).
 - `normal`: -> a `Graph`, the one form that every pass knows; bodies of If, Loop and Scan are lifted into the main graph
   (`branches`, `lifting`, `loops`, `invariants`), fused ops are split where they hide axes (`fused`).
 - `names`: for what passes add.
 - `parts`: sub-models that are only evaluated.
-- `saving`: -> a file that appears whole or not at all, its bodies sunk again.
+- `saving`: -> a file that appears whole or not at all, its bodies sunk again, its constants in it (`writing`).
 """
 
 from onnxshap.graph.files import check_writable, place_of, whole_file, whole_files

@@ -12,9 +12,10 @@ from onnx import ModelProto, TensorProto
 from onnxshap.arguments import checked
 from onnxshap.errors import ModelError, first_line
 from onnxshap.graph import weights
-from onnxshap.graph.structure import (
-    check_structure,
-)
+from onnxshap.graph.external import external_file
+from onnxshap.graph.structure import check_structure
+from onnxshap.graph.tensors import is_external, tensors
+from onnxshap.graph.writing import put_in
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def read(source: str | Path | bytes | ModelProto | Source) -> Source:
     parsed, inside = _parse(source, where)
     try:
         light, kept = weights.take_out(parsed, path)
-        files = {weights.external_file(t, path) for t in weights.tensors(parsed) if _is_in_a_file(t)}
+        files = {external_file(t, path) for t in tensors(parsed) if _is_in_a_file(t)}
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
     del inside  # held until here
@@ -66,11 +67,11 @@ def load(source: str | Path | bytes | ModelProto) -> ModelProto:
         ModelError: no such file, not readable, truncated, not ONNX, or not well formed.
     """
     found = read(source)  # holds the values while they are put in
-    return weights.put_in(found.model)
+    return put_in(found.model)
 
 
 def _is_in_a_file(tensor: TensorProto) -> bool:
-    return weights.is_external(tensor) and not weights.is_kept(tensor)
+    return is_external(tensor) and not weights.is_kept(tensor)
 
 
 def _parse(source: str | Path | bytes, where: str) -> tuple[ModelProto, weights.Kept]:

@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from onnxshap.arguments import checked
 from onnxshap.errors import ModelError
-from onnxshap.graph import weights
+from onnxshap.graph import weights, writing
 from onnxshap.graph.files import place_of, whole_file, whole_files
 from onnxshap.graph.lifting import sink
 from onnxshap.graph.normal import Graph
@@ -111,9 +111,9 @@ def save(model: ModelProto, path: str | Path, *, external: bool = False) -> None
     """
     path = Path(path)
     light, kept = weights.take_out(model)
-    if not kept or (not external and weights.file_size(model) < PROTOBUF_LIMIT):
+    if not kept or (not external and writing.file_size(model) < PROTOBUF_LIMIT):
         with whole_file(path) as temporary, temporary.open("wb") as stream:
-            weights.write_whole(light, stream)
+            writing.write_whole(light, stream)
         return
     place = place_of(path)
     if place.parent != path.parent.resolve():
@@ -123,6 +123,6 @@ def save(model: ModelProto, path: str | Path, *, external: bool = False) -> None
         )
     with whole_files(data_path(place), path) as (data_file, model_file):
         with data_file.open("wb") as stream:
-            weights.write_out(light, stream, data_path(place).name)
+            writing.write_out(light, stream, data_path(place).name)
         model_file.write_bytes(light.SerializeToString(deterministic=True))
     del kept  # held until here

@@ -8,44 +8,28 @@ those of its file are read when they are asked for (`held`), those of files with
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
 import secrets
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
 
 import numpy as np
-from google.protobuf.message import Message
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshap.core import Array, BoolArray
 from onnxshap.errors import ModelError, first_line
+from onnxshap.graph.external import mapped
 from onnxshap.graph.held import Held, InFile, InMemory, opened
 from onnxshap.graph.standard import is_op
-from onnxshap.graph.wire import GRAPH, INITIALIZER, RAW_DATA, header
+from onnxshap.graph.tensors import DATA_FIELDS, LOCATION, PLAIN, copy_but, is_external, size, tensors
 from onnxshap.graph.wire import parse as parse_apart
 
 LARGE = 4096
 """Bytes from which an initializer is taken out."""
-_ALIGNED, _PAGE = 64, 4096
-"""Where tensors start in a file of external data, those of a page or more so that they can be mapped."""
 _TICKET = "onnxshap.kept."
-_LOCATION, _CUT = "location", "alive"
-_KINDS = frozenset(
-    {
-        *(TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BOOL),
-        *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
-        *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
-    }
-)
-"""Element types that numpy and onnxruntime share; others stay in the model, bit for bit."""
-_DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
-
+_CUT = "alive"
 _held: WeakValueDictionary[str, Held] = WeakValueDictionary()
 
 
@@ -103,7 +87,7 @@ def ticketed(tensor: TensorProto) -> Ticketed:
 def is_kept(tensor: TensorProto) -> bool:
     """Return whether an initializer is a ticket."""
     return tensor.data_location == TensorProto.EXTERNAL and any(
-        e.key == _LOCATION and e.value.startswith(_TICKET) for e in tensor.external_data
+        e.key == LOCATION and e.value.startswith(_TICKET) for e in tensor.external_data
     )
 
 
@@ -143,21 +127,11 @@ def _unpacked(text: str) -> BoolArray:
 
 
 def _ticket(tensor: TensorProto) -> str:
-    return next(e.value for e in tensor.external_data if e.key == _LOCATION)
-
-
-# --- out of models and in again --------------------------------------------------------------------------------------
+    return next(e.value for e in tensor.external_data if e.key == LOCATION)
 
 
 def _is_large(tensor: TensorProto) -> bool:
-    return tensor.data_type in _KINDS and min(tensor.dims, default=1) > 0 and size(tensor) >= LARGE
-
-
-def size(tensor: TensorProto) -> int:
-    """Return the bytes of a tensor's values."""
-    if tensor.data_type not in _KINDS:
-        return sum(len(getattr(tensor, name)) for name in _DATA)
-    return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return tensor.data_type in PLAIN and min(tensor.dims, default=1) > 0 and size(tensor) >= LARGE
 
 
 def parse(stream: BufferedIOBase, name: str = "the model's file") -> tuple[ModelProto, Kept]:
@@ -203,12 +177,12 @@ def _read(stream: BufferedIOBase, where: range) -> Array:
 
 def _put_ticket(item: TensorProto, kept: Kept, values: Held) -> None:
     """Make an initializer a ticket."""
-    for name in (*_DATA, "external_data"):
+    for name in (*DATA_FIELDS, "external_data"):
         item.ClearField(name)
     ticket = f"{_TICKET}{secrets.token_hex(8)}"
     kept[ticket] = _held[ticket] = values
     item.data_location = TensorProto.EXTERNAL
-    item.external_data.add(key=_LOCATION, value=ticket)
+    item.external_data.add(key=LOCATION, value=ticket)
 
 
 def initializer(name: str, values: Array, kept: Kept) -> TensorProto:
@@ -234,8 +208,8 @@ def take_out(model: ModelProto, path: Path | None = None) -> tuple[ModelProto, K
         ModelError: external data are missing, too short, or outside of the model's folder.
     """
     light, kept = ModelProto(), Kept()
-    _copy_but(model, light, "graph")
-    _copy_but(model.graph, light.graph, "initializer", "node")
+    copy_but(model, light, "graph")
+    copy_but(model.graph, light.graph, "initializer", "node")
     outputs = {o.name for o in model.graph.output}
 
     def put(source: TensorProto, name: str) -> None:
@@ -247,8 +221,8 @@ def take_out(model: ModelProto, path: Path | None = None) -> tuple[ModelProto, K
         elif not _is_large(source):
             target.CopyFrom(source)
         else:
-            _copy_but(source, target, *_DATA, "external_data")
-            _put_ticket(target, kept, InMemory(_mapped(source, path) if is_external(source) else _array(source)))
+            copy_but(source, target, *DATA_FIELDS, "external_data")
+            _put_ticket(target, kept, InMemory(mapped(source, path) if is_external(source) else _array(source)))
         target.name = name
 
     for item in model.graph.initializer:
@@ -261,22 +235,10 @@ def take_out(model: ModelProto, path: Path | None = None) -> tuple[ModelProto, K
             put(large, node.output[0])
     for item in tensors(light):
         if is_external(item) and not is_kept(item):
-            item.raw_data = _mapped(item, path).tobytes()
+            item.raw_data = mapped(item, path).tobytes()
             item.ClearField("data_location")
             item.ClearField("external_data")
     return light, kept
-
-
-def _copy_but(source: Message, target: Message, *left_out: str) -> None:
-    for field, value in source.ListFields():
-        if field.name in left_out:
-            continue
-        if field.is_repeated:
-            getattr(target, field.name).MergeFrom(value)
-        elif field.message_type is not None:
-            getattr(target, field.name).CopyFrom(value)
-        else:
-            setattr(target, field.name, value)
 
 
 def _constant(node: NodeProto) -> TensorProto | None:
@@ -300,37 +262,11 @@ def _array(tensor: TensorProto) -> Array:
         ) from error
 
 
-def put_in(model: ModelProto) -> ModelProto:
-    """Return a copy of a model with the values of its large initializers in it."""
-    whole = ModelProto()
-    whole.CopyFrom(model)
-    for item in whole.graph.initializer:
-        if is_kept(item):
-            data = values(item).tobytes()
-            item.ClearField("data_location")
-            item.ClearField("external_data")
-            item.raw_data = data
-    return whole
-
-
-def write_out(model: ModelProto, stream: BinaryIO, name: str) -> None:
-    """Write the values of a model's tickets to a file called `name`, and let the model refer to it."""
-    for item in model.graph.initializer:
-        if is_kept(item):
-            found = np.ascontiguousarray(values(item))
-            stream.write(b"\0" * (-stream.tell() % (_PAGE if found.nbytes >= _PAGE else _ALIGNED)))
-            start = stream.tell()
-            stream.write(found.reshape(-1).view(np.uint8).data)
-            item.ClearField("external_data")
-            for key, value in ((_LOCATION, name), ("offset", start), ("length", found.nbytes)):
-                item.external_data.add(key=key, value=str(value))
-
-
 def without_values(model: ModelProto, names: Container[str] | None = None) -> ModelProto:
     """Return a model of the same types and shapes, its tickets inputs (default all): what checks of structure need."""
     bare = ModelProto()
-    _copy_but(model, bare, "graph")
-    _copy_but(model.graph, bare.graph, "initializer")
+    copy_but(model, bare, "graph")
+    copy_but(model.graph, bare.graph, "initializer")
     inputs = {i.name for i in model.graph.input}
     for item in model.graph.initializer:
         if not is_kept(item) or (names is not None and item.name not in names):
@@ -338,151 +274,3 @@ def without_values(model: ModelProto, names: Container[str] | None = None) -> Mo
         elif item.name not in inputs:
             bare.graph.input.append(helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)))
     return bare
-
-
-def digest(model: ModelProto) -> str:
-    """Return a sha256 of a model and the values of its initializers."""
-    found, bare = hashlib.sha256(), ModelProto()
-    bare.CopyFrom(model)
-    for item in bare.graph.initializer:
-        if is_kept(item):
-            found.update(np.ascontiguousarray(values(item)).reshape(-1).view(np.uint8).data)
-            item.ClearField("external_data")
-    found.update(bare.SerializeToString(deterministic=True))
-    return found.hexdigest()
-
-
-def write_whole(model: ModelProto, stream: BinaryIO) -> None:
-    """Write a model as one file, its values in it, one tensor in memory at a time."""
-    bare, graph, sizes = _parts(model)
-    stream.write(bare)
-    stream.write(header(GRAPH, len(graph) + sum(len(header(INITIALIZER, n)) + n for n in sizes)))
-    stream.write(graph)
-    for item, content in zip(model.graph.initializer, sizes, strict=True):
-        stream.write(header(INITIALIZER, content))
-        if is_kept(item):
-            stream.write(_hollow(item).SerializeToString(deterministic=True))
-            stream.write(header(RAW_DATA, size(item)))
-            stream.write(np.ascontiguousarray(values(item)).reshape(-1).view(np.uint8).data)
-        else:
-            stream.write(item.SerializeToString(deterministic=True))
-
-
-def file_size(model: ModelProto) -> int:
-    """Return how many bytes a model has as one file, its values in it."""
-    bare, graph, sizes = _parts(model)
-    content = len(graph) + sum(len(header(INITIALIZER, n)) + n for n in sizes)
-    return len(bare) + len(header(GRAPH, content)) + content
-
-
-def _parts(model: ModelProto) -> tuple[bytes, bytes, list[int]]:
-    """Return a serialized model without its graph, the graph without initializers, and the sizes of those."""
-    bare, graph = ModelProto(), GraphProto()
-    _copy_but(model, bare, "graph")
-    _copy_but(model.graph, graph, "initializer")
-    sizes = []
-    for item in model.graph.initializer:
-        if is_kept(item):
-            sizes.append(_hollow(item).ByteSize() + len(header(RAW_DATA, size(item))) + size(item))
-        else:
-            sizes.append(item.ByteSize())
-    return bare.SerializeToString(deterministic=True), graph.SerializeToString(deterministic=True), sizes
-
-
-def _hollow(item: TensorProto) -> TensorProto:
-    hollow = TensorProto()
-    _copy_but(item, hollow, "external_data", "data_location")
-    return hollow
-
-
-# --- external data ---------------------------------------------------------------------------------------------------
-
-
-def tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Yield every tensor of a model, those in attributes, bodies and functions included."""
-    yield from _tensors_of(model.graph)
-    for function in model.functions:
-        yield from _tensors_in(function.node)
-
-
-def _tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    yield from _tensors_in(graph.node)
-
-
-def _tensors_in(nodes: Sequence[NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR:
-                yield attribute.t
-            elif attribute.type == AttributeProto.GRAPH:
-                yield from _tensors_of(attribute.g)
-            yield from attribute.tensors
-            for graph in attribute.graphs:
-                yield from _tensors_of(graph)
-
-
-def is_external(tensor: TensorProto) -> bool:
-    """Return whether a tensor's values are not in it."""
-    return bool(tensor.data_location == TensorProto.EXTERNAL)
-
-
-def external_file(tensor: TensorProto, model: Path | None) -> Path:
-    """Return the file in which a tensor's values are: beside the model, or beside the file that a link to it leads to.
-
-    Data that are a link have to lead into one of these folders too, as in a store of files by their hashes.
-
-    Raises:
-        ModelError: it is missing, no plain file, or outside of the model's folder.
-    """
-    location = next((e.value for e in tensor.external_data if e.key == _LOCATION), "")
-    what = f"initializer {tensor.name!r} has its values in {location!r}"
-    if model is None:
-        raise ModelError(f"{what}, and a model in memory has no folder; give the model's path")
-    if not location:
-        raise ModelError(
-            f"initializer {tensor.name!r} has its values outside, and names no file; export the model again"
-        )
-    if Path(location).is_absolute() or "\\" in location or ":" in location:
-        raise ModelError(f"{what}, which is no relative path; put the file beside the model and export again")
-    folders = (model.parent.resolve(), model.resolve().parent)
-    try:
-        path = next((p for folder in folders if (p := folder / location).exists()), model.parent / location)
-        real = Path(os.path.realpath(path))  # Path.resolve raises where links lead in a circle
-        inside = any(real.is_relative_to(folder) for folder in folders)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"initializer {tensor.name!r} has its values in {location[:40]!r}, which no file can be called; "
-            "export the model again"
-        ) from error
-    if ".." in Path(location).parts or not inside:
-        raise ModelError(f"{what}, outside of the model's folder; put the file itself beside the model")
-    if not path.is_file():
-        raise ModelError(f"{what}, which is missing; put that external data file beside the model")
-    return path
-
-
-def _mapped(tensor: TensorProto, model: Path | None) -> Array:
-    """Return the values of a tensor with external data, mapped into memory."""
-    path = external_file(tensor, model)
-    entries = {e.key: e.value for e in tensor.external_data}
-    what = f"initializer {tensor.name!r} has its values in {entries[_LOCATION]!r}"
-    plain = tensor.data_type in _KINDS
-    shape = tuple(tensor.dims)
-    wanted = size(tensor) if plain else None
-    try:
-        start, given = int(entries.get("offset") or 0), entries.get("length")
-        length = int(given) if given else (path.stat().st_size - start if wanted is None else wanted)
-    except ValueError as error:
-        raise ModelError(f"{what}, at an offset or of a length that is no number; export the model again") from error
-    if start < 0 or length < 0 or (wanted is not None and length != wanted) or min(shape, default=1) < 0:
-        raise ModelError(f"{what}: {length} bytes at {start}, its shape {list(shape)} takes {wanted}; export it again")
-    if start + length > path.stat().st_size:
-        raise ModelError(
-            f"{what}, which is too short: {path.stat().st_size} bytes, {start + length} are needed; copy it again"
-        )
-    dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(tensor.data_type) if plain else np.dtype(np.uint8)
-    if not length:
-        return np.empty(shape if plain else 0, dtype)
-    mapped = np.memmap(path, dtype, "r", start, shape if plain else (length,))
-    return mapped if start % dtype.itemsize == 0 else np.array(mapped)

@@ -20,7 +20,7 @@ from onnxshap.data import DataLike
 from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, ModelError, OnnxshapError
 from onnxshap.graph import save
-from onnxshap.graph.weights import file_size, put_in
+from onnxshap.graph.writing import file_size, put_in
 from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
 from onnxshap.opening import (
     REPAIR_IMAGES,

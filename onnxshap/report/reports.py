@@ -12,7 +12,7 @@ import numpy as np
 from onnxshap.api import Pruned, Scores
 from onnxshap.backend import provider_of
 from onnxshap.core import Array
-from onnxshap.graph import weights
+from onnxshap.graph import writing
 from onnxshap.groups import Group
 from onnxshap.measure import Figures
 from onnxshap.methods.ranking import ranked_by
@@ -237,7 +237,7 @@ def inspection(traced: Traced, *, model: str) -> Report:
         "model": model,
         "macs": macs,
         "params": params,
-        "bytes": weights.file_size(traced.source),
+        "bytes": writing.file_size(traced.source),
         "inputs": {name: list(shape) for name, shape in traced.shaped.inputs.items()},
         "groups": groups,
         "frozen": _frozen(traced),

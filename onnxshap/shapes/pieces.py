@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnxshap.backend import Backend, Session
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
-from onnxshap.graph import Names, weights
+from onnxshap.graph import Names, tensors
 from onnxshap.graph.loops import depths
 from onnxshap.graph.structure import copied, reads
 
@@ -129,7 +129,7 @@ class Pieces:
 def _divided(model: ModelProto, kinds: Mapping[str, int | None]) -> list[_Piece]:
     nodes = model.graph.node
     latest = {name: k for k, node in enumerate(nodes) for name in reads(node)}
-    sizes = {t.name: weights.size(t) for t in model.graph.initializer}
+    sizes = {t.name: tensors.size(t) for t in model.graph.initializer}
     inside = depths(nodes)
     found, start, held = list[_Piece](), 0, 0
     known = {item.name for item in model.graph.input}

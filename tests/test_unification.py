@@ -16,11 +16,12 @@ from click.testing import CliRunner, Result
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
-from onnxshap import cli, payoffs, unification
+from onnxshap import cli, payoffs
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import BudgetError, OnnxshapError
-from onnxshap.unification import Blocks, find_blocks, order, unify_weights, weighted
+from onnxshap.unification import sizes
+from onnxshap.unification.blocks import Blocks, find_blocks, order, unify_weights, weighted
 
 WIDE = """<ir_version: 8, opset_import: ["" : 17]>
 wide (float[N, 6, 5, 5] x) => (float[N, 4] y) {
@@ -176,8 +177,8 @@ def test_zstd_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(OnnxshapError, match=r"pip install 'onnxshap\[zstd\]', or take gzip"):
-        unification.compressor("zstd")
-    assert set(unification.size_of(wide()).compressed) == {"gzip"}
+        sizes.compressor("zstd")
+    assert set(sizes.size_of(wide()).compressed) == {"gzip"}
 
 
 def test_the_command_writes_the_model_and_says_what_is_not_gained(

@@ -26,7 +26,7 @@ import onnxshap
 from onnxshap.backend import OrtBackend
 from onnxshap.measure import latencies
 from onnxshap.opening import open_model
-from onnxshap.pivoting.pivots import grouped
+from onnxshap.pivoting.grouping import grouped
 
 FOLDER = Path(__file__).parent.parent / "models"
 MODELS = ("fashion_vgg", "fashion_resdw", "fashion_resnet20")

@@ -22,8 +22,10 @@ from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import BudgetError, OnnxshapError, VerifyError
 from onnxshap.graph import array
 from onnxshap.pivoting import Timed, job, pivot, splitting
+from onnxshap.pivoting.arranging import arrange
+from onnxshap.pivoting.choosing import Ladder, choose, saved
+from onnxshap.pivoting.convs import Dense, Wanted, find_convs
 from onnxshap.pivoting.permuting import nobody_moved, peers
-from onnxshap.pivoting.pivots import Dense, Ladder, Wanted, arrange, choose, find_convs, saved
 from tests.zeroing import relative_error
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +17,22 @@ from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.cost import parameters
 from onnxshap.data import DataLike
 from onnxshap.endings import complete
-from onnxshap.errors import BudgetError, ModelError, OnnxshapError
+from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph import save
 from onnxshap.graph.writing import file_size, put_in
 from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
-from onnxshap.opening import (
-    REPAIR_IMAGES,
-    ModelLike,
-    hold_out,
-    judged,
-    open_model,
-    readable,
-    sample,
-)
+from onnxshap.opening import REPAIR_IMAGES, ModelLike, hold_out, judged, open_model, readable, sample
+from onnxshap.pivoting.arranging import arrange
+from onnxshap.pivoting.choosing import Ladder, choose, saved
+from onnxshap.pivoting.convs import Dense, Wanted
 from onnxshap.pivoting.permuting import Classes, nobody_moved, peers
-from onnxshap.pivoting.pivots import Dense, Ladder, Wanted, arrange, choose, find_convs, saved
-from onnxshap.pivoting.splitting import WEIGHED, Timed, possible, split_convs, time_convs, weigh
+from onnxshap.pivoting.selecting import Allowed, find_splittable
+from onnxshap.pivoting.splitting import WEIGHED, Timed, split_convs, weigh
+from onnxshap.plan.cutter import repair_for
 from onnxshap.plan.judging import Drop, Judge, check_drop
 from onnxshap.plan.trials import FEWEST_FITTED
 from onnxshap.progress import Progress, silent
-from onnxshap.repair import FEWEST_IMAGES, Refit
+from onnxshap.repair import Refit
 from onnxshap.tracing import Traced
 from onnxshap.verify import Verified
 
@@ -160,7 +155,8 @@ def pivot(
             `max_drop`; or all of them together gain nothing.
         VerifyError: a form of the model does not compute what it should; nothing was written.
     """
-    _check(groups, keep_macs, max_drop, multiple_of, repair)
+    allowed = Allowed(groups, multiple_of, include, exclude, timed)
+    _check(keep_macs, max_drop, repair)
     progress("trace", 0, 1)
     source = readable(model, output, data, labels, eval_data)
     traced, dataset = open_model(
@@ -170,40 +166,27 @@ def pivot(
     dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
     reference, judge = judged(traced, held_out, payoff)
     repaired_on = sample(dataset, REPAIR_IMAGES, seed)
-    enough = len(repaired_on) >= FEWEST_IMAGES
-    repair = repair or ("none" if data is None else "lstsq" if enough else "fold")
+    repair = "none" if data is None and repair is None else repair_for(repair, len(repaired_on))
     progress("trace", 1, 1)
 
     movable = peers(traced.labels)
-    every = list(find_convs(traced, free, repaired_on.take(slice(0, _SEEN)), movable))
-    convs, left = [c for c in every if isinstance(c, Dense)], [c for c in every if isinstance(c, str)]
-    if convs and not _selected(convs, include, exclude):
-        raise BudgetError("no Conv can be split; --include and --exclude leave none")
-    convs = _selected(convs, include, exclude)
-    steps, times = _steps(traced, convs, groups, multiple_of, timed, left, progress)
-    largest = max(convs, key=lambda c: c.macs, default=None)
-    convs = [c for c in convs if steps[c.y]]
-    total = traced.cost.macs()
-    if not convs:
-        of_largest = [why for why in left if largest is not None and why.startswith(f"{largest.name}: ")]
-        why = [*of_largest, *left, "it has no Conv in one group with constant weights"][0]
-        raise BudgetError(f"no Conv can be split with a gain; {why}{_more(left)}")
-    reachable = total - sum(saved(c, steps[c.y][-1]) for c in convs)
-    if keep_macs is not None and reachable > keep_macs * total:
+    splittable = find_splittable(traced, free, repaired_on.take(slice(0, _SEEN)), movable, allowed, progress)
+    convs, total, most = splittable.convs, traced.cost.macs(), splittable.most_saved
+    if keep_macs is not None and total - most > keep_macs * total:
         raise BudgetError(
-            f"keep-macs {keep_macs:g} cannot be reached: with every Conv split that gains {reachable / total:.3f} "
+            f"keep-macs {keep_macs:g} cannot be reached: with every Conv split that gains {1 - most / total:.3f} "
             "stays; ask for more, or allow more --groups"
         )
 
     rng, placed = streams.stream(seed, streams.ARRANGEMENT), nobody_moved(traced.labels)
-    wanted = [Wanted(c, steps[c.y][-1]) for c in convs]
+    wanted = [Wanted(c, splittable.groups[c.y][-1]) for c in convs]
     placed = arrange(wanted, movable, placed, rng)
     runs = api.WORK // max(1, len(convs) * total)
     weights = weigh(
         traced, free, wanted, placed, repaired_on.take(slice(0, max(FEWEST_FITTED, min(WEIGHED, runs)))), repair,
         progress,
     )  # fmt: skip
-    ladders = [Ladder(c, steps[c.y], weight) for c, weight in zip(convs, weights, strict=True)]
+    ladders = [Ladder(c, splittable.groups[c.y], weight) for c, weight in zip(convs, weights, strict=True)]
     against = Judge.of(traced, held_out, reference, judge)
 
     def attempt(least: int) -> _Attempt:
@@ -216,12 +199,12 @@ def pivot(
 
     least = 0 if keep_macs is None else int(np.ceil((1 - keep_macs) * total))
     if max_drop is None:
-        found = attempt(total - reachable if keep_macs is None else least)
+        found = attempt(most if keep_macs is None else least)
     else:
-        found = _within(attempt, least, total - reachable, max_drop)
+        found = _within(attempt, least, most, max_drop)
     made, chosen = found.model, found.chosen
-    splits = [_split(c, chosen[c.y], found.placed, traced, times.get(c.y)) for c in convs if c.y in chosen]
-    left += [f"{c.name}: the budget is met without it" for c in convs if c.y not in chosen]
+    splits = [_split(c, chosen[c.y], found.placed, traced, splittable.times.get(c.y)) for c in convs if c.y in chosen]
+    left = [*splittable.left, *(f"{c.name}: the budget is met without it" for c in convs if c.y not in chosen)]
     before, after = _figures(traced, made, chosen, convs, held_out, [reference, found.outputs], judge)
     if timed and not (after.latency_ms or 0) < (before.latency_ms or 0):
         raise BudgetError(
@@ -287,68 +270,17 @@ def _within(attempt: Callable[[int], _Attempt], least: int, most: int, drop: flo
     return best
 
 
-def _check(
-    groups: Sequence[int], keep_macs: float | None, max_drop: float | None, multiple_of: int, repair: str | None
-) -> None:
+def _check(keep_macs: float | None, max_drop: float | None, repair: str | None) -> None:
     """Refuse what cannot be meant.
 
     Raises:
         BudgetError, OnnxshapError: an option is out of its range, or unknown.
     """
-    if not groups or min(groups) < 2:
-        raise BudgetError(f"groups is {', '.join(map(str, groups)) or 'empty'}; give numbers of groups, at least 2")
     if keep_macs is not None and not 0 < keep_macs <= 1:
         raise BudgetError(f"keep-macs is {keep_macs:g}; give the share to keep, above 0 and at most 1")
     check_drop(max_drop)
-    if multiple_of < 1:
-        raise BudgetError(f"multiple-of is {multiple_of}; give a width of at least 1")
     if repair is not None and repair not in REPAIRS:
         raise OnnxshapError(f"repair {repair!r} is not one for pivoting; choose one of {', '.join(REPAIRS)}")
-
-
-def _selected(convs: Sequence[Dense], include: Sequence[str], exclude: Sequence[str]) -> list[Dense]:
-    """Return the Convs whose names match a pattern of `include` and none of `exclude`.
-
-    Raises:
-        ModelError: a pattern matches nothing.
-    """
-    for pattern in (*include, *exclude):
-        if not any(fnmatchcase(c.name, pattern) for c in convs):
-            names = ", ".join(c.name for c in convs[:5]) or "none"
-            raise ModelError(f"pattern {pattern!r} matches no Conv that can be split; those are {names}, ...")
-    return [
-        c
-        for c in convs
-        if (not include or any(fnmatchcase(c.name, p) for p in include))
-        and not any(fnmatchcase(c.name, p) for p in exclude)
-    ]
-
-
-def _steps(
-    traced: Traced, convs: Sequence[Dense], groups: Sequence[int], multiple_of: int, timed: bool, left: list[str],
-    progress: Progress,
-) -> tuple[dict[str, tuple[int, ...]], dict[str, Timed]]:  # fmt: skip
-    """Return the numbers of groups that each Conv may have and its times, by its output; tell `left` why not."""
-    counts = {c.y: possible(c, groups, multiple_of) for c in convs}
-    tried = [(c, counts[c.y]) for c in convs if counts[c.y]]
-    for c in convs:
-        if not counts[c.y]:
-            outs, ins = c.widths
-            left.append(f"{c.name}: {ins} channels to {outs} do not divide into groups of multiples of {multiple_of}")
-    times: dict[str, Timed] = {}
-    for number, found in enumerate(time_convs(traced, tried) if timed else ()):
-        progress("time", number, len(tried))
-        conv, _ = tried[number]
-        times[conv.y] = found
-        counts[conv.y] = found.faster()
-        if not counts[conv.y]:
-            told = ", ".join(f"{ms:.3g} ms in {k}" for k, ms in found.milliseconds.items() if k > 1)
-            left.append(f"{conv.name}: not faster in groups ({told}, {found.milliseconds[1]:.3g} whole)")
-    return counts, times
-
-
-def _more(left: Sequence[str]) -> str:
-    return f", and {len(left) - 1} more" if len(left) > 1 else ""
 
 
 def _split(conv: Dense, groups: int, placed: Classes, traced: Traced, times: Timed | None) -> Split:

@@ -32,6 +32,12 @@ def nobody_moved(labels: Labels) -> Classes:
     return np.arange(len(labels.slots))
 
 
+def positions(some: Classes, classes: Classes) -> IntArray:
+    """Return where each of some classes is among others, of which each is there once; int64[len(some)]."""
+    sorter = np.argsort(classes)
+    return np.asarray(sorter[np.searchsorted(classes, some, sorter=sorter)])
+
+
 def peers(labels: Labels) -> list[Classes]:
     """Return the sets of two and more classes that may change places among each other, in the order of their atoms.
 

@@ -16,8 +16,9 @@ from onnxshap.core import Dataset
 from onnxshap.graph import attributes, extract, finish
 from onnxshap.measure import latencies
 from onnxshap.payoffs import Fidelity
+from onnxshap.pivoting.convs import Dense, Wanted
+from onnxshap.pivoting.grouping import grouped, zeroed
 from onnxshap.pivoting.permuting import Classes, orders, permuted
-from onnxshap.pivoting.pivots import Dense, Wanted, grouped, zeroed
 from onnxshap.progress import Progress
 from onnxshap.repair import QUICK, Refit, refit_edited, rematch_edited
 from onnxshap.repair.transfer import transfer
@@ -46,11 +47,6 @@ class Timed:
                 found.append(groups)
                 least = self.milliseconds[groups]
         return tuple(found)
-
-
-def possible(conv: Dense, groups: Sequence[int], multiple_of: int) -> tuple[int, ...]:
-    """Return the numbers of groups that leave widths that are multiples of `multiple_of`, ascending."""
-    return tuple(k for k in sorted(set(groups)) if all(width % (k * multiple_of) == 0 for width in conv.widths))
 
 
 def time_convs(traced: Traced, convs: Sequence[tuple[Dense, Sequence[int]]]) -> Iterator[Timed]:

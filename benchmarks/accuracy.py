@@ -38,7 +38,8 @@ from onnxshap.graph.writing import put_in
 from onnxshap.methods import GAMELESS
 from onnxshap.opening import calibration, open_model
 from onnxshap.plan import Budget
-from onnxshap.plan.cutter import REFITS, Cutter
+from onnxshap.plan.cutter import Cutter
+from onnxshap.plan.options import REFITS
 from onnxshap.tracing import Traced
 
 FOLDER = Path(__file__).parent.parent / "models"

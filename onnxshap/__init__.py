@@ -8,9 +8,10 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnxshap.api import Pruned, Scores, compare, prune, score
+    from onnxshap.api import Pruned, prune, score
     from onnxshap.backend import OrtBackend
     from onnxshap.calibrate import site_means
+    from onnxshap.comparing import compare
     from onnxshap.core import Dataset, Values
     from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError, VerifyError
     from onnxshap.graph import load, save
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from onnxshap.sweeping import Sweep, sweep
     from onnxshap.tracing import Traced, trace
     from onnxshap.unification import Unified, unify
+    from onnxshap.valuing import Scores
 
 __version__ = "0.1.0"
 
@@ -73,6 +75,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for a public one
                 "errors",
                 "api",
                 "calibrate",
+                "comparing",
                 "graph",
                 "masking",
                 "pivoting",
@@ -82,6 +85,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for a public one
                 "sweeping",
                 "tracing",
                 "unification",
+                "valuing",
             ):
                 module = importlib.import_module(f"onnxshap.{home}")
                 if hasattr(module, name):

@@ -2,130 +2,49 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 from onnx import ModelProto
 
-from onnxshap import __version__, payoffs
+from onnxshap import payoffs
 from onnxshap.arguments import checked
-from onnxshap.backend import OrtBackend, provider_of
+from onnxshap.backend import OrtBackend
 from onnxshap.bases import check_basis
-from onnxshap.calibrate import free_batch, rows_apart, run_all, site_means, usual_batch
+from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
-from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff, Values
+from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff
 from onnxshap.data import DataLike
 from onnxshap.distill.tuning import Tuning
 from onnxshap.endings import complete
-from onnxshap.errors import BudgetError, DataError, OnnxshapError
+from onnxshap.errors import BudgetError, DataError
 from onnxshap.game import Setting
-from onnxshap.graph import read, save
+from onnxshap.graph import save
 from onnxshap.graph.declared import rightly_declared
-from onnxshap.graph.writing import digest, file_size, put_in
-from onnxshap.groups import Group
+from onnxshap.graph.writing import file_size, put_in
 from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
-from onnxshap.methods import GAMELESS, METHODS
-from onnxshap.methods.base import Tell
-from onnxshap.methods.ranking import ranks
-from onnxshap.opening import (
-    REPAIR_IMAGES,
-    SAMPLES,
-    ModelLike,
-    choose_payoff,
-    groups_to_cut,
-    hold_out,
-    in_bases,
-    judged,
-    open_model,
-    readable,
-    reference_of,
-    sample,
-    samples_of,
-    scorable,
-)
+from onnxshap.opening import REPAIR_IMAGES, ModelLike, groups_to_cut, hold_out, in_bases, open_model, readable, sample
 from onnxshap.plan import Budget, Candidate, check_reachable, make_plan, unvalued
-from onnxshap.plan.cutter import (
-    REFITS,
-    Cut,
-    Cutter,
-    check_images,
-    check_names,
-    check_tunable,
-    check_tuning,
-    repair_for,
-    shares,
-)
+from onnxshap.plan.cutter import Cut, Cutter, shares
 from onnxshap.plan.judging import Drop, Judge, check_drop, check_share
 from onnxshap.plan.latency import within_latency
+from onnxshap.plan.options import REFITS, check_options, check_repairable, repair_for
 from onnxshap.plan.search import within_drop
 from onnxshap.progress import Progress, silent
+from onnxshap.reference import choose_payoff, judged
 from onnxshap.repair import Refit, emptied
-from onnxshap.scoring import DECIDED, Rules, score_groups
-from onnxshap.scoring.jobs import fingerprint
-from onnxshap.scoring.journal import Journal
-from onnxshap.scoring.runners import Cluster, Processes, Runner
-from onnxshap.shapes import input_specs
+from onnxshap.scoring import DECIDED, Rules
 from onnxshap.slices import removed_slices
-from onnxshap.tracing import Keep, Traced, trace
+from onnxshap.tracing import Keep, Traced
+from onnxshap.valuing import Scores, Scoring, affordable, check_values, known_payoff, setting_for
 from onnxshap.verify import Verified
 
-BASELINES = ("mean", "zero")
-STATISTICS_SAMPLES = 1024
-"""Calibration images for methods that play no game, which run every image once."""
-_ONE_BY_ONE = (
-    "every coalition was a run of its own, for the images of a batch are not known to be apart in this file; one with "
-    "a free batch, or a method without a game (--method recon), takes less"
-)
-_BESIDE = (
-    "what a sample gives depends on those that it is run with, so axis 0 of the inputs is no batch of samples in this "
-    "file, and all that is found holds for such mixtures at best; give every sample an axis 0 of its own ([n, steps, "
-    "features] for an input [steps, features]), or export it with a batch in front"
-)
 _EMPTIED = (
     "what is cut leaves zeros there, for integers are summed up to integers and take no means; the same net quantised "
     "in QDQ form, or after the cut, keeps more"
 )
-WORK = 4 * 10**13
-"""Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Values of every group, and how they came about.
-
-    Attributes:
-        values: group name -> values.
-        method: the method's name.
-        payoff: the payoff's name; None for methods that use none.
-        seed: the seed.
-        images: calibration images used.
-        source: where they came from.
-        model: sha256 of the model they belong to.
-        notes: what the user should know of how the model was taken.
-    """
-
-    values: Mapping[str, Values]
-    method: str
-    payoff: str | None
-    seed: int
-    images: int
-    source: str
-    model: str
-    notes: tuple[str, ...] = ()
-
-    def order(self, *, refitted: bool) -> dict[str, FloatArray]:
-        """Return what units are cut by, group name -> float64[n_units], lowest first; `methods.ranking` says why."""
-        return {name: ranks(self.method, value, refitted=refitted) for name, value in self.values.items()}
-
-    @property
-    def evals(self) -> int:
-        """(image, coalition) rows evaluated."""
-        return sum(v.evals for v in self.values.values())
 
 
 @dataclass(frozen=True)
@@ -235,110 +154,16 @@ def score(
     Raises:
         ModelError, DataError, BudgetError: as their names say.
     """
+    rules = Rules(max_evals, max_seconds, decided)
+    scoring = Scoring(method, seed, rules, progress, workers, cluster, journal)
     traced, dataset = open_model(
         model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
     )
     groups = groups_to_cut(traced, include, exclude)
-    setting = _setting(
+    setting = setting_for(
         free_batch(traced), sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline
     )
-    rules = Rules(max_evals, max_seconds, decided)
-    return _score(setting, traced, groups, method, seed, rules, progress, journal, workers, cluster)
-
-
-def affordable(traced: Traced, groups: Sequence[Group], samples: int | None, method: str = "shapley") -> int:
-    """Return how many images to score with: as many as asked for, else 128 or what `WORK` allows, at least one.
-
-    An image takes two rows a unit, each at most one run of the model; methods without a game take 1024 images.
-    """
-    if samples is not None:
-        return samples
-    if method in GAMELESS:
-        return STATISTICS_SAMPLES
-    rows = 2 * sum(len(g) for g in groups)
-    return max(1, min(SAMPLES, WORK // max(1, rows * traced.cost.macs())))
-
-
-def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str) -> Setting:
-    reference = reference_of(free, free.shaped.graph.model, data)
-    if baseline not in BASELINES:
-        raise OnnxshapError(f"baseline {baseline!r} is unknown; choose one of {', '.join(BASELINES)}")
-    chosen = choose_payoff(payoff, reference, data, free)
-    means = site_means(free, data) if baseline == "mean" else {}
-    return Setting(free, data, chosen, reference, means)
-
-
-def _score(
-    setting: Setting, traced: Traced, groups: Sequence[Group], method: str, seed: int, rules: Rules, progress: Progress,
-    journal: str | Path | None, workers: int, cluster: str | None, turned: bool = False,
-) -> Scores:  # fmt: skip
-    """Return the values of groups; those of a model in other bases belong to that form of it alone."""
-    if method not in METHODS:
-        raise OnnxshapError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
-    model = digest(traced.shaped.graph.model if turned else complete(traced, traced.source))
-    kept = None if journal is None else Journal(journal, _header(setting, groups, model, method, seed, rules))
-    values = score_groups(
-        setting, groups, method, seed, rules, lambda done, total: progress("score", done, total), kept,
-        _runner(setting, method, workers, cluster),
-    )  # fmt: skip
-    used = setting.payoff.name if any(v.evals for v in values.values()) else None
-    doubts = label_notes(setting.payoff, setting.reference, setting.data.labels)
-    notes = (*traced.notes, *doubts, *(() if used is None else _notes_on_rows(setting)))
-    return Scores(values, method, used, seed, len(setting.data), setting.data.source, model, notes)
-
-
-def _notes_on_rows(setting: Setting) -> tuple[str, ...]:
-    """Return what a game's values suffer from: that rows do not share a run, or that they should not."""
-    traced, data = setting.traced, setting.data
-    single = () if traced.shaped.free_batch else (_ONE_BY_ONE,)
-    alone = traced.shaped.apart or traced.labels.trace.shares_ranges
-    known = alone or (single and traced.batch == 1)  # and heeded
-    return single if known or rows_apart(traced, data) else (*single, _BESIDE)
-
-
-def _header(
-    setting: Setting, groups: Sequence[Group], model: str, method: str, seed: int, rules: Rules
-) -> dict[str, str | int | None]:
-    """Return all that the results of a job depend on, as a journal keeps it."""
-    backend = setting.traced.backend
-    return {
-        "version": __version__,
-        "model": model,
-        "seed": seed,  # which decides on the images, too
-        "data": fingerprint(setting.data),
-        "method": method,
-        "payoff": _told(setting),
-        "baseline": "mean" if setting.means else "zero",
-        "max-evals": rules.max_evals,
-        "choice of groups": " ".join(g.name for g in groups),
-        "provider": provider_of(backend),
-        "memory": backend.memory,
-    }
-
-
-def _told(setting: Setting) -> str:
-    """Return what tells a payoff from others: its fields, or what a user's function gives for some outputs."""
-    payoff, reference, labels = setting.payoff, setting.reference, setting.data.labels
-    if payoff.name in payoffs.NAMES:
-        return repr(payoff)
-    turned = [value[::-1] for value in reference]  # the originals may all be worth the same
-    values = [payoff(outputs, reference, labels) for outputs in (reference, turned)]
-    return f"{payoff.name} {hashlib.sha256(np.stack(values).tobytes()).hexdigest()}"
-
-
-def _runner(setting: Setting, method: str, workers: int, cluster: str | None) -> Callable[[Tell], Runner] | None:
-    """Return what makes the runner; methods without a game run in this process, with all of its threads."""
-    if workers < 0:
-        raise OnnxshapError(f"workers is {workers}; give 0 (this process alone) or more")
-    if cluster == "":
-        raise OnnxshapError("the cluster's address is empty; give one like tcp://host:8786, or leave it out")
-    if workers and cluster:
-        raise OnnxshapError("give workers or a cluster, not both")
-    if method in GAMELESS:
-        return None
-    if cluster:
-        return lambda tell: Cluster(setting, method, cluster)
-    return (lambda tell: Processes(setting, method, workers)) if workers else None
+    return scoring.of(setting, traced, groups)
 
 
 @checked
@@ -419,7 +244,8 @@ def prune(
     """
     clock = Clock()
     budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units, keep_bytes)
-    check_names(repair, allocation)
+    scoring = Scoring(method, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
+    check_options(repair, allocation, distill_seconds)
     check_basis(basis, valued=values is not None)
     if keep_units is not None:
         allocation = "uniform"  # it says every width
@@ -436,13 +262,10 @@ def prune(
         blank = unvalued(groups)
         _check_budget(traced, blank, budget, searched=max_drop is not None or target_latency is not None)
         free = free_batch(traced)
-        if repair == "distill":
-            check_tuning(distill_seconds)
-            check_tunable(free, dataset)
         dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
-        check_images(repair, allocation, min(len(dataset), REPAIR_IMAGES))
+        repaired_on = sample(dataset, REPAIR_IMAGES, seed)
+        check_repairable(free, repaired_on, repair, allocation)
         progress("trace", 1, 1)
-    repaired_on = sample(dataset, REPAIR_IMAGES, seed)
     # what noise leaves behind is not what images do
     repair = "none" if data is None and repair is None else repair_for(repair, len(repaired_on))
     moved: tuple[str, ...] = ()
@@ -451,27 +274,25 @@ def prune(
             traced, free, moved = in_bases(traced, free, groups, repaired_on)
     with clock.stage("score"):
         scored = sample(dataset, affordable(traced, groups, samples, method), seed)
-        setting, reference, judge = _settled(traced, free, scored, held_out, payoff, baseline)
-        judges = [judge]
-        if payoff is None and scored.labels is None and held_out.labels is not None:
-            judges += _by_labels(traced, held_out, reference, strict=max_drop is not None)
+        setting, reference, judges = _settled(
+            traced, free, scored, held_out, payoff, baseline, strict=max_drop is not None
+        )
         against = None
         if max_drop is not None:
             against = Judge.of(traced, held_out, reference, judges[-1])
             check_share(against, max_drop)
-        play = partial(_score, method=method, seed=seed, progress=progress, workers=workers, cluster=cluster)
         if values is None:
-            rules = Rules(max_evals, max_seconds, decided, _likely_widths(traced, blank, budget))
-            found = play(setting, traced, groups, rules=rules, journal=journal, turned=bool(moved))
+            likely = replace(scoring.rules, keep=_likely_widths(traced, blank, budget))
+            first = replace(scoring, rules=likely, journal=journal)
+            found = first.of(setting, traced, groups, turned=bool(moved))
         else:
-            found = _check_values(values, traced, groups)
+            found = check_values(values, traced, groups)
     order = found.order(refitted=repair in REFITS)
 
     def again(part: Traced) -> dict[str, FloatArray]:
         known = payoff if callable(payoff) else setting.payoff.name
-        cut = _setting(free_batch(part), setting.data, known, baseline)
-        rescored = play(cut, part, part.groups, rules=Rules(max_evals, max_seconds, decided), journal=None)
-        return rescored.order(refitted=repair in REFITS)
+        cut = setting_for(free_batch(part), setting.data, known, baseline)
+        return scoring.of(cut, part, part.groups).order(refitted=repair in REFITS)
 
     cutter = Cutter(
         traced, free, groups, order, repaired_on, repair, allocation, seed, progress, clock,
@@ -512,19 +333,21 @@ def _check_budget(traced: Traced, blank: Sequence[Candidate], budget: Budget, *,
 
 def _settled(
     traced: Traced, free: Traced, data: Dataset, held_out: Dataset, payoff: str | Callable[..., object] | None,
-    baseline: str,
-) -> tuple[Setting, list[Array], Payoff]:  # fmt: skip
-    """Return what is scored in, the original's outputs on the images that judge, and the payoff that judges by them.
+    baseline: str, *, strict: bool,
+) -> tuple[Setting, list[Array], list[Payoff]]:  # fmt: skip
+    """Return what is scored in, the original's outputs on the images that judge, and the payoffs that judge by them.
 
-    The payoff is the same for both, chosen by those that judge: they are more, as a rule. Where only one of the two has
-    labels, it is chosen by those that score.
+    The first payoff is that of scoring, chosen by the images that judge: they are more, as a rule. Where only one of
+    the two has labels, it is chosen by those that score; if those that judge have them, what their labels are for
+    comes second (`_by_labels`).
     """
     if (held_out.labels is None) == (data.labels is None):
         reference, judge = judged(traced, held_out, payoff)
-        return _setting(free, data, _known(judge), baseline), reference, judge
-    setting = _setting(free, data, payoff, baseline)
-    reference, judge = judged(traced, held_out, _known(setting.payoff))
-    return setting, reference, judge
+        return setting_for(free, data, known_payoff(judge), baseline), reference, [judge]
+    setting = setting_for(free, data, payoff, baseline)
+    reference, judge = judged(traced, held_out, known_payoff(setting.payoff))
+    labelled = payoff is None and held_out.labels is not None
+    return setting, reference, [judge, *(_by_labels(traced, held_out, reference, strict=strict) if labelled else [])]
 
 
 def _by_labels(traced: Traced, data: Dataset, reference: Sequence[Array], *, strict: bool) -> list[Payoff]:
@@ -549,24 +372,6 @@ def _likely_widths(traced: Traced, blank: Sequence[Candidate], budget: Budget) -
     half = budget if budget.units is not None or budget.shares else replace(budget, macs=0.5)
     likely = make_plan(blank, half, lambda plan: shares(traced, plan), traced.covers, copies=traced.cost.copies)
     return {name: int(kept.sum()) for name, kept in likely.items()}
-
-
-def _known(payoff: Payoff) -> str | Payoff:
-    """Return what makes the same payoff on other data: its name, if it has one."""
-    return payoff.name if payoff.name in payoffs.NAMES else payoff
-
-
-def _check_values(values: object, traced: Traced, groups: Sequence[Group]) -> Scores:
-    if not isinstance(values, Scores):
-        raise DataError(
-            f"values: {type(values).__name__} given; give what `score` returns (`report.read_values` reads its file)"
-        )
-    if values.model != digest(complete(traced, traced.source)):
-        raise DataError("the values belong to another model; score this one, or give the model they were made for")
-    for group in groups:
-        if group.name not in values.values or len(values.values[group.name].phi) != len(group):
-            raise DataError(f"the values lack group {group.name!r}; score the model without --include and --exclude")
-    return values
 
 
 def _figures(
@@ -595,71 +400,3 @@ def _figures(
         figures(models[1], outputs, macs, result.params, times[1]),
         same and cut,
     )
-
-
-@checked
-def compare(
-    model: ModelLike,
-    other: ModelLike | None = None,
-    data: DataLike | None = None,
-    *,
-    labels: str | Path | None = None,
-    payoff: str | Callable[..., object] | None = None,
-    seed: int = 0,
-    backend: OrtBackend | None = None,
-    input_shapes: Mapping[str, Sequence[int | None]] | None = None,
-) -> list[Figures]:
-    """Return the figures of a model and, side by side on the same data, of another with the same inputs and outputs.
-
-    Raises:
-        ModelError, DataError: a model cannot be read or run, or the data or outputs do not fit.
-    """
-    traced, dataset = open_model(
-        model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
-    )
-    every = [traced]
-    if other is not None:
-        second = other if isinstance(other, Traced) else read(other)
-        theirs = input_specs(second.source if isinstance(second, Traced) else second.model)
-        if set(theirs) != set(dataset.inputs):
-            have = ", ".join(map(repr, theirs))
-            raise DataError(f"the second model's inputs are {have}, not those of the first; compare models of one kind")
-        ours = input_specs(traced.source)
-        if odd := next((n for n, spec in theirs.items() if len(spec.shape) != len(ours[n].shape)), None):
-            raise DataError(
-                f"the second model's input {odd!r} has {len(theirs[odd].shape)} dimensions, the first's "
-                f"{len(ours[odd].shape)}; compare models of one kind"
-            )
-        axes = traced.shaped.batch_axes
-        samples = samples_of(dataset, {n: replace(spec, batch=axes.get(n, spec.batch)) for n, spec in theirs.items()})
-        sizes = {name: value.shape for name, value in samples[0].items()}
-        whole = None if any(axis is not None for axis in axes.values()) else axes
-        same = second if isinstance(second, Traced) else scorable(
-            second, input_shapes=sizes, backend=backend, samples=samples, own=traced.tail is None, batch_axes=whole
-        )  # fmt: skip
-        every.append(same)
-        if (same.tail is None) != (traced.tail is None):  # one does not end in choices alone
-            again = partial(trace, input_shapes=sizes, backend=backend, samples=samples, batch_axes=whole)
-            every = [again(complete(t, t.source)) for t in every]
-            traced = every[0]
-    outputs = [run_all(t, t.source, dataset) for t in every]
-    fitted = choose_payoff(payoff, outputs[0], dataset, traced)
-    for found in outputs[1:]:
-        if [a.shape for a in found] != [a.shape for a in outputs[0]]:
-            raise DataError("the two models have outputs of other shapes; compare models with the same outputs")
-    # whether the scores of classes are probabilities may differ, what compares with the first model is its own
-    own = [choose_payoff("ce", found, dataset, traced) if fitted.name == "ce" else fitted for found in outputs]
-    models = [complete(t, t.source) for t in every]
-    times = latencies(traced.backend, models, usual_batch(traced, dataset))
-    doubts = tuple(label_notes(own[0], outputs[0], dataset.labels))
-    return [
-        Figures(
-            t.cost.macs(),
-            t.cost.params(),
-            file_size(model),
-            ms,
-            scores(out, outputs[0], dataset.labels, traced.outputs, judge),
-            (*t.notes, *doubts),
-        )
-        for t, model, out, ms, judge in zip(every, models, outputs, times, own, strict=True)
-    ]

@@ -1,10 +1,9 @@
-"""What every job starts with: a traced model, checked data for it, the original's outputs, a payoff that fits them."""
+"""What every job starts with: a traced model, checked data for it, the images that judge, the groups to cut."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,27 +14,25 @@ from onnx import ModelProto
 from onnxshap import payoffs, streams
 from onnxshap.backend import OrtBackend
 from onnxshap.bases import turned
-from onnxshap.calibrate import free_batch, mixes_rows, run_all
-from onnxshap.core import Array, Dataset, Payoff
-from onnxshap.data import DataLike, InputSpec, are_whole, as_dataset, check_data, feeds_of, random_data
-from onnxshap.endings import ended, gives_classes
+from onnxshap.calibrate import free_batch, mixes_rows
+from onnxshap.core import Dataset
+from onnxshap.data import DataLike, InputSpec, are_whole, as_dataset, check_data, random_data
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.graph import Source, read
 from onnxshap.groups import Group, select
+from onnxshap.layouts import at_data, laid_by_data, placed_by_ops, samples_of, scorable
 from onnxshap.outputs import check_outputs
 from onnxshap.payoffs.checked import NO_CLASS, are_probabilities, class_axis
-from onnxshap.shapes import check_names, input_specs
-from onnxshap.tracing import Traced, trace
+from onnxshap.reference import errors_of_data
+from onnxshap.shapes import input_specs
+from onnxshap.tracing import Traced
 
 ModelLike = str | Path | bytes | ModelProto | Source | Traced
 RANDOM_IMAGES = 32
 RANDOM_NUMBERS = 2**27
 """Fewer images are drawn where they would hold more numbers than that: 1 GiB while they are made."""
-SAMPLES = 128
-"""Calibration images to score with, where nothing else is said."""
 REPAIR_IMAGES = 1024
 """Most calibration images to measure curves and to refit with."""
-_ODD = "they may be no values for this model; give --data"
 FEWEST_DIVIDED = 40
 """Images of which two fifths may be held out."""
 
@@ -111,13 +108,13 @@ def open_model(
     source = read(model)
     shapes = dict(input_shapes or {})
     if data is not None:
-        placed = _placed(source, shapes, backend, own=own)
+        placed = placed_by_ops(source, shapes, backend, own=own)
         specs = input_specs(source.model) if placed is None else placed.shaped.specs
         reading = partial(_read, source, shapes, data, labels=labels, seed=seed, backend=backend, own=own)
         try:
             return reading(specs, placed)
         except (DataError, ModelError):
-            if (other := _laid_by_data(specs, data, seed)) is None:
+            if (other := laid_by_data(specs, data, seed)) is None:
                 raise
             try:
                 return reading(other, None)
@@ -146,58 +143,17 @@ def _read(
         specs = {name: spec.whole for name, spec in specs.items()}
     traced = placed
     if whole or traced is None or traced.shaped.graph.lifted.nodes:
-        traced = _at_data(source, shapes, checked, specs, backend, own=own)
+        traced = at_data(source, shapes, checked, specs, backend, own=own)
     if whole:
         _check_mixed(traced, checked)
     elif any(spec.batch != traced.shaped.batch_axis(name) for name, spec in specs.items()):
         specs = traced.shaped.specs
         checked = check_data(checked, specs)
         told = traced.notes
-        traced = _at_data(source, shapes, checked, specs, backend, own=own)
+        traced = at_data(source, shapes, checked, specs, backend, own=own)
         if all(spec.batch is None for spec in specs.values()):  # all that was given is one sample
             traced = replace(traced, shaped=replace(traced.shaped, notes=told))
     return traced, _with_classes(traced, checked)
-
-
-def _laid_by_data(specs: Mapping[str, InputSpec], data: DataLike, seed: int) -> Mapping[str, InputSpec] | None:
-    """Return specs whose images lie where the sizes of data tell, None where these tell nothing new.
-
-    That is the one axis, of size 1 or free, without which an input has the sizes of an entry; axis 0 where no other
-    is. So images of steps are found that neither a name nor an op tells of (`[steps, 1, features]`).
-    """
-    sized = {n: InputSpec(n, s.dtype, (None,) * max(1, len(s.shape))) for n, s in specs.items()}
-    try:
-        given = as_dataset(data, sized, seed=seed).inputs
-    except DataError:
-        return None
-    found = dict[str, InputSpec]()
-    for name, spec in specs.items():
-        entry = given[name].shape[1:]
-        fitting = [
-            axis for axis, size in enumerate(spec.shape)
-            if size in (None, 1) and all(
-                own in (None, there)
-                for own, there in zip((*spec.shape[:axis], *spec.shape[axis + 1 :]), entry, strict=True)
-            )
-        ]  # fmt: skip
-        behind = [axis for axis in fitting if axis]
-        if len(behind or fitting) != 1:
-            return None
-        found[name] = replace(spec, batch=(behind or fitting)[0])
-    return found if any(found[name].batch != spec.batch for name, spec in specs.items()) else None
-
-
-def _at_data(
-    source: Source, given: Mapping[str, Sequence[int | None]], data: Dataset, specs: Mapping[str, InputSpec],
-    backend: OrtBackend | None, *, own: bool,
-) -> Traced:  # fmt: skip
-    """Return a model traced at the sizes of data, which lie as specs say; where they lie else, ops may tell."""
-    samples = samples_of(data, specs)
-    _check_shapes(given, specs, samples[0], data.source)
-    shapes = {name: value.shape for name, value in samples[0].items()}
-    axes, declared = ({n: s.batch for n, s in some.items()} for some in (specs, input_specs(source.model)))
-    told = None if axes == declared and any(axis is not None for axis in axes.values()) else axes
-    return scorable(source, input_shapes=shapes, backend=backend, samples=samples, own=own, batch_axes=told)
 
 
 def _check_mixed(traced: Traced, data: Dataset) -> None:
@@ -213,90 +169,11 @@ def _check_mixed(traced: Traced, data: Dataset) -> None:
         )
 
 
-def _placed(
-    source: Source, shapes: Mapping[str, Sequence[int | None]], backend: OrtBackend | None, *, own: bool
-) -> Traced | None:
-    """Return the traced model where only its ops tell how data have to lie; None where they lie as it declares.
-
-    That is where all sizes are fixed and axis 0 holds several of something.
-    """
-    specs = input_specs(source.model)
-    check_names(shapes, specs)
-    several = any(not spec.batch and spec.shape and (spec.shape[0] or 0) > 1 for spec in specs.values())
-    if not several or any(None in spec.shape for spec in specs.values()):
-        return None
-    try:
-        return scorable(source, input_shapes=shapes, backend=backend, own=own)
-    except ModelError:  # it may run on the data alone
-        return None
-
-
-def scorable(
-    source: Source, *, input_shapes: Mapping[str, Sequence[int | None]], backend: OrtBackend | None = None,
-    samples: Sequence[Mapping[str, Array]] = (), own: bool = False, batch_axes: Mapping[str, int | None] | None = None,
-) -> Traced:  # fmt: skip
-    """Return a traced model, without the choices that it ends in unless its `own` outputs are wanted."""
-    again = partial(trace, input_shapes=input_shapes, backend=backend, samples=samples, batch_axes=batch_axes)
-    traced = again(source)
-    if own or (parts := ended(traced)) is None:
-        return traced
-    head, tail = parts
-    return replace(again(replace(source, model=head)), tail=tail)
-
-
-def _check_shapes(
-    given: Mapping[str, Sequence[int | None]], specs: Mapping[str, InputSpec], sample: Mapping[str, Array], source: str
-) -> None:
-    """Refuse shapes that are given beside data and say something else."""
-    check_names(given, specs)
-    for name, shape in given.items():
-        own, batch = sample[name].shape, specs[name].batch
-        if len(shape) != len(own) or any(
-            axis != batch and size not in (None, own[axis]) for axis, size in enumerate(shape)
-        ):
-            raise DataError(f"{source}: {name!r} is {list(own)}, the shape given {list(shape)}; leave one of them out")
-
-
-def samples_of(data: Dataset, specs: Mapping[str, InputSpec]) -> list[dict[str, Array]]:
-    """Return some of the data as a model takes it, one image at a time, or as many as the file fixes."""
-    batch = {name: spec.batch for name, spec in specs.items()}
-    step = max([1, *(s.shape[a] or 1 for s in specs.values() if (a := s.batch) is not None)])
-    index = np.resize(np.arange(len(data)), step * max(1, min(len(data), SAMPLES) // step)).reshape(-1, step)
-    return [feeds_of(data.take(images).inputs, batch) for images in index]
-
-
 def sample(data: Dataset, count: int, seed: int) -> Dataset:
     """Return at most `count` images in random order, so that any first ones of them are a sample too."""
     if count < 1:
         raise BudgetError(f"samples is {count}; give at least 1 image")
     return data.take(streams.stream(seed, streams.SAMPLE).permutation(len(data))[:count])
-
-
-def reference_of(traced: Traced, model: ModelProto, data: Dataset) -> list[Array]:
-    """Return the outputs of the original model, which have to be finite.
-
-    Raises:
-        DataError: the model does not run on the data (an index beyond a table), or gives NaN or Inf.
-    """
-    with _told_of(data):
-        reference = run_all(traced, model, data)
-    for item, value in zip(model.graph.output, reference, strict=True):
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise DataError(
-                f"{data.source}: output {item.name!r} of the original model has NaN or Inf on it; "
-                f"{_ODD if data.source == 'random' else 'check the data'}"
-            )
-    return reference
-
-
-@contextlib.contextmanager
-def _told_of(data: Dataset) -> Iterator[None]:
-    """Turn what a model says of values that it does not take into an error of the data."""
-    try:
-        yield
-    except ModelError as error:
-        advice = _ODD if data.source == "random" else "check its values"
-        raise DataError(f"{data.source}: {error}; {advice}") from error
 
 
 def in_bases(
@@ -312,38 +189,9 @@ def in_bases(
     Raises:
         DataError: the model does not run on the data.
     """
-    with _told_of(data):
+    with errors_of_data(data):
         moved = turned(traced, free, groups, data)
     return moved.traced, free_batch(moved.traced) if moved.groups else free, moved.groups
-
-
-def choose_payoff(
-    payoff: str | Callable[..., object] | None, reference: Sequence[Array], data: Dataset, traced: Traced
-) -> Payoff:
-    """Return the payoff fitted to the data, a user's function as one; a refusal says which data.
-
-    By default an output is class scores where the model itself takes the largest of them.
-    """
-    if isinstance(payoff, payoffs.Custom | payoffs.OverAll):
-        return payoff
-    if callable(payoff):
-        return payoffs.custom(payoff, reference, data.labels)
-    if payoff is None and data.labels is None and gives_classes(traced):
-        payoff = "kl"
-    try:
-        return payoffs.choose(payoff, reference, data.labels, traced.outputs)
-    except DataError as error:
-        raise DataError(f"{data.source}: {error}") from error
-
-
-def judged(traced: Traced, data: Dataset, payoff: str | Callable[..., object] | None) -> tuple[list[Array], Payoff]:
-    """Return the original's outputs and the payoff fitted to them: called before the long part, for it may refuse.
-
-    Raises:
-        DataError: as `reference_of`, or the payoff does not fit the data.
-    """
-    reference = reference_of(traced, traced.source, data)
-    return reference, choose_payoff(payoff, reference, data, traced)
 
 
 def hold_out(

@@ -19,37 +19,20 @@ from onnxshap.clock import Clock
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
 from onnxshap.data import DataLike
 from onnxshap.endings import complete
-from onnxshap.errors import BudgetError, OnnxshapError
+from onnxshap.errors import BudgetError
 from onnxshap.graph.writing import file_size
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
-from onnxshap.methods import METHODS
-from onnxshap.opening import (
-    REPAIR_IMAGES,
-    ModelLike,
-    groups_to_cut,
-    hold_out,
-    in_bases,
-    judged,
-    open_model,
-    sample,
-)
+from onnxshap.opening import REPAIR_IMAGES, ModelLike, groups_to_cut, hold_out, in_bases, open_model, sample
 from onnxshap.plan import Budget, check_reachable, unvalued
-from onnxshap.plan.cutter import (
-    REFITS,
-    Cut,
-    Cutter,
-    check_images,
-    check_names,
-    check_tunable,
-    check_tuning,
-    repair_for,
-    shares,
-)
+from onnxshap.plan.cutter import Cut, Cutter, shares
 from onnxshap.plan.judging import Drop, Judge
+from onnxshap.plan.options import REFITS, check_options, check_repairable, repair_for
 from onnxshap.progress import Progress, silent
+from onnxshap.reference import judged
 from onnxshap.scoring import DECIDED
 from onnxshap.tracing import Traced
+from onnxshap.valuing import Scores, check_method
 
 KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Shares of the multiply-accumulates, where none are given."""
@@ -193,13 +176,10 @@ def sweep(
         ModelError, DataError, BudgetError, VerifyError: as in `api.prune`; BudgetError also where no budget can be
             reached.
     """
-    check_names(repair, allocation)
+    check_options(repair, allocation, distill_seconds)
     check_basis(basis)
-    if repair == "distill":
-        check_tuning(distill_seconds)
     for name in methods:
-        if name not in METHODS:
-            raise OnnxshapError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
+        check_method(name)
     if not methods or not keep:
         raise BudgetError("a sweep needs a method and a budget; give --method and --keep, or neither")
     budgets = {k: Budget(macs=k, multiple_of=multiple_of, min_units=min_units) for k in sorted(set(keep))[::-1]}
@@ -212,10 +192,8 @@ def sweep(
     if len(left_out) == len(budgets):
         raise BudgetError(next(iter(left_out.values())))
     dataset, held_out = hold_out(traced, dataset, eval_data, seed, "a sweep")
-    check_images(repair, allocation, min(len(dataset), REPAIR_IMAGES))
     free, repaired_on = free_batch(traced), sample(dataset, REPAIR_IMAGES, seed)
-    if repair == "distill":
-        check_tunable(free, dataset)
+    check_repairable(free, repaired_on, repair, allocation)
     refitted = repair_for(repair, len(repaired_on)) in REFITS
     moved: tuple[str, ...] = ()
     if basis == "principal" or (basis is None and refitted):
@@ -259,7 +237,7 @@ def sweep(
     )  # fmt: skip
 
 
-def _rescored(scored: Callable[..., api.Scores], data: Dataset, refitted: bool, part: Traced) -> dict[str, FloatArray]:
+def _rescored(scored: Callable[..., Scores], data: Dataset, refitted: bool, part: Traced) -> dict[str, FloatArray]:
     """Return what units of a model cut so far are cut by."""
     return scored(part, data).order(refitted=refitted)
 

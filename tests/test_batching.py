@@ -16,7 +16,8 @@ from onnxshap.data import random_data
 from onnxshap.game import GroupGame, Setting
 from onnxshap.graph.writing import put_in
 from onnxshap.masking import masked_model, row_wise
-from onnxshap.opening import calibration, choose_payoff
+from onnxshap.opening import calibration
+from onnxshap.reference import choose_payoff
 from onnxshap.rewrite import cut, drop_units
 from onnxshap.shapes import input_specs
 from onnxshap.shapes.images import Images

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import onnxshap
-from onnxshap import api, cli, opening
+from onnxshap import api, cli, opening, valuing
 from onnxshap.cli.screen import Lines
 from onnxshap.cli.shared import output_of
 from onnxshap.core import Array
@@ -28,7 +28,7 @@ from onnxshap.errors import ModelError, VerifyError
 from onnxshap.methods import Whole
 from onnxshap.payoffs import NAMES
 from onnxshap.plan import cutter
-from onnxshap.plan.cutter import ALLOCATIONS, REPAIRS
+from onnxshap.plan.options import ALLOCATIONS, REPAIRS
 from tests.exactness import net as wide
 from tests.test_report import NET, net
 
@@ -673,7 +673,14 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
 
 def test_choices_are_the_librarys(here: Path) -> None:
     text = " ".join(call("prune", "--help").stdout.split())
-    for names in (onnxshap.METHODS, NAMES, api.BASELINES, REPAIRS, ALLOCATIONS, [*onnxshap.backend.PROVIDERS, "auto"]):
+    for names in (
+        onnxshap.METHODS,
+        NAMES,
+        valuing.BASELINES,
+        REPAIRS,
+        ALLOCATIONS,
+        [*onnxshap.backend.PROVIDERS, "auto"],
+    ):
         assert f"[{'|'.join(names)}]" in text.replace("| ", "|")
 
 
@@ -821,7 +828,7 @@ def test_an_empty_path_is_not_the_folder_one_is_in(here: Path, option: str) -> N
 
 
 def test_too_few_images_for_curves_are_told_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "score_groups", unreachable)
+    monkeypatch.setattr(valuing, "score_groups", unreachable)
     for allocation in ("curves", "iterative"):
         said = refused("prune", "m.onnx", "--data", "d.npz", "--keep-macs", "0.5", "--allocation", allocation)
         assert f"allocation {allocation} needs at least 34 images" in said
@@ -1006,7 +1013,7 @@ def test_the_library_replaces_nothing_that_it_reads(here: Path, monkeypatch: pyt
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     traced = onnxshap.trace("m.onnx")
     jobs: list[Any] = [onnxshap.prune, onnxshap.unify, onnxshap.pivot]
-    monkeypatch.setattr("onnxshap.opening.trace", unreachable)
+    monkeypatch.setattr("onnxshap.layouts.trace", unreachable)
     for job in jobs:
         for output in ("m.onnx", here / "m.onnx", "link.onnx"):
             for model in ("m.onnx", here / "m.onnx", "link.onnx", traced):

@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import onnxshap
-from onnxshap import api
+from onnxshap import comparing
 from onnxshap.backend import OrtBackend
 from onnxshap.core import Array, Dataset
 from onnxshap.cost import parameters
@@ -77,7 +77,7 @@ def test_every_job_takes_them(tmp_path: Path) -> None:
     done = onnxshap.prune(path, data, keep_macs=0.5, values=scores, output=tmp_path / "cut.onnx")
     assert done.after.bytes == (tmp_path / "cut.onnx").stat().st_size
     assert done.before.bytes == path.stat().st_size
-    both = api.compare(path, tmp_path / "cut.onnx", data)
+    both = comparing.compare(path, tmp_path / "cut.onnx", data)
     assert both[1].score["agreement"] == pytest.approx(done.after.score["agreement"])
     curve = sweep(path, data, keep=(0.5,), methods=("l1",)).curves[0]
     assert curve.points[0].figures.score["agreement"] > 0.5

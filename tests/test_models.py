@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
-from onnxshap.api import WORK, affordable
 from onnxshap.calibrate import free_batch
 from onnxshap.masking import mask_name
+from onnxshap.valuing import WORK, affordable
 from onnxshap.verify import compare
 from tests.rendered import text_lines
 from tests.zeroing import relative_error, run, zeroed

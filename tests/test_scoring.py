@@ -20,7 +20,7 @@ import onnx
 import pytest
 
 import onnxshap
-from onnxshap import api
+from onnxshap import api, valuing
 from onnxshap.core import Array, Values
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.game import GroupGame
@@ -151,7 +151,7 @@ def test_the_cut_that_has_to_be_decided_is_that_of_the_budget(monkeypatch: pytes
         seen.update(arguments[4].keep)
         raise DataError("recorded")
 
-    monkeypatch.setattr(api, "score_groups", record)
+    monkeypatch.setattr(valuing, "score_groups", record)
     with pytest.raises(DataError, match="recorded"):
         onnxshap.prune(net(), IMAGES, keep_units=0.25, samples=4, multiple_of=1)
     assert seen == {"a": 3, "b": 5}
@@ -329,7 +329,7 @@ def test_a_journal_of_another_model_or_version_is_refused(tmp_path: Path, monkey
     other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones((12, 3, 3, 3), np.float32), "w0"))
     with pytest.raises(DataError, match="another model"):
         onnxshap.score(other, IMAGES, decided=0, samples=64, journal=path)
-    monkeypatch.setattr(api, "__version__", "9.9")
+    monkeypatch.setattr(valuing, "__version__", "9.9")
     with pytest.raises(DataError, match="another version"):
         score(journal=path)
     for content in (b"\x08\x08:", b"[" * 10**5):

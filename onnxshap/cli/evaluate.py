@@ -26,7 +26,7 @@ def evaluate(
     seed: int, as_json: bool, input_shapes: Shapes, provider: str, threads: int,
 ) -> None:  # fmt: skip
     """Show size, latency and scores of MODEL, side by side with OTHER on the same data."""
-    from onnxshap import api, report
+    from onnxshap import comparing, report
     from onnxshap.opening import open_model
 
     need_data(data, labels)
@@ -37,7 +37,7 @@ def evaluate(
         traced, dataset = open_model(
             model, data, labels=labels, seed=seed, backend=backend, input_shapes=dict(input_shapes)
         )
-        figures = api.compare(traced, other, dataset, payoff=payoff, seed=seed, backend=backend)
+        figures = comparing.compare(traced, other, dataset, payoff=payoff, seed=seed, backend=backend)
     names = [model] if other is None else [model, other]
     found = report.comparison(names, figures, images=len(dataset), source=dataset.source)
     print_found(as_json, found, [report.figures_table(_short(names), found["models"], dataset.source)])

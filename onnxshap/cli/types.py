@@ -133,14 +133,14 @@ def providers() -> Iterable[str]:
 
 def baselines() -> Iterable[str]:
     """Return the names of the baselines."""
-    from onnxshap.api import BASELINES
+    from onnxshap.valuing import BASELINES
 
     return BASELINES
 
 
 def repairs() -> Iterable[str]:
     """Return the names of the repairs."""
-    from onnxshap.plan.cutter import REPAIRS
+    from onnxshap.plan.options import REPAIRS
 
     return REPAIRS
 
@@ -168,6 +168,6 @@ def bases() -> Iterable[str]:
 
 def allocations() -> Iterable[str]:
     """Return the names of the allocations."""
-    from onnxshap.plan.cutter import ALLOCATIONS
+    from onnxshap.plan.options import ALLOCATIONS
 
     return ALLOCATIONS

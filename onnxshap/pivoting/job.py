@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from onnxshap import api, streams
+from onnxshap import streams, valuing
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend, provider_of, threads_of
 from onnxshap.calibrate import free_batch, run_all, usual_batch
@@ -21,17 +21,18 @@ from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph import save
 from onnxshap.graph.writing import file_size, put_in
 from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
-from onnxshap.opening import REPAIR_IMAGES, ModelLike, hold_out, judged, open_model, readable, sample
+from onnxshap.opening import REPAIR_IMAGES, ModelLike, hold_out, open_model, readable, sample
 from onnxshap.pivoting.arranging import arrange
 from onnxshap.pivoting.choosing import Ladder, choose, saved
 from onnxshap.pivoting.convs import Dense, Wanted
 from onnxshap.pivoting.permuting import Classes, nobody_moved, peers
 from onnxshap.pivoting.selecting import Allowed, find_splittable
 from onnxshap.pivoting.splitting import WEIGHED, Timed, split_convs, weigh
-from onnxshap.plan.cutter import repair_for
 from onnxshap.plan.judging import Drop, Judge, check_drop
+from onnxshap.plan.options import repair_for
 from onnxshap.plan.trials import FEWEST_FITTED
 from onnxshap.progress import Progress, silent
+from onnxshap.reference import judged
 from onnxshap.repair import Refit
 from onnxshap.tracing import Traced
 from onnxshap.verify import Verified
@@ -181,7 +182,7 @@ def pivot(
     rng, placed = streams.stream(seed, streams.ARRANGEMENT), nobody_moved(traced.labels)
     wanted = [Wanted(c, splittable.groups[c.y][-1]) for c in convs]
     placed = arrange(wanted, movable, placed, rng)
-    runs = api.WORK // max(1, len(convs) * total)
+    runs = valuing.WORK // max(1, len(convs) * total)
     weights = weigh(
         traced, free, wanted, placed, repaired_on.take(slice(0, max(FEWEST_FITTED, min(WEIGHED, runs)))), repair,
         progress,

@@ -3,7 +3,7 @@
 - `choice`: values + costs + budget -> plan, by `allocation` of the budget to the `widths` of groups.
 - `curves`: what every width of a group loses once repaired, by `trials`.
 - `rounds`: values and curves again, of a model cut part of the way.
-- `cutter`: plan -> cut, verified and repaired model.
+- `cutter`: plan -> cut, verified and repaired model, as the `options` say.
 - `search`: the smallest one that loses no more than it may (`judging`); `latency`: the widest that is fast enough.
 """
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,81 +12,24 @@ from onnxshap.clock import Clock
 from onnxshap.core import BoolArray, Dataset, FloatArray
 from onnxshap.cost import parameters
 from onnxshap.distill.tuning import SECONDS, Tuning, divided
-from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.graph import finish
 from onnxshap.groups import Group
 from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, fits, make_plan, wider_plans
 from onnxshap.plan.curves import affordable, loss_curves
+from onnxshap.plan.options import REFITS, check_images, check_options, repair_for
 from onnxshap.plan.rounds import CutModel, eased
-from onnxshap.plan.trials import FEWEST_FITTED, FITTED, Trials
+from onnxshap.plan.trials import Trials
 from onnxshap.progress import Progress, silent
-from onnxshap.repair import FEWEST_IMAGES, Refit, refit, rematch
+from onnxshap.repair import Refit, refit, rematch
 from onnxshap.rewrite import small_model
 from onnxshap.tracing import Traced
 from onnxshap.verify import Verified, check_loads, verify
 
-REFITS = ("lstsq", "distill")
-REPAIRS = (*REFITS, "fold", "none")
-ALLOCATIONS = ("curves", "uniform", "iterative")
 ROUNDS = 2
 """Of the allocation `iterative`."""
 WORK = 10**13
 """Multiply-accumulates that measuring the curves may take by default, a few minutes on two cores."""
-
-
-def check_names(repair: str | None, allocation: str | None) -> None:
-    """Refuse unknown ones.
-
-    Raises:
-        OnnxshapError: one is unknown.
-    """
-    for name, value, known in (("repair", repair, REPAIRS), ("allocation", allocation, ALLOCATIONS)):
-        if value is not None and value not in known:
-            raise OnnxshapError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
-
-
-def check_images(repair: str | None, allocation: str | None, images: int) -> None:
-    """Refuse to measure curves, or to distil, on too few images.
-
-    Raises:
-        OnnxshapError: curves were asked for, and the images are too few to fit on a part of them.
-        DataError: distillation was, and they are too few to judge it by a part of them.
-    """
-    if repair == "distill":
-        divided(images, 0)
-    least = math.ceil(FEWEST_FITTED / FITTED)
-    if allocation in ("curves", "iterative") and images < least:
-        raise OnnxshapError(f"allocation {allocation} needs at least {least} images; give more data")
-
-
-def check_tuning(seconds: float | None) -> None:
-    """Refuse distillation without torch, or without time.
-
-    Raises:
-        OnnxshapError: torch is not installed.
-        BudgetError: there is no time.
-    """
-    if seconds is not None and not 0 < seconds < float("inf"):
-        raise BudgetError(f"distill-seconds is {seconds:g}; give a number of seconds above 0")
-    if importlib.util.find_spec("torch") is None:
-        raise OnnxshapError("repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
-
-
-def check_tunable(free: Traced, data: Dataset) -> None:
-    """Refuse to distil a model that torch cannot evaluate, or that has nothing to tune.
-
-    Raises:
-        ModelError: as `distill.tuner.check_model`.
-    """
-    from onnxshap.distill.tuner import check_model  # needs torch
-
-    check_model(free, data)
-
-
-def repair_for(repair: str | None, images: int) -> str:
-    """Return the repair asked for, or what so many images allow."""
-    return repair or ("lstsq" if images >= FEWEST_IMAGES else "fold")
 
 
 def shares(traced: Traced, keep: Mapping[str, BoolArray]) -> dict[str, float]:
@@ -167,9 +108,7 @@ class Cutter:
         Raises:
             OnnxshapError: an unknown repair or allocation, or curves without images enough.
         """
-        check_names(self.repair, self.allocation)
-        if self.repair == "distill":
-            check_tuning(self.tuning_seconds)
+        check_options(self.repair, self.allocation, self.tuning_seconds)
         self.repair = repair_for(self.repair, len(self.data))
         asked = self.allocation in ("curves", "iterative")
         check_images(self.repair, self.allocation, len(self.data))

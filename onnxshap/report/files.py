@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from onnxshap.api import Scores
 from onnxshap.core import Array, Values
 from onnxshap.errors import DataError
 from onnxshap.graph import whole_file
 from onnxshap.report.page import page
 from onnxshap.report.reports import SCHEMA_VERSION, Report
+from onnxshap.valuing import Scores
 
 
 def as_json(report: Report) -> str:

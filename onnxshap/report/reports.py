@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxshap.api import Pruned, Scores
+from onnxshap.api import Pruned
 from onnxshap.backend import provider_of
 from onnxshap.core import Array
 from onnxshap.graph import writing
@@ -17,13 +17,14 @@ from onnxshap.groups import Group
 from onnxshap.measure import Figures
 from onnxshap.methods.ranking import ranked_by
 from onnxshap.pivoting import Pivoted, Split
-from onnxshap.plan.cutter import REFITS
 from onnxshap.plan.judging import Drop
+from onnxshap.plan.options import REFITS
 from onnxshap.repair import Refit, unfitted
 from onnxshap.report.kinds import kinds_of
 from onnxshap.sweeping import Curve, Point, Sweep
 from onnxshap.tracing import Traced
 from onnxshap.unification import Size, Unified
+from onnxshap.valuing import Scores
 from onnxshap.verify import Verified
 
 SCHEMA_VERSION = 1

@@ -10,9 +10,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxshap.api import Scores
 from onnxshap.report.cells import add_row_of, count, empty_table, in_bytes, in_milliseconds, listed, make_fit, plural
 from onnxshap.report.reports import Report
+from onnxshap.valuing import Scores
 
 _LIMITS = ("max-evals", "max-seconds")
 """Of the rules that end a group, those that do not ask whether its values are good enough."""

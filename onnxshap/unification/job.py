@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from onnxshap import api
+from onnxshap import valuing
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch, run_all
@@ -19,9 +19,10 @@ from onnxshap.errors import BudgetError
 from onnxshap.graph import save
 from onnxshap.graph.writing import put_in
 from onnxshap.measure import label_notes, notes_on, scores, unchanged
-from onnxshap.opening import ModelLike, hold_out, judged, open_model, readable, sample
+from onnxshap.opening import ModelLike, hold_out, open_model, readable, sample
 from onnxshap.plan.judging import Drop, Judge
 from onnxshap.progress import Progress, silent
+from onnxshap.reference import judged
 from onnxshap.unification.blocks import BLOCK, find_blocks, order, shares_unified, unify_weights, weighted
 from onnxshap.unification.sizes import Size, as_file, compressor, size_of
 from onnxshap.verify import check_loads
@@ -114,7 +115,7 @@ def unify(
     dataset, held_out = hold_out(traced, dataset, eval_data, seed)
     reference, fitted = judged(traced, held_out, payoff)
     blocks = find_blocks(traced, free_batch(traced), dataset, block)
-    runs = api.WORK // max(1, len(blocks) * traced.cost.macs())
+    runs = valuing.WORK // max(1, len(blocks) * traced.cost.macs())
     blocks = weighted(traced, blocks, sample(dataset, max(1, min(_WEIGHED, runs)), seed))
     ranked = order(blocks) if blocks else np.zeros(0, np.int64)
 

@@ -1,0 +1,68 @@
+"""What may be asked of a cut: repairs, allocations, and what they need."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+from onnxshap.core import Dataset
+from onnxshap.distill.tuning import divided
+from onnxshap.errors import BudgetError, OnnxshapError
+from onnxshap.plan.trials import FEWEST_FITTED, FITTED
+from onnxshap.repair import FEWEST_IMAGES
+from onnxshap.tracing import Traced
+
+REFITS = ("lstsq", "distill")
+REPAIRS = (*REFITS, "fold", "none")
+ALLOCATIONS = ("curves", "uniform", "iterative")
+
+
+def check_options(repair: str | None, allocation: str | None, tuning_seconds: float | None = None) -> None:
+    """Refuse what no model can be cut with.
+
+    Raises:
+        OnnxshapError: a name is unknown, or torch is not installed, which distillation needs.
+        BudgetError: distillation has no time.
+    """
+    for name, value, known in (("repair", repair, REPAIRS), ("allocation", allocation, ALLOCATIONS)):
+        if value is not None and value not in known:
+            raise OnnxshapError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+    if repair != "distill":
+        return
+    if tuning_seconds is not None and not 0 < tuning_seconds < float("inf"):
+        raise BudgetError(f"distill-seconds is {tuning_seconds:g}; give a number of seconds above 0")
+    if importlib.util.find_spec("torch") is None:
+        raise OnnxshapError("repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
+
+
+def check_images(repair: str | None, allocation: str | None, images: int) -> None:
+    """Refuse to measure curves, or to distil, on too few images.
+
+    Raises:
+        OnnxshapError: curves were asked for, and the images are too few to fit on a part of them.
+        DataError: distillation was, and they are too few to judge it by a part of them.
+    """
+    if repair == "distill":
+        divided(images, 0)
+    least = math.ceil(FEWEST_FITTED / FITTED)
+    if allocation in ("curves", "iterative") and images < least:
+        raise OnnxshapError(f"allocation {allocation} needs at least {least} images; give more data")
+
+
+def check_repairable(free: Traced, data: Dataset, repair: str | None, allocation: str | None) -> None:
+    """Refuse a model, or images, that the repair or the allocation asked for cannot work with.
+
+    Raises:
+        OnnxshapError, DataError: as `check_images`.
+        ModelError: the model is to be distilled, and torch cannot evaluate it, or it has nothing to tune.
+    """
+    check_images(repair, allocation, len(data))
+    if repair == "distill":
+        from onnxshap.distill.tuner import check_model  # needs torch
+
+        check_model(free, data)
+
+
+def repair_for(repair: str | None, images: int) -> str:
+    """Return the repair asked for, or what so many images allow."""
+    return repair or ("lstsq" if images >= FEWEST_IMAGES else "fold")

@@ -1,0 +1,245 @@
+"""Values of every group of a model: what they are found with, on how many images, and what is told of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onnxshap import __version__, payoffs
+from onnxshap.backend import provider_of
+from onnxshap.calibrate import rows_apart, site_means
+from onnxshap.core import Dataset, FloatArray, Payoff, Values
+from onnxshap.endings import complete
+from onnxshap.errors import DataError, OnnxshapError
+from onnxshap.game import Setting
+from onnxshap.graph.writing import digest
+from onnxshap.groups import Group
+from onnxshap.measure import label_notes
+from onnxshap.methods import GAMELESS, METHODS
+from onnxshap.methods.base import Tell
+from onnxshap.methods.ranking import ranks
+from onnxshap.progress import Progress
+from onnxshap.reference import choose_payoff, reference_of
+from onnxshap.scoring import Rules, score_groups
+from onnxshap.scoring.jobs import fingerprint
+from onnxshap.scoring.journal import Journal
+from onnxshap.scoring.runners import Cluster, Processes, Runner
+from onnxshap.tracing import Traced
+
+BASELINES = ("mean", "zero")
+SAMPLES = 128
+"""Calibration images to score with, where nothing else is said."""
+STATISTICS_SAMPLES = 1024
+"""Calibration images for methods that play no game, which run every image once."""
+WORK = 4 * 10**13
+"""Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
+_ONE_BY_ONE = (
+    "every coalition was a run of its own, for the images of a batch are not known to be apart in this file; one with "
+    "a free batch, or a method without a game (--method recon), takes less"
+)
+_BESIDE = (
+    "what a sample gives depends on those that it is run with, so axis 0 of the inputs is no batch of samples in this "
+    "file, and all that is found holds for such mixtures at best; give every sample an axis 0 of its own ([n, steps, "
+    "features] for an input [steps, features]), or export it with a batch in front"
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values of every group, and how they came about.
+
+    Attributes:
+        values: group name -> values.
+        method: the method's name.
+        payoff: the payoff's name; None for methods that use none.
+        seed: the seed.
+        images: calibration images used.
+        source: where they came from.
+        model: sha256 of the model they belong to.
+        notes: what the user should know of how the model was taken.
+    """
+
+    values: Mapping[str, Values]
+    method: str
+    payoff: str | None
+    seed: int
+    images: int
+    source: str
+    model: str
+    notes: tuple[str, ...] = ()
+
+    def order(self, *, refitted: bool) -> dict[str, FloatArray]:
+        """Return what units are cut by, group name -> float64[n_units], lowest first; `methods.ranking` says why."""
+        return {name: ranks(self.method, value, refitted=refitted) for name, value in self.values.items()}
+
+    @property
+    def evals(self) -> int:
+        """(image, coalition) rows evaluated."""
+        return sum(v.evals for v in self.values.values())
+
+
+def affordable(traced: Traced, groups: Sequence[Group], samples: int | None, method: str = "shapley") -> int:
+    """Return how many images to score with: as many as asked for, else 128 or what `WORK` allows, at least one.
+
+    An image takes two rows a unit, each at most one run of the model; methods without a game take 1024 images.
+    """
+    if samples is not None:
+        return samples
+    if method in GAMELESS:
+        return STATISTICS_SAMPLES
+    rows = 2 * sum(len(g) for g in groups)
+    return max(1, min(SAMPLES, WORK // max(1, rows * traced.cost.macs())))
+
+
+def setting_for(free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str) -> Setting:
+    """Return what a model is scored with: data, the original's outputs on them, a payoff that fits, means.
+
+    Raises:
+        OnnxshapError: the baseline is unknown.
+        DataError: as `reference_of` and `choose_payoff`.
+    """
+    reference = reference_of(free, free.shaped.graph.model, data)
+    if baseline not in BASELINES:
+        raise OnnxshapError(f"baseline {baseline!r} is unknown; choose one of {', '.join(BASELINES)}")
+    chosen = choose_payoff(payoff, reference, data, free)
+    means = site_means(free, data) if baseline == "mean" else {}
+    return Setting(free, data, chosen, reference, means)
+
+
+def check_method(name: str) -> None:
+    """Refuse an unknown method.
+
+    Raises:
+        OnnxshapError: it is one.
+    """
+    if name not in METHODS:
+        raise OnnxshapError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How units are scored.
+
+    Attributes:
+        method: one of `METHODS`.
+        seed: of all randomness.
+        rules: when it stops.
+        progress: told after every block of images.
+        workers: processes of this machine that do it, 0 = this one alone.
+        cluster: address of a dask.distributed scheduler whose workers do it.
+        journal: where results are kept as they come.
+    """
+
+    method: str
+    seed: int
+    rules: Rules
+    progress: Progress
+    workers: int = 0
+    cluster: str | None = None
+    journal: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done.
+
+        Raises:
+            OnnxshapError: an unknown method, fewer workers than none, or a cluster that is none or one beside them.
+        """
+        check_method(self.method)
+        if self.workers < 0:
+            raise OnnxshapError(f"workers is {self.workers}; give 0 (this process alone) or more")
+        if self.cluster == "":
+            raise OnnxshapError("the cluster's address is empty; give one like tcp://host:8786, or leave it out")
+        if self.workers and self.cluster:
+            raise OnnxshapError("give workers or a cluster, not both")
+
+    def of(self, setting: Setting, traced: Traced, groups: Sequence[Group], *, turned: bool = False) -> Scores:
+        """Return the values of groups.
+
+        Args:
+            setting: what they are scored with.
+            traced: the model, as in its file.
+            groups: those to score.
+            turned: whether the model is in other bases than its file; the values belong to that form of it alone.
+        """
+        model = digest(traced.shaped.graph.model if turned else complete(traced, traced.source))
+        kept = None if self.journal is None else Journal(self.journal, self._header(setting, groups, model))
+        values = score_groups(
+            setting, groups, self.method, self.seed, self.rules,
+            lambda done, total: self.progress("score", done, total), kept, self._runner(setting),
+        )  # fmt: skip
+        used = setting.payoff.name if any(v.evals for v in values.values()) else None
+        doubts = label_notes(setting.payoff, setting.reference, setting.data.labels)
+        notes = (*traced.notes, *doubts, *(() if used is None else _notes_on_rows(setting)))
+        data = setting.data
+        return Scores(values, self.method, used, self.seed, len(data), data.source, model, notes)
+
+    def _header(self, setting: Setting, groups: Sequence[Group], model: str) -> dict[str, str | int | None]:
+        """Return all that the results depend on, as a journal keeps it."""
+        backend = setting.traced.backend
+        return {
+            "version": __version__,
+            "model": model,
+            "seed": self.seed,  # which decides on the images, too
+            "data": fingerprint(setting.data),
+            "method": self.method,
+            "payoff": _told(setting),
+            "baseline": "mean" if setting.means else "zero",
+            "max-evals": self.rules.max_evals,
+            "choice of groups": " ".join(g.name for g in groups),
+            "provider": provider_of(backend),
+            "memory": backend.memory,
+        }
+
+    def _runner(self, setting: Setting) -> Callable[[Tell], Runner] | None:
+        """Return what makes the runner; methods without a game run in this process, with all of its threads."""
+        if self.method in GAMELESS:
+            return None
+        if cluster := self.cluster:
+            return lambda tell: Cluster(setting, self.method, cluster)
+        return (lambda tell: Processes(setting, self.method, self.workers)) if self.workers else None
+
+
+def _notes_on_rows(setting: Setting) -> tuple[str, ...]:
+    """Return what a game's values suffer from: that rows do not share a run, or that they should not."""
+    traced, data = setting.traced, setting.data
+    single = () if traced.shaped.free_batch else (_ONE_BY_ONE,)
+    alone = traced.shaped.apart or traced.labels.trace.shares_ranges
+    known = alone or (single and traced.batch == 1)  # and heeded
+    return single if known or rows_apart(traced, data) else (*single, _BESIDE)
+
+
+def _told(setting: Setting) -> str:
+    """Return what tells a payoff from others: its fields, or what a user's function gives for some outputs."""
+    payoff, reference, labels = setting.payoff, setting.reference, setting.data.labels
+    if payoff.name in payoffs.NAMES:
+        return repr(payoff)
+    turned = [value[::-1] for value in reference]  # the originals may all be worth the same
+    values = [payoff(outputs, reference, labels) for outputs in (reference, turned)]
+    return f"{payoff.name} {hashlib.sha256(np.stack(values).tobytes()).hexdigest()}"
+
+
+def check_values(values: object, traced: Traced, groups: Sequence[Group]) -> Scores:
+    """Return values of an earlier run, which have to be those of a model and its groups.
+
+    Raises:
+        DataError: they are none, or another model's, or lack a group.
+    """
+    if not isinstance(values, Scores):
+        raise DataError(
+            f"values: {type(values).__name__} given; give what `score` returns (`report.read_values` reads its file)"
+        )
+    if values.model != digest(complete(traced, traced.source)):
+        raise DataError("the values belong to another model; score this one, or give the model they were made for")
+    for group in groups:
+        if group.name not in values.values or len(values.values[group.name].phi) != len(group):
+            raise DataError(f"the values lack group {group.name!r}; score the model without --include and --exclude")
+    return values
+
+
+def known_payoff(payoff: Payoff) -> str | Payoff:
+    """Return what makes the same payoff on other data: its name, if it has one."""
+    return payoff.name if payoff.name in payoffs.NAMES else payoff

@@ -50,7 +50,9 @@ OWNERS = {
 """Foreign library -> the modules that may import it, wherever in the file."""
 FILES = sorted(ROOT.rglob("*.py"))
 TORCH = {path for path in FILES if path.parent == ROOT / "distill" / "ops"}
-TORCH |= {ROOT / "distill" / f"{name}.py" for name in ("mixing", "torchgraph", "tuner")}
+TORCH |= {
+    ROOT / "distill" / f"{name}.py" for name in ("checking", "feeds", "mixing", "teachers", "torchgraph", "tuner")
+}
 """What may import torch as soon as it is imported itself."""
 
 

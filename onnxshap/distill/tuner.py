@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +26,16 @@ from onnx import ModelProto
 from torch import Tensor
 
 from onnxshap import payoffs, streams
-from onnxshap.backend import Backend, Session, threads_of
-from onnxshap.calibrate import by_image, bytes_per_image
+from onnxshap.backend import Backend, threads_of
+from onnxshap.calibrate import by_image
 from onnxshap.core import Array, Dataset, FloatArray, IntArray, Payoff
+from onnxshap.distill.checking import COMPARED, check_same
+from onnxshap.distill.feeds import BATCH, all_laid_out, as_given, as_tensors, images_in, pieces, rows_held
 from onnxshap.distill.mixing import Mixer
 from onnxshap.distill.ops import clipped
-from onnxshap.distill.torchgraph import CPU, TorchGraph, laid_out
+from onnxshap.distill.teachers import OrtTeacher, TorchTeacher
+from onnxshap.distill.torchgraph import CPU, TorchGraph
 from onnxshap.distill.tuning import SECONDS, Tuning, divided
-from onnxshap.errors import ModelError
 from onnxshap.graph import equal_copies, extract
 from onnxshap.graph.weights import set_values
 from onnxshap.masking import Means
@@ -43,7 +45,6 @@ from onnxshap.rewrite import cut
 from onnxshap.tracing import Keep, Traced
 
 EPOCHS = 180
-BATCH = 50
 FEWER = 20
 """Images of a step where time allows less than half of the epochs: steps are what is missing then. MobileNetV2 learns
 in 30 epochs of 20 what it learns in 60 of 50."""
@@ -67,9 +68,6 @@ HINTS = 20.0
 HINTED = 2**25
 """Numbers of the intermediate targets that a step compares: those of all its images, or of some where images are large.
 To compare numbers costs more than to compute them, and early layers have many positions to learn from in an image."""
-_TOLERANCE = 1e-3
-_COMPARED = 8
-"""Images that torch and onnxruntime are compared on."""
 _TIMED = 3
 
 
@@ -115,26 +113,6 @@ def distill(
         if item.name in weights:
             set_values(item, weights[item.name])
     return transfer(student, cut(traced, keep, means)), tuning
-
-
-def check_model(free: Traced, data: Dataset) -> None:
-    """Refuse a model that cannot be tuned: told before anything else takes its time.
-
-    Raises:
-        ModelError: what runs many images at a time does not run, an op has no equal in torch, or none that gives the
-            same on the first images, or no weights are tuned.
-    """
-    if not free.shaped.free_batch and free.batch > 1:
-        raise ModelError(
-            f"distillation runs as many images as memory lets it, the model takes {free.batch}; use --repair lstsq"
-        )
-    model = free.shaped.graph.model
-    graph = TorchGraph(model)
-    if not graph.behind_layers():
-        raise ModelError("distillation tunes weights of float32, the model has none; use --repair lstsq")
-    names = [o.name for o in model.graph.output]
-    inputs = _tensors(data.take(slice(0, _COMPARED)), CPU)
-    _check_same(free, model, lambda feeds: graph(_laid_out(feeds), names), _pieces(inputs, _rows(free, model)))
 
 
 @contextlib.contextmanager
@@ -190,24 +168,6 @@ class _Part:
     images: int
 
 
-@dataclass(frozen=True)
-class _OrtTeacher:
-    session: Session
-
-    def __call__(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
-        return [torch.from_numpy(value) for value in _run(self.session, feeds)]
-
-
-@dataclass(frozen=True)
-class _TorchTeacher:
-    graph: TorchGraph
-    names: Sequence[str]
-
-    def __call__(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
-        with torch.no_grad():
-            return self.graph(_laid_out(feeds), self.names)
-
-
 class _Tuner:
     def __init__(
         self, free: Traced, layers: Sequence[Layer], student: ModelProto, keep: Keep, data: Dataset, seed: int,
@@ -222,17 +182,17 @@ class _Tuner:
         self._live = free.alive(keep)
         numbers = sum(int(np.prod(free.shaped.shapes[layer.target])) for layer in hints) // free.batch
         hinted = int(np.clip(HINTED // max(1, numbers), 1, BATCH))
-        self._rows = _rows(free, student)
+        self._rows = rows_held(free, student)
         outputs = range(len(self._outputs))
         parts = [(outputs, hints, BATCH)] if hinted == BATCH else [(outputs, [], BATCH), ([], hints, hinted)]
         self._device, self._steps = device_of(free.backend), 0
         self._parts = [self._part(o, h, images) for o, h, images in parts]
         self._graph = TorchGraph(student, equal_copies(student, free.shaped.graph.origin), self._device)
         inputs = self._tensors(data.take(self._held_out))
-        compared = list(self._pieces(inputs, min(_COMPARED, len(self._held_out))))
-        _check_same(free, student, lambda feeds: self._graph(_laid_out(feeds), self._outputs), compared)
+        compared = list(self._pieces(inputs, min(COMPARED, len(self._held_out))))
+        check_same(free, student, lambda feeds: self._graph(all_laid_out(feeds), self._outputs), compared)
         if self._device != CPU:
-            _check_same(free, source, self._parts[0].teacher, compared)
+            check_same(free, source, self._parts[0].teacher, compared)
         reference = self._outputs_of(inputs)
         fitted = payoffs.choose(payoff, reference, None, self._outputs)
         every: Sequence[Payoff] = fitted.parts if isinstance(fitted, payoffs.Joint) else [fitted]
@@ -256,14 +216,11 @@ class _Tuner:
         kinds = {i.name: i.type.tensor_type.elem_type for i in source.graph.input}
         original = extract(source, kinds, {n: made.get(n, 1) for n in names})
         if self._device != CPU:
-            return _Part(_TorchTeacher(TorchGraph(original, device=self._device), names), names, outputs, hints, images)
-        return _Part(_OrtTeacher(self._free.backend.session(original)), names, outputs, hints, images)
-
-    def _given(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return _given(self._free, feeds)
+            return _Part(TorchTeacher(TorchGraph(original, device=self._device), names), names, outputs, hints, images)
+        return _Part(OrtTeacher(self._free.backend.session(original)), names, outputs, hints, images)
 
     def _tensors(self, data: Dataset) -> dict[str, Tensor]:
-        return _tensors(data, self._device)
+        return as_tensors(data, self._device)
 
     def _led(self, values: Sequence[Tensor], part: _Part) -> list[Tensor]:
         """Return a part's outputs with the images on axis 0, wherever the model has them."""
@@ -273,7 +230,7 @@ class _Tuner:
         """Return the original's outputs, batch by batch."""
         count = len(self._held_out)
         part = self._parts[0]
-        every = (self._led(part.teacher(self._given(piece)), part) for piece in self._pieces(feeds, count))
+        every = (self._led(part.teacher(as_given(self._free, piece)), part) for piece in self._pieces(feeds, count))
         parts = [[value.cpu().numpy() for value in values] for values in every]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
@@ -292,10 +249,10 @@ class _Tuner:
         """Return the variance of every intermediate target on the images held out."""
         found = {}
         for part in self._parts:
-            count = min(part.images, _count(feeds))
+            count = min(part.images, images_in(feeds))
             moments = np.zeros((len(part.hints), 3))
             for piece in self._pieces(feeds, count):
-                values = part.teacher(self._given(piece))[len(part.outputs) :]
+                values = part.teacher(as_given(self._free, piece))[len(part.outputs) :]
                 for moment, value, layer in zip(moments, values, part.hints, strict=True):
                     x = self._hint(value, layer).double()
                     moment += x.numel(), float(x.sum()), float((x * x).sum())
@@ -311,10 +268,10 @@ class _Tuner:
 
     def _losses(self, feeds: Mapping[str, Tensor], part: _Part) -> tuple[Tensor, Tensor, Tensor]:
         """Return the losses of the outputs, one an image, and of class scores and hints as shares of variance."""
-        given, count = self._given(feeds), len(part.outputs)
+        given, count = as_given(self._free, feeds), len(part.outputs)
         wanted = part.teacher(given)
-        found = self._graph(_laid_out(given), part.names)
-        outputs, scores, hints = (torch.zeros(size, device=self._device) for size in (_count(feeds), (), ()))
+        found = self._graph(all_laid_out(given), part.names)
+        outputs, scores, hints = (torch.zeros(size, device=self._device) for size in (images_in(feeds), (), ()))
         for k, a, b in zip(part.outputs, self._led(found, part), self._led(wanted, part), strict=True):
             if not a.is_floating_point():
                 continue
@@ -398,14 +355,14 @@ class _Tuner:
     def _totals(self, feeds: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """Yield what sums up to the loss that is tuned on some images, as many of them at a time as memory allows."""
         for part in self._parts:
-            count = min(part.images, _count(feeds))
+            count = min(part.images, images_in(feeds))
             for piece in self._pieces(feeds, count):
                 outputs, scores, hints = self._losses(piece, part)
-                yield (outputs.mean() + SCORES * scores + HINTS * hints) * (_count(piece) / count)
+                yield (outputs.mean() + SCORES * scores + HINTS * hints) * (images_in(piece) / count)
 
     def _pieces(self, feeds: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor]]:
         """Yield the first `count` images, as many at a time as memory allows."""
-        return _pieces({name: value[:count] for name, value in feeds.items()}, self._rows)
+        return pieces({name: value[:count] for name, value in feeds.items()}, self._rows)
 
     def _rate(self, latest: float) -> float:
         """Return the highest rate that does no lasting harm, untried once it is `latest`; weights stay as they are."""
@@ -447,63 +404,6 @@ class _Tuner:
 
     def _mixed(self, images: IntArray) -> dict[str, Tensor]:
         return self._mixer(self._data.take(images).inputs)
-
-
-def _rows(free: Traced, model: ModelProto) -> int:
-    """Return how many images of a form of the model memory holds at a time, with gradients."""
-    if free.shaped.apart or not free.shaped.free_batch:
-        return 1
-    held = 2 * sum(bytes_per_image(free, [o for node in model.graph.node for o in node.output]))
-    return int(np.clip(free.backend.memory // max(1, held), 1, BATCH))
-
-
-def _pieces(feeds: Mapping[str, Tensor], rows: int) -> Iterator[dict[str, Tensor]]:
-    """Yield images, so many at a time."""
-    for start in range(0, _count(feeds), rows):
-        yield {name: value[start : start + rows] for name, value in feeds.items()}
-
-
-def _given(free: Traced, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return inputs as the model takes them, of images along axis 0."""
-    axes = {name: free.shaped.batch_axes.get(name, 0) for name in feeds}
-    return {n: v[0] if (axis := axes[n]) is None else v.movedim(0, axis) for n, v in feeds.items()}
-
-
-def _check_same(
-    free: Traced, model: ModelProto, graph: Callable[[Mapping[str, Tensor]], list[Tensor]],
-    pieces: Iterable[Mapping[str, Tensor]],
-) -> None:  # fmt: skip
-    """Refuse a model that torch does not compute as onnxruntime does.
-
-    Raises:
-        ModelError: an output differs.
-    """
-    session, names = free.backend.session(model), [o.name for o in model.graph.output]
-    for feeds in pieces:
-        given = _given(free, feeds)
-        with torch.no_grad():
-            found = [value.cpu() for value in graph(given)]
-        for name, a, b in zip(names, found, _run(session, given), strict=False):
-            x, y = a.numpy().astype(np.float64), b.astype(np.float64)  # truth values have no difference
-            size = float(np.abs(y).max(initial=1e-6))
-            if x.shape != y.shape or not np.abs(x - y).max(initial=0.0) <= _TOLERANCE * size:
-                raise ModelError(f"output {name!r}: torch does not compute what onnxruntime does; use --repair lstsq")
-
-
-def _tensors(data: Dataset, device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(v)).to(device) for name, v in data.inputs.items()}
-
-
-def _run(session: Session, feeds: Mapping[str, Tensor]) -> list[Array]:
-    return session.run({name: value.cpu().numpy() for name, value in feeds.items()})
-
-
-def _laid_out(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: laid_out(value) for name, value in feeds.items()}
-
-
-def _count(feeds: Mapping[str, Tensor]) -> int:
-    return len(next(iter(feeds.values())))
 
 
 def _log_p(values: Tensor, classes: payoffs.KL) -> Tensor:

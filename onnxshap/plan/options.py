@@ -58,7 +58,7 @@ def check_repairable(free: Traced, data: Dataset, repair: str | None, allocation
     """
     check_images(repair, allocation, len(data))
     if repair == "distill":
-        from onnxshap.distill.tuner import check_model  # needs torch
+        from onnxshap.distill.checking import check_model  # needs torch
 
         check_model(free, data)
 

@@ -15,7 +15,7 @@ from onnx import ModelProto
 from onnxshap import __version__, payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend, provider_of
-from onnxshap.bases import check_basis
+from onnxshap.bases import Bases, Turned, check_basis, form_of
 from onnxshap.calibrate import free_batch, rows_apart, run_all, site_means, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff, Values
@@ -105,8 +105,10 @@ class Scores:
         seed: the seed.
         images: calibration images used.
         source: where they came from.
-        model: sha256 of the model they belong to.
+        model: sha256 of the model they belong to, in the form that its units are of (`bases.form_of`).
         notes: what the user should know of how the model was taken.
+        basis: whether units that linear ops alone touch were put into principal bases, or taken as they are (`own`).
+        bases: those of the groups whose units are combinations of the file's.
     """
 
     values: Mapping[str, Values]
@@ -117,6 +119,8 @@ class Scores:
     source: str
     model: str
     notes: tuple[str, ...] = ()
+    basis: str = "own"
+    bases: Bases = field(default_factory=dict, repr=False)
 
     def order(self, *, refitted: bool) -> dict[str, FloatArray]:
         """Return what units are cut by, group name -> float64[n_units], lowest first; `methods.ranking` says why."""
@@ -149,7 +153,7 @@ class Pruned:
         tuning: what distillation did.
         unchanged: whether the outputs that judge are the original's to the bit, though units went.
         turned: names of the groups that were put into another basis first: their units, in values, plan and slices, are
-            combinations of the file's (`bases`).
+            combinations of the file's (`bases`). Those of which nothing is cut are in the model as in the file.
     """
 
     model: ModelProto = field(repr=False)
@@ -203,6 +207,7 @@ def score(
     workers: int = 0,
     cluster: str | None = None,
     progress: Progress = silent,
+    basis: str | None = None,
 ) -> Scores:
     """Return the values of every group of a model; higher = keep.
 
@@ -231,19 +236,23 @@ def score(
         workers: processes of this machine to score with, 0 = this one alone; the values are the same.
         cluster: address of a dask.distributed scheduler to score with.
         progress: told after every block of images.
+        basis: `principal` values the units that `prune` cuts by default (its `basis`), combinations of the file's where
+            linear ops alone touch them; the values carry them along. `own` (None) values the file's.
 
     Raises:
         ModelError, DataError, BudgetError: as their names say.
     """
+    check_basis(basis)
     traced, dataset = open_model(
         model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
     )
-    groups = groups_to_cut(traced, include, exclude)
-    setting = _setting(
-        free_batch(traced), sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline
-    )
+    groups, free = groups_to_cut(traced, include, exclude), free_batch(traced)
+    moved: Turned | None = None
+    if basis == "principal":
+        moved, free = in_bases(traced, free, groups, sample(dataset, REPAIR_IMAGES, seed))
+    setting = _setting(free, sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline)
     rules = Rules(max_evals, max_seconds, decided)
-    return _score(setting, traced, groups, method, seed, rules, progress, journal, workers, cluster)
+    return _score(setting, traced, groups, method, seed, rules, progress, journal, workers, cluster, moved)
 
 
 def affordable(traced: Traced, groups: Sequence[Group], samples: int | None, method: str = "shapley") -> int:
@@ -270,12 +279,13 @@ def _setting(free: Traced, data: Dataset, payoff: str | Callable[..., object] | 
 
 def _score(
     setting: Setting, traced: Traced, groups: Sequence[Group], method: str, seed: int, rules: Rules, progress: Progress,
-    journal: str | Path | None, workers: int, cluster: str | None, turned: bool = False,
+    journal: str | Path | None, workers: int, cluster: str | None, moved: Turned | None = None,
 ) -> Scores:  # fmt: skip
-    """Return the values of groups; those of a model in other bases belong to that form of it alone."""
+    """Return the values of groups; those of a model in other bases, as it was `moved`, belong to that form of it."""
     if method not in METHODS:
         raise OnnxshapError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
-    model = digest(traced.shaped.graph.model if turned else complete(traced, traced.source))
+    bases = {} if moved is None else moved.bases
+    model = form_of(digest(complete(traced, traced.source)), bases)
     kept = None if journal is None else Journal(journal, _header(setting, groups, model, method, seed, rules))
     values = score_groups(
         setting, groups, method, seed, rules, lambda done, total: progress("score", done, total), kept,
@@ -284,7 +294,8 @@ def _score(
     used = setting.payoff.name if any(v.evals for v in values.values()) else None
     doubts = label_notes(setting.payoff, setting.reference, setting.data.labels)
     notes = (*traced.notes, *doubts, *(() if used is None else _notes_on_rows(setting)))
-    return Scores(values, method, used, seed, len(setting.data), setting.data.source, model, notes)
+    basis = "own" if moved is None else "principal"
+    return Scores(values, method, used, seed, len(setting.data), setting.data.source, model, notes, basis, bases)
 
 
 def _notes_on_rows(setting: Setting) -> tuple[str, ...]:
@@ -401,7 +412,7 @@ def prune(
             they are fewer, none where there are none.
         basis: `principal` puts units that linear ops alone touch (of heads, queries and keys, linear trunks) into the
             basis in which a cut loses least (`bases`), `own` takes all as they are; None = principal with lstsq and
-            distill, where there are data and no `values`.
+            distill, where there are data; with `values`, theirs.
         allocation: how widths are shared out: `curves`, by what each group loses at each width with the repair
             that follows, measured, `uniform`, the same share of every group, or `iterative`, curves in rounds: cut
             part of the way and repair, then score and measure again, and of all plans the one that loses least
@@ -420,7 +431,7 @@ def prune(
     clock = Clock()
     budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units, keep_bytes)
     check_names(repair, allocation)
-    check_basis(basis, valued=values is not None)
+    check_basis(basis, values.basis if isinstance(values, Scores) else None)
     if keep_units is not None:
         allocation = "uniform"  # it says every width
     check_drop(max_drop)
@@ -433,6 +444,8 @@ def prune(
             source, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
         )
         groups = groups_to_cut(traced, include, exclude)
+        if values is not None:
+            check_values(values, traced, groups)
         blank = unvalued(groups)
         _check_budget(traced, blank, budget, searched=max_drop is not None or target_latency is not None)
         free = free_batch(traced)
@@ -445,10 +458,11 @@ def prune(
     repaired_on = sample(dataset, REPAIR_IMAGES, seed)
     # what noise leaves behind is not what images do
     repair = "none" if data is None and repair is None else repair_for(repair, len(repaired_on))
-    moved: tuple[str, ...] = ()
-    if basis == "principal" or (basis is None and repair in REFITS and data is not None and values is None):
+    moved: Turned | None = None
+    if principal(basis, values, refitted=repair in REFITS and data is not None):
         with clock.stage("basis"):
-            traced, free, moved = in_bases(traced, free, groups, repaired_on)
+            moved, free = in_bases(traced, free, groups, repaired_on, None if values is None else values.bases)
+            traced = moved.traced
     with clock.stage("score"):
         scored = sample(dataset, affordable(traced, groups, samples, method), seed)
         setting, reference, judge = _settled(traced, free, scored, held_out, payoff, baseline)
@@ -462,9 +476,9 @@ def prune(
         play = partial(_score, method=method, seed=seed, progress=progress, workers=workers, cluster=cluster)
         if values is None:
             rules = Rules(max_evals, max_seconds, decided, _likely_widths(traced, blank, budget))
-            found = play(setting, traced, groups, rules=rules, journal=journal, turned=bool(moved))
+            found = play(setting, traced, groups, rules=rules, journal=journal, moved=moved)
         else:
-            found = _check_values(values, traced, groups)
+            found = values
     order = found.order(refitted=repair in REFITS)
 
     def again(part: Traced) -> dict[str, FloatArray]:
@@ -477,6 +491,7 @@ def prune(
         traced, free, groups, order, repaired_on, repair, allocation, seed, progress, clock,
         rescore=again if values is None else None, tuning_seconds=distill_seconds,
         payoff=payoffs.unlabelled(setting.payoff.name),  # decided once, on the images that score
+        turned=moved,
     )  # fmt: skip
     lost: Drop | None = None
     plan: Keep | None = None
@@ -494,7 +509,7 @@ def prune(
     done = Pruned(
         put_in(small), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
-        str(cutter.allocation), lost, result.tuning, still, moved,
+        str(cutter.allocation), lost, result.tuning, still, () if moved is None else moved.groups,
     )  # fmt: skip
     if output is not None:
         with beside(done):
@@ -556,17 +571,28 @@ def _known(payoff: Payoff) -> str | Payoff:
     return payoff.name if payoff.name in payoffs.NAMES else payoff
 
 
-def _check_values(values: object, traced: Traced, groups: Sequence[Group]) -> Scores:
+def principal(basis: str | None, values: Scores | None, *, refitted: bool) -> bool:
+    """Return whether units are put into principal bases: as asked, as values are, else where a refit follows."""
+    if values is not None:
+        return bool(values.bases)
+    return basis == "principal" or (basis is None and refitted)
+
+
+def check_values(values: object, traced: Traced, groups: Sequence[Group]) -> None:
+    """Refuse values of another model or without some groups.
+
+    Raises:
+        DataError: they are such, or no values at all.
+    """
     if not isinstance(values, Scores):
         raise DataError(
             f"values: {type(values).__name__} given; give what `score` returns (`report.read_values` reads its file)"
         )
-    if values.model != digest(complete(traced, traced.source)):
+    if values.model != form_of(digest(complete(traced, traced.source)), values.bases):
         raise DataError("the values belong to another model; score this one, or give the model they were made for")
     for group in groups:
         if group.name not in values.values or len(values.values[group.name].phi) != len(group):
             raise DataError(f"the values lack group {group.name!r}; score the model without --include and --exclude")
-    return values
 
 
 def _figures(

@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnxshap import payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
-from onnxshap.bases import check_basis
+from onnxshap.bases import Turned, check_basis
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff
@@ -38,7 +38,7 @@ from onnxshap.repair import Refit, emptied
 from onnxshap.scoring import DECIDED, Rules
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import Keep, Traced
-from onnxshap.valuing import Scores, Scoring, affordable, check_values, known_payoff, setting_for
+from onnxshap.valuing import Scores, Scoring, affordable, check_values, known_payoff, principal, setting_for
 from onnxshap.verify import Verified
 
 _EMPTIED = (
@@ -68,7 +68,7 @@ class Pruned:
         tuning: what distillation did.
         unchanged: whether the outputs that judge are the original's to the bit, though units went.
         turned: names of the groups that were put into another basis first: their units, in values, plan and slices, are
-            combinations of the file's (`bases`).
+            combinations of the file's (`bases`). Those of which nothing is cut are in the model as in the file.
     """
 
     model: ModelProto = field(repr=False)
@@ -122,6 +122,7 @@ def score(
     workers: int = 0,
     cluster: str | None = None,
     progress: Progress = silent,
+    basis: str | None = None,
 ) -> Scores:
     """Return the values of every group of a model; higher = keep.
 
@@ -150,20 +151,24 @@ def score(
         workers: processes of this machine to score with, 0 = this one alone; the values are the same.
         cluster: address of a dask.distributed scheduler to score with.
         progress: told after every block of images.
+        basis: `principal` values the units that `prune` cuts by default (its `basis`), combinations of the file's where
+            linear ops alone touch them; the values carry them along. `own` (None) values the file's.
 
     Raises:
         ModelError, DataError, BudgetError: as their names say.
     """
+    check_basis(basis)
     rules = Rules(max_evals, max_seconds, decided)
     scoring = Scoring(method, seed, rules, progress, workers, cluster, journal)
     traced, dataset = open_model(
         model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
     )
-    groups = groups_to_cut(traced, include, exclude)
-    setting = setting_for(
-        free_batch(traced), sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline
-    )
-    return scoring.of(setting, traced, groups)
+    groups, free = groups_to_cut(traced, include, exclude), free_batch(traced)
+    moved: Turned | None = None
+    if basis == "principal":
+        moved, free = in_bases(traced, free, groups, sample(dataset, REPAIR_IMAGES, seed))
+    setting = setting_for(free, sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline)
+    return scoring.of(setting, traced, groups, moved)
 
 
 @checked
@@ -226,7 +231,7 @@ def prune(
             they are fewer, none where there are none.
         basis: `principal` puts units that linear ops alone touch (of heads, queries and keys, linear trunks) into the
             basis in which a cut loses least (`bases`), `own` takes all as they are; None = principal with lstsq and
-            distill, where there are data and no `values`.
+            distill, where there are data; with `values`, theirs.
         allocation: how widths are shared out: `curves`, by what each group loses at each width with the repair
             that follows, measured, `uniform`, the same share of every group, or `iterative`, curves in rounds: cut
             part of the way and repair, then score and measure again, and of all plans the one that loses least
@@ -246,7 +251,7 @@ def prune(
     budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units, keep_bytes)
     scoring = Scoring(method, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
     check_options(repair, allocation, distill_seconds)
-    check_basis(basis, valued=values is not None)
+    check_basis(basis, values.basis if isinstance(values, Scores) else None)
     if keep_units is not None:
         allocation = "uniform"  # it says every width
     check_drop(max_drop)
@@ -259,6 +264,8 @@ def prune(
             source, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
         )
         groups = groups_to_cut(traced, include, exclude)
+        if values is not None:
+            check_values(values, traced, groups)
         blank = unvalued(groups)
         _check_budget(traced, blank, budget, searched=max_drop is not None or target_latency is not None)
         free = free_batch(traced)
@@ -268,10 +275,11 @@ def prune(
         progress("trace", 1, 1)
     # what noise leaves behind is not what images do
     repair = "none" if data is None and repair is None else repair_for(repair, len(repaired_on))
-    moved: tuple[str, ...] = ()
-    if basis == "principal" or (basis is None and repair in REFITS and data is not None and values is None):
+    moved: Turned | None = None
+    if principal(basis, values, refitted=repair in REFITS and data is not None):
         with clock.stage("basis"):
-            traced, free, moved = in_bases(traced, free, groups, repaired_on)
+            moved, free = in_bases(traced, free, groups, repaired_on, None if values is None else values.bases)
+            traced = moved.traced
     with clock.stage("score"):
         scored = sample(dataset, affordable(traced, groups, samples, method), seed)
         setting, reference, judges = _settled(
@@ -284,9 +292,9 @@ def prune(
         if values is None:
             likely = replace(scoring.rules, keep=_likely_widths(traced, blank, budget))
             first = replace(scoring, rules=likely, journal=journal)
-            found = first.of(setting, traced, groups, turned=bool(moved))
+            found = first.of(setting, traced, groups, moved)
         else:
-            found = check_values(values, traced, groups)
+            found = values
     order = found.order(refitted=repair in REFITS)
 
     def again(part: Traced) -> dict[str, FloatArray]:
@@ -298,6 +306,7 @@ def prune(
         traced, free, groups, order, repaired_on, repair, allocation, seed, progress, clock,
         rescore=again if values is None else None, tuning_seconds=distill_seconds,
         payoff=payoffs.unlabelled(setting.payoff.name),  # decided once, on the images that score
+        turned=moved,
     )  # fmt: skip
     lost: Drop | None = None
     plan: Keep | None = None
@@ -315,7 +324,7 @@ def prune(
     done = Pruned(
         put_in(small), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
-        str(cutter.allocation), lost, result.tuning, still, moved,
+        str(cutter.allocation), lost, result.tuning, still, () if moved is None else moved.groups,
     )  # fmt: skip
     if output is not None:
         with beside(done):

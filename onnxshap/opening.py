@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from onnxshap import payoffs, streams
 from onnxshap.backend import OrtBackend
-from onnxshap.bases import turned
+from onnxshap.bases import Bases, Turned, turned
 from onnxshap.calibrate import free_batch, mixes_rows
 from onnxshap.core import Dataset
 from onnxshap.data import DataLike, InputSpec, are_whole, as_dataset, check_data, random_data
@@ -177,21 +177,22 @@ def sample(data: Dataset, count: int, seed: int) -> Dataset:
 
 
 def in_bases(
-    traced: Traced, free: Traced, groups: Sequence[Group], data: Dataset
-) -> tuple[Traced, Traced, tuple[str, ...]]:
-    """Return a model in other bases (`bases`), the same for evaluation, and the groups whose units are others now.
+    traced: Traced, free: Traced, groups: Sequence[Group], data: Dataset, given: Bases | None = None
+) -> tuple[Turned, Traced]:
+    """Return a model in other bases (`bases`), and that form of it for evaluation.
 
     Args:
         traced, free: the model, as in its file and for evaluation.
         groups: those that may be cut.
         data: calibration inputs.
+        given: the bases that values of an earlier run are of.
 
     Raises:
-        DataError: the model does not run on the data.
+        DataError: the model does not run on the data, or the values are of bases that it does not bear.
     """
     with errors_of_data(data):
-        moved = turned(traced, free, groups, data)
-    return moved.traced, free_batch(moved.traced) if moved.groups else free, moved.groups
+        moved = turned(traced, free, groups, data, given)
+    return moved, free_batch(moved.traced) if moved.groups else free
 
 
 def hold_out(

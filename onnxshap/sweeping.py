@@ -13,7 +13,7 @@ from onnx import ModelProto
 from onnxshap import api, payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
-from onnxshap.bases import check_basis
+from onnxshap.bases import Turned, check_basis
 from onnxshap.calibrate import free_batch, run_all, usual_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
@@ -32,10 +32,14 @@ from onnxshap.progress import Progress, silent
 from onnxshap.reference import judged
 from onnxshap.scoring import DECIDED
 from onnxshap.tracing import Traced
-from onnxshap.valuing import Scores, check_method
+from onnxshap.valuing import Scores, check_method, check_values, principal
 
 KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Shares of the multiply-accumulates, where none are given."""
+_SEEN = (
+    "the values may rest on images that are held out here, on which less is lost then than on others; --eval-data "
+    "gives some that nothing saw"
+)
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ def sweep(
     workers: int = 0,
     cluster: str | None = None,
     progress: Progress = silent,
+    values: Scores | None = None,
 ) -> Sweep:
     """Return what is lost, and what is saved, at every budget: one scoring and one set of curves a method.
 
@@ -171,13 +176,14 @@ def sweep(
         eval_data: held-out data to judge by; None = two fifths of `data` are held out.
         methods: names of `METHODS`, one curve each.
         keep: budgets, shares of the multiply-accumulates; those that cannot be reached are left out.
+        values: values of an earlier run instead of scoring; their method is the only one then.
 
     Raises:
         ModelError, DataError, BudgetError, VerifyError: as in `api.prune`; BudgetError also where no budget can be
             reached.
     """
     check_options(repair, allocation, distill_seconds)
-    check_basis(basis)
+    check_basis(basis, values.basis if isinstance(values, Scores) else None)
     for name in methods:
         check_method(name)
     if not methods or not keep:
@@ -188,6 +194,9 @@ def sweep(
         model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
     )
     groups = groups_to_cut(traced, include, exclude)
+    if values is not None:
+        check_values(values, traced, groups)
+        methods = [values.method]
     left_out = _unreachable(traced, groups, budgets)
     if len(left_out) == len(budgets):
         raise BudgetError(next(iter(left_out.values())))
@@ -195,13 +204,16 @@ def sweep(
     free, repaired_on = free_batch(traced), sample(dataset, REPAIR_IMAGES, seed)
     check_repairable(free, repaired_on, repair, allocation)
     refitted = repair_for(repair, len(repaired_on)) in REFITS
-    moved: tuple[str, ...] = ()
-    if basis == "principal" or (basis is None and refitted):
-        traced, free, moved = in_bases(traced, free, groups, repaired_on)
+    moved: Turned | None = None
+    if principal(basis, values, refitted=refitted):
+        moved, free = in_bases(traced, free, groups, repaired_on, None if values is None else values.bases)
+        traced = moved.traced
     bench = _Bench.of(traced, held_out, payoff)
     progress("trace", 1, 1)
     curves: list[Curve] = []
     notes = [*traced.notes]
+    if values is not None and eval_data is None:
+        notes.append(_SEEN)
     if dataset.labels is None:  # else those that score tell
         notes += label_notes(bench.payoff, bench.judge.reference, held_out.labels)
     total = len(methods) * (len(budgets) - len(left_out))
@@ -212,13 +224,13 @@ def sweep(
             max_seconds=max_seconds, decided=decided, seed=seed, workers=workers, cluster=cluster, progress=progress,
         )  # fmt: skip
         with clock.stage("score"):
-            found = scored(traced, dataset, include=include, exclude=exclude)
+            found = scored(traced, dataset, include=include, exclude=exclude) if values is None else values
         notes += found.notes
         told = _only(progress, "curves", "distill")
         cutter = Cutter(
             traced, free, groups, found.order(refitted=refitted), repaired_on, repair, allocation, seed, told, clock,
-            rescore=partial(_rescored, scored, dataset, refitted), tuning_seconds=distill_seconds,
-            payoff=payoffs.unlabelled(payoff),
+            rescore=partial(_rescored, scored, dataset, refitted) if values is None else None,
+            tuning_seconds=distill_seconds, payoff=payoffs.unlabelled(payoff), turned=moved,
         )  # fmt: skip
         points: list[Point] = []
         for share, budget in budgets.items():
@@ -233,7 +245,7 @@ def sweep(
     notes += notes_on(worst, held_out.source if bench.still and all(bench.still) else None)
     return Sweep(
         bench.before(), curves, bench.judge.name, left_out, len(dataset), dataset.source, len(held_out),
-        held_out.source, tuple(dict.fromkeys(notes)), moved,
+        held_out.source, tuple(dict.fromkeys(notes)), () if moved is None else moved.groups,
     )  # fmt: skip
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from onnxshap import __version__, payoffs
 from onnxshap.backend import provider_of
+from onnxshap.bases import Bases, Turned, form_of
 from onnxshap.calibrate import rows_apart, site_means
 from onnxshap.core import Dataset, FloatArray, Payoff, Values
 from onnxshap.endings import complete
@@ -59,8 +60,10 @@ class Scores:
         seed: the seed.
         images: calibration images used.
         source: where they came from.
-        model: sha256 of the model they belong to.
+        model: sha256 of the model they belong to, in the form that its units are of (`bases.form_of`).
         notes: what the user should know of how the model was taken.
+        basis: whether units that linear ops alone touch were put into principal bases, or taken as they are (`own`).
+        bases: those of the groups whose units are combinations of the file's.
     """
 
     values: Mapping[str, Values]
@@ -71,6 +74,8 @@ class Scores:
     source: str
     model: str
     notes: tuple[str, ...] = ()
+    basis: str = "own"
+    bases: Bases = field(default_factory=dict, repr=False)
 
     def order(self, *, refitted: bool) -> dict[str, FloatArray]:
         """Return what units are cut by, group name -> float64[n_units], lowest first; `methods.ranking` says why."""
@@ -156,16 +161,17 @@ class Scoring:
         if self.workers and self.cluster:
             raise OnnxshapError("give workers or a cluster, not both")
 
-    def of(self, setting: Setting, traced: Traced, groups: Sequence[Group], *, turned: bool = False) -> Scores:
+    def of(self, setting: Setting, traced: Traced, groups: Sequence[Group], moved: Turned | None = None) -> Scores:
         """Return the values of groups.
 
         Args:
             setting: what they are scored with.
             traced: the model, as in its file.
             groups: those to score.
-            turned: whether the model is in other bases than its file; the values belong to that form of it alone.
+            moved: the model in other bases, where it was put into some; the values belong to that form of it alone.
         """
-        model = digest(traced.shaped.graph.model if turned else complete(traced, traced.source))
+        bases = {} if moved is None else moved.bases
+        model = form_of(digest(complete(traced, traced.source)), bases)
         kept = None if self.journal is None else Journal(self.journal, self._header(setting, groups, model))
         values = score_groups(
             setting, groups, self.method, self.seed, self.rules,
@@ -174,8 +180,8 @@ class Scoring:
         used = setting.payoff.name if any(v.evals for v in values.values()) else None
         doubts = label_notes(setting.payoff, setting.reference, setting.data.labels)
         notes = (*traced.notes, *doubts, *(() if used is None else _notes_on_rows(setting)))
-        data = setting.data
-        return Scores(values, self.method, used, self.seed, len(data), data.source, model, notes)
+        data, basis = setting.data, "own" if moved is None else "principal"
+        return Scores(values, self.method, used, self.seed, len(data), data.source, model, notes, basis, bases)
 
     def _header(self, setting: Setting, groups: Sequence[Group], model: str) -> dict[str, str | int | None]:
         """Return all that the results depend on, as a journal keeps it."""
@@ -222,22 +228,28 @@ def _told(setting: Setting) -> str:
     return f"{payoff.name} {hashlib.sha256(np.stack(values).tobytes()).hexdigest()}"
 
 
-def check_values(values: object, traced: Traced, groups: Sequence[Group]) -> Scores:
-    """Return values of an earlier run, which have to be those of a model and its groups.
+def principal(basis: str | None, values: Scores | None, *, refitted: bool) -> bool:
+    """Return whether units are put into principal bases: as asked, as values are, else where a refit follows."""
+    if values is not None:
+        return bool(values.bases)
+    return basis == "principal" or (basis is None and refitted)
+
+
+def check_values(values: object, traced: Traced, groups: Sequence[Group]) -> None:
+    """Refuse values of another model or without some groups.
 
     Raises:
-        DataError: they are none, or another model's, or lack a group.
+        DataError: they are such, or no values at all.
     """
     if not isinstance(values, Scores):
         raise DataError(
             f"values: {type(values).__name__} given; give what `score` returns (`report.read_values` reads its file)"
         )
-    if values.model != digest(complete(traced, traced.source)):
+    if values.model != form_of(digest(complete(traced, traced.source)), values.bases):
         raise DataError("the values belong to another model; score this one, or give the model they were made for")
     for group in groups:
         if group.name not in values.values or len(values.values[group.name].phi) != len(group):
             raise DataError(f"the values lack group {group.name!r}; score the model without --include and --exclude")
-    return values
 
 
 def known_payoff(payoff: Payoff) -> str | Payoff:

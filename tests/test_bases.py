@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from onnx import ModelProto
 
 import onnxshap
 from onnxshap import calibrate, report
-from onnxshap.bases import BASES, Turned, responses, turned
+from onnxshap.bases import BASES, Turned, form_of, responses, turned
 from onnxshap.bases.directions import principal
 from onnxshap.bases.probing import other_side, random_basis, turned_constant
 from onnxshap.calibrate import free_batch, run_all
@@ -253,7 +255,7 @@ def test_a_cut_takes_directions() -> None:
     assert lost["principal"] < 0.75 * lost["own"]
 
 
-def test_the_default_follows_the_repair_and_values_keep_their_units() -> None:
+def test_the_default_follows_the_repair_and_the_values() -> None:
     model, kept = spread(), dict[str, Any](method="recon", keep_units=0.5)
     data = random_data(input_specs(model), 60, 1).inputs
     assert onnxshap.prune(model, data, **kept).turned == ("a",)
@@ -262,13 +264,92 @@ def test_the_default_follows_the_repair_and_values_keep_their_units() -> None:
     assert onnxshap.prune(model, repair="lstsq", **kept).turned == ()  # noise tells no directions
     values = onnxshap.score(model, data, method="recon")
     assert onnxshap.prune(model, data, values=values, keep_units=0.5).turned == ()
-    with pytest.raises(OnnxshapError, match="basis principal needs values of its own units"):
-        onnxshap.prune(model, data, values=values, keep_units=0.5, basis="principal")
     with pytest.raises(OnnxshapError, match="basis 'other' is unknown; choose one of principal, own"):
         onnxshap.prune(model, data, basis="other", **kept)
-    found = onnxshap.prune(model, data, **kept)
-    with pytest.raises(OnnxshapError, match="the values belong to another model"):  # of combinations
-        onnxshap.prune(model, data, values=found.scores, keep_units=0.5)
+    with pytest.raises(OnnxshapError, match="basis 'other' is unknown; choose one of principal, own"):
+        onnxshap.score(model, data, basis="other")
+
+
+@pytest.mark.parametrize("made", [spread, attention, chain])
+def test_values_of_combinations_cut_like_one_run(made: Callable[[], ModelProto], tmp_path: Path) -> None:
+    model, kept = made(), dict[str, Any](keep_macs=0.6, allocation="curves")
+    data = random_data(input_specs(model), 60, 1).inputs
+    once = onnxshap.prune(model, data, method="recon", **kept)
+    scores = onnxshap.score(model, data, method="recon", basis="principal")
+    report.write_json(report.values_report(scores), tmp_path / "v.json")
+    read = report.read_values(tmp_path / "v.json")
+    assert once.turned == tuple(scores.bases) == tuple(read.bases) != ()
+    assert read.basis == "principal"
+    for values in (once.scores, scores, read):
+        again = onnxshap.prune(model, data, values=values, **kept)
+        assert again.turned == once.turned
+        assert again.model.SerializeToString() == once.model.SerializeToString()
+    wide = onnxshap.sweep(model, data, values=read, keep=(0.6,), eval_data=data, allocation="curves")
+    assert (wide.turned, wide.curves[0].method) == (once.turned, "recon")
+    assert wide.curves[0].points[0].figures.score == once.after.score
+
+
+def test_values_of_combinations_turn_the_same_way_on_any_data_and_for_any_part_of_the_groups() -> None:
+    model = attention()
+    first, other = (random_data(input_specs(model), 60, seed).inputs for seed in (1, 2))
+    values = onnxshap.score(model, first, method="recon", basis="principal")
+    results = [
+        onnxshap.prune(model, data, values=values, keep_units=0.5, repair="none", seed=seed, **chosen)
+        for seed, data, chosen in ((0, first, {}), (1, other, {}), (0, None, {}))
+    ]
+    assert len({result.model.SerializeToString() for result in results}) == 1
+    part = onnxshap.prune(model, other, values=values, keep_units=0.5, include=["a*"])
+    assert {name.partition("#")[0] for name in part.turned} == {"a"}
+
+
+def test_values_of_another_basis_or_model_are_refused(tmp_path: Path) -> None:
+    model, kept = spread(), dict[str, Any](keep_units=0.5)
+    data = random_data(input_specs(model), 60, 1).inputs
+    own, other = (onnxshap.score(model, data, method="recon", basis=basis) for basis in ("own", "principal"))
+    assert own.bases == {} and own.basis == "own"
+    with pytest.raises(OnnxshapError, match="basis principal needs values of its own units, these are of basis own"):
+        onnxshap.prune(model, data, values=own, basis="principal", **kept)
+    with pytest.raises(OnnxshapError, match="basis own needs values of its own units, these are of basis principal"):
+        onnxshap.sweep(model, data, values=other, basis="own")
+    with pytest.raises(OnnxshapError, match="the values belong to another model"):
+        onnxshap.prune(chain(), random_data(input_specs(chain()), 60, 1).inputs, values=other, **kept)
+    found = report.values_report(other)
+    for key, value, why in (
+        ("float32", "AAAAAA==", "not so many finite numbers"),
+        ("float32", "?", "no values file"),
+        ("shape", [1, 8], "'shape' that is no three sizes"),
+        ("places", 3, "lacks 'places'"),
+    ):
+        damaged = json.loads(json.dumps(found))
+        damaged["bases"]["a"][0][key] = value
+        report.write_json(damaged, tmp_path / "v.json")
+        with pytest.raises(OnnxshapError, match=why):
+            report.read_values(tmp_path / "v.json")
+    report.write_json({**found, "basis": "odd"}, tmp_path / "v.json")
+    with pytest.raises(OnnxshapError, match="its 'basis' is none of principal, own"):
+        report.read_values(tmp_path / "v.json")
+    mixed = replace(other, bases={"a": [replace(other.bases["a"][0], matrices=-other.bases["a"][0].matrices)]})
+    with pytest.raises(OnnxshapError, match="the values belong to another model"):
+        onnxshap.prune(model, data, values=mixed, **kept)
+    elsewhere = {"a": [replace(other.bases["a"][0], places="0" * 64)]}
+    moved = replace(other, bases=elsewhere, model=form_of(own.model, elsewhere))
+    with pytest.raises(OnnxshapError, match="of other combinations of the units of group 'a' than this version makes"):
+        onnxshap.prune(model, data, values=moved, **kept)
+
+
+def test_groups_of_which_nothing_is_cut_are_written_as_they_were() -> None:
+    model = attention()
+    data = random_data(input_specs(model), 60, 1).inputs
+    traced = onnxshap.trace(model)
+    queries, values = sorted(g.name for g in traced.groups if g.name[0] in "ad" and len(g) == 4)
+    moved = turned(traced, free_batch(traced), traced.groups, Dataset(data))
+    assert moved.groups == (queries, values)
+    assert changed(traced, replace(moved, traced=moved.only([values]))) == {"wv", "bv", "wo"}
+    whole = onnxshap.prune(model, data, method="recon", keep_units=1.0)
+    assert whole.turned == (queries, values)  # the values are of combinations
+    for old in model.graph.initializer:
+        new = next(t for t in whole.model.graph.initializer if t.name == old.name)
+        assert np.array_equal(array(new), array(old))
 
 
 def test_no_more_inputs_are_run_at_a_time_than_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,28 @@ def test_values_are_scored_once_and_used_for_any_budget(here: Path) -> None:
     assert Path("direct.onnx").read_bytes() == Path("reused.onnx").read_bytes()
 
 
+def test_values_of_principal_units_serve_cuts_and_sweeps(here: Path) -> None:
+    model = wide(
+        "(float[N,6] x) => (float[N,3] y) { h = MatMul(x, w0) g = MatMul(h, w1) r = Relu(g) y = MatMul(r, w2) }",
+        w0=(6, 8), w1=(8, 16), w2=(16, 3),
+    )  # fmt: skip
+    onnx.save(model, "wide.onnx")
+    np.savez("x.npz", x=RNG.normal(size=(60, 6)).astype(np.float32))
+    common = ("wide.onnx", "--data", "x.npz")
+    fine("score", *common, "--method", "recon", "--basis", "principal", "-o", "v.json")
+    values = json.loads(Path("v.json").read_text())
+    assert (values["basis"], list(values["bases"])) == ("principal", ["h"])
+    fine("prune", *common, "--method", "recon", "-o", "direct.onnx")
+    fine("prune", *common, "--values", "v.json", "-o", "reused.onnx")
+    assert Path("direct.onnx").read_bytes() == Path("reused.onnx").read_bytes()
+    said = refused("prune", *common, "--values", "v.json", "--basis", "own", "-o", "own.onnx")
+    assert "basis own needs values of its own units, these are of basis principal; leave the basis out" in said
+    swept = fine("sweep", *common, "--values", "v.json", "--keep", "0.5", "--json")
+    assert json.loads(swept.stdout)["turned"] == ["h"] and "the values may rest on images that are held" in swept.stderr
+    seen = fine("sweep", *common, "--values", "v.json", "--keep", "0.5", "--eval-data", "x.npz").stderr
+    assert "held out" not in seen
+
+
 def test_score_names_its_file_after_the_model_and_prints_it_as_json(here: Path) -> None:
     result = fine("score", "m.onnx", "--data", "d.npz", "--samples", "2", "--method", "loo", "--json")
     assert result.stdout == Path("m.values.json").read_text()
@@ -579,6 +601,7 @@ def test_a_cut_that_fails_its_checks_exits_with_3_and_writes_nothing(
         (("prune", "m.onnx", "--report", "r.txt"), "'r.txt': a report ends in .json or .html"),
         (("prune", "m.onnx", "--labels", "l.txt"), "--labels needs --data"),
         (("prune", "m.onnx", "--values", "v.json", "--method", "l1"), "leave out --method"),
+        (("sweep", "m.onnx", "--values", "v.json", "--method", "l1"), "leave out --method"),
         (("prune", "m.onnx", "--input-shape", "image"), "give one like NAME=1,3,48,192"),
         (("inspect", "m.onnx", "--input-shape", "image=1,0,3"), "give one like NAME=1,3,48,192"),
         (("inspect", "m.onnx", "--provider", "abacus"), "'abacus' is not one of 'cpu'"),
@@ -647,7 +670,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
     )
     scoring = (*run, *data, *score, "j", "--exclude", "e")
     refused("prune", *scoring, *cut, "--eval-data", "e.npz", "--repair", "none", "-o", "out.onnx")
-    refused("score", *scoring)
+    refused("score", *scoring, "--basis", "principal")
     refused("eval", *run, *data)
     everywhere = {
         "arguments": ("m.onnx", "d.npz"), "labels": "l.npy", "seed": 5, "backend": onnxshap.OrtBackend("cuda", 3),
@@ -668,7 +691,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
     for found in given:
         found.pop("progress", None)
         found.pop("beside", None)
-    assert given == [{**everywhere, **scored, **pruned}, {**everywhere, **scored}, everywhere]
+    assert given == [{**everywhere, **scored, **pruned}, {**everywhere, **scored, "basis": "principal"}, everywhere]
 
 
 def test_choices_are_the_librarys(here: Path) -> None:
@@ -1032,6 +1055,8 @@ def test_values_are_not_replaced(here: Path) -> None:
     fine("score", "m.onnx", "--data", "d.npz", "--samples", "2", "-o", "v.json")
     common = ("prune", "m.onnx", "--data", "d.npz", "--values", "v.json")
     assert "v.json: would replace --values" in refused(*common, "--report", "v.json")
+    swept = ("sweep", "m.onnx", "--data", "d.npz", "--values", "v.json", "--eval-data", "d.npz")
+    assert "v.json: would replace --values" in refused(*swept, "-o", "v.json")
 
 
 def test_steps_get_finer_where_aligned_widths_leave_much_of_a_budget(here: Path) -> None:

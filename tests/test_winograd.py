@@ -40,6 +40,12 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "_GAIN", 0.0)
 
 
+@pytest.fixture(params=[0.0, np.inf], ids=["places apart", "places together"])
+def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to multiply: which one is taken depends on how much filters are larger than what they read."""
+    monkeypatch.setattr(winograd, "_PACKED", request.param)
+
+
 def opened(text: str, **weights: Any) -> Traced:
     return free_batch(trace(net(text, **weights), backend=OrtBackend("cpu", 1)))
 
@@ -80,6 +86,7 @@ def test_every_tiling_of_an_axis_is_the_convolution(size: int, kernel: int, dila
         assert found == pytest.approx(wanted, abs=1e-9)
 
 
+@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("norm", [True, False])
@@ -101,10 +108,11 @@ def test_a_convolution_gives_what_it_gave(name: str, bias: bool, norm: bool, mon
     assert "BatchNormalization" not in kinds
 
 
-@pytest.mark.parametrize("size", [4, 6])
-def test_rows_do_not_see_each_other(size: int) -> None:
+@pytest.mark.usefixtures("packed")
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (6, 6), (9, 4), (4, 9), (12, 13)])
+def test_rows_do_not_see_each_other(height: int, width: int) -> None:
     traced = opened(
-        f"""(float[N,8,{size},{size}] x) => (float[N,5] y) {{
+        f"""(float[N,8,{height},{width}] x) => (float[N,5] y) {{
             a = Conv<pads=[1,1,1,1]>(x, w0, b0)
             ar = Relu(a)
             b = Conv<pads=[1,1,1,1]>(ar, w1)
@@ -115,10 +123,17 @@ def test_rows_do_not_see_each_other(size: int) -> None:
         }}""",
         w0=(150, 8, 3, 3), b0=(150,), w1=(8, 150, 3, 3), w2=(8, 5),
     )  # fmt: skip
-    x = np.random.default_rng(0).normal(size=(70, 8, size, size)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(70, 8, height, width)).astype(np.float32)
     whole = run(traced, x)[1][0]
     for rows in (1, 3, 64):
         assert (run(traced, x[:rows])[1][0] == whole[:rows]).all()
+
+
+@pytest.mark.parametrize("size", [4, 12])
+def test_large_filters_are_matrices_of_their_own(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"(float[N,200,{size},{size}] x) => (float[N,200,?,?] y) {{ c = Conv<pads=[1,1,1,1]>(x, w) y = Relu(c) }}"
+    made = ops(opened(text, w=(200, 200, 3, 3)), monkeypatch)
+    assert made.count("MatMul") == (4 + 36 if size == 4 else 4 + 1)  # onnxruntime packs matrices in advance, no others
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,15 @@ W M^-1. Cut to k units, a layer's inputs are then its k best linear functions in
 Each head has bases of its own.
 
 - `carriers`: where units are. `probing`: which bases a model bears, by running it. `roles`: what goes with what.
-- `directions`: the best basis. `turning`: all of it, from a traced model to one in new bases.
+- `directions`: the best basis. `turning`: all of it, from a traced model to one in new bases. `stored`: what is kept
+  of it beside values.
 
 Source: Jaderberg et al. 2014 and Zhang et al. 2015 (low rank from responses), Ashkboos et al. 2024 (SliceGPT: one
 rotation of a trunk); differs: every group that the model is found to bear one in, any invertible basis, weighted by
 what reads the units.
 """
 
+from onnxshap.bases.stored import Bases, Basis, form_of
 from onnxshap.bases.turning import BASES, Turned, check_basis, turned
 
-__all__ = ["BASES", "Turned", "check_basis", "turned"]
+__all__ = ["BASES", "Bases", "Basis", "Turned", "check_basis", "form_of", "turned"]

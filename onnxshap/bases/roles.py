@@ -7,13 +7,14 @@ head to head. It goes with the layers that sum it away, or with another part tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
-from onnxshap.bases.carriers import Carriers, Tag
+from onnxshap.bases.carriers import Carriers, Entry, Tag
 from onnxshap.bases.probing import Probe, other_side, random_basis
 from onnxshap.core import FloatArray
 
@@ -58,16 +59,30 @@ class Bundle:
     def turns(self, places: Carriers, bases: FloatArray) -> dict[int, FloatArray]:
         """Return what becomes of the entries, given a basis a block, float64[blocks, n, n]."""
         found, inverse = dict[int, FloatArray](), other_side(bases)
-        for parts, reads, used in ((self.made, False, bases), (self.read, True, inverse), (self.met, False, inverse)):
+        for made, part, number, entry in self._entries(places):
+            used = bases if made else inverse
+            whole = np.tile(np.eye(bases.shape[-1]), (len(entry.spots.at), 1, 1))
+            for block, occurrence in enumerate(part.occurrences):
+                whole[occurrence] = used[0 if self.single else block]
+            found[number] = np.einsum("mij,mjk->mik", whole, found[number]) if number in found else whole
+        return found
+
+    def told(self, places: Carriers) -> str:
+        """Return the sha256 of what is turned, and where: it tells bundles of two runs apart."""
+        found = hashlib.sha256(repr(self.single).encode())
+        for made, part, _, entry in self._entries(places):
+            at = entry.spots.at[list(part.occurrences)]
+            found.update(repr((made, entry.name, entry.axis, at.shape)).encode())
+            found.update(np.ascontiguousarray(at, "<i8").data)
+        return found.hexdigest()
+
+    def _entries(self, places: Carriers) -> Iterator[tuple[bool, Part, int, Entry]]:
+        """Yield whether it is the basis itself that goes there, the part, and the entry with its number."""
+        for parts, made, reads in ((self.made, True, False), (self.read, False, True), (self.met, False, False)):
             for part in parts:
                 for number, entry in enumerate(places.entries):
-                    if entry.stretch != part.stretch or entry.reads != reads:
-                        continue
-                    whole = np.tile(np.eye(bases.shape[-1]), (len(entry.spots.at), 1, 1))
-                    for block, occurrence in enumerate(part.occurrences):
-                        whole[occurrence] = used[0 if self.single else block]
-                    found[number] = np.einsum("mij,mjk->mik", whole, found[number]) if number in found else whole
-        return found
+                    if entry.stretch == part.stretch and entry.reads == reads:
+                        yield made, part, number, entry
 
 
 def bundles(places: Carriers, probe: Probe) -> list[Bundle]:

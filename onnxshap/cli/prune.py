@@ -27,11 +27,11 @@ from onnxshap.cli.shared import (
     DEFAULT_KEEP_MACS,
     backend_of,
     check_outputs,
-    is_given,
     listed,
     need_data,
     output_of,
     print_found,
+    refuse_beside,
     say_defaults,
 )
 from onnxshap.cli.types import FilePath, Share
@@ -94,9 +94,7 @@ def prune(
     screen = ctx.find_object(Screen) or Screen()
     need_data(data, labels)
     if values is not None:
-        _refuse_beside(
-            ctx, "--values", "method", "max_evals", "max_seconds", "decided", "journal", "workers", "cluster"
-        )
+        refuse_beside(ctx, "--values", "method", "max_evals", "max_seconds", "decided", "journal", "workers", "cluster")
     budgets = (keep_macs, keep_params, keep_bytes, keep_units, target_latency, max_drop)
     unbudgeted = all(budget is None for budget in budgets)
     say_defaults(screen, data, payoff, budget=not unbudgeted)
@@ -151,10 +149,3 @@ _NOISE = 1.05
 """How much longer than asked a model may take at the end without a word: two measurements differ."""
 _CALL = 0.1
 """Milliseconds below which the time of a run is that of the call."""
-
-
-def _refuse_beside(ctx: click.Context, option: str, *names: str) -> None:
-    """Refuse options that another one makes pointless."""
-    for name in names:
-        if is_given(ctx, name):
-            raise click.UsageError(f"{option} brings its own values; leave out --{name.replace('_', '-')}")

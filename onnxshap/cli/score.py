@@ -19,6 +19,7 @@ from onnxshap.cli.options import (
 )
 from onnxshap.cli.screen import Screen
 from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults
+from onnxshap.cli.types import OneOf, bases
 
 
 @click.command()
@@ -26,6 +27,11 @@ from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of,
 @click.option("-o", "--output", metavar="FILE", help="The values file. [default: MODEL's stem + .values.json]")
 @data_options
 @method_option
+@click.option(
+    "--basis",
+    type=OneOf(bases),
+    help="Units of linear groups as combinations (as prune's default), or as in the file.  [default: own]",
+)
 @score_options
 @journal_option
 @json_option
@@ -34,9 +40,10 @@ from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of,
 @click.pass_obj
 def score(
     screen: Screen, model: str, output: str | None, data: str | None, labels: str | None, payoff: str | None,
-    seed: int, method: str, baseline: str, samples: int | None, max_evals: int | None, max_seconds: float | None,
-    decided: float, journal: str | None, workers: int, cluster: str | None, include: tuple[str, ...],
-    exclude: tuple[str, ...], as_json: bool, input_shapes: Shapes, provider: str, threads: int, memory: int,
+    seed: int, method: str, basis: str | None, baseline: str, samples: int | None, max_evals: int | None,
+    max_seconds: float | None, decided: float, journal: str | None, workers: int, cluster: str | None,
+    include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool, input_shapes: Shapes, provider: str,
+    threads: int, memory: int,
 ) -> None:  # fmt: skip
     """Value the units of MODEL; `prune --values` takes the file.
 
@@ -55,7 +62,7 @@ def score(
             model, data, labels=labels, method=method, payoff=payoff, baseline=baseline, include=include,
             exclude=exclude, samples=samples, max_evals=max_evals, max_seconds=max_seconds, decided=decided, seed=seed,
             backend=backend_of(screen, provider, threads, memory), input_shapes=dict(input_shapes), journal=kept,
-            workers=workers, cluster=cluster, progress=tell,
+            workers=workers, cluster=cluster, progress=tell, basis=basis,
         )  # fmt: skip
     report.write_json(report.values_report(found), written)
     Path(kept).unlink(missing_ok=True)

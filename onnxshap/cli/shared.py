@@ -64,6 +64,14 @@ def is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
+def refuse_beside(ctx: click.Context, option: str, *names: str) -> None:
+    """Refuse options that another one makes pointless."""
+    shown = {param.name: param.opts[-1] for param in ctx.command.params}
+    for name in names:
+        if is_given(ctx, name):
+            raise click.UsageError(f"{option} brings its own values; leave out {shown[name]}")
+
+
 def _idle(given: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield why some options have no effect beside the values of the others, and which ones."""
     from onnxshap.methods import GAMELESS, METHODS, ByImage

@@ -19,7 +19,7 @@ from onnxshap.cli.options import (
     width_options,
 )
 from onnxshap.cli.screen import Screen
-from onnxshap.cli.shared import backend_of, check_outputs, listed, print_found, say_defaults
+from onnxshap.cli.shared import backend_of, check_outputs, listed, print_found, refuse_beside, say_defaults
 from onnxshap.cli.types import FilePath, OneOf, ShareList, methods
 
 
@@ -32,6 +32,7 @@ from onnxshap.cli.types import FilePath, OneOf, ShareList, methods
 @eval_data_option("two fifths of --data")
 @click.option("--method", "methods", type=OneOf(methods), multiple=True, help="How to value units; may be repeated.")
 @score_options
+@click.option("--values", metavar="FILE", help="Values that `onnxshap score` wrote, instead of scoring.")
 @repair_options
 @click.option(
     "-o", "--output", type=FilePath("it", ".json"), metavar="FILE.json", help="Also write what --json prints."
@@ -45,14 +46,14 @@ from onnxshap.cli.types import FilePath, OneOf, ShareList, methods
 @json_option
 @run_options
 @talk_options
-@click.pass_obj
+@click.pass_context
 def sweep(
-    screen: Screen, model: str, keep: tuple[float, ...] | None, max_drop: float | None, multiple_of: int | None,
+    ctx: click.Context, model: str, keep: tuple[float, ...] | None, max_drop: float | None, multiple_of: int | None,
     min_units: int, data: str | None, labels: str | None, payoff: str | None, seed: int, eval_data: str | None,
     methods: tuple[str, ...], baseline: str, samples: int | None, max_evals: int | None, max_seconds: float | None,
     decided: float, workers: int, cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...],
-    repair: str | None, basis: str | None, allocation: str | None, distill_seconds: float | None, output: str | None,
-    plot: str | None, as_json: bool, input_shapes: Shapes, provider: str, threads: int, memory: int,
+    values: str | None, repair: str | None, basis: str | None, allocation: str | None, distill_seconds: float | None,
+    output: str | None, plot: str | None, as_json: bool, input_shapes: Shapes, provider: str, threads: int, memory: int,
 ) -> None:  # fmt: skip
     """Show what MODEL loses, and saves, at many budgets: one scoring a method.
 
@@ -61,11 +62,14 @@ def sweep(
     from onnxshap import report, sweeping
     from onnxshap.plan.judging import check_drop
 
+    screen = ctx.find_object(Screen) or Screen()
     check_drop(max_drop)
+    if values is not None:
+        refuse_beside(ctx, "--values", "methods", "max_evals", "max_seconds", "decided", "workers", "cluster")
     if data is None:
         raise click.UsageError("sweep needs --data")
     say_defaults(screen, data, payoff)
-    check_outputs({"-o": output, "--plot": plot}, model, data, labels, eval_data)
+    check_outputs({"-o": output, "--plot": plot}, model, data, labels, eval_data, values)
     if plot is not None:
         from onnxshap.report.plot import require, write_plot
 
@@ -77,6 +81,7 @@ def sweep(
             include=include, exclude=exclude, payoff=payoff, baseline=baseline, repair=repair, basis=basis,
             allocation=allocation, distill_seconds=distill_seconds, samples=samples, max_evals=max_evals,
             max_seconds=max_seconds, decided=decided, seed=seed, workers=workers, cluster=cluster,
+            values=None if values is None else report.read_values(values),
             backend=backend_of(screen, provider, threads, memory), input_shapes=dict(input_shapes), progress=tell,
         )  # fmt: skip
     found = report.sweep_report(result, model=model, seed=seed, max_drop=max_drop)

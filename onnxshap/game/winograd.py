@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -31,9 +32,13 @@ from onnxshap.tracing import Traced
 
 _GAIN = 1.2
 """Times that a convolution has to be faster, reckoned: what else there is costs something too."""
-_PRODUCT, _SPREAD, _MOVED = 1.4, 4.0, 60.0
+_PRODUCT, _SPREAD, _MOVED = 1.5, 2.2, 75.0
 """What a multiplication takes in the products over channels and in those along an axis, and a number that is
-transposed, in multiplications of onnxruntime's own convolution (measured with AVX2, on one thread)."""
+transposed, in multiplications of onnxruntime's own convolution (measured with AVX-512, on one thread)."""
+_PACKED = 16.0
+"""Numbers of a filter to those it is multiplied with and makes, of one image: above, it is put into the order in which
+it is read once and for all. onnxruntime does that for matrices alone, and others it packs anew in every run; to take
+the places of a tile apart for that costs two copies."""
 _SHARE = 0.25
 """Of the memory, for filters: they are four times as large as they were."""
 
@@ -65,6 +70,12 @@ class _Fast:
     def bytes(self) -> int:
         """Of its filters."""
         return 4 * self.ins * self.outs * math.prod(axis.products for axis in self.axes)
+
+    @property
+    def packed(self) -> bool:
+        """Whether every place of a tile is multiplied by a matrix of its own."""
+        numbers = math.prod(axis.tiles for axis in self.axes) * (self.ins + self.outs)
+        return self.ins * self.outs >= _PACKED * numbers
 
     @property
     def work(self) -> float:
@@ -102,7 +113,7 @@ def quick_session(traced: Traced, part: ModelProto) -> Session:
         return traced.backend.session(part)
     kept = weights.Kept()  # until the session has what is in it
     session = traced.backend.session(_Writer(traced, part, kept).write(chosen))
-    alone = any(math.prod(axis.tiles for axis in fast.axes) == 1 for fast in chosen)
+    alone = any(fast.axes[-1].tiles == 1 for fast in chosen)
     return _Pairs(traced, session) if alone else session
 
 
@@ -227,23 +238,13 @@ class _Writer:
 
     def _convolve(self, fast: _Fast) -> None:
         rank = len(fast.axes)
-        tiled = [size for axis in fast.axes for size in (axis.products, axis.tiles)]
         space = [*range(2, 2 + rank)]
         now = self._add("Transpose", [fast.node.input[0]], perm=[*space, 0, 1])
         sizes = [axis.size for axis in fast.axes]
         for k, axis in enumerate(fast.axes):
             now = self._along(now, sizes, k, axis.inputs.reshape(-1, sizes[k]))
-        now = self._reshape(now, [*tiled, -1, fast.ins])
-        apart = any(axis.tiles > 1 for axis in fast.axes[:-1])  # places of a tile first, then tiles and images
-        perm = [*range(0, 2 * rank, 2), *range(1, 2 * rank, 2), 2 * rank, 2 * rank + 1]
-        if apart:
-            now = self._add("Transpose", [now], perm=perm)
         filters, bias = self._filters(fast)
-        now = self._reshape(now, [len(filters), -1, fast.ins])
-        now = self._add("MatMul", [now, self._store(filters)])
-        if apart:
-            now = self._reshape(now, [*(tiled[i] for i in perm[: 2 * rank]), -1, fast.outs])
-            now = self._add("Transpose", [now], perm=[perm.index(i) for i in range(2 * rank + 2)])
+        now = self._products(now, fast, filters)
         sizes = [axis.products * axis.tiles for axis in fast.axes]
         for k, axis in enumerate(fast.axes):
             now = self._along(now, sizes, k, axis.outputs.reshape(axis.out, -1))
@@ -251,6 +252,29 @@ class _Writer:
         if bias is not None:
             now = self._add("Add", [now, self._store(bias)])
         self._add("Transpose", [now], fast.y, perm=[rank, rank + 1, *range(rank)])
+
+    def _products(self, x: str, fast: _Fast, filters: FloatArray) -> str:
+        """Multiply the channels at every place of a tile, in the order [place, tile of each axis, images, channels]."""
+        tiled = [size for axis in fast.axes for size in (axis.products, axis.tiles)]
+        if not fast.packed:  # one filter for all tiles of the other axes: nothing has to be moved
+            places = [size for axis in fast.axes for size in (axis.products, 1)][:-1]
+            now = self._reshape(x, [*tiled[:-1], -1, fast.ins])
+            return self._add("MatMul", [now, self._store(filters.reshape(*places, fast.ins, fast.outs))])
+        apart = any(axis.tiles > 1 for axis in fast.axes[:-1])  # places of a tile first, then tiles and images
+        perm = [*range(0, len(tiled), 2), *range(1, len(tiled), 2), len(tiled), len(tiled) + 1]
+        now = self._reshape(x, [*tiled, -1, fast.ins])
+        if apart:
+            now = self._add("Transpose", [now], perm=perm)
+        now = self._reshape(now, [len(filters), -1, fast.ins])
+        made = []
+        for k, each in enumerate(filters):
+            place = self._add("Gather", [now, self._store(np.array(k))], axis=0)
+            made.append(self._add("MatMul", [place, self._store(each)]))
+        now = self._add("Concat", made, axis=0)
+        if apart:
+            now = self._reshape(now, [*(tiled[i] for i in perm[: len(tiled)]), -1, fast.outs])
+            now = self._add("Transpose", [now], perm=[perm.index(i) for i in range(len(perm))])
+        return now
 
     def _along(self, x: str, sizes: list[int], k: int, matrix: FloatArray) -> str:
         """Multiply the k-th axis by a matrix, and put down its new size."""
@@ -279,12 +303,9 @@ class _Writer:
     def _reshape(self, x: str, shape: Sequence[int]) -> str:
         return self._add("Reshape", [x, self._store(np.array(shape, np.int64))])
 
-    def _add(self, op: str, inputs: Sequence[str], y: str = "", perm: Sequence[int] | None = None) -> str:
+    def _add(self, op: str, inputs: Sequence[str], y: str = "", **given: Any) -> str:
         y = y or self._names.new("fast")
-        node = helper.make_node(op, inputs, [y], name=y)
-        if perm is not None:
-            node.attribute.append(helper.make_attribute("perm", perm))
-        self._nodes.append(node)
+        self._nodes.append(helper.make_node(op, inputs, [y], name=y, **given))
         return y
 
     def _store(self, values: Array) -> str:

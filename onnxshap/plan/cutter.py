@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from onnx import ModelProto
 
-from onnxshap.calibrate import site_means
+from onnxshap.bases import Turned
+from onnxshap.calibrate import free_batch, site_means
 from onnxshap.clock import Clock
 from onnxshap.core import BoolArray, Dataset, FloatArray
 from onnxshap.cost import parameters
@@ -84,6 +85,8 @@ class Cutter:
         rescore: values of the groups of a model cut so far, for iterative; None = the values given stay.
         tuning_seconds: most seconds that distillation takes, of each model; None = `tuning.SECONDS`.
         payoff: what curves and distillation compare outputs by, one of `payoffs.UNLABELLED`; None = what fits.
+        turned: how groups of the model were put into other bases, if some were: those of which nothing is cut are
+            written as in the file.
     """
 
     traced: Traced
@@ -100,6 +103,7 @@ class Cutter:
     rescore: Callable[[Traced], Mapping[str, FloatArray]] | None = None
     tuning_seconds: float | None = None
     payoff: str | None = None
+    turned: Turned | None = None
     _means: Means = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -183,7 +187,9 @@ class Cutter:
         """Return values and curves once the model is cut by a plan and repaired."""
         with self.clock.stage("repair"):
             model = (
-                self.rough(keep) if self.repair == "none" else finish(self._repaired(keep)[0], self.traced.shaped.graph)
+                self.rough(keep)
+                if self.repair == "none"
+                else finish(self._repaired(self.traced, self.free, keep)[0], self.traced.shaped.graph)
             )
             part = CutModel.of(self.traced, self.groups, keep, model)
         found = {name: values[name][units] for name, units in part.kept.items()}
@@ -211,6 +217,13 @@ class Cutter:
         """Return the cut model before any refit."""
         return small_model(self.traced, keep, self._means)
 
+    def _written(self, keep: Mapping[str, BoolArray]) -> tuple[Traced, Traced]:
+        """Return the model, as in its file and for evaluation, only those groups in other bases that a plan cuts."""
+        if self.turned is None:
+            return self.traced, self.free
+        traced = self.turned.only([name for name in self.turned.groups if not keep[name].all()])
+        return traced, self.free if traced is self.traced else free_batch(traced)
+
     def cut(self, keep: Mapping[str, BoolArray], check: Dataset | None = None) -> Cut:
         """Return the cut model, verified (on `check`, if given) and repaired.
 
@@ -219,40 +232,43 @@ class Cutter:
         """
         with self.clock.stage("cut"):
             self.progress("cut", 0, 3)
-            small = self.rough(keep)
+            traced, free = self._written(keep)
+            small = small_model(traced, keep, self._means)
         with self.clock.stage("verify"):
             self.progress("cut", 1, 3)
-            checked = verify(self.traced, self.free, keep, self._means, small, self.data if check is None else check)
+            checked = verify(traced, free, keep, self._means, small, self.data if check is None else check)
         layers: list[Refit] = []
         tuning: Tuning | None = None
         if self.repair != "none":
             with self.clock.stage("repair"):
-                repaired, layers = self._repaired(keep)
+                repaired, layers = self._repaired(traced, free, keep)
             if self.repair == "distill":
                 with self.clock.stage("distill"):
-                    repaired, tuning = _tuned(self, keep, repaired)
+                    repaired, tuning = _tuned(self, traced, free, keep, repaired)
             with self.clock.stage("repair"):
-                small = finish(repaired, self.traced.shaped.graph)
-                check_loads(self.traced, small)
+                small = finish(repaired, traced.shaped.graph)
+                check_loads(traced, small)
         gone = self.traced.stored_params - parameters(small)
         return Cut(keep, small, self.traced.cost.params() - gone, checked, layers, tuning)
 
-    def _repaired(self, keep: Mapping[str, BoolArray]) -> tuple[ModelProto, list[Refit]]:
+    def _repaired(self, traced: Traced, free: Traced, keep: Mapping[str, BoolArray]) -> tuple[ModelProto, list[Refit]]:
         """Return the cut model with its channels' moments or its layers' responses made what they were."""
 
         def tell(done: int, total: int) -> None:
             self.progress("repair", done, total)
 
         if self.repair == "fold":
-            return rematch(self.traced, self.free, keep, self._means, self._fitted, tell), []
-        return refit(self.traced, self.free, keep, self._means, self._fitted, self.seed, tell)
+            return rematch(traced, free, keep, self._means, self._fitted, tell), []
+        return refit(traced, free, keep, self._means, self._fitted, self.seed, tell)
 
 
-def _tuned(cutter: Cutter, keep: Mapping[str, BoolArray], refitted: ModelProto) -> tuple[ModelProto, Tuning]:
+def _tuned(
+    cutter: Cutter, traced: Traced, free: Traced, keep: Mapping[str, BoolArray], refitted: ModelProto
+) -> tuple[ModelProto, Tuning]:
     from onnxshap.distill.tuner import distill  # needs torch
 
     return distill(
-        cutter.traced, cutter.free, keep, cutter._means, refitted, cutter.data, cutter.seed,
+        traced, free, keep, cutter._means, refitted, cutter.data, cutter.seed,
         seconds=SECONDS if cutter.tuning_seconds is None else cutter.tuning_seconds,
         progress=lambda done, total: cutter.progress("distill", done, total), payoff=cutter.payoff,
     )  # fmt: skip

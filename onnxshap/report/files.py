@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from onnxshap.bases import BASES, Basis
 from onnxshap.core import Array, Values
 from onnxshap.errors import DataError
 from onnxshap.graph import whole_file
@@ -127,7 +129,33 @@ def _scores(found: Any) -> Scores:
         images=_field(found, "images", int),
         source=_field(found, "source", str),
         model=_field(found, "model_sha256", str),
+        basis=_basis(_field(found, "basis", str)) if "basis" in found else "own",
+        bases=_bases(_field(found, "bases", dict)) if "bases" in found else {},
     )
+
+
+def _basis(name: str) -> str:
+    if name not in BASES:
+        raise ValueError(f"its 'basis' is none of {', '.join(BASES)}")
+    return name
+
+
+def _bases(found: Mapping[str, Any]) -> dict[str, list[Basis]]:
+    bases = dict[str, list[Basis]]()
+    for name in found:
+        where = f"basis of group {name!r:.80}"
+        for one in _field(found, name, list, "'bases'"):
+            if not isinstance(one, dict):
+                raise ValueError(f"{where} is no object")  # noqa: TRY004
+            shape = _field(one, "shape", list, where)
+            numbers = np.frombuffer(base64.b64decode(_field(one, "float32", str, where), validate=True), "<f4")
+            if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
+                raise ValueError(f"{where} has 'shape' that is no three sizes")
+            if math.prod(shape) != len(numbers) or not np.isfinite(numbers).all():
+                raise ValueError(f"{where} has 'float32' that are not so many finite numbers")
+            matrices = numbers.astype(np.float32).reshape(shape)
+            bases.setdefault(name, []).append(Basis(_field(one, "places", str, where), matrices))
+    return bases
 
 
 _KINDS: dict[type, str] = {dict: "object", list: "list", str: "string", int: "integer"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -266,6 +267,11 @@ def values_report(scores: Scores) -> Report:
         "seed": scores.seed,
         "images": scores.images,
         "source": scores.source,
+        "basis": scores.basis,
+        "bases": {
+            name: [{"places": b.places, "shape": list(b.matrices.shape), "float32": _base64(b.matrices)} for b in some]
+            for name, some in scores.bases.items()
+        },
         "groups": {
             name: {
                 "values": _numbers(v.phi),
@@ -303,6 +309,11 @@ def _drop(drop: Drop) -> Report:
 def _number(value: float) -> float | None:
     """Return a float that JSON knows; NaN and Inf become null."""
     return float(value) if math.isfinite(value) else None
+
+
+def _base64(values: Array) -> str:
+    """Return float32 numbers as text, the low byte first."""
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
 def _numbers(values: Array) -> list[float | None]:

@@ -20,7 +20,7 @@ from onnxshap.core import FloatArray
 from onnxshap.data import random_data
 from onnxshap.errors import DataError
 from onnxshap.estimators.rows import coalition_removals, removals
-from onnxshap.game import GroupGame, Setting, pace, remainders, walks
+from onnxshap.game import GroupGame, Setting, pace, remainders, stages, walks
 from onnxshap.game.behind import Behind
 from onnxshap.groups import Group
 from onnxshap.opening import open_model
@@ -289,8 +289,10 @@ def test_running_sums_are_the_same_however_they_are_made(long: int, monkeypatch:
         assert bits(removed(GroupGame(shared, group))) == bits(found)
 
 
+@pytest.mark.parametrize("smaller", [0.0, np.inf], ids=["in stages", "whole"])
 @pytest.mark.parametrize("name", NETS)
-def test_rows_a_run_and_memory_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_a_run_and_memory_change_no_bit(name: str, smaller: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_SMALLER", smaller)
     monkeypatch.setattr(walks, "_LEAST_WORK", 16)
     shared = setting(NETS[name], filled=True)
     for group in shared.traced.groups:

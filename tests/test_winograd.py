@@ -14,7 +14,7 @@ from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array
 from onnxshap.game import GroupGame, Setting, winograd
 from onnxshap.game.toomcook import MOST, algorithm, tilings
-from onnxshap.game.winograd import quick_session
+from onnxshap.game.winograd import quick_sessions
 from onnxshap.opening import open_model
 from onnxshap.taps import taps
 from onnxshap.tracing import Traced, trace
@@ -53,14 +53,14 @@ def opened(text: str, **weights: Any) -> Traced:
 def run(traced: Traced, x: Array) -> tuple[list[Array], list[Array]]:
     """Return what the whole model gives, as it is and with fewer multiplications."""
     model = traced.shaped.graph.model
-    return traced.backend.session(model).run({"x": x}), quick_session(traced, model).run({"x": x})
+    return traced.backend.session(model).run({"x": x}), quick_sessions(traced, [model])[0].run({"x": x})
 
 
 def ops(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the ops of the model that a quick session is made of."""
     seen: list[onnx.ModelProto] = []
     monkeypatch.setattr(OrtBackend, "session", lambda self, model: seen.append(model))
-    quick_session(traced, traced.shaped.graph.model)
+    quick_sessions(traced, [traced.shaped.graph.model])
     return [node.op_type for node in seen[0].graph.node]
 
 

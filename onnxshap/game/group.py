@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -10,7 +9,7 @@ from functools import cached_property, partial
 import numpy as np
 from onnx import ModelProto
 
-from onnxshap.calibrate import batches, by_image, bytes_per_image
+from onnxshap.calibrate import batches, by_image
 from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import coalition_removals
 from onnxshap.game.activations import Activations
@@ -19,8 +18,8 @@ from onnxshap.game.halves import gathered, halve
 from onnxshap.game.outputs import payoffs
 from onnxshap.game.pace import Pace
 from onnxshap.game.setting import Setting
+from onnxshap.game.stages import Suffix, largest, open_suffix
 from onnxshap.game.walks import Walks, open_walks
-from onnxshap.game.winograd import quick_session
 from onnxshap.groups import Group
 from onnxshap.masking import Probe, images_apart, mask_name, masked_model, row_wise
 
@@ -164,17 +163,15 @@ class _Masked:
         self._outputs, suffix = halves.outputs, halves.suffix  # none where the group reaches no output
         self._kept = Activations(self.setting, halves.prefix, halves.boundary)
         stays = self._stays(halves.boundary)
-        self._session = None if suffix is None or stays else quick_session(traced, suffix)
+        self._session: Suffix | None = None
         self._resident = None
-        if suffix is not None and stays:
+        self._pace = Pace.of(traced.backend, 1 if suffix is None else largest(traced, suffix), fixed=True)
+        if suffix is not None and not stays:
+            self._session, self._pace = open_suffix(traced, suffix)
+        elif suffix is not None:
             resident, self._rows = gathered(traced, suffix, mask)
             self._resident = traced.backend.resident(resident)
         self._version = -1
-        made = [] if suffix is None else [o for node in suffix.graph.node for o in node.output]
-        names = [*made, *halves.boundary]
-        largest = max(bytes_per_image(traced, names), default=1)
-        # on a device kernels may depend on the rows of a run, and the time is that of the copies
-        self._pace = Pace.of(self.setting.memory, largest, fixed=traced.backend.on_device)
 
     def __call__(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
         scores = np.empty(len(images))
@@ -188,9 +185,8 @@ class _Masked:
                 start = 0
                 while start < len(part):
                     rows = part[start : start + self._pace.rows]
-                    begun = time.perf_counter()
-                    behind.do(partial(score, rows, self._run(images[rows], coalitions[rows])))
-                    self._pace.tell(len(rows), time.perf_counter() - begun)
+                    with self._pace.timing(len(rows)):
+                        behind.do(partial(score, rows, self._run(images[rows], coalitions[rows])))
                     start += len(rows)
         return scores
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from onnxshap.backend import Backend, threads_of
 
 _TRIES = 3
 """Runs of each size; the fastest counts, for the first one of a size also allocates."""
@@ -24,21 +30,26 @@ class Pace:
         guess: rows a run to start from.
         most: rows a run at most.
         fixed: keep to the guess.
+        clock: seconds that runs are measured in.
     """
 
     guess: int
     most: int
     fixed: bool = False
+    clock: Callable[[], float] = time.perf_counter
     _seen: dict[int, list[float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, memory: int, largest: int, *, fixed: bool) -> Pace:
+    def of(cls, backend: Backend, largest: int, *, most: int = _MOST, fixed: bool = False) -> Pace:
         """Return the search for rows whose largest tensor takes some bytes each; fixed: as many rows as memory allows.
 
         The guess is what lets the largest tensor stay in the processor's cache.
         """
-        most = int(np.clip(memory // 8 // largest, 1, _MOST))
-        return cls(most if fixed else int(np.clip(_CACHE // largest, min(4, most), min(1024, most))), most, fixed)
+        most = int(np.clip(backend.memory // 8 // largest, 1, most))
+        guess = most if fixed else int(np.clip(round(_CACHE / largest), min(4, most), min(1024, most)))
+        # what a single thread takes is its own time, whatever else is done on the machine
+        alone = threads_of(backend) == 1 and not backend.on_device and os.name == "posix"
+        return cls(guess, most, fixed, time.thread_time if alone else time.perf_counter)
 
     @property
     def rows(self) -> int:
@@ -49,6 +60,13 @@ class Pace:
             if len(self._seen.get(size, ())) < _TRIES:
                 return size
         return min(self._seen, key=lambda size: (min(self._seen[size]), size))
+
+    @contextlib.contextmanager
+    def timing(self, rows: int) -> Iterator[None]:
+        """Take the time of a run of some rows."""
+        start = self.clock()
+        yield
+        self.tell(rows, self.clock() - start)
 
     def tell(self, rows: int, seconds: float) -> None:
         """Take the time of a run; those of another size (the last rows of a block) say nothing."""

@@ -6,7 +6,6 @@ one subtraction there, and the model only from that output on: little of it behi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +21,7 @@ from onnxshap.game.outputs import payoffs
 from onnxshap.game.pace import Pace
 from onnxshap.game.remainders import LONG, Remainders
 from onnxshap.game.setting import Setting
-from onnxshap.game.winograd import quick_session
+from onnxshap.game.stages import Suffix, open_suffix
 from onnxshap.groups import Group
 from onnxshap.shapes.images import Images
 
@@ -65,10 +64,10 @@ class Walks:
         read = () if halves.suffix is None else [i.name for i in halves.suffix.graph.input]
         self._others = [name for name in halves.boundary if name in read and name not in given]
         self._kept = Activations(setting, halves.prefix, halves.boundary, 1 - _SHARE)
-        self._session = None if halves.suffix is None else quick_session(traced, halves.suffix)
-        made = [] if halves.suffix is None else [o for node in halves.suffix.graph.node for o in node.output]
-        largest = max(bytes_per_image(traced, [*made, *given, *self._others]), default=1)
-        self._pace = Pace.of(setting.memory, largest, fixed=self._session is None)
+        self._session: Suffix | None = None
+        self._pace = Pace.of(traced.backend, max(bytes_per_image(traced, given)), fixed=True)
+        if halves.suffix is not None:
+            self._session, self._pace = open_suffix(traced, halves.suffix)
         self._loaded: dict[int, Loaded] = {}
         fitting = int(_SHARE * setting.memory) // ((len(group) + 1) * sum(bytes_per_image(traced, given)))
         self._room = fitting - 1  # images, beside the one at hand
@@ -133,10 +132,8 @@ class Walks:
 
     def run(self, values: Sequence[Array], images: ImageIndex, coalitions: CoalitionMatrix | None) -> FloatArray:
         """Return the payoffs of rows, given the ops' outputs, one row after the other."""
-        start = time.perf_counter()
-        found = self._worth(values, images, coalitions)
-        self._pace.tell(len(images), time.perf_counter() - start)
-        return found
+        with self._pace.timing(len(images)):
+            return self._worth(values, images, coalitions)
 
     @property
     def rows(self) -> int:

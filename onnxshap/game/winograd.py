@@ -91,24 +91,33 @@ class _Fast:
         return float(_PRODUCT * products + _SPREAD * along + _MOVED * moved)
 
 
-def quick_session(traced: Traced, part: ModelProto) -> Session:
-    """Return a session of a part of a model that runs many times, its convolutions with fewer multiplications.
+def quick_sessions(traced: Traced, parts: Sequence[ModelProto]) -> list[Session]:
+    """Return sessions of parts of a model that run many times, their convolutions with fewer multiplications.
 
-    On a processor its numbers differ from the part's by rounding, some 1e-6 of the largest; on a device they are those
-    of the part.
+    On a processor their numbers differ from the parts' by rounding, some 1e-6 of the largest; on a device they are
+    those of the parts.
 
     Args:
         traced: the model.
-        part: of it, masks in it or not.
+        parts: of it, masks in them or not, one behind the other.
 
     Raises:
-        ModelError: the part does not load.
+        ModelError: a part does not load.
     """
-    chosen, room = list[_Fast](), 0 if traced.backend.on_device else int(_SHARE * traced.backend.memory)
-    for found in _candidates(traced, part) if room else ():
-        if found.bytes <= room:
-            room -= found.bytes
-            chosen.append(found)
+    room = 0 if traced.backend.on_device else int(_SHARE * traced.backend.memory)
+    found = list[Session]()
+    for part in reversed(parts):
+        chosen = list[_Fast]()
+        for fast in _candidates(traced, part) if room else ():
+            if fast.bytes <= room:
+                room -= fast.bytes
+                chosen.append(fast)
+        found.append(_session(traced, part, chosen))
+    return found[::-1]
+
+
+def _session(traced: Traced, part: ModelProto, chosen: Sequence[_Fast]) -> Session:
+    """Return a session of a part, some of its convolutions with fewer multiplications."""
     if not chosen:
         return traced.backend.session(part)
     kept = weights.Kept()  # until the session has what is in it

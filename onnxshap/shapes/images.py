@@ -75,6 +75,10 @@ class Images:
         chosen: Array = np.take(apart, images, axis=self.axis + 1)
         return chosen.reshape(*values.shape[: self.axis], -1, *values.shape[self.axis + 1 :])
 
+    def part(self, values: Array, start: int, stop: int) -> Array:
+        """Return images in a row of a tensor, a view of it where they lie in a row there."""
+        return values[start:stop] if self == Images(0) else self.take(values, range(start, stop))
+
     def front(self, values: Array) -> Array:
         """Return a tensor with the images on axis 0; what shared an axis with them has axes of its own.
 

@@ -26,6 +26,9 @@ CONVOLUTIONS = {
     "1x5 and uneven padding": ("3,4,13", "pads=[0,1,0,3]", (6, 3, 1, 5)),
     "5x2, SAME_LOWER": ("3,8,5", 'auto_pad="SAME_LOWER"', (4, 3, 5, 2)),
     "3x3, dilated": ("3,10,9", "pads=[2,3,1,3], dilations=[2,3]", (4, 3, 3, 3)),
+    "3x3, every second": ("3,9,8", "pads=[1,1,1,1], strides=[2,2]", (5, 3, 3, 3)),
+    "7x2, every third and second": ("3,13,8", "pads=[3,0,2,1], strides=[3,2]", (5, 3, 7, 2)),
+    "2x3, every third, next to each other": ("3,9,8", "pads=[0,1,0,1], strides=[3,1]", (5, 3, 2, 3)),
     "6, along one axis": ("3,20", "pads=[3,2]", (4, 3, 6)),
     "3, along one axis, fewer outputs than dilations": ("3,9", "dilations=[4]", (4, 3, 3)),
     "2x3x3": ("2,4,5,6", "pads=[1,1,1,0,1,1]", (3, 2, 2, 3, 3)),
@@ -74,14 +77,21 @@ def test_products_of_a_tile_are_a_correlation(m: int, r: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "kernel", "dilation", "before"), [(9, 3, 1, 1), (11, 3, 2, 2), (7, 5, 1, 0), (6, 1, 1, 0)]
+    ("size", "out", "kernel", "dilation", "before", "stride"),
+    [
+        *((9, 9, 3, 1, 1, 1), (11, 11, 3, 2, 2, 1), (7, 7, 5, 1, 0, 1), (6, 6, 1, 1, 0, 1)),
+        *((9, 5, 3, 1, 1, 2), (8, 4, 3, 1, 1, 2), (12, 4, 7, 1, 2, 3), (9, 5, 1, 1, 0, 2), (9, 3, 2, 1, 0, 3)),
+    ],
 )
-def test_every_tiling_of_an_axis_is_the_convolution(size: int, kernel: int, dilation: int, before: int) -> None:
+def test_every_tiling_of_an_axis_is_the_convolution(
+    size: int, out: int, kernel: int, dilation: int, before: int, stride: int
+) -> None:
     rng = np.random.default_rng(0)
-    x, g, out = rng.normal(size=size), rng.normal(size=kernel), size
-    reads = taps("Conv", {"pads": [before, before], "dilations": [dilation]}, [size], [out], [kernel])
+    x, g = rng.normal(size=size), rng.normal(size=kernel)
+    given = {"pads": [before, before], "dilations": [dilation], "strides": [stride]}
+    reads = taps("Conv", given, [size], [out], [kernel])
     wanted = np.append(x, 0)[reads] @ g
-    for way in tilings(size, out, kernel, dilation, before):
+    for way in tilings(size, out, kernel, dilation, before, stride):
         found = way.outputs.reshape(out, -1) @ ((way.taps @ g)[:, None] * (way.inputs @ x)).ravel()
         assert found == pytest.approx(wanted, abs=1e-9)
 
@@ -139,7 +149,7 @@ def test_large_filters_are_matrices_of_their_own(size: int, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("conv", "weight"),
     [
-        ("Conv<strides=[2,2], pads=[1,1,1,1]>(x, w)", (6, 4, 3, 3)),
+        ("Conv<strides=[2,2], dilations=[2,2], pads=[2,2,2,2]>(x, w)", (6, 4, 3, 3)),
         ("Conv<group=2, pads=[1,1,1,1]>(x, w)", (6, 2, 3, 3)),
         ("Conv(x, w)", (6, 4, 7, 1)),
         ("Conv(x, w)", (6, 4, 1, 1)),

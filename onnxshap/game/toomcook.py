@@ -35,6 +35,8 @@ def algorithm(m: int, r: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     [-2.0, -2.0]
     """
     t = m + r - 1
+    if r == 1:
+        return np.eye(t), np.ones((t, 1)), np.eye(t)
 
     def evaluated(count: int) -> FloatArray:
         """Return what takes `count` coefficients to values, float64[t, count]; at infinity the highest one."""
@@ -48,15 +50,19 @@ def algorithm(m: int, r: int) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 @dataclass(frozen=True)
 class Tiling:
-    """One axis of a convolution of stride 1 in tiles.
+    """One axis of a convolution in tiles.
+
+    With a stride, taps and inputs fall into as many phases: each is a convolution of stride 1, of every second tap over
+    every second input for a stride of 2, and the sum over phases is the sum over what their products give.
 
     Attributes:
         m: outputs of a tile.
         size: of the input.
         out: of the output.
         kernel: taps.
-        dilation: between the taps.
+        dilation: between the taps; 1 where there is a stride.
         before: padding.
+        stride: between the outputs.
     """
 
     m: int
@@ -65,11 +71,12 @@ class Tiling:
     kernel: int
     dilation: int
     before: int
+    stride: int = 1
 
     @property
     def products(self) -> int:
         """Of a tile, t."""
-        return self.m + self.kernel - 1
+        return sum(self.m + len(taps) - 1 for taps in self._phases)
 
     @property
     def tiles(self) -> int:
@@ -79,29 +86,42 @@ class Tiling:
     @property
     def taps(self) -> FloatArray:
         """What is applied to the taps, float64[t, kernel]."""
-        return algorithm(self.m, self.kernel)[1]
+        found = []
+        for taps in self._phases:
+            part = np.zeros((self.m + len(taps) - 1, self.kernel))
+            part[:, taps] = algorithm(self.m, len(taps))[1]
+            found.append(part)
+        return np.concatenate(found)
 
     @property
     def inputs(self) -> FloatArray:
         """What is applied to the axis, float64[t, tiles, size]: from what it has to what the tiles multiply."""
-        inputs, _, _ = algorithm(self.m, self.kernel)
-        found = np.zeros((self.products, self.tiles, self.size))
-        for tile, first in enumerate(self._firsts):
-            for k in range(self.products):
-                if 0 <= (place := first - self.before + k * self.dilation) < self.size:
-                    found[:, tile, place] = inputs[:, k]
-        return found
+        found, step = [], self.dilation * self.stride
+        for phase, taps in enumerate(self._phases):
+            inputs, _, _ = algorithm(self.m, len(taps))
+            part = np.zeros((len(inputs), self.tiles, self.size))
+            for tile, first in enumerate(self._firsts):
+                for k in range(len(inputs)):
+                    if 0 <= (place := self.stride * first - self.before + phase + k * step) < self.size:
+                        part[:, tile, place] = inputs[:, k]
+            found.append(part)
+        return np.concatenate(found)
 
     @property
     def outputs(self) -> FloatArray:
         """What is applied to the products, float64[out, t, tiles]."""
-        _, _, products = algorithm(self.m, self.kernel)
+        products = np.concatenate([algorithm(self.m, len(taps))[2] for taps in self._phases], axis=1)
         found = np.zeros((self.out, self.products, self.tiles))
         for tile, first in enumerate(self._firsts):
             for k in range(self.m):
                 if (place := first + k * self.dilation) < self.out:
                     found[place, :, tile] = products[k]
         return found
+
+    @property
+    def _phases(self) -> list[range]:
+        """The taps of every phase."""
+        return [range(phase, self.kernel, self.stride) for phase in range(min(self.stride, self.kernel))]
 
     @cached_property
     def _firsts(self) -> list[int]:
@@ -110,11 +130,18 @@ class Tiling:
         return [places[k] for places in lanes for k in range(0, len(places), self.m)]
 
 
-def tilings(size: int, out: int, kernel: int, dilation: int, before: int) -> list[Tiling]:
+def tilings(size: int, out: int, kernel: int, dilation: int, before: int, stride: int = 1) -> list[Tiling]:
     """Return the ways to take an axis in tiles, of one output or more; none if there are many taps.
+
+    There is none either with a stride and a dilation, which hardly ever come together.
 
     >>> [(way.m, way.products, way.tiles) for way in tilings(7, 7, kernel=3, dilation=1, before=1)]
     [(1, 3, 7), (2, 4, 4), (3, 5, 3), (4, 6, 2)]
+    >>> [(way.m, way.products, way.tiles) for way in tilings(8, 4, kernel=3, dilation=1, before=1, stride=2)]
+    [(1, 3, 4), (2, 5, 2), (3, 7, 2), (4, 9, 1)]
     """
-    most = 1 if kernel == 1 else MOST + 1 - kernel
-    return [Tiling(m, size, out, kernel, dilation, before) for m in range(1, min(out, most) + 1)]
+    if min(stride, dilation) > 1:
+        return []
+    taps = -(-kernel // stride)  # of the phase that has most
+    most = 1 if taps == 1 else MOST + 1 - taps
+    return [Tiling(m, size, out, kernel, dilation, before, stride) for m in range(1, min(out, most) + 1)]

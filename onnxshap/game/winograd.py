@@ -1,6 +1,6 @@
 """Convolutions with fewer multiplications, where what is behind a mask runs for every row (`toomcook`).
 
-A convolution of stride 1 becomes, along each of its axes, one small product of matrices that spreads tiles, then one
+A convolution becomes, along each of its axes, one small product of matrices that spreads tiles, then one
 product over the channels for every place of a tile, and again one along each axis that gathers the tiles. All of it is
 in the order [axes of space, images, channels], in which these are products of matrices as they lie; onnxruntime drops
 the transpositions between one such convolution and the next. Deep layers, of many channels and small images, run two to
@@ -35,6 +35,8 @@ _GAIN = 1.2
 _PRODUCT, _SPREAD, _MOVED = 1.5, 2.2, 75.0
 """What a multiplication takes in the products over channels and in those along an axis, and a number that is
 transposed, in multiplications of onnxruntime's own convolution (measured with AVX-512, on one thread)."""
+_NARROW = 4.0
+"""Width of an output at which onnxruntime's own convolution takes twice as long for a multiplication."""
 _PACKED = 16.0
 """Numbers of a filter to those it is multiplied with and makes, of one image: above, it is put into the order in which
 it is read once and for all. onnxruntime does that for matrices alone, and others it packs anew in every run; to take
@@ -190,24 +192,25 @@ def _candidates(traced: Traced, part: ModelProto) -> Iterator[_Fast]:
         after = readers.get(node.output[0], [])
         norm = after[0] if len(after) == 1 and after[0] is not None and _folds(traced, after[0]) else None
         found = min((_Fast(node, norm, ins, outs, a) for a in axes), key=lambda fast: fast.work)
-        if ins * outs * math.prod(axis.kernel * axis.out for axis in axes[0]) >= _GAIN * found.work:
+        plain = ins * outs * math.prod(axis.kernel * axis.out for axis in axes[0])
+        if plain * (1 + min(1.0, (_NARROW / axes[0][-1].out) ** 2)) >= _GAIN * found.work:
             yield found
 
 
 def _tiled(traced: Traced, node: NodeProto) -> list[tuple[Tiling, ...]]:
-    """Return the ways to take a convolution in tiles; none where it has strides, groups, or computed weights."""
+    """Return the ways to take a convolution in tiles; none where it has groups, or computed weights."""
     shapes, kinds, (x, w), y = traced.shaped.shapes, traced.shaped.kinds, node.input[:2], node.output[0]
     given = attributes(node)
     known = all(name in shapes for name in (x, y)) and {*node.input[1:]} <= {*traced.shaped.constants, ""}
-    plain = given.get("group", 1) == 1 and {*given.get("strides", [1])} == {1}
+    plain = given.get("group", 1) == 1
     floats = {kinds.get(name, 0) for name in (x, y, w)} == {TensorProto.FLOAT}
     if not (known and plain and floats) or any(traced.batch_axis(name) != 0 for name in (x, y)):
         return []
     kernel = shapes[w][2:]
-    dilations = given.get("dilations", [1] * len(kernel))
-    sizes = list(zip(shapes[x][2:], shapes[y][2:], kernel, [1] * len(kernel), dilations, strict=True))
+    dilations, strides = (given.get(name, [1] * len(kernel)) for name in ("dilations", "strides"))
+    sizes = list(zip(shapes[x][2:], shapes[y][2:], kernel, strides, dilations, strict=True))
     pads = paddings(given, sizes)
-    each = [tilings(i, o, k, d, pad) for (i, o, k, _, d), pad in zip(sizes, pads, strict=True)]
+    each = [tilings(i, o, k, d, pad, s) for (i, o, k, s, d), pad in zip(sizes, pads, strict=True)]
     return list(product(*each)) if max(kernel) > 1 else []
 
 

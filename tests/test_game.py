@@ -307,6 +307,35 @@ def test_rows_a_run_and_memory_change_no_bit(name: str, smaller: float, monkeypa
         assert bits(removed(GroupGame(small, group))) == bits(wanted)
 
 
+def test_what_is_added_in_every_row_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """(float[N,3,6,6] x) => (float[N,8,6,6] y, float[N,8,6,6] z) {
+        a = Conv(x, w0)
+        [inner] i = Conv<pads=[1,1,1,1]>(a, w1)
+        ir = Relu(i)
+        o = Conv<pads=[1,1,1,1]>(ir, w2)
+        b = Add(o, shift)
+        t = Add(a, b)
+        y = Relu(t)
+        [twice] j = Conv<pads=[1,1,1,1]>(a, w3)
+        jr = Relu(j)
+        p = Conv<pads=[1,1,1,1]>(jr, w4)
+        z = Add(p, p)
+    }"""
+    made = net(
+        text, w0=(8, 3, 1, 1), w1=(6, 8, 3, 3), w2=(8, 6, 3, 3), shift=(8, 1, 1), w3=(6, 8, 3, 3), w4=(8, 6, 3, 3)
+    )
+    shared = setting(made, filled=True)
+    ends = {}
+    for group in shared.traced.groups:
+        monkeypatch.setattr(walks, "_LEAST_WORK", 16)
+        game = GroupGame(shared, group)
+        if game._walks is not None:
+            ends[group.name] = [adder.y for adder in game._walks._adders]
+        monkeypatch.setattr(walks, "_LEAST_WORK", np.inf)
+        close(game, GroupGame(shared, group))
+    assert ends == {"inner": ["t"], "twice": ["p"]}
+
+
 def with_memory(shared: Setting, memory: int) -> Setting:
     return replace(shared, traced=replace(shared.traced, backend=OrtBackend("cpu", 1, memory)))
 

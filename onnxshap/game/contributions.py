@@ -37,7 +37,7 @@ class Adder:
 
     Attributes:
         x: tensor that the group's units are positions of.
-        y: what the op makes.
+        y: what the op makes, or that and what is the same in every row.
         outputs: channels of `y`.
         work: multiplications of the op for each number it makes.
         axis: of `x`, that is summed away, where the images come first (`Images.front`).

@@ -1,12 +1,14 @@
 """Units removed one after the other, or one alone: running sums of what each unit adds instead of the op behind it.
 
-The output of a linear op without some units is its whole output less what they add (`contributions`). So a row costs
-one subtraction there, and the model only from that output on: little of it behind the last layers.
+The output of a linear op without some units is its whole output less what they add (`contributions`), and so is its
+sum with what no mask reaches. So a row costs one subtraction there, and the model only from that on: little of it
+behind the last layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import replace
 
 import numpy as np
 from onnx import ModelProto
@@ -22,8 +24,11 @@ from onnxshap.game.pace import Pace
 from onnxshap.game.remainders import LONG, Remainders
 from onnxshap.game.setting import Setting
 from onnxshap.game.stages import Suffix, open_suffix
+from onnxshap.graph import is_op
+from onnxshap.graph.structure import reads
 from onnxshap.groups import Group
 from onnxshap.shapes.images import Images
+from onnxshap.tracing import Traced
 
 _LEAST_WORK = 32
 """Multiplications for a number of an op's output below which one subtraction is no gain."""
@@ -232,4 +237,23 @@ def open_walks(setting: Setting, group: Group, masked: ModelProto, mask: str) ->
     if adders is None:
         return None
     work = sum(adder.work * size for adder, size in zip(adders, sizes, strict=True)) / sum(sizes)
-    return Walks(setting, group, masked, mask, adders) if work >= _LEAST_WORK else None
+    if work < _LEAST_WORK:
+        return None
+    return Walks(setting, group, masked, mask, [replace(a, y=_summed(traced, reached, a.y)) for a in adders])
+
+
+def _summed(traced: Traced, reached: Container[str], y: str) -> str:
+    """Return what an op's output becomes where something that is the same in every row is added to it, as by a skip.
+
+    What a unit adds to the one it adds to the other, and no row has to be added to then.
+    """
+    graph, shaped = traced.shaped.graph, traced.shaped
+    readers = [node for node in graph.nodes if y in reads(node)]
+    if len(readers) != 1 or not is_op(readers[0], "Add") or y in traced.outputs:
+        return y
+    (total,), terms = readers[0].output, list(readers[0].input)
+    others = [name for name in terms if name != y]
+    same = shaped.shapes.get(total) == shaped.shapes[y] and traced.images(total) == traced.images(y)
+    if len(others) != 1 or others[0] in reached or not same:
+        return y
+    return _summed(traced, reached, total)

@@ -212,6 +212,63 @@ def test_fused_attention_has_bases_of_queries_and_keys_and_of_values() -> None:
     assert error(traced, found, data) <= 1e-5
 
 
+GROUPED = """(float[N,5,6] x) => (float[N,5,6] y) {
+    q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
+    q1 = Reshape(q0, qs) k1 = Reshape(k0, ks) v1 = Reshape(v0, ks)
+    qt = Transpose<perm=[0,2,1,3]>(q1) kt = Transpose<perm=[0,2,1,3]>(k1) vt = Transpose<perm=[0,2,1,3]>(v1)
+    k3 = Unsqueeze(kt, two) v3 = Unsqueeze(vt, two)
+    k4 = Expand(k3, wide) v4 = Expand(v3, wide)
+    k5 = Reshape(k4, full) v5 = Reshape(v4, full)
+    k6 = Transpose<perm=[0,1,3,2]>(k5)
+    s = MatMul(qt, k6) p = Softmax(s) o = MatMul(p, v5)
+    ot = Transpose<perm=[0,2,1,3]>(o) g = Reshape(ot, flat) y = MatMul(g, wo)
+}"""
+FUSED = """(float[N,5,6] x) => (float[N,5,6] y) {
+    q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+    o = Attention<q_num_heads=%d, kv_num_heads=%d>(q, k, v)
+    y = MatMul(o, wo)
+}"""
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("many", "few"), [(4, 2), (4, 1), (12, 1), (6, 2)])
+def test_heads_that_share_keys_and_values_have_the_bases_of_these(many: int, few: int, fused: bool) -> None:
+    weights = dict[str, Any](wq=(6, 4 * many), wk=(6, 4 * few), wv=(6, 4 * few), wo=(4 * many, 6))
+    sizes = dict[str, Any](qs=[0, 0, many, 4], ks=[0, 0, few, 4], two=[2], wide=[1, 1, many // few, 1, 1],
+                           full=[0, many, 5, 4], flat=[0, 0, 4 * many])  # fmt: skip
+    model = net(FUSED % (many, few), opset=23, ir=11, **weights) if fused else net(GROUPED, **weights, **sizes)
+    traced, found, data = in_bases(model)
+    assert changed(traced, found) == weights.keys()
+    assert error(traced, found, data) <= 1e-5
+    old, new = ([array(t.shaped.graph.initializers[n]) for n in ("wk", "wv")] for t in (traced, found.traced))
+    for one, other in zip(old, new, strict=True):  # of every head of keys, or of values, by its own matrix
+        turns = [np.linalg.lstsq(one[:, h : h + 4], other[:, h : h + 4], rcond=None)[0] for h in range(0, 4 * few, 4)]
+        for h, turn in zip(range(0, 4 * few, 4), turns, strict=True):
+            np.testing.assert_allclose(one[:, h : h + 4] @ turn, other[:, h : h + 4], atol=1e-4)
+        assert few == 1 or np.abs(turns[0] - turns[1]).max() > 0.01
+
+
+def test_queries_that_share_keys_lose_least_together() -> None:
+    """Keys of two directions, of which the first heads' queries see one and the second heads' the other."""
+    rng = np.random.default_rng(0)
+    wq, wk = np.zeros((6, 8), np.float32), np.zeros((6, 4), np.float32)
+    mix = rng.normal(size=(4, 4))
+    for head in range(2):
+        wq[:, 4 * head : 4 * head + 4] = rng.normal(size=(6, 1)) @ np.linalg.inv(mix).T[head : head + 1]
+    wk[:] = rng.normal(size=(6, 4)) @ mix
+    model = net(FUSED % (2, 1), opset=23, ir=11, wq=wq, wk=wk, wv=(6, 4), wo=(8, 6))
+    traced, data = onnxshap.trace(model), random_data(input_specs(model), 300, 1)
+    (name,) = (g.name for g in traced.groups if g.producers == ("q", "k"))
+    lost = {}
+    for basis in BASES:
+        result = onnxshap.prune(
+            traced, data.inputs, method="recon", keep_units=0.5, include=[name], basis=basis, repair="lstsq"
+        )
+        before, after = (run_all(traced, m, data)[0] for m in (traced.source, result.model))
+        lost[basis] = float(((after - before) ** 2).mean() / before.var())
+    assert lost["principal"] < 0.01 < 0.1 < lost["own"]
+
+
 def test_a_stored_matrix_of_two_layers_stays_one() -> None:
     text = "(float[N,3] x) => (float[N,3] y) { a = MatMul(x, w) b = MatMul(a, v) c = MatMul(b, w) y = MatMul(c, v) }"
     _, found, _ = in_bases(net(text, w=(3, 4), v=(4, 3)))

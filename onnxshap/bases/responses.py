@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from onnx import TensorProto
@@ -44,12 +45,15 @@ class Found:
         return max(self.places.stretches[part.stretch][0], key=lambda key: free.shaped.producers.get(key[0], -1))
 
     @property
-    def sites(self) -> list[tuple[Site, Part]]:
+    def sites(self) -> list[tuple[Site, list[Part]]]:
         """The layers with weights that sum the units away, and the parts that they read."""
         number = self.places.tensors
-        parts = {part.stretch: part for part in self.bundle.read}
-        every = [(s, parts.get(number.get(s.tensor, -1))) for s in self.places.sites if s.weight is not None]
-        return [(site, part) for site, part in every if part is not None]
+        every = [
+            (site, [part for part in self.bundle.read if part.stretch == number.get(site.tensor)])
+            for site in self.places.sites
+            if site.weight is not None
+        ]
+        return [(site, parts) for site, parts in every if parts]
 
 
 @dataclass
@@ -107,7 +111,9 @@ def _seen(free: Traced, one: Found) -> list[tuple[AxisKey, IntArray]]:
     if one.bundle.met:
         parts = (*one.bundle.made, *one.bundle.met)
         return [(one.key(free, p), one.at(p, b)) for p in parts for b in range(len(p.occurrences))]
-    return [((s.tensor, s.axis), one.at(p, b)) for s, p in one.sites for b in range(len(p.occurrences))]
+    return [
+        ((s.tensor, s.axis), one.at(p, b)) for s, some in one.sites for p in some for b in range(len(p.occurrences))
+    ]
 
 
 def _moments(free: Traced, wanted: Mapping[AxisKey, Mapping[bytes, IntArray]], data: Dataset) -> _Moments:
@@ -143,12 +149,12 @@ def _basis(free: Traced, one: Found, moments: _Moments) -> FloatArray | None:
 
 
 def _of_product(free: Traced, one: Found, moments: _Moments, block: int) -> tuple[FloatArray, FloatArray]:
-    """Return the second moments of two parts that are multiplied with each other."""
+    """Return the second moments of a part, and the sum of those that it is multiplied with."""
     made, met = (
-        moments[one.key(free, part), one.at(part, block).tobytes()].second
-        for part in (*one.bundle.made, *one.bundle.met)
+        [moments[one.key(free, part), one.at(part, block).tobytes()].second for part in parts]
+        for parts in (one.bundle.made, one.bundle.met)
     )
-    return made, met
+    return np.sum(made, axis=0), np.sum(met, axis=0)
 
 
 def _of_readers(free: Traced, one: Found, moments: _Moments, block: int) -> tuple[FloatArray, FloatArray]:
@@ -158,12 +164,12 @@ def _of_readers(free: Traced, one: Found, moments: _Moments, block: int) -> tupl
     """
     size = len(one.places.group)
     covariance, weight, terms = np.zeros((size, size)), np.zeros((size, size)), 0
-    for site, part in one.sites:
+    for site, parts in one.sites:
         assert site.weight is not None
         name = free.shaped.graph.nodes[site.node].input[site.weight.input]
         kernel = by_group(static_values(free.shaped.graph.model, free.backend, [name])[name], site.weight)[0]
         own, energy = np.zeros((size, size)), 0.0
-        for b in range(len(part.occurrences)) if one.bundle.single else [block]:
+        for part, b in product(parts, range(len(parts[0].occurrences)) if one.bundle.single else [block]):
             at = one.at(part, b)
             rows = kernel[at].reshape(size, -1)
             seen = moments[(site.tensor, site.axis), at.tobytes()].covariance

@@ -19,7 +19,7 @@ from onnxshap.bases.probing import Probe, other_side, random_basis
 from onnxshap.core import FloatArray
 
 _MOST = 8
-"""Parts beyond which it is not tried which two go together."""
+"""Parts beyond which it is not tried which two, or which of a stretch, go together."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,27 @@ def bundles(places: Carriers, probe: Probe) -> list[Bundle]:
             found.append(bundle)
             open_ = [p for p in open_ if p is not part]
             break
-    while len(open_) <= _MOST and (
-        pair := next((p for p in combinations(open_, 2) if borne(Bundle(p[:1], met=p[1:]))), None)
-    ):
-        found.append(Bundle(pair[:1], met=pair[1:]))
-        open_ = [p for p in open_ if p not in pair]
+    while pair := next((b for b in _products(open_) if borne(b)), None):
+        found.append(pair)
+        open_ = [p for p in open_ if p not in (*pair.made, *pair.met)]
     return found or ([one] if len(tags) > 1 and read and borne(one) else [])
+
+
+def _products(parts: Sequence[Part]) -> Iterator[Bundle]:
+    """Yield what may be multiplied with each other: two parts, or one with several in a row, as of heads with one key.
+
+    The longest rows come first; of many parts only those of a whole stretch.
+    """
+    few = len(parts) <= _MOST
+    for one, other in combinations(parts, 2) if few else ():
+        yield Bundle((one,), met=(other,))
+    for length in range(len(parts) - 1, 1, -1):
+        for one in parts:
+            rest = [p for p in parts if p is not one]
+            for row in (rest[start : start + length] for start in range(len(rest) - length + 1)):
+                whole = length == sum(p.stretch == row[0].stretch for p in rest)
+                if len({p.stretch for p in row}) == 1 and (few or whole):
+                    yield Bundle((one,), met=tuple(row))
 
 
 def _whole(places: Carriers, reads: bool) -> tuple[Part, ...]:
@@ -120,25 +135,39 @@ def _whole(places: Carriers, reads: bool) -> tuple[Part, ...]:
 
 
 def _tags(places: Carriers) -> Sequence[Tag] | None:
-    """Return the tags of one part, as often as a part has them: those of the stretch with the fewest occurrences."""
+    """Return the tags of the blocks: those of the stretch with the fewest occurrences, if the others' divide them."""
     every = [places.spots(k).tags for k in dict.fromkeys(e.stretch for e in places.entries)]
     least = min(every, key=len)
-    alike = all(len(tags) % len(least) == 0 and set(tags) == set(least) for tags in every)
+    alike = all(_in_blocks(tags, least) is not None for tags in every)
     return least if alike else None
+
+
+def _in_blocks(tags: Sequence[Tag], blocks: Sequence[Tag]) -> list[tuple[int, ...]] | None:
+    """Return for every part its occurrences, one a block, the first of each block first; None where they do not fit.
+
+    An occurrence is of the block whose tag it has, or one that says more: the head of keys, and which of its queries.
+    Blocks with the same tag take turns.
+
+    >>> _in_blocks([(0, 8), (1, 8), (0, 9), (1, 9)], [(0,), (1,)])
+    [(0, 1), (2, 3)]
+    """
+    left = {tag: [m for m, own in enumerate(tags) if set(tag) <= set(own)] for tag in set(blocks)}
+    count = len(tags) // len(blocks)
+    if sorted(m for some in left.values() for m in some) != list(range(len(tags))):
+        return None
+    if any(len(some) != count * list(blocks).count(tag) for tag, some in left.items()):
+        return None
+    found = []
+    for number in range(count):
+        taken, nth = [], dict.fromkeys(left, 0)
+        for tag in blocks:
+            taken.append(left[tag][number * list(blocks).count(tag) + nth[tag]])
+            nth[tag] += 1
+        found.append(tuple(taken))
+    return found
 
 
 def _parts(places: Carriers, reads: bool, tags: Sequence[Tag]) -> list[Part]:
     """Return the parts of the stretches: k of one that holds every tag k times, the first of each tag first."""
-    found = []
-    for stretch in dict.fromkeys(e.stretch for e in places.entries if e.reads == reads):
-        own = places.spots(stretch).tags
-        for number in range(len(own) // len(tags)):
-            left = {tag: [m for m, t in enumerate(own) if t == tag] for tag in set(tags)}
-            if any(len(left[tag]) * len(tags) != tags.count(tag) * len(own) for tag in left):
-                return []
-            taken = []
-            for place, tag in enumerate(tags):
-                nth = tags[:place].count(tag)
-                taken.append(left[tag][number * tags.count(tag) + nth])
-            found.append(Part(stretch, tuple(taken)))
-    return found
+    numbers = dict.fromkeys(e.stretch for e in places.entries if e.reads == reads)
+    return [Part(k, own) for k in numbers for own in _in_blocks(places.spots(k).tags, tags) or ()]

@@ -24,6 +24,8 @@ from onnxshap.core import Dataset, FloatArray
 from onnxshap.data import random_data
 from onnxshap.errors import OnnxshapError
 from onnxshap.graph import array
+from onnxshap.graph.weights import put_in
+from onnxshap.plan.cutter import Cutter
 from onnxshap.shapes import input_specs
 from onnxshap.verify import compare
 from tests.cases import CASES, Case
@@ -273,6 +275,27 @@ def test_a_stored_matrix_of_two_layers_stays_one() -> None:
     text = "(float[N,3] x) => (float[N,3] y) { a = MatMul(x, w) b = MatMul(a, v) c = MatMul(b, w) y = MatMul(c, v) }"
     _, found, _ = in_bases(net(text, w=(3, 4), v=(4, 3)))
     assert found.groups == ()
+
+
+def test_a_group_that_stays_as_it_was_beside_one_that_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxshap.graph.weights.LARGE", 64)
+    model = attention()
+    data = Dataset(random_data(input_specs(model), 60, 1).inputs)
+    traced = onnxshap.trace(model)
+    moved = turned(traced, free_batch(traced), traced.groups, data)
+    (values,) = (name for name in moved.groups if name.startswith("d"))
+    phi = {g.name: np.arange(len(g), dtype=np.float64) for g in traced.groups}
+    cutter = Cutter(moved.traced, free_batch(moved.traced), traced.groups, phi, data, "lstsq", "uniform", turned=moved)
+    keep = {name: np.ones(len(order), np.bool_) for name, order in phi.items()}
+    keep[values][:2] = False
+    cut = cutter.cut(keep)
+    stored = {
+        t.name: array(t) for t in put_in(cut.model).graph.initializer
+    }  # though they are large: the cut holds them
+    for old in model.graph.initializer:
+        if old.name in ("wq", "bq", "wk"):
+            assert np.array_equal(stored[old.name], array(old))
+    assert stored["wv"].shape == (6, 4)
 
 
 @pytest.mark.parametrize("case", CASES[::10], ids=lambda case: case.name)

@@ -55,6 +55,7 @@ class Cut:
         verified: the cut model before any refit against its masked twin.
         refits: what least squares did to every layer.
         tuning: what distillation did after it.
+        source: what was cut: it holds the large weights that the model may still name.
     """
 
     keep: Mapping[str, BoolArray]
@@ -62,7 +63,8 @@ class Cut:
     params: int
     verified: Verified
     refits: list[Refit]
-    tuning: Tuning | None = None
+    tuning: Tuning | None
+    source: Traced
 
 
 @dataclass
@@ -249,7 +251,7 @@ class Cutter:
                 small = finish(repaired, traced.shaped.graph)
                 check_loads(traced, small)
         gone = self.traced.stored_params - parameters(small)
-        return Cut(keep, small, self.traced.cost.params() - gone, checked, layers, tuning)
+        return Cut(keep, small, self.traced.cost.params() - gone, checked, layers, tuning, traced)
 
     def _repaired(self, traced: Traced, free: Traced, keep: Mapping[str, BoolArray]) -> tuple[ModelProto, list[Refit]]:
         """Return the cut model with its channels' moments or its layers' responses made what they were."""

@@ -118,6 +118,19 @@ def test_the_first_directions_lose_least_and_what_theory_says(seed: int, outputs
         assert lost(basis[:k]) <= lost(np.eye(n)[rng.permutation(n)[:k]]) + 1e-6 * (singular**2).sum()
 
 
+def test_an_error_in_the_new_coordinates_counts_by_its_length() -> None:
+    """So upstream layers, whose errors in what they make are summed up, are cut by what these do behind it."""
+    rng, n = np.random.default_rng(0), 6
+    mixed, weights = rng.normal(size=(n, n)), rng.normal(size=(n, 9)) * np.geomspace(0.01, 10, 9)
+    covariance, weight = mixed @ mixed.T, weights @ weights.T
+    basis, shared = (principal(covariance, weight, product=product) for product in (False, True))
+    assert basis is not None and shared is not None
+    back = np.linalg.inv(basis)
+    np.testing.assert_allclose(back.T @ weight @ back, np.eye(n), atol=1e-8)
+    back = np.linalg.inv(shared)  # of a product: in either factor as in the other
+    np.testing.assert_allclose(back.T @ weight @ back, shared @ covariance @ shared.T, atol=1e-6)
+
+
 def test_both_sides_of_a_basis_cancel() -> None:
     rng = np.random.default_rng(0)
     basis, x, w = random_basis(rng, 4)[None], rng.normal(size=(4, 3)), rng.normal(size=(2, 4))

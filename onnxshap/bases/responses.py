@@ -144,7 +144,7 @@ def _basis(free: Traced, one: Found, moments: _Moments) -> FloatArray | None:
     bases = []
     for block in range(one.bundle.blocks):
         pair = _of_product(free, one, moments, block) if one.bundle.met else _of_readers(free, one, moments, block)
-        bases.append(principal(*pair))
+        bases.append(principal(*pair, product=bool(one.bundle.met)))
     return None if any(basis is None for basis in bases) else np.stack([b for b in bases if b is not None])
 
 

@@ -511,6 +511,28 @@ def test_one_image_keeps_its_axis_among_others_of_size_1() -> None:
     assert [traced.images(name) for name in ("wide", "s")] == [Images(2), Images(1)]
 
 
+@pytest.mark.parametrize("frames", ["3", "t"])
+def test_frames_that_become_a_convolutions_images_are_none_of_the_models(frames: str) -> None:
+    """A model that has an input without images is traced with one alone: its frames are all images of the Conv."""
+    model = net(
+        f"""(float[s0,{frames},2,5,5] x, float when) => (float[s0,{frames},4,5,5] y) {{
+    scaled = Mul(x, when)
+    flat = Reshape(scaled, places)
+    a = Conv<pads=[1,1,1,1]>(flat, w1)
+    b = Relu(a)
+    c = Conv(b, w2)
+    sizes = Shape<start=0, end=2>(x)
+    shape = Concat<axis=0>(sizes, own)
+    y = Reshape(c, shape)
+}}""",
+        opset=18, places=[-1, 2, 5, 5], w1=(6, 2, 3, 3), w2=(4, 6, 1, 1), own=[4, 5, 5],
+    )  # fmt: skip
+    assert trace(model).shaped.batch_axes == {"x": 0, "when": None}
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(8, 3, 2, 5, 5)).astype(np.float32), "when": np.float32(2)}
+    assert prune(model, data, keep_units=0.5, method="l1").eval_images == 8
+
+
 def test_positions_are_no_images() -> None:
     embedded = net(
         """(int64[batch,tokens] ids, int64[tokens] places) => (float[batch,tokens,3] y) {

@@ -115,10 +115,25 @@ def _follow(shaped: Shaped) -> bool:
 
 
 def _axis_of(shaped: Shaped, labels: Labels, name: str) -> int | None:
-    """Return the axis of an input that an op takes for the images, None where there is none."""
+    """Return the axis of an input that an op takes for the images, None where there is none.
+
+    What grows otherwise than the axis is not it alone: a single image's frames become the images of a convolution, and
+    so do all frames of several.
+    """
     rank = len(shaped.inputs[name])
-    found = (a for a in range(rank) for key in labels.trace.images if _meet(labels, (name, a), key))
+    found = (
+        a for a in range(rank) for key in labels.trace.images
+        if _meet(labels, (name, a), key) and _grow_alike(shaped, (name, a), key)
+    )  # fmt: skip
     return next(found, None)
+
+
+def _grow_alike(shaped: Shaped, one: AxisKey, other: AxisKey) -> bool:
+    """Return whether two axes of one size have one size at others, too, as far as runs told."""
+    if (one in shaped.varying) != (other in shaped.varying):
+        return False
+    sizes = [shaped.elsewhere[name][axis] for name, axis in (one, other) if name in shaped.elsewhere]
+    return len(set(sizes)) < 2
 
 
 def _arrive(shaped: Shaped, labels: Labels, names: list[str]) -> bool:

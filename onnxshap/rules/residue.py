@@ -1,16 +1,18 @@
 """What ops give at removed positions, where that is not zero but the same for all of them.
 
 A variance is a mean of (x - mean(x))^2: where x is removed, mean(x)^2 is left, and counts. Between the tensors that
-vanish and the mean, all ops go position by position, so what they give for one zero tells what each removed position
-adds: the cut graph computes that once and adds it as often as positions are gone.
+vanish and the mean, all ops go position by position (codes of one scale among them), so what they give for one zero
+tells what each removed position adds: the cut graph computes that once and adds it as often as positions are gone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from onnxshap.graph import op_of
 from onnxshap.labels import Labels, Site, Trace
 from onnxshap.labels.fixups import Divisor, Residue
 from onnxshap.rules.pointwise import elementwise, unary
@@ -64,7 +66,7 @@ def _chain(shaped: Shaped, zeros: Zeros, site: Site, units: np.ndarray) -> _Chai
             continue
         seen.add(name)
         index = shaped.producers.get(name)
-        if index is None or RULES.get(shaped.graph.nodes[index].op_type) not in (unary, elementwise):
+        if index is None or not _by_position(shaped, index):
             return None
         found.nodes.append(index)
         for k, source in enumerate(shaped.graph.nodes[index].input):
@@ -83,6 +85,14 @@ def _chain(shaped: Shaped, zeros: Zeros, site: Site, units: np.ndarray) -> _Chai
     return found
 
 
+def _by_position(shaped: Shaped, index: int) -> bool:
+    """Return whether an op goes position by position; codes do where all of a tensor have one scale and zero point."""
+    node = shaped.graph.nodes[index]
+    if op_of(node) in _CODES:
+        return all(math.prod(shaped.shapes.get(name, (0,))) == 1 for name in node.input[1:] if name)
+    return RULES.get(op_of(node)) in (unary, elementwise)
+
+
 def _has_pole(shaped: Shaped, index: int, number: int) -> bool:
     """Return whether an op may give nothing finite where an input of it is zero."""
     node = shaped.graph.nodes[index]
@@ -91,4 +101,7 @@ def _has_pole(shaped: Shaped, index: int, number: int) -> bool:
     return (node.op_type, number) in _POLES
 
 
+_CODES = frozenset(
+    f"{domain}{op}" for domain in ("", "com.microsoft.") for op in ("QuantizeLinear", "DequantizeLinear")
+)
 _POLES = {("Acosh", 0), ("Div", 1), ("Log", 0), ("Mod", 1), ("Reciprocal", 0)}

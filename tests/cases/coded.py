@@ -20,6 +20,21 @@ case("codes as onnxruntime writes them", conv_net("""
     q = com.microsoft.QuantizeLinear(a, s, z)
     b = com.microsoft.DequantizeLinear(q, s, z)
 """, imports=', "com.microsoft" : 1', s=2.0**-5, z=np.array(120, np.uint8)), [8], tolerance=5e-2)
+VARIANCE = """
+    mean = ReduceMean<axes=[1]>(a)
+    apart = Sub(a, mean)
+    q = QuantizeLinear<axis=1>(apart, s, z)
+    c = DequantizeLinear<axis=1>(q, s, z)
+    square = Mul(c, c)
+    variance = ReduceMean<axes=[1]>(square)
+    shifted = Add(variance, eps)
+    root = Sqrt(shifted)
+    b = Div(c, root)
+"""
+case("a variance of codes", conv_net(VARIANCE, s=2.0**-6, z=np.array(3, np.int8), eps=0.5), [8], tolerance=5e-2)
+case("a variance of codes of a channel each", conv_net(
+    VARIANCE, s=np.linspace(0.02, 0.05, 8, dtype=np.float32), z=np.zeros(8, np.int8), eps=0.5
+), [], "ReduceMean sums over it, and it is not zero there")
 case("int8 weights", conv_net("""
     w = DequantizeLinear<axis=0>(codes, s, z)
     r = Relu(a)

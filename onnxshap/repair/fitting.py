@@ -24,7 +24,16 @@ from onnxshap.masking import Means
 from onnxshap.repair.coefficients import Coefficients
 from onnxshap.repair.moments import FEWEST_CORRELATED, FEWEST_ROWS, Moments, pooled_scale
 from onnxshap.repair.recurrent import Gates, Recurrent, Seen, Weights, find_recurrent, parts_of
-from onnxshap.repair.regression import FULL, MAX_COEFFICIENTS, Effort, Refit, Response, Rows, require_images, solve
+from onnxshap.repair.regression import (
+    FULL,
+    MAX_COEFFICIENTS,
+    Effort,
+    Refit,
+    Response,
+    Rows,
+    require_images,
+    solve,
+)
 from onnxshap.repair.systems import Single
 from onnxshap.repair.targets import Layer, changed_by, find_layers
 from onnxshap.repair.transfer import transfer
@@ -458,16 +467,19 @@ def _inputs_of(design: Array, groups: int, own: Single) -> Single:
     return np.concatenate([x, np.broadcast_to(own, (*x.shape[:2], len(own)))], axis=2) if len(own) else x
 
 
-def _outputs_of(values: FloatArray, groups: int) -> FloatArray:
-    """Return [..., channels] as rows float64[groups, rows, outputs]."""
+def _outputs_of(values: Array, groups: int) -> Array:
+    """Return [..., channels] as rows [groups, rows, outputs]."""
     return values.reshape(-1, groups, values.shape[-1] // groups).transpose(1, 0, 2)
 
 
-def _rows(values: Array, channels: int, at: NDArray[np.intp]) -> FloatArray:
-    """Return [images, positions, channels] at flat positions of a tensor whose axis 0 is the images."""
+def _rows(values: Array, channels: int, at: NDArray[np.intp]) -> Array:
+    """Return [images, positions, channels] at flat positions of a tensor whose axis 0 is the images.
+
+    They are of float32 where all its numbers are of that.
+    """
     moved = _channels_second(values, channels)
-    flat = moved.reshape(*moved.shape[:2], -1)[:, :, at]
-    return np.asarray(flat.transpose(0, 2, 1), np.float64)
+    flat = moved.reshape(*moved.shape[:2], -1)[:, :, at].transpose(0, 2, 1)
+    return flat.astype(np.float32 if values.dtype in (np.float16, np.float32) else np.float64, copy=False)
 
 
 def _every_row(values: Array, channels: int) -> FloatArray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxshap.core import FloatArray
+from onnxshap.core import Array, FloatArray
 from onnxshap.errors import DataError
 from onnxshap.repair.moments import Moments, pooled_scale
 from onnxshap.repair.systems import Single, system
@@ -21,6 +23,8 @@ _LARGE = 1e30
 """Products up to which float32 holds sums of them."""
 _JOINED = 2**26
 """Bytes of rows that may be there twice for a moment."""
+_CHANNELS = 2**22
+"""Bytes of float64 that moments are taken of at a time."""
 MAX_COEFFICIENTS = 6_000
 """Inputs of a layer, times taps, above which it is fitted on fewer rows than it has inputs: its Gram matrix would not
 fit."""
@@ -81,7 +85,7 @@ class Response:
     shift: FloatArray | float = 0.0
     flat: tuple[float, float] = (-math.inf, math.inf)
 
-    def of(self, u: FloatArray, addend: FloatArray | None) -> FloatArray:
+    def of(self, u: FloatArray, addend: Array | None) -> FloatArray:
         """Return t."""
         t = u * self.scale + self.shift
         return t if addend is None else t + addend
@@ -96,9 +100,10 @@ class Response:
         """Whether there is a flat part."""
         return self.flat != (-math.inf, math.inf)
 
-    def error(self, t: FloatArray, wanted: FloatArray) -> float:
-        """Return the summed squared error as the reader sees it."""
-        return float(((np.clip(t, *self.flat) - np.clip(wanted, *self.flat)) ** 2).sum())
+    def seen(self, t: FloatArray) -> FloatArray:
+        """Return t as the reader sees it, in its place."""
+        np.clip(t, *self.flat, out=t)
+        return t
 
     def projected(self, t: FloatArray, wanted: FloatArray) -> FloatArray:
         """Return the wanted values, the flat ones replaced by the nearest flat values to t."""
@@ -113,16 +118,18 @@ class Rows:
     Attributes:
         response: what becomes of the outputs.
         x: float32[groups, rows, inputs] pieces.
-        wanted: float64[groups, rows, outputs] pieces: what the response should be.
+        wanted: floats[groups, rows, outputs] pieces: what the response should be. They are stored as they are given,
+            and computed with in float64.
         addend: the same, what is added on the way; empty = nothing.
     """
 
     response: Response
     x: list[Single] = field(default_factory=list)
-    wanted: list[FloatArray] = field(default_factory=list)
-    addend: list[FloatArray] = field(default_factory=list)
+    wanted: list[Array] = field(default_factory=list)
+    addend: list[Array] = field(default_factory=list)
+    _given: tuple[FloatArray, list[Single]] | None = None
 
-    def add(self, x: Single, wanted: FloatArray, addend: FloatArray | None = None) -> None:
+    def add(self, x: Single, wanted: Array, addend: Array | None = None) -> None:
         """Add rows."""
         self.x.append(x)
         self.wanted.append(wanted)
@@ -135,24 +142,34 @@ class Rows:
     @property
     def finite(self) -> bool:
         """Whether all numbers are."""
-        pieces: list[Single | FloatArray] = [*self.x, *self.wanted, *self.addend]
+        pieces: list[Array] = [*self.x, *self.wanted, *self.addend]
         return all(bool(np.isfinite(piece).all()) for piece in pieces)
 
     def plus(self, other: Rows) -> Rows:
         """Return the rows of both."""
-        return Rows(self.response, self.x + other.x, self.wanted + other.wanted, self.addend + other.addend)
+        made = Rows(self.response, self.x + other.x, self.wanted + other.wanted, self.addend + other.addend)
+        if self._given is not None:
+            coefficients, found = self._given
+            made._given = coefficients, found + other.given(coefficients)
+        return made
 
     def joined(self) -> Rows:
         """Return the rows in one piece, unless they are too many to be there twice: many small products cost more."""
         if len(self.x) < 2 or sum(piece.nbytes for piece in self.x) > _JOINED:
             return self
-        addend = [np.concatenate(self.addend, axis=1)] if self.addend else []
+        addend: list[Array] = [np.concatenate(self.addend, axis=1)] if self.addend else []
         return Rows(self.response, [np.concatenate(self.x, axis=1)], [np.concatenate(self.wanted, axis=1)], addend)
 
-    def pieces(self) -> list[tuple[Single, FloatArray, FloatArray | None]]:
+    def pieces(self) -> list[tuple[Single, Array, Array | None]]:
         """Return (x, wanted, addend) pieces."""
-        addends: list[FloatArray | None] = list(self.addend) or [None] * len(self.x)
+        addends: list[Array | None] = list(self.addend) or [None] * len(self.x)
         return list(zip(self.x, self.wanted, addends, strict=True))
+
+    def given(self, coefficients: FloatArray) -> list[Single]:
+        """Return x @ coefficients, float32[groups, rows, outputs] pieces; those asked for last are kept."""
+        if self._given is None or self._given[0] is not coefficients:
+            self._given = coefficients, [_product(x, coefficients) for x in self.x]
+        return self._given[1]
 
     def error(self, coefficients: FloatArray, mean: FloatArray | None = None) -> float:
         """Return the mean squared error of [groups, inputs, outputs] as the reader sees it, over the variance.
@@ -161,16 +178,19 @@ class Rows:
             coefficients: what gives the outputs.
             mean: float64[groups, 1, outputs], what the variance is about; None = the mean of these rows.
         """
-        total, spread = 0.0, 0.0
+        total, spread, response = 0.0, 0.0, self.response
         mean = self.mean() if mean is None else mean
         for x, wanted, addend in self.pieces():
-            total += self.response.error(self.response.of(_product(x, coefficients), addend), wanted)
-            spread += float(((np.clip(wanted, *self.response.flat) - mean) ** 2).sum())
+            seen = response.seen(_double(wanted))
+            wrong = response.seen(response.of(_double(_product(x, coefficients)), addend)) - seen
+            total += float(np.square(wrong, out=wrong).sum())
+            del wrong
+            spread += float(np.square(apart := seen - mean, out=apart).sum())
         return total / max(spread, 1e-30)
 
     def mean(self) -> FloatArray:
         """Return the mean over the rows of what is wanted, as the reader sees it: float64[groups, 1, outputs]."""
-        every = np.concatenate([np.clip(wanted, *self.response.flat) for wanted in self.wanted], axis=1)
+        every = np.concatenate([self.response.seen(_double(wanted)) for wanted in self.wanted], axis=1)
         return np.asarray(every.mean(axis=1, keepdims=True))
 
     def matched(self, present: FloatArray, penalised: int) -> FloatArray:
@@ -180,32 +200,43 @@ class Rows:
             present: float64[groups, inputs, outputs].
             penalised: how many inputs are not biases; of those that are every row has one.
         """
-        moments, response = Moments(), self.response
-        for x, wanted, addend in self.pieces():
-            given = response.of(_product(x, present), None)
-            moments.add(_by_row(given), _by_row(wanted), None if addend is None else _by_row(addend))
-        factor = pooled_scale([moments])
-        own, mean = (values.reshape(len(present), 1, -1) for values in (factor, moments.shift(factor)))
-        found, moved = present * own, own * response.shift + mean - response.shift
+        response, factors, shifts = self.response, list[FloatArray](), list[FloatArray]()
+        scale, shift = (np.broadcast_to(v, present[:, :1].shape) for v in (response.scale, response.shift))
+        for at in _channels(present.shape[2], sum(wanted.size for wanted in self.wanted)):
+            part, moments = replace(response, scale=scale[:, :, at], shift=shift[:, :, at]), Moments()
+            for given, (_, wanted, addend) in zip(self.given(present), self.pieces(), strict=True):
+                moments.add(
+                    _by_row(part.of(_double(given[:, :, at]), None)), _by_row(_double(wanted[:, :, at])),
+                    None if addend is None else _by_row(_double(addend[:, :, at])),
+                )  # fmt: skip
+            factors.append(factor := pooled_scale([moments]))
+            shifts.append(moments.shift(factor))
+        own, mean = (
+            np.concatenate([v.reshape(len(present), 1, -1) for v in values], axis=2) for values in (factors, shifts)
+        )
+        found, moved = np.asarray(present * own), own * response.shift + mean - response.shift
         found[:, penalised:] += moved / response.scale
         return found
 
-    def cross(self, present: FloatArray, coefficients: FloatArray | None) -> FloatArray:
+    def cross(
+        self, present: FloatArray, coefficients: FloatArray | None, before: FloatArray | None = None
+    ) -> FloatArray:
         """Return inputs x (needed - present outputs), float64[groups, inputs, outputs].
 
         Args:
             present: the coefficients that the ridge pulls to.
             coefficients: those whose flat outputs count as right; None = aim at the wanted values themselves.
+            before: the same of other rows, to which it is added; in its place.
         """
-        total = np.zeros(present.shape)
-        for x, wanted, addend in self.pieces():
-            aim = wanted
-            if coefficients is not None:
-                aim = self.response.projected(self.response.of(_product(x, coefficients), addend), wanted)
-            rest = self.response.needed(aim, addend) - _product(x, present)
+        total, response = np.zeros(present.shape) if before is None else before, self.response
+        for given, (x, wanted, addend) in zip(self.given(present), self.pieces(), strict=True):
+            tried = None if coefficients is None else _product(x, coefficients)
             for start in range(0, x.shape[1], _BLOCK):
-                block = slice(start, start + _BLOCK)
-                total += _crossed(x[:, block], rest[:, block])
+                at = slice(start, start + _BLOCK)
+                aim, added = _double(wanted[:, at]), None if addend is None else _double(addend[:, at])
+                if tried is not None:
+                    aim = response.projected(response.of(_double(tried[:, at]), added), aim)
+                total += _crossed(x[:, at], response.needed(aim, added) - given[:, at])
         return total
 
 
@@ -221,9 +252,24 @@ def _crossed(x: Single, rest: FloatArray) -> FloatArray:
     return np.asarray(x.transpose(0, 2, 1).astype(dtype, copy=False) @ rest.astype(dtype), np.float64)
 
 
-def _product(x: Single, coefficients: FloatArray) -> FloatArray:
+def _product(x: Single, coefficients: FloatArray) -> Single:
     """Return x @ coefficients; in float32, like the inputs, which is all that differences of responses need."""
-    return np.asarray(x @ coefficients.astype(np.float32), np.float64)
+    return np.asarray(x @ coefficients.astype(np.float32))
+
+
+def _double(values: Array) -> FloatArray:
+    """Return a copy in float64."""
+    return np.array(values, np.float64)
+
+
+def _channels(outputs: int, numbers: int) -> Iterator[slice]:
+    """Yield pieces of the outputs' axis, of so many numbers in all, that are taken at a time: no less than two each.
+
+    Sums over rows of one output alone round otherwise.
+    """
+    count = min(max(1, outputs // 2), -(-8 * numbers // _CHANNELS))
+    bounds = np.linspace(0, outputs, max(1, count) + 1).astype(int).tolist()
+    yield from (slice(start, end) for start, end in itertools.pairwise(bounds))
 
 
 def solve(
@@ -268,9 +314,9 @@ def solve(
     if not after < start:
         return present, before, start, None
     if effort.again:
+        final = equations.more(train.x, held_out.x).solver(best)
+        found = present + final(held_out.cross(present, None, cross))
         both = train.plus(held_out)
-        final = system(both.x, penalised).solver(best)
-        found = present + final(both.cross(present, None))
         for _ in range(rounds):
             found = present + final(both.cross(present, found))
     return found, before, after, best

@@ -36,6 +36,15 @@ class System(Protocol):
         """Return what solves them; `ridge` is in units of the mean squared input."""
         ...
 
+    def more(self, before: Sequence[Single], x: Sequence[Single]) -> System:
+        """Return the equations with further rows, to the last bit those of all at once; these here are used up.
+
+        Args:
+            before: the rows that are there.
+            x: those that are added.
+        """
+        ...
+
 
 def system(x: Sequence[Single], penalised: int) -> System:
     """Return the equations of rows in pieces float32[groups, rows, inputs], of which the last inputs may be biases.
@@ -76,12 +85,16 @@ class _ByInputs:
     def of(cls, x: Sequence[Single], penalised: int) -> _ByInputs:
         """Sum over the rows."""
         groups, _, inputs = x[0].shape
-        total = np.zeros((groups, inputs, inputs))
+        return cls(np.zeros((groups, inputs, inputs)), penalised).more((), x)
+
+    def more(self, before: Sequence[Single], x: Sequence[Single]) -> _ByInputs:
+        """Go on with the sums."""
+        total = self.gram
         for piece in x:
             for start in range(0, piece.shape[1], _BLOCK):
                 part = piece[:, start : start + _BLOCK].astype(np.float64)
                 total += part.transpose(0, 2, 1) @ part
-        return cls(total, penalised)
+        return self
 
     def solver(self, ridge: float) -> Solver:
         """Factorise once."""
@@ -118,6 +131,10 @@ class _ByRows:
         last = x[:, :, penalised:].astype(np.float64)
         squares = np.einsum("gri,gri->gi", x, x, dtype=np.float64)
         return cls(x, squares, inner, last @ last.transpose(0, 2, 1), penalised)
+
+    def more(self, before: Sequence[Single], x: Sequence[Single]) -> System:
+        """Start anew: every row is multiplied by every other."""
+        return system([*before, *x], self.penalised)
 
     def solver(self, ridge: float) -> Solver:
         """Factorise once."""

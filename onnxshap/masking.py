@@ -97,6 +97,8 @@ def images_apart(traced: Traced) -> bool:
     """Return whether the images of a batch give what they give alone, as far as the ops tell."""
     trace = traced.labels.trace
     mixed = any((at := traced.images(n)) is None or at.axis == axis for n, axis in trace.mixed)
+    met = (*trace.crossed, *((site.tensor, site.axis) for site in trace.sites))
+    mixed = mixed or any((at := traced.images(n)) is not None and at.axis == axis for n, axis in met)
     return not (mixed or trace.mixes_rows or trace.shares_ranges)
 
 

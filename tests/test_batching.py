@@ -493,6 +493,32 @@ def test_a_mean_over_steps_leaves_images_apart_and_one_over_images_does_not(axis
     assert traced.groups and (traced.shaped.free_batch and row_wise(traced, traced.groups)) == (axis == 0)
 
 
+ACROSS = {
+    "shares": "m = Softmax<axis=AXIS>(a)",
+    "running sums": "m = CumSum(a, at)",
+    "lengths": "m = LpNormalization<axis=AXIS>(a)",
+    "products": "l = ReduceProd<axes=[AXIS], keepdims=1>(a) m = Add(a, l)",
+}
+"""Ops on a[images, steps, 8] that let positions of AXIS meet."""
+
+
+@pytest.mark.parametrize("name", ACROSS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_share_no_run_where_an_op_lets_images_meet(name: str, axis: int) -> None:
+    model = net(
+        """(float[N,5,4] x) => (float[N,5,2] y) {
+    a = MatMul(x, w1)
+    BODY
+    c = Relu(m)
+    y = MatMul(c, w2)
+}""".replace("BODY", ACROSS[name].replace("AXIS", str(axis))),
+        w1=(4, 8), w2=(8, 2), at=np.array(axis),
+    )  # fmt: skip
+    traced = free_batch(trace(model))
+    assert traced.groups and traced.shaped.free_batch
+    assert row_wise(traced, traced.groups) == (axis == 1)
+
+
 def test_one_image_keeps_its_axis_among_others_of_size_1() -> None:
     """A Squeeze of the directions of a recurrent op, and an Unsqueeze in front of the images."""
     model = net(

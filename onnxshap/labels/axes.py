@@ -150,6 +150,10 @@ class Axes:
         """State that what the op gives at a position of an axis of its first input depends on the others."""
         self.trace.mixed.append((self.op.need(0).name, axis))
 
+    def cross(self, *axes: int) -> None:
+        """State that positions of axes of the first input meet: images of a batch would, if they lay there."""
+        self.trace.crossed.extend((self.op.need(0).name, axis) for axis in axes)
+
     def images(self, k: int, axis: int) -> IntArray:
         """Return the atoms of an input's axis, stating that the op takes it for that of the images."""
         self.trace.images.append((self.op.need(k).name, axis))
@@ -206,6 +210,8 @@ class Axes:
             for axis, name in enumerate(names):
                 if name == "_":
                     self.freeze(self._mention(tensor, axis), f"{op.type} mixes or keeps this axis as a whole")
+                    if side == "in" and not tensor.constant:
+                        self.trace.crossed.append((tensor.name, axis))
                     continue
                 self._name(tensor, axis)
                 self.trace.join(*first.setdefault(name, (tensor, axis)), tensor, axis)

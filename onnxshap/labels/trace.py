@@ -215,6 +215,8 @@ class Trace:
     shares_ranges: bool = False
     """Whether it depends on them by a rounding alone: the range of codes is taken over all images."""
     mixed: list[AxisKey] = field(default_factory=list)
+    crossed: list[AxisKey] = field(default_factory=list)
+    """Axes along which positions depend on each other: images do where they are known to lie on one."""
     numbers: list[str] = field(default_factory=list)
     """Tensors of numbers of positions, counted through all images and channels (indices of MaxPool)."""
     images: list[AxisKey] = field(default_factory=list)
@@ -289,5 +291,5 @@ class Trace:
     def _lists(self) -> tuple[list[Any], ...]:
         return (
             self.fixups, self.sites, self.linear, self.weights, self.made, self.macs, self.products, self.balances,
-            self.images,
+            self.images, self.crossed,
         )  # fmt: skip

@@ -46,6 +46,7 @@ def _over_positions(op: Op, ax: Axes, axis: int, *inputs: int) -> None:
         axis: of the positions.
         inputs: that have them.
     """
+    ax.cross(axis)
     for number in inputs:
         ax.freeze(ax.input(number, axis), f"{op.type} divides by a sum over it")
 

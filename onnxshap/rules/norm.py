@@ -64,6 +64,7 @@ def as_a_whole(
                 )
             )
             return
+    ax.cross(*axes)
     stay(ax, axes, f"{op.type} {why} over it", data, outputs)
 
 
@@ -162,6 +163,7 @@ def softmax(op: Op, ax: Axes) -> None:
     axis = int(op.attributes.get("axis", -1 if op.opset >= 13 else 1)) % rank
     mixed = range(axis, rank if op.opset < 13 else axis + 1)
     ax.same(a for a in range(rank) if a not in mixed)
+    ax.cross(*mixed)
     for a in mixed:
         ax.freeze(ax.input(0, a), f"{op.type} divides by a sum over it")
         ax.freeze(ax.output(0, a), f"{op.type} divides by a sum over it")

@@ -47,5 +47,6 @@ def recurrent(op: Op, ax: Axes) -> None:
 def keep_steps(op: Op, ax: Axes) -> None:
     """State that the steps, axis 0 of what comes in and of all states, stay: an empty one moves the states on, too."""
     steps = [ax.input(0, 0), *([ax.output(0, 0)] if op.outputs and op.outputs[0] is not None else [])]
+    ax.cross(0)
     for atoms in steps:
         ax.freeze(atoms, f"{op.type} takes it in steps, one after the other")

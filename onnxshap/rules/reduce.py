@@ -49,6 +49,7 @@ def reduction(op: Op, ax: Axes) -> None:
             ax.contract(0, axis, why=f"{op.type} {verb} over it, and it is not zero there")
         else:
             ax.freeze(atoms, f"{op.type} reduces over it")
+            ax.cross(axis)
     if 0 in gone and op.need(0).rank > 1 and not op.need(0).constant:
         ax.mix(0)
     if op.type in MEANS and gone:

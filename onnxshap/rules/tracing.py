@@ -232,6 +232,8 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
         for axis in range(tensor.rank):
             if (tensor.name, axis) not in axes.mentioned:
                 trace.freeze(trace.axis(tensor, axis), reason)
+                if related and tensor is op.input(0) and not tensor.constant:
+                    trace.crossed.append((tensor.name, axis))
     for graph in subgraphs(node):
         for tensor in (t for name in outer_names(graph) if (t := ops.tensor(name)) is not None):
             part = "the body" if is_loop(node) else "a branch"

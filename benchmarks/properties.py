@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tests.drawing import nets
+from tests.drawing import nets, sizes_of
 from tests.exactness import check_exact
 from tests.test_properties import SHARES, TOLERANCE
 
@@ -45,11 +45,11 @@ class Tally:
             phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
         )
-        @given(nets(most=most), st.sampled_from(SHARES), st.integers(0, 9))
+        @given(nets(most=most, free=True), st.sampled_from(SHARES), st.integers(0, 9))
         def check(model: ModelProto, share: float, plan: int) -> None:
             nonlocal left
             failing.CopyFrom(model)
-            seen = check_exact(model, share, plan, tolerance=TOLERANCE)
+            seen = check_exact(model, share, plan, tolerance=TOLERANCE, input_shapes=sizes_of(model))
             if left > 0:  # while it shrinks, hypothesis draws what is not counted
                 left -= 1
                 self.graphs += 1

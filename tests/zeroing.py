@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
@@ -15,7 +16,7 @@ from onnx import helper, numpy_helper
 def zeroed(model: onnx.ModelProto, slices: Sequence[dict[str, Any]]) -> onnx.ModelProto:
     """Return the model with the slices of a report's `removed_slices` set to zero, use by use."""
     copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy.CopyFrom(onnx.inliner.inline_local_functions(model) if model.functions else model)
     graph = copy.graph
     values: dict[tuple[str, str, int], NDArray[Any]] = {}
     nodes = dict(_nodes(graph, "", {}))
@@ -94,6 +95,8 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]], *, optimise: 
     options.log_severity_level = 4
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # else products with int8 weights round what they multiply to int8, too
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.intra_op_num_threads = 1  # small nets: threads would only wait for each other
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, dict(feeds)))

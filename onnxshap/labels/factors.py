@@ -53,12 +53,16 @@ def refined(products: Sequence[Product], classes: NDArray[np.int32]) -> list[Pro
         classes: int[atoms], which atoms live or die together.
     """
     stated = sorted(products, key=lambda p: (in_order(p.merged), [in_order(f) for f in p.factors]))
+    known = {_content(product, classes) for product in stated}
     while True:
         flat, first = _flattened(stated, classes), dict[bytes, Product]()
         for product in flat:
             other = first.setdefault(_key(product.merged, classes), product)
-            if other.merged.shape != product.merged.shape and (more := _refinement(other, product)):
+            if other.merged.shape == product.merged.shape:
+                continue
+            if more := [p for p in _refinement(other, product) if _content(p, classes) not in known]:
                 stated += more
+                known.update(_content(p, classes) for p in more)
                 break
         else:
             return flat
@@ -74,22 +78,22 @@ def _flattened(products: Sequence[Product], classes: NDArray[np.int32]) -> list[
     for product in products:
         merged.setdefault(_key(product.merged, classes), product)
 
-    def flat(product: Product) -> Product:
+    def flat(product: Product, around: frozenset[bytes]) -> Product:
         factors, free = list[IntArray](), set[int]()
+        inside = around | {_key(product.merged, classes)}  # beside a factor of 1 the other is as large: so this ends
         for number, factor in enumerate(product.factors):
-            smaller = len(factor) < product.merged.size  # so this ends
-            inner = merged.get(_key(factor, classes)) if smaller else None
+            inner = None if (key := _key(factor, classes)) in inside else merged.get(key)
             if inner is None:
                 free |= {len(factors)} if number in product.free else set()
                 factors.append(factor)
             else:
-                part = flat(inner)
+                part = flat(inner, inside)
                 free |= {len(factors) + k for k in part.free}
                 factors += part.factors
         shape = [len(f) for f in factors]
         return Product(product.merged.reshape(shape), tuple(factors), product.where, frozenset(free))
 
-    return [flat(product) for product in products]
+    return [flat(product, frozenset()) for product in products]
 
 
 def _refinement(one: Product, other: Product) -> list[Product]:
@@ -150,3 +154,8 @@ def follow(spans: Sequence[range], free: Sequence[bool]) -> bool:
 
 def _key(atoms: IntArray, classes: NDArray[np.int32]) -> bytes:
     return classes[atoms].tobytes()
+
+
+def _content(product: Product, classes: NDArray[np.int32]) -> tuple[bytes, ...]:
+    """Return what tells a product from others: what is merged, and of what."""
+    return _key(product.merged, classes), *(_key(factor, classes) for factor in product.factors)

@@ -24,7 +24,7 @@ from onnxshap.core import Dataset, FloatArray
 from onnxshap.data import random_data
 from onnxshap.errors import OnnxshapError
 from onnxshap.graph import array
-from onnxshap.graph.weights import put_in
+from onnxshap.graph.writing import put_in
 from onnxshap.plan.cutter import Cutter
 from onnxshap.shapes import input_specs
 from onnxshap.verify import compare

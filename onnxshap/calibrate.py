@@ -17,6 +17,7 @@ from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.data import feeds_of
 from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import extract, tensor
+from onnxshap.graph.structure import copied
 from onnxshap.labels.fixups import give
 from onnxshap.masking import SiteKey
 from onnxshap.shapes.batching import freed_model, steady_model
@@ -233,7 +234,7 @@ def run_all(
         DataError: an output has no entry for every image.
         ModelError: an output is no tensor.
     """
-    session = traced.backend.session(model, optimize=optimize)
+    session = traced.backend.session(_unnoted(model), optimize=optimize)
     if 0 in session.kinds:
         name = session.outputs[list(session.kinds).index(0)]
         raise ModelError(
@@ -250,6 +251,18 @@ def run_all(
                 "or give images alike in size"
             )
     return [np.concatenate(column) for column in columns]
+
+
+def _unnoted(model: ModelProto) -> ModelProto:
+    """Return a model without the shapes that its exporter noted, which may be those of one batch alone.
+
+    onnxruntime believes them where it fuses nodes, and then takes no other batch.
+    """
+    if not model.graph.value_info:
+        return model
+    bare = copied(model)
+    del bare.graph.value_info[:]
+    return bare
 
 
 def _rows(

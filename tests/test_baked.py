@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 
 from onnxshap import prune
 from onnxshap.calibrate import free_batch
@@ -85,6 +85,31 @@ def of_ids(batch: int) -> ModelProto:
     del model.graph.input[:]
     model.graph.input.append(net("(int64[N,4] ids) => (int64[N,4] y) { y = Identity(ids) }").graph.input[0])
     return model
+
+
+def test_shapes_that_the_exporter_noted_for_one_image_fix_no_batch() -> None:
+    """onnxruntime makes a Gemm of MatMul and Add, and its rows of the shape that is noted."""
+    model = net(
+        """(float[N,3,4] x) => (float[N,3,2] y) {
+            t = Transpose<perm=[1,0,2]>(x)
+            m = MatMul(t, w0)
+            h = Add(m, b0)
+            r = Relu(h)
+            z = MatMul(r, w1)
+            y = Transpose<perm=[1,0,2]>(z)
+        }""",
+        opset=13, w0=(4, 8), b0=(8,), w1=(8, 2),
+    )  # fmt: skip
+    model.graph.value_info.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 1, width])
+        for name, width in {"t": 4, "m": 8, "h": 8}.items()
+    )
+    with pytest.raises(Exception, match="requested_shape"):
+        run(model, {"x": np.zeros((2, 3, 4), np.float32)})
+    data = np.random.default_rng(0).normal(size=(6, 3, 4)).astype(np.float32)
+    cut = prune(model, data, keep_units=0.5, method="l1")
+    assert cut.eval_images == 6 and cut.traced.shaped.free_batch
+    assert run(cut.model, {"x": data})[0].shape == (6, 3, 2)
 
 
 def test_ids_are_no_excuse_for_a_batch_that_is_written_out() -> None:

@@ -112,6 +112,26 @@ def test_shapes_that_the_exporter_noted_for_one_image_fix_no_batch() -> None:
     assert run(cut.model, {"x": data})[0].shape == (6, 3, 2)
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_length_that_is_free_by_name_alone_is_the_one_that_is_written(joined: bool) -> None:
+    """Attention is written out for some steps: no usual number of them runs."""
+    sizes = "many = Shape<start=0, end=1>(x) apart = Concat<axis=0>(many, steps, wide)" if joined else ""
+    stored: dict[str, Any] = {"steps": [7], "wide": [6]} if joined else {"apart": [0, 7, 6]}
+    model = net(
+        f"""(float[N,steps,4] x) => (float[N,M,2] y) {{
+            m = MatMul(x, w0)
+            {sizes}
+            h = Reshape(m, apart)
+            r = Relu(h)
+            y = MatMul(r, w1)
+        }}""",
+        opset=15, w0=(4, 6), w1=(6, 2), **stored,
+    )  # fmt: skip
+    assert trace(model).shaped.inputs == {"x": (2, 7, 4)}
+    assert check_exact(model).dropped
+    assert prune(model, keep_units=0.5, method="l1").traced.shaped.free_batch
+
+
 def test_ids_are_no_excuse_for_a_batch_that_is_written_out() -> None:
     """An image that runs runs once more, or the batch is at fault, whatever its ids are."""
     traced = trace(of_ids(2))

@@ -6,9 +6,13 @@ batch, of which the images' way is known (`batching`).
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+
+from onnx import TensorProto
 
 from onnxshap.backend import Backend
 from onnxshap.core import Array
@@ -21,6 +25,10 @@ from onnxshap.shapes.samples import resized, together
 
 _TRIES = 8
 """Sizes of a batch that are tried, of those that the file's shapes may hold."""
+_RANKS = 8
+"""Sizes in a shape that are looked at."""
+_LONGEST = 1024
+"""A batch, or another size, of which no larger one is tried."""
 _DRAWS = 3
 """Runs that have to agree on what size runs and what not."""
 _FAILED = re.compile(r"while running (\w+) node\. Name:'([^']*)'")
@@ -32,14 +40,36 @@ def written_batches(graph: Graph) -> list[int]:
 
     Images lead a shape, alone or together with heads or windows: what divides most of those first entries.
     """
-    stored = graph.initializers
-    targets = [stored[n.input[1]] for n in graph.nodes if is_op(n, "Expand", "Reshape") and n.input[1] in stored]
-    leading = [int(array(target)[0]) for target in targets if target.dims and target.dims[0]]
+    leading = [target[0] for target in _targets(graph) if target]
     found: dict[int, int] = {}
     for size in leading:
-        for part in (d for d in range(3, min(size, 1024) + 1) if size % d == 0):
+        for part in (d for d in range(3, min(size, _LONGEST) + 1) if size % d == 0):
             found[part] = found.get(part, 0) + 1
     return sorted(found, key=lambda part: (-found[part], part))[:_TRIES]
+
+
+def written_sizes(graph: Graph) -> list[int]:
+    """Return sizes above 1 that the file's shapes name, frequent ones first: a length may be one of them."""
+    named = itertools.chain(*(target[:-1] for target in _targets(graph)), _parts(graph))
+    found = Counter(size for size in named if 1 < size <= _LONGEST)
+    return sorted(found, key=lambda size: (-found[size], size))[:_TRIES]
+
+
+def _parts(graph: Graph) -> Iterator[int]:
+    """Yield the stored sizes that are joined with computed ones to a shape."""
+    stored, made = graph.initializers, {o: node for node in graph.nodes for o in node.output}
+    for node in graph.nodes:
+        for name in node.input if is_op(node, "Concat") else ():
+            source = made[name].input[0] if name in made and is_op(made[name], "Unsqueeze") else name
+            if source in stored and stored[source].data_type == TensorProto.INT64 and len(stored[source].dims) < 2:
+                yield from array(stored[source]).reshape(-1)[:_RANKS].tolist()
+
+
+def _targets(graph: Graph) -> list[list[int]]:
+    """Return the shapes that are stored for what is reshaped or stretched."""
+    stored = graph.initializers
+    names = [n.input[1] for n in graph.nodes if is_op(n, "Expand", "Reshape") and n.input[1] in stored]
+    return [[int(size) for size in array(stored[name])] for name in names]
 
 
 def fixed_batch(

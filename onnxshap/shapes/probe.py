@@ -26,6 +26,8 @@ from onnxshap.shapes.samples import resized
 
 _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
+_LIKELY = 2
+"""Batches that may be written into a file which are tried at other sizes that may be."""
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 """Element types of bounds, sizes and positions, which exporters that fold no constants compute from constants."""
 _WEIGHTS = frozenset((
@@ -39,11 +41,12 @@ def runs(
     probe: ShapeProbe,
     specs: Mapping[str, InputSpec],
     given: Mapping[str, Sequence[int | None]],
-    written: Callable[[], Sequence[int]] = tuple,
+    written: Callable[[], tuple[Sequence[int], Sequence[int]]] = lambda: ((), ()),
 ) -> tuple[Run, tuple[Run, ...]]:
     """Run at sizes that the model accepts, and at others: the same run where no size is free, none where none run.
 
-    Where neither two images nor one run, those that were given do, or as many as may be `written` into the file. The
+    Where neither two images nor one run, those that were given do, or as many as may be `written` into the file; where
+    no usual size of other free dims runs, one that may be written there does (`written`: batches, and other sizes). The
     others are one at sizes that strides and windows want, and one at sizes that they do not divide, where there are
     such that the model accepts: what is alike at the former may be so because nothing was rounded. What the model does
     not accept larger together (the height of a line of text has one size, its width any) is larger one after the other.
@@ -72,17 +75,20 @@ def _first_run(
     probe: ShapeProbe,
     specs: Mapping[str, InputSpec],
     given: Mapping[str, Sequence[int | None]],
-    written: Callable[[], Sequence[int]],
+    written: Callable[[], tuple[Sequence[int], Sequence[int]]],
 ) -> Run:
     """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
     sizes_tried = []
     reason: Exception | None = None
     alone = any(spec.batch != 0 for spec in specs.values())
     wished = [size for n, spec in specs.items() if spec.batch is not None and (size := _size(given.get(n), spec.batch))]
-    usual = itertools.product(_FREE_SIZES, (1,) if alone else (_BATCH, 1))
+    batches = (1,) if alone else (_BATCH, 1)
+    usual = itertools.product(_FREE_SIZES, batches)
 
     def rare() -> Iterator[tuple[int, int]]:  # looked up in the file where no usual size runs
-        yield from itertools.product(_FREE_SIZES, dict.fromkeys((*wished, *written())))
+        images, others = written()
+        yield from itertools.product(_FREE_SIZES, dict.fromkeys((*wished, *images)))
+        yield from itertools.product(others, dict.fromkeys((*wished, *batches, *images[:_LIKELY])))
 
     for free, batch in itertools.chain(usual, rare()):
         sizes = {

@@ -22,7 +22,7 @@ from onnxshap.graph.lifting import entered, is_if, is_loop, is_open, join
 from onnxshap.graph.loops import declare_ranks
 from onnxshap.graph.structure import reads
 from onnxshap.shapes.alone import Alone
-from onnxshap.shapes.baked import fixed_batch, with_batch, written_batches
+from onnxshap.shapes.baked import fixed_batch, with_batch, written_batches, written_sizes
 from onnxshap.shapes.bodies import alike_handed, attempts, decided_by, open_bodies, why_loop_whole, why_whole
 from onnxshap.shapes.constants import constants_of, store_mixed
 from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
@@ -223,7 +223,7 @@ def _see(
         graph = store_mixed(graph, backend)
         kinds = value_kinds(graph.model)
         probe = ShapeProbe(graph, kinds, backend, specs, samples[0] if samples else {})
-        first, others = runs(probe, specs, shapes, partial(written_batches, graph))
+        first, others = runs(probe, specs, shapes, partial(_written, graph))
         folding = fold(graph, first, others, Alone(graph.model, kinds, backend))
         if (simpler := take_branches(folding.graph)) is None:
             unchanged = folding.graph is graph
@@ -231,6 +231,11 @@ def _see(
                 folding.graph, first, others, folding, kinds if unchanged else value_kinds(folding.graph.model)
             )
         graph = simpler
+
+
+def _written(graph: Graph) -> tuple[list[int], list[int]]:
+    """Return batches and other sizes that may be written into a file."""
+    return written_batches(graph), written_sizes(graph)
 
 
 def _shaped(seen: _Seen, specs: Mapping[str, InputSpec], backend: Backend) -> Shaped:

@@ -94,10 +94,15 @@ class Pruned:
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how the model was taken, scored and judged."""
         judged = notes_on(self.after.score, self.eval_source if self.unchanged else None)
-        empty = [] if self.repair == "none" else emptied(self.traced, self.traced.alive(self.keep))
-        some = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
-        left = [f"{some}: {_EMPTIED}"] if empty else []
+        left = notes_on_zeros(self.traced, [self.keep]) if self.repair != "none" else ()
         return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes, *self.before.notes, *judged, *left)))
+
+
+def notes_on_zeros(traced: Traced, plans: Sequence[Keep]) -> tuple[str, ...]:
+    """Return which layers of integers read zeros, not means, in place of what plans remove, if any do."""
+    found = list(dict.fromkeys(name for plan in plans for name in emptied(traced, traced.alive(plan))))
+    some = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return (f"{some}: {_EMPTIED}",) if found else ()
 
 
 @checked

@@ -31,7 +31,7 @@ from onnxshap.plan.options import REFITS, check_options, check_repairable, repai
 from onnxshap.progress import Progress, silent
 from onnxshap.reference import judged
 from onnxshap.scoring import DECIDED
-from onnxshap.tracing import Traced
+from onnxshap.tracing import Keep, Traced
 from onnxshap.valuing import Scores, check_method, check_values, principal
 
 KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -211,6 +211,7 @@ def sweep(
     bench = _Bench.of(traced, held_out, payoff)
     progress("trace", 1, 1)
     curves: list[Curve] = []
+    plans: list[Keep] = []
     notes = [*traced.notes]
     if values is not None and eval_data is None:
         notes.append(_SEEN)
@@ -236,10 +237,12 @@ def sweep(
         for share, budget in budgets.items():
             if share not in left_out:
                 plan = cutter.plan(budget)
+                plans.append(plan)
                 progress("sweep", len(curves) * total // len(methods) + len(points), total)
                 points.append(bench.point(share, cutter.cut(plan, dataset), clock))
         curves.append(Curve(method, str(cutter.repair), str(cutter.allocation), found.evals, points, clock.seconds))
     progress("sweep", total, total)
+    notes += api.notes_on_zeros(traced, plans) if any(c.repair != "none" for c in curves) else ()
     every = [point.figures.score for curve in curves for point in curve.points]
     worst = {name: float(np.min([score[name] for score in every])) for name in every[0]}  # NaN, if one is
     notes += notes_on(worst, held_out.source if bench.still and all(bench.still) else None)

@@ -111,6 +111,24 @@ def test_an_int8_net_is_pruned_from_data_to_file(quantised: tuple[Path, Path], t
     assert any("what is cut leaves zeros there" in note for note in result.notes) == (not floats)
 
 
+@pytest.mark.parametrize("repair", ["none", "fold"])
+def test_a_sweep_says_as_a_prune_does_where_integers_take_no_means(repair: str) -> None:
+    model = net(
+        """(float[N,6] x) => (float[N,3] y) {
+    q = QuantizeLinear(x, s, z)
+    a = QLinearMatMul(q, s, z, w0, s, z0, s, z)
+    b = QLinearMatMul(a, s, z, w1, s, z0, s, z)
+    y = DequantizeLinear(b, s, z)
+}""",
+        w0=codes((6, 8)), w1=codes((8, 3)), s=2.0**-5, z=np.array(120, np.uint8), z0=np.array(0, np.int8),
+    )  # fmt: skip
+    data = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    pruned = onnxshap.prune(model, data, method="l1", keep_units=0.5, repair=repair)
+    swept = onnxshap.sweep(model, data, methods=("l1",), keep=(0.5,), repair=repair)
+    for notes in (pruned.notes, swept.notes):
+        assert any("what is cut leaves zeros there" in note for note in notes) == (repair == "fold")
+
+
 def _codes(model: ModelProto) -> Counter[int]:
     """Return how often each code occurs in the weights."""
     found = Counter[int]()

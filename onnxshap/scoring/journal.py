@@ -21,7 +21,7 @@ from onnxshap.core import FloatArray
 from onnxshap.errors import DataError, OnnxshapError
 from onnxshap.graph import check_writable
 
-FORMAT = 2
+FORMAT = 3
 """2: blocks grow from one image on."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 Key = tuple[str, int]

@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto
 from onnxshap.core import Array
 from onnxshap.graph import extract
 from onnxshap.graph.structure import reads
+from onnxshap.labels import Liveness
 from onnxshap.tracing import Traced
 
 
@@ -36,23 +37,63 @@ class Steps(Protocol):
 
 
 @dataclass
+class Room:
+    """Bytes that may be held at a time, by all that share them together.
+
+    Attributes:
+        size: how many.
+        taken: how many are.
+    """
+
+    size: int
+    taken: int = 0
+
+    def share(self) -> Share:
+        """Return a share of it, empty as yet."""
+        return Share(self)
+
+
+@dataclass
+class Share:
+    """What one of those that share a room holds there."""
+
+    room: Room
+    taken: int = 0
+
+    def fits(self, count: int) -> bool:
+        """Return whether there is room for so many bytes, beside what the others hold."""
+        return self.room.taken - self.taken + count <= self.room.size
+
+    def take(self, count: int) -> None:
+        """Hold so many bytes, instead of those held so far."""
+        self.room.taken += count - self.taken
+        self.taken = count
+
+
+@dataclass
 class Walk:
     """Runs a model piece by piece over fixed batches.
 
     The model may be edited between calls, at nodes that what was asked for does not depend on. Activations are held
-    between two calls as far as the backend's memory goes; past it they are computed again.
+    between two calls as far as there is room; past it they are computed again.
 
     Attributes:
-        free: tells the shapes of the tensors (before the cut: upper bounds) and the backend.
+        free: tells the shapes of the tensors and the backend.
         model: the model.
         batches: feeds by input name.
+        room: shared with others; None: one of its own, of the backend's memory.
+        live: what is left of the tensors; None: all.
     """
 
     free: Traced
     model: ModelProto
     batches: Sequence[Mapping[str, Array]]
+    room: Room | None = None
+    live: Liveness | None = None
 
     def __post_init__(self) -> None:
+        self.room = Room(self.free.backend.memory) if self.room is None else self.room
+        self._share = self.room.share()
         graph = self.model.graph
         self._kinds = {i.name: i.type.tensor_type.elem_type for i in graph.input}
         self._outputs = [o.name for o in graph.output]
@@ -65,6 +106,8 @@ class Walk:
     def __call__(self, names: Sequence[str]) -> Iterator[list[Array]]:
         """Yield the values of some tensors, batch by batch."""
         new, reading, ahead, frontier = self._coming(names)
+        if frontier is not None:  # taken now: others that are asked in between have to know
+            self._share.take(self.bytes(ahead))
         given = set(self._held[0])
         wanted = list(dict.fromkeys([*names, *(frontier or ())]))
         computed = [n for n in wanted if n not in given]
@@ -96,6 +139,7 @@ class Walk:
     def restart(self) -> None:
         """Let go of all that is held: nodes before it were edited."""
         self._held, self._done = [dict(feeds) for feeds in self.batches], set[int]()
+        self._share.take(0)
         self._waiting = Counter([*(n for names in self._reads for n in names), *self._outputs])
 
     def edited(self, name: str, change: Callable[[Array], Array]) -> None:
@@ -115,7 +159,7 @@ class Walk:
     def _coming(self, names: Sequence[str]) -> tuple[list[int], Counter[str], set[str], list[str] | None]:
         """Return the nodes that some tensors take, what these read and how often, what is read behind them, and made.
 
-        The last is None where what is read behind them is not held: it does not fit into the memory, or is not fed.
+        The last is None where what is read behind them is not held: there is no room for it, or it is not fed.
         """
         new = self._needed(names)
         if new is None:  # something behind was let go
@@ -127,7 +171,8 @@ class Walk:
         frontier, shaped = [n for n in made if n in ahead], self.free.shaped
         # sequences are not fed, nor what stands in the body of a loop
         fed = all(n in shaped.shapes and not self.free.depth(n) for n in frontier if n in shaped.producers)
-        return new, reading, ahead, frontier if fed and self.bytes(ahead) <= self.free.backend.memory else None
+        fits = self._share.fits(self.bytes(ahead))
+        return new, reading, ahead, frontier if fed and fits else None
 
     def _needed(self, names: Sequence[str]) -> list[int] | None:
         """Return the nodes between what is held and some tensors, in order; None where one before was let go."""
@@ -146,8 +191,10 @@ class Walk:
 
     def bytes(self, names: Iterable[str]) -> int:
         """Return how many bytes the values of some tensors take on all images, about."""
-        shapes = (self.free.shaped.shapes.get(n, ()) for n in names)
-        return sum(4 * math.prod(shape) // self.free.batch * self._images for shape in shapes)
+        shapes = ((n, self.free.shaped.shapes.get(n, ())) for n in names)
+        if self.live is not None:
+            shapes = ((n, self.live.shape(n, shape)) for n, shape in shapes)
+        return sum(4 * math.prod(shape) // self.free.batch * self._images for _, shape in shapes)
 
     def _kind(self, name: str) -> int:
         return self._kinds.get(name) or self.free.shaped.kinds.get(name, TensorProto.FLOAT)

@@ -25,7 +25,7 @@ from onnxshap.repair.regression import Effort, Response, Rows, solve
 from onnxshap.repair.systems import system
 from onnxshap.repair.targets import find_layers
 from onnxshap.rewrite import cut
-from onnxshap.walk import Repeated, Walk
+from onnxshap.walk import Repeated, Share, Walk
 from tests import exactness
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -620,6 +620,30 @@ def test_what_a_repeated_walk_gives_is_what_a_walk_of_its_own_does(kept: int) ->
                 assert [value.tobytes() for value in found] == [value.tobytes() for value in wanted]
     # once the first two are kept the others are computed anew, and those before them, as the first time
     assert backend.sessions == {0: 14, 2: 10, 100: 5}[kept]
+
+
+@pytest.mark.parametrize("tensors", [1, 2, 4])
+def test_both_walks_of_a_refit_hold_no_more_than_the_memory(monkeypatch: pytest.MonkeyPatch, tensors: int) -> None:
+    """In the memory of so many tensors of the net."""
+    data, each = images(40), 40 * 8 * 6 * 6 * 4
+    traced, _ = open_model(net(), data, backend=OrtBackend(memory=tensors * each))
+    free, walks, most = free_batch(traced), list[Walk](), [0]
+    made, took = Walk.__post_init__, Share.take
+
+    def make(self: Walk) -> None:
+        made(self)
+        walks.append(self)
+
+    def take(self: Share, count: int) -> None:
+        took(self, count)
+        most[0] = max(most[0], sum(v.nbytes for w in walks for held in w._held for n, v in held.items() if n != "x"))
+
+    monkeypatch.setattr(Walk, "__post_init__", make)
+    monkeypatch.setattr(Share, "take", take)
+    (group,) = traced.groups
+    refit(traced, free, {group.name: np.arange(8) < 5}, site_means(free, data), data)
+    assert len(walks) == 2
+    assert min(2, tensors - 1) * 0.6 * each <= most[0] <= tensors * each
 
 
 @dataclass

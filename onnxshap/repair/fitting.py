@@ -42,7 +42,7 @@ from onnxshap.shapes.constants import static_values
 from onnxshap.shapes.images import Images
 from onnxshap.taps import patches, taps
 from onnxshap.tracing import Keep, Traced
-from onnxshap.walk import Repeated, Steps, Walk
+from onnxshap.walk import Repeated, Room, Steps, Walk
 
 _T = TypeVar("_T")
 _COPIES = 6
@@ -227,12 +227,14 @@ class _Fitter:
         ]
         whole = self.free.shaped.graph.model
         told = _telling_states(whole, self.recurrent)
+        # what both walks hold fits into the memory together, unless one is repeated: it goes the same way every time
+        room = Room(self.free.backend.memory) if self.original is None else None
         self._original: Steps
         if self.original is None or told is not whole:
-            self._original = Walk(self.free, told, feeds)
+            self._original = Walk(self.free, told, feeds, room)
         else:
             self._original = self.original.again()
-        self._present = Walk(self.free, self.model, feeds)
+        self._present = Walk(self.free, self.model, feeds, room, self.live)
         behind = [*(layer.x for layer in self.layers), *(layer.x for layer in self.recurrent)]
         self._read = {name for node in between(self.model.graph.node, (), behind) for name in node.output}
 

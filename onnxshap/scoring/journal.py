@@ -22,7 +22,7 @@ from onnxshap.errors import DataError, OnnxshapError
 from onnxshap.graph import check_writable
 
 FORMAT = 3
-"""2: blocks grow from one image on."""
+"""2: blocks grow from one image on. 3: rows run in stages, whose convolutions round otherwise."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 Key = tuple[str, int]
 """Group name and block number."""

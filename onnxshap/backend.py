@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx.parser
 import onnxruntime as ort
 
@@ -149,6 +150,8 @@ def _loadable(model: onnx.ModelProto, *, in_place: bool) -> tuple[bytes, _Weight
         model: any model, its large initializers taken out.
         in_place: weights are inputs, as far as they can be: constants are copied, inputs are read where they are.
     """
+    if model.functions:  # onnxruntime crashes on some as it loads them (SimplifiedLayerNormalization in one)
+        model = onnx.inliner.inline_local_functions(model)
     read = used_names(model.graph)  # onnxruntime drops what nothing reads, and then misses it
     taken = {t.name: weights.ticketed(t) for t in model.graph.initializer if weights.is_kept(t) and t.name in read}
     inputs = _computable(model.graph) if in_place else frozenset()

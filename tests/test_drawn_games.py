@@ -49,7 +49,7 @@ def _always() -> Iterator[None]:
         yield
 
 
-@settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(model=nets(most=6), seed=st.integers(0, 9), filled=st.booleans())
 def test_payoffs_are_those_of_the_masked_file_image_by_image(model: ModelProto, seed: int, filled: bool) -> None:
     note(onnx.printer.to_text(model))

@@ -149,6 +149,16 @@ def test_local_functions_are_inlined() -> None:
     assert found.units == 8
 
 
+def test_functions_that_onnxruntime_crashes_on_are_run() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 23, "local" : 1]>
+    net (float[N,4] x, float[4] scale) => (float[N,4] y) { y = local.normed(x, scale) }
+    <domain: "local", opset_import: ["" : 23]>
+    normed (a, b) => (c) { c = SimplifiedLayerNormalization<axis = 1, epsilon = 0.0>(a, b) }""")
+    x, scale = np.array([[3, 4, 0, 0]], np.float32), np.ones(4, np.float32)
+    (found,) = OrtBackend().session(model).run({"x": x, "scale": scale})
+    np.testing.assert_allclose(found, x / 2.5, rtol=1e-6)
+
+
 def test_normalising_does_not_change_the_model_given() -> None:
     model = small_net(ir=3, opset=8)
     before = model.SerializeToString()

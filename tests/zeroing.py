@@ -98,6 +98,8 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]], *, optimise: 
     # else products with int8 weights round what they multiply to int8, too
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.intra_op_num_threads = 1  # small nets: threads would only wait for each other
+    if model.functions:  # it crashes on some of those that hold a SimplifiedLayerNormalization
+        model = onnx.inliner.inline_local_functions(model)
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, dict(feeds)))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxshap.core import FloatArray, Game, ImageIndex, IntArray, Values
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.rows import NO_UNITS, over_images
+from onnxshap.estimators.rows import NO_UNITS, Reduce, over_images
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class PerImage(ABC):
         """Whether the standard error over images covers all that a unit's rank is uncertain about."""
         return True
 
+    @property
+    def reduction(self) -> Reduce:
+        """What is made of the figures over all images."""
+        return "mean"
+
     def __call__(self, game: Game, rng: np.random.Generator) -> Values:
         """Return the values of a game's units, all images at once."""
         if game.n_units == 0:
@@ -80,7 +85,7 @@ class PerImage(ABC):
 
     def reduce(self, per_image: FloatArray, schedule: Schedule) -> Values:
         """Return the values that the figures of all images make."""
-        return over_images(per_image, evals=int(schedule.rows.sum()))
+        return over_images(per_image, int(schedule.rows.sum()), self.reduction)
 
 
 def fixed_cost(n_images: int, rows: int, rng: np.random.Generator, max_evals: int | None, key: int = 0) -> Schedule:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game, IntArray, Values
+from onnxshap.core import FloatArray, Game, IntArray
 from onnxshap.errors import BudgetError
 from onnxshap.estimators.images import PerImage, Schedule, draw_key
 from onnxshap.estimators.rows import (
@@ -15,7 +15,6 @@ from onnxshap.estimators.rows import (
     end_payoffs,
     image_blocks,
     latin_order,
-    over_images,
     walk_gains,
 )
 
@@ -108,9 +107,6 @@ class Permutation(PerImage):
             gains = walk_gains(game, images[owner], orders, full[owner], empty[owner], inner)
             phi[block] = np.add.reduceat(gains, np.cumsum(counts) - counts) / counts[:, None]
         return phi
-
-    def reduce(self, per_image: FloatArray, schedule: Schedule) -> Values:  # noqa: D102
-        return over_images(per_image, int(schedule.rows.sum()), self.reduction)
 
     @property
     def decidable(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game, Values
+from onnxshap.core import FloatArray, Game
 from onnxshap.errors import BudgetError
 from onnxshap.estimators.images import PerImage, Schedule, draw_key, fixed_cost
 from onnxshap.estimators.rows import (
@@ -14,7 +14,6 @@ from onnxshap.estimators.rows import (
     draw_orders,
     end_payoffs,
     image_blocks,
-    over_images,
     walk_gains,
 )
 
@@ -76,6 +75,3 @@ class SharedPermutation(PerImage):
             gains = walk_gains(game, images[owner], tiled, full[owner], empty[owner], n - 1)
             phi[block] = gains.reshape(-1, walks, n).mean(axis=1)
         return phi
-
-    def reduce(self, per_image: FloatArray, schedule: Schedule) -> Values:  # noqa: D102
-        return over_images(per_image, int(schedule.rows.sum()), self.reduction)

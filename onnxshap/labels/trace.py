@@ -275,6 +275,11 @@ class Trace:
         """State that `atoms` stay."""
         self.frozen.add(atoms, reason)
 
+    def freeze_whole(self, tensor: Tensor, reason: str) -> None:
+        """State that all positions of all axes of a tensor stay."""
+        for axis in range(tensor.rank):
+            self.freeze(self.axis(tensor, axis), reason)
+
     def mark(self) -> tuple[int, ...]:
         """Return how much was stated, for `forget`."""
         return (len(self.ties), len(self._shared), *map(len, self._lists))

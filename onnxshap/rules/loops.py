@@ -28,7 +28,7 @@ def trace_loop(trace: Trace, tensor: Callable[[str], Tensor | None], index: int,
     """
     for name in controls(node):
         if (control := tensor(name)) is not None:
-            _freeze(trace, control, "Loop counts its iterations by it")
+            trace.freeze_whole(control, "Loop counts its iterations by it")
     for passage in passages(node):
         _pass(trace, tensor(passage.inner), tensor(passage.outer), passage, node.op_type)
     trace.fixups.append(Declared(index, tuple(i.name for i in body(node).input), tuple(handed_on(node))))
@@ -43,12 +43,7 @@ def _pass(trace: Trace, inner: Tensor | None, outer: Tensor | None, passage: Pas
         del left[passage.axis]
     if inner is None or outer is None or inner.shape != tuple(outer.shape[axis] for axis in left):
         for side in sides:
-            _freeze(trace, side, f"{op} hands it on from iteration to iteration, of other sizes each time")
+            trace.freeze_whole(side, f"{op} hands it on from iteration to iteration, of other sizes each time")
         return
     for k, axis in enumerate(left):
         trace.tie(trace.axis(inner, k), trace.axis(outer, axis))
-
-
-def _freeze(trace: Trace, tensor: Tensor, reason: str) -> None:
-    for axis in range(tensor.rank):
-        trace.freeze(trace.axis(tensor, axis), reason)

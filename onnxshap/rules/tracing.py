@@ -62,7 +62,7 @@ def _labels(shaped: Shaped, stay: IntArray = _NONE) -> Labels:
     ):
         for name in names:
             if (tensor := ops.tensor(name)) is not None:
-                _freeze_tensor(trace, tensor, f"it is a {reason}")
+                trace.freeze_whole(tensor, f"it is a {reason}")
     chains = {chain.nodes[0]: chain for chain in _permutations(shaped)}
     inside = {k for chain in chains.values() for k in chain.nodes}
     given = entered(graph.node)
@@ -137,11 +137,6 @@ def _removable(zeros: Zeros, labels: Labels, balance: Balance) -> bool:
         return True
     units = labels.slots[labels.classes[balance.blocks]]
     return zeros.gives_zero(balance.source, np.unique(units[units >= 0]))
-
-
-def _freeze_tensor(trace: Trace, tensor: Tensor, reason: str) -> None:
-    for axis in range(tensor.rank):
-        trace.freeze(trace.axis(tensor, axis), reason)
 
 
 class _Ops:
@@ -237,7 +232,7 @@ def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
     for graph in subgraphs(node):
         for tensor in (t for name in outer_names(graph) if (t := ops.tensor(name)) is not None):
             part = "the body" if is_loop(node) else "a branch"
-            _freeze_tensor(trace, tensor, f"{part} of {op.type} reads it" + ("" if why is None else f": {why}"))
+            trace.freeze_whole(tensor, f"{part} of {op.type} reads it" + ("" if why is None else f": {why}"))
 
 
 def _note_made(op: Op, axes: Axes) -> None:

@@ -409,7 +409,8 @@ def test_values_of_another_basis_or_model_are_refused(tmp_path: Path) -> None:
     found = report.values_report(other)
     for key, value, why in (
         ("float32", "AAAAAA==", "not so many finite numbers"),
-        ("float32", "?", "no values file"),
+        ("float32", "?", "'float32' that are not so many"),
+        ("float32", "AAAA", "'float32' that are not so many"),
         ("shape", [1, 8], "'shape' that is no three sizes"),
         ("places", 3, "lacks 'places'"),
     ):
@@ -421,13 +422,21 @@ def test_values_of_another_basis_or_model_are_refused(tmp_path: Path) -> None:
     report.write_json({**found, "basis": "odd"}, tmp_path / "v.json")
     with pytest.raises(OnnxshapError, match="its 'basis' is none of principal, own"):
         report.read_values(tmp_path / "v.json")
+    report.write_json({**found, "basis": "own"}, tmp_path / "v.json")
+    with pytest.raises(OnnxshapError, match="it has 'bases', but its 'basis' is own"):
+        report.read_values(tmp_path / "v.json")
     mixed = replace(other, bases={"a": [replace(other.bases["a"][0], matrices=-other.bases["a"][0].matrices)]})
     with pytest.raises(OnnxshapError, match="the values belong to another model"):
         onnxshap.prune(model, data, values=mixed, **kept)
-    elsewhere = {"a": [replace(other.bases["a"][0], places="0" * 64)]}
-    moved = replace(other, bases=elsewhere, model=form_of(own.model, elsewhere))
-    with pytest.raises(OnnxshapError, match="of other combinations of the units of group 'a' than this version makes"):
-        onnxshap.prune(model, data, values=moved, **kept)
+    (one,) = other.bases["a"]
+    for some, why in (
+        ([replace(one, places="0" * 64)], "of other combinations of the units of group 'a' than this version makes"),
+        ([one, one], "of other combinations of the units of group 'a' than this version makes"),
+        ([replace(one, matrices=np.ones_like(one.matrices))], "of the units of group 'a' cannot be undone"),
+    ):
+        moved = replace(other, bases={"a": some}, model=form_of(own.model, {"a": some}))
+        with pytest.raises(OnnxshapError, match=why):
+            onnxshap.prune(model, data, values=moved, **kept)
 
 
 def test_groups_of_which_nothing_is_cut_are_written_as_they_were() -> None:

@@ -118,19 +118,27 @@ def _given(free: Traced, groups: Sequence[Group], data: Dataset, given: Bases) -
     """Yield the bundles of groups with the bases of an earlier run.
 
     Raises:
-        DataError: it found others.
+        DataError: it found others, or none that can be undone.
     """
     chosen = [group for group in groups if group.name in given]
     found = {(one.places.group.name, one.bundle.told(one.places)): one for one in _borne(free, chosen, data)}
     for group in chosen:
         for basis in given[group.name]:
-            one = found.get((group.name, basis.places))
+            one = found.pop((group.name, basis.places), None)  # twice would be another basis
             if one is None or basis.matrices.shape != (one.bundle.blocks, len(group), len(group)):
                 raise DataError(
                     f"the values are of other combinations of the units of group {group.name!r} than this version "
                     "makes; score the model again"
                 )
-            yield one, basis.matrices.astype(np.float64)
+            matrices = basis.matrices.astype(np.float64)
+            try:
+                np.linalg.inv(matrices)
+            except np.linalg.LinAlgError as error:
+                raise DataError(
+                    f"the values' combinations of the units of group {group.name!r} cannot be undone; score the model "
+                    "again"
+                ) from error
+            yield one, matrices
 
 
 def _turned(traced: Traced, turns: Sequence[tuple[Found, FloatArray]]) -> Traced:

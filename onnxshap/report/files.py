@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxshap.bases import BASES, Basis
 from onnxshap.core import Array, Values
@@ -121,6 +122,10 @@ def _scores(found: Any) -> Scores:
         images, stopped = _field(group, "images", int, where), _field(group, "stopped", str, where)
         values[name] = Values(phi, stderr, _field(group, "evals", int, where), images, stopped)
     payoff = None if found.get("payoff") is None else _field(found, "payoff", str)
+    basis = _basis(_field(found, "basis", str)) if "basis" in found else "own"
+    bases = _bases(_field(found, "bases", dict)) if "bases" in found else {}
+    if bases and basis == "own":
+        raise ValueError("it has 'bases', but its 'basis' is own")
     return Scores(
         values=values,
         method=_field(found, "method", str),
@@ -129,8 +134,8 @@ def _scores(found: Any) -> Scores:
         images=_field(found, "images", int),
         source=_field(found, "source", str),
         model=_field(found, "model_sha256", str),
-        basis=_basis(_field(found, "basis", str)) if "basis" in found else "own",
-        bases=_bases(_field(found, "bases", dict)) if "bases" in found else {},
+        basis=basis,
+        bases=bases,
     )
 
 
@@ -148,14 +153,23 @@ def _bases(found: Mapping[str, Any]) -> dict[str, list[Basis]]:
             if not isinstance(one, dict):
                 raise ValueError(f"{where} is no object")  # noqa: TRY004
             shape = _field(one, "shape", list, where)
-            numbers = np.frombuffer(base64.b64decode(_field(one, "float32", str, where), validate=True), "<f4")
             if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
                 raise ValueError(f"{where} has 'shape' that is no three sizes")
-            if math.prod(shape) != len(numbers) or not np.isfinite(numbers).all():
+            matrices = _numbers(_field(one, "float32", str, where), math.prod(shape))
+            if matrices is None:
                 raise ValueError(f"{where} has 'float32' that are not so many finite numbers")
-            matrices = numbers.astype(np.float32).reshape(shape)
-            bases.setdefault(name, []).append(Basis(_field(one, "places", str, where), matrices))
+            bases.setdefault(name, []).append(Basis(_field(one, "places", str, where), matrices.reshape(shape)))
     return bases
+
+
+def _numbers(text: str, count: int) -> NDArray[np.float32] | None:
+    """Return finite numbers from base64, float32[count]; None where it is no such text."""
+    try:
+        content = base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    numbers = np.frombuffer(content, "<f4").astype(np.float32) if len(content) == 4 * count else None
+    return numbers if numbers is not None and np.isfinite(numbers).all() else None
 
 
 _KINDS: dict[type, str] = {dict: "object", list: "list", str: "string", int: "integer"}

@@ -1,6 +1,11 @@
-"""Label-free tuning after the refit: `tuner`, on the graph as torch evaluates it (`torchgraph`).
+"""Label-free tuning after the refit.
 
-Both need the extra `onnxshap[distill]` (torch) and are imported by those alone who tune; `tuning`, what it did, by all.
+- `tuner`: the tuning, on the graph as torch evaluates it (`torchgraph`, by `ops`; `spelling` says others by these).
+- `checking`: whether torch computes a model as onnxruntime does.
+- `feeds`: images as both take them. `mixing`: more images out of few. `teachers`: what labels them.
+- `tuning`: what it did.
+
+All but the last need the extra `onnxshap[distill]` (torch) and are imported by those alone who tune.
 """
 
 from onnxshap.distill.tuning import SECONDS, Tuning, divided

@@ -1,7 +1,7 @@
 """An ONNX model as a differentiable torch function, by a table from op to function (`ops`).
 
 Needs the extra `onnxshap[distill]`. An op that is not in the table, or not in this form, is an error; so is a model of
-which torch gives other outputs than onnxruntime, which is tried before anything is trained (`tuner`).
+which torch gives other outputs than onnxruntime, which is tried before anything is trained (`checking`).
 """
 
 from __future__ import annotations

@@ -348,3 +348,56 @@ def test_tables_of_pairs_of_positions_are_not_stored() -> None:
     assert {g.name: len(g) for g in traced.groups} == {"h": 6}
     assert max(np.prod(t.dims) for t in traced.shaped.graph.model.graph.initializer) == 599
     check_exact(model)
+
+
+HEADS = net(
+    """(float[N,L,6] x) => (float[N,L,2] y) {
+    q = MatMul(x, wq)
+    k = MatMul(x, wk)
+    v = MatMul(x, wv)
+    qt = Transpose<perm=[1,0,2]>(q)
+    kt = Transpose<perm=[1,0,2]>(k)
+    vt = Transpose<perm=[1,0,2]>(v)
+    images = Shape<start=0, end=1>(x)
+    length = Shape<start=1, end=2>(x)
+    rows = Mul(images, heads)
+    apart = Concat<axis=0>(length, rows, four)
+    qh = Reshape<allowzero=1>(qt, apart)
+    kh = Reshape<allowzero=1>(kt, apart)
+    vh = Reshape<allowzero=1>(vt, apart)
+    qr = Transpose<perm=[1,0,2]>(qh)
+    kr = Transpose<perm=[1,2,0]>(kh)
+    vr = Transpose<perm=[1,0,2]>(vh)
+    s = MatMul(qr, kr)
+    p = Softmax<axis=-1>(s)
+    o = MatMul(p, vr)
+    ot = Transpose<perm=[1,0,2]>(o)
+    pairs = Mul(images, length)
+    flat = Concat<axis=0>(pairs, width)
+    of = Reshape<allowzero=1>(ot, flat)
+    z = MatMul(of, wo)
+    back = Concat<axis=0>(length, images, two)
+    zt = Reshape<allowzero=1>(z, back)
+    y = Transpose<perm=[1,0,2]>(zt)
+}""",
+    wq=(6, 12),
+    wk=(6, 12),
+    wv=(6, 12),
+    wo=(12, 2),
+    heads=[3],
+    four=[4],
+    width=[12],
+    two=[2],
+)
+
+
+def test_heads_go_where_they_share_an_axis_with_images_whose_size_is_computed() -> None:
+    """So torch.export writes attention of batches and lengths that are both free: [length, images x heads, depth]."""
+    traced = trace(HEADS)
+    (group,) = [group for group in traced.groups if len(group) == 3]
+    check_exact(HEADS)
+    keep = {group.name: np.array([True, False, False])}
+    small, wide = drop_units(traced, keep), zeroed(HEADS, removed_slices(traced, keep))
+    for images, length in ((1, 1), (1, 5), (3, 4), (5, 7)):
+        x = np.random.default_rng(length).normal(size=(images, length, 6)).astype(np.float32)
+        assert relative_error(run(small, {"x": x}), run(wide, {"x": x})) < TOLERANCE

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from onnxshap.labels import Axes, Op, Product, RuleError, Tensor
 from onnxshap.labels.factors import common_factors, follow, spans_of
-from onnxshap.labels.fixups import SingleAxes, Widths
+from onnxshap.labels.fixups import Scaled, SingleAxes, Widths
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
 from onnxshap.shapes.folding import COMPUTED
@@ -27,19 +27,21 @@ def transpose(op: Op, ax: Axes) -> None:
 def reshape(op: Op, ax: Axes) -> None:
     """Equal axes are tied; merged and split axes become products of their common factors."""
     x, y = op.need(0), op.out()
+    computed = frozenset[int]()
     if op.type == "Reshape":
         target = op.some_ints(1, "shape")
-        _freeze_computed(op, ax, target or [])
         if target is not None:
             entries = tuple((i, y.name, i) for i in range(y.rank))
             source = None if op.attributes.get("allowzero") else x.name
             where = {"input": 1} if op.input(1) else {"attribute": "shape"}
             ax.fix(Widths(op.index, entries, source=source, **where))
+            computed = frozenset(axis for axis, size in enumerate(target) if size == COMPUTED)
     if op.type == "Squeeze" and op.ints(1, "axes") is None:
         single = tuple(axis for axis, size in enumerate(x.shape) if size == 1)
         ax.fix(SingleAxes(op.index, x.name, single, op.opset))
     if 0 in x.shape:
         raise RuleError(f"{op.type} of a tensor without elements")
+    known = len(ax.trace.products)
     blocks = _by_axes(op, x, y) or aligned(x.shape, y.shape)
     moved = [(any(_is_free(x, a) for a in ins), any(_is_free(y, a) for a in outs)) for ins, outs in blocks]
     chance = (True, False) in moved and (False, True) in moved  # what is as long as a batch, at this size alone
@@ -48,6 +50,7 @@ def reshape(op: Op, ax: Axes) -> None:
             _freeze_block(ax, ins, outs, f"{op.type} regroups it otherwise at other sizes")
         else:
             _relate_block(ax, x.name, ins, outs)
+    _scale_computed(op, ax, computed, ax.trace.products[known:])
 
 
 def _by_axes(op: Op, x: Tensor, y: Tensor) -> list[tuple[list[int], list[int]]] | None:
@@ -86,6 +89,25 @@ def aligned(source: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list
                 j += 1
         runs.append((ins, outs))
     return runs
+
+
+def _scale_computed(op: Op, ax: Axes, computed: Iterable[int], products: Sequence[Product]) -> None:
+    """Freeze the axes of a Reshape whose sizes are computed, but for what lies there beside free ones (images x heads).
+
+    The arithmetic gives a size that follows the free ones: where others are cut, it is scaled.
+    """
+    y, reason, scaled = op.out(), f"{op.type} gets its size from the data", list[int]()
+    for axis in computed:
+        merged = ax.output(0, axis)
+        product = next((p for p in products if np.array_equal(p.merged.ravel(), merged)), None)
+        if product is None or not 0 < len(product.free) < len(product.factors):
+            ax.freeze(merged, reason)
+            continue
+        for number in product.free:
+            ax.freeze(product.factors[number], reason)
+        scaled.append(axis)
+    if scaled:
+        ax.fix(Scaled(op.index, y.name, tuple(scaled), y.rank))
 
 
 def _relate_block(ax: Axes, where: str, ins: list[int], outs: list[int]) -> None:

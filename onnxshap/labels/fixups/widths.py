@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from onnx import AttributeProto
+from onnx import AttributeProto, helper
 
 from onnxshap.core import Array
 from onnxshap.labels.fixups.edit import Edit, give, name_axes, set_attribute, takes_all
@@ -50,6 +51,41 @@ class Widths:
                 copied = edit.alive(self.source, position).sum()
                 values[position] = 0 if copied == width else width
         return values
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Entries of a computed Reshape target that follow free sizes times widths: they shrink as the widths do.
+
+    Attributes:
+        node: the Reshape.
+        tensor: what it gives.
+        axes: those of it whose sizes are computed so.
+        rank: its number of axes.
+    """
+
+    node: int
+    tensor: str
+    axes: tuple[int, ...]
+    rank: int
+
+    def apply(self, edit: Edit) -> None:
+        """Scale the entries whose axes lose positions."""
+        kept, sizes = np.ones((2, self.rank), np.int64)
+        for axis in self.axes:
+            if edit.cut(self.tensor, axis):
+                alive = edit.alive(self.tensor, axis)
+                common = math.gcd(len(alive), int(alive.sum()))
+                kept[axis], sizes[axis] = alive.sum() // common, len(alive) // common
+        if (sizes == 1).all():
+            return
+        node = edit.node(self.node)
+        given, wish = node.input[1], f"{self.tensor}.scaled"
+        more, fewer = (edit.names.new(f"{wish}.{part}") for part in ("times", "over"))
+        by, over = (edit.new_constant(f"{wish}.{part}", a) for part, a in (("kept", kept), ("of", sizes)))
+        node.input[1] = fewer
+        times = helper.make_node("Mul", [given, by], [more], name=more)
+        edit.replace(self.node, [times, helper.make_node("Div", [more, over], [fewer], name=fewer), node])
 
 
 @dataclass(frozen=True)

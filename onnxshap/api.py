@@ -38,7 +38,7 @@ from onnxshap.repair import Refit, emptied
 from onnxshap.scoring import DECIDED, Rules
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import Keep, Traced
-from onnxshap.valuing import Scores, Scoring, affordable, check_values, known_payoff, principal, setting_for
+from onnxshap.valuing import METHOD, Scores, Scoring, affordable, check_values, known_payoff, principal, setting_for
 from onnxshap.verify import Verified
 
 _EMPTIED = (
@@ -111,7 +111,7 @@ def score(
     data: DataLike | None = None,
     *,
     labels: str | Path | None = None,
-    method: str = "shapley",
+    method: str | None = None,
     payoff: str | Callable[..., object] | None = None,
     baseline: str = "mean",
     include: Sequence[str] = (),
@@ -135,7 +135,8 @@ def score(
         model: a path, bytes, a ModelProto, or what `trace` returned.
         data: a path, arrays by input name, one array, or a Dataset; None = random inputs.
         labels: a path with the labels, where `data` has none.
-        method: one of `METHODS`.
+        method: one of `METHODS`; None = `shapley`, or where nothing limits it and one image alone would take longer
+            than `valuing.MOST`, `recon` (a note says so).
         payoff: ce, kl, mse, joint, accuracy, or a callable (outputs, labels) -> float[rows]; None = by data and
             outputs. A callable may also give one number for all images together (mean average precision, word error
             rate, F1); a row of the game is then a run of all of them, and shapley-regression the method to take.
@@ -164,7 +165,7 @@ def score(
     """
     check_basis(basis)
     rules = Rules(max_evals, max_seconds, decided)
-    scoring = Scoring(method, seed, rules, progress, workers, cluster, journal)
+    scoring = Scoring(method or METHOD, seed, rules, progress, workers, cluster, journal)
     traced, dataset = open_model(
         model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
     )
@@ -172,8 +173,10 @@ def score(
     moved: Turned | None = None
     if basis == "principal":
         moved, free = in_bases(traced, free, groups, sample(dataset, REPAIR_IMAGES, seed))
-    setting = setting_for(free, sample(dataset, affordable(traced, groups, samples, method), seed), payoff, baseline)
-    return scoring.of(setting, traced, groups, moved)
+    if method is None and samples is None and payoff is None:
+        scoring = scoring.in_reach(traced, groups)
+    scored = sample(dataset, affordable(traced, groups, samples, scoring.method), seed)
+    return scoring.of(setting_for(free, scored, payoff, baseline), traced, groups, moved)
 
 
 @checked
@@ -193,7 +196,7 @@ def prune(
     min_units: int = 1,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    method: str = "shapley",
+    method: str | None = None,
     payoff: str | Callable[..., object] | None = None,
     baseline: str = "mean",
     repair: str | None = None,
@@ -254,7 +257,7 @@ def prune(
     """
     clock = Clock()
     budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units, keep_bytes)
-    scoring = Scoring(method, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
+    scoring = Scoring(method or METHOD, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
     check_options(repair, allocation, distill_seconds)
     check_basis(basis, values.basis if isinstance(values, Scores) else None)
     if keep_units is not None:
@@ -286,7 +289,9 @@ def prune(
             moved, free = in_bases(traced, free, groups, repaired_on, None if values is None else values.bases)
             traced = moved.traced
     with clock.stage("score"):
-        scored = sample(dataset, affordable(traced, groups, samples, method), seed)
+        if values is None and method is None and samples is None and payoff is None:
+            scoring = scoring.in_reach(traced, groups)
+        scored = sample(dataset, affordable(traced, groups, samples, scoring.method), seed)
         setting, reference, judges = _settled(
             traced, free, scored, held_out, payoff, baseline, strict=max_drop is not None
         )

@@ -144,7 +144,7 @@ def sweep(
     *,
     labels: str | Path | None = None,
     eval_data: DataLike | None = None,
-    methods: Sequence[str] = ("shapley",),
+    methods: Sequence[str] | None = None,
     keep: Sequence[float] = KEEP,
     multiple_of: int | None = None,
     min_units: int = 1,
@@ -174,7 +174,7 @@ def sweep(
         model: as in `api.prune`, and so is everything that is not said here.
         data: calibration data.
         eval_data: held-out data to judge by; None = two fifths of `data` are held out.
-        methods: names of `METHODS`, one curve each.
+        methods: names of `METHODS`, one curve each; None = the one that `score` takes by default.
         keep: budgets, shares of the multiply-accumulates; those that cannot be reached are left out.
         values: values of an earlier run instead of scoring; their method is the only one then.
 
@@ -184,9 +184,10 @@ def sweep(
     """
     check_options(repair, allocation, distill_seconds)
     check_basis(basis, values.basis if isinstance(values, Scores) else None)
-    for name in methods:
+    for name in methods or ():
         check_method(name)
-    if not methods or not keep:
+    chosen = [None] if methods is None else list(dict.fromkeys(methods))
+    if not chosen or not keep:
         raise BudgetError("a sweep needs a method and a budget; give --method and --keep, or neither")
     budgets = {k: Budget(macs=k, multiple_of=multiple_of, min_units=min_units) for k in sorted(set(keep))[::-1]}
     progress("trace", 0, 1)
@@ -196,7 +197,7 @@ def sweep(
     groups = groups_to_cut(traced, include, exclude)
     if values is not None:
         check_values(values, traced, groups)
-        methods = [values.method]
+        chosen = [values.method]
     left_out = _unreachable(traced, groups, budgets)
     if len(left_out) == len(budgets):
         raise BudgetError(next(iter(left_out.values())))
@@ -217,8 +218,8 @@ def sweep(
         notes.append(_SEEN)
     if dataset.labels is None:  # else those that score tell
         notes += label_notes(bench.payoff, bench.judge.reference, held_out.labels)
-    total = len(methods) * (len(budgets) - len(left_out))
-    for method in dict.fromkeys(methods):
+    total = len(chosen) * (len(budgets) - len(left_out))
+    for method in chosen:
         clock = Clock()
         scored = partial(
             api.score, method=method, payoff=payoff, baseline=baseline, samples=samples, max_evals=max_evals,
@@ -227,10 +228,10 @@ def sweep(
         with clock.stage("score"):
             found = scored(traced, dataset, include=include, exclude=exclude) if values is None else values
         notes += found.notes
-        told = _only(progress, "curves", "distill")
+        told, same = _only(progress, "curves", "distill"), partial(scored, method=found.method)
         cutter = Cutter(
             traced, free, groups, found.order(refitted=refitted), repaired_on, repair, allocation, seed, told, clock,
-            rescore=partial(_rescored, scored, dataset, refitted) if values is None else None,
+            rescore=partial(_rescored, same, dataset, refitted) if values is None else None,
             tuning_seconds=distill_seconds, payoff=payoffs.unlabelled(payoff), turned=moved,
         )  # fmt: skip
         points: list[Point] = []
@@ -238,9 +239,11 @@ def sweep(
             if share not in left_out:
                 plan = cutter.plan(budget)
                 plans.append(plan)
-                progress("sweep", len(curves) * total // len(methods) + len(points), total)
+                progress("sweep", len(curves) * total // len(chosen) + len(points), total)
                 points.append(bench.point(share, cutter.cut(plan, dataset), clock))
-        curves.append(Curve(method, str(cutter.repair), str(cutter.allocation), found.evals, points, clock.seconds))
+        curves.append(
+            Curve(found.method, str(cutter.repair), str(cutter.allocation), found.evals, points, clock.seconds)
+        )
     progress("sweep", total, total)
     notes += api.notes_on_zeros(traced, plans) if any(c.repair != "none" for c in curves) else ()
     every = [point.figures.score for curve in curves for point in curve.points]

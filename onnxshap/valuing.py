@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,12 @@ STATISTICS_SAMPLES = 1024
 """Calibration images for methods that play no game, which run every image once."""
 WORK = 4 * 10**13
 """Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
+METHOD = "shapley"
+"""What values units, where nothing is asked for and an image of it takes no more than `MOST`."""
+INSTEAD = "recon"
+"""What values them in its place: it plays no game, and keeps most after a refit (`benchmarks/methods.md`)."""
+MOST = 4 * WORK
+"""Multiply-accumulates of one image from which on nobody waits for a game who has not asked for it."""
 _ONE_BY_ONE = (
     "every coalition was a run of its own, for the images of a batch are not known to be apart in this file; one with "
     "a free batch, or a method without a game (--method recon), takes less"
@@ -96,8 +102,12 @@ def affordable(traced: Traced, groups: Sequence[Group], samples: int | None, met
         return samples
     if method in GAMELESS:
         return STATISTICS_SAMPLES
-    rows = 2 * sum(len(g) for g in groups)
-    return max(1, min(SAMPLES, WORK // max(1, rows * traced.cost.macs())))
+    return max(1, min(SAMPLES, WORK // max(1, _work(traced, groups))))
+
+
+def _work(traced: Traced, groups: Sequence[Group]) -> int:
+    """Return the multiply-accumulates of an image's rows, if each ran the whole model."""
+    return 2 * sum(len(g) for g in groups) * traced.cost.macs()
 
 
 def setting_for(free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str) -> Setting:
@@ -137,6 +147,7 @@ class Scoring:
         workers: processes of this machine that do it, 0 = this one alone.
         cluster: address of a dask.distributed scheduler whose workers do it.
         journal: where results are kept as they come.
+        notes: what the user should know of how they are scored.
     """
 
     method: str
@@ -146,6 +157,7 @@ class Scoring:
     workers: int = 0
     cluster: str | None = None
     journal: str | Path | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done.
@@ -160,6 +172,18 @@ class Scoring:
             raise OnnxshapError("the cluster's address is empty; give one like tcp://host:8786, or leave it out")
         if self.workers and self.cluster:
             raise OnnxshapError("give workers or a cluster, not both")
+
+    def in_reach(self, traced: Traced, groups: Sequence[Group]) -> Scoring:
+        """Return how units are scored where nobody said so: without a game, where a single image would take hours."""
+        work = _work(traced, groups)
+        limited = any(limit is not None for limit in (self.rules.max_evals, self.rules.max_seconds, self.cluster))
+        if limited or work <= MOST:
+            return self
+        note = (
+            f"units are valued by {INSTEAD}: a single image would take {self.method} up to {work:.1e} "
+            f"multiply-accumulates ({work / WORK / 4:.1f} hours on two cores); --method {self.method} insists on it"
+        )
+        return replace(self, method=INSTEAD, notes=(*self.notes, note))
 
     def of(self, setting: Setting, traced: Traced, groups: Sequence[Group], moved: Turned | None = None) -> Scores:
         """Return the values of groups.
@@ -179,7 +203,7 @@ class Scoring:
         )  # fmt: skip
         used = setting.payoff.name if any(v.evals for v in values.values()) else None
         doubts = label_notes(setting.payoff, setting.reference, setting.data.labels)
-        notes = (*traced.notes, *doubts, *(() if used is None else _notes_on_rows(setting)))
+        notes = (*traced.notes, *self.notes, *doubts, *(() if used is None else _notes_on_rows(setting)))
         data, basis = setting.data, "own" if moved is None else "principal"
         return Scores(values, self.method, used, self.seed, len(data), data.source, model, notes, basis, bases)
 

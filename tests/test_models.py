@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,23 @@ def test_a_large_model_is_scored_on_fewer_images_by_default() -> None:
     assert affordable(traced, traced.groups * 500, None) == WORK // (500 * rows * traced.cost.macs())
     assert affordable(traced, traced.groups * 10**6, None) == 1
     assert affordable(traced, traced.groups * 500, None, "recon") == 1024
+
+
+def test_a_game_that_would_take_hours_is_played_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = MODELS / "fashion_vgg.onnx", np.random.default_rng(0).normal(size=(20, 1, 28, 28))
+    score = partial(onnxshap.score, model, images.astype(np.float32))
+    assert score(max_evals=170).method == "shapley"
+    monkeypatch.setattr("onnxshap.valuing.MOST", 1)
+    found = score()
+    assert found.method == "recon"
+    assert any("--method shapley insists" in note for note in found.notes)
+    asked = [
+        score(max_evals=170),
+        score(samples=1),
+        score(payoff="kl", max_evals=170),
+        score(method="shapley", samples=1),
+    ]
+    assert [one.method for one in asked] == ["shapley"] * 4
 
 
 def test_an_output_that_is_nothing_but_rounding_is_no_difference() -> None:

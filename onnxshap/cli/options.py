@@ -102,7 +102,9 @@ data_options = _options(
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all randomness."),
 )  # fmt: skip
 method_option = click.option(
-    "--method", type=OneOf(methods), default="shapley", show_default=True, help="How to value units."
+    "--method",
+    type=OneOf(methods),
+    help="How to value units.  [default: shapley; recon where one image alone would take hours]",
 )
 journal_option = click.option(
     "--journal", metavar="FILE", help="Where results are kept until the end: a killed run goes on there."

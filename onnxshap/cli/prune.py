@@ -78,7 +78,7 @@ def prune(
     ctx: click.Context, model: str, output: str | None, keep_macs: float | None, keep_params: float | None,
     keep_bytes: float | None, keep_units: float | None, target_latency: float | None, max_drop: float | None,
     multiple_of: int | None, min_units: int, data: str | None, labels: str | None,
-    payoff: str | None, seed: int, eval_data: str | None, method: str, baseline: str, samples: int | None,
+    payoff: str | None, seed: int, eval_data: str | None, method: str | None, baseline: str, samples: int | None,
     max_evals: int | None, max_seconds: float | None, decided: float, journal: str | None, workers: int,
     cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str | None,
     basis: str | None, allocation: str | None, distill_seconds: float | None,

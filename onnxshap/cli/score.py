@@ -40,7 +40,7 @@ from onnxshap.cli.types import OneOf, bases
 @click.pass_obj
 def score(
     screen: Screen, model: str, output: str | None, data: str | None, labels: str | None, payoff: str | None,
-    seed: int, method: str, basis: str | None, baseline: str, samples: int | None, max_evals: int | None,
+    seed: int, method: str | None, basis: str | None, baseline: str, samples: int | None, max_evals: int | None,
     max_seconds: float | None, decided: float, journal: str | None, workers: int, cluster: str | None,
     include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool, input_shapes: Shapes, provider: str,
     threads: int, memory: int,

@@ -76,7 +76,7 @@ def sweep(
         require()
     with screen.progress() as tell:
         result = sweeping.sweep(
-            model, data, labels=labels, eval_data=eval_data, methods=methods or ("shapley",),
+            model, data, labels=labels, eval_data=eval_data, methods=methods or None,
             keep=sweeping.KEEP if keep is None else keep, multiple_of=multiple_of, min_units=min_units,
             include=include, exclude=exclude, payoff=payoff, baseline=baseline, repair=repair, basis=basis,
             allocation=allocation, distill_seconds=distill_seconds, samples=samples, max_evals=max_evals,

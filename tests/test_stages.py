@@ -56,13 +56,20 @@ STEPS = net(
 NETS = {"blocks": BLOCKS, "an early output": EARLY, "steps first": STEPS}
 
 
+@pytest.fixture
+def _everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut wherever one tensor goes on."""
+    monkeypatch.setattr(stages, "_SMALLER", 0.0)
+    monkeypatch.setattr(stages, "_READ", -np.inf)
+
+
 def opened(model: onnx.ModelProto) -> Traced:
     return free_batch(trace(model, backend=OrtBackend("cpu", 1)))
 
 
+@pytest.mark.usefixtures("_everywhere")
 @pytest.mark.parametrize("name", NETS)
 def test_stages_give_what_the_whole_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_SMALLER", 0.0)  # wherever one tensor goes on
     monkeypatch.setattr(pace.Pace, "tell", lambda *_: None)
     traced = opened(NETS[name])
     part = masked_model(traced, traced.groups, {})
@@ -86,13 +93,23 @@ def test_stages_give_what_the_whole_gives(name: str, monkeypatch: pytest.MonkeyP
 def test_a_part_is_cut_where_tensors_get_small_and_nothing_goes_past(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = opened(BLOCKS)
     part = traced.shaped.graph.model
+    monkeypatch.setattr(stages, "_READ", 0.0)
     assert stages._cuts(traced, part) == ["p", "g"]  # not at "ar" nor at "c", past which blocks' inputs go
+    monkeypatch.setattr(stages, "_READ", -np.inf)
     monkeypatch.setattr(stages, "_SMALLER", 0.0)
     assert stages._cuts(traced, part) == ["a", "ar", "s", "sr", "p", "t", "tr", "g", "f"]
 
 
-def test_a_part_whose_rows_are_not_known_everywhere_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_SMALLER", 0.0)
+def test_a_part_is_not_cut_for_filters_that_are_small_beside_the_tensor_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = opened(BLOCKS)
+    part = traced.shaped.graph.model
+    assert stages._cuts(traced, part) == []  # as many rows suit all of it
+    monkeypatch.setattr(stages, "CACHE", 2048)
+    assert stages._cuts(traced, part) == ["p"]  # 3 KB of filters are read half as often, of the last one 96 bytes
+
+
+@pytest.mark.usefixtures("_everywhere")
+def test_a_part_whose_rows_are_not_known_everywhere_stays_whole() -> None:
     text = """(float[N,4] x) => (float[N,6] y, float[6] z) {
         a = MatMul(x, w)
         y = Relu(a)

@@ -14,7 +14,7 @@ from onnxshap.backend import Backend, threads_of
 
 _TRIES = 3
 """Runs of each size; the fastest counts, for the first one of a size also allocates."""
-_CACHE = 2**22
+CACHE = 2**22
 _MOST = 4096
 _STEPS = (0, 1, -1, 2, -2)
 """Doublings of the guess, in the order they are tried."""
@@ -46,7 +46,7 @@ class Pace:
         The guess is what lets the largest tensor stay in the processor's cache.
         """
         most = int(np.clip(backend.memory // 8 // largest, 1, most))
-        guess = most if fixed else int(np.clip(round(_CACHE / largest), min(4, most), min(1024, most)))
+        guess = most if fixed else int(np.clip(round(CACHE / largest), min(4, most), min(1024, most)))
         # what a single thread takes is its own time, whatever else is done on the machine
         alone = threads_of(backend) == 1 and not backend.on_device and os.name == "posix"
         return cls(guess, most, fixed, time.thread_time if alone else time.perf_counter)

@@ -2,22 +2,25 @@
 
 Early layers make large tensors with small filters: few rows at a time stay in the processor's cache. Late layers make
 small tensors with large filters: many rows at a time pay for reading those. So a part is cut where one tensor alone
-goes on, and that and all that comes is at most half as large as the largest before.
+goes on, that and all that comes is at most half as large as the largest before, and the filters that come are so large
+that the copy of the tensor pays. Every stage is a session more to open, for every group.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Protocol
 
+import numpy as np
 from onnx import ModelProto, TensorProto
 
 from onnxshap.backend import Session
 from onnxshap.calibrate import bytes_per_image
 from onnxshap.core import Array
-from onnxshap.game.pace import Pace
+from onnxshap.game.pace import CACHE, Pace
 from onnxshap.game.winograd import quick_sessions
 from onnxshap.graph import extract
 from onnxshap.graph.structure import reads, refill
@@ -26,6 +29,8 @@ from onnxshap.tracing import Traced
 
 _SMALLER = 1.9
 """Times that tensors have to be smaller behind a cut: halves, as reckoned."""
+_READ = 2.0
+"""Bytes of filters a row that a cut has to save reading, reckoned, for every byte that is copied there."""
 _TOGETHER = 256
 """Rows that all stages are given: of more none gains."""
 
@@ -109,6 +114,8 @@ def _cuts(traced: Traced, part: ModelProto) -> list[str]:
     made = [[name for name in node.output if name in rows] for node in graph.node]
     sizes = [max(bytes_per_image(traced, names), default=0) for names in made]
     behind = [*accumulate(reversed(sizes), max, initial=0)][::-1]
+    stored = [sum(_stored(traced, name) for name in reads(node)) for node in graph.node]
+    to_come = [*accumulate(reversed(stored), initial=0)][::-1]
     found, front, live = list[str](), max(bytes_per_image(traced, fed), default=0), set[str]()
     for k, names in enumerate(made):
         front = max(front, sizes[k])
@@ -116,11 +123,26 @@ def _cuts(traced: Traced, part: ModelProto) -> list[str]:
         if len(live) != 1 or live.isdisjoint(names):
             continue
         (name,) = live
-        place = traced.images(name) if name in known else None
-        if place is not None and _SMALLER * max(*bytes_per_image(traced, [name]), behind[k + 1]) <= front:
+        if name not in known or traced.images(name) is None:
+            continue
+        (copied,) = bytes_per_image(traced, [name])
+        after = max(copied, behind[k + 1])
+        saved = to_come[k + 1] * (1 / _rows(front) - 1 / _rows(after))
+        if _SMALLER * after <= front and saved >= _READ * copied:
             found.append(name)
             front = 0
     return found
+
+
+def _stored(traced: Traced, name: str) -> int:
+    """Return the bytes of what a node reads, where it is a filter."""
+    shaped = traced.shaped
+    return 4 * math.prod(shaped.shapes[name]) if name in shaped.constants and name in shaped.shapes else 0
+
+
+def _rows(size: int) -> float:
+    """Return how many rows a run suit a stage whose largest tensor takes some bytes each."""
+    return float(np.clip(CACHE / max(1, size), 1, _TOGETHER))
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from onnxshap.calibrate import by_image, free_batch, run_all, site_means
 from onnxshap.core import CoalitionMatrix, FloatArray, ImageIndex
 from onnxshap.data import feeds_of
 from onnxshap.estimators.rows import removals
-from onnxshap.game import GroupGame, Setting, walks, winograd
+from onnxshap.game import GroupGame, Setting, stages, walks, winograd
 from onnxshap.groups import Group
-from onnxshap.masking import mask_name, masked_model
+from onnxshap.masking import insert_masks, mask_name
 from onnxshap.tracing import trace
 from tests.drawing import nets
 from tests.exactness import as_images, random_feeds
@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 
 def one_by_one(setting: Setting, group: Group, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:
     """Return the payoffs of rows, each a run of the masked file on its image alone."""
-    model = masked_model(setting.traced, [group], setting.means)
+    model = insert_masks(setting.traced, [group], setting.means)
     found = []
     for image, coalition in zip(images.tolist(), coalitions, strict=True):
         fed = feeds_of(setting.data.take(np.array([image])).inputs, setting.traced.shaped.batch_axes)
@@ -42,10 +42,12 @@ def one_by_one(setting: Setting, group: Group, images: ImageIndex, coalitions: C
 
 @pytest.fixture(autouse=True, scope="module")
 def _always() -> Iterator[None]:
-    """Small nets are not worth running sums and convolutions of fewer multiplications."""
+    """Small nets are not worth running sums, stages and convolutions of fewer multiplications."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(walks, "_LEAST_WORK", 0)
         patch.setattr(winograd, "_GAIN", 0.0)
+        patch.setattr(stages, "_SMALLER", 0.0)
+        patch.setattr(stages, "_READ", -np.inf)
         yield
 
 
@@ -56,6 +58,8 @@ def test_payoffs_are_those_of_the_masked_file_image_by_image(model: ModelProto, 
     rng, traced = np.random.default_rng(seed), free_batch(trace(model))
     # onnxruntime rounds what is multiplied with int8 weights, in other blocks where units are removed one by one
     assume(not any(node.op_type == "DequantizeLinear" for node in traced.shaped.graph.nodes))
+    # without any unit all positions may hold the same mean: which is the largest is a matter of rounding
+    assume(not traced.labels.trace.numbers)
     assume(traced.groups and traced.shaped.free_batch and not traced.labels.trace.shares_ranges)
     data = as_images(traced, random_feeds(model, traced.shaped.inputs, seed).inputs)
     reference = run_all(traced, traced.shaped.graph.model, data)

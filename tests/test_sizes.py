@@ -401,3 +401,22 @@ def test_heads_go_where_they_share_an_axis_with_images_whose_size_is_computed() 
     for images, length in ((1, 1), (1, 5), (3, 4), (5, 7)):
         x = np.random.default_rng(length).normal(size=(images, length, 6)).astype(np.float32)
         assert relative_error(run(small, {"x": x}), run(wide, {"x": x})) < TOLERANCE
+
+
+def test_sizes_are_found_where_a_table_of_positions_is_short() -> None:
+    model = net(
+        """(float[N,L,6] x) => (float[N,L,2] y) {
+        length = Shape<start=1, end=2>(x)
+        places = Slice(table, nil, length, nil)
+        a = Add(x, places)
+        h = MatMul(a, w0)
+        r = Relu(h)
+        y = MatMul(r, w1)
+    }""",
+        table=(10, 6),
+        w0=(6, 8),
+        w1=(8, 2),
+        nil=[0],
+    )
+    assert trace(model).shaped.inputs == {"x": (2, 8, 6)}
+    check_exact(model)

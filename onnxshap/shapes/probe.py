@@ -26,6 +26,8 @@ from onnxshap.shapes.samples import resized
 
 _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
+_SMALL_SIZES = (8, 4)
+"""Sizes that are tried last: a table of positions may be that short (the signs of a number plate)."""
 _LIKELY = 2
 """Batches that may be written into a file which are tried at other sizes that may be."""
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
@@ -89,6 +91,7 @@ def _first_run(
         images, others = written()
         yield from itertools.product(_FREE_SIZES, dict.fromkeys((*wished, *images)))
         yield from itertools.product(others, dict.fromkeys((*wished, *batches, *images[:_LIKELY])))
+        yield from itertools.product(_SMALL_SIZES, batches)
 
     for free, batch in itertools.chain(usual, rare()):
         sizes = {

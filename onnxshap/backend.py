@@ -48,8 +48,12 @@ _OPTIONS = {
 _FATAL = 4
 _TOLD = 4
 """Inputs that a message tells of."""
-_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*\.(?:cc|h):\d+ (?:[^()]*::~?\w+\([^()]*\) |\S+ (?=[A-Z]))?")
-"""Where in its sources onnxruntime gave up: nothing that a user can use."""
+_CODE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : "
+    r"|\S*\.(?:cc|h):\d+: \w+: Assertion `[^`]*` failed: "
+    r"|\S*\.(?:cc|h):\d+ (?:[^()]*::~?\w+\([^()]*\) |\S+ (?=[A-Z]))?"
+)
+"""Where in its sources onnxruntime or onnx gave up: nothing that a user can use."""
 _NEWER = re.compile(r".*Opset (\d+) is under development.*domain (\S+) is till opset (\d+).*")
 
 
@@ -150,8 +154,8 @@ def _loadable(model: onnx.ModelProto, *, in_place: bool) -> tuple[bytes, _Weight
         model: any model, its large initializers taken out.
         in_place: weights are inputs, as far as they can be: constants are copied, inputs are read where they are.
     """
-    if model.functions:  # onnxruntime crashes on some as it loads them (SimplifiedLayerNormalization in one)
-        model = onnx.inliner.inline_local_functions(model)
+    if model.functions:
+        model = _inlined(model)
     read = used_names(model.graph)  # onnxruntime drops what nothing reads, and then misses it
     taken = {t.name: weights.ticketed(t) for t in model.graph.initializer if weights.is_kept(t) and t.name in read}
     inputs = _computable(model.graph) if in_place else frozenset()
@@ -163,6 +167,18 @@ def _loadable(model: onnx.ModelProto, *, in_place: bool) -> tuple[bytes, _Weight
     }
     bare = seeded(weights.without_values(model, fed) if fed else model)
     return bare.SerializeToString(), _Weights(constant, fed)
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model without functions: onnxruntime crashes on some (SimplifiedLayerNormalization in one).
+
+    Raises:
+        ModelError: it cannot be, for calls that do not fit or do not end.
+    """
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:
+        raise ModelError(f"the functions of the model cannot be inlined: {_reason(error)}") from error
 
 
 def _computable(graph: onnx.GraphProto) -> frozenset[str]:

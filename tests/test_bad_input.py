@@ -245,7 +245,7 @@ BROKEN: list[tuple[Callable[[ModelProto], None], str]] = [
     (constant_without_value, "Constant node: new has no data attributes"),
     (loop_without_a_body, "cannot load the model"),
     (loop_without_an_end, "node 'new' (Loop) has no trip count and hands its condition on"),
-    (function(["h"], "F"), "Model local function definitions must not be recursive"),
+    (function(["h"], "F"), "Model-local functions must not be recursive"),
     (function(["h", "h"], "Relu"), "Number of actual parameters cannot exceed number of formal parameters"),
     (attribute_of_no_function, "attribute 'axis' of node 'new' (Softmax) refers to one of a function around it"),
     (values_in_segments, "initializer 'w' is stored in segments"),

@@ -351,7 +351,7 @@ def test_few_points_at_most_are_no_matter() -> None:
         }""",
         opset=13, zero=[0], one=[1], table=(5, 6), w0=(6, 8), w1=(8, 3),
     )  # fmt: skip
-    assert trace(model).shaped.inputs == {"x": (2, 6)} and trace(model).shaped.batch_axes == {"x": None}
+    assert trace(model).shaped.inputs == {"x": (4, 6)} and trace(model).shaped.batch_axes == {"x": None}
 
 
 def test_inputs_of_one_sample_may_be_given_once() -> None:

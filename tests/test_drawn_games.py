@@ -46,6 +46,8 @@ def _always() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(walks, "_LEAST_WORK", 0)
         patch.setattr(winograd, "_GAIN", 0.0)
+        patch.setattr(winograd, "_CHANNELS", 0)
+        patch.setattr(winograd, "_LEAST_PACKED", 0)
         patch.setattr(stages, "_SMALLER", 0.0)
         patch.setattr(stages, "_READ", -np.inf)
         yield

@@ -41,12 +41,14 @@ CONVOLUTIONS = {
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small nets are not worth it."""
     monkeypatch.setattr(winograd, "_GAIN", 0.0)
+    monkeypatch.setattr(winograd, "_CHANNELS", 0)
 
 
 @pytest.fixture(params=[0.0, np.inf], ids=["places apart", "places together"])
 def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to multiply: which one is taken depends on how much filters are larger than what they read."""
     monkeypatch.setattr(winograd, "_PACKED", request.param)
+    monkeypatch.setattr(winograd, "_LEAST_PACKED", 0)
 
 
 def opened(text: str, **weights: Any) -> Traced:
@@ -144,6 +146,20 @@ def test_large_filters_are_matrices_of_their_own(size: int, monkeypatch: pytest.
     text = f"(float[N,200,{size},{size}] x) => (float[N,200,?,?] y) {{ c = Conv<pads=[1,1,1,1]>(x, w) y = Relu(c) }}"
     made = ops(opened(text, w=(200, 200, 3, 3)), monkeypatch)
     assert made.count("MatMul") == (4 + 36 if size == 4 else 4 + 1)  # onnxruntime packs matrices in advance, no others
+
+
+def test_small_filters_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DenseNet has many: two nodes for every place of a tile took seconds to open, and gained nothing."""
+    text = "(float[N,128,2,2] x) => (float[N,128,?,?] y) { c = Conv<pads=[1,1,1,1]>(x, w) y = Relu(c) }"
+    assert ops(opened(text, w=(128, 128, 3, 3)), monkeypatch).count("MatMul") <= 5
+
+
+def test_convolutions_of_few_channels_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    text = "(float[N,512,4,4] x) => (float[N,{0},?,?] y) {{ c = Conv<pads=[1,1,1,1]>(x, w) y = Relu(c) }}"
+    few, many = (opened(text.format(outs), w=(outs, 512, 3, 3)) for outs in (32, 128))
+    assert "Conv" in ops(few, monkeypatch)
+    assert "Conv" not in ops(many, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,15 @@ _PRODUCT, _SPREAD, _MOVED = 1.5, 2.2, 75.0
 transposed, in multiplications of onnxruntime's own convolution (measured with AVX-512, on one thread)."""
 _NARROW = 4.0
 """Width of an output at which onnxruntime's own convolution takes twice as long for a multiplication."""
+_CHANNELS = 64
+"""Read or made below which rows were measured to gain nothing, whatever is reckoned: products of narrow matrices."""
 _PACKED = 16.0
 """Numbers of a filter to those it is multiplied with and makes, of one image: above, it is put into the order in which
 it is read once and for all. onnxruntime does that for matrices alone, and others it packs anew in every run; to take
 the places of a tile apart for that costs two copies."""
+_LEAST_PACKED = 2**15
+"""Numbers of a filter below which that is no gain: every place of a tile is two nodes more, and onnxruntime takes more
+than its share of time to open a model of thousands."""
 _SHARE = 0.25
 """Of the memory, for filters: they are four times as large as they were."""
 
@@ -77,7 +82,7 @@ class _Fast:
     def packed(self) -> bool:
         """Whether every place of a tile is multiplied by a matrix of its own."""
         numbers = math.prod(axis.tiles for axis in self.axes) * (self.ins + self.outs)
-        return self.ins * self.outs >= _PACKED * numbers
+        return self.ins * self.outs >= max(_LEAST_PACKED, _PACKED * numbers)
 
     @property
     def work(self) -> float:
@@ -189,6 +194,8 @@ def _candidates(traced: Traced, part: ModelProto) -> Iterator[_Fast]:
         if not axes:
             continue
         outs, ins = traced.shaped.shapes[node.input[1]][:2]
+        if min(outs, ins) < _CHANNELS:
+            continue
         after = readers.get(node.output[0], [])
         norm = after[0] if len(after) == 1 and after[0] is not None and _folds(traced, after[0]) else None
         found = min((_Fast(node, norm, ins, outs, a) for a in axes), key=lambda fast: fast.work)

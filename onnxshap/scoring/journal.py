@@ -21,8 +21,9 @@ from onnxshap.core import FloatArray
 from onnxshap.errors import DataError, OnnxshapError
 from onnxshap.graph import check_writable
 
-FORMAT = 3
-"""2: blocks grow from one image on. 3: rows run in stages, whose convolutions round otherwise."""
+FORMAT = 4
+"""2: blocks grow from one image on. 3: rows run in stages, whose convolutions round otherwise. 4: those with
+small filters do not."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 Key = tuple[str, int]
 """Group name and block number."""

@@ -129,6 +129,10 @@ class Traced:
         """The parameters that the model's file stores; `cost` counts those that it generates, too."""
         return parameters(graphs.finish(self.shaped.graph.model, self.shaped.graph))
 
+    def rows(self, tensor: str) -> Images:
+        """Return where the rows of a game lie in a tensor: with the images; else, as in masks, on axis 0."""
+        return self.images(tensor) or Images(0)
+
     def images(self, tensor: str) -> Images | None:
         """Return where the images lie in a tensor, None where that is not known, or it numbers them (`numbered`)."""
         if tensor in self._numbered:

@@ -12,7 +12,6 @@ from onnxshap.calibrate import bytes_per_image, usual_size
 from onnxshap.core import Array, ImageIndex, IntArray
 from onnxshap.data import feeds_of
 from onnxshap.game.setting import Setting
-from onnxshap.shapes.images import Images
 
 
 class Activations:
@@ -46,7 +45,7 @@ class Activations:
     def take(self, images: ImageIndex, names: Sequence[str] | None = None) -> dict[str, Array]:
         """Return tensors of the images of one piece, one after the other; default all."""
         at, kept = self.piece(images)
-        return {name: self._place(name).take(kept[name], at) for name in names or self._names}
+        return {name: self._setting.traced.rows(name).take(kept[name], at) for name in names or self._names}
 
     def piece(self, images: ImageIndex) -> tuple[IntArray, Mapping[str, Array]]:
         """Return tensors that hold all images of one piece, among others, and where each image lies in them.
@@ -61,7 +60,7 @@ class Activations:
                 missing = np.unique(images)
             made = self._compute(missing)
             self._kept = {
-                name: self._place(name).join([self._kept[name], made[name]]) if self._held else made[name]
+                name: self._setting.traced.rows(name).join([self._kept[name], made[name]]) if self._held else made[name]
                 for name in self._names
             }
             self._places[missing] = np.arange(self._held, self._held + len(missing))
@@ -79,8 +78,5 @@ class Activations:
                 feeds = feeds_of(data.take(images[start : start + step]).inputs, axes)
                 pieces.append(self._session.run({name: feeds[name] for name in self._session.inputs}))
             for name, values in zip(self._session.outputs, zip(*pieces, strict=True), strict=True):
-                found[name] = self._place(name).join(values)
+                found[name] = self._setting.traced.rows(name).join(values)
         return found
-
-    def _place(self, name: str) -> Images:
-        return self._setting.traced.images(name) or Images(0)

@@ -24,7 +24,6 @@ from onnxshap.game.pace import CACHE, Pace
 from onnxshap.game.winograd import quick_sessions
 from onnxshap.graph import extract
 from onnxshap.graph.structure import reads, refill
-from onnxshap.shapes.images import Images
 from onnxshap.tracing import Traced
 
 _SMALLER = 1.9
@@ -156,20 +155,16 @@ class _Stage:
     def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Return what it makes of all rows of its inputs."""
         feeds = {name: values[name] for name in self.session.inputs}
-        count = next(self._place(name).count(value.shape) for name, value in feeds.items())
+        count = next(self.traced.rows(name).count(value.shape) for name, value in feeds.items())
         made, start = list[list[Array]](), 0
         while start < count:
             stop = min(count, start + self.pace.rows)
-            chosen = {name: self._place(name).part(value, start, stop) for name, value in feeds.items()}
+            chosen = {name: self.traced.rows(name).part(value, start, stop) for name, value in feeds.items()}
             with self.pace.timing(stop - start):
                 made.append(self.session.run(chosen))
             start = stop
         columns = zip(self.session.outputs, zip(*made, strict=True), strict=True)
-        return {name: parts[0] if len(parts) == 1 else self._place(name).join(parts) for name, parts in columns}
-
-    def _place(self, name: str) -> Images:
-        """Return where the rows lie; masks, no tensors of the model, have them on axis 0."""
-        return self.traced.images(name) or Images(0)
+        return {name: parts[0] if len(parts) == 1 else self.traced.rows(name).join(parts) for name, parts in columns}
 
 
 class _Stages:

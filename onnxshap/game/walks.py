@@ -27,7 +27,6 @@ from onnxshap.game.stages import Suffix, open_suffix
 from onnxshap.graph import is_op
 from onnxshap.graph.structure import reads
 from onnxshap.groups import Group
-from onnxshap.shapes.images import Images
 from onnxshap.tracing import Traced
 
 _LEAST_WORK = 32
@@ -117,10 +116,7 @@ class Walks:
     def _take(self, images: ImageIndex, names: Sequence[str]) -> list[Array]:
         """Return tensors of some images, these on axis 0."""
         taken = self._kept.take(images, names)
-        return [self._place(name).front(taken[name]) for name in names]
-
-    def _place(self, name: str) -> Images:
-        return self._setting.traced.images(name) or Images(0)
+        return [self._setting.traced.rows(name).front(taken[name]) for name in names]
 
     def _none(self, images: ImageIndex) -> list[Array]:
         """Return the ops' outputs without any unit; what was loaded is kept while there is room, for the walks."""
@@ -152,7 +148,8 @@ class Walks:
 
     def _worth(self, values: Sequence[Array], images: ImageIndex, coalitions: CoalitionMatrix | None) -> FloatArray:
         outputs = zip(self._adders, values, strict=True)
-        given = {adder.y: np.ascontiguousarray(self._place(adder.y).back(value)) for adder, value in outputs}
+        rows = self._setting.traced.rows
+        given = {adder.y: np.ascontiguousarray(rows(adder.y).back(value)) for adder, value in outputs}
         changed = {k: given[self._names[k]] for k in self._outputs if k not in self._computed}
         if self._session is not None:
             feeds = {**given, **(self._kept.take(images, self._others) if self._others else {})}

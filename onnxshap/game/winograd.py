@@ -166,12 +166,10 @@ class _Pairs:
         if any(place.count(feeds[name].shape) != 1 for name, place in places.items()):
             return self.inner.run(feeds)
         made = self.inner.run({**feeds, **{name: place.take(feeds[name], [0, 0]) for name, place in places.items()}})
-        return [
-            (self._place(name) or Images(0)).take(value, [0]) for name, value in zip(self.outputs, made, strict=True)
-        ]
+        return [self.traced.rows(name).take(value, [0]) for name, value in zip(self.outputs, made, strict=True)]
 
     def _place(self, name: str) -> Images | None:
-        """Return where the rows lie in an input or an output; masks, no tensors of the model, have them on axis 0."""
+        """Return where the rows lie in an input; masks, no tensors of the model, have them on axis 0."""
         return self.traced.images(name) if name in self.traced.shaped.shapes else Images(0)
 
 

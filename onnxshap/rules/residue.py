@@ -16,6 +16,7 @@ from onnxshap.graph import op_of
 from onnxshap.labels import Labels, Site, Trace
 from onnxshap.labels.fixups import Divisor, Residue
 from onnxshap.rules.pointwise import elementwise, unary
+from onnxshap.rules.quantised import quantize
 from onnxshap.rules.reduce import MEANS
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.zeros import Zeros, is_positive
@@ -88,9 +89,10 @@ def _chain(shaped: Shaped, zeros: Zeros, site: Site, units: np.ndarray) -> _Chai
 def _by_position(shaped: Shaped, index: int) -> bool:
     """Return whether an op goes position by position; codes do where all of a tensor have one scale and zero point."""
     node = shaped.graph.nodes[index]
-    if op_of(node) in _CODES:
+    rule = RULES.get(op_of(node))
+    if rule is quantize:
         return all(math.prod(shaped.shapes.get(name, (0,))) == 1 for name in node.input[1:] if name)
-    return RULES.get(op_of(node)) in (unary, elementwise)
+    return rule in (unary, elementwise)
 
 
 def _has_pole(shaped: Shaped, index: int, number: int) -> bool:
@@ -101,7 +103,4 @@ def _has_pole(shaped: Shaped, index: int, number: int) -> bool:
     return (node.op_type, number) in _POLES
 
 
-_CODES = frozenset(
-    f"{domain}{op}" for domain in ("", "com.microsoft.") for op in ("QuantizeLinear", "DequantizeLinear")
-)
 _POLES = {("Acosh", 0), ("Div", 1), ("Log", 0), ("Mod", 1), ("Reciprocal", 0)}

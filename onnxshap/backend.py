@@ -16,7 +16,6 @@ from typing import Protocol
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx.parser
 import onnxruntime as ort
 
@@ -24,6 +23,7 @@ from onnxshap.arguments import check_fields
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, OnnxshapError, first_line
 from onnxshap.graph import is_standard, weights
+from onnxshap.graph.functions import without_functions
 from onnxshap.graph.loops import closed
 from onnxshap.graph.structure import reads, seeded, subgraphs, used_names
 from onnxshap.quiet import quiet
@@ -48,12 +48,8 @@ _OPTIONS = {
 _FATAL = 4
 _TOLD = 4
 """Inputs that a message tells of."""
-_CODE = re.compile(
-    r"\[ONNXRuntimeError\] : \d+ : \w+ : "
-    r"|\S*\.(?:cc|h):\d+: \w+: Assertion `[^`]*` failed: "
-    r"|\S*\.(?:cc|h):\d+ (?:[^()]*::~?\w+\([^()]*\) |\S+ (?=[A-Z]))?"
-)
-"""Where in its sources onnxruntime or onnx gave up: nothing that a user can use."""
+_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*\.(?:cc|h):\d+ (?:[^()]*::~?\w+\([^()]*\) |\S+ (?=[A-Z]))?")
+"""Where in its sources onnxruntime gave up: nothing that a user can use."""
 _NEWER = re.compile(r".*Opset (\d+) is under development.*domain (\S+) is till opset (\d+).*")
 
 
@@ -154,8 +150,7 @@ def _loadable(model: onnx.ModelProto, *, in_place: bool) -> tuple[bytes, _Weight
         model: any model, its large initializers taken out.
         in_place: weights are inputs, as far as they can be: constants are copied, inputs are read where they are.
     """
-    if model.functions:
-        model = _inlined(model)
+    model = without_functions(model)
     read = used_names(model.graph)  # onnxruntime drops what nothing reads, and then misses it
     taken = {t.name: weights.ticketed(t) for t in model.graph.initializer if weights.is_kept(t) and t.name in read}
     inputs = _computable(model.graph) if in_place else frozenset()
@@ -167,18 +162,6 @@ def _loadable(model: onnx.ModelProto, *, in_place: bool) -> tuple[bytes, _Weight
     }
     bare = seeded(weights.without_values(model, fed) if fed else model)
     return bare.SerializeToString(), _Weights(constant, fed)
-
-
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model without functions: onnxruntime crashes on some (SimplifiedLayerNormalization in one).
-
-    Raises:
-        ModelError: it cannot be, for calls that do not fit or do not end.
-    """
-    try:
-        return onnx.inliner.inline_local_functions(model)
-    except Exception as error:
-        raise ModelError(f"the functions of the model cannot be inlined: {_reason(error)}") from error
 
 
 def _computable(graph: onnx.GraphProto) -> frozenset[str]:

@@ -17,14 +17,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-import onnx
-import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshap.core import Array
 from onnxshap.graph import weights
 from onnxshap.graph.branches import Moved, conditions_of, rename
 from onnxshap.graph.branches import take_branches as take_branches_of
+from onnxshap.graph.functions import without_functions
 from onnxshap.graph.fused import unfuse
 from onnxshap.graph.invariants import read_from_outside
 from onnxshap.graph.lifting import Lifted, lift
@@ -125,8 +124,7 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
         model: any model; not changed.
         kept: its large initializers, where they are taken out.
     """
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = without_functions(model)
     normal = ModelProto()
     normal.CopyFrom(model)
     graph = normal.graph

@@ -173,8 +173,7 @@ def score(
     moved: Turned | None = None
     if basis == "principal":
         moved, free = in_bases(traced, free, groups, sample(dataset, REPAIR_IMAGES, seed))
-    if method is None and samples is None and payoff is None:
-        scoring = scoring.in_reach(traced, groups)
+    scoring = scoring.in_reach(traced, groups, method, samples, payoff)
     scored = sample(dataset, affordable(traced, groups, samples, scoring.method), seed)
     return scoring.of(setting_for(free, scored, payoff, baseline), traced, groups, moved)
 
@@ -289,8 +288,7 @@ def prune(
             moved, free = in_bases(traced, free, groups, repaired_on, None if values is None else values.bases)
             traced = moved.traced
     with clock.stage("score"):
-        if values is None and method is None and samples is None and payoff is None:
-            scoring = scoring.in_reach(traced, groups)
+        scoring = scoring.in_reach(traced, groups, method, samples, payoff, values)
         scored = sample(dataset, affordable(traced, groups, samples, scoring.method), seed)
         setting, reference, judges = _settled(
             traced, free, scored, held_out, payoff, baseline, strict=max_drop is not None

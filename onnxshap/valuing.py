@@ -173,11 +173,17 @@ class Scoring:
         if self.workers and self.cluster:
             raise OnnxshapError("give workers or a cluster, not both")
 
-    def in_reach(self, traced: Traced, groups: Sequence[Group]) -> Scoring:
-        """Return how units are scored where nobody said so: without a game, where a single image would take hours."""
+    def in_reach(self, traced: Traced, groups: Sequence[Group], *asked: object) -> Scoring:
+        """Return how units are scored: without a game, where a single image would take hours and nobody wants one.
+
+        Args:
+            traced: the model.
+            groups: those to score.
+            asked: what says that a game is wanted, or that none is needed, where it is not None.
+        """
         work = _work(traced, groups)
-        limited = any(limit is not None for limit in (self.rules.max_evals, self.rules.max_seconds, self.cluster))
-        if limited or work <= MOST:
+        said = (*asked, self.rules.max_evals, self.rules.max_seconds, self.cluster)
+        if work <= MOST or any(one is not None for one in said):
             return self
         note = (
             f"units are valued by {INSTEAD}: a single image would take {self.method} up to {work:.1e} "

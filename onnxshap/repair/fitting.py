@@ -24,16 +24,7 @@ from onnxshap.masking import Means
 from onnxshap.repair.coefficients import Coefficients
 from onnxshap.repair.moments import FEWEST_CORRELATED, FEWEST_ROWS, Moments, pooled_scale
 from onnxshap.repair.recurrent import Gates, Recurrent, Seen, Weights, find_recurrent, parts_of
-from onnxshap.repair.regression import (
-    FULL,
-    MAX_COEFFICIENTS,
-    Effort,
-    Refit,
-    Response,
-    Rows,
-    require_images,
-    solve,
-)
+from onnxshap.repair.regression import FULL, MAX_COEFFICIENTS, Effort, Refit, Response, Rows, require_images, solve
 from onnxshap.repair.systems import Single
 from onnxshap.repair.targets import Layer, changed_by, find_layers
 from onnxshap.repair.transfer import transfer

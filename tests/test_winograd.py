@@ -189,7 +189,8 @@ def test_filters_take_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> 
     assert ops(traced, monkeypatch).count("Conv") == 1  # the last one is worth most: every group's rows run it
 
 
-def test_values_are_those_of_plain_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_device", [False, True])
+def test_values_are_those_of_plain_convolutions(on_device: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made = net(
         """(float[N,3,8,8] x) => (float[N,5] y) {
             a = Conv<pads=[1,1,1,1]>(x, w0, b0)
@@ -210,6 +211,7 @@ def test_values_are_those_of_plain_convolutions(monkeypatch: pytest.MonkeyPatch)
     free = free_batch(traced)
     reference = run_all(free, free.shaped.graph.model, data)
     setting = Setting(free, data, payoffs.choose("mse", reference, None, ["y"]), reference, site_means(free, data))
+    monkeypatch.setattr(OrtBackend, "on_device", on_device)  # the processor stands in for the device: the same calls
     differ = False
     assert setting.means  # they give some convolutions' outputs other names
     orders = np.random.default_rng(1).permutation(6)[None, :5]

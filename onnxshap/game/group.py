@@ -14,12 +14,13 @@ from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArr
 from onnxshap.estimators.rows import coalition_removals
 from onnxshap.game.activations import Activations
 from onnxshap.game.behind import Behind
-from onnxshap.game.halves import gathered, halve
+from onnxshap.game.halves import halve
 from onnxshap.game.outputs import payoffs
 from onnxshap.game.pace import Pace
 from onnxshap.game.setting import Setting
 from onnxshap.game.stages import Suffix, largest, open_suffix
 from onnxshap.game.walks import Walks, open_walks
+from onnxshap.game.winograd import quick_resident
 from onnxshap.groups import Group
 from onnxshap.masking import Probe, images_apart, mask_name, masked_model, row_wise
 
@@ -169,8 +170,7 @@ class _Masked:
         if suffix is not None and not stays:
             self._session, self._pace = open_suffix(traced, suffix)
         elif suffix is not None:
-            resident, self._rows = gathered(traced, suffix, mask)
-            self._resident = traced.backend.resident(resident)
+            self._resident, self._rows = quick_resident(traced, suffix, mask)
         self._version = -1
 
     def __call__(self, images: ImageIndex, coalitions: CoalitionMatrix) -> FloatArray:

@@ -4,7 +4,8 @@ A convolution becomes, along each of its axes, one small product of matrices tha
 product over the channels for every place of a tile, and again one along each axis that gathers the tiles. All of it is
 in the order [axes of space, images, channels], in which these are products of matrices as they lie; onnxruntime drops
 the transpositions between one such convolution and the next. Deep layers, of many channels and small images, run two to
-three times as fast on a processor. cuDNN knows all this by itself.
+three times as fast on a processor. On a device, whose library takes plain convolutions where tensor cores must not
+round, rows are some one and a half times as many.
 
 What a row gives does not depend, to the last bit, on the rows beside it: rows are those of the matrix on the left.
 """
@@ -20,8 +21,9 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxshap.backend import Session
+from onnxshap.backend import Resident, Session
 from onnxshap.core import Array, FloatArray
+from onnxshap.game.halves import gathered
 from onnxshap.game.toomcook import Tiling, tilings
 from onnxshap.graph import Names, attributes, is_op, weights
 from onnxshap.graph.structure import reads, refill
@@ -101,8 +103,7 @@ class _Fast:
 def quick_sessions(traced: Traced, parts: Sequence[ModelProto]) -> list[Session]:
     """Return sessions of parts of a model that run many times, their convolutions with fewer multiplications.
 
-    On a processor their numbers differ from the parts' by rounding, some 1e-6 of the largest; on a device they are
-    those of the parts.
+    Their numbers differ from the parts' by rounding, some 1e-6 of the largest.
 
     Args:
         traced: the model.
@@ -111,16 +112,42 @@ def quick_sessions(traced: Traced, parts: Sequence[ModelProto]) -> list[Session]
     Raises:
         ModelError: a part does not load.
     """
-    room = 0 if traced.backend.on_device else int(_SHARE * traced.backend.memory)
+    room = _room(traced)
     found = list[Session]()
     for part in reversed(parts):
-        chosen = list[_Fast]()
-        for fast in _candidates(traced, part) if room else ():
-            if fast.bytes <= room:
-                room -= fast.bytes
-                chosen.append(fast)
+        chosen = _chosen(traced, part, room)
+        room -= sum(fast.bytes for fast in chosen)
         found.append(_session(traced, part, chosen))
     return found[::-1]
+
+
+def quick_resident(traced: Traced, suffix: ModelProto, mask: str) -> tuple[Resident, str]:
+    """Return a session of what is behind a mask, whose inputs stay on the device, likewise.
+
+    The name is that of the input which tells of which image each row is (`halves.gathered`).
+
+    Raises:
+        ModelError: it does not load.
+    """
+    kept = weights.Kept()  # until the session has what is in it
+    chosen = _chosen(traced, suffix, _room(traced))
+    model, rows = gathered(traced, _Writer(traced, suffix, kept).write(chosen) if chosen else suffix, mask)
+    return traced.backend.resident(model), rows
+
+
+def _room(traced: Traced) -> int:
+    """Return the bytes that filters may take."""
+    return int(_SHARE * traced.backend.memory)
+
+
+def _chosen(traced: Traced, part: ModelProto, room: int) -> list[_Fast]:
+    """Return the convolutions of a part that are worth it and whose filters have room, the last one first."""
+    chosen = list[_Fast]()
+    for fast in _candidates(traced, part) if room else ():
+        if fast.bytes <= room:
+            room -= fast.bytes
+            chosen.append(fast)
+    return chosen
 
 
 def _session(traced: Traced, part: ModelProto, chosen: Sequence[_Fast]) -> Session:

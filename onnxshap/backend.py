@@ -360,6 +360,18 @@ class OrtBackend:
         return session
 
 
+def beside(backend: Backend) -> Backend:
+    """Return the processor beside a device that is known to run; the backend itself where it is no device.
+
+    Raises:
+        OnnxshapError: the device is not usable.
+    """
+    if not (isinstance(backend, OrtBackend) and backend.on_device):
+        return backend
+    backend.session(_nothing())
+    return replace(backend, provider="cpu")
+
+
 def threads_of(backend: Backend) -> int:
     """Return how many threads may be used, 0 for all cores, as of a backend of another kind."""
     return backend.threads if isinstance(backend, OrtBackend) else 0

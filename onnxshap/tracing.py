@@ -14,7 +14,7 @@ from onnx import ModelProto
 from onnxshap import graph as graphs
 from onnxshap import shapes
 from onnxshap.arguments import checked
-from onnxshap.backend import Backend, OrtBackend
+from onnxshap.backend import Backend, OrtBackend, beside
 from onnxshap.core import Array, BoolArray
 from onnxshap.cost import Cost, cost_of, costly_units, parameters
 from onnxshap.errors import ModelError, OnnxshapError
@@ -240,7 +240,7 @@ def _traced(
 ) -> Traced:
     """Return a model that was read with its labels and groups."""
     try:
-        shaped = shapes.infer(graphs.normalise(given.model, given.kept), engine, input_shapes, samples, batch_axes)
+        shaped = _shaped(given, engine, input_shapes, samples, batch_axes)
         labels = trace_graph(shaped)
         if batch_axes is None and (led := led_elsewhere(shaped, labels)) is not None:
             return _traced(given, engine, input_shapes, samples, led)
@@ -261,6 +261,27 @@ def _traced(
     except Exception:
         engine.session(given.model)  # what onnxruntime refuses is the model's fault, and it says why
         raise
+
+
+def _shaped(
+    given: graphs.Source,
+    engine: Backend,
+    input_shapes: Mapping[str, Sequence[int | None]] | None,
+    samples: Sequence[Mapping[str, Array]],
+    batch_axes: Mapping[str, int | None] | None,
+) -> Shaped:
+    """Return a model's shapes as the processor tells them, the device where the processor does not run the model.
+
+    A device is slow to open, and its kernels leave out outputs that nothing reads, or refuse tensors without entries.
+    """
+    near = beside(engine)
+    graph = graphs.normalise(given.model, given.kept)
+    try:
+        return shapes.infer(graph, near, input_shapes, samples, batch_axes)
+    except ModelError:
+        if near is engine:
+            raise
+        return shapes.infer(graph, engine, input_shapes, samples, batch_axes)
 
 
 def _of_members(

@@ -15,6 +15,7 @@ from onnxshap.graph import normalise, read
 from onnxshap.graph.writing import digest
 from onnxshap.shapes import Shaped, infer, pieces
 from onnxshap.shapes.kinds import value_kinds
+from onnxshap.tracing import trace
 from tests.drawing import nets
 from tests.exactness import net
 from tests.test_branches import PLAIN, WIDE, body, on_sum
@@ -142,3 +143,25 @@ def test_a_sequence_is_not_handed_on() -> None:
     backend = Counting()
     assert told(model, 1, backend) == told(model, 1000)
     assert max(backend.nodes) == 4
+
+
+@pytest.mark.parametrize("refused", ["", "cpu"], ids=["known to the processor", "for the device alone"])
+def test_a_model_for_a_device_is_traced_on_the_processor_where_that_runs_it(
+    refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device's kernels leave outputs out that nothing reads, and refuse what has no entries."""
+    model = net("(float[N,4] x) => (float[N,3] y) { a = Gemm(x, v) b = Relu(a) y = Gemm(b, w) }", v=(4, 5), w=(5, 3))
+    opened, real = list[str](), OrtBackend.session
+
+    def session(self: OrtBackend, made: ModelProto, *, optimize: bool = True) -> Session:
+        opened.append(self.provider if made.graph.name != "nothing" else f"{self.provider} tried")
+        if self.provider == refused:
+            raise ModelError("no kernel")
+        return real(OrtBackend("cpu", 1), made, optimize=optimize)  # stands in for the device
+
+    monkeypatch.setattr(OrtBackend, "session", session)
+    found = trace(model, backend=OrtBackend("cuda", 1))
+    assert opened[0] == "cuda tried"
+    assert set(opened[1:]) == ({"cpu"} if not refused else {"cpu", "cuda"})
+    assert found.backend == OrtBackend("cuda", 1)
+    assert [len(group) for group in found.groups] == [5]

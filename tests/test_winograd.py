@@ -42,6 +42,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small nets are not worth it."""
     monkeypatch.setattr(winograd, "_GAIN", 0.0)
     monkeypatch.setattr(winograd, "_CHANNELS", 0)
+    monkeypatch.setattr(winograd, "_CHANNELS_THERE", 0)
 
 
 @pytest.fixture(params=[0.0, np.inf], ids=["places apart", "places together"])

@@ -41,6 +41,8 @@ _NARROW = 4.0
 """Width of an output at which onnxruntime's own convolution takes twice as long for a multiplication."""
 _CHANNELS = 64
 """Read or made below which rows were measured to gain nothing, whatever is reckoned: products of narrow matrices."""
+_CHANNELS_THERE = 128
+"""The same on a device (an H200)."""
 _PACKED = 16.0
 """Numbers of a filter to those it is multiplied with and makes, of one image: above, it is put into the order in which
 it is read once and for all. onnxruntime does that for matrices alone, and others it packs anew in every run; to take
@@ -219,7 +221,7 @@ def _candidates(traced: Traced, part: ModelProto) -> Iterator[_Fast]:
         if not axes:
             continue
         outs, ins = traced.shaped.shapes[node.input[1]][:2]
-        if min(outs, ins) < _CHANNELS:
+        if min(outs, ins) < (_CHANNELS_THERE if traced.backend.on_device else _CHANNELS):
             continue
         after = readers.get(node.output[0], [])
         norm = after[0] if len(after) == 1 and after[0] is not None and _folds(traced, after[0]) else None

@@ -63,8 +63,7 @@ class Pieces:
         self._shapes, self._values = {name: names.new(_SHAPE + name) for name in sorted(shapes)}, frozenset(values)
         self._stored = {t.name: k for k, t in enumerate(model.graph.initializer)}
         self._pieces = _divided(model, kinds)
-        # to load a device's session costs more than it takes
-        self._whole = self._loaded() if len(self._pieces) == 1 or backend.on_device else None
+        self._whole = self._loaded() if len(self._pieces) == 1 else None
         self._refusing: Session | None = None
         """The first piece, where it did not run on the last feeds: it is the same for all, and others follow."""
 

@@ -51,7 +51,8 @@ OWNERS = {
 FILES = sorted(ROOT.rglob("*.py"))
 TORCH = {path for path in FILES if path.parent == ROOT / "distill" / "ops"}
 TORCH |= {
-    ROOT / "distill" / f"{name}.py" for name in ("checking", "feeds", "mixing", "teachers", "torchgraph", "tuner")
+    ROOT / "distill" / f"{name}.py"
+    for name in ("checking", "feeds", "losses", "mixing", "objective", "schedule", "teachers", "torchgraph", "tuner")
 }
 """What may import torch as soon as it is imported itself."""
 

@@ -28,7 +28,9 @@ from tests.test_batching import FIXED, STATE
 from tests.test_repair import images, net
 
 if TYPE_CHECKING:
-    from onnxshap.distill.tuner import _Tuner
+    from torch import Tensor
+
+    from onnxshap.distill.tuner import Tuner
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'onnxshap[distill]')")
 
@@ -290,15 +292,13 @@ def divergence(found: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("hinted", [2**25, 2**12], ids=["all images", "some"])
 def test_tuning_gets_closer_on_images_it_never_saw(hinted: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "onnxshap.distill.tuner.HINTED", hinted
-    )  # intermediate targets of 7 images of 50 in the second case
+    monkeypatch.setattr("onnxshap.distill.objective.HINTED", hinted)  # hints of 7 images of 50 in the second case
     (wanted,), (refitted,), (tuned,) = cut_net(200)
     assert divergence(tuned, wanted) < 0.8 * divergence(refitted, wanted)
 
 
 def test_mirror_images_are_used_where_the_original_sees_the_same_in_them() -> None:
-    from onnxshap.distill.tuner import seen_alike
+    from onnxshap.distill.mixing import seen_alike
 
     rng = np.random.default_rng(0)
     scores, other, maps = rng.normal(size=(40, 5)), rng.normal(size=(40, 5)), rng.normal(size=(40, 2, 8, 8))
@@ -426,7 +426,7 @@ def test_more_than_the_usual_seconds_give_more_epochs(monkeypatch: pytest.Monkey
         asked.append(epochs)
         raise KeyError
 
-    monkeypatch.setattr(tuner._Tuner, "run", run)
+    monkeypatch.setattr(tuner.Tuner, "run", run)
     for seconds in (None, 100.0, 2 * SECONDS):
         with pytest.raises(KeyError):
             onnxshap.prune(
@@ -447,26 +447,34 @@ def test_what_judges_the_tuning_is_kept_from_the_repair_before_it() -> None:
     assert used.shape == seen.shape and (used == seen).all()
 
 
-def tuner_of(memory: int = 2**30) -> _Tuner:
+def tuner_of(memory: int = 2**30) -> Tuner:
     """Return the tuner of a net of which nothing is cut; its convolution in front of a cut one is a target."""
-    from onnxshap.distill.tuner import _Tuner
+    from onnxshap.distill.objective import Objective
+    from onnxshap.distill.tuner import Tuner
 
     free = free_batch(onnxshap.trace(net(), backend=onnxshap.OrtBackend("cpu", 1, memory)))
     model = free.shaped.graph.model
     keep = {g.name: np.ones(len(g), np.bool_) for g in free.groups}
     cut = {g.name: np.arange(len(g)) > 0 for g in free.groups}
-    return _Tuner(free, find_layers(free, model, free.alive(cut)), model, keep, images(60), 0)
+    tuned, held_out = (images(60).take(part) for part in divided(60, 0))
+    objective = Objective(free, find_layers(free, model, free.alive(cut)), model, keep, held_out)
+    return Tuner(free, objective, tuned, 0)
+
+
+def fifty(tuner: Tuner) -> Mapping[str, Tensor]:
+    """Return fifty images as a tuner takes them."""
+    return tuner._objective.tensors(images(50))
 
 
 def test_images_that_memory_does_not_hold_at_once_give_the_same_step() -> None:
     gradients = []
     for memory in (2**30, 2**16, 1):
         tuner = tuner_of(memory)
-        for weight in tuner._graph.weights:
+        for weight in tuner._objective.student.weights:
             weight.data *= 1.5
-        losses = list(tuner._totals(tuner._tensors(tuner._data.take(slice(0, 50)))))
+        losses = list(tuner._objective.totals(fifty(tuner)))
         sum(losses).backward()
-        gradients.append((len(losses), [w.grad for w in tuner._graph.weights]))
+        gradients.append((len(losses), [w.grad for w in tuner._objective.student.weights]))
     counts, (whole, *others) = zip(*gradients, strict=True)
     assert counts[0] == 1 < counts[1] < counts[2] == 50
     for other in others:
@@ -477,12 +485,12 @@ def test_images_that_memory_does_not_hold_at_once_give_the_same_step() -> None:
 def test_on_a_device_torch_runs_the_original_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done for one, done on the processor: nothing is copied there, and the losses are the same."""
     ort = tuner_of()
-    monkeypatch.setattr("onnxshap.distill.tuner.device_of", lambda _backend: torch.device("cpu", 0))
+    monkeypatch.setattr("onnxshap.distill.objective.device_of", lambda _backend: torch.device("cpu", 0))
     torch_ = tuner_of()
-    feeds = ort._tensors(ort._data.take(slice(0, 50)))
-    for a, b in zip(ort._totals(feeds), torch_._totals(feeds), strict=True):
+    feeds = fifty(ort)
+    for a, b in zip(ort._objective.totals(feeds), torch_._objective.totals(feeds), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
-    assert type(ort._parts[0].teacher) is not type(torch_._parts[0].teacher)
+    assert type(ort._objective.parts[0].teacher) is not type(torch_._objective.parts[0].teacher)
 
 
 def test_tuning_takes_the_threads_that_the_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,7 +502,7 @@ def test_tuning_takes_the_threads_that_the_model_takes(monkeypatch: pytest.Monke
         seen.append(torch.get_num_threads())
         raise KeyError
 
-    monkeypatch.setattr(tuner._Tuner, "run", run)
+    monkeypatch.setattr(tuner.Tuner, "run", run)
     for threads in (1, 3, 0):
         with pytest.raises(KeyError):
             onnxshap.prune(
@@ -505,7 +513,7 @@ def test_tuning_takes_the_threads_that_the_model_takes(monkeypatch: pytest.Monke
 
 
 def test_tuning_runs_where_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxshap.distill.tuner import device_of
+    from onnxshap.distill.objective import device_of
 
     cuda, cpu = onnxshap.OrtBackend("cuda"), onnxshap.OrtBackend("cpu")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -523,7 +531,7 @@ def test_where_time_is_short_steps_are_small(monkeypatch: pytest.MonkeyPatch) ->
         step(optimizer, rate, feeds)
 
     def found(latest: float) -> float:
-        step(tuner._optimizer(), 1e-9, tuner._tensors(tuner._data.take(slice(0, 50))))
+        step(tuner._optimizer(), 1e-9, fifty(tuner))
         return 1e-3
 
     monkeypatch.setattr(tuner, "_step", counted)
@@ -542,13 +550,13 @@ def test_a_few_steps_choose_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxshap.distill.tuner import RATES
 
     tuner = tuner_of()
-    before = tuner._graph.arrays()
+    before = tuner._objective.student.arrays()
     assert tuner._rate(np.inf) in RATES
     wild = [w * 1e3 for w in (1.0, 0.5)]
     monkeypatch.setattr("onnxshap.distill.tuner.RATES", (*wild, 1e-9))
     assert tuner._rate(np.inf) == 1e-9
     assert tuner._rate(-np.inf) == wild[1]  # no time: the next one, untried
-    assert all((v == before[n]).all() for n, v in tuner._graph.arrays().items())
+    assert all((v == before[n]).all() for n, v in tuner._objective.student.arrays().items())
     assert all(group["params"][0].numel() > 1 for group in tuner._optimizer().param_groups)
 
 

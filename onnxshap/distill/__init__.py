@@ -1,6 +1,7 @@
 """Label-free tuning after the refit.
 
 - `tuner`: the tuning, on the graph as torch evaluates it (`torchgraph`, by `ops`; `spelling` says others by these).
+- `objective`: what it lowers, by `losses` of the outputs. `schedule`: epochs by the time that there is.
 - `checking`: whether torch computes a model as onnxruntime does.
 - `feeds`: images as both take them. `mixing`: more images out of few. `teachers`: what labels them.
 - `tuning`: what it did.

@@ -5,7 +5,7 @@ Source: Zhang et al. 2018 (mixtures), Yun et al. 2019 (patches).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,3 +84,21 @@ class Mixer:
             inside.append((np.arange(size) >= start) & (np.arange(size) < start + length))
         rows, columns = inside
         return np.asarray(~(rows[:, None, :, None] & columns[:, None, None, :]))
+
+
+def seen_alike(mirrored: Sequence[Array], straight: Sequence[Array], columns: int = 3) -> bool:
+    """Return whether a model sees in mirror images what it sees in the images: in clothes, not in letters.
+
+    Outputs that are images themselves are mirrored back. Alike is what is apart by less than half of what the outputs
+    of unrelated images are (two variances), over all outputs.
+
+    Args:
+        mirrored, straight: outputs for the mirror images and for the images.
+        columns: the axis of the columns in images.
+    """
+    apart = []
+    for a, b in zip(mirrored, straight, strict=True):
+        if b.dtype.kind == "f":
+            a = np.flip(a, columns) if a.ndim == 4 else a
+            apart.append(float(np.mean((a.astype(np.float64) - b) ** 2)) / max(float(np.var(b)), 1e-12))
+    return bool(apart) and float(np.mean(apart)) < 1.0

@@ -19,7 +19,7 @@ from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError
 from onnxshap.opening import open_model
-from onnxshap.repair import fitting, refit, rematch
+from onnxshap.repair import matching, refit, rematch
 from onnxshap.repair.moments import Moments, pooled_scale
 from onnxshap.repair.regression import Effort, Response, Rows, solve
 from onnxshap.repair.systems import system
@@ -285,7 +285,7 @@ def test_folded_layers_behind_many_cuts_damp_what_is_noise(monkeypatch: pytest.M
         return error(run_all(traced, model, other), wanted)
 
     damped = lost()
-    monkeypatch.setattr(fitting, "FEWEST_CORRELATED", 201)
+    monkeypatch.setattr(matching, "FEWEST_CORRELATED", 201)
     assert damped < 0.9 * lost()
 
 
@@ -743,7 +743,7 @@ def test_what_a_regression_computes_of_rows_is_there_for_a_part_of_them_at_a_tim
 
 @pytest.mark.parametrize("memory", [4 * 2**30, 2**10])
 def test_layers_of_very_many_inputs_are_refitted_on_fewer_rows(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
-    for module in ("regression", "fitting"):
+    for module in ("regression", "linear"):
         monkeypatch.setattr(f"onnxshap.repair.{module}.MAX_COEFFICIENTS", 20)
     monkeypatch.setattr("onnxshap.repair.regression._MOST", 30)
     net = exactness.net(

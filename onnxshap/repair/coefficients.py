@@ -152,7 +152,12 @@ class Coefficients:
         set_values(self._stored[name], values)
         return there
 
-    def bias(self, layer: Layer, width: int) -> FloatArray | None:
+    def biases(self, layers: Sequence[Layer], width: int) -> list[FloatArray]:
+        """Return the biases that layers with one weight have or may get; none where one of them may not."""
+        found = [self._bias(layer, width) for layer in layers]
+        return [bias for bias in found if bias is not None] if all(bias is not None for bias in found) else []
+
+    def _bias(self, layer: Layer, width: int) -> FloatArray | None:
         """Return the present bias float64[width]; zeros where one can be added, None where none can."""
         if layer.bias is not None:
             old = array(self._stored[layer.bias]).astype(np.float64)

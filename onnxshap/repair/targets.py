@@ -47,6 +47,10 @@ class Layer:
     affine: tuple[FloatArray, FloatArray] | None = None
     flat: tuple[float, float] = (-math.inf, math.inf)
 
+    def scale_and_shift(self, width: int) -> tuple[FloatArray, FloatArray]:
+        """Return `affine` of so many channels; nothing is scaled or shifted where there is none."""
+        return self.affine or (np.ones(width), np.zeros(width))
+
 
 def find_layers(traced: Traced, model: ModelProto, live: Liveness, edited: Collection[int] = ()) -> list[Layer]:
     """Return the linear ops of a changed model behind the first change, in order, with their targets.

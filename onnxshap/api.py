@@ -13,27 +13,29 @@ from onnxshap import payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
 from onnxshap.bases import Turned, check_basis
-from onnxshap.calibrate import free_batch, run_all, usual_batch
+from onnxshap.calibrate import free_batch
 from onnxshap.clock import Clock
-from onnxshap.core import Array, BoolArray, Dataset, FloatArray, Payoff
+from onnxshap.core import BoolArray, Dataset, FloatArray, Payoff
 from onnxshap.data import DataLike
 from onnxshap.distill.tuning import Tuning
 from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, DataError
+from onnxshap.evaluation import Evaluation
 from onnxshap.game import Setting
 from onnxshap.graph import save
 from onnxshap.graph.declared import rightly_declared
-from onnxshap.graph.writing import file_size, put_in
-from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
-from onnxshap.opening import REPAIR_IMAGES, ModelLike, groups_to_cut, hold_out, in_bases, open_model, readable, sample
-from onnxshap.plan import Budget, Candidate, check_reachable, make_plan, unvalued
+from onnxshap.graph.writing import put_in
+from onnxshap.groups import Group
+from onnxshap.measure import Figures, notes_on
+from onnxshap.opening import REPAIR_IMAGES, Given, ModelLike, Subject, groups_to_cut, in_bases, sample
+from onnxshap.plan import Budget, check_reachable, make_plan, unvalued
 from onnxshap.plan.cutter import Cut, Cutter, shares
-from onnxshap.plan.judging import Drop, Judge, check_drop, check_share
-from onnxshap.plan.latency import within_latency
-from onnxshap.plan.options import REFITS, check_options, check_repairable, repair_for
+from onnxshap.plan.judging import Drop, check_drop, check_share
+from onnxshap.plan.latency import check_latency, within_latency
+from onnxshap.plan.options import check_options
 from onnxshap.plan.search import within_drop
 from onnxshap.progress import Progress, silent
-from onnxshap.reference import choose_payoff, judged
+from onnxshap.reference import choose_payoff
 from onnxshap.repair import Refit, emptied
 from onnxshap.scoring import DECIDED, Rules
 from onnxshap.slices import removed_slices
@@ -166,9 +168,8 @@ def score(
     check_basis(basis)
     rules = Rules(max_evals, max_seconds, decided)
     scoring = Scoring(method or METHOD, seed, rules, progress, workers, cluster, journal)
-    traced, dataset = open_model(
-        model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
-    )
+    given = Given(model, data, labels, payoff=payoff, seed=seed, backend=backend, input_shapes=input_shapes)
+    traced, dataset = given.open()
     groups, free = groups_to_cut(traced, include, exclude), free_batch(traced)
     moved: Turned | None = None
     if basis == "principal":
@@ -259,80 +260,57 @@ def prune(
     scoring = Scoring(method or METHOD, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
     check_options(repair, allocation, distill_seconds)
     check_basis(basis, values.basis if isinstance(values, Scores) else None)
+    check_drop(max_drop)
+    check_latency(target_latency)
     if keep_units is not None:
         allocation = "uniform"  # it says every width
-    check_drop(max_drop)
-    if target_latency is not None and not 0 < target_latency < float("inf"):
-        raise BudgetError(f"target-latency is {target_latency:g}; give milliseconds, above 0")
     with clock.stage("trace"):
         progress("trace", 0, 1)
-        source = readable(model, output, data, labels, eval_data)
-        traced, dataset = open_model(
-            source, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
-        )
+        given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes, output)
+        traced, dataset = given.open()
         groups = groups_to_cut(traced, include, exclude)
         if values is not None:
             check_values(values, traced, groups)
-        blank = unvalued(groups)
-        _check_budget(traced, blank, budget, searched=max_drop is not None or target_latency is not None)
-        free = free_batch(traced)
-        dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
-        repaired_on = sample(dataset, REPAIR_IMAGES, seed)
-        check_repairable(free, repaired_on, repair, allocation)
+        _check_budget(traced, groups, budget, searched=max_drop is not None or target_latency is not None)
+        dividing = None if max_drop is None else "max-drop"
+        subject = Subject.of(given, traced, dataset, groups, repair, allocation, dividing)
         progress("trace", 1, 1)
-    # what noise leaves behind is not what images do
-    repair = "none" if data is None and repair is None else repair_for(repair, len(repaired_on))
-    moved: Turned | None = None
-    if principal(basis, values, refitted=repair in REFITS and data is not None):
+    if principal(basis, values, refitted=subject.refitted and data is not None):
         with clock.stage("basis"):
-            moved, free = in_bases(traced, free, groups, repaired_on, None if values is None else values.bases)
-            traced = moved.traced
+            subject = subject.in_bases(None if values is None else values.bases)
     with clock.stage("score"):
-        scoring = scoring.in_reach(traced, groups, method, samples, payoff, values)
-        scored = sample(dataset, affordable(traced, groups, samples, scoring.method), seed)
-        setting, reference, judges = _settled(
-            traced, free, scored, held_out, payoff, baseline, strict=max_drop is not None
-        )
-        against = None
+        scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values)
+        scored = sample(subject.data, affordable(subject.traced, groups, samples, scoring.method), seed)
+        setting, evaluation = _settled(subject, scored, payoff, baseline, strict=max_drop is not None)
         if max_drop is not None:
-            against = Judge.of(traced, held_out, reference, judges[-1])
-            check_share(against, max_drop)
-        if values is None:
-            likely = replace(scoring.rules, keep=_likely_widths(traced, blank, budget))
+            check_share(evaluation.judge, max_drop)
+        found = values
+        if found is None:
+            likely = replace(scoring.rules, keep=_likely_widths(subject.traced, groups, budget))
             first = replace(scoring, rules=likely, journal=journal)
-            found = first.of(setting, traced, groups, moved)
-        else:
-            found = values
-    order = found.order(refitted=repair in REFITS)
+            found = first.of(setting, subject.traced, groups, subject.turned)
 
     def again(part: Traced) -> dict[str, FloatArray]:
         known = payoff if callable(payoff) else setting.payoff.name
         cut = setting_for(free_batch(part), setting.data, known, baseline)
-        return scoring.of(cut, part, part.groups).order(refitted=repair in REFITS)
+        return scoring.of(cut, part, part.groups).order(refitted=subject.refitted)
 
-    cutter = Cutter(
-        traced, free, groups, order, repaired_on, repair, allocation, seed, progress, clock,
-        rescore=again if values is None else None, tuning_seconds=distill_seconds,
+    cutter = subject.cutter(
+        found.order(refitted=subject.refitted), allocation, seed, progress, clock,
+        rescore=again if values is None else None, seconds=distill_seconds,
         payoff=payoffs.unlabelled(setting.payoff.name),  # decided once, on the images that score
-        turned=moved,
     )  # fmt: skip
-    lost: Drop | None = None
-    plan: Keep | None = None
-    if target_latency is not None:
-        budget, plan = within_latency(cutter, budget, target_latency, held_out, alone=max_drop is None)
-    if max_drop is None or against is None:
-        result = cutter.cut(cutter.plan(budget) if plan is None else plan, dataset)
-    else:
-        result, lost = within_drop(cutter, budget, against, max_drop, dataset)
+    result, lost = _cut(cutter, budget, target_latency, max_drop, subject, evaluation)
     with clock.stage("measure"):
         progress("cut", 2, 3)
-        before, after, still = _figures(traced, result, held_out, reference, judges)
+        before, after, still = _figures(evaluation, result)
         progress("cut", 3, 3)
+    traced, held_out = subject.traced, subject.held_out
     small = rightly_declared(complete(traced, result.model))
     done = Pruned(
         put_in(small), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
-        str(cutter.allocation), lost, result.tuning, still, () if moved is None else moved.groups,
+        str(cutter.allocation), lost, result.tuning, still, () if subject.turned is None else subject.turned.groups,
     )  # fmt: skip
     if output is not None:
         with beside(done):
@@ -340,80 +318,79 @@ def prune(
     return done
 
 
-def _check_budget(traced: Traced, blank: Sequence[Candidate], budget: Budget, *, searched: bool) -> None:
+def _check_budget(traced: Traced, groups: Sequence[Group], budget: Budget, *, searched: bool) -> None:
     """Refuse a budget that no plan meets, before anything is scored, or one that leaves a search nothing to do."""
     if budget.units is not None and searched:
         raise BudgetError("keep-units leaves nothing to search; give --max-drop or --target-latency without it")
     if budget.units is not None or budget.shares or not searched:
-        check_reachable(blank, budget, lambda plan: shares(traced, plan), copies=traced.cost.copies)
+        check_reachable(unvalued(groups), budget, lambda plan: shares(traced, plan), copies=traced.cost.copies)
 
 
 def _settled(
-    traced: Traced, free: Traced, data: Dataset, held_out: Dataset, payoff: str | Callable[..., object] | None,
-    baseline: str, *, strict: bool,
-) -> tuple[Setting, list[Array], list[Payoff]]:  # fmt: skip
-    """Return what is scored in, the original's outputs on the images that judge, and the payoffs that judge by them.
+    subject: Subject, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str, *, strict: bool
+) -> tuple[Setting, Evaluation]:
+    """Return what is scored in, on some of the data, and what cut models are judged by.
 
-    The first payoff is that of scoring, chosen by the images that judge: they are more, as a rule. Where only one of
-    the two has labels, it is chosen by those that score; if those that judge have them, what their labels are for
-    comes second (`_by_labels`).
+    The first payoff that judges is that of scoring, chosen by the images that judge: they are more, as a rule. Where
+    only one of the two has labels, it is chosen by those that score; if those that judge have them, what their labels
+    are for comes second (`_by_labels`).
     """
+    traced, free, held_out = subject.traced, subject.free, subject.held_out
     if (held_out.labels is None) == (data.labels is None):
-        reference, judge = judged(traced, held_out, payoff)
-        return setting_for(free, data, known_payoff(judge), baseline), reference, [judge]
+        evaluation = Evaluation.of(traced, held_out, payoff)
+        return setting_for(free, data, known_payoff(evaluation.payoffs[0]), baseline), evaluation
     setting = setting_for(free, data, payoff, baseline)
-    reference, judge = judged(traced, held_out, known_payoff(setting.payoff))
-    labelled = payoff is None and held_out.labels is not None
-    return setting, reference, [judge, *(_by_labels(traced, held_out, reference, strict=strict) if labelled else [])]
+    evaluation = Evaluation.of(traced, held_out, known_payoff(setting.payoff))
+    if payoff is None and held_out.labels is not None:
+        evaluation = evaluation.with_payoffs(_by_labels(evaluation, strict=strict))
+    return setting, evaluation
 
 
-def _by_labels(traced: Traced, data: Dataset, reference: Sequence[Array], *, strict: bool) -> list[Payoff]:
+def _by_labels(evaluation: Evaluation, *, strict: bool) -> list[Payoff]:
     """Return the payoff that labels are for which only the images that judge have; none where they fit no output.
 
     Raises:
         DataError: they fit none, and are to judge (`strict`).
     """
     try:
-        return [choose_payoff(None, reference, data, traced)]
+        return [choose_payoff(None, evaluation.reference, evaluation.data, evaluation.traced)]
     except DataError:
         if strict:
             raise
         return []
 
 
-def _likely_widths(traced: Traced, blank: Sequence[Candidate], budget: Budget) -> dict[str, int]:
+def _likely_widths(traced: Traced, groups: Sequence[Group], budget: Budget) -> dict[str, int]:
     """Return how many units of every group a budget leaves, before values are known; half the MACs where it says none.
 
     Where a cut is likely, values have to tell units apart (`Rules`).
     """
     half = budget if budget.units is not None or budget.shares else replace(budget, macs=0.5)
-    likely = make_plan(blank, half, lambda plan: shares(traced, plan), traced.covers, copies=traced.cost.copies)
+    blank, copies = unvalued(groups), traced.cost.copies
+    likely = make_plan(blank, half, lambda plan: shares(traced, plan), traced.covers, copies=copies)
     return {name: int(kept.sum()) for name, kept in likely.items()}
 
 
-def _figures(
-    traced: Traced, result: Cut, data: Dataset, reference: Sequence[Array], judges: Sequence[Payoff]
-) -> tuple[Figures, Figures, bool]:
-    """Return the figures before and after, and whether the outputs are the same to the bit though units went.
+def _cut(
+    cutter: Cutter, budget: Budget, target_latency: float | None, max_drop: float | None, subject: Subject,
+    evaluation: Evaluation,
+) -> tuple[Cut, Drop | None]:  # fmt: skip
+    """Return the model cut to a budget, and what it loses where that is searched by."""
+    plan: Keep | None = None
+    if target_latency is not None:
+        budget, plan = within_latency(cutter, budget, target_latency, subject.held_out, alone=max_drop is None)
+    if max_drop is not None:
+        return within_drop(cutter, budget, evaluation.judge, max_drop, subject.data)
+    return cutter.cut(cutter.plan(budget) if plan is None else plan, subject.data), None
 
-    Each judge gives its scores; what two give by one name is the first one's. Labels are the others'.
-    """
-    outputs = run_all(traced, result.model, data)
-    same = unchanged(outputs, reference)
-    cut = any(not kept.all() for kept in result.keep.values())
-    models = [complete(traced, model) for model in (traced.source, result.model)]
-    times = latencies(traced.backend, models, usual_batch(traced, data))
+
+def _figures(evaluation: Evaluation, result: Cut) -> tuple[Figures, Figures, bool]:
+    """Return the figures before and after, and whether the outputs are the same to the bit though units went."""
+    traced, outputs = evaluation.traced, evaluation.outputs(result.model)
+    whole, small = evaluation.latencies(result.model)
     cost, macs = traced.cost, traced.cost.macs(traced.alive(result.keep))
-    doubts = tuple(note for judge in judges[1:] for note in label_notes(judge, reference, data.labels))
-
-    def figures(model: ModelProto, found: Sequence[Array], macs: int, params: int, latency: float) -> Figures:
-        score = dict[str, float]()
-        for judge in reversed(judges):
-            score |= scores(found, reference, data.labels, traced.outputs, judge)
-        return Figures(macs, params, file_size(model), latency, score, doubts)
-
-    return (
-        figures(models[0], reference, cost.macs(), cost.params(), times[0]),
-        figures(models[1], outputs, macs, result.params, times[1]),
-        same and cut,
-    )
+    doubts = evaluation.doubts(first=1)  # of the labels that score, the values tell
+    before = evaluation.figures(traced.source, evaluation.reference, cost.macs(), cost.params(), whole)
+    after = evaluation.figures(result.model, outputs, macs, result.params, small)
+    cut = any(not kept.all() for kept in result.keep.values())
+    return replace(before, notes=doubts), replace(after, notes=doubts), evaluation.unchanged(outputs) and cut

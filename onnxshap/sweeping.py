@@ -8,28 +8,24 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto
 
 from onnxshap import api, payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
-from onnxshap.bases import Turned, check_basis
-from onnxshap.calibrate import free_batch, run_all, usual_batch
+from onnxshap.bases import check_basis
 from onnxshap.clock import Clock
-from onnxshap.core import Array, Dataset, FloatArray, Payoff
+from onnxshap.core import FloatArray
 from onnxshap.data import DataLike
-from onnxshap.endings import complete
 from onnxshap.errors import BudgetError
-from onnxshap.graph.writing import file_size
+from onnxshap.evaluation import Evaluation
 from onnxshap.groups import Group
-from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
-from onnxshap.opening import REPAIR_IMAGES, ModelLike, groups_to_cut, hold_out, in_bases, open_model, sample
+from onnxshap.measure import Figures, notes_on
+from onnxshap.opening import Given, ModelLike, Subject, groups_to_cut
 from onnxshap.plan import Budget, check_reachable, unvalued
-from onnxshap.plan.cutter import Cut, Cutter, shares
-from onnxshap.plan.judging import Drop, Judge
-from onnxshap.plan.options import REFITS, check_options, check_repairable, repair_for
+from onnxshap.plan.cutter import Cut, shares
+from onnxshap.plan.judging import Drop
+from onnxshap.plan.options import check_options
 from onnxshap.progress import Progress, silent
-from onnxshap.reference import judged
 from onnxshap.scoring import DECIDED
 from onnxshap.tracing import Keep, Traced
 from onnxshap.valuing import Scores, check_method, check_values, principal
@@ -191,9 +187,8 @@ def sweep(
         raise BudgetError("a sweep needs a method and a budget; give --method and --keep, or neither")
     budgets = {k: Budget(macs=k, multiple_of=multiple_of, min_units=min_units) for k in sorted(set(keep))[::-1]}
     progress("trace", 0, 1)
-    traced, dataset = open_model(
-        model, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
-    )
+    given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes)
+    traced, dataset = given.open()
     groups = groups_to_cut(traced, include, exclude)
     if values is not None:
         check_values(values, traced, groups)
@@ -201,63 +196,57 @@ def sweep(
     left_out = _unreachable(traced, groups, budgets)
     if len(left_out) == len(budgets):
         raise BudgetError(next(iter(left_out.values())))
-    dataset, held_out = hold_out(traced, dataset, eval_data, seed, "a sweep")
-    free, repaired_on = free_batch(traced), sample(dataset, REPAIR_IMAGES, seed)
-    check_repairable(free, repaired_on, repair, allocation)
-    refitted = repair_for(repair, len(repaired_on)) in REFITS
-    moved: Turned | None = None
-    if principal(basis, values, refitted=refitted):
-        moved, free = in_bases(traced, free, groups, repaired_on, None if values is None else values.bases)
-        traced = moved.traced
-    bench = _Bench.of(traced, held_out, payoff)
+    budgets = {share: budget for share, budget in budgets.items() if share not in left_out}
+    subject = Subject.of(given, traced, dataset, groups, repair, allocation, "a sweep")
+    if principal(basis, values, refitted=subject.refitted):
+        subject = subject.in_bases(None if values is None else values.bases)
+    bench = _Bench(Evaluation.of(subject.traced, subject.held_out, payoff))
     progress("trace", 1, 1)
     curves: list[Curve] = []
-    plans: list[Keep] = []
-    notes = [*traced.notes]
+    notes = [*subject.traced.notes]
     if values is not None and eval_data is None:
         notes.append(_SEEN)
-    if dataset.labels is None:  # else those that score tell
-        notes += label_notes(bench.payoff, bench.judge.reference, held_out.labels)
-    total = len(chosen) * (len(budgets) - len(left_out))
+    if subject.data.labels is None:  # else those that score tell
+        notes += bench.evaluation.doubts()
+    scored = partial(
+        api.score, payoff=payoff, baseline=baseline, samples=samples, max_evals=max_evals, max_seconds=max_seconds,
+        decided=decided, seed=seed, workers=workers, cluster=cluster, progress=progress,
+    )  # fmt: skip
     for method in chosen:
-        clock = Clock()
-        scored = partial(
-            api.score, method=method, payoff=payoff, baseline=baseline, samples=samples, max_evals=max_evals,
-            max_seconds=max_seconds, decided=decided, seed=seed, workers=workers, cluster=cluster, progress=progress,
-        )  # fmt: skip
+        clock, found = Clock(), values
         with clock.stage("score"):
-            found = scored(traced, dataset, include=include, exclude=exclude) if values is None else values
+            if found is None:
+                found = scored(subject.traced, subject.data, method=method, include=include, exclude=exclude)
         notes += found.notes
-        told, same = _only(progress, "curves", "distill"), partial(scored, method=found.method)
-        cutter = Cutter(
-            traced, free, groups, found.order(refitted=refitted), repaired_on, repair, allocation, seed, told, clock,
-            rescore=partial(_rescored, same, dataset, refitted) if values is None else None,
-            tuning_seconds=distill_seconds, payoff=payoffs.unlabelled(payoff), turned=moved,
+        cutter = subject.cutter(
+            found.order(refitted=subject.refitted), allocation, seed, _only(progress, "curves", "distill"), clock,
+            rescore=partial(_rescored, partial(scored, method=found.method), subject) if values is None else None,
+            seconds=distill_seconds, payoff=payoffs.unlabelled(payoff),
         )  # fmt: skip
         points: list[Point] = []
         for share, budget in budgets.items():
-            if share not in left_out:
-                plan = cutter.plan(budget)
-                plans.append(plan)
-                progress("sweep", len(curves) * total // len(chosen) + len(points), total)
-                points.append(bench.point(share, cutter.cut(plan, dataset), clock))
+            plan = cutter.plan(budget)
+            progress("sweep", len(curves) * len(budgets) + len(points), len(chosen) * len(budgets))
+            points.append(bench.point(share, cutter.cut(plan, subject.data), clock))
         curves.append(
             Curve(found.method, str(cutter.repair), str(cutter.allocation), found.evals, points, clock.seconds)
         )
-    progress("sweep", total, total)
-    notes += api.notes_on_zeros(traced, plans) if any(c.repair != "none" for c in curves) else ()
+    progress("sweep", len(chosen) * len(budgets), len(chosen) * len(budgets))
+    notes += api.notes_on_zeros(subject.traced, bench.plans) if subject.repair != "none" else ()
     every = [point.figures.score for curve in curves for point in curve.points]
     worst = {name: float(np.min([score[name] for score in every])) for name in every[0]}  # NaN, if one is
+    held_out = subject.held_out
     notes += notes_on(worst, held_out.source if bench.still and all(bench.still) else None)
     return Sweep(
-        bench.before(), curves, bench.judge.name, left_out, len(dataset), dataset.source, len(held_out),
-        held_out.source, tuple(dict.fromkeys(notes)), () if moved is None else moved.groups,
+        bench.before(), curves, bench.evaluation.judge.name, left_out, len(subject.data), subject.data.source,
+        len(held_out), held_out.source, tuple(dict.fromkeys(notes)),
+        () if subject.turned is None else subject.turned.groups,
     )  # fmt: skip
 
 
-def _rescored(scored: Callable[..., Scores], data: Dataset, refitted: bool, part: Traced) -> dict[str, FloatArray]:
+def _rescored(scored: Callable[..., Scores], subject: Subject, part: Traced) -> dict[str, FloatArray]:
     """Return what units of a model cut so far are cut by."""
-    return scored(part, data).order(refitted=refitted)
+    return scored(part, subject.data).order(refitted=subject.refitted)
 
 
 def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float, Budget]) -> dict[float, str]:
@@ -284,38 +273,34 @@ def _only(progress: Progress, *wanted: str) -> Progress:
 
 @dataclass
 class _Bench:
-    """Measures cut models against the original on held-out images; `still`: whose outputs are its to the bit."""
+    """Measures cut models against the original, and keeps what all of them tell.
 
-    judge: Judge
-    payoff: Payoff
-    labels: Array | None
+    Attributes:
+        evaluation: the original on the images that judge.
+        whole_ms: the original's milliseconds, each time.
+        still: whether outputs were the original's to the bit, where units went.
+        plans: what was kept.
+    """
+
+    evaluation: Evaluation
     whole_ms: list[float] = field(default_factory=list)
     still: list[bool] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, traced: Traced, data: Dataset, payoff: str | Callable[..., object] | None) -> _Bench:
-        reference, fitted = judged(traced, data, payoff)
-        return cls(Judge.of(traced, data, reference, fitted), fitted, data.labels)
+    plans: list[Keep] = field(default_factory=list)
 
     def point(self, share: float, cut: Cut, clock: Clock) -> Point:
-        traced, data = self.judge.traced, self.judge.data
+        evaluation = self.evaluation
         with clock.stage("measure"):
-            models = [complete(traced, model) for model in (traced.source, cut.model)]
-            whole, ms = latencies(traced.backend, models, usual_batch(traced, data))
+            whole, ms = evaluation.latencies(cut.model)
             self.whole_ms.append(whole)
-            outputs = run_all(traced, cut.model, data)
+            self.plans.append(cut.keep)
+            outputs = evaluation.outputs(cut.model)
             if any(not kept.all() for kept in cut.keep.values()):
-                self.still.append(unchanged(outputs, self.judge.reference))
-            macs = traced.cost.macs(traced.alive(cut.keep))
-            figures = self._figures(cut.model, macs, cut.params, outputs, ms)
-            return Point(share, figures, ms / whole, self.judge.lost(outputs))
+                self.still.append(evaluation.unchanged(outputs))
+            macs = evaluation.traced.cost.macs(evaluation.traced.alive(cut.keep))
+            figures = evaluation.figures(cut.model, outputs, macs, cut.params, ms)
+            return Point(share, figures, ms / whole, evaluation.judge.lost(outputs))
 
     def before(self) -> Figures:
-        traced = self.judge.traced
+        traced, reference = self.evaluation.traced, self.evaluation.reference
         cost, ms = traced.cost, float(np.median(self.whole_ms))
-        return self._figures(traced.source, cost.macs(), cost.params(), self.judge.reference, ms)
-
-    def _figures(self, model: ModelProto, macs: int, params: int, outputs: Sequence[Array], ms: float) -> Figures:
-        traced, reference = self.judge.traced, self.judge.reference
-        found = scores(outputs, reference, self.labels, traced.outputs, self.payoff)
-        return Figures(macs, params, file_size(complete(traced, model)), ms, found)
+        return self.evaluation.figures(traced.source, reference, cost.macs(), cost.params(), ms)

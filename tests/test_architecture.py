@@ -28,7 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"plan"}),
     frozenset({"scoring"}),
     frozenset({"layouts", "reference"}),
-    frozenset({"opening", "valuing"}),
+    frozenset({"evaluation", "opening", "valuing"}),
     frozenset({"api", "comparing", "pivoting", "unification"}),
     frozenset({"sweeping"}),
     frozenset({"report"}),

@@ -497,7 +497,7 @@ def test_models_without_anything_to_cut_are_refused(here: Path) -> None:
 def test_outputs_that_cannot_be_written_are_refused_before_the_scoring(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "open_model", unreachable)
+    monkeypatch.setattr("onnxshap.opening.given.open_model", unreachable)
     (here / "folder").mkdir()
     for command in ("prune", "score"):
         common = (command, "m.onnx", "--data", "d.npz")
@@ -549,7 +549,7 @@ def test_names_as_long_as_a_file_may_have_are_written(here: Path) -> None:
 def test_names_that_are_too_long_are_refused_before_the_scoring(
     here: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(api, "open_model", unreachable)
+    monkeypatch.setattr("onnxshap.opening.given.open_model", unreachable)
     for command in ("prune", "score"):
         assert "cannot be written (File name too long)" in refused(command, "m.onnx", "--data", "d.npz", "-o", name)
     monkeypatch.undo()
@@ -770,7 +770,7 @@ def test_a_latency_that_the_model_has_is_told_beside_other_budgets(here: Path) -
 def test_a_smaller_model_that_takes_longer_is_told_of(
     here: Path, monkeypatch: pytest.MonkeyPatch, taken: float
 ) -> None:
-    monkeypatch.setattr(api, "latencies", lambda *_: [2.0, taken])
+    monkeypatch.setattr("onnxshap.evaluation.latencies", lambda *_: [2.0, taken])
     said = fine("prune", "m.onnx", "--method", "l1", "--keep-macs", "0.5").stderr
     assert ("took longer here, 2.5 ms for 2:" in said) == (taken > 2)
 

@@ -16,12 +16,12 @@ from click.testing import CliRunner, Result
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
-from onnxshap import cli
+from onnxshap import cli, evaluation
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import BudgetError, OnnxshapError, VerifyError
 from onnxshap.graph import array
-from onnxshap.pivoting import Timed, job, pivot, splitting
+from onnxshap.pivoting import Timed, attempts, pivot, splitting
 from onnxshap.pivoting.arranging import arrange
 from onnxshap.pivoting.choosing import Ladder, choose, saved
 from onnxshap.pivoting.convs import Dense, Wanted, find_convs
@@ -219,7 +219,7 @@ def test_convs_are_weighed_on_twenty_images_however_long_a_model_takes(monkeypat
         seen.append(len(arguments[4]))
         return splitting.weigh(*arguments)
 
-    monkeypatch.setattr(job, "weigh", weighed)
+    monkeypatch.setattr(attempts, "weigh", weighed)
     monkeypatch.setattr("onnxshap.valuing.WORK", 1)
     pivot(net(), images(), timed=False)
     assert seen == [20]
@@ -237,7 +237,7 @@ class _Clock:
 
 
 def _measure_with(clock: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in (splitting, job):  # Convs alone, then the models
+    for place in (splitting, evaluation):  # Convs alone, then the models
         monkeypatch.setattr(place, "latencies", clock)
 
 

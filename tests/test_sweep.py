@@ -33,7 +33,7 @@ def _times() -> Iterator[None]:
         return [float(m.ByteSize()) for m in models]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeping, "latencies", sizes)
+        patch.setattr("onnxshap.evaluation.latencies", sizes)
         yield
 
 

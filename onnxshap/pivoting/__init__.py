@@ -6,7 +6,7 @@ stay: a Conv(group=k) with 1/k of the multiply-accumulates; what the dropped one
 (`repair`), layer by layer on the new model's own inputs, against what the original gave. A Conv is taken only where its
 form in groups runs faster here, measured in turn with the whole one (`splitting`): runtimes are slow on narrow groups;
 of those the ones that lose least for what they save (`choosing`).
-`job` is all of it, from a file to a verified file.
+`attempts` are models that save so much; `job` is all of it, from a file to a verified file.
 
 Source: Sredojevic et al. 2017 (matrix pivoting); differs: no training, refitted weights, measured times.
 """

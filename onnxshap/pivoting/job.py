@@ -9,30 +9,27 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from onnxshap import streams, valuing
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend, provider_of, threads_of
-from onnxshap.calibrate import free_batch, run_all, usual_batch
-from onnxshap.core import Array, Dataset, Payoff
+from onnxshap.calibrate import free_batch
 from onnxshap.cost import parameters
 from onnxshap.data import DataLike
 from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, OnnxshapError
+from onnxshap.evaluation import Evaluation
 from onnxshap.graph import save
-from onnxshap.graph.writing import file_size, put_in
-from onnxshap.measure import Figures, label_notes, latencies, notes_on, scores, unchanged
-from onnxshap.opening import REPAIR_IMAGES, ModelLike, hold_out, open_model, readable, sample
-from onnxshap.pivoting.arranging import arrange
-from onnxshap.pivoting.choosing import Ladder, choose, saved
-from onnxshap.pivoting.convs import Dense, Wanted
+from onnxshap.graph.writing import put_in
+from onnxshap.measure import Figures
+from onnxshap.opening import REPAIR_IMAGES, Given, ModelLike, sample
+from onnxshap.pivoting.attempts import Attempt, Attempts
+from onnxshap.pivoting.choosing import saved
+from onnxshap.pivoting.convs import Dense
 from onnxshap.pivoting.permuting import Classes, nobody_moved, peers
 from onnxshap.pivoting.selecting import Allowed, find_splittable
-from onnxshap.pivoting.splitting import WEIGHED, Timed, split_convs, weigh
-from onnxshap.plan.judging import Drop, Judge, check_drop
+from onnxshap.pivoting.splitting import Timed
+from onnxshap.plan.judging import Drop, check_drop
 from onnxshap.plan.options import repair_for
-from onnxshap.plan.trials import FEWEST_FITTED
 from onnxshap.progress import Progress, silent
-from onnxshap.reference import judged
 from onnxshap.repair import Refit
 from onnxshap.tracing import Traced
 from onnxshap.verify import Verified
@@ -42,8 +39,6 @@ GROUPS = (2,)
 REPAIRS = ("lstsq", "fold", "none")
 _SEEN = 300
 """Images that the covariances of channels are taken over."""
-_ATTEMPTS = 5
-"""Models that are made to find the one that loses no more than it may."""
 
 
 @dataclass(frozen=True)
@@ -159,116 +154,40 @@ def pivot(
     allowed = Allowed(groups, multiple_of, include, exclude, timed)
     _check(keep_macs, max_drop, repair)
     progress("trace", 0, 1)
-    source = readable(model, output, data, labels, eval_data)
-    traced, dataset = open_model(
-        source, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
-    )
+    given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes, output)
+    traced, dataset = given.open()
     free = free_batch(traced)
-    dataset, held_out = hold_out(traced, dataset, eval_data, seed, None if max_drop is None else "max-drop")
-    reference, judge = judged(traced, held_out, payoff)
+    dataset, held_out = given.divide(traced, dataset, None if max_drop is None else "max-drop")
+    evaluation = Evaluation.of(traced, held_out, payoff)
     repaired_on = sample(dataset, REPAIR_IMAGES, seed)
-    repair = "none" if data is None and repair is None else repair_for(repair, len(repaired_on))
+    repair = repair_for(repair, len(repaired_on), noise=data is None)
     progress("trace", 1, 1)
-
     movable = peers(traced.labels)
     splittable = find_splittable(traced, free, repaired_on.take(slice(0, _SEEN)), movable, allowed, progress)
-    convs, total, most = splittable.convs, traced.cost.macs(), splittable.most_saved
-    if keep_macs is not None and total - most > keep_macs * total:
-        raise BudgetError(
-            f"keep-macs {keep_macs:g} cannot be reached: with every Conv split that gains {1 - most / total:.3f} "
-            "stays; ask for more, or allow more --groups"
-        )
-
-    rng, placed = streams.stream(seed, streams.ARRANGEMENT), nobody_moved(traced.labels)
-    wanted = [Wanted(c, splittable.groups[c.y][-1]) for c in convs]
-    placed = arrange(wanted, movable, placed, rng)
-    runs = valuing.WORK // max(1, len(convs) * total)
-    weights = weigh(
-        traced, free, wanted, placed, repaired_on.take(slice(0, max(FEWEST_FITTED, min(WEIGHED, runs)))), repair,
-        progress,
-    )  # fmt: skip
-    ladders = [Ladder(c, splittable.groups[c.y], weight) for c, weight in zip(convs, weights, strict=True)]
-    against = Judge.of(traced, held_out, reference, judge)
-
-    def attempt(least: int) -> _Attempt:
-        """Return the model in which Convs are split until so many multiply-accumulates are saved."""
-        draws = streams.stream(seed, streams.SPLITTING)
-        chosen, best = choose(ladders, least, movable, placed, draws, lambda done, of: progress("search", done, of))
-        made, exact, verified, refits = split_convs(traced, free, chosen, best, repaired_on, repair, seed, progress)
-        outputs = run_all(traced, made, held_out)
-        return _Attempt(chosen, best, made, exact, verified, refits, outputs, against.lost(outputs))
-
-    least = 0 if keep_macs is None else int(np.ceil((1 - keep_macs) * total))
+    least, most = _least_saved(keep_macs, traced.cost.macs(), splittable.most_saved), splittable.most_saved
+    attempts = Attempts.of(evaluation, free, repaired_on, repair, seed, progress, splittable, movable)
     if max_drop is None:
-        found = attempt(most if keep_macs is None else least)
+        found = attempts.saving(most if keep_macs is None else least)
     else:
-        found = _within(attempt, least, most, max_drop)
-    made, chosen = found.model, found.chosen
-    splits = [_split(c, chosen[c.y], found.placed, traced, splittable.times.get(c.y)) for c in convs if c.y in chosen]
-    left = [*splittable.left, *(f"{c.name}: the budget is met without it" for c in convs if c.y not in chosen)]
-    before, after = _figures(traced, made, chosen, convs, held_out, [reference, found.outputs], judge)
+        found = attempts.within(least, most, max_drop)
+    split = [c for c in splittable.convs if c.y in found.chosen]
+    splits = [_split(c, found.chosen[c.y], found.placed, traced, splittable.times.get(c.y)) for c in split]
+    whole = [c.name for c in splittable.convs if c.y not in found.chosen]
+    before, after = _figures(evaluation, found, split)
     if timed and not (after.latency_ms or 0) < (before.latency_ms or 0):
         raise BudgetError(
             f"nothing is gained: with {len(splits)} Convs in groups the model runs in {after.latency_ms:.3g} ms, "
             f"as it was in {before.latency_ms:.3g}; give --untimed for fewer multiply-accumulates all the same"
         )
-    still = held_out.source if unchanged(found.outputs, reference) else None
-    made = complete(traced, made)
+    made = complete(traced, found.model)
     if output is not None:
         save(made, output, external=bool(traced.files))
     return Pivoted(
-        put_in(made), splits, left, before, after, found.lost, found.exact, found.verified, repair, found.refits,
-        len(dataset), dataset.source, len(held_out), held_out.source, provider_of(traced.backend),
-        threads_of(traced.backend),
-        (*traced.notes, *label_notes(judge, reference, held_out.labels), *notes_on(after.score, still)),
+        put_in(made), splits, [*splittable.left, *(f"{name}: the budget is met without it" for name in whole)],
+        before, after, found.lost, found.exact, found.verified, repair, found.refits, len(dataset), dataset.source,
+        len(held_out), held_out.source, provider_of(traced.backend), threads_of(traced.backend),
+        evaluation.notes(after.score, found.outputs),
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """One model with Convs in groups: which, by their outputs, the placement, how exact it is, and what it loses."""
-
-    chosen: Mapping[str, int]
-    placed: Classes
-    model: ModelProto
-    exact: Verified
-    verified: Verified
-    refits: Sequence[Refit]
-    outputs: Sequence[Array]
-    lost: Drop
-
-
-def _within(attempt: Callable[[int], _Attempt], least: int, most: int, drop: float) -> _Attempt:
-    """Return the attempt found that saves most and loses at most `drop`; bisection over what is saved.
-
-    Args:
-        attempt: saved multiply-accumulates -> the model.
-        least: those that have to be saved, 0 = any.
-        most: those that can be.
-        drop: the most that may be lost, one standard error included.
-
-    Raises:
-        BudgetError: none is within.
-    """
-    found = attempt(most)
-    if found.lost.bound <= drop:
-        return found
-    best, low, high = None, least, most
-    for number in range(_ATTEMPTS):
-        middle = low if least and number == 0 else (low + high) // 2
-        found = attempt(middle)
-        if found.chosen and found.lost.bound <= drop:
-            best, low = found, middle
-        elif middle == low:
-            break
-        else:
-            high = middle
-    if best is None:
-        raise BudgetError(
-            f"max-drop {drop:g}: with {len(found.chosen)} Convs split {found.lost.mean:.3g} +- {found.lost.stderr:.2g} "
-            f"{found.lost.name} is lost; allow more"
-        )
-    return best
 
 
 def _check(keep_macs: float | None, max_drop: float | None, repair: str | None) -> None:
@@ -292,23 +211,29 @@ def _split(conv: Dense, groups: int, placed: Classes, traced: Traced, times: Tim
     )
 
 
-def _figures(
-    traced: Traced,
-    made: ModelProto,
-    chosen: Mapping[str, int],
-    convs: Sequence[Dense],
-    data: Dataset,
-    outputs: Sequence[Sequence[Array]],
-    judge: Payoff,
-) -> tuple[Figures, Figures]:
-    models = [complete(traced, model) for model in (traced.source, made)]
-    times = latencies(traced.backend, models, usual_batch(traced, data))
-    fewer = [(c, chosen[c.y]) for c in convs if c.y in chosen]
-    cost, gone = traced.cost, traced.stored_params - parameters(made)
-    macs = (cost.macs(), cost.macs() - sum(saved(c, k) for c, k in fewer))
-    params = (cost.params(), cost.params() - gone)
-    before, after = (
-        Figures(m, p, file_size(one), ms, scores(found, outputs[0], data.labels, traced.outputs, judge))
-        for m, p, one, ms, found in zip(macs, params, models, times, outputs, strict=True)
+def _figures(evaluation: Evaluation, found: Attempt, split: Sequence[Dense]) -> tuple[Figures, Figures]:
+    """Return the figures before and after."""
+    traced, cost = evaluation.traced, evaluation.traced.cost
+    whole, apart = evaluation.latencies(found.model)
+    macs = cost.macs() - sum(saved(conv, found.chosen[conv.y]) for conv in split)
+    params = cost.params() - (traced.stored_params - parameters(found.model))
+    return (
+        evaluation.figures(traced.source, evaluation.reference, cost.macs(), cost.params(), whole),
+        evaluation.figures(found.model, found.outputs, macs, params, apart),
     )
-    return before, after
+
+
+def _least_saved(keep_macs: float | None, total: int, most: int) -> int:
+    """Return the multiply-accumulates that have to be saved.
+
+    Raises:
+        BudgetError: more than can be.
+    """
+    if keep_macs is None:
+        return 0
+    if total - most > keep_macs * total:
+        raise BudgetError(
+            f"keep-macs {keep_macs:g} cannot be reached: with every Conv split that gains {1 - most / total:.3f} "
+            "stays; ask for more, or allow more --groups"
+        )
+    return int(np.ceil((1 - keep_macs) * total))

@@ -28,6 +28,16 @@ _ALIGNMENTS = (None, 8, 16)
 _TRIALS = STEPS * len(_ALIGNMENTS) + _FILLS
 
 
+def check_latency(target: float | None) -> None:
+    """Refuse a time that cannot be meant.
+
+    Raises:
+        BudgetError: it is no number above 0.
+    """
+    if target is not None and not 0 < target < float("inf"):
+        raise BudgetError(f"target-latency is {target:g}; give milliseconds, above 0")
+
+
 def within_latency(
     cutter: Cutter, budget: Budget, target: float, data: Dataset, *, alone: bool = True
 ) -> tuple[Budget, dict[str, BoolArray]]:

@@ -63,6 +63,9 @@ def check_repairable(free: Traced, data: Dataset, repair: str | None, allocation
         check_model(free, data)
 
 
-def repair_for(repair: str | None, images: int) -> str:
-    """Return the repair asked for, or what so many images allow."""
-    return repair or ("lstsq" if images >= FEWEST_IMAGES else "fold")
+def repair_for(repair: str | None, images: int, *, noise: bool = False) -> str:
+    """Return the repair asked for, or what so many images allow: none where they are `noise`, which tells nothing.
+
+    What noise leaves behind is not what images do.
+    """
+    return repair or ("none" if noise else "lstsq" if images >= FEWEST_IMAGES else "fold")

@@ -12,17 +12,16 @@ from onnx import ModelProto
 from onnxshap import valuing
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
-from onnxshap.calibrate import free_batch, run_all
+from onnxshap.calibrate import free_batch
 from onnxshap.data import DataLike
 from onnxshap.endings import complete
 from onnxshap.errors import BudgetError
+from onnxshap.evaluation import Evaluation
 from onnxshap.graph import save
 from onnxshap.graph.writing import put_in
-from onnxshap.measure import label_notes, notes_on, scores, unchanged
-from onnxshap.opening import ModelLike, hold_out, open_model, readable, sample
-from onnxshap.plan.judging import Drop, Judge
+from onnxshap.opening import Given, ModelLike, sample
+from onnxshap.plan.judging import Drop
 from onnxshap.progress import Progress, silent
-from onnxshap.reference import judged
 from onnxshap.unification.blocks import BLOCK, find_blocks, order, shares_unified, unify_weights, weighted
 from onnxshap.unification.sizes import Size, as_file, compressor, size_of
 from onnxshap.verify import check_loads
@@ -108,12 +107,10 @@ def unify(
     if block < 2:
         raise BudgetError(f"block is {block}; give at least 2 weights that share a magnitude")
     progress("trace", 0, 1)
-    source = readable(model, output, data, labels, eval_data)
-    traced, dataset = open_model(
-        source, data, labels=labels, seed=seed, backend=backend, input_shapes=input_shapes, own=callable(payoff)
-    )
-    dataset, held_out = hold_out(traced, dataset, eval_data, seed)
-    reference, fitted = judged(traced, held_out, payoff)
+    given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes, output)
+    traced, dataset = given.open()
+    dataset, held_out = given.divide(traced, dataset)
+    evaluation = Evaluation.of(traced, held_out, payoff)
     blocks = find_blocks(traced, free_batch(traced), dataset, block)
     runs = valuing.WORK // max(1, len(blocks) * traced.cost.macs())
     blocks = weighted(traced, blocks, sample(dataset, max(1, min(_WEIGHED, runs)), seed))
@@ -127,21 +124,17 @@ def unify(
     count = _fewest(compressed, len(ranked), target, keep_bytes, block, inside, progress)
     made = unify_weights(traced, blocks, ranked[:count])
     check_loads(traced, made)
-    outputs = run_all(traced, made, held_out)
+    outputs = evaluation.outputs(made)
     before, made = complete(traced, traced.source), complete(traced, made)
     if output is not None:
         save(made, output, external=bool(traced.files))
     sizes = np.concatenate([b.sizes for b in blocks]) if blocks else np.zeros(0, np.int64)
-    after = scores(outputs, reference, held_out.labels, traced.outputs, fitted)
-    still = held_out.source if count and unchanged(outputs, reference) else None
+    after = evaluation.scores(outputs)
     return Unified(
-        put_in(made), size_of(before), size_of(made),
-        scores(reference, reference, held_out.labels, traced.outputs, fitted),
-        after,
-        Judge.of(traced, held_out, reference, fitted).lost(outputs), codec, block, len(sizes), count,
-        int(sizes[ranked[:count]].sum()), shares_unified(blocks, ranked[:count]), len(dataset), dataset.source,
-        len(held_out), held_out.source,
-        (*traced.notes, *label_notes(fitted, reference, held_out.labels), *notes_on(after, still)),
+        put_in(made), size_of(before), size_of(made), evaluation.scores(evaluation.reference), after,
+        evaluation.judge.lost(outputs), codec, block, len(sizes), count, int(sizes[ranked[:count]].sum()),
+        shares_unified(blocks, ranked[:count]), len(dataset), dataset.source, len(held_out), held_out.source,
+        evaluation.notes(after, outputs, changed=count > 0),
     )  # fmt: skip
 
 

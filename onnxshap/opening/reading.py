@@ -1,4 +1,4 @@
-"""What every job starts with: a traced model, checked data for it, the images that judge, the groups to cut."""
+"""A model and data as they are given -> a traced model and checked data for it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ from onnx import ModelProto
 
 from onnxshap import payoffs, streams
 from onnxshap.backend import OrtBackend
-from onnxshap.bases import Bases, Turned, turned
-from onnxshap.calibrate import free_batch, mixes_rows
+from onnxshap.calibrate import mixes_rows
 from onnxshap.core import Dataset
 from onnxshap.data import DataLike, InputSpec, are_whole, as_dataset, check_data, random_data
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.graph import Source, read
-from onnxshap.groups import Group, select
 from onnxshap.layouts import at_data, laid_by_data, placed_by_ops, samples_of, scorable
-from onnxshap.outputs import check_outputs
 from onnxshap.payoffs.checked import NO_CLASS, are_probabilities, class_axis
-from onnxshap.reference import errors_of_data
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced
 
@@ -31,10 +27,6 @@ ModelLike = str | Path | bytes | ModelProto | Source | Traced
 RANDOM_IMAGES = 32
 RANDOM_NUMBERS = 2**27
 """Fewer images are drawn where they would hold more numbers than that: 1 GiB while they are made."""
-REPAIR_IMAGES = 1024
-"""Most calibration images to measure curves and to refit with."""
-FEWEST_DIVIDED = 40
-"""Images of which two fifths may be held out."""
 
 
 def calibration(traced: Traced, data: DataLike | None, *, labels: str | Path | None = None, seed: int = 0) -> Dataset:
@@ -174,94 +166,3 @@ def sample(data: Dataset, count: int, seed: int) -> Dataset:
     if count < 1:
         raise BudgetError(f"samples is {count}; give at least 1 image")
     return data.take(streams.stream(seed, streams.SAMPLE).permutation(len(data))[:count])
-
-
-def in_bases(
-    traced: Traced, free: Traced, groups: Sequence[Group], data: Dataset, given: Bases | None = None
-) -> tuple[Turned, Traced]:
-    """Return a model in other bases (`bases`), and that form of it for evaluation.
-
-    Args:
-        traced, free: the model, as in its file and for evaluation.
-        groups: those that may be cut.
-        data: calibration inputs.
-        given: the bases that values of an earlier run are of.
-
-    Raises:
-        DataError: the model does not run on the data, or the values are of bases that it does not bear.
-    """
-    with errors_of_data(data):
-        moved = turned(traced, free, groups, data, given)
-    return moved, free_batch(moved.traced) if moved.groups else free
-
-
-def hold_out(
-    traced: Traced, data: Dataset, eval_data: DataLike | None, seed: int, dividing: str | None = None
-) -> tuple[Dataset, Dataset]:
-    """Return the images to cut and repair with, and those to judge by.
-
-    Args:
-        traced: the model.
-        data: calibration images.
-        eval_data: what to judge by; None = the calibration images.
-        seed: of the division.
-        dividing: what cannot judge by the images that it worked with: two fifths of them are held out, where
-            `eval_data` is None.
-
-    Raises:
-        DataError: the data do not fit the model, or are too few to divide.
-    """
-    if eval_data is not None:
-        return data, calibration(traced, eval_data, seed=seed)
-    return (data, data) if dividing is None else _divided(data, seed, dividing)
-
-
-def _divided(data: Dataset, seed: int, what: str) -> tuple[Dataset, Dataset]:
-    if len(data) < FEWEST_DIVIDED:
-        if data.source == "random" and data.labels is None:
-            raise DataError(
-                f"no data: {what} judges by images that nothing else sees, and random inputs tell nothing of what is "
-                f"lost; give --data, at least {FEWEST_DIVIDED} images, or --eval-data"
-            )
-        raise DataError(
-            f"{data.source}: {what} holds two fifths of the images out; there are {len(data)}, give at least "
-            f"{FEWEST_DIVIDED}, or --eval-data"
-        )
-    order = streams.stream(seed, streams.HELD_OUT).permutation(len(data))
-    split = 3 * len(data) // 5
-    kept, held_out = (data.take(np.sort(part)) for part in (order[:split], order[split:]))
-    return kept, replace(held_out, source=f"{data.source}, held out")
-
-
-def readable(
-    model: ModelLike, output: str | Path | None, data: DataLike | None, labels: str | Path | None,
-    eval_data: DataLike | None,
-) -> Source | Traced:  # fmt: skip
-    """Return a model to open, once it is sure that an output path can be written and replaces nothing that is read.
-
-    Raises:
-        ModelError: as `read` and `outputs.check_outputs`.
-    """
-    found = model if isinstance(model, Traced) else read(model)
-    check_outputs({"output": output}, found, {"data": data, "labels": labels, "eval_data": eval_data})
-    return found
-
-
-def groups_to_cut(traced: Traced, include: Sequence[str], exclude: Sequence[str]) -> list[Group]:
-    """Return the groups of a model that may be cut, those that `groups.select` chooses.
-
-    Raises:
-        BudgetError: there is none.
-    """
-    groups = select(traced.groups, include, exclude) if traced.groups else []
-    if not groups:
-        raise BudgetError(f"nothing can be cut: {_why_nothing(traced)}")
-    return groups
-
-
-def _why_nothing(traced: Traced) -> str:
-    """Return why a model has nothing to cut."""
-    if traced.groups:
-        return "--include and --exclude leave no group"
-    reasons = list(dict.fromkeys(f"{f.tensor!r}: {f.reason}" for f in traced.frozen))
-    return "; ".join(reasons[:3]) or "no weights make an axis (no Conv, Gemm or MatMul with constant weights)"

@@ -1,0 +1,21 @@
+"""What every job starts with.
+
+- `reading`: a model and data -> a traced model, checked data. `given`: all that a job is given, and images to judge by.
+- `subject`: what is cut of it.
+"""
+
+from onnxshap.opening.given import Given
+from onnxshap.opening.reading import ModelLike, calibration, open_model, sample
+from onnxshap.opening.subject import REPAIR_IMAGES, Subject, groups_to_cut, in_bases
+
+__all__ = [
+    "REPAIR_IMAGES",
+    "Given",
+    "ModelLike",
+    "Subject",
+    "calibration",
+    "groups_to_cut",
+    "in_bases",
+    "open_model",
+    "sample",
+]

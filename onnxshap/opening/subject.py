@@ -1,0 +1,130 @@
+"""What is cut: a model, its groups, and the images of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from onnxshap.bases import Bases, Turned, turned
+from onnxshap.calibrate import free_batch
+from onnxshap.clock import Clock
+from onnxshap.core import Dataset, FloatArray
+from onnxshap.errors import BudgetError
+from onnxshap.groups import Group, select
+from onnxshap.opening.given import Given
+from onnxshap.opening.reading import sample
+from onnxshap.plan.cutter import Cutter
+from onnxshap.plan.options import REFITS, check_repairable, repair_for
+from onnxshap.progress import Progress
+from onnxshap.reference import errors_of_data
+from onnxshap.tracing import Traced
+
+REPAIR_IMAGES = 1024
+"""Most calibration images to measure curves and to refit with."""
+
+
+def groups_to_cut(traced: Traced, include: Sequence[str], exclude: Sequence[str]) -> list[Group]:
+    """Return the groups of a model that may be cut, those that `groups.select` chooses.
+
+    Raises:
+        BudgetError: there is none.
+    """
+    groups = select(traced.groups, include, exclude) if traced.groups else []
+    if not groups:
+        raise BudgetError(f"nothing can be cut: {_why_nothing(traced)}")
+    return groups
+
+
+def _why_nothing(traced: Traced) -> str:
+    """Return why a model has nothing to cut."""
+    if traced.groups:
+        return "--include and --exclude leave no group"
+    reasons = list(dict.fromkeys(f"{f.tensor!r}: {f.reason}" for f in traced.frozen))
+    return "; ".join(reasons[:3]) or "no weights make an axis (no Conv, Gemm or MatMul with constant weights)"
+
+
+def in_bases(
+    traced: Traced, free: Traced, groups: Sequence[Group], data: Dataset, given: Bases | None = None
+) -> tuple[Turned, Traced]:
+    """Return a model in other bases (`bases`), and that form of it for evaluation.
+
+    Args:
+        traced, free: the model, as in its file and for evaluation.
+        groups: those that may be cut.
+        data: calibration inputs.
+        given: the bases that values of an earlier run are of.
+
+    Raises:
+        DataError: the model does not run on the data, or the values are of bases that it does not bear.
+    """
+    with errors_of_data(data):
+        moved = turned(traced, free, groups, data, given)
+    return moved, free_batch(moved.traced) if moved.groups else free
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is cut, by which repair, and the images of every step.
+
+    Attributes:
+        traced, free: the model, as in its file and for evaluation.
+        groups: those that may be cut.
+        data: calibration images.
+        held_out: the images that judge.
+        repaired_on: calibration images to measure curves and to repair with.
+        repair: one of `plan.options.REPAIRS`.
+        turned: how groups were put into other bases, if some were.
+    """
+
+    traced: Traced
+    free: Traced
+    groups: Sequence[Group]
+    data: Dataset
+    held_out: Dataset
+    repaired_on: Dataset
+    repair: str
+    turned: Turned | None = None
+
+    @classmethod
+    def of(
+        cls, given: Given, traced: Traced, data: Dataset, groups: Sequence[Group], repair: str | None,
+        allocation: str | None, dividing: str | None,
+    ) -> Subject:  # fmt: skip
+        """Return what is cut of an opened model.
+
+        Args:
+            given: what the job is given.
+            traced, data: as `given.open` returned them.
+            groups: those that may be cut.
+            repair, allocation: as asked for (`api.prune`).
+            dividing: as for `Given.divide`.
+
+        Raises:
+            ModelError, DataError, OnnxshapError: as `Given.divide` and `plan.options.check_repairable`.
+        """
+        free = free_batch(traced)
+        data, held_out = given.divide(traced, data, dividing)
+        repaired_on = sample(data, REPAIR_IMAGES, given.seed)
+        check_repairable(free, repaired_on, repair, allocation)
+        settled = repair_for(repair, len(repaired_on), noise=given.data is None)
+        return cls(traced, free, groups, data, held_out, repaired_on, settled)
+
+    @property
+    def refitted(self) -> bool:
+        """Whether the layers behind the cut are refitted."""
+        return self.repair in REFITS
+
+    def in_bases(self, bases: Bases | None = None) -> Subject:
+        """Return it with the model in other bases: those given, else the ones in which a cut loses least."""
+        moved, free = in_bases(self.traced, self.free, self.groups, self.repaired_on, bases)
+        return replace(self, traced=moved.traced, free=free, turned=moved)
+
+    def cutter(
+        self, order: Mapping[str, FloatArray], allocation: str | None, seed: int, progress: Progress, clock: Clock, *,
+        rescore: Callable[[Traced], Mapping[str, FloatArray]] | None, seconds: float | None, payoff: str | None,
+    ) -> Cutter:  # fmt: skip
+        """Return what cuts it; the arguments are those of `Cutter`, `order` its values, `seconds` those of tuning."""
+        return Cutter(
+            self.traced, self.free, self.groups, order, self.repaired_on, self.repair, allocation, seed, progress,
+            clock, rescore=rescore, tuning_seconds=seconds, payoff=payoff, turned=self.turned,
+        )  # fmt: skip

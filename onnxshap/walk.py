@@ -80,7 +80,7 @@ class Walk:
     Attributes:
         free: tells the shapes of the tensors and the backend.
         model: the model.
-        batches: feeds by input name.
+        batches: feeds by input name; they take no room.
         room: shared with others; None: one of its own, of the backend's memory.
         live: what is left of the tensors; None: all.
     """
@@ -132,9 +132,18 @@ class Walk:
 
     def go_past(self, names: Sequence[str]) -> None:
         """Ask for some tensors without a use for their values: they are computed only where something is held then."""
-        if self._coming(names)[3] is not None:
+        if self.holds(names):
             for _ in self(names):
                 pass
+
+    def holds(self, names: Sequence[str]) -> bool:
+        """Return whether what is read behind some tensors is held once they were asked for, with those of them."""
+        return self._coming(names)[3] is not None
+
+    @property
+    def taken(self) -> int:
+        """Bytes that are held."""
+        return self._share.taken
 
     def restart(self) -> None:
         """Let go of all that is held: nodes before it were edited."""
@@ -190,8 +199,8 @@ class Walk:
         return sorted(new)
 
     def bytes(self, names: Iterable[str]) -> int:
-        """Return how many bytes the values of some tensors take on all images, about."""
-        shapes = ((n, self.free.shaped.shapes.get(n, ())) for n in names)
+        """Return how many bytes the values of some tensors take on all images, about, but for what is fed."""
+        shapes = ((n, self.free.shaped.shapes.get(n, ())) for n in names if n not in self.batches[0])
         if self.live is not None:
             shapes = ((n, self.live.shape(n, shape)) for n, shape in shapes)
         return sum(4 * math.prod(shape) // self.free.batch * self._images for _, shape in shapes)
@@ -231,22 +240,23 @@ class Route:
 
 @dataclass
 class Repeated:
-    """A walk that is taken several times: what it gave is kept for the next time, as far as memory goes.
+    """A walk that is taken several times: what it gave is kept for the next time, as far as there is room.
 
     Every time is given what it would be by a walk of its own, to the last bit: what was not kept is computed once all
     that was asked for before it has been, in the pieces of the first time.
 
     Attributes:
         walk: through a model that is not edited.
+        most: bytes that are kept at most. A walk that goes beside it holds no more either; neither shares them, for
+            what one of them holds decides in which pieces it goes.
     """
 
     walk: Walk
+    most: int
     _kept: dict[_Asked, list[list[Array]]] = field(default_factory=dict)
     _asked: _Asked = ()
     _computed: _Asked = ()
-
-    def __post_init__(self) -> None:
-        self._bytes = sum(values.nbytes for feeds in self.walk.batches for values in feeds.values())
+    _bytes: int = 0
 
     def again(self) -> Repeated:
         """Go back to the start."""
@@ -266,7 +276,7 @@ class Repeated:
                 self.walk.go_past(step)
         self._computed = self._asked
         size = self.walk.bytes(names)
-        if self._bytes + size > self.walk.free.backend.memory:
+        if self._bytes + size > self.most:
             yield from self.walk(names)
             return
         found = []

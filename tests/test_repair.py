@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError
 from onnxshap.opening import open_model
+from onnxshap.plan.curves import loss_curves
 from onnxshap.repair import matching, refit, rematch
 from onnxshap.repair.moments import Moments, pooled_scale
 from onnxshap.repair.regression import Effort, Response, Rows, solve
@@ -54,6 +56,24 @@ def net(twins: bool = False, batch: int | None = None) -> ModelProto:
         values = rng.normal(size=shape).astype(np.float32)
         if twins and name in ("wa", "ba"):
             values[1::2] = values[::2]
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    return model
+
+
+def deep() -> ModelProto:
+    """Return a chain of convolutions with skips: four groups, whose tensors are all of one size."""
+    text, last = list[str](), "x"
+    for k in range(4):
+        text.append(f"c{k} = Conv<pads=[1,1,1,1]>({last}, v{k}) r{k} = Relu(c{k})")
+        text.append(f"d{k} = Conv<pads=[1,1,1,1]>(r{k}, w{k}) s{k} = Add(d{k}, {last if k else f'd{k}'})")
+        last = f"s{k}"
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]> deep (float[N,3,6,6] x) => (float[N,8] y)
+        {{ {" ".join(text)} y = ReduceMean<axes=[2,3], keepdims=0>({last}) }}"""
+    )
+    rng = np.random.default_rng(1)
+    for name in (f"{kind}{k}" for kind in "vw" for k in range(4)):
+        values = rng.normal(size=(8, 3 if name == "v0" else 8, 3, 3)).astype(np.float32) / 6
         model.graph.initializer.append(numpy_helper.from_array(values, name))
     return model
 
@@ -606,11 +626,11 @@ def test_a_walk_gives_what_a_run_gives(memory: int) -> None:
 def test_what_a_repeated_walk_gives_is_what_a_walk_of_its_own_does(kept: int) -> None:
     """Of a tensor of the net, on 20 images, `kept` are kept; walks that part ways are told apart."""
     data = images(20)
-    given, each = data.inputs["x"].nbytes, 20 * 8 * 6 * 6 * 4
-    traced, _ = open_model(net(), data, backend=OrtBackend(memory=given + kept * each))
+    room = kept * 20 * 8 * 6 * 6 * 4
+    traced, _ = open_model(net(), data, backend=OrtBackend(memory=room))
     batches, backend = [{"x": data.inputs["x"]}], _Counting(traced.backend)
     counting = replace(traced, backend=backend)
-    repeated = Repeated(Walk(counting, traced.shaped.graph.model, batches))
+    repeated = Repeated(Walk(counting, traced.shaped.graph.model, batches), room)
     for _ in range(2):
         for steps in ([["a"], ["ar"], ["s", "b"]], [["b"], ["y"]], [["a"], ["ar"]]):
             repeated.again()
@@ -644,6 +664,38 @@ def test_both_walks_of_a_refit_hold_no_more_than_the_memory(monkeypatch: pytest.
     refit(traced, free, {group.name: np.arange(8) < 5}, site_means(free, data), data)
     assert len(walks) == 2
     assert min(2, tensors - 1) * 0.6 * each <= most[0] <= tensors * each
+
+
+@pytest.mark.parametrize("tensors", [1, 3, 6])
+def test_all_that_curves_hold_fits_into_the_memory(monkeypatch: pytest.MonkeyPatch, tensors: int) -> None:
+    """In the memory of so many tensors of the net: what lies before a group, in it, and in the cut model."""
+    data, each = images(40), 40 * 8 * 6 * 6 * 4
+    traced, _ = open_model(deep(), data, backend=OrtBackend(memory=tensors * each))
+    made, took, held, most = Walk.__post_init__, Share.take, list[weakref.ref[Walk | Repeated]](), [0]
+    kept = Repeated.again
+
+    def make(self: Walk) -> None:
+        made(self)
+        held.append(weakref.ref(self))
+
+    def again(self: Repeated) -> Repeated:
+        held.append(weakref.ref(self))
+        return kept(self)
+
+    def take(self: Share, count: int) -> None:
+        took(self, count)
+        every = [one for ref in held if (one := ref()) is not None]
+        walks = [one for one in every if isinstance(one, Walk)]
+        values = [v for walk in walks for feeds in (*walk._held, *walk.batches) for n, v in feeds.items() if n != "x"]
+        values += [v for one in every if isinstance(one, Repeated) for p in one._kept.values() for vs in p for v in vs]
+        most[0] = max(most[0], sum({id(v): v.nbytes for v in values}.values()))
+
+    monkeypatch.setattr(Walk, "__post_init__", make)
+    monkeypatch.setattr(Repeated, "again", again)
+    monkeypatch.setattr(Share, "take", take)
+    values = {group.name: np.arange(float(len(group))) for group in traced.groups}
+    loss_curves(traced, free_batch(traced), traced.groups, values, data, (0.75, 0.5, 0.25))
+    assert 0.3 * each < most[0] <= tensors * each
 
 
 @dataclass

@@ -25,12 +25,14 @@ from onnxshap.plan.trials import FEWEST_FITTED, FITTED, Trials
 from onnxshap.plan.widths import Candidate
 from onnxshap.repair import QUICK, batch_size, border, refit
 from onnxshap.tracing import Traced
-from onnxshap.walk import Repeated, Walk, sizes_of
+from onnxshap.walk import Repeated, Room, Walk, sizes_of
 
 FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Widths measured, as shares of a group."""
 FEW = (0.75, 0.5, 0.25)
 """Those measured where all of them would take too long."""
+_WALKING = 3
+"""Inside of a group, who share what is left of the memory: a walk, what is kept of it, and that of the cut model."""
 IMAGES = 500
 """Most images used, three fifths to fit, the others to judge."""
 
@@ -92,12 +94,14 @@ def loss_curves(
     trials = Trials.of(free, data, seed, original, payoff)
     whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
     plan_at = plans_at([Candidate(g.name, g.units, values[g.name]) for g in groups], traced.covers)
-    before = _Before(free, trials.fitted), _Before(free, trials.judged)
-    curves = {}
-    for number, group in enumerate(groups):
-        unchanged = _unchanged(free, group, whole)
+    parts = trials.fitted, trials.judged
+    before = [_Before(free, part, free.backend.memory * len(part) // sum(map(len, parts))) for part in parts]
+
+    def measured(number: int, group: Group) -> FloatArray:  # what it holds is let go of before the next group's is made
+        unchanged, points = _unchanged(free, group, whole), {len(group): 0.0}
         fit_on, judge_on = (part.of(unchanged) for part in before)
-        walk, points = Repeated(Walk(free, free.shaped.graph.model, fit_on)), {len(group): 0.0}
+        left = (free.backend.memory - sum(part.taken for part in before)) // _WALKING
+        walk = Repeated(Walk(free, free.shaped.graph.model, fit_on, Room(left)), left)
         for k, fraction in enumerate(fractions):
             width = round(fraction * len(group))
             if 0 < width < len(group) and width not in points:
@@ -107,8 +111,9 @@ def loss_curves(
                 )
                 points[width] = trials.loss(_outputs(free, model, judge_on, len(trials.judged)))
             progress(number * len(fractions) + k + 1, len(groups) * len(fractions))
-        curves[group.name] = convex(points, len(group))
-    return curves
+        return convex(points, len(group))
+
+    return {group.name: measured(number, group) for number, group in enumerate(groups)}
 
 
 def _unchanged(free: Traced, group: Group, whole: Mapping[str, BoolArray]) -> list[str]:
@@ -119,20 +124,27 @@ def _unchanged(free: Traced, group: Group, whole: Mapping[str, BoolArray]) -> li
 
 
 class _Before:
-    """What lies before a group, on some images, in batches."""
+    """What lies before a group, on some images, in batches.
 
-    def __init__(self, free: Traced, data: Dataset) -> None:
-        self._free = free
+    Attributes:
+        taken: bytes of it that are held.
+    """
+
+    def __init__(self, free: Traced, data: Dataset, memory: int) -> None:
         size = batch_size(free, [o for node in free.shaped.graph.nodes for o in node.output if o in free.shaped.shapes])
         self._inputs = [dict(feeds) for _, feeds in batches(free, data, size)]
-        self._walk = Walk(free, free.shaped.graph.model, self._inputs)
+        self._walk = Walk(free, free.shaped.graph.model, self._inputs, Room(memory))
+        self._memory, self.taken = memory, 0
 
     def of(self, names: Sequence[str]) -> list[dict[str, Array]]:
-        """Return the inputs and the values of some tensors; the inputs where that is much."""
-        if self._walk.bytes(names) > self._free.backend.memory:
+        """Return the inputs and the values of some tensors, which are read behind; the inputs where that is much."""
+        beside = 0 if self._walk.holds(names) else self._walk.bytes(names)
+        if self._walk.taken + beside > self._memory:
+            self.taken = self._walk.taken
             return self._inputs
-        found = zip(self._inputs, self._walk(names), strict=True)
-        return [{**feeds, **dict(zip(names, values, strict=True))} for feeds, values in found]
+        values = [dict(zip(names, own, strict=True)) for own in self._walk(names)]
+        self.taken = self._walk.taken + beside
+        return [{**feeds, **own} for feeds, own in zip(self._inputs, values, strict=True)]
 
 
 def _outputs(free: Traced, model: ModelProto, batches_: Sequence[Mapping[str, Array]], images: int) -> list[Array]:

@@ -86,8 +86,8 @@ class Walks:
         ]
         whole = free.shaped.graph.model
         told = _telling_states(whole, recurrent)
-        # what both walks hold fits into the memory together, unless one is repeated: it goes the same way every time
-        room = Room(free.backend.memory) if original is None else None
+        # what both walks hold fits into the memory together
+        room = Room(free.backend.memory if original is None else original.most)
         self._original: Steps = (
             Walk(free, told, feeds, room) if original is None or told is not whole else original.again()
         )

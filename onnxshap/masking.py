@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from onnxshap.arguments import checked
 from onnxshap.codes import INTEGERS
 from onnxshap.core import Array, FloatArray
 from onnxshap.errors import ModelError
-from onnxshap.graph import tensor, writing
+from onnxshap.graph import array, tensor, weights, writing
 from onnxshap.graph.loops import closed
 from onnxshap.graph.structure import refill
 from onnxshap.groups import MASKS, Group
-from onnxshap.labels import Site
+from onnxshap.labels import Site, Weight
 from onnxshap.labels.kernels import block_diagonal, in_first
 from onnxshap.shapes.constants import static_values
 from onnxshap.shapes.folding import Shape
@@ -74,15 +75,24 @@ def insert_masks(
 
 
 def masked_model(
-    traced: Traced, groups: Sequence[Group] | None = None, means: Means | None = None, probe: Probe | None = None
+    traced: Traced,
+    groups: Sequence[Group] | None = None,
+    means: Means | None = None,
+    probe: Probe | None = None,
+    kept: weights.Kept | None = None,
 ) -> ModelProto:
-    """Return what `insert_masks` does, the large initializers taken out."""
+    """Return what `insert_masks` does, the large initializers taken out.
+
+    Args:
+        traced, groups, means, probe: as in `insert_masks`.
+        kept: takes what the means leave, which of all groups is as much as the weights; None = it is put in.
+    """
     chosen = traced.groups if groups is None else list(groups)
     known = {g.name: g for g in traced.groups}
     for group in chosen:
         if group.name not in known or not np.array_equal(known[group.name].units, group.units):
             raise ModelError(f"group {group.name!r} is not a group of this model; take it from trace(model).groups")
-    return closed(_Masks(traced, chosen, {} if probe else means or {}, probe).model())
+    return closed(_Masks(traced, chosen, {} if probe else means or {}, probe, kept).model())
 
 
 def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:
@@ -102,23 +112,24 @@ def images_apart(traced: Traced) -> bool:
     return not (mixed or trace.mixes_rows or trace.shares_ranges)
 
 
-def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, FloatArray]:
-    """Return, for sites with constant weights, float64[n, m]: what 1 at a position adds to each output.
+def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, Callable[[], FloatArray]]:
+    """Return, for sites with constant weights, what gives float64[n, m]: what 1 at a position adds to each output.
 
-    Every other axis of the weights is summed over, as if the input were constant in space, away from the border.
+    Every other axis of the weights is summed over, as if the input were constant in space, away from the border. All of
+    them at once would take twice as much as the weights do.
     """
-    nodes = traced.shaped.graph.nodes
-    foldable = [(s, s.weight) for s in sites if s.weight is not None]
-    names = [nodes[s.node].input[w.input] for s, w in foldable]
-    values = static_values(traced.shaped.graph.model, traced.backend, list(dict.fromkeys(names)))
-    found = {}
-    for (site, w), name in zip(foldable, names, strict=True):
-        kernel = in_first(values[name].astype(np.float64), w)
-        table = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2) * w.scale * w.spread
-        if w.groups > 1:
-            table = block_diagonal(table, w)
-        found[site.node, site.input] = table
-    return found
+    model, nodes = traced.shaped.graph.model, traced.shaped.graph.nodes
+    foldable = [(s, s.weight, nodes[s.node].input[s.weight.input]) for s in sites if s.weight is not None]
+    stored = {t.name: t for t in model.graph.initializer}
+    computed = static_values(model, traced.backend, list(dict.fromkeys(n for _, _, n in foldable if n not in stored)))
+
+    def table(w: Weight, name: str) -> FloatArray:
+        values = array(stored[name]) if name in stored else computed[name]
+        kernel = in_first(values.astype(np.float64), w)
+        found = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2) * w.scale * w.spread
+        return block_diagonal(found, w) if w.groups > 1 else found
+
+    return {(site.node, site.input): partial(table, w, name) for site, w, name in foldable}
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,7 @@ class _Masks:
     groups: list[Group]
     means: Means
     probe: Probe | None = None
+    kept: weights.Kept | None = None
     head: list[NodeProto] = field(default_factory=list)
     before: dict[int, list[NodeProto]] = field(default_factory=dict)
     after: dict[int, list[NodeProto]] = field(default_factory=dict)
@@ -183,7 +195,8 @@ class _Masks:
         touched = self.traced.sites(self.groups)
         tables = responses(self.traced, [s for s in touched if (s.node, s.input) in self.means])
         for site in touched:
-            self._mask(masked.graph.node[site.node], site, tables.get((site.node, site.input)))
+            table = tables.get((site.node, site.input))
+            self._mask(masked.graph.node[site.node], site, None if table is None else table())
         nodes = [*self.head]
         for index, node in enumerate(masked.graph.node):
             nodes += [*self.before.get(index, ()), node, *self.after.get(index, ())]
@@ -198,7 +211,8 @@ class _Masks:
 
     def _constant(self, wish: str, values: Array) -> str:
         name = self.names.new(wish)
-        self.constants.append(tensor(name, values))
+        made = tensor(name, values) if self.kept is None else weights.initializer(name, values, self.kept)
+        self.constants.append(made)
         return name
 
     def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:

@@ -207,7 +207,7 @@ def cut(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
         fixup.apply(edit)
     for site in folded:
         if means and (key := (site.node, site.input)) in tables:
-            edit.fold(site, tables[key], means[key])
+            edit.fold(site, tables[key](), means[key])
     return edit.finished()
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import ModelProto
 
+from onnxshap.graph.weights import Kept
 from onnxshap.masking import masked_model
+from onnxshap.rewrite import small_model
 from onnxshap.tracing import trace
 from tests.exactness import check_exact, net
 
@@ -63,3 +68,30 @@ def test_masks_of_many_groups_take_no_longer_each_than_those_of_few() -> None:
     masked = masked_model(traced)
     assert time.process_time() - start < 2  # each looking through all groups would take several times that
     assert len(masked.graph.input) == len(layers)
+
+
+def test_what_removed_channels_leave_is_worked_out_layer_by_layer() -> None:
+    """Of all layers at once it would be twice the weights, in a cut and in the masked model that it is held against."""
+    size, layers = 512, range(6)
+    weights: dict[str, Any] = {f"w{k}": (size, size) for k in layers}
+    nodes = "".join(f"m{k} = MatMul(x{k}, w{k}) x{k + 1} = Relu(m{k})\n" for k in layers)
+    traced = trace(
+        net(f"(float[N,{size}] x0) => (float[N,{size}] y) {{ {nodes} y = Relu(x{len(layers)}) }}", **weights)
+    )
+    means = {(s.node, s.input): np.ones(size) for s in traced.sites(traced.groups)}
+    keep, kept = {g.name: np.arange(size) % 2 == 0 for g in traced.groups}, Kept()
+    assert len(means) == 5
+
+    def peak(make: Callable[[], ModelProto]) -> int:
+        tracemalloc.start()
+        made = make()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert made.ByteSize() < size**2  # large values are outside of it
+        return found
+
+    one = 8 * size**2
+    assert peak(lambda: small_model(traced, keep, means)) < 3 * one
+    # those of all layers, in float32, stay with the model
+    assert peak(lambda: masked_model(traced, None, means, kept=kept)) < (3 + len(means) / 2) * one
+    assert kept

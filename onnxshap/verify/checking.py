@@ -12,7 +12,7 @@ from onnxshap.codes import is_coding
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError, ModelError, VerifyError, first_line
 from onnxshap.graph.structure import is_random
-from onnxshap.graph.weights import without_values
+from onnxshap.graph.weights import Kept, without_values
 from onnxshap.masking import Means, mask_name, masked_model
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.kinds import unknown_kinds, value_kinds
@@ -57,7 +57,8 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
             the model takes any, at others.
     """
     part = data.take(slice(0, _CHECKED_IMAGES))
-    masked = masked_model(free, None, means)
+    kept = Kept()  # as long as what names it is run
+    masked = masked_model(free, None, means, kept=kept)
     masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
     twin = Form(free, masked, masks)
     check_loads(traced, small)

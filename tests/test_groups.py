@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from onnx import ModelProto
 
+from onnxshap.graph import array, is_op
 from onnxshap.graph.weights import Kept
 from onnxshap.masking import masked_model
 from onnxshap.rewrite import small_model
@@ -95,3 +97,12 @@ def test_what_removed_channels_leave_is_worked_out_layer_by_layer() -> None:
     # those of all layers, in float32, stay with the model
     assert peak(lambda: masked_model(traced, None, means, kept=kept)) < (3 + len(means) / 2) * one
     assert kept
+
+
+def test_a_mask_whose_units_lie_in_order_is_multiplied_by_no_matrix() -> None:
+    """Hidden units of a transformer share their axis with nothing, but are written down as what might."""
+    traced = trace(Path(__file__).parent.parent / "models" / "fashion_vit.onnx")
+    masked = masked_model(traced)
+    stored = {t.name: array(t) for t in masked.graph.initializer}
+    matrices = [stored[n.input[1]] for n in masked.graph.node if is_op(n, "MatMul") and n.input[1] in stored]
+    assert not any(np.array_equal(matrix, np.eye(*matrix.shape)) for matrix in matrices)

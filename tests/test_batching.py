@@ -679,10 +679,23 @@ def test_a_squeeze_may_take_the_axis_of_a_single_image(name: str, opset: int) ->
     ("[batch,steps,6]", "[batch,3]", 0), ("[batch,bs,6]", "[batch,3]", 0),
     ("[N,5,6]", "[N,3]", 0), ("[8,3,H,W]", "[8,3]", 0),
     ("[3,32,32]", "[found,4]", None), ("[3,32,32]", "[3,4]", 0), ("[3,H,W]", "[found,4]", None),
+    ("[12,8]", "[1,1]", None), ("[12,8]", "[5,36]", 0), ("[12,8]", "[1,q]", 0), ("[1,8]", "[5]", 0),
 ])  # fmt: skip
 def test_where_the_images_lie(dims: str, given: str, batch: int | None) -> None:
     model = net(f"(float{dims} x) => (float{given} y) {{ y = Relu(x) }}")
     assert input_specs(model)["x"].batch == batch
+
+
+def test_rows_of_a_table_of_which_one_answer_comes_out_are_those_of_one_sample() -> None:
+    model = net(
+        """(float[12,8] x) => (float[1,1] y) {
+            a = Reshape(x, whole) b = Gemm(a, w0) r = Relu(b) y = Gemm(r, w1)
+        }""",
+        w0=(96, 10), w1=(10, 1), whole=[1, 96],
+    )  # fmt: skip
+    small = prune(model, None, keep_units=0.5, method="random").model  # it was refused: no output is 12 long
+    assert run(small, {"x": np.zeros((12, 8), np.float32)})[0].shape == (1, 1)
+    check_exact(model)
 
 
 @pytest.mark.parametrize(("inputs", "axes"), [

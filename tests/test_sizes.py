@@ -10,6 +10,7 @@ import pytest
 from onnx import GraphProto, TensorProto, helper
 
 from onnxshap.backend import OrtBackend
+from onnxshap.errors import ModelError
 from onnxshap.masking import insert_masks, mask_name
 from onnxshap.rewrite import drop_units
 from onnxshap.shapes.alone import Alone, Given
@@ -420,3 +421,54 @@ def test_sizes_are_found_where_a_table_of_positions_is_short() -> None:
     )
     assert trace(model).shaped.inputs == {"x": (2, 8, 6)}
     check_exact(model)
+
+
+def test_sizes_are_found_where_windows_take_hundreds_of_samples_of_sound() -> None:
+    model = net(
+        """(float[N,L] x) => (float[N,2,T] y) {
+        a = Unsqueeze(x, one)
+        p = Conv<strides=[160]>(a, w0)
+        r = Relu(p)
+        y = Conv(r, w1)
+    }""",
+        w0=(6, 1, 512),
+        w1=(2, 6, 1),
+        one=[1],
+        opset=13,
+    )
+    assert trace(model).shaped.inputs == {"x": (2, 1024)}
+    check_exact(model)
+
+
+def test_sizes_are_found_where_times_come_first_and_windows_run_over_them() -> None:
+    model = net(
+        """(float[T,5] x) => (float[U,2] y) {
+        a = Unsqueeze(x, nil)
+        b = Transpose<perm=[0,2,1]>(a)
+        c = Conv(b, w0)
+        r = Relu(c)
+        d = Conv(r, w1)
+        e = Transpose<perm=[0,2,1]>(d)
+        y = Squeeze(e, nil)
+    }""",
+        w0=(6, 5, 9),
+        w1=(2, 6, 3),
+        nil=[0],
+        opset=13,
+    )
+    traced = trace(model)
+    assert traced.shaped.inputs == {"x": (64, 5)}
+    keep = draw_plan(traced, 0.5, np.random.default_rng(0))
+    x = {"x": np.random.default_rng(1).normal(size=(64, 5)).astype(np.float32)}
+    redone = run(zeroed(model, removed_slices(traced, keep)), x)
+    assert relative_error(run(drop_units(traced, keep), x), redone) < TOLERANCE
+
+
+def test_a_refusal_names_a_few_of_many_inputs() -> None:
+    names = [f"x{k}" for k in range(9)]
+    ops = "\n".join(f"y{k} = Gather({name}, beyond)" for k, name in enumerate(names))
+    inputs, outputs = (", ".join(f"float[{n},3] {c}{k}" for k in range(9)) for c, n in (("x", 2), ("y", 1)))
+    model = net(f"({inputs}) => ({outputs}) {{ {ops} }}", beyond=[7])
+    with pytest.raises(ModelError, match=r"at x0\[2, 3\], x1\[2, 3\], x2\[2, 3\], x3\[2, 3\] and 5 more: ") as refused:
+        trace(model)
+    assert "--input-shape" not in str(refused.value)  # every size is fixed

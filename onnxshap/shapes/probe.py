@@ -6,6 +6,7 @@ One run at two images of a usual size, one more with other sizes in the free dim
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,8 +29,14 @@ _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
 _SMALL_SIZES = (8, 4)
 """Sizes that are tried last: a table of positions may be that short (the signs of a number plate)."""
+_LONG_SIZES = (1024, 16000)
+"""Sizes that are tried after those: sound, whose windows take hundreds of samples."""
+_MOST = 1 << 20
+"""Entries of an input at such a size: a picture that large in both directions is none."""
 _LIKELY = 2
 """Batches that may be written into a file which are tried at other sizes that may be."""
+_TOLD = 4
+"""Inputs that a message names."""
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 """Element types of bounds, sizes and positions, which exporters that fold no constants compute from constants."""
 _WEIGHTS = frozenset((
@@ -92,6 +99,8 @@ def _first_run(
         yield from itertools.product(_FREE_SIZES, dict.fromkeys((*wished, *images)))
         yield from itertools.product(others, dict.fromkeys((*wished, *batches, *images[:_LIKELY])))
         yield from itertools.product(_SMALL_SIZES, batches)
+        yield from itertools.product(_LONG_SIZES, batches)
+        yield from itertools.product(_FREE_SIZES[:1], _FREE_SIZES)  # times come first, and windows run over them
 
     for free, batch in itertools.chain(usual, rare()):
         sizes = {
@@ -101,17 +110,22 @@ def _first_run(
             )
             for name, spec in specs.items()
         }
-        if sizes in sizes_tried:
+        if sizes in sizes_tried or (free in _LONG_SIZES and any(math.prod(shape) > _MOST for shape in sizes.values())):
             continue
         sizes_tried.append(sizes)
         try:
             return probe.run(sizes)
         except (ModelError, DataError) as error:
             reason = reason or error
-    tried = "; ".join(", ".join(f"{k}{list(v)}" for k, v in s.items()) for s in sizes_tried[:3])
-    raise ModelError(
-        f"the model does not run at {tried}: {reason}; give data that it takes, or --input-shape NAME=1,3,48,192"
-    ) from reason
+    tried = "; ".join(map(_told, sizes_tried[:3]))
+    shaped = ", or --input-shape NAME=1,3,48,192" if any(None in spec.shape for spec in specs.values()) else ""
+    raise ModelError(f"the model does not run at {tried}: {reason}; give data that it takes{shaped}") from reason
+
+
+def _told(sizes: Mapping[str, Shape]) -> str:
+    """Return the first of some inputs with their sizes, and how many more there are."""
+    some = ", ".join(f"{name}{list(shape)}" for name, shape in itertools.islice(sizes.items(), _TOLD))
+    return some + (f" and {len(sizes) - _TOLD} more" if len(sizes) > _TOLD else "")
 
 
 def _size(given: Sequence[int | None] | None, axis: int) -> int | None:

@@ -45,7 +45,10 @@ def input_specs(model: ModelProto) -> dict[str, InputSpec]:
     names = {i.name: [d.dim_param for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
     given = [o.type.tensor_type.shape.dim for o in model.graph.output if o.type.tensor_type.shape.dim]
     made = {d.dim_param for dims in given for d in dims if d.dim_param}
-    axes = _batch_axes(names, specs, {dims[0].dim_param or dims[0].dim_value for dims in given}, made)
+    if _left_behind(specs, [[d.dim_value for d in o.type.tensor_type.shape.dim] for o in model.graph.output]):
+        axes = dict[str, int | None].fromkeys(specs)
+    else:
+        axes = _batch_axes(names, specs, {dims[0].dim_param or dims[0].dim_value for dims in given}, made)
     return {name: replace(spec, batch=axes[name]) for name, spec in specs.items()}
 
 
@@ -142,6 +145,17 @@ def _batch_axes(
         else:
             found[name] = named[0] if len(named) == 1 else None
     return found
+
+
+def _left_behind(specs: Mapping[str, InputSpec], outputs: Sequence[Sequence[int]]) -> bool:
+    """Return whether no output has an axis for what lies on axis 0 of the inputs, all sizes being fixed: no batch does.
+
+    Rows of one table, of which one answer comes out. 0 in an output is a size that the file does not tell.
+    """
+    leading = {spec.shape[0] for spec in specs.values() if spec.shape}
+    if not outputs or any(None in spec.shape for spec in specs.values()) or any(0 in o or not o for o in outputs):
+        return False
+    return all(n is not None and size % n for n in leading for shape in outputs for size in shape)
 
 
 def _in_rows(spec: InputSpec, names: Sequence[str], title: str) -> bool:

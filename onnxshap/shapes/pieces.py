@@ -5,6 +5,7 @@ A piece ends where all that is handed on is plain tensors of the main graph; whe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ _HANDED = frozenset((
 ))  # fmt: skip
 """Element types that numpy has too."""
 _SHAPE = "onnxshap.shape."
+_FAILED = re.compile(r"while running \w+ node\. Name:'([^']*)'")
+"""How onnxruntime names the node that does not run."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Pieces:
         self._model, self._backend = model, backend
         names = Names(model.graph)
         self._shapes, self._values = {name: names.new(_SHAPE + name) for name in sorted(shapes)}, frozenset(values)
+        self._names = [node.name or names.node(next(iter(node.output), "")) for node in model.graph.node]
         self._stored = {t.name: k for k, t in enumerate(model.graph.initializer)}
         self._pieces = _divided(model, kinds)
         self._whole = self._loaded() if len(self._pieces) == 1 else None
@@ -79,9 +83,21 @@ class Pieces:
             found = _ran(self._whole, feeds)
         return {name: found[told] for name, told in self._shapes.items()}, {name: found[name] for name in self._values}
 
+    def refusing(self, error: Exception) -> int | None:
+        """Return the place of the node that onnxruntime names in an error of a run, None where it names none."""
+        found = _FAILED.search(str(error))
+        return None if found is None or found[1] not in self._names else self._names.index(found[1])
+
     def _loaded(self) -> Session:
-        model = _telling(copied(self._model), self._shapes, sorted(self._values))
+        model = copied(self._model)
+        self._name(model, 0)
+        model = _telling(model, self._shapes, sorted(self._values))
         return self._backend.session(model, optimize=False)
+
+    def _name(self, model: ModelProto, start: int) -> None:
+        """Give every node a name by which errors tell of it; the first one lies at some place of the whole."""
+        for k, node in enumerate(model.graph.node, start):
+            node.name = self._names[k]
 
     def _one_by_one(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
         """Return what the pieces tell, None where one of them does not load."""
@@ -109,6 +125,7 @@ class Pieces:
         made = ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
         made.graph.name = whole.name
         made.graph.node.extend(whole.node[piece.nodes.start : piece.nodes.stop])
+        self._name(made, piece.nodes.start)
         own = [name for node in made.graph.node for name in node.output]
         read = {name for node in made.graph.node for name in reads(node)}
         if piece.nodes.start == 0:

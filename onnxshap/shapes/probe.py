@@ -6,7 +6,6 @@ One run at two images of a usual size, one more with other sizes in the free dim
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +19,12 @@ from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import Graph, is_op
 from onnxshap.graph.lifting import is_enter
 from onnxshap.graph.loops import depths
-from onnxshap.graph.structure import is_random, subgraphs
+from onnxshap.graph.structure import is_random, reads, subgraphs
+from onnxshap.shapes.dims import Axis, follow
 from onnxshap.shapes.folding import Run, Shape, sizes_of
 from onnxshap.shapes.pieces import Pieces
 from onnxshap.shapes.samples import resized
+from onnxshap.shapes.search import MOST, fitting, numbers
 
 _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
@@ -32,11 +33,17 @@ _SMALL_SIZES = (8, 4)
 _LONG_SIZES = (1024, 16000)
 """Sizes that are tried after those: sound, whose windows take hundreds of samples."""
 _MOST = 1 << 20
-"""Entries of an input at such a size: a picture that large in both directions is none."""
+"""Numbers of all inputs together at such a size: a picture that large in both directions is none."""
 _LIKELY = 2
 """Batches that may be written into a file which are tried at other sizes that may be."""
 _TOLD = 4
 """Inputs that a message names."""
+_SEARCHED = 160
+"""Most runs that look for sizes which fit each other, from one start."""
+_MENDED = 16
+"""The same, for other sizes than those that run."""
+_STARTS = 10
+"""Sizes of the first input for which that is done."""
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 """Element types of bounds, sizes and positions, which exporters that fold no constants compute from constants."""
 _WEIGHTS = frozenset((
@@ -55,10 +62,11 @@ def runs(
     """Run at sizes that the model accepts, and at others: the same run where no size is free, none where none run.
 
     Where neither two images nor one run, those that were given do, or as many as may be `written` into the file; where
-    no usual size of other free dims runs, one that may be written there does (`written`: batches, and other sizes). The
-    others are one at sizes that strides and windows want, and one at sizes that they do not divide, where there are
-    such that the model accepts: what is alike at the former may be so because nothing was rounded. What the model does
-    not accept larger together (the height of a line of text has one size, its width any) is larger one after the other.
+    no usual size of other free dims runs, one that may be written there does (`written`: batches, and other sizes), or
+    sizes that differ and fit (`search`). The others are one at sizes that strides and windows want, and one at sizes
+    that they do not divide, where there are such that the model accepts: what is alike at the former may be so because
+    nothing was rounded. What the model does not accept larger together (the height of a line of text has one size, its
+    width any) is larger one after the other. Where the inputs differ in sizes, those of the others follow the first's.
     """
     first = _first_run(probe, specs, given, written)
     if all(None not in spec.shape for spec in specs.values()):
@@ -71,8 +79,15 @@ def runs(
         return next((run for sizes in attempts if (run := probe.attempt(sizes))), None)
 
     found: list[Run] = []
-    for together, *alone in zip(*(_varied(specs, first.inputs, some) for some in (free, *parts)), strict=True):
+    leading, led = _leading(free)
+    for sign, (together, *alone) in zip(
+        (0, 1, -1), zip(*(_varied(specs, first.inputs, some) for some in (free, *parts)), strict=True), strict=False
+    ):
         run = accepted(together)
+        if run is None and sign and led:
+            uneven = itertools.islice(_uneven(specs, leading, sign), _STARTS)
+            starts = (_with_others(specs, first.inputs, sizes, led) for sizes in uneven)
+            run = next((run for start in starts if (run := fitting(probe, start, _sets(specs, led), _MENDED))), None)
         found += [run] if run is not None else []
         if len(parts) > 1 and (run is None or _free(specs, run.inputs) == free):
             others = (accepted(attempts) for attempts in alone)
@@ -87,9 +102,10 @@ def _first_run(
     written: Callable[[], tuple[Sequence[int], Sequence[int]]],
 ) -> Run:
     """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
-    sizes_tried = []
+    sizes_tried: list[dict[str, Shape]] = []
     reason: Exception | None = None
     alone = any(spec.batch != 0 for spec in specs.values())
+    merged = {name: _merged(spec, given.get(name)) for name, spec in specs.items()}
     wished = [size for n, spec in specs.items() if spec.batch is not None and (size := _size(given.get(n), spec.batch))]
     batches = (1,) if alone else (_BATCH, 1)
     usual = itertools.product(_FREE_SIZES, batches)
@@ -103,20 +119,23 @@ def _first_run(
         yield from itertools.product(_FREE_SIZES[:1], _FREE_SIZES)  # times come first, and windows run over them
 
     for free, batch in itertools.chain(usual, rare()):
-        sizes = {
-            name: tuple(
-                known if known is not None else (batch if axis == spec.batch else free)
-                for axis, known in enumerate(_merged(spec, given.get(name)))
-            )
-            for name, spec in specs.items()
-        }
-        if sizes in sizes_tried or (free in _LONG_SIZES and any(math.prod(shape) > _MOST for shape in sizes.values())):
-            continue
-        sizes_tried.append(sizes)
-        try:
-            return probe.run(sizes)
-        except (ModelError, DataError) as error:
-            reason = reason or error
+        most = _MOST if free in _LONG_SIZES else MOST
+        for sizes in (_filled(specs, merged, free, batch, by_name=by_name) for by_name in (True, False)):
+            if sizes in sizes_tried or (sizes_tried and numbers(sizes) > most):
+                continue
+            sizes_tried.append(sizes)
+            try:
+                return probe.run(sizes)
+            except (ModelError, DataError) as error:
+                reason = reason or error
+    movable = [
+        (name, axis) for name, dims in merged.items() for axis, size in enumerate(dims)
+        if size is None and axis != specs[name].batch
+    ]  # fmt: skip
+    for batch in dict.fromkeys((*batches, *wished)) if movable else ():
+        start = _filled(specs, merged, _FREE_SIZES[0], batch, by_name=True)
+        if (run := fitting(probe, start, _sets(specs, movable), _SEARCHED)) is not None:
+            return run
     tried = "; ".join(map(_told, sizes_tried[:3]))
     shaped = ", or --input-shape NAME=1,3,48,192" if any(None in spec.shape for spec in specs.values()) else ""
     raise ModelError(f"the model does not run at {tried}: {reason}; give data that it takes{shaped}") from reason
@@ -126,6 +145,60 @@ def _told(sizes: Mapping[str, Shape]) -> str:
     """Return the first of some inputs with their sizes, and how many more there are."""
     some = ", ".join(f"{name}{list(shape)}" for name, shape in itertools.islice(sizes.items(), _TOLD))
     return some + (f" and {len(sizes) - _TOLD} more" if len(sizes) > _TOLD else "")
+
+
+def _filled(
+    specs: Mapping[str, InputSpec], merged: Mapping[str, Sequence[int | None]], free: int, batch: int, *, by_name: bool
+) -> dict[str, Shape]:
+    """Return sizes of the inputs; free axes are as long as one of their name that is given, if names are to say so.
+
+    Then those whose names are arithmetic are as long as these say, too (`dims`).
+    """
+    said = dict[str, int]()
+    for name, dims in merged.items() if by_name else ():
+        for axis, (title, size) in enumerate(zip(specs[name].symbols, dims, strict=False)):
+            if title and size is not None and specs[name].shape[axis] is None:
+                said.setdefault(title, size)
+    sizes = dict[str, Shape]()
+    for name, dims in merged.items():
+        titles = (*specs[name].symbols, *itertools.repeat("", len(dims)))
+        sizes[name] = tuple(
+            size if size is not None else batch if axis == specs[name].batch else said.get(titles[axis], free)
+            for axis, size in enumerate(dims)
+        )
+    return follow(specs, merged, sizes) if by_name else sizes
+
+
+def _sets(specs: Mapping[str, InputSpec], axes: Sequence[Axis]) -> list[tuple[Axis, ...]]:
+    """Return axes that may follow one size: those of one name, all of an input, each; of the last inputs first.
+
+    The first one, a picture or a sentence, is what the others are made for.
+    """
+    order = axes[::-1]
+    called, found = _by_name(specs, order), dict[tuple[Axis, ...], None]()
+    named = {key: title for key, title in called.items() if specs[key[0]].symbols[key[1] :][:1] not in ((), ("",))}
+    for alike in (named, {key: key[0] for key in order}, {key: key for key in order}):
+        for kind in dict.fromkeys(alike.values()):
+            found[tuple(key for key in order if alike.get(key) == kind)] = None
+    return list(found)
+
+
+def _leading(free: Mapping[Axis, int]) -> tuple[dict[Axis, int], list[Axis]]:
+    """Return the free axes of the first input that has some, with their sizes, and those of the others."""
+    first = next((name for name, _ in free), "")
+    return {key: size for key, size in free.items() if key[0] == first}, [key for key in free if key[0] != first]
+
+
+def _with_others(
+    specs: Mapping[str, InputSpec], base: Mapping[str, Shape], sizes: Mapping[Axis, int], others: Sequence[Axis]
+) -> dict[str, Shape]:
+    """Return shapes in which axes of other inputs grow as those do that lie at their places from the end."""
+    grown = {axis - len(base[name]): (size, base[name][axis]) for (name, axis), size in sizes.items()}
+    found = dict(sizes)
+    for name, axis in others:
+        size, before = grown.get(axis - len(base[name]), (1, 1))
+        found[name, axis] = max(1, round(base[name][axis] * size / before))
+    return _changed(specs, base, found)
 
 
 def _size(given: Sequence[int | None] | None, axis: int) -> int | None:
@@ -184,14 +257,15 @@ def _free(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> dict[tup
 def _changed(
     specs: Mapping[str, InputSpec], base: Mapping[str, Shape], sizes: Mapping[tuple[str, int], int]
 ) -> dict[str, Shape]:
-    """Return the shapes with some other sizes, and one image more where that is free."""
-    return {
+    """Return the shapes with some other sizes, and those that follow from them; one image more where that is free."""
+    found = {
         name: tuple(
             sizes.get((name, axis), size + 1 if axis == spec.batch and spec.shape[axis] is None else size)
             for axis, size in enumerate(base[name])
         )
         for name, spec in specs.items()
     }
+    return follow(specs, base, found)
 
 
 def _uneven(
@@ -242,6 +316,7 @@ class ShapeProbe:
         arithmetic = _shape_arithmetic(graph.model, kinds)
         self._values = [n for n in self._names if n in arithmetic]
         self._depths = depths(graph.nodes)
+        self._nodes = graph.nodes
         self._pieces = Pieces(graph.model, kinds, self._names, self._values, backend)
 
     def run(self, sizes: Mapping[str, Shape]) -> Run:
@@ -271,6 +346,18 @@ class ShapeProbe:
             except ModelError:
                 continue
         return self._pieces.run(attempts[-1])
+
+    def refusing(self, error: Exception) -> int | None:
+        """Return the place of the node that an error of a run names, None where it names none."""
+        return self._pieces.refusing(error)
+
+    def reaching(self, place: int) -> list[str]:
+        """Return the inputs that a node depends on, in order."""
+        wanted = set(reads(self._nodes[place]))
+        for node in self._nodes[place - 1 :: -1] if place else ():
+            if not wanted.isdisjoint(node.output):
+                wanted.update(reads(node))
+        return [name for name in self._specs if name in wanted]
 
     def attempt(self, sizes: Mapping[str, Shape]) -> Run | None:
         """Return the same, None where the model does not run."""

@@ -122,7 +122,8 @@ def _batch_axes(
         return dict.fromkeys(specs)
     called = _said(names.get(first, ()), made) if size is None else _second(names, leading) if size != 1 else ""
     if called:
-        return {name: own_axis(spec, {called}, set(names[first])) for name, spec in specs.items()}
+        known = {own for axes in names.values() if called in axes for own in axes}
+        return {name: own_axis(spec, {called}, known) for name, spec in specs.items()}
     lengths_of = {name: {own for own in names[name][1:] if own not in ("", title)} for name in ranked}
     imaged = set[str]().union(*(lengths_of[name] for name in ranked if title and title in names[name]))
     others = set[str]().union(*lengths_of.values()) - imaged
@@ -168,7 +169,7 @@ def own_axis(spec: InputSpec, titles: Collection[str], known: Collection[str]) -
     """Return the axis of the images of an input beside one that has them elsewhere than on axis 0, None without one.
 
     That is the one called by one of their `titles`, else axis 0 if it is free and called none of what is `known` of
-    the other (steps).
+    the others (steps).
     """
     called = [axis for axis, own in enumerate(spec.symbols) if own in titles]
     if called:

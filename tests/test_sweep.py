@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from onnx import ModelProto
 
 import onnxshap
-from onnxshap import api, cli, report, sweeping
+from onnxshap import api, cli, report
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.measure import Figures
 from onnxshap.plan.cutter import Cutter

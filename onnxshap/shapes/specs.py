@@ -151,10 +151,13 @@ def _batch_axes(
 def _left_behind(specs: Mapping[str, InputSpec], outputs: Sequence[Sequence[int]]) -> bool:
     """Return whether no output has an axis for what lies on axis 0 of the inputs, all sizes being fixed: no batch does.
 
-    Rows of one table, of which one answer comes out. 0 in an output is a size that the file does not tell.
+    Rows of one table, of which one answer comes out. 0 in an output is a size that the file does not tell. Where an
+    output begins with as many entries as lie on another axis of an input, that may be the batch (steps lie first).
     """
     leading = {spec.shape[0] for spec in specs.values() if spec.shape}
     if not outputs or any(None in spec.shape for spec in specs.values()) or any(0 in o or not o for o in outputs):
+        return False
+    if not {shape[0] for shape in outputs}.isdisjoint(n for spec in specs.values() for n in spec.shape[1:]):
         return False
     return all(n is not None and size % n for n in leading for shape in outputs for size in shape)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from PIL import Image
 import onnxshap
 from onnxshap import api, cli, opening, valuing
 from onnxshap.cli.screen import Lines
+from onnxshap.cli.sections import Option
 from onnxshap.cli.shared import output_of
 from onnxshap.core import Array
 from onnxshap.errors import ModelError, VerifyError
@@ -862,6 +864,17 @@ def test_every_command_documents_every_option() -> None:
         assert command.help
         for option in command.params:
             assert not isinstance(option, click.Option) or option.help, f"{command.name} {option.name}"
+
+
+def test_the_help_lists_commands_in_full_and_options_by_section() -> None:
+    listed = call("--help").stdout.split("Commands:")[1]
+    assert "..." not in listed
+    assert [line.split()[0] for line in listed.splitlines() if line] == list(cli.main.commands)
+    for name, command in cli.main.commands.items():
+        titles = [line[:-1] for line in call(name, "--help").stdout.splitlines() if re.fullmatch(r"\w+:", line)]
+        assert titles == list(dict.fromkeys(titles)) and titles[-1] == "Options"
+        own = [option for option in command.params if isinstance(option, click.Option)]
+        assert all(isinstance(option, Option) and option.section in titles[:-1] for option in own)
 
 
 # --- as a process ----------------------------------------------------------------------------------------------------

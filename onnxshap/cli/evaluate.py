@@ -9,16 +9,17 @@ import click
 
 from onnxshap.cli.options import Shapes, data_options, json_option, model_argument, run_options, talk_options
 from onnxshap.cli.screen import Screen
+from onnxshap.cli.sections import Command
 from onnxshap.cli.shared import backend_of, need_data, print_found, say_defaults
 from onnxshap.cli.types import ModelPath
 
 
-@click.command(name="eval")
+@click.command(name="eval", cls=Command, short_help="Show size, latency and scores of MODEL and OTHER.")
 @model_argument
 @click.argument("other", required=False, type=ModelPath())
-@data_options
-@json_option
+@data_options(judging=None)
 @run_options
+@json_option
 @talk_options
 @click.pass_obj
 def evaluate(

@@ -6,14 +6,15 @@ import click
 
 from onnxshap.cli.options import Shapes, data_option, json_option, model_argument, run_options, talk_options
 from onnxshap.cli.screen import Screen
+from onnxshap.cli.sections import Command
 from onnxshap.cli.shared import backend_of, print_found
 
 
-@click.command()
+@click.command(cls=Command, short_help="Show what can be cut from MODEL, and what stays and why.")
 @model_argument
-@data_option
-@json_option
+@data_option()
 @run_options
+@json_option
 @talk_options
 @click.pass_obj
 def inspect(

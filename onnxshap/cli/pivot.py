@@ -7,40 +7,48 @@ import click
 from onnxshap.cli.options import (
     Shapes,
     data_options,
-    eval_data_option,
     json_option,
     model_argument,
     run_options,
     talk_options,
 )
 from onnxshap.cli.screen import Screen
+from onnxshap.cli.sections import Command, option, section
 from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults
 from onnxshap.cli.types import OneOf, Share, pivot_repairs
 
 
-@click.command()
+@click.command(cls=Command, short_help="Write MODEL with Convs in groups, where that is faster here.")
 @model_argument
-@click.option("-o", "--output", metavar="FILE", help="The model. [default: MODEL's stem + .pivoted.onnx]")
-@click.option(
-    "--groups", type=int, multiple=True, metavar="K", help="Groups that a Conv may get; may be repeated.  [default: 2]"
+@section("Output", option("-o", "--output", metavar="FILE", help="The model.  [default: MODEL's stem + .pivoted.onnx]"))
+@section(
+    "Budget",
+    option(
+        "--groups", type=int, multiple=True, metavar="K", help="Groups that a Conv may get; repeatable.  [default: 2]"
+    ),
+    option("--keep-macs", type=Share(), help="Share of the multiply-accumulates to keep.  [default: what is faster]"),
+    option(
+        "--max-drop",
+        type=float,
+        metavar="X",
+        help="As many Convs as lose at most X accuracy (or agreement) on --eval-data, or on data held out.",
+    ),
+    option("--multiple-of", type=int, default=4, show_default=True, help="Widths of a group are multiples of it."),
+    option("--untimed", is_flag=True, help="Also where it is not measured faster: no clock decides."),
+    option("--include", multiple=True, metavar="GLOB", help="Only Convs of that name; repeatable."),
+    option("--exclude", multiple=True, metavar="GLOB", help="No Convs of that name; repeatable."),
 )
-@click.option("--keep-macs", type=Share(), help="Share of the multiply-accumulates to keep.  [default: what is faster]")
-@click.option(
-    "--max-drop", type=float, metavar="X", help="As many Convs as lose at most X accuracy on --eval-data, or held out."
+@data_options()
+@section(
+    "Repair",
+    option(
+        "--repair",
+        type=OneOf(pivot_repairs),
+        help="What is done about the weights that are dropped.  [default: lstsq with --data, none without]",
+    ),
 )
-@click.option("--multiple-of", type=int, default=4, show_default=True, help="Widths of a group are multiples of it.")
-@click.option("--untimed", is_flag=True, help="Also where it is not measured faster: no clock decides.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only Convs of that name; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="No Convs of that name; repeatable.")
-@click.option(
-    "--repair",
-    type=OneOf(pivot_repairs),
-    help="What is done about the weights that are dropped.  [default: lstsq with --data]",
-)
-@data_options
-@eval_data_option()
-@json_option
 @run_options
+@json_option
 @talk_options
 @click.pass_obj
 def pivot(

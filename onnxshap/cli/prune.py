@@ -11,7 +11,6 @@ import click
 from onnxshap.cli.options import (
     Shapes,
     data_options,
-    eval_data_option,
     journal_option,
     json_option,
     method_option,
@@ -20,9 +19,11 @@ from onnxshap.cli.options import (
     run_options,
     score_options,
     talk_options,
+    values_option,
     width_options,
 )
 from onnxshap.cli.screen import Screen
+from onnxshap.cli.sections import Command, option, section
 from onnxshap.cli.shared import (
     DEFAULT_KEEP_MACS,
     backend_of,
@@ -40,38 +41,43 @@ if TYPE_CHECKING:
     from onnxshap.api import Pruned
 
 
-@click.command()
+@click.command(cls=Command)
 @model_argument
-@click.option("-o", "--output", metavar="FILE", help="The smaller model. [default: MODEL's stem + .pruned.onnx]")
-@click.option("--keep-macs", type=Share(), help="Share of the multiply-accumulates to keep, as 0.5 or 50%.")
-@click.option("--keep-params", type=Share(), help="Share of the parameters to keep.")
-@click.option("--keep-bytes", type=Share(), help="Share of the weights' bytes to keep.")
-@click.option("--keep-units", type=Share(), help="Share of every group to keep, no search.")
-@click.option("--target-latency", type=float, metavar="MS", help="Most milliseconds a run may take here, measured.")
-@click.option(
-    "--max-drop",
-    type=float,
-    metavar="X",
-    help="The smallest model that loses at most X accuracy (or agreement) on --eval-data, or on data held out.",
+@section(
+    "Output",
+    option("-o", "--output", metavar="FILE", help="The smaller model.  [default: MODEL's stem + .pruned.onnx]"),
+    option(
+        "--report",
+        "report_path",
+        type=FilePath("a report", ".json", ".html"),
+        metavar="FILE",
+        help="Also write a .json or .html report.",
+    ),
+    option("--dry-run", is_flag=True, help="Do everything, write nothing."),
+)
+@section(
+    "Budget",
+    option("--keep-macs", type=Share(), help="Share of the multiply-accumulates to keep, as 0.5 or 50%."),
+    option("--keep-params", type=Share(), help="Share of the parameters to keep."),
+    option("--keep-bytes", type=Share(), help="Share of the weights' bytes to keep."),
+    option("--keep-units", type=Share(), help="Share of every group to keep, no search."),
+    option("--target-latency", type=float, metavar="MS", help="Most milliseconds a run may take here, measured."),
+    option(
+        "--max-drop",
+        type=float,
+        metavar="X",
+        help="The smallest model that loses at most X accuracy (or agreement) on --eval-data, or on data held out.",
+    ),
 )
 @width_options
-@data_options
-@eval_data_option()
+@data_options()
 @method_option
+@values_option
 @score_options
 @journal_option
-@click.option("--values", metavar="FILE", help="Values that `onnxshap score` wrote, instead of scoring.")
 @repair_options
-@click.option(
-    "--report",
-    "report_path",
-    type=FilePath("a report", ".json", ".html"),
-    metavar="FILE",
-    help="Also write a .json or .html report.",
-)
-@click.option("--dry-run", is_flag=True, help="Do everything, write nothing.")
-@json_option
 @run_options
+@json_option
 @talk_options
 @click.pass_context
 def prune(

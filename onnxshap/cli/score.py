@@ -18,24 +18,31 @@ from onnxshap.cli.options import (
     talk_options,
 )
 from onnxshap.cli.screen import Screen
+from onnxshap.cli.sections import Command, option, section
 from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults
 from onnxshap.cli.types import OneOf, bases
 
 
-@click.command()
+@click.command(cls=Command, short_help="Value the units of MODEL, for `prune --values`.")
 @model_argument
-@click.option("-o", "--output", metavar="FILE", help="The values file. [default: MODEL's stem + .values.json]")
-@data_options
+@section(
+    "Output",
+    option("-o", "--output", metavar="FILE", help="The values file.  [default: MODEL's stem + .values.json]"),
+)
+@data_options(judging=None)
 @method_option
-@click.option(
-    "--basis",
-    type=OneOf(bases),
-    help="Units of linear groups as combinations (as prune's default), or as in the file.  [default: own]",
+@section(
+    "Values",
+    option(
+        "--basis",
+        type=OneOf(bases),
+        help="Units of linear groups as combinations (as prune's default), or as in the file.  [default: own]",
+    ),
 )
 @score_options
 @journal_option
-@json_option
 @run_options
+@json_option
 @talk_options
 @click.pass_obj
 def score(

@@ -182,7 +182,11 @@ def _one_line(error: BaseException) -> str:
 
 
 class Main(click.Group):
-    """Turns what the library raises into one line and an exit code."""
+    """Turns what the library raises into one line and an exit code; lists commands in the order of their use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names as they were added."""
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises ends in an exit code."""

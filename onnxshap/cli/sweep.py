@@ -9,42 +9,51 @@ import click
 from onnxshap.cli.options import (
     Shapes,
     data_options,
-    eval_data_option,
     json_option,
     model_argument,
     repair_options,
     run_options,
     score_options,
     talk_options,
+    values_option,
     width_options,
 )
 from onnxshap.cli.screen import Screen
+from onnxshap.cli.sections import Command, option, section
 from onnxshap.cli.shared import backend_of, check_outputs, listed, print_found, refuse_beside, say_defaults
 from onnxshap.cli.types import FilePath, OneOf, ShareList, methods
 
 
-@click.command()
+@click.command(cls=Command, short_help="Show what MODEL loses and saves at many budgets.")
 @model_argument
-@click.option("--keep", type=ShareList(), help="Shares of the MACs to keep, as 0.9,0.5.  [default: 0.9 down to 0.1]")
-@click.option("--max-drop", type=float, metavar="X", help="Mark the fewest MACs that lose at most X.")
+@section(
+    "Output",
+    option("-o", "--output", type=FilePath("it", ".json"), metavar="FILE.json", help="Also write what --json prints."),
+    option(
+        "--plot",
+        type=FilePath("a plot", ".svg", ".png", ".html"),
+        metavar="FILE",
+        help="Also draw it: .svg, .png or .html (needs `onnxshap[plot]`).",
+    ),
+)
+@section(
+    "Budget",
+    option("--keep", type=ShareList(), help="Shares of the MACs to keep, as 0.9,0.5.  [default: 0.9 down to 0.1]"),
+    option(
+        "--max-drop", type=float, metavar="X", help="Mark the fewest MACs that lose at most X accuracy (or agreement)."
+    ),
+)
 @width_options
-@data_options
-@eval_data_option("two fifths of --data")
-@click.option("--method", "methods", type=OneOf(methods), multiple=True, help="How to value units; may be repeated.")
+@data_options(None, "two fifths of --data")
+@section(
+    "Values",
+    option("--method", "methods", type=OneOf(methods), multiple=True, help="How to value units; repeatable."),
+)
+@values_option
 @score_options
-@click.option("--values", metavar="FILE", help="Values that `onnxshap score` wrote, instead of scoring.")
 @repair_options
-@click.option(
-    "-o", "--output", type=FilePath("it", ".json"), metavar="FILE.json", help="Also write what --json prints."
-)
-@click.option(
-    "--plot",
-    type=FilePath("a plot", ".svg", ".png", ".html"),
-    metavar="FILE",
-    help="Also draw it: .svg, .png or .html (needs `onnxshap[plot]`).",
-)
-@json_option
 @run_options
+@json_option
 @talk_options
 @click.pass_context
 def sweep(

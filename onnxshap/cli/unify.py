@@ -7,31 +7,31 @@ import click
 from onnxshap.cli.options import (
     Shapes,
     data_options,
-    eval_data_option,
     json_option,
     model_argument,
     run_options,
     talk_options,
 )
 from onnxshap.cli.screen import Screen
+from onnxshap.cli.sections import Command, option, section
 from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults
 from onnxshap.cli.types import OneOf, Share, codecs
 
 
-@click.command()
+@click.command(cls=Command, short_help="Write MODEL as a file that compresses better.")
 @model_argument
-@click.option("-o", "--output", metavar="FILE", help="The model. [default: MODEL's stem + .unified.onnx]")
-@click.option(
-    "--keep-bytes", type=Share(), default=0.5, show_default=True, help="Share of the compressed file to keep."
+@section("Output", option("-o", "--output", metavar="FILE", help="The model.  [default: MODEL's stem + .unified.onnx]"))
+@section(
+    "Budget",
+    option("--keep-bytes", type=Share(), default=0.5, show_default=True, help="Share of the compressed file to keep."),
+    option(
+        "--block", type=click.IntRange(max=2**31), default=8, show_default=True, help="Weights that share a magnitude."
+    ),
+    option("--codec", type=OneOf(codecs), default="gzip", show_default=True, help="What compresses the file."),
 )
-@click.option(
-    "--block", type=click.IntRange(max=2**31), default=8, show_default=True, help="Weights that share a magnitude."
-)
-@click.option("--codec", type=OneOf(codecs), default="gzip", show_default=True, help="What compresses the file.")
-@data_options
-@eval_data_option()
-@json_option
+@data_options()
 @run_options
+@json_option
 @talk_options
 @click.pass_obj
 def unify(

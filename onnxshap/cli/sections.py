@@ -1,0 +1,49 @@
+"""Options in sections: what `--help` shows of a command with forty of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Option(click.Option):
+    """An option that stands in a section of the help."""
+
+    section = "Options"
+
+
+option = partial(click.option, cls=Option)
+
+
+def section(title: str, *options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Return options that stand together, under a title, in the help of the commands that have them."""
+
+    def add(function: Function) -> Function:
+        known: list[click.Parameter] = list(getattr(function, "__click_params__", ()))
+        for one in reversed(options):
+            function = one(function)
+        for param in getattr(function, "__click_params__", ()):
+            if isinstance(param, Option) and param not in known:
+                param.section = title
+        return function
+
+    return add
+
+
+class Command(click.Command):
+    """A command whose help shows its options section by section, in the order in which they are declared."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write them."""
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                rows.setdefault(getattr(param, "section", Option.section), []).append(record)
+        for title, records in rows.items():
+            with formatter.section(title):
+                formatter.write_dl(records)

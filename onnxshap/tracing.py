@@ -25,7 +25,8 @@ from onnxshap.labels import Labels, Liveness, Site
 from onnxshap.rules import trace_graph
 from onnxshap.rules.images import averaged_batch, led_elsewhere, paired_images, placed_images
 from onnxshap.shapes import Shaped
-from onnxshap.shapes.images import Images, find_images
+from onnxshap.shapes.images import Images
+from onnxshap.shapes.imagewalk import find_images
 from onnxshap.shapes.places import numbered
 
 _MEMBERS = (

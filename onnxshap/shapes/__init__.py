@@ -3,7 +3,8 @@
 - `specs`: what the inputs declare. `probe`, `pieces`, `samples`: the runs that tell. `baked`: batches free by name.
 - `folding`, `constants`: what they make constant.
 - `bodies`: which bodies of If, Loop and Scan are lifted. `shaped`: all of it as one `Shaped`.
-- `doubts`: sizes that are alike by chance. `images`, `batching`: where the images lie, and any number of them.
+- `doubts`: sizes that are alike by chance.
+- `images`, `imagerules`, `imagewalk`: where the images lie. `batching`: any number of them.
 """
 
 from onnxshap.shapes.probe import noise

@@ -22,7 +22,9 @@ from onnxshap.graph.weights import set_values
 from onnxshap.labels.fixups import name_axes, set_attribute, takes_all
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.folding import TABLE
-from onnxshap.shapes.images import Images, ImageWalk, Repeat, find_images
+from onnxshap.shapes.imagerules import Repeat
+from onnxshap.shapes.images import Images
+from onnxshap.shapes.imagewalk import ImageWalk, find_images
 
 _ROWS = "onnxshap.rows"
 

@@ -94,6 +94,12 @@ def test_the_report_has_every_field_of_the_contract_and_tells_the_cut(pruned: on
     }
 
 
+def test_the_documentation_names_every_field_of_the_report(pruned: onnxshap.Pruned) -> None:
+    told = (Path(__file__).parent.parent / "docs" / "options.md").read_text().split("## Reports")[1]
+    fields = report.prune_report(pruned, model="m.onnx", output="o.onnx", seed=0)
+    assert [name for name in fields if f"`{name}`" not in told] == []
+
+
 def test_two_runs_with_one_seed_report_the_same_but_for_times(
     pruned: onnxshap.Pruned, images: dict[str, Array]
 ) -> None:

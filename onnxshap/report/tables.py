@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,7 @@ _LIMITS = ("max-evals", "max-seconds")
 
 
 def prune_tables(report: Report) -> list[RenderableType]:
-    """Return the figures before and after, and what stays of every group."""
-    data = report["data"]
-    payoff = f", payoff {report['payoff']}" if report["payoff"] else ""
-    images, evals = _used(report), plural(report["evals"], "evaluation")
+    """Return the figures before and after, what stays of every group, and how it came about."""
     groups = empty_table("group", ">units", ">kept", ">share", "~consumers")
     for group in report["groups"]:
         share = group["kept"] / group["units"]
@@ -30,44 +27,33 @@ def prune_tables(report: Report) -> list[RenderableType]:
     units, kept = (sum(group[key] for group in report["groups"]) for key in ("units", "kept"))
     groups.add_section()
     add_row_of(groups, "all", units, kept, f"{kept / max(1, units):.0%}", "")
-    judged, checked = report["eval_data"], report["verify"]["rel_err"]
-    lost = report["drop"]
-    drop = (
-        ""
-        if lost is None
-        else (
-            f"Lost: {lost['mean']:.4f} +- {lost['stderr']:.4f} {lost['name']} on "
-            f"{plural(lost['images'], 'held-out image')}.\n"
-        )
+    figures = figures_table(["before", "after"], [report["before"], report["after"]], report["eval_data"]["source"])
+    return [figures, groups, Text("\n".join(_prune_lines(report)))]
+
+
+def _prune_lines(report: Report) -> Iterator[str]:
+    """Yield how a cut came about, line by line."""
+    data, judged, lost = report["data"], report["eval_data"], report["drop"]
+    payoff = f", payoff {report['payoff']}" if report["payoff"] else ""
+    yield (
+        f"Values: {report['method']}{payoff}, {_used(report)} ({_source_name(data)}), "
+        f"{plural(report['evals'], 'evaluation')}; repair: {report['repair']}, "
+        f"widths: {report['allocation']}, units: by {report['ranked_by']}."
     )
-    whole = (
-        f"Cut, but not refitted (codes, loops, shared states): {listed(report['unfitted'])}.\n"
-        if report["unfitted"] and report["repair"] == "lstsq"
-        else ""
-    )
-    turned = (
-        f"Units as combinations of the file's, where only linear ops touch them: {listed(report['turned'])}.\n"
-        if report["turned"]
-        else ""
-    )
-    seen = (
-        ", which the repair was fitted to (--eval-data tells what others lose)"
-        if report["refits"] and judged["source"] == data["source"]
-        else ""
-    )
-    told = f"Scored by {listed(report['scored_by'])}: other outputs are choices by it, or constants.\n"
-    scored = told if report["scored_by"] else ""
-    foot = (
-        f"Values: {report['method']}{payoff}, {images} ({_source_name(data)}), {evals}; repair: {report['repair']}, "
-        f"widths: {report['allocation']}, units: by {report['ranked_by']}.\n{scored}{drop}"
-        f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better.\n{turned}"
-        f"{whole}Checked before any refit: the cut model is the masked one within {checked:.1e} of its largest output."
-    )
-    return [
-        figures_table(["before", "after"], [report["before"], report["after"]], judged["source"]),
-        groups,
-        Text(foot),
-    ]
+    if report["scored_by"]:
+        yield f"Scored by {listed(report['scored_by'])}: other outputs are choices by it, or constants."
+    if lost is not None:
+        held_out = plural(lost["images"], "held-out image")
+        yield f"Lost: {lost['mean']:.4f} +- {lost['stderr']:.4f} {lost['name']} on {held_out}."
+    fitted = report["refits"] and judged["source"] == data["source"]
+    seen = ", which the repair was fitted to (--eval-data tells what others lose)" if fitted else ""
+    yield f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better."
+    if report["turned"]:
+        yield f"Units as combinations of the file's, where only linear ops touch them: {listed(report['turned'])}."
+    if report["unfitted"] and report["repair"] == "lstsq":
+        yield f"Cut, but not refitted (codes, loops, shared states): {listed(report['unfitted'])}."
+    checked = report["verify"]["rel_err"]
+    yield f"Checked before any refit: the cut model is the masked one within {checked:.1e} of its largest output."
 
 
 def _used(report: Report) -> str:

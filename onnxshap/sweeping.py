@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
 from onnxshap.bases import check_basis
 from onnxshap.clock import Clock
-from onnxshap.core import FloatArray
+from onnxshap.core import Dataset, FloatArray
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError
 from onnxshap.evaluation import Evaluation
@@ -22,7 +22,7 @@ from onnxshap.groups import Group
 from onnxshap.measure import Figures, notes_on
 from onnxshap.opening import Given, ModelLike, Subject, groups_to_cut
 from onnxshap.plan import Budget, check_reachable, unvalued
-from onnxshap.plan.cutter import Cut, shares
+from onnxshap.plan.cutter import Cut, Cutter, shares
 from onnxshap.plan.judging import Drop
 from onnxshap.plan.options import check_options
 from onnxshap.progress import Progress, silent
@@ -200,7 +200,7 @@ def sweep(
     subject = Subject.of(given, traced, dataset, groups, repair, allocation, "a sweep")
     if principal(basis, values, refitted=subject.refitted):
         subject = subject.in_bases(None if values is None else values.bases)
-    bench = _Bench(Evaluation.of(subject.traced, subject.held_out, payoff))
+    bench = _Bench(Evaluation.of(subject.traced, subject.held_out, payoff), len(chosen) * len(budgets), progress)
     progress("trace", 1, 1)
     curves: list[Curve] = []
     notes = [*subject.traced.notes]
@@ -223,20 +223,11 @@ def sweep(
             rescore=partial(_rescored, partial(scored, method=found.method), subject) if values is None else None,
             seconds=distill_seconds, payoff=payoffs.unlabelled(payoff),
         )  # fmt: skip
-        points: list[Point] = []
-        for share, budget in budgets.items():
-            plan = cutter.plan(budget)
-            progress("sweep", len(curves) * len(budgets) + len(points), len(chosen) * len(budgets))
-            points.append(bench.point(share, cutter.cut(plan, subject.data), clock))
-        curves.append(
-            Curve(found.method, str(cutter.repair), str(cutter.allocation), found.evals, points, clock.seconds)
-        )
-    progress("sweep", len(chosen) * len(budgets), len(chosen) * len(budgets))
+        curves.append(bench.curve(found, cutter, budgets, subject.data))
+    progress("sweep", bench.total, bench.total)
     notes += api.notes_on_zeros(subject.traced, bench.plans) if subject.repair != "none" else ()
-    every = [point.figures.score for curve in curves for point in curve.points]
-    worst = {name: float(np.min([score[name] for score in every])) for name in every[0]}  # NaN, if one is
+    notes += bench.notes(curves)
     held_out = subject.held_out
-    notes += notes_on(worst, held_out.source if bench.still and all(bench.still) else None)
     return Sweep(
         bench.before(), curves, bench.evaluation.judge.name, left_out, len(subject.data), subject.data.source,
         len(held_out), held_out.source, tuple(dict.fromkeys(notes)),
@@ -277,17 +268,37 @@ class _Bench:
 
     Attributes:
         evaluation: the original on the images that judge.
+        total: how many cuts there will be.
+        progress: told before each.
         whole_ms: the original's milliseconds, each time.
         still: whether outputs were the original's to the bit, where units went.
         plans: what was kept.
     """
 
     evaluation: Evaluation
+    total: int
+    progress: Progress
     whole_ms: list[float] = field(default_factory=list)
     still: list[bool] = field(default_factory=list)
     plans: list[Keep] = field(default_factory=list)
 
-    def point(self, share: float, cut: Cut, clock: Clock) -> Point:
+    def curve(self, found: Scores, cutter: Cutter, budgets: Mapping[float, Budget], data: Dataset) -> Curve:
+        """Return the points of one method, whose cuts are verified on some data."""
+        points: list[Point] = []
+        for share, budget in budgets.items():
+            plan = cutter.plan(budget)
+            self.progress("sweep", len(self.plans), self.total)
+            points.append(self._point(share, cutter.cut(plan, data), cutter.clock))
+        repair, allocation = str(cutter.repair), str(cutter.allocation)
+        return Curve(found.method, repair, allocation, found.evals, points, cutter.clock.seconds)
+
+    def notes(self, curves: Sequence[Curve]) -> Iterator[str]:
+        """Yield what the user should know of the scores of all points."""
+        every = [point.figures.score for curve in curves for point in curve.points]
+        worst = {name: float(np.min([score[name] for score in every])) for name in every[0]}  # NaN, if one is
+        return notes_on(worst, self.evaluation.data.source if self.still and all(self.still) else None)
+
+    def _point(self, share: float, cut: Cut, clock: Clock) -> Point:
         evaluation = self.evaluation
         with clock.stage("measure"):
             whole, ms = evaluation.latencies(cut.model)

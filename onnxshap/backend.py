@@ -50,6 +50,10 @@ _TOLD = 4
 """Inputs that a message tells of."""
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*\.(?:cc|h):\d+ (?:[^()]*::~?\w+\([^()]*\) |\S+ (?=[A-Z]))?")
 """Where in its sources onnxruntime gave up: nothing that a user can use."""
+_INVALID = re.compile(r'This is an invalid model\. In Node, \("(.*?)", (\w+), ".*?", -?\d+\) : .* , Error (.*)')
+"""What it says of a node: all its inputs and outputs with their types, many lines of them, before what is wrong."""
+_FOREIGN = re.compile(r"No Op registered for|is not a registered function/op|No opset import for domain")
+"""What it says of ops that neither ONNX nor onnxruntime has."""
 _NEWER = re.compile(r".*Opset (\d+) is under development.*domain (\S+) is till opset (\d+).*")
 
 
@@ -132,6 +136,7 @@ def _load_libraries() -> None:
 def _reason(error: BaseException) -> str:
     """Return the first line of what onnxruntime says, without the places in its sources."""
     text = _CODE.sub("", str(error))
+    text = _INVALID.sub(r"node '\1' (\2): \3", text)
     text = _NEWER.sub(r"opset \1 of \2 is newer than \3, the last that it knows", text)
     return first_line(RuntimeError(text))
 
@@ -349,8 +354,10 @@ class OrtBackend:
                 session = ort.InferenceSession(content, options, providers=providers)
         except Exception as error:
             reason = _reason(error).rstrip(".")
+            foreign = _FOREIGN.search(reason)
+            wanted_form = "without ops of other tools" if foreign else "with ops and versions that it has"
             raise ModelError(
-                f"onnxruntime {ort.__version__} cannot load the model: {reason}; export it again, for what it knows"
+                f"onnxruntime {ort.__version__} cannot load the model: {reason}; export it again, {wanted_form}"
             ) from error
         if session.get_providers()[0] != wanted:
             raise OnnxshapError(

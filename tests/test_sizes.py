@@ -423,7 +423,8 @@ def test_sizes_are_found_where_a_table_of_positions_is_short() -> None:
     check_exact(model)
 
 
-def test_sizes_are_found_where_windows_take_hundreds_of_samples_of_sound() -> None:
+@pytest.mark.parametrize(("window", "length"), [(512, 1024), (20000, 65536)])
+def test_sizes_are_found_where_windows_take_many_samples_of_sound(window: int, length: int) -> None:
     model = net(
         """(float[N,L] x) => (float[N,2,T] y) {
         a = Unsqueeze(x, one)
@@ -431,12 +432,12 @@ def test_sizes_are_found_where_windows_take_hundreds_of_samples_of_sound() -> No
         r = Relu(p)
         y = Conv(r, w1)
     }""",
-        w0=(6, 1, 512),
+        w0=(6, 1, window),
         w1=(2, 6, 1),
         one=[1],
         opset=13,
     )
-    assert trace(model).shaped.inputs == {"x": (2, 1024)}
+    assert trace(model).shaped.inputs == {"x": (2, length)}
     check_exact(model)
 
 

@@ -30,8 +30,8 @@ _BATCH = 2
 _FREE_SIZES = (64, 32, 224, 320, 16)
 _SMALL_SIZES = (8, 4)
 """Sizes that are tried last: a table of positions may be that short (the signs of a number plate)."""
-_LONG_SIZES = (1024, 16000)
-"""Sizes that are tried after those: sound, whose windows take hundreds of samples."""
+_LONG_SIZES = (1024, 16000, 65536)
+"""Sizes that are tried after those: sound, whose windows take hundreds of samples, those of low pitches thousands."""
 _MOST = 1 << 20
 """Numbers of all inputs together at such a size: a picture that large in both directions is none."""
 _LIKELY = 2

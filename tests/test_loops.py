@@ -545,3 +545,59 @@ def test_the_new_exporter_s_loops(kind: str) -> None:
     assert {"Scan", "Loop"}.intersection(n.op_type for n in model.graph.node)
     assert [len(g) for g in trace(model).groups] == [8, 6]
     assert check_exact(model, seed=1).rows is not None
+
+
+def filled(*, axis: int, rank: int, times: int = 2, more: str = "", on: str = "on = Identity(go)") -> ModelProto:
+    """Return a net that splits what it makes at listed places, in a loop that fills a sequence, as torch writes it."""
+    number = "int64 i" if not rank else "int64[1] i"
+    return net(
+        f"""(float[N,5,4] x) => (float[N,S,3] y, float[N,T,3] z) {{
+            h = MatMul(x, w)
+            r = Relu(h)
+            none = SequenceEmpty()
+            parts = Loop(n, yes, none) <
+                    body = b ({number}, bool go, seq(float[N,A,B]) s) => (bool on, seq(float[N,A,B]) so) {{
+                {on}
+                here = Reshape(i, one)
+                from = Gather(places, here)
+                step = Constant<value=int64[1] {{1}}>()
+                next = Add(here, step)
+                to = Gather(places, next)
+                part = Slice(r, from, to, along)
+                so = SequenceInsert(s, part)
+                {more}
+            }}>
+            a = SequenceAt(parts, first)
+            b0 = SequenceAt(parts, second)
+            y = MatMul(a, u)
+            z = MatMul(b0, v)
+        }}""",
+        n=np.array(times), yes=YES, places=[0, 2, 5, 6], along=[axis], one=[1], first=np.array(0), second=np.array(1),
+        w=(4, 5 if axis == 2 else 6), u=(2 if axis == 2 else 6, 3), v=(3 if axis == 2 else 6, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_loop_that_fills_a_sequence_is_what_it_does_as_often_as_it_runs(rank: int) -> None:
+    """Else nothing that is read of the sequence is cut: there are no axes to follow."""
+    steps, units = filled(axis=1, rank=rank), filled(axis=2, rank=rank)
+    assert [len(g) for g in trace(steps).groups] == [6]
+    assert [len(g) for g in trace(units).groups] == [5]
+    for model in (steps, units):
+        for seed in range(2):
+            check_exact(model, seed=seed)
+        assert "Loop" not in nested_ops(drop_units(trace(model), {}).graph)
+
+
+def test_a_loop_that_holds_a_sequence_stays_where_it_may_end_early_or_often() -> None:
+    many = filled(axis=1, rank=0)
+    next(t for t in many.graph.initializer if t.name == "n").CopyFrom(numpy_helper.from_array(np.array(1000), "n"))
+    ending = filled(axis=1, rank=0, times=3, on="last = Constant<value=int64 {1}>()\n on = Less(i, last)")
+    heavy = filled(axis=1, rank=0, more="k = MatMul(part, q)\n e = Relu(k)")
+    heavy.graph.initializer.append(numpy_helper.from_array(np.ones((6, 6), np.float32), "q"))
+    for model in (ending, heavy):
+        traced = trace(model)
+        assert any(node.op_type == "Loop" for node in traced.shaped.graph.nodes)
+        check_exact(model)
+    unrolled = onnxshap.graph.normalise(many)
+    assert [node.op_type for node in unrolled.nodes].count("Loop") == 1

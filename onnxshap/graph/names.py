@@ -58,6 +58,10 @@ class Names:
         """Give back what a body gives itself, without the bodies in it: its nodes are to stand elsewhere."""
         self._count(body, -1)
 
+    def again(self, body: GraphProto) -> None:
+        """Count what a body gives itself once more: its nodes are to stand elsewhere more than once."""
+        self._count(body, 1)
+
     def replaced(self, node: NodeProto) -> None:
         """Give back the name of a node in whose place others are to stand, which make what it made."""
         self._nodes[node.name] -= bool(node.name)

@@ -40,6 +40,7 @@ from onnxshap.graph.structure import (
     refill,
     subgraphs,
 )
+from onnxshap.graph.unrolling import unroll
 
 _GENERATED = re.compile(r"_token_\d+$")
 """What onnxruntime makes a name one of its own with."""
@@ -201,6 +202,7 @@ def lift_bodies(graph: Graph, chosen: Mapping[str, Collection[str]]) -> Graph:
 
 
 def _unfuse(graph: GraphProto, opset: int, moved: Moved) -> None:
+    unroll(graph, moved)
     read_items(graph, opset)
     _constants_to_initializers(graph)
     read_parts(graph)

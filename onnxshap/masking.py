@@ -99,8 +99,19 @@ def row_wise(traced: Traced, groups: Iterable[Group]) -> bool:
     """Return whether rows of masks can go with rows of images at every site of the groups."""
     sites = traced.sites(groups)
     outputs = [(traced.shaped.graph.nodes[s.node].output[0], s.weight.out) for s in sites if s.weight is not None]
-    places = [(traced.images(name), axis) for name, axis in (*((s.tensor, s.axis) for s in sites), *outputs)]
-    return images_apart(traced) and all(place is not None and place.axis != axis for place, axis in places)
+    places = [_images_beside(traced, name, axis) for name, axis in (*((s.tensor, s.axis) for s in sites), *outputs)]
+    return images_apart(traced) and all(place is not None for place in places)
+
+
+def _images_beside(traced: Traced, name: str, axis: int) -> Images | None:
+    """Return where the images lie in a tensor, None where that is not known, or on the axis to be masked.
+
+    Neither are they told from what they are merged with in a tensor whose axis to be masked has any size, too.
+    """
+    place = traced.images(name)
+    if place is None or place.axis == axis:
+        return None
+    return None if traced.sized and not place.alone and (name, axis) in traced.shaped.varying else place
 
 
 def images_apart(traced: Traced) -> bool:
@@ -242,7 +253,7 @@ class _Masks:
                 return self._apply(site, x, shaped, y, zero)
 
             if blocks is None:
-                nodes = self._apart(site.tensor, site.axis, source, output, apply)
+                nodes = self._apart(site.tensor, site.axis, source, output, row, apply)
             else:
                 shape = self.traced.shaped.shapes[site.tensor]
                 nodes = self._between(source, output, *blocks.shapes(shape, site.axis), apply)
@@ -258,21 +269,22 @@ class _Masks:
         shaped = self._broadcast(left, result, site.weight.out, f"{left}.shaped")
         node.output[0] = raw
         self.after.setdefault(site.node, []).extend(
-            self._apart(result, site.weight.out, raw, result, lambda x, y: [self._node("Add", [x, shaped], y)])
+            self._apart(result, site.weight.out, raw, result, left, lambda x, y: [self._node("Add", [x, shaped], y)])
         )
 
-    def _images(self, name: str, axis: int) -> Images | None:
-        """Return where the images lie in a tensor, None where that is not known, or on the axis to be masked."""
-        place = self.traced.images(name)
-        return None if place is None or place.axis == axis else place
-
     def _apart(
-        self, name: str, axis: int, source: str, output: str, nodes: Callable[[str, str], list[NodeProto]]
-    ) -> list[NodeProto]:
-        """Return nodes from `source` to `output`, between which the images have an axis for themselves."""
-        place, shape = self._images(name, axis), self.traced.shaped.shapes[name]
+        self, name: str, axis: int, source: str, output: str, row: str,
+        nodes: Callable[[str, str], list[NodeProto]],
+    ) -> list[NodeProto]:  # fmt: skip
+        """Return nodes from `source` to `output`, between which the images have an axis for themselves.
+
+        Where sizes are free, that axis is as long as `row` [rows, n]: 1 of all images, what one is merged with besides.
+        """
+        place, shape = _images_beside(self.traced, name, axis), self.traced.shaped.shapes[name]
         if place is None or place.alone:
             return nodes(source, output)
+        if self.traced.sized and self.probe is None:
+            return self._apart_by_rows(place, source, output, row, nodes)
         whole = [-1 if axis == place.axis else size for axis, size in enumerate(shape)]
         return self._between(source, output, place.split(shape), whole, nodes)
 
@@ -290,13 +302,35 @@ class _Masks:
             self._node("Reshape", [done, merged], output),
         ]
 
+    def _apart_by_rows(
+        self, place: Images, source: str, output: str, row: str, nodes: Callable[[str, str], list[NodeProto]]
+    ) -> list[NodeProto]:
+        """Return the same at any sizes: the axis of the images is split into one, the rows, and what remains."""
+        ends = [self._constant(f"{output}.{k}", np.array([k])) for k in (0, 1, place.axis, place.axis + 1)]
+        far = self._constant(f"{output}.far", np.array([np.iinfo(np.int64).max]))
+        rest = self._constant(f"{output}.rest", np.array([-1]))
+        made = [self.names.new(f"{output}.{wish}") for wish in ("sizes", "rows", "count", "before", "behind", "split")]
+        sizes, rows, count, before, behind, split = made
+        apart, done = self.names.new(f"{output}.apart"), self.names.new(f"{output}.done")
+        return [
+            self._node("Shape", [source], sizes),
+            self._node("Shape", [row], rows),
+            self._node("Slice", [rows, ends[0], ends[1]], count),
+            self._node("Slice", [sizes, ends[0], ends[2]], before),
+            self._node("Slice", [sizes, ends[3], far], behind),
+            self._node("Concat", [before, ends[1], count, rest, behind], split, axis=0),
+            self._node("Reshape", [source, split], apart),
+            *nodes(apart, done),
+            self._node("Reshape", [done, sizes], output),
+        ]
+
     def _apply(self, site: Site, source: str, mask: str, output: str, zero: str) -> list[NodeProto]:
         kind = self.traced.shaped.kinds.get(site.tensor, TensorProto.FLOAT)
         if kind in _CODES:
             return self._apply_to_codes(source, mask, output, zero, kind)
         if self.probe is None:
             return [self._node("Mul", [source, mask], output)]
-        added, place = self.probe[site.tensor, site.axis], self._images(site.tensor, site.axis)
+        added, place = self.probe[site.tensor, site.axis], _images_beside(self.traced, site.tensor, site.axis)
         if place is not None and not place.alone:
             added = added.reshape(place.split(added.shape))
         dtype = helper.tensor_dtype_to_np_dtype(kind)
@@ -336,7 +370,8 @@ class _Masks:
         shaped, images = self.traced.shaped, self.traced.images(site.tensor)
         behind = range(site.axis + 1, len(shaped.shapes[site.tensor]))
         free = (site.tensor, site.axis) in shaped.varying and self.probe is None
-        alone = images is None or (images.alone and images.axis < site.axis)
+        merged = images is not None and not images.alone and self.traced.sized
+        alone = images is None or merged or (images.alone and images.axis < site.axis)
         if not free or not alone or any((site.tensor, k) in shaped.varying for k in behind):
             return None
         return blocks_of(self.traced.labels.units(site.tensor, site.axis))
@@ -386,7 +421,7 @@ class _Masks:
 
     def _broadcast(self, row: str, name: str, axis: int, wish: str, blocks: Blocks | None = None) -> str:
         """Return `row` [rows, n] shaped and typed to multiply an axis of a tensor, rows on its batch axis."""
-        shaped, place = self.traced.shaped, self._images(name, axis)
+        shaped, place = self.traced.shaped, _images_beside(self.traced, name, axis)
         rank, batch, size = len(shaped.shapes[name]), None if place is None else place.axis, shaped.shapes[name][axis]
         if place is not None and not place.alone:
             rank, batch, axis = rank + 2, place.axis + 1, axis + 2 * (axis > place.axis)

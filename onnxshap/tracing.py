@@ -141,11 +141,16 @@ class Traced:
         rank = len(self.shaped.shapes.get(tensor, ()))
         if (alone := next((axis for axis in range(rank) if self.is_batch(tensor, axis)), None)) is not None:
             return Images(alone)
-        given, place = self.shaped.inputs, self._followed.get(tensor)
-        sized = any(name in given and axis != self.shaped.batch_axis(name) for name, axis in self.shaped.varying)
-        if sized and place is not None and not place.alone:
-            return None  # what the images are merged with may be of any size
+        place = self._followed.get(tensor)
+        if self.sized and place is not None and place.outer > 1:
+            return None  # what lies around the images may be of any size
         return place
+
+    @cached_property
+    def sized(self) -> bool:
+        """Whether other sizes of the inputs than their number of images are free."""
+        given = self.shaped.inputs
+        return any(name in given and axis != self.shaped.batch_axis(name) for name, axis in self.shaped.varying)
 
     def batch_axis(self, tensor: str) -> int | None:
         """Return the axis of a tensor along which the images lie, None where there is none of just that size."""

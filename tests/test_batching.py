@@ -15,7 +15,7 @@ from onnxshap.core import Array, Dataset
 from onnxshap.data import random_data
 from onnxshap.game import GroupGame, Setting
 from onnxshap.graph.writing import put_in
-from onnxshap.masking import masked_model, row_wise
+from onnxshap.masking import insert_masks, mask_name, masked_model, row_wise
 from onnxshap.opening import calibration
 from onnxshap.reference import choose_payoff
 from onnxshap.rewrite import cut, drop_units
@@ -895,3 +895,47 @@ def test_no_run_holds_more_images_than_memory_does(monkeypatch: pytest.MonkeyPat
     assert sizes == [32, 32, 2, 7]
     for wide, tight in zip(*found, strict=True):
         np.testing.assert_allclose(tight, wide, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("merged", ["[-1,16]", "rows by computed sizes"])
+def test_rows_go_with_images_that_lie_along_one_axis_with_steps_of_any_number(merged: str) -> None:
+    """Else such a file was scored an image at a time: its steps may be of any number, so masks find out how many."""
+    sizes = (
+        "flat = Identity(two)"
+        if merged == "[-1,16]"
+        else """s = Shape(x)
+            n = Slice(s, zero, one)
+            l = Slice(s, one, last)
+            all = Mul(n, l)
+            flat = Concat<axis=0>(all, units)"""
+    )
+    model = net(
+        f"""(float[N,L,4] x) => (float[N,L,2] y) {{
+            a = MatMul(x, w0)
+            r = Relu(a)
+            {sizes}
+            f = Reshape(r, flat)
+            b = MatMul(f, w1)
+            c = Relu(b)
+            d = MatMul(c, w2)
+            t = Shape(x)
+            head = Slice(t, zero, last)
+            back = Concat<axis=0>(head, ends)
+            y = Reshape(d, back)
+        }}""",
+        w0=(4, 16), w1=(16, 6), w2=(6, 2), two=[-1, 16], zero=[0], one=[1], last=[2], units=[16], ends=[2],
+    )  # fmt: skip
+    traced = trace(model)
+    assert sorted(len(g) for g in traced.groups) == [6, 16], traced.frozen
+    assert row_wise(traced, traced.groups)
+    check_exact(model)
+    masked, rng = insert_masks(traced), np.random.default_rng(0)
+    for images, steps in ((3, 64), (5, 7), (2, 1)):
+        x = rng.normal(size=(images, steps, 4)).astype(np.float32)
+        masks = {mask_name(g): rng.integers(0, 2, (images, len(g))).astype(np.float32) for g in traced.groups}
+        (together,) = run(masked, {"x": x, **masks})
+        for k in range(images):
+            (alone,) = run(masked, {"x": x[k : k + 1], **{name: m[k : k + 1] for name, m in masks.items()}})
+            assert np.allclose(together[k], alone[0], rtol=0, atol=1e-5)
+        (same,) = run(masked, {"x": x, **{name: m[:1] for name, m in masks.items()}})
+        assert np.allclose(same[0], together[0], rtol=0, atol=1e-5)

@@ -293,10 +293,12 @@ def prune(
     def again(part: Traced) -> dict[str, FloatArray]:
         known = payoff if callable(payoff) else setting.payoff.name
         cut = setting_for(free_batch(part), setting.data, known, baseline)
-        return scoring.of(cut, part, part.groups).order(refitted=subject.refitted)
+        return cut_order(scoring.of(cut, part, part.groups), subject, part.groups, cut)
 
+    with clock.stage("score"):
+        order = cut_order(found, subject, groups, setting)
     cutter = subject.cutter(
-        found.order(refitted=subject.refitted), allocation, seed, progress, clock,
+        order, allocation, seed, progress, clock,
         rescore=again if values is None else None, seconds=distill_seconds,
         payoff=payoffs.unlabelled(setting.payoff.name),  # decided once, on the images that score
     )  # fmt: skip
@@ -316,6 +318,18 @@ def prune(
         with beside(done):
             save(small, output, external=bool(traced.files))
     return done
+
+
+def cut_order(found: Scores, subject: Subject, groups: Sequence[Group], setting: Setting) -> dict[str, FloatArray]:
+    """Return what units are cut by, group name -> float64[n_units], lowest first (`Scores.order`).
+
+    Args:
+        found: their values.
+        subject: tells whether a refit follows, and on which images.
+        groups: those that are cut, of the subject's model or of one cut from it.
+        setting: of that model, on other images.
+    """
+    return found.order(groups, replace(setting, data=subject.repaired_on) if subject.refitted else None)
 
 
 def _check_budget(traced: Traced, groups: Sequence[Group], budget: Budget, *, searched: bool) -> None:

@@ -23,6 +23,8 @@ TUNING_IMAGES = 7
 """Which images distillation holds out."""
 TUNING = 8
 """The order of the images that distillation tunes on, and what is done to them."""
+ORDER = 9
+"""The rows by which it is told what units left make up for, told by the group's place."""
 # These have the numbers of distillation's, with which they never run in one job.
 ARRANGEMENT = 7
 """Where a search for places of channels starts."""

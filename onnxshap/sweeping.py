@@ -13,11 +13,13 @@ from onnxshap import api, payoffs
 from onnxshap.arguments import checked
 from onnxshap.backend import OrtBackend
 from onnxshap.bases import check_basis
+from onnxshap.calibrate import free_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Dataset, FloatArray
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError
 from onnxshap.evaluation import Evaluation
+from onnxshap.game import Setting
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, notes_on
 from onnxshap.opening import Given, ModelLike, Subject, groups_to_cut
@@ -217,10 +219,11 @@ def sweep(
         with clock.stage("score"):
             if found is None:
                 found = scored(subject.traced, subject.data, method=method, include=include, exclude=exclude)
+            order = api.cut_order(found, subject, groups, bench.setting(subject.free))
         notes += found.notes
         cutter = subject.cutter(
-            found.order(refitted=subject.refitted), allocation, seed, _only(progress, "curves", "distill"), clock,
-            rescore=partial(_rescored, partial(scored, method=found.method), subject) if values is None else None,
+            order, allocation, seed, _only(progress, "curves", "distill"), clock,
+            rescore=partial(_rescored, partial(scored, method=found.method), subject, bench) if values is None else None,
             seconds=distill_seconds, payoff=payoffs.unlabelled(payoff),
         )  # fmt: skip
         curves.append(bench.curve(found, cutter, budgets, subject.data))
@@ -235,9 +238,9 @@ def sweep(
     )  # fmt: skip
 
 
-def _rescored(scored: Callable[..., Scores], subject: Subject, part: Traced) -> dict[str, FloatArray]:
+def _rescored(scored: Callable[..., Scores], subject: Subject, bench: _Bench, part: Traced) -> dict[str, FloatArray]:
     """Return what units of a model cut so far are cut by."""
-    return scored(part, subject.data).order(refitted=subject.refitted)
+    return api.cut_order(scored(part, subject.data), subject, part.groups, bench.setting(free_batch(part)))
 
 
 def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float, Budget]) -> dict[float, str]:
@@ -281,6 +284,10 @@ class _Bench:
     whole_ms: list[float] = field(default_factory=list)
     still: list[bool] = field(default_factory=list)
     plans: list[Keep] = field(default_factory=list)
+
+    def setting(self, free: Traced) -> Setting:
+        """Return what a form of the original for evaluation is held against."""
+        return Setting(free, self.evaluation.data, self.evaluation.payoffs[0], self.evaluation.reference)
 
     def curve(self, found: Scores, cutter: Cutter, budgets: Mapping[float, Budget], data: Dataset) -> Curve:
         """Return the points of one method, whose cuts are verified on some data."""

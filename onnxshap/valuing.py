@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxshap import __version__, payoffs
+from onnxshap import __version__, payoffs, streams
 from onnxshap.backend import provider_of
 from onnxshap.bases import Bases, Turned, form_of
 from onnxshap.calibrate import rows_apart, site_means
@@ -22,7 +22,7 @@ from onnxshap.groups import Group
 from onnxshap.measure import label_notes
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.base import Tell
-from onnxshap.methods.ranking import ranks
+from onnxshap.methods.ranking import CANCELLING, left_over, ranks
 from onnxshap.progress import Progress
 from onnxshap.reference import choose_payoff, reference_of
 from onnxshap.scoring import Rules, score_groups
@@ -83,9 +83,21 @@ class Scores:
     basis: str = "own"
     bases: Bases = field(default_factory=dict, repr=False)
 
-    def order(self, *, refitted: bool) -> dict[str, FloatArray]:
-        """Return what units are cut by, group name -> float64[n_units], lowest first; `methods.ranking` says why."""
-        return {name: ranks(self.method, value, refitted=refitted) for name, value in self.values.items()}
+    def order(self, groups: Sequence[Group], refit_in: Setting | None) -> dict[str, FloatArray]:
+        """Return what units are cut by, group name -> float64[n_units], lowest first; `methods.ranking` says why.
+
+        Args:
+            groups: those that are cut, with the units that the values are of.
+            refit_in: the model and the images that the layers behind are refitted on (outputs may be those of others);
+                None = no refit follows.
+        """
+        refitted = refit_in is not None
+        found = {name: ranks(self.method, value, refitted=refitted) for name, value in self.values.items()}
+        if refit_in is not None and self.method in CANCELLING:
+            for place, group in enumerate(groups):
+                rng = streams.stream(self.seed, streams.ORDER, place)
+                found[group.name] = left_over(refit_in, group, found[group.name], rng)
+        return found
 
     @property
     def evals(self) -> int:

@@ -13,11 +13,13 @@ from onnx import ModelProto, NodeProto, numpy_helper
 import onnxshap
 from onnxshap.errors import DataError
 from onnxshap.estimators.rows import over_images
+from onnxshap.game import Setting
 from onnxshap.graph import structure
 from onnxshap.methods import GAMELESS, METHODS, Whole
 from onnxshap.methods.lean import operator_norms
-from onnxshap.methods.ranking import ranked_by, ranks
+from onnxshap.methods.ranking import left_over, ranked_by, ranks
 from onnxshap.methods.spp import moves
+from onnxshap.payoffs import MSE
 from tests.exactness import net as build
 
 RNG = np.random.default_rng(7)
@@ -211,7 +213,7 @@ def test_what_is_refitted_is_ranked_by_mean_and_spread() -> None:
     values = over_images(np.array([[5.0, 0.0, 1.0], [-5.0, 0.0, 2.0]]), 0)
     played = replace(values, images=2)
     assert ranks("shapley", played, refitted=True).tolist() == pytest.approx([10.0, 0.0, 2.5])
-    assert ranked_by("shapley", refitted=True) == "value + 2 std over images"
+    assert ranked_by("shapley", refitted=True) == "value + 2 std over images, less what the units left make up for"
     assert ranked_by("shapley", refitted=False) == ranked_by("recon", refitted=True) == "value"
     for name, value, refitted in (("shapley", played, False), ("taylor", played, True), ("shapley", values, True)):
         assert ranks(name, value, refitted=refitted).tolist() == [0.0, 0.0, 1.5]
@@ -231,6 +233,41 @@ def test_dead_units_go_first_where_consumers_are_refitted() -> None:
     (kept,) = result.keep.values()
     assert kept.tolist() == [False, True] * 8
     assert result.after.score["agreement"] == 1
+
+
+@pytest.mark.parametrize("method", ["shapley", "shapley-stratified", "exact"])
+def test_of_copies_that_share_their_value_one_stays_where_consumers_are_refitted(method: str) -> None:
+    """Both copies of a weak unit are worth less than either of a strong one; one of each gives all there was."""
+    rng = np.random.default_rng(1)
+    w0 = np.repeat(rng.standard_normal((6, 4)).astype(np.float32), 2, axis=1)
+    w1 = rng.standard_normal((8, 3)).astype(np.float32) * np.repeat([4.0, 2.0, 1.0, 0.5], 2)[:, None].astype(np.float32)
+    model = build("(float[N,6] x) => (float[N,3] y) { h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1) }", w0=w0, w1=w1)
+    images = {"x": rng.standard_normal((60, 6)).astype(np.float32)}
+    given: dict[str, Any] = {"keep_units": 0.5, "multiple_of": 1, "method": method}
+    values = onnxshap.score(model, images, method=method)
+    for known in (None, values):
+        result = onnxshap.prune(model, images, values=known, **given)
+        (kept,) = result.keep.values()
+        assert (kept.reshape(4, 2).sum(axis=1) == 1).all()
+        assert result.after.score["mse"] > -1e-4
+    (kept,) = onnxshap.prune(model, images, repair="none", basis="own", **given).keep.values()
+    assert (kept.reshape(4, 2).sum(axis=1) == 2).any()  # by their values alone
+    swept = onnxshap.sweep(model, images, methods=[method], keep=[0.5], multiple_of=1, allocation="uniform")
+    assert swept.curves[0].points[0].drop.mean < 1e-4
+
+
+def test_layers_that_read_infinity_do_not_tell_what_units_make_up_for() -> None:
+    model = build(
+        """(float[N,6] x) => (float[N,4] y, float[N,1] z) {
+            h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1) l = Log(r) z = MatMul(l, w2)
+        }""",
+        w0=(6, 8), w1=(8, 4), w2=np.ones((8, 1), np.float32),
+    )  # fmt: skip
+    traced = onnxshap.trace(model)
+    (group,) = traced.groups
+    data = onnxshap.Dataset({"x": RNG.standard_normal((40, 6)).astype(np.float32)}, None, "drawn")
+    phi = left_over(Setting(traced, data, MSE(), []), group, np.arange(8.0), np.random.default_rng(0))
+    assert np.isfinite(phi).all() and len(np.unique(phi)) == 8
 
 
 def test_a_string_is_one_pattern_and_no_values() -> None:

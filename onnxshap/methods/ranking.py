@@ -3,9 +3,14 @@
 The contribution of a unit has either sign, image by image, and both cancel in the mean: a unit that helps half of the
 images as much as it harms the others has the value of one that does nothing. Where zeros are left behind, that is what
 removing it costs. Where consumers are refitted to give what they gave before, it is not: both signs are needed again,
-and a unit without any effect, dead or constant, is the cheapest of all. So a cut that is refitted takes units by the
+and a unit without any effect, dead or constant, is the cheapest of all. So a cut that is refitted counts units by the
 mean plus two standard deviations over the images, the reduction of the experiments in Ancona et al. 2020; the values
 stay the means, which share out the payoff.
+
+Nor does a refit lose all that a unit is worth, only what those left cannot give in its place. Shapley values share what
+two copies have in common between them, so that both look cheap and both go. So units go one by one, the cheapest first,
+at the price of what is lost of the worth of all that have gone: the error of the best refit of the layers behind, as
+`recon` counts it, in which the variance of what a unit gives costs what the unit is worth.
 """
 
 from __future__ import annotations
@@ -13,25 +18,51 @@ from __future__ import annotations
 import numpy as np
 
 from onnxshap.core import FloatArray, Values
+from onnxshap.game import Setting
+from onnxshap.groups import Group
+from onnxshap.methods.elimination import eliminate
+from onnxshap.methods.recon import regressions
 
 CANCELLING = frozenset({"exact", "shapley", "shapley-independent", "shapley-stratified", "shapley-truncated"})
 """Methods whose values are means over images of contributions of either sign."""
+_LEFT_OVER = "value + 2 std over images, less what the units left make up for"
+_LEAST = 1e-3
+"""Of the most that a unit of a group is worth: what is worth less, or nothing, counts as that; and of a unit's worth,
+what is lost whoever is left."""
 
 
 def ranked_by(method: str, *, refitted: bool) -> str:
     """Return what units are ranked by, in words."""
-    return "value + 2 std over images" if refitted and method in CANCELLING else "value"
+    return _LEFT_OVER if refitted and method in CANCELLING else "value"
 
 
 def ranks(method: str, values: Values, *, refitted: bool) -> FloatArray:
-    """Return float64[n_units], lowest first to go.
+    """Return what units count, float64[n_units]: lowest first to go, unless a refit follows (`left_over`).
 
     Args:
         method: what made the values.
         values: those of one group.
         refitted: whether least squares follows the cut.
     """
-    if ranked_by(method, refitted=refitted) == "value" or values.images < 2:
+    if not (refitted and method in CANCELLING) or values.images < 2:
         return values.phi
     spread: FloatArray = values.stderr * np.sqrt(values.images - 1)
     return values.phi + 2 * spread
+
+
+def left_over(setting: Setting, group: Group, worth: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return what is lost of the worth of units once each went, the cheapest first, and the layers behind are refitted.
+
+    Args:
+        setting: gives the model and the images that the layers are refitted on.
+        group: whose units they are.
+        worth: float64[n_units], as `ranks` gives it for a refit.
+        rng: draws the rows.
+
+    Returns:
+        float64[n_units], lowest first to go; what no layer tells of goes by its worth.
+    """
+    most = float(worth.max())
+    worth = np.maximum(worth, _LEAST * most) if most > 0 else np.ones(len(worth))
+    problems, fixed = regressions(setting, group, rng, worth=worth)
+    return eliminate(problems, fixed + _LEAST * worth)

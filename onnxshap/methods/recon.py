@@ -40,6 +40,8 @@ ROWS = 15_000
 """Rows a Gram matrix is summed over, about; three times the coefficients where that is more."""
 RIDGE = 1e-3
 """In units of the mean squared (centred) input."""
+_LEAST = 1e-6
+"""Of the most that a unit of a group gives: less is rounding."""
 
 
 def recon(setting: Setting, group: Group, rng: np.random.Generator, images: ImageIndex, tell: Tell) -> Values:
@@ -54,6 +56,7 @@ def regressions(
     rng: np.random.Generator,
     importance: Mapping[int, FloatArray] | None = None,
     tell: Tell = untold,
+    worth: FloatArray | None = None,
 ) -> tuple[list[BlockRegression], FloatArray]:
     """Return the layers behind a group as regressions, and what a unit costs in those that are not taken as such.
 
@@ -64,19 +67,27 @@ def regressions(
         importance: node -> float64[outputs], what a squared error of each output counts; default all the same, but
             for outputs of the model that are in different units.
         tell: told how much is done.
+        worth: float64[n_units], what the loss of all that a unit gives the layers behind costs; default its share of
+            what they are given.
     """
     importance = _by_units(setting) if importance is None else importance
     fixed = np.zeros(len(group))
-    problems = []
+    parts: list[_Part] = []
     layers = layers_of(setting, group)
     for number, layer in enumerate(layers):
         tell(number / (len(layers) + 1))
         grams = _grams(setting, layer, rng)
+        if not grams:
+            continue
         if layer.refitted:
-            problems += _problems(layer, grams, importance)
+            parts += _parts(layer, grams, importance)
         else:
             fixed += _alone(layer, grams)
-    return problems, fixed
+    if worth is not None:
+        given = fixed + sum(part.given() for part in parts)
+        counts = worth / np.maximum(given, max(_LEAST * float(given.max(initial=0)), 1e-30))
+        fixed, parts = counts * fixed, [part.counting(counts) for part in parts]
+    return [BlockRegression(part.gram, part.kernel, part.columns, part.ridge) for part in parts], fixed
 
 
 def _by_units(setting: Setting) -> dict[int, FloatArray]:
@@ -195,7 +206,10 @@ class _Gram:
 
 
 def _grams(setting: Setting, layer: JointLayer, rng: np.random.Generator) -> list[list[_Gram]]:
-    """Return by block: the one Gram matrix where the layer is refitted, else one a unit."""
+    """Return by block: the one Gram matrix where the layer is refitted, else one a unit.
+
+    None of a layer that reads Inf or NaN: it tells nothing, and is not refitted.
+    """
     channels = len(layer.units) // layer.blocks
     taps_ = 1 if layer.kernels is None else layer.kernels.shape[2]
     everything = [np.arange(channels * taps_)]
@@ -205,6 +219,8 @@ def _grams(setting: Setting, layer: JointLayer, rng: np.random.Generator) -> lis
     near: FloatArray | None = None  # the mean: what hardly varies would be lost in what it varies about
     for design in designs(setting, layer, rows, rng):
         split = design.reshape(len(design), layer.blocks, channels * taps_).astype(np.float64)
+        if not np.isfinite(split).all():
+            return []
         if layer.kernels is not None:
             near = split.mean(axis=0) if near is None else near
             split -= near
@@ -256,15 +272,42 @@ def _scaled(layer: JointLayer, grams: Sequence[FloatArray], importance: Mapping[
     return kernels
 
 
-def _problems(
-    layer: JointLayer, grams: Sequence[Sequence[_Gram]], importance: Mapping[int, FloatArray]
-) -> list[BlockRegression]:
-    """Return the regressions of a layer, one a block."""
+@dataclass(frozen=True)
+class _Part:
+    """A block of a layer.
+
+    Attributes:
+        gram: float64[inputs, inputs], of centred inputs.
+        kernel: float64[inputs, outputs], its weights.
+        columns: unit -> the inputs that go with it.
+        ridge: of the regression.
+    """
+
+    gram: FloatArray
+    kernel: FloatArray
+    columns: Sequence[IntArray]
+    ridge: float
+
+    def given(self) -> FloatArray:
+        """Return the variance of what each unit alone gives, summed over the outputs: float64[n_units]."""
+        own = [(self.gram[np.ix_(at, at)], self.kernel[at]) for at in self.columns]
+        return np.array([float((w * (g @ w)).sum()) for g, w in own])
+
+    def counting(self, counts: FloatArray) -> _Part:
+        """Return the block with squared errors of what a unit gives times a number; of shared inputs the largest."""
+        squares = np.zeros(len(self.gram))
+        for at, count in zip(self.columns, counts, strict=True):
+            squares[at] = np.maximum(squares[at], count)
+        return replace(self, kernel=self.kernel * np.sqrt(squares)[:, None])
+
+
+def _parts(layer: JointLayer, grams: Sequence[Sequence[_Gram]], importance: Mapping[int, FloatArray]) -> list[_Part]:
+    """Return the blocks of a layer."""
     matrices = [gram.centred() for (gram,) in grams]
     kernels = _scaled(layer, matrices, importance)
     ridges = [RIDGE * float(np.trace(g)) / len(g) + 1e-30 for g in matrices]
     return [
-        BlockRegression(g, k, layer.columns(b), ridge)
+        _Part(g, k, layer.columns(b), ridge)
         for b, (g, k, ridge) in enumerate(zip(matrices, kernels, ridges, strict=True))
     ]
 

@@ -221,9 +221,10 @@ def sweep(
                 found = scored(subject.traced, subject.data, method=method, include=include, exclude=exclude)
             order = api.cut_order(found, subject, groups, bench.setting(subject.free))
         notes += found.notes
+        again = partial(_rescored, partial(scored, method=found.method), subject, bench)
         cutter = subject.cutter(
             order, allocation, seed, _only(progress, "curves", "distill"), clock,
-            rescore=partial(_rescored, partial(scored, method=found.method), subject, bench) if values is None else None,
+            rescore=None if values is not None else again,
             seconds=distill_seconds, payoff=payoffs.unlabelled(payoff),
         )  # fmt: skip
         curves.append(bench.curve(found, cutter, budgets, subject.data))

@@ -22,7 +22,7 @@ from onnxshap.groups import Group
 from onnxshap.measure import label_notes
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.base import Tell
-from onnxshap.methods.ranking import CANCELLING, left_over, ranks
+from onnxshap.methods.ranking import CANCELLING, few, left_over, ranks
 from onnxshap.progress import Progress
 from onnxshap.reference import choose_payoff, reference_of
 from onnxshap.scoring import Rules, score_groups
@@ -96,7 +96,10 @@ class Scores:
         if refit_in is not None and self.method in CANCELLING:
             for place, group in enumerate(groups):
                 rng = streams.stream(self.seed, streams.ORDER, place)
-                found[group.name] = left_over(refit_in, group, found[group.name], rng)
+                worth = None if few(self.values[group.name].images) else found[group.name]
+                lost = left_over(refit_in, group, worth, rng)
+                if lost.any():  # else no layer tells of the group
+                    found[group.name] = lost
         return found
 
     @property

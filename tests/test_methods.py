@@ -256,6 +256,17 @@ def test_of_copies_that_share_their_value_one_stays_where_consumers_are_refitted
     assert swept.curves[0].points[0].drop.mean < 1e-4
 
 
+def test_values_of_few_images_do_not_choose_what_is_cut_before_a_refit() -> None:
+    data = {"x": IMAGES["x"]}
+    kept = [
+        onnxshap.prune(net(), data, method=m, samples=s, keep_macs=0.5).keep
+        for m, s in (("shapley", 19), ("recon", 40))
+    ]
+    assert all((kept[0][name] == kept[1][name]).all() for name in kept[0])
+    assert ranked_by("shapley", refitted=True, images=19).startswith("what the units left do not make up for")
+    assert ranked_by("shapley", refitted=True, images=20) == ranked_by("shapley", refitted=True)
+
+
 def test_layers_that_read_infinity_do_not_tell_what_units_make_up_for() -> None:
     model = build(
         """(float[N,6] x) => (float[N,4] y, float[N,1] z) {

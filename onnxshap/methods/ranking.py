@@ -25,15 +25,26 @@ from onnxshap.methods.recon import regressions
 
 CANCELLING = frozenset({"exact", "shapley", "shapley-independent", "shapley-stratified", "shapley-truncated"})
 """Methods whose values are means over images of contributions of either sign."""
+FEWEST = 20
+"""Images below which values are noise, mostly that of the one or two images that matter: what a unit gives the layers
+behind counts in the place of its worth then."""
 _LEFT_OVER = "value + 2 std over images, less what the units left make up for"
+_ALONE = f"what the units left do not make up for (values of less than {FEWEST} images are noise)"
 _LEAST = 1e-3
 """Of the most that a unit of a group is worth: what is worth less, or nothing, counts as that; and of a unit's worth,
 what is lost whoever is left."""
 
 
-def ranked_by(method: str, *, refitted: bool) -> str:
-    """Return what units are ranked by, in words."""
-    return _LEFT_OVER if refitted and method in CANCELLING else "value"
+def ranked_by(method: str, *, refitted: bool, images: int = 0) -> str:
+    """Return what units are ranked by, in words; values are of so many images (0 where nobody counted)."""
+    if not refitted or method not in CANCELLING:
+        return "value"
+    return _ALONE if few(images) else _LEFT_OVER
+
+
+def few(images: int) -> bool:
+    """Return whether values of so many images (0 where nobody counted) are noise."""
+    return 0 < images < FEWEST
 
 
 def ranks(method: str, values: Values, *, refitted: bool) -> FloatArray:
@@ -50,19 +61,21 @@ def ranks(method: str, values: Values, *, refitted: bool) -> FloatArray:
     return values.phi + 2 * spread
 
 
-def left_over(setting: Setting, group: Group, worth: FloatArray, rng: np.random.Generator) -> FloatArray:
+def left_over(setting: Setting, group: Group, worth: FloatArray | None, rng: np.random.Generator) -> FloatArray:
     """Return what is lost of the worth of units once each went, the cheapest first, and the layers behind are refitted.
 
     Args:
         setting: gives the model and the images that the layers are refitted on.
         group: whose units they are.
-        worth: float64[n_units], as `ranks` gives it for a refit.
+        worth: float64[n_units], as `ranks` gives it for a refit; None = what a unit gives the layers behind.
         rng: draws the rows.
 
     Returns:
         float64[n_units], lowest first to go; what no layer tells of goes by its worth.
     """
-    most = float(worth.max())
-    worth = np.maximum(worth, _LEAST * most) if most > 0 else np.ones(len(worth))
-    problems, fixed = regressions(setting, group, rng, worth=worth)
-    return eliminate(problems, fixed + _LEAST * worth)
+    if worth is None:
+        return eliminate(*regressions(setting, group, rng))
+    least = _LEAST * max(0.0, float(worth.max()))
+    counted = np.maximum(worth, least) if least > 0 else np.ones(len(worth))
+    problems, fixed = regressions(setting, group, rng, worth=counted)
+    return eliminate(problems, fixed + _LEAST * counted)

@@ -56,7 +56,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "repair": result.repair,
         "allocation": result.allocation,
         "scored_by": result.traced.outputs if result.traced.tail else [],
-        "ranked_by": ranked_by(found.method, refitted=result.repair in REFITS),
+        "ranked_by": ranked_by(found.method, refitted=result.repair in REFITS, images=_fewest(found)),
         "drop": None if result.drop is None else _drop(result.drop),
         "tuning": None if result.tuning is None else asdict(result.tuning),
         "refits": _refits(result.refits),
@@ -74,6 +74,11 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "removed_slices": result.removed_slices,
         "verify": _verified(result.verified),
     }
+
+
+def _fewest(found: Scores) -> int:
+    """Return the fewest images that values of a group rest on."""
+    return min((value.images for value in found.values.values()), default=0)
 
 
 def _refits(refits: Sequence[Refit]) -> list[Report]:

@@ -46,6 +46,8 @@ _GENERATED = re.compile(r"_token_\d+$")
 """What onnxruntime makes a name one of its own with."""
 _SMALL = 8
 """Numbers of a shape, of axes, of a factor: no weights."""
+_MOVES = ("Slice", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
+"""What an exporter does to a number that it stretched; more would be kept twice for little."""
 _FUSED = ("gemm_input_shape", "gemm_output_shape")
 """What it calls the first shapes that it makes."""
 _CONSTANT_DTYPES = {
@@ -329,14 +331,17 @@ def _unshare(graph: GraphProto, before: Mapping[str, str]) -> dict[str, str]:
             origin[copy] = origin.get(name, name)
             yield copy
 
-    uses, numbers = _uses(graph), {t.name for t in graph.initializer if math.prod(t.dims) == 1}
+    uses, stretched = _uses(graph), _stretched(graph)
     nodes: list[NodeProto] = []
-    for node in graph.node:
-        nodes.append(node)
-        if is_op(node, "ConstantOfShape") or (is_op(node, "Expand") and node.input[0] in numbers):
-            for copy in own_names(node.output[0], uses[node.output[0]]):
-                nodes.append(clone := copied(node))
-                clone.output[0] = clone.name = copy  # two nodes of one name do not load
+    for node in reversed(graph.node):  # a copy of what is made of another one is a use of that
+        clones = []
+        for copy in own_names(node.output[0], uses[node.output[0]]) if node.output[0] in stretched else ():
+            clones.append(clone := copied(node))
+            clone.output[0] = clone.name = copy  # two nodes of one name do not load
+            for k, name in enumerate(clone.input):
+                uses[name].append((clone, k))
+        nodes += [*reversed(clones), node]
+    nodes.reverse()
     if len(nodes) > len(graph.node):
         refill(graph.node, nodes)
         uses = _uses(graph)
@@ -346,6 +351,16 @@ def _unshare(graph: GraphProto, before: Mapping[str, str]) -> dict[str, str]:
             own.CopyFrom(item)
             own.name = copy
     return origin
+
+
+def _stretched(graph: GraphProto) -> set[str]:
+    """Return what is one number stretched, and what of it was moved about: the first states of recurrent nets."""
+    numbers, found = {t.name for t in graph.initializer if math.prod(t.dims) == 1}, set[str]()
+    for node in graph.node:
+        made = is_op(node, "ConstantOfShape") or (is_op(node, "Expand") and node.input[0] in numbers)
+        if made or (is_op(node, *_MOVES) and node.input[0] in found):
+            found.add(node.output[0])
+    return found
 
 
 def _uses(graph: GraphProto) -> defaultdict[str, list[tuple[NodeProto, int]]]:

@@ -426,6 +426,20 @@ case("layers whose states start as slices of one stretched zero, as torch's new 
     y = MatMul(v, w2)
 }""", zero=[0], one=[1], two=[2], axis=[0], width=[6], squeezed=[1], nothing=np.float32(0), w0=(1, 18, 5),
     r0=(1, 18, 6), b0=(1, 36), w1=(1, 18, 6), r1=(1, 18, 6), b1=(1, 36), w2=(6, 3)), [6, 6], rows=False)
+case("nets whose states start as one slice of a stretched zero are cut each for itself", net("""
+(float[4,N,5] x) => (float[4,N,3] y) {
+    s = Shape(x)
+    n = Slice(s, one, two)
+    sizes = Concat<axis=0>(one, n, width)
+    zeros = Expand(nothing, sizes)
+    h = Slice(zeros, zero, one, axis)
+    a, last, cell = LSTM<hidden_size=6>(x, w0, r0, b0, , h, h)
+    u = Squeeze(a, squeezed)
+    b, end = GRU<hidden_size=6>(u, w1, r1, b1, , h)
+    v = Squeeze(b, squeezed)
+    y = MatMul(v, w2)
+}""", zero=[0], one=[1], two=[2], axis=[0], width=[6], squeezed=[1], nothing=np.float32(0), w0=(1, 24, 5),
+    r0=(1, 24, 6), b0=(1, 48), w1=(1, 18, 6), r1=(1, 18, 6), b1=(1, 36), w2=(6, 3)), [6, 6], rows=False)
 case("expand over space by computed sizes", net("""(float[N,3,6,6] x, float[N,5] h) => (float[N,2,6,6] y) {
     a = Conv(x, w0)
     g = MatMul(h, w1)

@@ -465,6 +465,51 @@ def test_a_state_that_is_a_sequence() -> None:
     check(net(text, z=(4, 3), yes=YES, n=np.array(3), w=(4, 6), u=(6, 4)), {"h": 6})
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_a_list_that_a_loop_fills_and_that_is_stacked_behind_it(axis: int) -> None:
+    """As torch's script writes it: the list is the first state, and the last item is the next state too."""
+    behind = "l = Transpose<perm=[0,2,1]>(all)" if axis == -1 else "l = Identity(all)"
+    text = f"""(float[N,4] x) => (float[P,Q,3] y) {{
+        empty = SequenceEmpty<dtype=1>()
+        parts, c = Loop(n, yes, empty, x) <
+                body = b (int64 i, bool go, seq(float[N,6]) s, float[N,4] v)
+                    => (bool on, seq(float[N,6]) so, float[N,4] t) {{
+            on = Identity(go)
+            h = MatMul(v, w)
+            r = Relu(h)
+            so = SequenceInsert(s, r)
+            t = MatMul(r, u)
+        }}>
+        all = ConcatFromSequence<axis={axis}, new_axis=1>(parts)
+        {behind}
+        y = MatMul(l, z)
+    }}"""
+    model = net(text, z=(6, 3), yes=YES, n=np.array(3), w=(4, 6), u=(6, 4))
+    traced = trace(model)
+    assert {g.name: len(g) for g in traced.groups} == {"h": 6}
+    for seed in range(2):
+        check_exact(model, seed=seed)
+
+
+def test_a_list_that_is_read_otherwise_stays_a_list() -> None:
+    text = """(float[N,4] x) => (float[N,4] y, float[P,Q,R] all, int64 k) {
+        empty = SequenceEmpty<dtype=1>()
+        parts, c = Loop(n, yes, empty, x) <
+                body = b (int64 i, bool go, seq(float[N,4]) s, float[N,4] v)
+                    => (bool on, seq(float[N,4]) so, float[N,4] t) {
+            on = Identity(go)
+            h = MatMul(v, w)
+            r = Relu(h)
+            t = MatMul(r, u)
+            so = SequenceInsert(s, t)
+        }>
+        all = ConcatFromSequence<axis=1, new_axis=1>(parts)
+        k = SequenceLength(parts)
+        y = Relu(c)
+    }"""
+    check(net(text, yes=YES, n=np.array(3), w=(4, 6), u=(6, 4)), {"h": 6})
+
+
 def test_a_loop_without_a_condition_that_gathers_by_its_number_and_hands_its_state_on() -> None:
     text = """(float[N,5,4] x) => (float[N,3] y, float[N,4] d) {
         first = ReduceMean<axes=[1], keepdims=0>(x)

@@ -21,6 +21,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from onnxshap.core import Array
 from onnxshap.graph import weights
+from onnxshap.graph.appended import scan_lists
 from onnxshap.graph.branches import Moved, conditions_of, rename
 from onnxshap.graph.branches import take_branches as take_branches_of
 from onnxshap.graph.functions import without_functions
@@ -131,10 +132,11 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     normal = ModelProto()
     normal.CopyFrom(model)
     graph = normal.graph
+    moved = Moved()
+    scan_lists(graph, opset_of(normal), moved)
     _drop_unread(graph)
     _sort(graph)
     read_from_outside(graph)
-    moved = Moved()
     _without_branches(graph, moved)
     overridable = _drop_overridable_inputs(graph)
     _end_training(graph)

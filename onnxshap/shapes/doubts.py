@@ -293,6 +293,12 @@ class _Doubts:
         if is_op(node, "Concat"):
             axis = attributes(node)["axis"]
             return np.concatenate([self._doubt(n) for n in inputs], axis=axis)
+        if is_op(node, "OneHot") and not any((self._unlike(n) | self._doubt(n)).any() for n in inputs[:2]):
+            places, depth = self._value(inputs[0]), int(self._value(inputs[1]).item())
+            off, on = self._doubt(inputs[2])
+            places = np.where(places < 0, places + depth, places)
+            there = np.moveaxis(np.arange(depth) == places[..., None], -1, attributes(node).get("axis", -1))
+            return np.asarray(np.where(there, on, off))
         if inputs[0] in self.found and not any(n in self.found for n in inputs[1:]) and not lossy:
             others = [self._value(n) if n else None for n in node.input[1:]]
             return moved(node, self.found[inputs[0]], others, np.shape(self.one[node.output[0]]))

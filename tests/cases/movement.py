@@ -509,3 +509,27 @@ case("sizes chosen by conditions of other ranks", net("""(float[N,T,6] x) => (fl
     y = MatMul(a, w1)
 }""", opset=15, w0=(6, 8), w1=(8, 3), first=np.array([[True, False]]), all=np.array(True), ones=[1, 1], six=[6],
     nil=[0]), [8])
+case("a tensor an image that is repeated for what lies in it, as torch writes repeat_interleave", net("""
+(float[N,4,6] x) => (float[N,4,3] y) {
+    a = MatMul(x, w0)
+    r = Reshape(a, rows)
+    s = Shape(r)
+    many = Gather(s, first)
+    m = ReduceMean<axes=[1], keepdims=0>(x)
+    g = MatMul(m, w1)
+    t = Shape(g)
+    few = Gather(t, first)
+    times = Div(many, few)
+    u = Unsqueeze(g, axis)
+    k = Unsqueeze(times, begin)
+    v = Concat<axis=0>(axis, k)
+    h = OneHot(axis, depth, v)
+    q = Reshape(h, flat)
+    e = Tile(u, q)
+    f = Reshape(e, rows)
+    p = Mul(r, f)
+    b = Relu(p)
+    z = MatMul(b, w2)
+    y = Reshape(z, back)
+}""", w0=(6, 8), w1=(6, 8), rows=[-1, 8], first=0, axis=[1], begin=[0], depth=3, flat=[-1], back=[-1, 4, 3],
+    w2=(8, 3)), [8])

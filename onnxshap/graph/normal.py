@@ -153,11 +153,14 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
 
 
 def take_branches(graph: Graph) -> Graph | None:
-    """Return a normalised graph without the If nodes whose condition is an initializer, None where it has none."""
+    """Return a normalised graph without the If nodes whose condition is an initializer, None where it has none.
+
+    Without sequences that are split into parts of sizes that are stored likewise.
+    """
     model = ModelProto()
     model.CopyFrom(graph.model)
     moved = Moved(dict(graph.origin), dict(graph.bodies))
-    if not _without_branches(model.graph, moved):
+    if not _without_branches(model.graph, moved) | read_parts(model.graph):
         return None
     return replace(graph, model=model, origin=_unshare(model.graph, moved.origin), bodies=moved.bodies)
 

@@ -96,8 +96,11 @@ def _number(name: str, stored: Mapping[str, TensorProto]) -> int | None:
     return int(array(stored[name]).item()) if name in stored else None
 
 
-def read_parts(graph: GraphProto) -> None:
-    """Put Slices in place of a SplitToSequence of a computed tensor of which known places alone are read."""
+def read_parts(graph: GraphProto) -> bool:
+    """Put Slices in place of a SplitToSequence of a computed tensor of which known places alone are read.
+
+    Return whether there was one.
+    """
     stored = {t.name: t for t in graph.initializer}
     splits = {n.output[0]: n for n in graph.node if is_op(n, "SplitToSequence") and n.input[0] not in stored}
     for item in graph.output:
@@ -111,7 +114,7 @@ def read_parts(graph: GraphProto) -> None:
             else:
                 found[node.output[0]] = bounds
     if not splits:
-        return
+        return False
     names, nodes = Names(graph), list[NodeProto]()
     for node in graph.node:
         part, split = node.output[0], splits.get(node.input[0]) if node.input else None
@@ -123,6 +126,7 @@ def read_parts(graph: GraphProto) -> None:
         elif part not in splits:
             nodes.append(copied(node))
     refill(graph.node, nodes)
+    return True
 
 
 def _bounds(split: NodeProto, node: NodeProto, stored: Mapping[str, TensorProto]) -> tuple[int, int] | None:

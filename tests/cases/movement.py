@@ -533,3 +533,17 @@ case("a tensor an image that is repeated for what lies in it, as torch writes re
     y = Reshape(z, back)
 }""", w0=(6, 8), w1=(6, 8), rows=[-1, 8], first=0, axis=[1], begin=[0], depth=3, flat=[-1], back=[-1, 4, 3],
     w2=(8, 3)), [8])
+case("parts of a sequence whose sizes are computed, as torch writes chunk in a scripted loop", net("""
+(float[N,6] x) => (float[N,3] y) {
+    a = MatMul(x, w0)
+    s = Shape(a)
+    all = Gather(s, axis)
+    half = Div(all, two)
+    sizes = Concat<axis=0>(half, half)
+    parts = SplitToSequence<axis=1>(a, sizes)
+    p = SequenceAt(parts, first)
+    q = SequenceAt(parts, second)
+    g = Sigmoid(q)
+    m = Mul(p, g)
+    y = MatMul(m, w1)
+}""", w0=(6, 16), axis=[1], two=[2], first=0, second=1, w1=(8, 3)), [8])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnxshap.core import Estimator, FloatArray, Game
 from onnxshap.errors import BudgetError
 from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, Regression, SharedPermutation, Taylor, rows
+from onnxshap.estimators.images import draw_images
 from tests.games import SOLVED, FunctionGame, Solved, TableGame, Witness, additive, brute_force, majority
 
 SHAPLEY: dict[str, Estimator] = {
@@ -492,3 +493,61 @@ def test_small_steps_are_derivatives(seed: int) -> None:
 def test_a_step_of_one_is_leave_one_out() -> None:
     game = SOLVED["max_v1"].game
     assert Taylor("signed", eps=1)(game, rng()).phi.tobytes() == LeaveOneOut()(game, rng()).phi.tobytes()
+
+
+# Images that are alike.
+
+
+ALIKE = np.array([0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11])
+"""Of three kinds, number % 3."""
+
+
+def kinds_game(n: int, images: int, kinds: int) -> FunctionGame:
+    """A game whose values depend on the image's kind above all."""
+    weights = rng(11).normal(size=(kinds, n))
+    return FunctionGame(n, images, lambda i, s: (s * weights[i % kinds]).sum(axis=1))
+
+
+@pytest.mark.parametrize("used", [1, 3, 5, 12])
+def test_every_image_is_drawn_as_likely_as_any_other(used: int) -> None:
+    drawn = [draw_images(12, used, rng(seed), ALIKE) for seed in range(3000)]
+    assert all(len(set(found.tolist())) == used for found in drawn)
+    first = np.bincount([int(found[0]) for found in drawn], minlength=12) / 250  # and so is the first of them
+    assert (abs(np.bincount(np.concatenate(drawn), minlength=12) / (250 * used) - 1) < 0.25).all()
+    assert (abs(first - 1) < 0.25).all()
+
+
+@pytest.mark.parametrize("used", [3, 6, 9])
+def test_every_kind_of_image_gets_its_share(used: int) -> None:
+    for seed in range(20):
+        assert np.bincount(draw_images(12, used, rng(seed), ALIKE) % 3).tolist() == [used // 3] * 3
+        assert sorted((draw_images(8, 8, rng(seed), np.arange(8))[:4] % 2).tolist()) in ([0] * 4, [1] * 4)
+
+
+def test_images_by_their_kinds_leave_less_error() -> None:
+    game, alike = kinds_game(5, 60, 6), np.lexsort((np.arange(60), np.arange(60) % 6))
+    truth = Exact()(game, rng()).phi
+
+    def error(alike: np.ndarray | None) -> float:
+        found = []
+        for seed in range(40):
+            schedule = Permutation().plan(60, 5, rng(seed), 12 * 10, alike)
+            assert schedule.rows.sum() <= 12 * 10
+            found.append(((Permutation().per_image(game, schedule).mean(axis=0) - truth) ** 2).mean())
+        return float(np.mean(found))
+
+    assert error(alike) < error(None) / 10
+
+
+@settings(max_examples=100, deadline=None)
+@given(n=st.integers(2, 6), pairs=st.integers(1, 3), max_evals=st.integers(8, 400))
+def test_pairs_come_before_further_images_where_kinds_are_known(n: int, pairs: int, max_evals: int) -> None:
+    schedule = Permutation(pairs).plan(12, n, rng(), max_evals, ALIKE)
+    inner = n - 1
+    whole = 12 * (2 + 2 * pairs * inner)
+    assert schedule.rows.sum() <= max_evals
+    assert schedule.rows.sum() == whole or max_evals - schedule.rows.sum() < 2 + inner
+    assert schedule.rows.tolist() == (2 + inner * schedule.walks).tolist()
+    assert (schedule.walks[:-1] >= 2).all() and schedule.walks[0] <= max(3, 2 * pairs)
+    assert len(schedule) >= min(12, max_evals // (2 + 2 * inner))
+    assert Permutation(pairs, antithetic=False).plan(12, n, rng(), n + 1, ALIKE).walks.tolist() == [1]

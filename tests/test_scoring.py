@@ -20,12 +20,14 @@ import onnx
 import pytest
 
 import onnxshap
-from onnxshap import api, valuing
+from onnxshap import api, payoffs, valuing
+from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import Array, Values
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
-from onnxshap.game import GroupGame
+from onnxshap.game import GroupGame, Setting
 from onnxshap.scoring import journal as journals
 from onnxshap.scoring import misplaced, runners
+from onnxshap.scoring.jobs import plan_group
 from onnxshap.scoring.journal import Journal
 from tests.exactness import net as build
 
@@ -113,6 +115,22 @@ def test_evaluations_are_shared_in_proportion_to_units() -> None:
     assert score(max_evals=35).evals <= 35
 
 
+@pytest.mark.parametrize("payoff", ["ce", "mse"])
+def test_evaluations_that_do_not_reach_all_images_go_to_every_class(payoff: str) -> None:
+    classes = np.asarray(IMAGES["labels"])
+    traced, data = onnxshap.trace(net()), onnxshap.Dataset({"x": np.asarray(IMAGES["x"])}, classes)
+    free = free_batch(traced)
+    reference = run_all(free, free.shaped.graph.model, data)
+    setting = Setting(free, data, payoffs.choose(payoff, reference, data.labels, ["y"]), reference)
+    schedule, _ = plan_group(setting, setting.traced.groups[0], 0, "shapley", 0, 24 * 24)
+    assert schedule is not None
+    spread = abs(np.bincount(classes[schedule.images], minlength=5) - np.bincount(classes, minlength=5) / 4).max()
+    if payoff == "ce":
+        assert schedule.walks.tolist() == [2] * 24 and spread <= 1
+    else:
+        assert (schedule.walks == 1).all()
+
+
 def test_seconds_end_groups_after_one_image_at_least() -> None:
     found = score(max_seconds=1e-9)
     assert rules(found) == {"a": ("max-seconds", 1), "b": ("max-seconds", 1)}
@@ -188,7 +206,7 @@ def test_a_payoff_may_be_one_number_for_all_images() -> None:
     assert found.evals == 24 * (2 + 120 + 2 + 200)
     whole = onnxshap.trace(net())
     masks = {onnxshap.mask_name(g): np.zeros((1, len(g)), np.float32) for g in whole.groups if g.name == "a"}
-    from onnxshap.calibrate import free_batch, run_all, site_means
+    from onnxshap.calibrate import site_means
     from onnxshap.opening import calibration, sample
 
     free = free_batch(whole)

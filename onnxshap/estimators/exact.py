@@ -7,7 +7,7 @@ from math import comb
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game, IntArray
+from onnxshap.core import FloatArray, Game, ImageIndex, IntArray
 from onnxshap.errors import BudgetError
 from onnxshap.estimators.images import PerImage, Schedule, fixed_cost
 from onnxshap.estimators.rows import evaluate_each, image_blocks
@@ -41,7 +41,12 @@ class Exact(PerImage):
     max_units: int = 16
 
     def plan(  # noqa: D102
-        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+        self,
+        n_images: int,
+        n_units: int,
+        rng: np.random.Generator,
+        max_evals: int | None = None,
+        alike: ImageIndex | None = None,
     ) -> Schedule:
         n = n_units
         if n > self.max_units:
@@ -49,7 +54,7 @@ class Exact(PerImage):
                 f"exact Shapley values of {n} units need 2^{n} coalitions per image, more than max_units = "
                 f"{self.max_units} allows; use the method shapley, or include only groups of so many"
             )
-        return fixed_cost(n_images, 2**n, rng, max_evals)
+        return fixed_cost(n_images, 2**n, rng, max_evals, alike=alike)
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         n, images = game.n_units, schedule.images

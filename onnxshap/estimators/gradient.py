@@ -13,7 +13,7 @@ from typing import Literal, assert_never
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game, Values
+from onnxshap.core import FloatArray, Game, ImageIndex, Values
 from onnxshap.estimators.images import PerImage, Schedule, fixed_cost
 from onnxshap.estimators.rows import over_images, single_drops
 
@@ -53,9 +53,14 @@ class Taylor(PerImage):
     batch: int = 32
 
     def plan(  # noqa: D102
-        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+        self,
+        n_images: int,
+        n_units: int,
+        rng: np.random.Generator,
+        max_evals: int | None = None,
+        alike: ImageIndex | None = None,
     ) -> Schedule:
-        return fixed_cost(n_images, n_units + 1, rng, max_evals)
+        return fixed_cost(n_images, n_units + 1, rng, max_evals, alike=alike)
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         return single_drops(game, schedule.images, self.eps)
@@ -101,9 +106,14 @@ class Fisher(PerImage):
     eps: float = EPS
 
     def plan(  # noqa: D102
-        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+        self,
+        n_images: int,
+        n_units: int,
+        rng: np.random.Generator,
+        max_evals: int | None = None,
+        alike: ImageIndex | None = None,
     ) -> Schedule:
-        return fixed_cost(n_images, n_units + 1, rng, max_evals)
+        return fixed_cost(n_images, n_units + 1, rng, max_evals, alike=alike)
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         return single_drops(game, schedule.images, self.eps) ** 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Schedule:
     """Which images are played, and how.
 
     Attributes:
-        images: int64[k], ascending.
+        images: int64[k], in the order in which they are played.
         walks: int64[k], how many draws every image gets; estimators of a fixed cost do not read it.
         rows: int64[k], evaluations every image costs.
         key: what random draws are made from, together with the image's number.
@@ -44,6 +45,15 @@ class Schedule:
         return Schedule(self.images[at], self.walks[at], self.rows[at], self.key, self.short)
 
 
+@runtime_checkable
+class Sorted(Protocol):
+    """A game that knows which of its images are alike."""
+
+    @property
+    def alike(self) -> ImageIndex | None:
+        """All images, neighbours alike; None where nothing tells."""
+
+
 @dataclass(frozen=True)
 class PerImage(ABC):
     """An estimator that is a mean (or another reduction) over images of figures that each image has on its own."""
@@ -62,11 +72,19 @@ class PerImage(ABC):
         """Return the values of a game's units, all images at once."""
         if game.n_units == 0:
             return NO_UNITS
-        schedule = self.plan(game.n_images, game.n_units, rng)
+        alike = game.alike if isinstance(game, Sorted) else None
+        schedule = self.plan(game.n_images, game.n_units, rng, alike=alike)
         return self.reduce(self.per_image(game, schedule), schedule)
 
     @abstractmethod
-    def plan(self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None) -> Schedule:
+    def plan(
+        self,
+        n_images: int,
+        n_units: int,
+        rng: np.random.Generator,
+        max_evals: int | None = None,
+        alike: ImageIndex | None = None,
+    ) -> Schedule:
         """Return what to play.
 
         Args:
@@ -74,6 +92,7 @@ class PerImage(ABC):
             n_units: of the game.
             rng: the only source of randomness.
             max_evals: rows at most; images, drawn at random, are left out where it does not reach all of them.
+            alike: all images, neighbours alike: those drawn are spread over it; None: over them all in no order.
 
         Raises:
             BudgetError: `max_evals` does not reach one image.
@@ -88,8 +107,15 @@ class PerImage(ABC):
         return over_images(per_image, int(schedule.rows.sum()), self.reduction)
 
 
-def fixed_cost(n_images: int, rows: int, rng: np.random.Generator, max_evals: int | None, key: int = 0) -> Schedule:
-    """Return the schedule of an estimator that takes the same number of rows for every image.
+def fixed_cost(
+    n_images: int,
+    rows: int,
+    rng: np.random.Generator,
+    max_evals: int | None,
+    key: int = 0,
+    alike: ImageIndex | None = None,
+) -> Schedule:
+    """Return the schedule of an estimator that takes the same number of rows for every image, these ascending.
 
     Raises:
         BudgetError: `max_evals` is less than one image takes.
@@ -101,8 +127,32 @@ def fixed_cost(n_images: int, rows: int, rng: np.random.Generator, max_evals: in
             f"{n_images * rows} for all {n_images} images",
             rows,
         )
-    images = np.arange(n_images) if used == n_images else np.sort(rng.permutation(n_images)[:used])
+    images = np.arange(n_images) if used == n_images else np.sort(draw_images(n_images, used, rng, alike))
     return Schedule(images, np.ones(used, np.int64), np.full(used, rows), key, used < n_images)
+
+
+def draw_images(n_images: int, used: int, rng: np.random.Generator, alike: ImageIndex | None) -> ImageIndex:
+    """Return int64[used], some of the images, each as likely as any other.
+
+    Without `alike` ascending. With it they are evenly spaced along it, from a random start (a systematic sample: every
+    kind of image gets its share), and so are, about, the first 2, 4, 8 ... of them.
+
+    >>> draw_images(8, 4, np.random.default_rng(0), np.array([0, 2, 4, 6, 1, 3, 5, 7]))
+    array([3, 2, 7, 6])
+    """
+    if alike is None:
+        return np.sort(rng.permutation(n_images)[:used])
+    spaced = ((np.arange(used) + rng.random()) * (n_images / used)).astype(np.int64)
+    turned = np.roll(np.minimum(spaced, n_images - 1), int(rng.integers(used)))
+    return np.asarray(alike[turned[_halving(used)]])
+
+
+def _halving(count: int) -> IntArray:
+    """Return 0 .. count - 1 in an order that halves the gaps again and again: 0, 4, 2, 6, 1, 5, 3, 7."""
+    found = np.zeros(1, np.int64)
+    while len(found) < count:
+        found = np.concatenate([2 * found, 2 * found + 1])
+    return found[found < count]
 
 
 def draw_key(rng: np.random.Generator) -> int:

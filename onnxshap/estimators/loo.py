@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game
+from onnxshap.core import FloatArray, Game, ImageIndex
 from onnxshap.estimators.images import PerImage, Schedule, fixed_cost
 from onnxshap.estimators.rows import single_drops
 
@@ -32,9 +32,14 @@ class LeaveOneOut(PerImage):
     """
 
     def plan(  # noqa: D102
-        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+        self,
+        n_images: int,
+        n_units: int,
+        rng: np.random.Generator,
+        max_evals: int | None = None,
+        alike: ImageIndex | None = None,
     ) -> Schedule:
-        return fixed_cost(n_images, n_units + 1, rng, max_evals)
+        return fixed_cost(n_images, n_units + 1, rng, max_evals, alike=alike)
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         return single_drops(game, schedule.images, step=1.0)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game, IntArray
+from onnxshap.core import FloatArray, Game, ImageIndex, IntArray
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.images import PerImage, Schedule, draw_key
+from onnxshap.estimators.images import PerImage, Schedule, draw_images, draw_key
 from onnxshap.estimators.rows import (
     Reduce,
     draw_orders,
@@ -28,7 +28,8 @@ class Permutation(PerImage):
         antithetic: the second walk of a pair is the first one reversed; exact for games of pairwise interactions.
         max_evals: (image, coalition) rows at most, counting the full and the empty coalition of every image used; None:
             all images, all pairs. A smaller budget is spent in rounds: first one walk for every image, then their
-            second walks, then second pairs; where it does not reach all images, random ones are used.
+            second walks, then second pairs; where it does not reach all images, random ones are used. Where the game
+            knows which images are alike, every kind gets its share of them, and pairs come before further images.
         reduction: "mean" over images, or "mean+2std" (mean plus two population standard deviations over images).
         min_units: coalitions smaller than this, but for the empty one, are not evaluated (a cut never gets there): the
             last `min_units` units of a walk share equally what they are worth together. Cheaper, and sums still hold,
@@ -49,7 +50,8 @@ class Permutation(PerImage):
     Source: Castro, Gomez, Tejada 2009 (ApproShapley), Ancona et al. 2020; strata: Castro et al. 2017; truncation:
     Ghorbani and Zou 2019 (there once the payoff is near v(none), here by size). Differs: fresh permutations for every
     image instead of the same for all, and antithetic pairs (Mitchell et al. 2022). Distinct images come before second
-    permutations because the spread between images is the larger part of the error.
+    permutations because the spread between images is the larger part of the error, unless they are drawn by their kinds
+    (systematic sampling, Madow and Madow 1944), which takes most of it.
 
     >>> class Bonus:  # v = s0 + s0 s1
     ...     n_units, n_images = 2, 1
@@ -72,7 +74,12 @@ class Permutation(PerImage):
             raise BudgetError(f"pairs is {self.pairs}; every image needs at least one pair of walks")
 
     def plan(  # noqa: D102
-        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+        self,
+        n_images: int,
+        n_units: int,
+        rng: np.random.Generator,
+        max_evals: int | None = None,
+        alike: ImageIndex | None = None,
     ) -> Schedule:
         budgets = [budget for budget in (self.max_evals, max_evals) if budget is not None]
         inner = self._inner(n_units)
@@ -86,10 +93,15 @@ class Permutation(PerImage):
                 first,
             )
         key = draw_key(rng)
-        used = min(n_images, budget // first)
-        further = min((budget - used * first) // inner, used * (most - 1)) if inner else 0
-        images = np.sort(rng.permutation(n_images)[:used])
-        walks = 1 + (further + np.arange(used)) // used  # as even as can be, used + further in all
+        least = 1 if alike is None or not self.antithetic else 2
+        used = min(n_images, budget // (first + (least - 1) * inner))
+        left = budget - used * (first + (least - 1) * inner)
+        if used < n_images and left >= first:  # one walk more, where pairs come first
+            walks = np.append(np.full(used, least), 1)
+        else:
+            further = min(left // inner, used * (most - least)) if inner else 0
+            walks = least + (further + np.arange(used)) // used  # as even as can be
+        images = draw_images(n_images, len(walks), rng, alike)
         return Schedule(images, walks, 2 + inner * walks, key, budget < whole)
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102

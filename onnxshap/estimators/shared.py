@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game
+from onnxshap.core import FloatArray, Game, ImageIndex
 from onnxshap.errors import BudgetError
 from onnxshap.estimators.images import PerImage, Schedule, draw_key, fixed_cost
 from onnxshap.estimators.rows import (
@@ -59,10 +59,15 @@ class SharedPermutation(PerImage):
         return False
 
     def plan(  # noqa: D102
-        self, n_images: int, n_units: int, rng: np.random.Generator, max_evals: int | None = None
+        self,
+        n_images: int,
+        n_units: int,
+        rng: np.random.Generator,
+        max_evals: int | None = None,
+        alike: ImageIndex | None = None,
     ) -> Schedule:
         key = draw_key(rng)
-        return fixed_cost(n_images, 2 + self.permutations * (n_units - 1), rng, max_evals, key)
+        return fixed_cost(n_images, 2 + self.permutations * (n_units - 1), rng, max_evals, key, alike)
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         n, walks, images = game.n_units, self.permutations, schedule.images

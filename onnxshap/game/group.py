@@ -58,6 +58,11 @@ class GroupGame:
         """Calibration images."""
         return len(self._setting.data)
 
+    @property
+    def alike(self) -> ImageIndex | None:
+        """All images, neighbours alike; None where nothing tells."""
+        return self._setting.alike
+
     @cached_property
     def _masked(self) -> _Masked:
         return _Masked(self._setting, self._group, self._model)

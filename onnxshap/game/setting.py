@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from onnxshap.calibrate import batches
-from onnxshap.core import Array, Dataset, Payoff
+from onnxshap.core import Array, Dataset, ImageIndex, Payoff
+from onnxshap.game.alike import alike_images
 from onnxshap.masking import Means
 from onnxshap.tracing import Traced
 from onnxshap.walk import Route, Walk
@@ -39,6 +40,11 @@ class Setting:
     def memory(self) -> int:
         """Bytes of activations that a game keeps at a time, about."""
         return self.traced.backend.memory
+
+    @cached_property
+    def alike(self) -> ImageIndex | None:
+        """All images, neighbours alike; None where nothing tells."""
+        return alike_images(self.payoff, self.reference, self.data.labels)
 
     @cached_property
     def route(self) -> Route:

@@ -49,11 +49,15 @@ class ByImage:
         """Return how many images its game has: one where the payoff is of all of them together."""
         return 1 if self.payoff is None and isinstance(setting.payoff, OverAll) else len(setting.data)
 
+    def alike(self, setting: Setting) -> ImageIndex | None:
+        """Return the images of its game, neighbours alike; None where nothing tells."""
+        return setting.alike if self.images(setting) == len(setting.data) else None
+
     def __call__(
         self, setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None = None
     ) -> Values:
         """Return the values of a group at once, as `scoring` puts them together of blocks of images."""
-        schedule = self.estimator.plan(self.images(setting), len(group), rng, max_evals)
+        schedule = self.estimator.plan(self.images(setting), len(group), rng, max_evals, self.alike(setting))
         return self.estimator.reduce(self.estimator.per_image(self.game(setting, group), schedule), schedule)
 
 

@@ -146,7 +146,7 @@ def plan_group(
     images = chosen.images(setting)
     limit = None if max_evals is None else max_evals * images // len(setting.data)
     try:
-        schedule = chosen.estimator.plan(images, len(group), np.random.default_rng(key), limit)
+        schedule = chosen.estimator.plan(images, len(group), np.random.default_rng(key), limit, chosen.alike(setting))
     except BudgetError as error:
         least = None if error.least is None else -(-error.least * len(setting.data) // images)
         raise BudgetError(f"group {group.name!r}: {error}", least) from error

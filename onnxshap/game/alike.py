@@ -1,0 +1,49 @@
+"""Which calibration images are alike, as far as the original model's outputs and the labels tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxshap.core import Array, ImageIndex, Payoff
+from onnxshap.payoffs.builtin import KL, Accuracy, CrossEntropy
+
+_FEWEST = 4
+"""Images a class, on average: of fewer a class says little about the others."""
+
+
+def alike_images(payoff: Payoff, reference: Sequence[Array], labels: Array | None) -> ImageIndex | None:
+    """Return all images by class, and in a class by how strongly it shows; None where no class is to be seen.
+
+    What a unit is worth depends on the class above all: of the variance over images of exact values of a VGG-like net,
+    70 to 85 % lie between classes. Nothing has to be evaluated for it: the outputs of the whole model are there.
+
+    Args:
+        payoff: of the game. Of one of class scores the classes are the labels where it reads them, else what the model
+            says; of others there are none.
+        reference: the original outputs on all images, array[n, ...] each.
+        labels: of the images.
+
+    Returns:
+        int64[n], a permutation; None where images have no class each, all the same, or fewer than 4 share one.
+
+    >>> alike_images(KL(), [np.array([[3.0, 1], [0, 2], [4, 1], [1, 2]] * 2)], None)
+    array([0, 4, 2, 6, 1, 3, 5, 7])
+    """
+    if not isinstance(payoff, KL | CrossEntropy | Accuracy) or payoff.axis is not None:
+        return None
+    if not isinstance(payoff, KL) and payoff.binary:
+        return None
+    scores = np.asarray(reference[payoff.output])
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        return None
+    rows = np.arange(len(scores))
+    read = not isinstance(payoff, KL) and labels is not None and np.shape(labels) == (len(scores),)
+    classes = np.asarray(labels).astype(np.int64) if read else scores.argmax(axis=1)
+    if not (classes.min() >= 0 and classes.max() < scores.shape[1]):
+        return None
+    kinds = len(np.unique(classes))
+    if kinds == 1 or _FEWEST * kinds > len(scores):
+        return None
+    return np.lexsort((scores[rows, classes], classes))

@@ -260,6 +260,38 @@ def test_min_units_spares_the_small_coalitions_and_keeps_the_sum(least: int) -> 
     close(Permutation(min_units=least)(additive(np.full((2, 5), 0.5)), rng()).phi, 0.5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.99])
+def test_max_share_spares_the_large_coalitions_and_keeps_the_sum(share: float) -> None:
+    game = Witness(random_game(6, 5, 3))
+    values = Permutation(max_share=share)(game, rng())
+    assert np.unique(game.coalitions.sum(axis=1)).tolist() == [0, *range(1, int(5 * share) + 1), 5]
+    assert game.rows == values.evals == 3 * (2 + 2 * int(5 * share))
+    table = random_game(6, 5, 3).table
+    close(values.phi.sum(), (table[:, -1] - table[:, 0]).mean())
+    close(Permutation(max_share=share)(majority(5), rng()).phi.sum(), 1)
+    close(Permutation(max_share=share)(additive(np.full((2, 5), 0.5)), rng()).phi, 0.5)
+
+
+def test_max_share_leaves_less_error_where_there_are_units_to_spare() -> None:
+    worth = np.linspace(0.5, 1.5, 16)
+    game = FunctionGame(16, 8, lambda i, s: np.minimum((s * worth).sum(axis=1), 6) + 0.4 * np.sin(7 * s @ worth + i))
+    truth = Permutation(pairs=400)(game, rng(9)).phi
+
+    def error(share: float) -> float:
+        found = repeated(Permutation(max_evals=8 * 18, max_share=share), game, seeds=60)
+        return float(((found - truth) ** 2).mean())
+
+    assert error(0.5) < 0.7 * error(1.0)
+
+
+def test_max_share_of_all_changes_nothing() -> None:
+    game = random_game(7, 4, 3)
+    assert Permutation(max_share=0.8).plan(3, 4, rng()).rows.tolist() == [2 + 2 * 3] * 3
+    assert (
+        Permutation(max_share=1.0)(game, rng()).phi.tobytes() == Permutation(max_share=0.8)(game, rng()).phi.tobytes()
+    )
+
+
 def test_min_units_below_two_changes_nothing() -> None:
     game = random_game(7, 4, 3)
     assert Permutation(min_units=1)(game, rng()).phi.tobytes() == Permutation()(game, rng()).phi.tobytes()

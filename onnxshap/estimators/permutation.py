@@ -35,6 +35,10 @@ class Permutation(PerImage):
             last `min_units` units of a walk share equally what they are worth together. Cheaper, and sums still hold,
             but dummies get a share; 0 and 1 evaluate all.
         min_share: the same, as a share of the units; the larger of the two counts.
+        max_share: coalitions of more than this share of the units, but for the full one, are not evaluated: the first
+            units of a walk share equally what they are worth together, which is little where networks have units to
+            spare. Cheaper and less noisy, sums still hold, but values are drawn toward their mean: with 0.5, by 2 to
+            12 % of their variance in squared error on layers of a VGG-like net (`benchmarks/estimators.md`).
         stratified: the first walks of n_units images in a row put every unit once into every place (the rows of a
             random Latin square), so that no unit's mean depends on which sizes of coalitions it met. Every walk alone
             is a uniform permutation still; the standard errors, which take images as independent, err on the safe side.
@@ -67,6 +71,7 @@ class Permutation(PerImage):
     reduction: Reduce = "mean"
     min_units: int = 0
     min_share: float = 0.0
+    max_share: float = 1.0
     stratified: bool = False
 
     def __post_init__(self) -> None:
@@ -107,6 +112,7 @@ class Permutation(PerImage):
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         n, images, walks = game.n_units, schedule.images, schedule.walks
         inner = self._inner(n)
+        first = self._first(n) if inner else 0
         full, empty = end_payoffs(game, images)
         phi = np.empty((len(images), n))
         for block in image_blocks(len(images), inner * int(walks.max()), n):
@@ -116,7 +122,7 @@ class Permutation(PerImage):
                 for image, count in zip(images[block].tolist(), counts.tolist(), strict=True)
             ])  # fmt: skip
             owner = np.repeat(np.arange(block.start, block.stop), counts)
-            gains = walk_gains(game, images[owner], orders, full[owner], empty[owner], inner)
+            gains = walk_gains(game, images[owner], orders, full[owner], empty[owner], inner, first)
             phi[block] = np.add.reduceat(gains, np.cumsum(counts) - counts) / counts[:, None]
         return phi
 
@@ -136,4 +142,9 @@ class Permutation(PerImage):
 
     def _inner(self, n_units: int) -> int:
         """Return how many coalitions of a walk are evaluated besides the full and the empty one."""
-        return max(0, n_units - max(1, self.min_units, round(self.min_share * n_units)))
+        last = n_units - max(1, self.min_units, round(self.min_share * n_units))
+        return max(0, last - self._first(n_units))
+
+    def _first(self, n_units: int) -> int:
+        """Return how many units are removed before the first of them."""
+        return max(0, n_units - 1 - int(self.max_share * n_units))

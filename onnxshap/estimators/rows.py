@@ -72,12 +72,14 @@ def end_payoffs(game: Game, images: ImageIndex) -> tuple[FloatArray, FloatArray]
 class Removes(Protocol):
     """A game that knows a faster way for units that are removed one by one."""
 
-    def removals(self, images: ImageIndex, orders: IntArray, step: float, *, gone: bool) -> FloatArray:
+    def removals(self, images: ImageIndex, orders: IntArray, step: float, *, gone: bool, first: int = 0) -> FloatArray:
         """Return what `removals` does."""
 
 
-def removals(game: Game, images: ImageIndex, orders: IntArray, step: float = 1.0, *, gone: bool = True) -> FloatArray:
-    """Return payoffs float64[walks, m]: after each of m removals, in order.
+def removals(
+    game: Game, images: ImageIndex, orders: IntArray, step: float = 1.0, *, gone: bool = True, first: int = 0
+) -> FloatArray:
+    """Return payoffs float64[walks, m - first]: after each of m removals, in order, but for those before `first`.
 
     Args:
         game: a `Removes` is asked, for others the coalitions are spelled out.
@@ -85,23 +87,24 @@ def removals(game: Game, images: ImageIndex, orders: IntArray, step: float = 1.0
         orders: int64[walks, m], units.
         step: what a removal takes off the unit's mask; 1 removes it.
         gone: removed units stay away (`step` is 1 then); False: each removal is the only one.
+        first: removals that come before the first coalition that is evaluated.
     """
-    if orders.size and isinstance(game, Removes):
-        return game.removals(images, orders, step, gone=gone)
-    return coalition_removals(game, images, orders, step, gone=gone)
+    if orders[:, first:].size and isinstance(game, Removes):
+        return game.removals(images, orders, step, gone=gone, first=first)
+    return coalition_removals(game, images, orders, step, gone=gone, first=first)
 
 
 def coalition_removals(
-    game: Game, images: ImageIndex, orders: IntArray, step: float = 1.0, *, gone: bool = True
+    game: Game, images: ImageIndex, orders: IntArray, step: float = 1.0, *, gone: bool = True, first: int = 0
 ) -> FloatArray:
     """Return what `removals` does, of any game: every row's coalition is spelled out."""
-    walks, m = orders.shape
+    walks, m = len(orders), orders.shape[1] - first
     assert step == 1 or not gone
     n = game.n_units
     ranks = removal_ranks(orders, n)
 
     def coalitions(rows: IntArray) -> CoalitionMatrix:
-        return removal_masks(ranks[rows // m], rows % m, step, gone=gone)
+        return removal_masks(ranks[rows // m], first + rows % m, step, gone=gone)
 
     return evaluate(game, np.repeat(images, m), coalitions, stride=m).reshape(walks, m)
 
@@ -161,12 +164,19 @@ def latin_order(key: int, image: int, walk: int, n_units: int) -> IntArray:
 
 
 def walk_gains(
-    game: Game, images: ImageIndex, orders: IntArray, full: FloatArray, empty: FloatArray, inner: int
+    game: Game,
+    images: ImageIndex,
+    orders: IntArray,
+    full: FloatArray,
+    empty: FloatArray,
+    inner: int,
+    first: int = 0,
 ) -> FloatArray:
     """Return what every unit adds along every walk, float64[walks, n_units]; each row sums to v(all) - v(none).
 
-    A walk removes the units one after the other. Its first `inner` coalitions are evaluated, inner * walks rows in all;
-    the units that are then left share v(rest) - v(none) equally (with inner = n_units - 1 that is the last one alone).
+    A walk removes the units one after the other. From `first` on `inner` coalitions are evaluated, inner * walks rows
+    in all; the units that are then left share v(rest) - v(none) equally (with first + inner = n_units - 1 that is the
+    last one alone), and so do the first + 1 units before the first row what they are worth.
 
     Args:
         game: the payoffs.
@@ -174,15 +184,18 @@ def walk_gains(
         orders: int64[walks, n_units], the order of removal.
         full: v(all) float64[walks].
         empty: v(none) float64[walks].
-        inner: coalitions evaluated per walk, 0 <= inner < n_units.
+        inner: coalitions evaluated per walk, 0 <= inner < n_units - first.
+        first: removals before the first of them; 0 where inner is 0.
     """
     walks, n = orders.shape
-    payoffs = removals(game, images, orders[:, :inner])
+    payoffs = removals(game, images, orders[:, : first + inner], first=first)
     path = np.column_stack([full, payoffs, empty])
     drops = path[:, :-1] - path[:, 1:]
-    drops[:, -1] /= n - inner
+    shared = np.ones(inner + 1, np.int64)
+    shared[0] += first
+    shared[-1] += n - shared.sum()
     gains = np.full((walks, n), np.nan)  # a unit that a walk misses stays visible
-    np.put_along_axis(gains, orders, np.repeat(drops, [1] * inner + [n - inner], axis=1), axis=1)
+    np.put_along_axis(gains, orders, np.repeat(drops / shared, shared, axis=1), axis=1)
 
     # Telescoping: only rounding may be missing, and it is bounded by the payoffs' own magnitudes.
     slack = 64 * np.finfo(np.float64).eps * np.abs(path).sum(axis=1)

@@ -92,12 +92,14 @@ class GroupGame:
             scores[left] = self._masked(images[left], coalitions[left])
         return scores
 
-    def removals(self, images: ImageIndex, orders: IntArray, step: float = 1.0, *, gone: bool = True) -> FloatArray:
-        """Return the payoffs float64[walks, m] of units removed in some orders; see `estimators.rows.removals`."""
+    def removals(
+        self, images: ImageIndex, orders: IntArray, step: float = 1.0, *, gone: bool = True, first: int = 0
+    ) -> FloatArray:
+        """Return the payoffs float64[walks, m - first] of units removed in orders; see `estimators.rows.removals`."""
         if self._walks is None:
-            return coalition_removals(self, images, orders, step, gone=gone)
-        self.evals += orders.size
-        return self._walks.removals(images, orders, step, gone=gone)
+            return coalition_removals(self, images, orders, step, gone=gone, first=first)
+        self.evals += orders[:, first:].size
+        return self._walks.removals(images, orders, step, gone=gone, first=first)
 
 
 @dataclass

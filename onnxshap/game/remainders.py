@@ -25,20 +25,28 @@ class Remainders:
         orders: int64[walks, m], of removal; one walk if the length is more than `LONG`.
         step: what a removal takes off a unit's mask.
         gone: removed units stay away.
+        before: removals whose rows are left out.
     """
 
-    def __init__(self, whole: Array, added: Array, orders: IntArray, step: float, *, gone: bool) -> None:
-        self._whole, self._added, self._units = whole, added, orders.T.ravel()
+    def __init__(
+        self, whole: Array, added: Array, orders: IntArray, step: float, *, gone: bool, before: int = 0
+    ) -> None:
+        self._whole, self._added, self._units = whole, added, orders[:, before:].T.ravel()
         self._step, self._gone = np.float32(-step), gone
-        self._made = _sums(whole, added[orders.T]) if gone and len(whole) <= LONG else None
-        self._last = whole
+        self._made = self._last = None
+        if gone and len(whole) <= LONG:
+            self._made = _sums(whole, added[orders.T])[before * len(orders) :]
+        elif gone:
+            self._last = whole
+            for unit in orders[0, :before]:
+                self._last = self._last - added[unit]
 
     def write(self, start: int, rows: Array) -> None:
         """Write rows [k, length] from number `start` on, which is where the last call ended."""
         now = slice(start, start + len(rows))
         if self._made is not None:
             rows[:] = self._made[now]
-        elif self._gone:
+        elif self._last is not None:
             before = self._last
             for row, unit in zip(rows, self._units[now], strict=True):
                 before = np.subtract(before, self._added[unit], out=row)

@@ -93,16 +93,17 @@ class Walks:
                 found[at] = self._worth(outputs, images[at], np.repeat(coalition, len(at), axis=0))
         return found
 
-    def removals(self, images: ImageIndex, orders: IntArray, step: float, *, gone: bool) -> FloatArray:
-        """Return the payoffs float64[walks, m]; see `estimators.rows.removals`."""
-        found = np.empty(orders.size)
+    def removals(self, images: ImageIndex, orders: IntArray, step: float, *, gone: bool, first: int = 0) -> FloatArray:
+        """Return the payoffs float64[walks, m - first]; see `estimators.rows.removals`."""
+        found = np.empty(orders[:, first:].size)
+        m = orders.shape[1] - first
         buffer = _Buffer(self, found)
         for part in self._kept.parts(images):
             self._kept.piece(images[part])
             for walks in np.split(part, np.flatnonzero(np.diff(images[part])) + 1):
-                buffer.walks(int(images[walks[0]]), orders[walks], int(walks[0]) * orders.shape[1], step, gone=gone)
+                buffer.walks(int(images[walks[0]]), orders[walks], int(walks[0]) * m, step, gone=gone, before=first)
             buffer.flush()
-        return found.reshape(orders.shape)
+        return found.reshape(len(orders), m)
 
     def load(self, image: int) -> Loaded:
         """Return what each unit adds to each op's output, float32[n, length], and the whole outputs, [1, ...]."""
@@ -179,26 +180,29 @@ class _Buffer:
             self._images, self._goals = np.empty(self._size, np.int64), np.empty(self._size, np.int64)
             self._values = [np.empty((self._size, *value.shape[1:]), np.float32) for value in self._values]
 
-    def walks(self, image: int, orders: IntArray, goal: int, step: float, *, gone: bool) -> None:
-        """Add the rows of an image's walks [walks, m], whose payoffs go to `goal` and on."""
+    def walks(self, image: int, orders: IntArray, goal: int, step: float, *, gone: bool, before: int) -> None:
+        """Add the rows of an image's walks [walks, m], but the first `before`; their payoffs go to `goal` and on."""
         added, whole = self._walks.load(image)
-        m, longest = orders.shape[1], max(units.shape[1] for units in added)
-        at_once = 1 if longest > LONG else max(1, _AT_ONCE // (m * longest))
+        m, longest = orders.shape[1] - before, max(units.shape[1] for units in added)
+        at_once = 1 if longest > LONG else max(1, _AT_ONCE // ((m + before) * longest))
         ranks = removal_ranks(orders, len(added[0])) if self._walks.masked else orders
         if not self._values:
             self._values = [np.empty((self._size, *y.shape[1:]), np.float32) for y in whole]
         for first in range(0, len(orders), at_once):
             chosen = orders[first : first + at_once]
-            ops = [Remainders(y.reshape(-1), u, chosen, step, gone=gone) for y, u in zip(whole, added, strict=True)]
-            done = 0
-            while done < chosen.size:
-                count = min(chosen.size - done, self._size - self._filled)
+            ops = [
+                Remainders(y.reshape(-1), u, chosen, step, gone=gone, before=before)
+                for y, u in zip(whole, added, strict=True)
+            ]
+            done, rows = 0, len(chosen) * m
+            while done < rows:
+                count = min(rows - done, self._size - self._filled)
                 at = slice(self._filled, self._filled + count)
                 for op, buffer in zip(ops, self._values, strict=True):
                     op.write(done, buffer[at].reshape(count, -1))
                 places, walks = np.divmod(np.arange(done, done + count), len(chosen))
                 if self._walks.masked:
-                    self._coalitions.append(removal_masks(ranks[first + walks], places, step, gone=gone))
+                    self._coalitions.append(removal_masks(ranks[first + walks], before + places, step, gone=gone))
                 self._images[at] = image
                 self._goals[at] = goal + (first + walks) * m + places
                 self._filled += count

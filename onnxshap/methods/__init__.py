@@ -3,6 +3,7 @@
 shapley             mean over images of the marginal contributions along each image's own permutations
 shapley-stratified  the same, every unit once in every place of the walks of n images (Latin squares)
 shapley-truncated   the same without coalitions below a tenth of the units
+shapley-quick       the same without coalitions above half of the units: for few evaluations, drawn toward the mean
 shapley-independent the same without reversed second walks
 shapley-regression  fit to coalitions that all images share, corrected for their size: for payoffs that are one number
                     for all images
@@ -40,6 +41,7 @@ METHODS: dict[str, Method] = {
     "shapley": ByImage(Permutation()),
     "shapley-stratified": ByImage(Permutation(stratified=True)),
     "shapley-truncated": ByImage(Permutation(min_share=0.1)),
+    "shapley-quick": ByImage(Permutation(max_share=0.5)),
     "shapley-independent": ByImage(Permutation(antithetic=False)),
     "shapley-regression": ByImage(Regression()),
     "shapley-mean+2sigma": ByImage(Permutation(reduction="mean+2std")),

@@ -23,7 +23,9 @@ from onnxshap.groups import Group
 from onnxshap.methods.elimination import eliminate
 from onnxshap.methods.recon import regressions
 
-CANCELLING = frozenset({"exact", "shapley", "shapley-independent", "shapley-stratified", "shapley-truncated"})
+CANCELLING = frozenset(
+    {"exact", "shapley", "shapley-independent", "shapley-quick", "shapley-stratified", "shapley-truncated"}
+)
 """Methods whose values are means over images of contributions of either sign."""
 FEWEST = 20
 """Images below which values are noise, mostly that of the one or two images that matter: what a unit gives the layers

@@ -16,6 +16,9 @@ from onnxshap.graph.structure import reads
 from onnxshap.labels import Liveness
 from onnxshap.tracing import Traced
 
+_MARKS = 4
+"""Places that a route goes back to."""
+
 
 def sizes_of(batches: Sequence[Mapping[str, Array]]) -> dict[str, list[int | None]]:
     """Return the sizes of tensors where all batches have the same, None elsewhere.
@@ -68,6 +71,23 @@ class Share:
         """Hold so many bytes, instead of those held so far."""
         self.room.taken += count - self.taken
         self.taken = count
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a walk is.
+
+    Attributes:
+        held: values by name of what is read behind it, batch by batch.
+        done: the nodes that were run.
+        waiting: how often tensors are read by those that were not.
+        taken: bytes of what is held.
+    """
+
+    held: list[dict[str, Array]]
+    done: set[int]
+    waiting: Counter[str]
+    taken: int
 
 
 @dataclass
@@ -151,6 +171,20 @@ class Walk:
         self._share.take(0)
         self._waiting = Counter([*(n for names in self._reads for n in names), *self._outputs])
 
+    def mark(self) -> Mark:
+        """Return where the walk is, to come back there."""
+        return Mark(self._held.copy(), self._done.copy(), self._waiting.copy(), self._share.taken)
+
+    def back(self, mark: Mark) -> None:
+        """Go back to where the walk was."""
+        self._held, self._done, self._waiting = mark.held.copy(), mark.done.copy(), mark.waiting.copy()
+        self._share.take(mark.taken)
+
+    def coming(self, names: Sequence[str]) -> int:
+        """Return the bytes that are held once some tensors have been asked for."""
+        _, _, ahead, frontier = self._coming(names)
+        return self.taken if frontier is None else self.bytes(ahead)
+
     def edited(self, name: str, change: Callable[[Array], Array]) -> None:
         """Apply to the values held of a tensor what an edit of the node that makes it does to them."""
         for held in self._held:
@@ -214,6 +248,7 @@ class Route:
     """A walk that always takes the same steps: what it gives of one is the same to the last bit, wherever one comes in.
 
     A run from the middle of a model on rounds otherwise than one from its inputs does, where the runtime fuses nodes.
+    As the memory allows, it goes back to where it was when it was asked last, and not to the start.
 
     Attributes:
         walk: through a model that is not edited.
@@ -223,19 +258,40 @@ class Route:
     walk: Walk
     steps: Sequence[str]
     _passed: int = 0
+    _marks: dict[int, Mark] = field(default_factory=dict)
 
     def __call__(self, name: str) -> Iterator[Array]:
         """Yield the values of a step, batch by batch; those passed since the last one asked for are computed, too."""
         place = self.steps.index(name)
         start, self._passed = self._passed, len(self.steps) + 1
-        if place < start - 1:  # the last one asked for is held, or computed from what was
-            self.walk.restart()
-            start = 0
+        nearest = max((passed for passed in self._marks if passed <= place + 1), default=0)
+        if start > place + 1 or nearest > start:  # the last one asked for is held, or computed from what was
+            start = nearest
+            self.walk.back(self._marks[nearest]) if nearest else self.walk.restart()
         for step in self.steps[start:place]:
+            self._make_room(step)
             self.walk.go_past([step])
+        self._make_room(name)
         for (values,) in self.walk([name]):
             yield values
         self._passed = place + 1
+        self._marks.pop(self._passed, None)
+        self._marks[self._passed] = self.walk.mark()
+
+    def _make_room(self, step: str) -> None:
+        """Forget where the walk was longest ago, until that and what a step makes take half of the memory."""
+        room = self.walk.free.backend.memory // 2 - self.walk.coming([step])
+        for passed in [*self._marks]:
+            if len(self._marks) <= _MARKS and _held(self._marks.values(), self.walk.batches) <= room:
+                return
+            del self._marks[passed]
+
+
+def _held(marks: Iterable[Mark], batches: Sequence[Mapping[str, Array]]) -> int:
+    """Return the bytes that are held at some places of a walk, but for what is fed."""
+    fed = {id(values) for feeds in batches for values in feeds.values()}
+    every = {id(values): values.nbytes for mark in marks for feeds in mark.held for values in feeds.values()}
+    return sum(size for key, size in every.items() if key not in fed)
 
 
 @dataclass

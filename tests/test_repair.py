@@ -27,7 +27,7 @@ from onnxshap.repair.regression import Effort, Response, Rows, solve
 from onnxshap.repair.systems import system
 from onnxshap.repair.targets import find_layers
 from onnxshap.rewrite import cut
-from onnxshap.walk import Repeated, Share, Walk
+from onnxshap.walk import Repeated, Route, Share, Walk
 from tests import exactness
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -664,6 +664,30 @@ def test_both_walks_of_a_refit_hold_no_more_than_the_memory(monkeypatch: pytest.
     refit(traced, free, {group.name: np.arange(8) < 5}, site_means(free, data), data)
     assert len(walks) == 2
     assert min(2, tensors - 1) * 0.6 * each <= most[0] <= tensors * each
+
+
+@pytest.mark.parametrize(("tensors", "runs"), [(1, None), (4, None), (40, 15)])
+def test_a_route_gives_the_same_wherever_it_comes_in_and_runs_little_of_it_again(
+    tensors: int, runs: int | None
+) -> None:
+    """Groups ask for what is before a skip, what is behind it, and then for what lies between."""
+    data, each = images(40), 40 * 8 * 6 * 6 * 4
+    traced, _ = open_model(deep(), data, backend=OrtBackend(memory=tensors * each))
+    counting = _Counting(traced.backend)
+    free, batches = replace(free_batch(traced), backend=counting), [{"x": data.inputs["x"]}]
+    steps = [f"{kind}{k}" for k in range(4) for kind in "rs"]
+    straight = Route(Walk(free, free.shaped.graph.model, batches), steps)
+    wanted = {step: [values.tobytes() for values in straight(step)] for step in steps}
+    assert counting.sessions == len(steps)
+    counting.sessions = 0
+    route = Route(Walk(free, free.shaped.graph.model, batches), steps)
+    held = 0
+    for step in ("r0", "s0", "s3", "r1", "s1", "s2", "r2", "r1", "s3", "s3"):
+        assert [values.tobytes() for values in route(step)] == wanted[step], step
+        values = [v for mark in route._marks.values() for feeds in mark.held for n, v in feeds.items() if n != "x"]
+        held = max(held, sum({id(v): v.nbytes for v in values}.values()))
+    assert held <= tensors * each / 2 + 2 * each  # and what the walk itself holds
+    assert (counting.sessions == runs) if runs else (counting.sessions > len(steps)), counting.sessions
 
 
 @pytest.mark.parametrize("tensors", [1, 3, 6])

@@ -109,6 +109,19 @@ def test_a_part_is_not_cut_for_filters_that_are_small_beside_the_tensor_copied(m
 
 
 @pytest.mark.usefixtures("_everywhere")
+@pytest.mark.usefixtures("_everywhere")
+def test_stages_are_given_fewer_rows_of_large_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes from stage to stage is there for all rows at once."""
+    traced = opened(BLOCKS)
+    part = masked_model(traced, traced.groups, {})
+    size = stages.largest(traced, part)
+    given = []
+    for most in (1000 * size, 100 * size, size):
+        monkeypatch.setattr(stages, "_BYTES", most)
+        given.append(open_suffix(traced, part)[1].rows)
+    assert given == [256, 100, 32]
+
+
 def test_a_part_whose_rows_are_not_known_everywhere_stays_whole() -> None:
     text = """(float[N,4] x) => (float[N,6] y, float[6] z) {
         a = MatMul(x, w)

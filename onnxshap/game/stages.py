@@ -32,6 +32,8 @@ _READ = 2.0
 """Bytes of filters a row that a cut has to save reading, reckoned, for every byte that is copied there."""
 _TOGETHER = 256
 """Rows that all stages are given: of more none gains."""
+_FEWEST, _BYTES = 32, 2**24
+"""Fewer rows, though no fewer than this, where the largest tensor of all of them would take more than so many bytes."""
 
 
 class Suffix(Protocol):
@@ -62,7 +64,8 @@ def open_suffix(traced: Traced, suffix: ModelProto) -> tuple[Suffix, Pace]:
     if len(parts) == 1:
         # on a device kernels may depend on the rows of a run, and the time is that of the copies
         return sessions[0], Pace.of(backend, largest(traced, suffix), fixed=backend.on_device)
-    whole = Pace.of(backend, largest(traced, suffix), most=_TOGETHER, fixed=True)
+    front = largest(traced, suffix)
+    whole = Pace.of(backend, front, most=int(np.clip(_BYTES // front, _FEWEST, _TOGETHER)), fixed=True)
     paces = [Pace.of(backend, largest(traced, part), most=whole.rows) for part in parts]
     stages = [_Stage(traced, session, pace) for session, pace in zip(sessions, paces, strict=True)]
     return _Stages(stages, [o.name for o in suffix.graph.output]), whole

@@ -176,7 +176,8 @@ def score(
         moved, free = in_bases(traced, free, groups, sample(dataset, REPAIR_IMAGES, seed))
     scoring = scoring.in_reach(traced, groups, method, samples, payoff)
     scored = sample(dataset, affordable(traced, groups, samples, scoring.method), seed)
-    return scoring.of(setting_for(free, scored, payoff, baseline), traced, groups, moved)
+    setting = setting_for(free, scored, payoff, baseline, played=scoring.plays)
+    return scoring.of(setting, traced, groups, moved)
 
 
 @checked
@@ -281,7 +282,8 @@ def prune(
     with clock.stage("score"):
         scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values)
         scored = sample(subject.data, affordable(subject.traced, groups, samples, scoring.method), seed)
-        setting, evaluation = _settled(subject, scored, payoff, baseline, strict=max_drop is not None)
+        played = values is None and scoring.plays
+        setting, evaluation = _settled(subject, scored, payoff, baseline, strict=max_drop is not None, played=played)
         if max_drop is not None:
             check_share(evaluation.judge, max_drop)
         found = values
@@ -292,7 +294,7 @@ def prune(
 
     def again(part: Traced) -> dict[str, FloatArray]:
         known = payoff if callable(payoff) else setting.payoff.name
-        cut = setting_for(free_batch(part), setting.data, known, baseline)
+        cut = setting_for(free_batch(part), setting.data, known, baseline, played=scoring.plays)
         return cut_order(scoring.of(cut, part, part.groups), subject, part.groups, cut)
 
     with clock.stage("score"):
@@ -341,7 +343,13 @@ def _check_budget(traced: Traced, groups: Sequence[Group], budget: Budget, *, se
 
 
 def _settled(
-    subject: Subject, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str, *, strict: bool
+    subject: Subject,
+    data: Dataset,
+    payoff: str | Callable[..., object] | None,
+    baseline: str,
+    *,
+    strict: bool,
+    played: bool,
 ) -> tuple[Setting, Evaluation]:
     """Return what is scored in, on some of the data, and what cut models are judged by.
 
@@ -352,8 +360,8 @@ def _settled(
     traced, free, held_out = subject.traced, subject.free, subject.held_out
     if (held_out.labels is None) == (data.labels is None):
         evaluation = Evaluation.of(traced, held_out, payoff)
-        return setting_for(free, data, known_payoff(evaluation.payoffs[0]), baseline), evaluation
-    setting = setting_for(free, data, payoff, baseline)
+        return setting_for(free, data, known_payoff(evaluation.payoffs[0]), baseline, played=played), evaluation
+    setting = setting_for(free, data, payoff, baseline, played=played)
     evaluation = Evaluation.of(traced, held_out, known_payoff(setting.payoff))
     if payoff is None and held_out.labels is not None:
         evaluation = evaluation.with_payoffs(_by_labels(evaluation, strict=strict))

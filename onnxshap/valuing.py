@@ -125,8 +125,12 @@ def _work(traced: Traced, groups: Sequence[Group]) -> int:
     return 2 * sum(len(g) for g in groups) * traced.cost.macs()
 
 
-def setting_for(free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str) -> Setting:
+def setting_for(
+    free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str, *, played: bool = True
+) -> Setting:
     """Return what a model is scored with: data, the original's outputs on them, a payoff that fits, means.
+
+    Nothing reads the means where no game is `played`.
 
     Raises:
         OnnxshapError: the baseline is unknown.
@@ -136,7 +140,7 @@ def setting_for(free: Traced, data: Dataset, payoff: str | Callable[..., object]
     if baseline not in BASELINES:
         raise OnnxshapError(f"baseline {baseline!r} is unknown; choose one of {', '.join(BASELINES)}")
     chosen = choose_payoff(payoff, reference, data, free)
-    means = site_means(free, data) if baseline == "mean" else {}
+    means = site_means(free, data) if played and baseline == "mean" else {}
     return Setting(free, data, chosen, reference, means)
 
 
@@ -188,6 +192,11 @@ class Scoring:
         if self.workers and self.cluster:
             raise OnnxshapError("give workers or a cluster, not both")
 
+    @property
+    def plays(self) -> bool:
+        """Whether the method plays a game."""
+        return self.method not in GAMELESS
+
     def in_reach(self, traced: Traced, groups: Sequence[Group], *asked: object) -> Scoring:
         """Return how units are scored: without a game, where a single image would take hours and nobody wants one.
 
@@ -238,7 +247,7 @@ class Scoring:
             "data": fingerprint(setting.data),
             "method": self.method,
             "payoff": _told(setting),
-            "baseline": "mean" if setting.means else "zero",
+            "baseline": "mean" if setting.means or not self.plays else "zero",
             "max-evals": self.rules.max_evals,
             "choice of groups": " ".join(g.name for g in groups),
             "provider": provider_of(backend),
@@ -247,7 +256,7 @@ class Scoring:
 
     def _runner(self, setting: Setting) -> Callable[[Tell], Runner] | None:
         """Return what makes the runner; methods without a game run in this process, with all of its threads."""
-        if self.method in GAMELESS:
+        if not self.plays:
             return None
         if cluster := self.cluster:
             return lambda tell: Cluster(setting, self.method, cluster)

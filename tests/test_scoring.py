@@ -21,14 +21,15 @@ import pytest
 
 import onnxshap
 from onnxshap import api, payoffs, valuing
-from onnxshap.calibrate import free_batch, run_all
-from onnxshap.core import Array, Values
+from onnxshap.calibrate import free_batch, run_all, site_means
+from onnxshap.core import Array, Dataset, FloatArray, Values
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.game import GroupGame, Setting
 from onnxshap.scoring import journal as journals
 from onnxshap.scoring import misplaced, runners
 from onnxshap.scoring.jobs import plan_group
 from onnxshap.scoring.journal import Journal
+from onnxshap.tracing import Traced
 from tests.exactness import net as build
 
 RNG = np.random.default_rng(4)
@@ -206,7 +207,6 @@ def test_a_payoff_may_be_one_number_for_all_images() -> None:
     assert found.evals == 24 * (2 + 120 + 2 + 200)
     whole = onnxshap.trace(net())
     masks = {onnxshap.mask_name(g): np.zeros((1, len(g)), np.float32) for g in whole.groups if g.name == "a"}
-    from onnxshap.calibrate import site_means
     from onnxshap.opening import calibration, sample
 
     free = free_batch(whole)
@@ -338,6 +338,20 @@ def test_a_journal_knows_functions_by_what_they_give(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the journal of a run with another payoff"):
         score(journal=path, payoff=given[1])
     assert same(score(journal=path, payoff=given[0]), found) and path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("method", "means"), [("recon", 0), ("shapley", 1)])
+def test_means_are_taken_for_games_alone(method: str, means: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else reads what stands in the place of removed channels, and it takes a run of all images."""
+    calls = [0]
+
+    def counted(traced: Traced, data: Dataset) -> dict[tuple[int, int], FloatArray]:
+        calls[0] += 1
+        return site_means(traced, data)
+
+    monkeypatch.setattr("onnxshap.valuing.site_means", counted)
+    score(method=method)
+    assert calls == [means]
 
 
 def test_a_journal_of_another_model_or_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

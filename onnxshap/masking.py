@@ -222,8 +222,11 @@ class _Masks:
 
     def _constant(self, wish: str, values: Array) -> str:
         name = self.names.new(wish)
-        made = tensor(name, values) if self.kept is None else weights.initializer(name, values, self.kept)
-        self.constants.append(made)
+        sizes = values.dtype.kind == "i"  # onnxruntime reads them before it has what is kept
+        if self.kept is None or sizes:
+            self.constants.append(tensor(name, values))
+        else:
+            self.constants.append(weights.initializer(name, values, self.kept))
         return name
 
     def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:

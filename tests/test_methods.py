@@ -30,7 +30,7 @@ SHAPES: dict[str, Any] = {
 }  # fmt: skip
 
 
-NOISY = {"random", "lean", "apoz", "spp", "shapley-regression"}
+NOISY = {"random", "lean", "apoz", "spp", "shapley-quick", "shapley-regression"}
 """Methods for which a unit without any effect is not worth exactly nothing."""
 
 

@@ -15,6 +15,8 @@ from onnxshap.core import Estimator, FloatArray, Game
 from onnxshap.errors import BudgetError
 from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, Regression, SharedPermutation, Taylor, rows
 from onnxshap.estimators.images import draw_images
+from onnxshap.game.alike import alike_images
+from onnxshap.payoffs.builtin import KL
 from tests.games import SOLVED, FunctionGame, Solved, TableGame, Witness, additive, brute_force, majority
 
 SHAPLEY: dict[str, Estimator] = {
@@ -583,3 +585,17 @@ def test_pairs_come_before_further_images_where_kinds_are_known(n: int, pairs: i
     assert (schedule.walks[:-1] >= 2).all() and schedule.walks[0] <= max(3, 2 * pairs)
     assert len(schedule) >= min(12, max_evals // (2 + 2 * inner))
     assert Permutation(pairs, antithetic=False).plan(12, n, rng(), n + 1, ALIKE).walks.tolist() == [1]
+
+
+def test_images_are_alike_however_their_scores_are_rounded() -> None:
+    def order(scores: FloatArray) -> list[int]:
+        found = alike_images(KL(), [scores], None)
+        assert found is not None
+        return [int(image) for image in found]
+
+    scores = rng(3).normal(size=(60, 3))
+    found = order(scores)
+    assert sorted(found) == list(range(60)) and found != np.argsort(scores.argmax(axis=1), kind="stable").tolist()
+    assert order(scores * (1 + 1e-7 * rng(4).normal(size=scores.shape))) == found
+    scores[7, 1] = np.inf  # by class alone
+    assert order(scores) == np.argsort(scores.argmax(axis=1), kind="stable").tolist()

@@ -11,6 +11,8 @@ from onnxshap.payoffs.builtin import KL, Accuracy, CrossEntropy
 
 _FEWEST = 4
 """Images a class, on average: of fewer a class says little about the others."""
+_APART = 0.01
+"""Standard deviations by which scores differ that are taken as different."""
 
 
 def alike_images(payoff: Payoff, reference: Sequence[Array], labels: Array | None) -> ImageIndex | None:
@@ -46,4 +48,7 @@ def alike_images(payoff: Payoff, reference: Sequence[Array], labels: Array | Non
     kinds = len(np.unique(classes))
     if kinds == 1 or _FEWEST * kinds > len(scores):
         return None
-    return np.lexsort((scores[rows, classes], classes))
+    own = scores[rows, classes].astype(np.float64)
+    # by rounded numbers, so that a provider that computes the last digit otherwise draws the same images
+    strength = np.round(own / max(float(own.std()), 1e-30) / _APART) if np.isfinite(own).all() else np.zeros(len(own))
+    return np.lexsort((strength, classes))

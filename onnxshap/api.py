@@ -27,6 +27,7 @@ from onnxshap.graph.declared import rightly_declared
 from onnxshap.graph.writing import put_in
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, notes_on
+from onnxshap.methods.ranking import CANCELLING
 from onnxshap.opening import REPAIR_IMAGES, Given, ModelLike, Subject, groups_to_cut, in_bases, sample
 from onnxshap.plan import Budget, check_reachable, make_plan, unvalued
 from onnxshap.plan.cutter import Cut, Cutter, shares
@@ -295,10 +296,10 @@ def prune(
     def again(part: Traced) -> dict[str, FloatArray]:
         known = payoff if callable(payoff) else setting.payoff.name
         cut = setting_for(free_batch(part), setting.data, known, baseline, played=scoring.plays)
-        return cut_order(scoring.of(cut, part, part.groups), subject, part.groups, cut)
+        return cut_order(scoring.of(cut, part, part.groups), subject, part.groups, lambda: cut)
 
     with clock.stage("score"):
-        order = cut_order(found, subject, groups, setting)
+        order = cut_order(found, subject, groups, lambda: setting)
     cutter = subject.cutter(
         order, allocation, seed, progress, clock,
         rescore=again if values is None else None, seconds=distill_seconds,
@@ -322,16 +323,19 @@ def prune(
     return done
 
 
-def cut_order(found: Scores, subject: Subject, groups: Sequence[Group], setting: Setting) -> dict[str, FloatArray]:
+def cut_order(
+    found: Scores, subject: Subject, groups: Sequence[Group], setting: Callable[[], Setting]
+) -> dict[str, FloatArray]:
     """Return what units are cut by, group name -> float64[n_units], lowest first (`Scores.order`).
 
     Args:
         found: their values.
         subject: tells whether a refit follows, and on which images.
         groups: those that are cut, of the subject's model or of one cut from it.
-        setting: of that model, on other images.
+        setting: gives that model with its outputs on other images, none of those that judge; asked where they tell.
     """
-    return found.order(groups, replace(setting, data=subject.repaired_on) if subject.refitted else None)
+    told = subject.refitted and found.method in CANCELLING
+    return found.order(groups, replace(setting(), data=subject.repaired_on) if told else None)
 
 
 def _check_budget(traced: Traced, groups: Sequence[Group], budget: Budget, *, searched: bool) -> None:

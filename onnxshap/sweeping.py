@@ -15,22 +15,23 @@ from onnxshap.backend import OrtBackend
 from onnxshap.bases import check_basis
 from onnxshap.calibrate import free_batch
 from onnxshap.clock import Clock
-from onnxshap.core import Dataset, FloatArray
+from onnxshap.core import Dataset, FloatArray, Payoff
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError
 from onnxshap.evaluation import Evaluation
 from onnxshap.game import Setting
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, notes_on
-from onnxshap.opening import Given, ModelLike, Subject, groups_to_cut
+from onnxshap.opening import Given, ModelLike, Subject, groups_to_cut, sample
 from onnxshap.plan import Budget, check_reachable, unvalued
 from onnxshap.plan.cutter import Cut, Cutter, shares
 from onnxshap.plan.judging import Drop
 from onnxshap.plan.options import check_options
 from onnxshap.progress import Progress, silent
+from onnxshap.reference import reference_of
 from onnxshap.scoring import DECIDED
 from onnxshap.tracing import Keep, Traced
-from onnxshap.valuing import Scores, check_method, check_values, principal
+from onnxshap.valuing import Scores, affordable, check_method, check_values, principal
 
 KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Shares of the multiply-accumulates, where none are given."""
@@ -214,14 +215,16 @@ def sweep(
         api.score, payoff=payoff, baseline=baseline, samples=samples, max_evals=max_evals, max_seconds=max_seconds,
         decided=decided, seed=seed, workers=workers, cluster=cluster, progress=progress,
     )  # fmt: skip
+    seen = sample(subject.data, affordable(subject.traced, groups, samples), seed)
+    setting = partial(_setting, seen=seen, payoff=bench.evaluation.payoffs[0])
     for method in chosen:
         clock, found = Clock(), values
         with clock.stage("score"):
             if found is None:
                 found = scored(subject.traced, subject.data, method=method, include=include, exclude=exclude)
-            order = api.cut_order(found, subject, groups, bench.setting(subject.free))
+            order = api.cut_order(found, subject, groups, partial(setting, subject.free))
         notes += found.notes
-        again = partial(_rescored, partial(scored, method=found.method), subject, bench)
+        again = partial(_rescored, partial(scored, method=found.method), subject, setting)
         cutter = subject.cutter(
             order, allocation, seed, _only(progress, "curves", "distill"), clock,
             rescore=None if values is not None else again,
@@ -239,9 +242,17 @@ def sweep(
     )  # fmt: skip
 
 
-def _rescored(scored: Callable[..., Scores], subject: Subject, bench: _Bench, part: Traced) -> dict[str, FloatArray]:
+def _setting(free: Traced, seen: Dataset, payoff: Payoff) -> Setting:
+    """Return a form of a model for evaluation with what it gives for images that the cut may see."""
+    return Setting(free, seen, payoff, reference_of(free, free.shaped.graph.model, seen))
+
+
+def _rescored(
+    scored: Callable[..., Scores], subject: Subject, setting: Callable[[Traced], Setting], part: Traced
+) -> dict[str, FloatArray]:
     """Return what units of a model cut so far are cut by."""
-    return api.cut_order(scored(part, subject.data), subject, part.groups, bench.setting(free_batch(part)))
+    found = scored(part, subject.data)
+    return api.cut_order(found, subject, part.groups, lambda: setting(free_batch(part)))
 
 
 def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float, Budget]) -> dict[float, str]:
@@ -285,10 +296,6 @@ class _Bench:
     whole_ms: list[float] = field(default_factory=list)
     still: list[bool] = field(default_factory=list)
     plans: list[Keep] = field(default_factory=list)
-
-    def setting(self, free: Traced) -> Setting:
-        """Return what a form of the original for evaluation is held against."""
-        return Setting(free, self.evaluation.data, self.evaluation.payoffs[0], self.evaluation.reference)
 
     def curve(self, found: Scores, cutter: Cutter, budgets: Mapping[float, Budget], data: Dataset) -> Curve:
         """Return the points of one method, whose cuts are verified on some data."""

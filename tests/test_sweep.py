@@ -16,12 +16,14 @@ from onnx import ModelProto
 
 import onnxshap
 from onnxshap import api, cli, report
+from onnxshap.core import FloatArray
 from onnxshap.errors import BudgetError, DataError, OnnxshapError
 from onnxshap.measure import Figures
 from onnxshap.plan.cutter import Cutter
 from onnxshap.plan.judging import Drop
 from onnxshap.report import plot
 from onnxshap.sweeping import Curve, Point, Sweep, knee
+from tests.exactness import net as build
 from tests.test_budgets import labelled, net
 
 
@@ -214,3 +216,29 @@ def test_what_cannot_be_done_is_refused(here: Path, monkeypatch: pytest.MonkeyPa
     result = call(*common, "--plot", "x.svg")
     assert result.exit_code == 1
     assert "a plot needs matplotlib; pip install 'onnxshap[plot]', or leave out --plot" in result.stderr
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "iterative"])
+def test_images_that_judge_do_not_reach_the_order_of_the_cut(allocation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What outputs in units of their own count is told by the images that the cut may see."""
+    w = np.random.default_rng(0).standard_normal((2, 8, 8)).astype(np.float32)
+    w[1, :, 0] *= 100  # an output in another unit than the others
+    model = build(
+        "(float[N,8] x) => (float[N,8] y) { h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1) }", w0=w[0], w1=w[1]
+    )
+    x = np.random.default_rng(1).standard_normal((2, 60, 8)).astype(np.float32)
+    orders, cut = list[dict[str, FloatArray]](), api.cut_order
+
+    def kept(*given: Any) -> dict[str, FloatArray]:
+        orders.append(cut(*given))
+        return orders[-1]
+
+    monkeypatch.setattr(api, "cut_order", kept)
+    for judge in (x[0], x[1] * np.linspace(0, 2, 8, dtype=np.float32)):
+        onnxshap.sweep(
+            model, {"x": x[0]}, eval_data={"x": judge}, keep=[0.5], payoff="mse", basis="own", allocation=allocation
+        )
+    half = len(orders) // 2
+    assert half >= 1
+    for one, other in zip(orders[:half], orders[half:], strict=True):
+        assert {name: value.tobytes() for name, value in one.items()} == {n: v.tobytes() for n, v in other.items()}

@@ -465,6 +465,30 @@ def test_sizes_are_found_where_times_come_first_and_windows_run_over_them() -> N
     assert relative_error(run(drop_units(traced, keep), x), redone) < TOLERANCE
 
 
+def test_a_name_that_multiplies_sizes_makes_no_input_that_memory_does_not_hold() -> None:
+    """Such a name may be a lie: without one, the usual sizes run."""
+    model = net(
+        """(float[N,6] x, float[N,L] s, float[N,h,w] p) => (float[N,2] y) {
+        h0 = MatMul(x, w0)
+        r = Relu(h0)
+        a = MatMul(r, w1)
+        m = ReduceMean<axes=[1]>(s)
+        n = ReduceMean<axes=[1,2],keepdims=0>(p)
+        o = Unsqueeze(n, one)
+        b = Add(a, m)
+        y = Add(b, o)
+    }""",
+        w0=(6, 8),
+        w1=(8, 2),
+        one=[1],
+        opset=13,
+    )
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "h*w*h*w"
+    assert trace(model).shaped.inputs == {"x": (2, 6), "s": (2, 64), "p": (2, 64, 64)}
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "h*w"
+    assert trace(model).shaped.inputs["s"] == (2, 4096)
+
+
 def test_a_refusal_names_a_few_of_many_inputs() -> None:
     names = [f"x{k}" for k in range(9)]
     ops = "\n".join(f"y{k} = Gather({name}, beyond)" for k, name in enumerate(names))

@@ -6,6 +6,7 @@ One run at two images of a usual size, one more with other sizes in the free dim
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -118,10 +119,13 @@ def _first_run(
         yield from itertools.product(_LONG_SIZES, batches)
         yield from itertools.product(_FREE_SIZES[:1], _FREE_SIZES)  # times come first, and windows run over them
 
+    known = numbers({name: tuple(size or 1 for size in dims) for name, dims in merged.items()})
     for free, batch in itertools.chain(usual, rare()):
         most = _MOST if free in _LONG_SIZES else MOST
-        for sizes in (_filled(specs, merged, free, batch, by_name=by_name) for by_name in (True, False)):
-            if sizes in sizes_tried or (sizes_tried and numbers(sizes) > most):
+        for by_name in (True, False):
+            sizes = _filled(specs, merged, free, batch, by_name=by_name)
+            room = most if sizes_tried else known + most if by_name else math.inf  # a name may multiply anything
+            if sizes in sizes_tried or numbers(sizes) > room:
                 continue
             sizes_tried.append(sizes)
             try:

@@ -12,7 +12,7 @@ measured.
 
 none    what is removed leaves nothing
 fold    its calibration mean goes into the consumers' biases
-lstsq   folded, then the consumers are refitted by least squares
+lstsq   folded, then the consumers are refitted by least squares; units go in the order for that (`methods/ranking`)
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from onnx import ModelProto
 from processes import measured
 from tables import made_by, mean_and_spread, table
 
-from onnxshap import METHODS, Budget, Dataset, OrtBackend, Traced, make_plan, score, site_means
+from onnxshap import METHODS, Budget, Dataset, OrtBackend, Traced, make_plan, payoffs, score, site_means
 from onnxshap.calibrate import free_batch, run_all
-from onnxshap.core import BoolArray, FloatArray, Values
+from onnxshap.core import BoolArray, FloatArray
+from onnxshap.game import Setting
 from onnxshap.graph import finish
 from onnxshap.methods import GAMELESS
 from onnxshap.opening import calibration, open_model
@@ -83,9 +84,9 @@ class Bench:
         live, cost = self.traced.alive(keep), self.traced.cost
         return {"macs": cost.macs(live) / cost.macs(), "params": cost.params(live) / cost.params()}
 
-    def plan(self, values: Mapping[str, Values], macs: float) -> dict[str, BoolArray]:
-        """Return the plan that `prune` makes of values."""
-        candidates = [Candidate(g.name, g.units, values[g.name].phi) for g in self.traced.groups]
+    def plan(self, order: Mapping[str, FloatArray], macs: float) -> dict[str, BoolArray]:
+        """Return the plan that `prune` makes where units go in some order, group name -> float64[n_units]."""
+        candidates = [Candidate(g.name, g.units, order[g.name]) for g in self.traced.groups]
         return make_plan(candidates, Budget(macs=macs), self.shares, self.traced.covers)
 
     def accuracy(self, model: ModelProto) -> float:
@@ -93,15 +94,15 @@ class Bench:
         logits = run_all(self.traced, model, self.test)[0]
         return float(np.mean(logits.argmax(axis=1) == self.test.labels))
 
-    def cut_accuracies(self, keep: Mapping[str, BoolArray]) -> list[float]:
-        """Return the accuracy after a cut, for every repair; the steps are those of `prune`."""
+    def cut_accuracies(self, keep: Mapping[str, BoolArray], refitted_keep: Mapping[str, BoolArray]) -> list[float]:
+        """Return the accuracy after a cut, for every repair, as `prune` goes; one plan is that of the refit."""
         graph, means = self.traced.shaped.graph, site_means(self.free, self.pool)
         found = []
         for left in ({}, means):
             small = drop_units(self.traced, keep, left)
             verify(self.traced, self.free, keep, left, small, self.pool)
             found.append(self.accuracy(small))
-        refitted, _ = refit(self.traced, self.free, keep, means, self.pool, self.seed)
+        refitted, _ = refit(self.traced, self.free, refitted_keep, means, self.pool, self.seed)
         return [*found, self.accuracy(finish(refitted, graph))]
 
 
@@ -111,6 +112,7 @@ def measure(model: str, seed: int, methods: Sequence[str], samples: int) -> Foun
     chosen = np.sort(np.random.default_rng(seed).choice(len(whole), IMAGES, replace=False))
     test = calibration(traced, FOLDER / "fashion_test.npz")
     bench = Bench(traced, free_batch(traced), whole.take(chosen), test, seed)
+    setting = Setting(bench.free, bench.pool, payoffs.MSE(), [])
     accuracy, kept, evals = {}, {}, {}
     for row in methods:
         started = time.perf_counter()
@@ -119,8 +121,9 @@ def measure(model: str, seed: int, methods: Sequence[str], samples: int) -> Foun
             traced, bench.pool, method=method, payoff="ce", baseline=baseline, decided=0, seed=seed,
             samples=None if method in GAMELESS else samples,
         )  # fmt: skip
-        plans = {macs: bench.plan(scores.values, macs) for macs in BUDGETS}
-        accuracy[row] = np.array([bench.cut_accuracies(plans[macs]) for macs in BUDGETS])
+        plain, refitted = (scores.order(traced.groups, within) for within in (None, setting))
+        plans = {macs: bench.plan(plain, macs) for macs in BUDGETS}
+        accuracy[row] = np.array([bench.cut_accuracies(plans[macs], bench.plan(refitted, macs)) for macs in BUDGETS])
         shares = {macs: bench.shares(keep) for macs, keep in plans.items()}
         kept, evals[row] = {macs: (s["macs"], s["params"]) for macs, s in shares.items()}, scores.evals
         click.echo(f"{model}, seed {seed}, {row}: {time.perf_counter() - started:.0f} s", err=True)

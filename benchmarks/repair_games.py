@@ -37,7 +37,7 @@ from tables import made_by, mean_and_spread, table
 
 from onnxshap import OrtBackend, payoffs, site_means
 from onnxshap.calibrate import free_batch, run_all
-from onnxshap.core import FloatArray, Values
+from onnxshap.core import FloatArray
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, extract, finish, is_op
 from onnxshap.groups import Group
@@ -289,14 +289,13 @@ def measure(model: str, seed: int, rows: Sequence[str]) -> dict[str, list[float]
     found = {}
     for row in rows:
         started = time.perf_counter()
-        values = {
-            g.name: Values(RANKINGS[row](setting, g, np.random.default_rng([seed, k])), np.zeros(len(g)))
-            for k, g in enumerate(traced.groups)
+        order = {
+            g.name: RANKINGS[row](setting, g, np.random.default_rng([seed, k])) for k, g in enumerate(traced.groups)
         }
         seconds = time.perf_counter() - started
         accuracies = []
         for macs in BUDGETS:
-            refitted, _ = refit(bench.traced, bench.free, bench.plan(values, macs), means, bench.pool, seed)
+            refitted, _ = refit(bench.traced, bench.free, bench.plan(order, macs), means, bench.pool, seed)
             accuracies.append(100 * bench.accuracy(finish(refitted, bench.traced.shaped.graph)))
         found[row] = [*accuracies, seconds]
         click.echo(f"{model}, seed {seed}, {row}: {accuracies} {seconds:.0f} s", err=True)

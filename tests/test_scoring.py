@@ -388,7 +388,7 @@ def test_a_journal_of_a_format_whose_blocks_held_other_images_is_refused(tmp_pat
     score(journal=path)
     content = path.read_bytes()
     path.write_bytes(content.replace(b'"onnxshap journal": 5', b'"onnxshap journal": 4', 1))
-    with pytest.raises(DataError, match="delete it to start over, or give another path"):
+    with pytest.raises(DataError, match="the journal of a run with another version; delete it to start over"):
         score(journal=path)
 
 

@@ -24,6 +24,7 @@ from onnxshap.graph import check_writable
 FORMAT = 5
 """2: blocks grow from one image on. 3: rows run in stages, whose convolutions round otherwise. 4: those with
 small filters do not. 5: images are drawn by class, and stages take fewer rows of large tensors."""
+_NAME = "onnxshap journal"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 Key = tuple[str, int]
 """Group name and block number."""
@@ -48,7 +49,7 @@ class Journal:
         self.path = Path(path)
         self.found: dict[Key, tuple[FloatArray, int]] = {}
         self.seconds = 0.0
-        self._head = _line({"onnxshap journal": FORMAT, **header})
+        self._head = _line({_NAME: FORMAT, **header})
         self._good = 0
         self._file: int | None = None
         try:
@@ -151,11 +152,12 @@ def _parsed(line: bytes) -> Any:
 
 def _check_header(path: Path, line: bytes, wanted: bytes) -> None:
     found = _parsed(line)
-    if not isinstance(found, dict) or "onnxshap journal" not in found:
+    if not isinstance(found, dict) or _NAME not in found:
         raise DataError(f"{path}: is no journal of onnxshap; give another path")
     expected = json.loads(wanted)
     for key in expected:
         if found.get(key) != expected[key]:
+            what = "version" if key == _NAME else key
             raise DataError(
-                f"{path}: the journal of a run with another {key}; delete it to start over, or give another path"
+                f"{path}: the journal of a run with another {what}; delete it to start over, or give another path"
             )

@@ -281,6 +281,20 @@ def test_layers_that_read_infinity_do_not_tell_what_units_make_up_for() -> None:
     assert np.isfinite(phi).all() and len(np.unique(phi)) == 8
 
 
+def test_what_no_layer_tells_of_goes_by_its_worth() -> None:
+    """Also what harms, and what is worth next to nothing beside the others."""
+    model = build(
+        "(float[N,6] x) => (float[N,1] z) { h = MatMul(x, w0) r = Relu(h) l = Log(r) z = MatMul(l, w1) }",
+        w0=(6, 8), w1=np.ones((8, 1), np.float32),
+    )  # fmt: skip
+    traced = onnxshap.trace(model)
+    (group,) = traced.groups
+    data = onnxshap.Dataset({"x": RNG.standard_normal((40, 6)).astype(np.float32)}, None, "drawn")
+    worth = np.array([1e-5, -1.0, 5.0, 2e-5, -3.0, 1e-6, 2.0, 0.0])
+    found = left_over(Setting(traced, data, MSE(), []), group, worth, np.random.default_rng(0))
+    assert found.argsort().tolist() == worth.argsort().tolist()
+
+
 def test_a_string_is_one_pattern_and_no_values() -> None:
     model = build(
         "(float[N,6] x) => (float[N,3] y) { h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1) }", w0=(6, 8), w1=(8, 3)

@@ -80,4 +80,6 @@ def left_over(setting: Setting, group: Group, worth: FloatArray | None, rng: np.
     least = _LEAST * max(0.0, float(worth.max()))
     counted = np.maximum(worth, least) if least > 0 else np.ones(len(worth))
     problems, fixed = regressions(setting, group, rng, worth=counted)
+    if not problems and not fixed.any():
+        return worth  # nor is anything refitted there: what is worth little, or harms, is told apart
     return eliminate(problems, fixed + _LEAST * counted)

@@ -263,8 +263,11 @@ def test_values_of_few_images_do_not_choose_what_is_cut_before_a_refit() -> None
         for m, s in (("shapley", 19), ("recon", 40))
     ]
     assert all((kept[0][name] == kept[1][name]).all() for name in kept[0])
-    assert ranked_by("shapley", refitted=True, images=19).startswith("what the units left do not make up for")
-    assert ranked_by("shapley", refitted=True, images=20) == ranked_by("shapley", refitted=True)
+    assert ranked_by("shapley", refitted=True, images=[19, 3]).startswith("what the units left do not make up for")
+    assert ranked_by("shapley", refitted=True, images=[20, 0]) == ranked_by("shapley", refitted=True)
+    mixed = ranked_by("shapley", refitted=True, images=[19, 20])
+    assert mixed.startswith("value + 2 std") and "or, of some groups, what the units left" in mixed
+    assert ranked_by("recon", refitted=True, images=[1, 20]) == "value"
 
 
 def test_layers_that_read_infinity_do_not_tell_what_units_make_up_for() -> None:

@@ -15,6 +15,8 @@ at the price of what is lost of the worth of all that have gone: the error of th
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from onnxshap.core import FloatArray, Values
@@ -37,11 +39,14 @@ _LEAST = 1e-3
 what is lost whoever is left."""
 
 
-def ranked_by(method: str, *, refitted: bool, images: int = 0) -> str:
-    """Return what units are ranked by, in words; values are of so many images (0 where nobody counted)."""
+def ranked_by(method: str, *, refitted: bool, images: Collection[int] = ()) -> str:
+    """Return what units are ranked by, in words; values of groups are of so many images (0 where nobody counted)."""
     if not refitted or method not in CANCELLING:
         return "value"
-    return _ALONE if few(images) else _LEFT_OVER
+    noisy = {few(count) for count in images}
+    if noisy == {True, False}:
+        return f"{_LEFT_OVER}, or, of some groups, {_ALONE}"
+    return _ALONE if True in noisy else _LEFT_OVER
 
 
 def few(images: int) -> bool:

@@ -45,6 +45,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         seed: the run's seed.
     """
     found = result.scores
+    images = [value.images for name, value in found.values.items() if name in result.keep]
     return {
         "schema_version": SCHEMA_VERSION,
         "model": model,
@@ -56,7 +57,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "repair": result.repair,
         "allocation": result.allocation,
         "scored_by": result.traced.outputs if result.traced.tail else [],
-        "ranked_by": ranked_by(found.method, refitted=result.repair in REFITS, images=_fewest(found)),
+        "ranked_by": ranked_by(found.method, refitted=result.repair in REFITS, images=images),
         "drop": None if result.drop is None else _drop(result.drop),
         "tuning": None if result.tuning is None else asdict(result.tuning),
         "refits": _refits(result.refits),
@@ -74,11 +75,6 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "removed_slices": result.removed_slices,
         "verify": _verified(result.verified),
     }
-
-
-def _fewest(found: Scores) -> int:
-    """Return the fewest images that values of a group rest on."""
-    return min((value.images for value in found.values.values()), default=0)
 
 
 def _refits(refits: Sequence[Refit]) -> list[Report]:

@@ -19,6 +19,7 @@ from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
 from tests.exactness import check_exact, net
 from tests.test_branches import nested_ops
+from tests.zeroing import run
 
 RNG = np.random.default_rng(0)
 YES = np.array(True)
@@ -632,6 +633,25 @@ def test_a_loop_that_fills_a_sequence_is_what_it_does_as_often_as_it_runs(rank: 
         for seed in range(2):
             check_exact(model, seed=seed)
         assert "Loop" not in nested_ops(drop_units(trace(model), {}).graph)
+
+
+def test_a_loop_that_is_not_begun_is_not_written_out_where_its_body_gives_the_condition_the_same_name() -> None:
+    text = """(float[N,4] x) => (float[N,3] y, int64 k) {
+        h = MatMul(x, w)
+        r = Relu(h)
+        none = SequenceEmpty()
+        parts = Loop(n, yes, none) <
+                body = b (int64 i, bool yes, seq(float[N,6]) s) => (bool on, seq(float[N,6]) so) {
+            on = Identity(yes)
+            so = SequenceInsert(s, r)
+        }>
+        k = SequenceLength(parts)
+        y = MatMul(r, u)
+    }"""
+    for begun in (True, False):
+        model = net(text, n=np.array(2), yes=np.array(begun), w=(4, 6), u=(6, 3))
+        assert run(drop_units(trace(model), {}), {"x": np.ones((2, 4), np.float32)})[1] == 2 * begun
+        check_exact(model)
 
 
 def test_a_loop_that_holds_a_sequence_stays_where_it_may_end_early_or_often() -> None:

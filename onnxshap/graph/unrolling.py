@@ -73,7 +73,8 @@ def _times(loop: NodeProto, stored: Mapping[str, TensorProto]) -> int | None:
     own |= {n.output[0]: value for n in inside.node if (value := _constant(n)) is not None}
     if not _fills(inside, len(loop.input) - 2, len(loop.output)) or loop.input[0] not in stored:
         return None
-    if not _goes_on(loop, inside, own) or not all(_is_small(own[name]) for name in _constants_read(inside, own)):
+    small = all(_is_small(own[name]) for name in _constants_read(inside, own))
+    if not small or not _goes_on(loop, inside, stored, own):
         return None
     times = int(array(stored[loop.input[0]]).item())
     return times if 0 < times <= _MOST else None
@@ -89,16 +90,22 @@ def _fills(inside: GraphProto, states: int, outputs: int) -> bool:
     return sequence and new and plain and len(handed) == 1 + states == 1 + outputs
 
 
-def _goes_on(loop: NodeProto, inside: GraphProto, own: Mapping[str, TensorProto]) -> bool:
-    """Return whether nothing ends a loop before it has run as often as it is told."""
+def _goes_on(
+    loop: NodeProto, inside: GraphProto, stored: Mapping[str, TensorProto], own: Mapping[str, TensorProto]
+) -> bool:
+    """Return whether nothing ends a loop before it has run as often as it is told.
+
+    Args:
+        loop, inside: it, and its body.
+        stored, own: what is stored around the body, and in it too: both may give different things one name.
+    """
     sources = {n.output[0]: n.input[0] for n in inside.node if is_op(n, "Identity")}
-    asked = [inside.output[0].name, *loop.input[1:2]]
-    for name in filter(None, asked):
-        while name in sources:
-            name = sources[name]
-        if name != inside.input[1].name and not (name in own and bool(array(own[name]).all())):
-            return False
-    return True
+    name = inside.output[0].name
+    while name in sources:
+        name = sources[name]
+    on = name == inside.input[1].name or (name in own and bool(array(own[name]).all()))
+    starts = all(given in stored and bool(array(stored[given]).all()) for given in filter(None, loop.input[1:2]))
+    return on and starts
 
 
 def _constant(node: NodeProto) -> TensorProto | None:

@@ -202,6 +202,26 @@ def test_equal_initializers_of_two_names_stay_two() -> None:
     assert names(finish(normalise(model).model, normalise(model))) == {"p", "q"}
 
 
+def test_numbers_that_are_read_as_their_own_shape_are_not_copied_twice_as_often_each_time() -> None:
+    ops = "\n".join(f"n{k + 1} = Reshape(n{k}, n{k})" for k in range(12))
+    model = net(
+        f"""(float[N,4] x) => (float[N,3] y) {{
+        n0 = ConstantOfShape<value=int64[1] {{1}}>(one)
+        {ops}
+        c = Cast<to=1>(n12)
+        h = MatMul(x, w)
+        r = Relu(h)
+        t = MatMul(r, u)
+        y = Add(t, c)
+    }}""",
+        one=[1],
+        w=(4, 6),
+        u=(6, 3),
+    )
+    assert len(normalise(model).nodes) < 50
+    check_exact(model)
+
+
 def test_a_constant_node_and_its_copies() -> None:
     model = net(
         """(float[N,4] x) => (float[N,4] y) {

@@ -363,7 +363,8 @@ def _stretched(graph: GraphProto) -> set[str]:
     numbers, found = {t.name for t in graph.initializer if math.prod(t.dims) == 1}, set[str]()
     for node in graph.node:
         made = is_op(node, "ConstantOfShape") or (is_op(node, "Expand") and node.input[0] in numbers)
-        if made or (is_op(node, *_MOVES) and node.input[0] in found):
+        moved = is_op(node, *_MOVES) and node.input[0] in found and found.isdisjoint(node.input[1:])
+        if made or moved:  # what is read as numbers and as their places, twice, would double what it is made of
             found.add(node.output[0])
     return found
 

@@ -38,7 +38,7 @@ class Figures:
     Attributes:
         macs: multiply-accumulates an image.
         params: parameters, floats and codes of at most 16 bits (`Cost.params`).
-        bytes: size of the file.
+        bytes: size of the file, as one: external data count as if they were in it.
         latency_ms: median milliseconds a run of one batch, in turn with the other model's; None = not measured.
         score: name -> mean over the evaluation images, higher is better; NaN where outputs have other shapes than the
             original's.

@@ -314,7 +314,7 @@ def test_a_damaged_end_is_computed_again(tmp_path: Path, damage: str) -> None:
     ("options", "what"),
     [
         ({"seed": 1}, "seed"),  # other images are drawn, too
-        ({"samples": 32}, "data"),
+        ({"samples": 32}, r"choice of data \(--data, --labels, --samples\)"),
         ({"method": "loo"}, "method"),
         ({"baseline": "zero"}, "baseline"),
         ({"payoff": "kl"}, "payoff"),

@@ -25,6 +25,8 @@ FORMAT = 5
 """2: blocks grow from one image on. 3: rows run in stages, whose convolutions round otherwise. 4: those with
 small filters do not. 5: images are drawn by class, and stages take fewer rows of large tensors."""
 _NAME = "onnxshap journal"
+_TOLD = {_NAME: "version", "data": "choice of data (--data, --labels, --samples)"}
+"""What keys of the header stand for, where they do not say it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 Key = tuple[str, int]
 """Group name and block number."""
@@ -157,7 +159,7 @@ def _check_header(path: Path, line: bytes, wanted: bytes) -> None:
     expected = json.loads(wanted)
     for key in expected:
         if found.get(key) != expected[key]:
-            what = "version" if key == _NAME else key
+            what = _TOLD.get(key, key)
             raise DataError(
                 f"{path}: the journal of a run with another {what}; delete it to start over, or give another path"
             )

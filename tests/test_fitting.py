@@ -44,6 +44,22 @@ STATES = {
 }
 
 
+def test_an_input_that_may_be_stretched_is_taken_as_large_as_what_it_meets() -> None:
+    """Of one channel it would run too, and the channels that it is stretched over would be cut: others did not fit."""
+    model = net(
+        """(float[N,3,H,W] x, float[N,C,P,Q] s) => (float[N,4,?,?] y) {
+            a = Conv<strides=[2,2], pads=[1,1,1,1]>(x, w0)
+            r = Relu(a)
+            b = Mul(r, s)
+            y = Conv(b, w1)
+        }""",
+        w0=(8, 3, 3, 3), w1=(4, 8, 1, 1),
+    )  # fmt: skip
+    traced = trace(model)
+    assert traced.shaped.inputs == {"x": (2, 3, 64, 64), "s": (2, 8, 32, 32)}
+    assert not traced.groups
+
+
 @pytest.mark.parametrize("called", STATES)
 def test_states_are_found_that_have_other_sides_than_the_picture(called: str) -> None:
     model = states(*STATES[called])

@@ -128,12 +128,15 @@ def fitting(probe: Probed, start: Mapping[str, Shape], sets: Sequence[Axes], tri
 
 
 def _changed(sizes: Mapping[str, Shape], axes: Axes, change: Change) -> dict[str, Shape] | None:
-    """Return sizes of which some axes are changed; None where one would be none, or too long."""
+    """Return sizes of which some axes are changed; None where one would be too long, or have one entry or none.
+
+    One entry is stretched to whatever it meets, so a model that takes it takes others, and what is cut may not.
+    """
     times, over, more = change
     found = {name: list(shape) for name, shape in sizes.items()}
     for name, axis in axes:
         size, rest = divmod(times * found[name][axis], over)
-        if rest or not 0 < size + more <= _LARGEST:
+        if rest or not 1 < size + more <= _LARGEST:
             return None
         found[name][axis] = size + more
     made = {name: tuple(shape) for name, shape in found.items()}

@@ -7,14 +7,14 @@ from math import comb
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game, ImageIndex, IntArray
+from onnxshap.core import FloatArray, Game, IntArray
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.images import PerImage, Schedule, fixed_cost
+from onnxshap.estimators.images import FixedCost, Schedule
 from onnxshap.estimators.rows import evaluate_each, image_blocks
 
 
 @dataclass(frozen=True)
-class Exact(PerImage):
+class Exact(FixedCost):
     """Exact Shapley values: all 2^n coalitions on every image.
 
     Attributes:
@@ -40,21 +40,14 @@ class Exact(PerImage):
 
     max_units: int = 16
 
-    def plan(  # noqa: D102
-        self,
-        n_images: int,
-        n_units: int,
-        rng: np.random.Generator,
-        max_evals: int | None = None,
-        alike: ImageIndex | None = None,
-    ) -> Schedule:
+    def cost(self, n_units: int) -> int:  # noqa: D102
         n = n_units
         if n > self.max_units:
             raise BudgetError(
                 f"exact Shapley values of {n} units need 2^{n} coalitions per image, more than max_units = "
                 f"{self.max_units} allows; use the method shapley, or include only groups of so many"
             )
-        return fixed_cost(n_images, 2**n, rng, max_evals, alike=alike)
+        return 1 << n
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         n, images = game.n_units, schedule.images

@@ -13,8 +13,8 @@ from typing import Literal, assert_never
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game, ImageIndex, Values
-from onnxshap.estimators.images import PerImage, Schedule, fixed_cost
+from onnxshap.core import FloatArray, Game, Values
+from onnxshap.estimators.images import FixedCost, Schedule
 from onnxshap.estimators.rows import over_images, single_drops
 
 EPS = 2.0**-7
@@ -25,7 +25,7 @@ power of two, so that 1 - eps and the division are exact."""
 
 
 @dataclass(frozen=True)
-class Taylor(PerImage):
+class Taylor(FixedCost):
     """First-order Taylor scores from the slopes d_c of the payoff along the masks (see the module).
 
     Attributes:
@@ -52,15 +52,8 @@ class Taylor(PerImage):
     eps: float = EPS
     batch: int = 32
 
-    def plan(  # noqa: D102
-        self,
-        n_images: int,
-        n_units: int,
-        rng: np.random.Generator,
-        max_evals: int | None = None,
-        alike: ImageIndex | None = None,
-    ) -> Schedule:
-        return fixed_cost(n_images, n_units + 1, rng, max_evals, alike=alike)
+    def cost(self, n_units: int) -> int:  # noqa: D102
+        return n_units + 1
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         return single_drops(game, schedule.images, self.eps)
@@ -82,7 +75,7 @@ class Taylor(PerImage):
 
 
 @dataclass(frozen=True)
-class Fisher(PerImage):
+class Fisher(FixedCost):
     """Mean over images of d_c^2, the diagonal of the empirical Fisher information of the masks (see the module).
 
     Attributes:
@@ -105,15 +98,8 @@ class Fisher(PerImage):
 
     eps: float = EPS
 
-    def plan(  # noqa: D102
-        self,
-        n_images: int,
-        n_units: int,
-        rng: np.random.Generator,
-        max_evals: int | None = None,
-        alike: ImageIndex | None = None,
-    ) -> Schedule:
-        return fixed_cost(n_images, n_units + 1, rng, max_evals, alike=alike)
+    def cost(self, n_units: int) -> int:  # noqa: D102
+        return n_units + 1
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         return single_drops(game, schedule.images, self.eps) ** 2

@@ -107,6 +107,25 @@ class PerImage(ABC):
         return over_images(per_image, int(schedule.rows.sum()), self.reduction)
 
 
+@dataclass(frozen=True)
+class FixedCost(PerImage):
+    """An estimator that takes the same number of rows for every image."""
+
+    @abstractmethod
+    def cost(self, n_units: int) -> int:
+        """Return the evaluations that an image takes; raises a BudgetError where there are too many units."""
+
+    def plan(  # noqa: D102
+        self,
+        n_images: int,
+        n_units: int,
+        rng: np.random.Generator,
+        max_evals: int | None = None,
+        alike: ImageIndex | None = None,
+    ) -> Schedule:
+        return fixed_cost(n_images, self.cost(n_units), rng, max_evals, alike=alike)
+
+
 def fixed_cost(
     n_images: int,
     rows: int,

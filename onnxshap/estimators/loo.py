@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from onnxshap.core import FloatArray, Game, ImageIndex
-from onnxshap.estimators.images import PerImage, Schedule, fixed_cost
+from onnxshap.core import FloatArray, Game
+from onnxshap.estimators.images import FixedCost, Schedule
 from onnxshap.estimators.rows import single_drops
 
 
 @dataclass(frozen=True)
-class LeaveOneOut(PerImage):
+class LeaveOneOut(FixedCost):
     """v(all) - v(all without c) for every unit c, mean over images.
 
     Call:
@@ -23,6 +21,7 @@ class LeaveOneOut(PerImage):
     Source: Molchanov et al. 2017, there the "oracle"; it keeps the absolute value of the change, here the sign stays,
     so that a unit whose removal helps ranks last.
 
+    >>> import numpy as np
     >>> class Gloves:  # one left glove, two right ones: no right glove is missed
     ...     n_units, n_images = 3, 1
     ...     def __call__(self, images, coalitions):
@@ -31,15 +30,8 @@ class LeaveOneOut(PerImage):
     array([1., 0., 0.])
     """
 
-    def plan(  # noqa: D102
-        self,
-        n_images: int,
-        n_units: int,
-        rng: np.random.Generator,
-        max_evals: int | None = None,
-        alike: ImageIndex | None = None,
-    ) -> Schedule:
-        return fixed_cost(n_images, n_units + 1, rng, max_evals, alike=alike)
+    def cost(self, n_units: int) -> int:  # noqa: D102
+        return n_units + 1
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         return single_drops(game, schedule.images, step=1.0)

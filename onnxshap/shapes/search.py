@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import re
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -145,13 +146,7 @@ def _changed(sizes: Mapping[str, Shape], axes: Axes, change: Change) -> dict[str
 
 def numbers(sizes: Mapping[str, Shape]) -> int:
     """Return how many numbers inputs of some sizes hold."""
-    total = 0
-    for shape in sizes.values():
-        held = 1
-        for size in shape:
-            held *= size
-        total += held
-    return total
+    return sum(map(math.prod, sizes.values()))
 
 
 def _said(error: Exception) -> str:

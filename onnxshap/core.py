@@ -79,6 +79,8 @@ class Values:
         evals: (image, coalition) rows that were evaluated.
         images: calibration images they rest on; 0 where nobody counted.
         stopped: which rule ended the scoring: samples (all images were used), max-evals, max-seconds or decided.
+        spread: float64[n_units], standard deviation over the images (of all, not of a sample of them); None where
+            nobody took it.
     """
 
     phi: FloatArray
@@ -86,6 +88,7 @@ class Values:
     evals: int = 0
     images: int = field(default=0, repr=False)
     stopped: str = field(default="", repr=False)
+    spread: FloatArray | None = field(default=None, repr=False, compare=False)
 
 
 class Estimator(Protocol):

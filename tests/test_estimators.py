@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnxshap.core import Estimator, FloatArray, Game
 from onnxshap.errors import BudgetError
 from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, Regression, SharedPermutation, Taylor, rows
-from onnxshap.estimators.images import draw_images
+from onnxshap.estimators.images import Alike, PerImage, draw_images
 from onnxshap.game.alike import alike_images
 from onnxshap.payoffs.builtin import KL
 from tests.games import SOLVED, FunctionGame, Solved, TableGame, Witness, additive, brute_force, majority
@@ -532,7 +532,7 @@ def test_a_step_of_one_is_leave_one_out() -> None:
 # Images that are alike.
 
 
-ALIKE = np.array([0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11])
+ALIKE = Alike(np.array([0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]), np.arange(12) % 3)
 """Of three kinds, number % 3."""
 
 
@@ -555,14 +555,15 @@ def test_every_image_is_drawn_as_likely_as_any_other(used: int) -> None:
 def test_every_kind_of_image_gets_its_share(used: int) -> None:
     for seed in range(20):
         assert np.bincount(draw_images(12, used, rng(seed), ALIKE) % 3).tolist() == [used // 3] * 3
-        assert sorted((draw_images(8, 8, rng(seed), np.arange(8))[:4] % 2).tolist()) in ([0] * 4, [1] * 4)
+        single = Alike(np.arange(8), np.zeros(8, np.int64))
+        assert sorted((draw_images(8, 8, rng(seed), single)[:4] % 2).tolist()) in ([0] * 4, [1] * 4)
 
 
 def test_images_by_their_kinds_leave_less_error() -> None:
-    game, alike = kinds_game(5, 60, 6), np.lexsort((np.arange(60), np.arange(60) % 6))
-    truth = Exact()(game, rng()).phi
+    game, kinds = kinds_game(5, 60, 6), np.arange(60) % 6
+    alike, truth = Alike(np.argsort(kinds, kind="stable"), kinds), Exact()(game, rng()).phi
 
-    def error(alike: np.ndarray | None) -> float:
+    def error(alike: Alike | None) -> float:
         found = []
         for seed in range(40):
             schedule = Permutation().plan(60, 5, rng(seed), 12 * 10, alike)
@@ -571,6 +572,57 @@ def test_images_by_their_kinds_leave_less_error() -> None:
         return float(np.mean(found))
 
     assert error(alike) < error(None) / 10
+
+
+KINDS = rng(5).normal(size=(6, 3))
+"""What units are worth to images of six kinds, on average."""
+
+
+class Drawn:
+    """A game on images that were drawn, with labels, from all that there might be: a kind's values and its own."""
+
+    n_units = 3
+
+    def __init__(self, n_images: int, rng: np.random.Generator) -> None:
+        self.n_images = n_images
+        kinds = rng.integers(0, 6, n_images)
+        self.alike = Alike(np.argsort(kinds, kind="stable"), kinds)
+        self._weights = 3 * KINDS[kinds] + rng.normal(size=(n_images, self.n_units))
+
+    def __call__(self, images: np.ndarray, coalitions: np.ndarray) -> FloatArray:
+        return np.asarray((coalitions * self._weights[images]).sum(axis=1))
+
+
+@pytest.mark.parametrize(("estimator", "played"), [
+    (Permutation(), 32), (Permutation(), 96), (LeaveOneOut(), 40), (Taylor("signed", eps=1.0), 32),
+])  # fmt: skip
+def test_standard_errors_know_that_images_are_drawn_by_their_kinds(estimator: PerImage, played: int) -> None:
+    """Over calibration sets drawn anew, the first images of which are played, as where a group is decided early."""
+    found, variances, blind = [], [], []
+    for seed in range(400):
+        game = Drawn(96, rng(seed))
+        schedule = estimator.plan(96, 3, rng(seed + 1000), alike=game.alike).part(0, played)
+        figures = estimator.per_image(game, schedule)
+        values = estimator.reduce(figures, schedule)
+        found.append(values.phi)
+        variances.append(values.stderr**2)
+        blind.append(figures.var(axis=0, ddof=1) / played)
+    real = np.var(found, axis=0).sum()
+    assert np.mean(variances, axis=0).sum() == pytest.approx(real, rel=0.15)
+    assert np.mean(blind, axis=0).sum() > (1.6 if played < 96 else 0.8) * real
+
+
+def test_lone_images_of_a_kind_are_told_apart_from_those_of_the_next() -> None:
+    """Kinds with one image, or none, are taken together with the next."""
+    figures, kinds = rng(3).normal(size=(6, 2)), np.array([7, 0, 0, 7, 3, 9])
+    every = np.repeat([0, 1, 3, 7, 9], 10)
+    mean, whole = figures.mean(axis=0), figures.var(axis=0, ddof=1)
+    wanted = whole / 50
+    for at, share in (([1, 2], 0.2), ([4, 0, 3, 5], 0.8)):
+        wanted += len(at) / 6 * figures[at].var(axis=0, ddof=1) * (1 / 6 - 1 / 50)
+        wanted += ((len(at) / 6 - share) * (figures[at].mean(axis=0) - mean)) ** 2
+    assert rows.over_images(figures, 0, kinds=(kinds, every)).stderr ** 2 == pytest.approx(wanted)
+    assert (rows.over_images(figures[:1], 0, kinds=(kinds[:1], every)).stderr == 0).all()
 
 
 @settings(max_examples=100, deadline=None)
@@ -591,7 +643,7 @@ def test_images_are_alike_however_their_scores_are_rounded() -> None:
     def order(scores: FloatArray) -> list[int]:
         found = alike_images(KL(), [scores], None)
         assert found is not None
-        return [int(image) for image in found]
+        return [int(image) for image in found.order]
 
     scores = rng(3).normal(size=(60, 3))
     found = order(scores)

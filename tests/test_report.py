@@ -54,7 +54,8 @@ def pruned(images: dict[str, Array]) -> onnxshap.Pruned:
 
 @pytest.fixture
 def scores() -> onnxshap.Scores:
-    values = {"a": Values(np.array([0.1, -1e-17, 3.0]), np.array([0.0, 1 / 3, 2.0]), 12), "b": Values(*np.ones((2, 1)))}
+    a = Values(np.array([0.1, -1e-17, 3.0]), np.array([0.0, 1 / 3, 2.0]), 12, spread=np.array([0.0, 1 / 7, 5.0]))
+    values = {"a": a, "b": Values(*np.ones((2, 1)))}
     return onnxshap.Scores(values, "shapley", "ce", 3, 6, "x.npz", "0" * 64)
 
 
@@ -152,6 +153,7 @@ def test_values_files_come_back_as_they_were(scores: onnxshap.Scores, tmp_path: 
     for name, values in scores.values.items():
         np.testing.assert_array_equal(found.values[name].phi, values.phi)
         np.testing.assert_array_equal(found.values[name].stderr, values.stderr)
+        np.testing.assert_array_equal(found.values[name].spread, values.spread)
         assert found.values[name].evals == values.evals
     assert list(tmp_path.iterdir()) == [path]
 

@@ -24,7 +24,8 @@ from onnxshap import api, payoffs, valuing
 from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset, FloatArray, Values
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
-from onnxshap.estimators import Permutation
+from onnxshap.estimators import Exact, Permutation
+from onnxshap.estimators.images import Alike, PerImage
 from onnxshap.game import GroupGame, Setting
 from onnxshap.scoring import journal as journals
 from onnxshap.scoring import misplaced, runners
@@ -376,18 +377,22 @@ def test_a_journal_of_another_model_or_version_is_refused(tmp_path: Path, monkey
 
 def test_a_journal_of_a_format_whose_blocks_held_other_images_is_refused(tmp_path: Path) -> None:
     """Who changes what is drawn for a seed has to raise the format: blocks are known by their numbers alone."""
-    path, alike = tmp_path / "j", np.array([0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11])
-    drawn = [
-        Permutation().plan(12, 4, np.random.default_rng(0), most, known).images.tolist()
-        for most, known in ((None, alike), (40, alike), (40, None))
-    ]
+    path, kinds = tmp_path / "j", np.arange(12) % 3
+    alike, played = Alike(np.argsort(kinds, kind="stable"), kinds), Permutation()
+    cases: list[tuple[PerImage, int | None, Alike | None]] = [
+        (played, None, alike), (played, 40, alike), (played, 40, None), (Exact(), None, alike), (Exact(), 64, alike),
+    ]  # fmt: skip
+    drawn = [one.plan(12, 4, np.random.default_rng(0), most, known).images.tolist() for one, most, known in cases]
     assert (journals.FORMAT, drawn) == (
-        5,
-        [[5, 4, 3, 11, 10, 9, 8, 7, 6, 0, 2, 1], [8, 10, 9, 0, 4], [0, 2, 3, 4, 5, 7, 9, 11]],
-    )
+        6,
+        [
+            [5, 4, 3, 11, 10, 9, 8, 7, 6, 0, 2, 1], [8, 10, 9, 0, 4], [0, 2, 3, 4, 5, 7, 9, 11],
+            [7, 6, 8, 2, 1, 0, 10, 9, 11, 5, 4, 3], [10, 3, 8, 1],
+        ],
+    )  # fmt: skip
     score(journal=path)
     content = path.read_bytes()
-    path.write_bytes(content.replace(b'"onnxshap journal": 5', b'"onnxshap journal": 4', 1))
+    path.write_bytes(content.replace(b'"onnxshap journal": 6', b'"onnxshap journal": 5', 1))
     with pytest.raises(DataError, match="the journal of a run with another version; delete it to start over"):
         score(journal=path)
 

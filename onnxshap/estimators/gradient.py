@@ -59,7 +59,10 @@ class Taylor(FixedCost):
         return single_drops(game, schedule.images, self.eps)
 
     def reduce(self, per_image: FloatArray, schedule: Schedule) -> Values:  # noqa: D102
-        return over_images(self._scores(per_image), evals=int(schedule.rows.sum()))
+        evals, scores = int(schedule.rows.sum()), self._scores(per_image)
+        if self.kind == "square":
+            return over_images(scores, evals)
+        return over_images(scores, evals, kinds=schedule.kinds)
 
     def _scores(self, slopes: FloatArray) -> FloatArray:
         match self.kind:

@@ -8,7 +8,7 @@ bit.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,19 @@ import numpy as np
 from onnxshap.core import FloatArray, Game, ImageIndex, IntArray, Values
 from onnxshap.errors import BudgetError
 from onnxshap.estimators.rows import NO_UNITS, Reduce, over_images
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Which images of a game are alike.
+
+    Attributes:
+        order: int64[n], all images, neighbours alike, those of one kind in a row.
+        kinds: int64[n], the kind of every image.
+    """
+
+    order: ImageIndex
+    kinds: IntArray
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,8 @@ class Schedule:
         rows: int64[k], evaluations every image costs.
         key: what random draws are made from, together with the image's number.
         short: whether `max_evals` left images or draws out.
+        alike: what they are spread over, so that of any first ones every kind has about its share; None: they are drawn
+            in no order.
     """
 
     images: ImageIndex
@@ -35,6 +50,7 @@ class Schedule:
     rows: IntArray
     key: int = 0
     short: bool = False
+    alike: Alike | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -42,7 +58,12 @@ class Schedule:
     def part(self, start: int, stop: int) -> Schedule:
         """Return the images from place `start` to before `stop`."""
         at = slice(start, stop)
-        return Schedule(self.images[at], self.walks[at], self.rows[at], self.key, self.short)
+        return replace(self, images=self.images[at], walks=self.walks[at], rows=self.rows[at])
+
+    @property
+    def kinds(self) -> tuple[IntArray, IntArray] | None:
+        """The kinds of the images, and of all those that they are drawn from; None where they are drawn in no order."""
+        return None if self.alike is None else (self.alike.kinds[self.images], self.alike.kinds)
 
 
 @runtime_checkable
@@ -50,8 +71,8 @@ class Sorted(Protocol):
     """A game that knows which of its images are alike."""
 
     @property
-    def alike(self) -> ImageIndex | None:
-        """All images, neighbours alike; None where nothing tells."""
+    def alike(self) -> Alike | None:
+        """Its images by kind; None where nothing tells."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +104,7 @@ class PerImage(ABC):
         n_units: int,
         rng: np.random.Generator,
         max_evals: int | None = None,
-        alike: ImageIndex | None = None,
+        alike: Alike | None = None,
     ) -> Schedule:
         """Return what to play.
 
@@ -92,7 +113,7 @@ class PerImage(ABC):
             n_units: of the game.
             rng: the only source of randomness.
             max_evals: rows at most; images, drawn at random, are left out where it does not reach all of them.
-            alike: all images, neighbours alike: those drawn are spread over it; None: over them all in no order.
+            alike: which images are: those drawn are spread over the kinds; None: they are drawn in no order.
 
         Raises:
             BudgetError: `max_evals` does not reach one image.
@@ -104,7 +125,7 @@ class PerImage(ABC):
 
     def reduce(self, per_image: FloatArray, schedule: Schedule) -> Values:
         """Return the values that the figures of all images make."""
-        return over_images(per_image, int(schedule.rows.sum()), self.reduction)
+        return over_images(per_image, int(schedule.rows.sum()), self.reduction, schedule.kinds)
 
 
 @dataclass(frozen=True)
@@ -121,7 +142,7 @@ class FixedCost(PerImage):
         n_units: int,
         rng: np.random.Generator,
         max_evals: int | None = None,
-        alike: ImageIndex | None = None,
+        alike: Alike | None = None,
     ) -> Schedule:
         return fixed_cost(n_images, self.cost(n_units), rng, max_evals, alike=alike)
 
@@ -132,9 +153,11 @@ def fixed_cost(
     rng: np.random.Generator,
     max_evals: int | None,
     key: int = 0,
-    alike: ImageIndex | None = None,
+    alike: Alike | None = None,
 ) -> Schedule:
-    """Return the schedule of an estimator that takes the same number of rows for every image, these ascending.
+    """Return the schedule of an estimator that takes the same number of rows for every image.
+
+    Images are ascending, unless they are spread over kinds.
 
     Raises:
         BudgetError: `max_evals` is less than one image takes.
@@ -146,24 +169,25 @@ def fixed_cost(
             f"{n_images * rows} for all {n_images} images",
             rows,
         )
-    images = np.arange(n_images) if used == n_images else np.sort(draw_images(n_images, used, rng, alike))
-    return Schedule(images, np.ones(used, np.int64), np.full(used, rows), key, used < n_images)
+    images = np.arange(n_images) if used == n_images and alike is None else draw_images(n_images, used, rng, alike)
+    return Schedule(images, np.ones(used, np.int64), np.full(used, rows), key, used < n_images, alike)
 
 
-def draw_images(n_images: int, used: int, rng: np.random.Generator, alike: ImageIndex | None) -> ImageIndex:
+def draw_images(n_images: int, used: int, rng: np.random.Generator, alike: Alike | None) -> ImageIndex:
     """Return int64[used], some of the images, each as likely as any other.
 
     Without `alike` ascending. With it they are evenly spaced along it, from a random start (a systematic sample: every
     kind of image gets its share), and so are, about, the first 2, 4, 8 ... of them.
 
-    >>> draw_images(8, 4, np.random.default_rng(0), np.array([0, 2, 4, 6, 1, 3, 5, 7]))
+    >>> odd = Alike(np.array([0, 2, 4, 6, 1, 3, 5, 7]), np.arange(8) % 2)
+    >>> draw_images(8, 4, np.random.default_rng(0), odd)
     array([3, 2, 7, 6])
     """
     if alike is None:
         return np.sort(rng.permutation(n_images)[:used])
     spaced = ((np.arange(used) + rng.random()) * (n_images / used)).astype(np.int64)
     turned = np.roll(np.minimum(spaced, n_images - 1), int(rng.integers(used)))
-    return np.asarray(alike[turned[_halving(used)]])
+    return np.asarray(alike.order[turned[_halving(used)]])
 
 
 def _halving(count: int) -> IntArray:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game, ImageIndex, IntArray
+from onnxshap.core import FloatArray, Game, IntArray
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.images import PerImage, Schedule, draw_images, draw_key
+from onnxshap.estimators.images import Alike, PerImage, Schedule, draw_images, draw_key
 from onnxshap.estimators.rows import (
     Reduce,
     draw_orders,
@@ -84,7 +84,7 @@ class Permutation(PerImage):
         n_units: int,
         rng: np.random.Generator,
         max_evals: int | None = None,
-        alike: ImageIndex | None = None,
+        alike: Alike | None = None,
     ) -> Schedule:
         budgets = [budget for budget in (self.max_evals, max_evals) if budget is not None]
         inner = self._inner(n_units)
@@ -107,7 +107,7 @@ class Permutation(PerImage):
             further = min(left // inner, used * (most - least)) if inner else 0
             walks = least + (further + np.arange(used)) // used  # as even as can be
         images = draw_images(n_images, len(walks), rng, alike)
-        return Schedule(images, walks, 2 + inner * walks, key, budget < whole)
+        return Schedule(images, walks, 2 + inner * walks, key, budget < whole, alike)
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         n, images, walks = game.n_units, schedule.images, schedule.walks

@@ -7,9 +7,9 @@ from math import comb
 
 import numpy as np
 
-from onnxshap.core import CoalitionMatrix, FloatArray, Game, ImageIndex, IntArray
+from onnxshap.core import CoalitionMatrix, FloatArray, Game, IntArray
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.images import PerImage, Schedule, draw_key
+from onnxshap.estimators.images import Alike, PerImage, Schedule, draw_key
 from onnxshap.estimators.rows import evaluate_each, image_blocks
 
 _DEGREE = 5
@@ -60,7 +60,7 @@ class Regression(PerImage):
         n_units: int,
         rng: np.random.Generator,
         max_evals: int | None = None,
-        alike: ImageIndex | None = None,
+        alike: Alike | None = None,
     ) -> Schedule:
         n = n_units
         most = self.per_unit * n if max_evals is None else min(self.per_unit * n, max_evals // n_images - 2)

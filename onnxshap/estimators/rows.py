@@ -203,12 +203,20 @@ def walk_gains(
     return gains
 
 
-def over_images(per_image: FloatArray, evals: int, reduce: Reduce = "mean") -> Values:
+def over_images(
+    per_image: FloatArray, evals: int, reduce: Reduce = "mean", kinds: tuple[IntArray, IntArray] | None = None
+) -> Values:
     """Return the values of float64[images, n_units]: reduced over images, with the standard error of their mean.
 
-    stderr is the sample standard deviation over images / sqrt(images), 0 with one image. It covers both how images
-    differ and, where every image has draws of its own, the noise of the sampling. With "mean+2std" it is still that of
-    the mean.
+    stderr covers both how images differ and, where every image has draws of its own, the noise of the sampling; 0 with
+    one image. With "mean+2std" it is still that of the mean.
+
+    Args:
+        per_image: figures of every image.
+        evals: rows that they took.
+        reduce: over images.
+        kinds: of the images, each of which has about its share of them, and of all those that they are drawn from;
+            None: they are drawn in no order.
     """
     images = len(per_image)
     assert images > 0, "a game without images has no values"
@@ -220,5 +228,45 @@ def over_images(per_image: FloatArray, evals: int, reduce: Reduce = "mean") -> V
             phi = phi + 2 * per_image.std(axis=0)
         case _:
             assert_never(reduce)
-    stderr = per_image.std(axis=0, ddof=1) / np.sqrt(images) if images > 1 else np.zeros_like(phi)
-    return Values(phi, stderr, evals)
+    stderr = np.sqrt(_variance_of_mean(per_image, kinds)) if images > 1 else np.zeros_like(phi)
+    return Values(phi, stderr, evals, spread=per_image.std(axis=0))
+
+
+def _variance_of_mean(per_image: FloatArray, kinds: tuple[IntArray, IntArray] | None) -> FloatArray:
+    """Return the variance of the mean over images, float64[n_units], about that of all images that there might be.
+
+    Images drawn in no order have their variance over their number. Of those with a share of every kind only what
+    varies within the kinds is averaged over so few, and how kinds differ over all the images that they are drawn from;
+    what the shares lack, for images are whole, counts by how far each kind is from the mean.
+
+    Source: Neyman 1938, double sampling for stratification (Cochran 1977, ch. 12).
+    """
+    images, whole = len(per_image), per_image.var(axis=0, ddof=1)
+    if kinds is None or images >= (of := len(kinds[1])):
+        return np.asarray(whole / images)
+    within, uneven = np.zeros((2, *whole.shape))
+    for places, share in _strata(*kinds):
+        part = len(places) / images
+        within += part * per_image[places].var(axis=0, ddof=1)
+        uneven += (part - share) ** 2 * (per_image[places].mean(axis=0) - per_image.mean(axis=0)) ** 2
+    return np.asarray(whole / of + within * (1 / images - 1 / of) + uneven)
+
+
+def _strata(kinds: IntArray, every: IntArray) -> list[tuple[IntArray, float]]:
+    """Return the places of the images of every kind, and its share of all images.
+
+    A kind of which fewer than two images are drawn is joined with the next, at the end with the one before.
+
+    >>> [(at.tolist(), share) for at, share in _strata(np.array([3, 1, 1, 2]), np.array([1, 1, 3, 2, 2, 1, 0, 3]))]
+    [([1, 2], 0.5), ([0, 3], 0.5)]
+    """
+    names, totals = np.unique(every, return_counts=True)
+    order = np.argsort(kinds, kind="stable")
+    stops = np.searchsorted(kinds[order], names, side="right").tolist()
+    found, start, total = list[tuple[IntArray, float]](), 0, 0
+    for name, stop, count in zip(names, stops, totals.tolist(), strict=True):
+        total += count
+        if stop - start >= 2 and (name == names[-1] or len(kinds) - stop >= 2):
+            found.append((np.sort(order[start:stop]), total / len(every)))
+            start, total = stop, 0
+    return found

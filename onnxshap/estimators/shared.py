@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxshap.core import FloatArray, Game, ImageIndex
+from onnxshap.core import FloatArray, Game
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.images import PerImage, Schedule, draw_key, fixed_cost
+from onnxshap.estimators.images import Alike, PerImage, Schedule, draw_key, fixed_cost
 from onnxshap.estimators.rows import (
     Reduce,
     draw_orders,
@@ -64,7 +64,7 @@ class SharedPermutation(PerImage):
         n_units: int,
         rng: np.random.Generator,
         max_evals: int | None = None,
-        alike: ImageIndex | None = None,
+        alike: Alike | None = None,
     ) -> Schedule:
         key = draw_key(rng)
         return fixed_cost(n_images, 2 + self.permutations * (n_units - 1), rng, max_evals, key, alike)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxshap.core import Array, ImageIndex, Payoff
+from onnxshap.core import Array, Payoff
+from onnxshap.estimators.images import Alike
 from onnxshap.payoffs.builtin import KL, Accuracy, CrossEntropy
 
 _FEWEST = 4
@@ -15,7 +16,7 @@ _APART = 0.01
 """Standard deviations by which scores differ that are taken as different."""
 
 
-def alike_images(payoff: Payoff, reference: Sequence[Array], labels: Array | None) -> ImageIndex | None:
+def alike_images(payoff: Payoff, reference: Sequence[Array], labels: Array | None) -> Alike | None:
     """Return all images by class, and in a class by how strongly it shows; None where no class is to be seen.
 
     What a unit is worth depends on the class above all: of the variance over images of exact values of a VGG-like net,
@@ -28,9 +29,9 @@ def alike_images(payoff: Payoff, reference: Sequence[Array], labels: Array | Non
         labels: of the images.
 
     Returns:
-        int64[n], a permutation; None where images have no class each, all the same, or fewer than 4 share one.
+        Their kinds are the classes; None where images have no class each, all the same, or fewer than 4 share one.
 
-    >>> alike_images(KL(), [np.array([[3.0, 1], [0, 2], [4, 1], [1, 2]] * 2)], None)
+    >>> alike_images(KL(), [np.array([[3.0, 1], [0, 2], [4, 1], [1, 2]] * 2)], None).order
     array([0, 4, 2, 6, 1, 3, 5, 7])
     """
     if not isinstance(payoff, KL | CrossEntropy | Accuracy) or payoff.axis is not None:
@@ -51,4 +52,4 @@ def alike_images(payoff: Payoff, reference: Sequence[Array], labels: Array | Non
     own = scores[rows, classes].astype(np.float64)
     # by rounded numbers, so that a provider that computes the last digit otherwise draws the same images
     strength = np.round(own / max(float(own.std()), 1e-30) / _APART) if np.isfinite(own).all() else np.zeros(len(own))
-    return np.lexsort((strength, classes))
+    return Alike(np.lexsort((strength, classes)), classes)

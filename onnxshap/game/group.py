@@ -11,6 +11,7 @@ from onnx import ModelProto
 
 from onnxshap.calibrate import batches, by_image
 from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
+from onnxshap.estimators.images import Alike
 from onnxshap.estimators.rows import coalition_removals
 from onnxshap.game.activations import Activations
 from onnxshap.game.behind import Behind
@@ -59,8 +60,8 @@ class GroupGame:
         return len(self._setting.data)
 
     @property
-    def alike(self) -> ImageIndex | None:
-        """All images, neighbours alike; None where nothing tells."""
+    def alike(self) -> Alike | None:
+        """The images by kind; None where nothing tells."""
         return self._setting.alike
 
     @cached_property

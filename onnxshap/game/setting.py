@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from onnxshap.calibrate import batches
-from onnxshap.core import Array, Dataset, ImageIndex, Payoff
+from onnxshap.core import Array, Dataset, Payoff
+from onnxshap.estimators.images import Alike
 from onnxshap.game.alike import alike_images
 from onnxshap.masking import Means
 from onnxshap.tracing import Traced
@@ -42,8 +43,8 @@ class Setting:
         return self.traced.backend.memory
 
     @cached_property
-    def alike(self) -> ImageIndex | None:
-        """All images, neighbours alike; None where nothing tells."""
+    def alike(self) -> Alike | None:
+        """The images by kind; None where nothing tells."""
         return alike_images(self.payoff, self.reference, self.data.labels)
 
     @cached_property

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxshap.core import FloatArray, ImageIndex, Payoff, Values
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.images import PerImage
+from onnxshap.estimators.images import Alike, PerImage
 from onnxshap.game import GroupGame, Setting
 from onnxshap.groups import Group
 from onnxshap.labels import Site
@@ -49,8 +49,8 @@ class ByImage:
         """Return how many images its game has: one where the payoff is of all of them together."""
         return 1 if self.payoff is None and isinstance(setting.payoff, OverAll) else len(setting.data)
 
-    def alike(self, setting: Setting) -> ImageIndex | None:
-        """Return the images of its game, neighbours alike; None where nothing tells."""
+    def alike(self, setting: Setting) -> Alike | None:
+        """Return the images of its game by kind; None where nothing tells."""
         return setting.alike if self.images(setting) == len(setting.data) else None
 
     def __call__(

@@ -64,8 +64,9 @@ def ranks(method: str, values: Values, *, refitted: bool) -> FloatArray:
     """
     if not (refitted and method in CANCELLING) or values.images < 2:
         return values.phi
-    spread: FloatArray = values.stderr * np.sqrt(values.images - 1)
-    return values.phi + 2 * spread
+    # files of earlier versions hold the standard error alone, of images taken as independent
+    spread = values.stderr * np.sqrt(values.images - 1) if values.spread is None else values.spread
+    return np.asarray(values.phi + 2 * spread)
 
 
 def left_over(setting: Setting, group: Group, worth: FloatArray | None, rng: np.random.Generator) -> FloatArray:

@@ -120,7 +120,10 @@ def _scores(found: Any) -> Scores:
         if len(phi) != len(stderr):
             raise ValueError(f"{where} has {len(phi)} values and {len(stderr)} stderr")
         images, stopped = _field(group, "images", int, where), _field(group, "stopped", str, where)
-        values[name] = Values(phi, stderr, _field(group, "evals", int, where), images, stopped)
+        spread = None if group.get("spread") is None else _floats(group, "spread", where)
+        if spread is not None and len(spread) != len(phi):
+            raise ValueError(f"{where} has {len(phi)} values and {len(spread)} spread")
+        values[name] = Values(phi, stderr, _field(group, "evals", int, where), images, stopped, spread)
     payoff = None if found.get("payoff") is None else _field(found, "payoff", str)
     basis = _basis(_field(found, "basis", str)) if "basis" in found else "own"
     bases = _bases(_field(found, "bases", dict)) if "bases" in found else {}

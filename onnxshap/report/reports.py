@@ -277,6 +277,7 @@ def values_report(scores: Scores) -> Report:
             name: {
                 "values": _numbers(v.phi),
                 "stderr": _numbers(v.stderr),
+                "spread": None if v.spread is None else _numbers(v.spread),
                 "evals": v.evals,
                 "images": v.images,
                 "stopped": v.stopped,

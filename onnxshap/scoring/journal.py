@@ -21,9 +21,10 @@ from onnxshap.core import FloatArray
 from onnxshap.errors import DataError, OnnxshapError
 from onnxshap.graph import check_writable
 
-FORMAT = 5
+FORMAT = 6
 """2: blocks grow from one image on. 3: rows run in stages, whose convolutions round otherwise. 4: those with
-small filters do not. 5: images are drawn by class, and stages take fewer rows of large tensors."""
+small filters do not. 5: images are drawn by class, and stages take fewer rows of large tensors. 6: so are those
+of methods whose images all take the same number of rows."""
 _NAME = "onnxshap journal"
 _TOLD = {_NAME: "version", "data": "choice of data (--data, --labels, --samples)"}
 """What keys of the header stand for, where they do not say it."""

@@ -41,7 +41,17 @@ from onnxshap.repair import Refit, emptied
 from onnxshap.scoring import DECIDED, Rules
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import Keep, Traced
-from onnxshap.valuing import METHOD, Scores, Scoring, affordable, check_values, known_payoff, principal, setting_for
+from onnxshap.valuing import (
+    METHOD,
+    Ordering,
+    Scores,
+    Scoring,
+    affordable,
+    check_values,
+    known_payoff,
+    principal,
+    setting_for,
+)
 from onnxshap.verify import Verified
 
 _EMPTIED = (
@@ -282,6 +292,8 @@ def prune(
             subject = subject.in_bases(None if values is None else values.bases)
     with clock.stage("score"):
         scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values)
+        scoring, seconds = scoring.ordered(refitted=subject.refitted)
+        ordering = Ordering(progress, seconds)
         scored = sample(subject.data, affordable(subject.traced, groups, samples, scoring.method), seed)
         played = values is None and scoring.plays
         setting, evaluation = _settled(subject, scored, payoff, baseline, strict=max_drop is not None, played=played)
@@ -296,16 +308,17 @@ def prune(
     def again(part: Traced) -> dict[str, FloatArray]:
         known = payoff if callable(payoff) else setting.payoff.name
         cut = setting_for(free_batch(part), setting.data, known, baseline, played=scoring.plays)
-        return cut_order(scoring.of(cut, part, part.groups), subject, part.groups, lambda: cut)
+        return cut_order(scoring.of(cut, part, part.groups), subject, part.groups, lambda: cut, ordering)
 
     with clock.stage("score"):
-        order = cut_order(found, subject, groups, lambda: setting)
+        order = cut_order(found, subject, groups, lambda: setting, ordering)
     cutter = subject.cutter(
         order, allocation, seed, progress, clock,
         rescore=again if values is None else None, seconds=distill_seconds,
         payoff=payoffs.unlabelled(setting.payoff.name),  # decided once, on the images that score
     )  # fmt: skip
     result, lost = _cut(cutter, budget, target_latency, max_drop, subject, evaluation)
+    found = replace(found, notes=(*found.notes, *ordering.notes))
     with clock.stage("measure"):
         progress("cut", 2, 3)
         before, after, still = _figures(evaluation, result)
@@ -324,8 +337,9 @@ def prune(
 
 
 def cut_order(
-    found: Scores, subject: Subject, groups: Sequence[Group], setting: Callable[[], Setting]
-) -> dict[str, FloatArray]:
+    found: Scores, subject: Subject, groups: Sequence[Group], setting: Callable[[], Setting],
+    ordering: Ordering | None = None,
+) -> dict[str, FloatArray]:  # fmt: skip
     """Return what units are cut by, group name -> float64[n_units], lowest first (`Scores.order`).
 
     Args:
@@ -333,9 +347,10 @@ def cut_order(
         subject: tells whether a refit follows, and on which images.
         groups: those that are cut, of the subject's model or of one cut from it.
         setting: gives that model with its outputs on other images, none of those that judge; asked where they tell.
+        ordering: whom the work is told, and how long it takes at most.
     """
     told = subject.refitted and found.method in CANCELLING
-    return found.order(groups, replace(setting(), data=subject.repaired_on) if told else None)
+    return found.order(groups, replace(setting(), data=subject.repaired_on) if told else None, ordering)
 
 
 def _check_budget(traced: Traced, groups: Sequence[Group], budget: Budget, *, searched: bool) -> None:

@@ -31,7 +31,7 @@ from onnxshap.progress import Progress, silent
 from onnxshap.reference import reference_of
 from onnxshap.scoring import DECIDED
 from onnxshap.tracing import Keep, Traced
-from onnxshap.valuing import Scores, affordable, check_method, check_values, principal
+from onnxshap.valuing import METHOD, Ordering, Scores, affordable, check_method, check_values, principal, shared_out
 
 KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Shares of the multiply-accumulates, where none are given."""
@@ -212,25 +212,27 @@ def sweep(
     if subject.data.labels is None:  # else those that score tell
         notes += bench.evaluation.doubts()
     scored = partial(
-        api.score, payoff=payoff, baseline=baseline, samples=samples, max_evals=max_evals, max_seconds=max_seconds,
-        decided=decided, seed=seed, workers=workers, cluster=cluster, progress=progress,
+        api.score, payoff=payoff, baseline=baseline, samples=samples, max_evals=max_evals, decided=decided, seed=seed,
+        workers=workers, cluster=cluster, progress=progress,
     )  # fmt: skip
     seen = sample(subject.data, affordable(subject.traced, groups, samples), seed)
     setting = partial(_setting, seen=seen, payoff=bench.evaluation.payoffs[0])
     for method in chosen:
         clock, found = Clock(), values
+        played, rest = shared_out(max_seconds, method or METHOD, refitted=subject.refitted)
+        values_of, ordering = partial(scored, max_seconds=played), Ordering(progress, rest)
         with clock.stage("score"):
             if found is None:
-                found = scored(subject.traced, subject.data, method=method, include=include, exclude=exclude)
-            order = api.cut_order(found, subject, groups, partial(setting, subject.free))
-        notes += found.notes
-        again = partial(_rescored, partial(scored, method=found.method), subject, setting)
+                found = values_of(subject.traced, subject.data, method=method, include=include, exclude=exclude)
+            order = api.cut_order(found, subject, groups, partial(setting, subject.free), ordering)
+        again = partial(_rescored, partial(values_of, method=found.method), subject, setting, ordering)
         cutter = subject.cutter(
             order, allocation, seed, _only(progress, "curves", "distill"), clock,
             rescore=None if values is not None else again,
             seconds=distill_seconds, payoff=payoffs.unlabelled(payoff),
         )  # fmt: skip
         curves.append(bench.curve(found, cutter, budgets, subject.data))
+        notes += [*found.notes, *ordering.notes]
     progress("sweep", bench.total, bench.total)
     notes += api.notes_on_zeros(subject.traced, bench.plans) if subject.repair != "none" else ()
     notes += bench.notes(curves)
@@ -248,11 +250,12 @@ def _setting(free: Traced, seen: Dataset, payoff: Payoff) -> Setting:
 
 
 def _rescored(
-    scored: Callable[..., Scores], subject: Subject, setting: Callable[[Traced], Setting], part: Traced
-) -> dict[str, FloatArray]:
+    scored: Callable[..., Scores], subject: Subject, setting: Callable[[Traced], Setting], ordering: Ordering,
+    part: Traced,
+) -> dict[str, FloatArray]:  # fmt: skip
     """Return what units of a model cut so far are cut by."""
     found = scored(part, subject.data)
-    return api.cut_order(found, subject, part.groups, lambda: setting(free_batch(part)))
+    return api.cut_order(found, subject, part.groups, lambda: setting(free_batch(part)), ordering)
 
 
 def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float, Budget]) -> dict[float, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from onnxshap.groups import Group
 from onnxshap.measure import label_notes
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.base import Tell
-from onnxshap.methods.ranking import CANCELLING, few, left_over, ranks
-from onnxshap.progress import Progress
+from onnxshap.methods.ranking import CANCELLING, SPREAD, few, left_over, ranks
+from onnxshap.progress import Progress, silent
 from onnxshap.reference import choose_payoff, reference_of
 from onnxshap.scoring import Rules, score_groups
 from onnxshap.scoring.jobs import fingerprint
@@ -42,6 +43,8 @@ METHOD = "shapley"
 """What values units, where nothing is asked for and an image of it takes no more than `MOST`."""
 INSTEAD = "recon"
 """What values them in its place: it plays no game, and keeps most after a refit (`benchmarks/methods.md`)."""
+ORDERING = 0.2
+"""Of the seconds that scoring may take, those for the order of a refit, where one follows."""
 MOST = 4 * WORK
 """Multiply-accumulates of one image from which on nobody waits for a game who has not asked for it."""
 _ONE_BY_ONE = (
@@ -53,6 +56,55 @@ _BESIDE = (
     "file, and all that is found holds for such mixtures at best; give every sample an axis 0 of its own ([n, steps, "
     "features] for an input [steps, features]), or export it with a batch in front"
 )
+
+
+@dataclass
+class Ordering:
+    """The work of putting units in the order of a refit (`Scores.order`), group by group.
+
+    Attributes:
+        progress: told how far it is.
+        seconds: most time that it takes; None = no limit. A group that was begun is ended.
+        late: names of groups that it did not come to, which are cut by their values.
+    """
+
+    progress: Progress = silent
+    seconds: float | None = None
+    late: list[str] = field(default_factory=list)
+    _done: int = 0
+    _size: int = 0
+    _total: int = 0
+
+    def over(self, groups: Sequence[Group]) -> Iterator[Group]:
+        """Yield groups while there is time."""
+        self._done, self._size, self._total = 0, 0, sum(len(g) for g in groups)
+        start = time.monotonic()
+        for place, group in enumerate(groups):
+            if self.seconds is not None and time.monotonic() - start >= self.seconds:
+                self.late += [g.name for g in groups[place:]]
+                break
+            self._size = len(group)
+            self.tell(0)
+            yield group
+            self._done += self._size
+        if groups:
+            self.progress("order", self._total, self._total)
+
+    def tell(self, share: float) -> None:
+        """Tell how much of the present group is done."""
+        self.progress("order", self._done + int(share * self._size), self._total)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of it."""
+        late = list(dict.fromkeys(self.late))
+        if not late:
+            return ()
+        others = f" and {len(late) - 1} more" if len(late) > 1 else ""
+        return (
+            f"units of group {late[0]!r}{others} are ranked by {SPREAD} alone: no time was left to reckon what the "
+            "others make up for; a larger --max-seconds, or --method recon, which plays no game, ranks all by that",
+        )
 
 
 @dataclass(frozen=True)
@@ -83,21 +135,27 @@ class Scores:
     basis: str = "own"
     bases: Bases = field(default_factory=dict, repr=False)
 
-    def order(self, groups: Sequence[Group], refit_in: Setting | None) -> dict[str, FloatArray]:
+    def order(
+        self, groups: Sequence[Group], refit_in: Setting | None, ordering: Ordering | None = None
+    ) -> dict[str, FloatArray]:
         """Return what units are cut by, group name -> float64[n_units], lowest first; `methods.ranking` says why.
 
         Args:
             groups: those that are cut, with the units that the values are of.
             refit_in: the model and the images that the layers behind are refitted on (outputs may be those of others);
                 None = no refit follows.
+            ordering: whom it is told, and how long it takes at most; those whose values are noise come first.
         """
         refitted = refit_in is not None
         found = {name: ranks(self.method, value, refitted=refitted) for name, value in self.values.items()}
         if refit_in is not None and self.method in CANCELLING:
-            for place, group in enumerate(groups):
-                rng = streams.stream(self.seed, streams.ORDER, place)
-                worth = None if few(self.values[group.name].images) else found[group.name]
-                lost = left_over(refit_in, group, worth, rng)
+            places = {g.name: k for k, g in enumerate(refit_in.traced.groups)}
+            noisy = {g.name: few(self.values[g.name].images) for g in groups}
+            ordering = Ordering() if ordering is None else ordering
+            for group in ordering.over(sorted(groups, key=lambda g: not noisy[g.name])):
+                rng = streams.stream(self.seed, streams.ORDER, places[group.name])
+                worth = None if noisy[group.name] else found[group.name]
+                lost = left_over(refit_in, group, worth, rng, ordering.tell)
                 if lost.any():  # else no layer tells of the group
                     found[group.name] = lost
         return found
@@ -123,6 +181,13 @@ def affordable(traced: Traced, groups: Sequence[Group], samples: int | None, met
 def _work(traced: Traced, groups: Sequence[Group]) -> int:
     """Return the multiply-accumulates of an image's rows, if each ran the whole model."""
     return 2 * sum(len(g) for g in groups) * traced.cost.macs()
+
+
+def shared_out(seconds: float | None, method: str, *, refitted: bool) -> tuple[float | None, float | None]:
+    """Return the seconds for scoring, and for the order of a refit where one follows; None = no limit."""
+    if seconds is None or not refitted or method not in CANCELLING:
+        return seconds, None
+    return (1 - ORDERING) * seconds, ORDERING * seconds
 
 
 def setting_for(
@@ -214,6 +279,11 @@ class Scoring:
             f"multiply-accumulates ({work / WORK / 4:.1f} hours on two cores); --method {self.method} insists on it"
         )
         return replace(self, method=INSTEAD, notes=(*self.notes, note))
+
+    def ordered(self, *, refitted: bool) -> tuple[Scoring, float | None]:
+        """Return how units are scored where they are then put in the order of a refit, and the seconds for that."""
+        played, rest = shared_out(self.rules.max_seconds, self.method, refitted=refitted)
+        return replace(self, rules=replace(self.rules, max_seconds=played)), rest
 
     def of(self, setting: Setting, traced: Traced, groups: Sequence[Group], moved: Turned | None = None) -> Scores:
         """Return the values of groups.

@@ -11,6 +11,8 @@ import pytest
 from onnx import ModelProto, NodeProto, numpy_helper
 
 import onnxshap
+from onnxshap.calibrate import run_all
+from onnxshap.core import FloatArray
 from onnxshap.errors import DataError
 from onnxshap.estimators.rows import over_images
 from onnxshap.game import Setting
@@ -20,6 +22,8 @@ from onnxshap.methods.lean import operator_norms
 from onnxshap.methods.ranking import left_over, ranked_by, ranks
 from onnxshap.methods.spp import moves
 from onnxshap.payoffs import MSE
+from onnxshap.scoring import score_groups
+from onnxshap.valuing import Ordering
 from tests.exactness import net as build
 
 RNG = np.random.default_rng(7)
@@ -271,6 +275,53 @@ def test_values_of_few_images_do_not_choose_what_is_cut_before_a_refit() -> None
     mixed = ranked_by("shapley", refitted=True, images=[19, 20])
     assert mixed.startswith("value + 2 std") and "or, of some groups, what the units left" in mixed
     assert ranked_by("recon", refitted=True, images=[1, 20]) == "value"
+
+
+def order_in(groups: list[str], ordering: Ordering | None = None) -> dict[str, FloatArray]:
+    """The order of some groups of the battery's net before a refit."""
+    traced, scores = onnxshap.trace(net()), score(net(), "shapley")
+    data = onnxshap.Dataset({"x": IMAGES["x"]}, None, "drawn")
+    reference = run_all(traced, traced.source, data)
+    chosen = [g for g in traced.groups if g.name in groups]
+    return scores.order(chosen, Setting(traced, data, MSE(), reference), ordering)
+
+
+def test_the_order_before_a_refit_does_not_depend_on_what_else_is_cut() -> None:
+    both, alone = order_in(["stem", "down"]), order_in(["down"])
+    assert both["down"].tobytes() == alone["down"].tobytes()
+
+
+def test_the_order_before_a_refit_tells_how_far_it_is_and_ends_in_time() -> None:
+    told = list[tuple[str, int, int]]()
+    whole = Ordering(lambda *at: told.append(at))
+    by, plain = order_in(["stem", "down"], whole), score(net(), "shapley")
+    assert whole.notes == () and told[0] == ("order", 0, 20) and told[-1] == ("order", 20, 20)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told) and len({d for _, d, _ in told}) > 3
+    short = Ordering(seconds=0.0)
+    values = order_in(["stem", "down"], short)
+    for name, found in plain.values.items():
+        assert values[name].tolist() == ranks("shapley", found, refitted=True).tolist() != by[name].tolist()
+    (note,) = short.notes
+    assert note.startswith("units of group 'stem' and 1 more are ranked by value + 2 std over images alone: no time")
+
+
+def test_seconds_are_for_the_order_of_a_refit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where values alone decide, all of them are for the values."""
+    seen = list[float | None]()
+
+    def scored(*given: Any, **more: Any) -> Any:
+        seen.append(given[4].max_seconds)
+        return true(*given, **more)
+
+    true = score_groups
+    monkeypatch.setattr("onnxshap.valuing.score_groups", scored)
+    every: list[dict[str, Any]] = [{}, {"repair": "none"}, {"method": "loo"}]
+    for options in every:
+        result = onnxshap.prune(net(), IMAGES, max_seconds=1e-6, keep_units=0.5, **options)
+        late = [note for note in result.notes if "no time was left" in note]
+        assert bool(late) == (not options)
+    onnxshap.sweep(net(), IMAGES, methods=["shapley"], max_seconds=1e-6, keep=[0.5], allocation="uniform")
+    assert seen == [8e-7, 1e-6, 1e-6, 8e-7]
 
 
 def test_layers_that_read_infinity_do_not_tell_what_units_make_up_for() -> None:

@@ -131,7 +131,8 @@ score_options = section(
     option("--samples", type=int, help="Most images to score with.  [default: 128, fewer for models that take long]"),
     option("--max-evals", type=click.IntRange(1), help="Most (image, coalition) evaluations."),
     option(
-        "--max-seconds", type=float, metavar="SECONDS", help="Most time for scoring, though every group gets one image."
+        "--max-seconds", type=float, metavar="SECONDS",
+        help="Most time for scoring and the order of a refit's cut, though every group gets one image.",
     ),
     option(
         "--decided", type=float, metavar="SHARE", default=0.1, show_default=True,

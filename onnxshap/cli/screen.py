@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _STAGES = {
     "trace": "reading the model",
     "score": "scoring units",
+    "order": "putting units in order",
     "cut": "cutting and checking",
     "repair": "refitting weights",
     "distill": "tuning weights",

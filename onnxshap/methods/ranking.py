@@ -22,6 +22,7 @@ import numpy as np
 from onnxshap.core import FloatArray, Values
 from onnxshap.game import Setting
 from onnxshap.groups import Group
+from onnxshap.methods.base import Tell, untold
 from onnxshap.methods.elimination import eliminate
 from onnxshap.methods.recon import regressions
 
@@ -32,7 +33,8 @@ CANCELLING = frozenset(
 FEWEST = 20
 """Images below which values are noise, mostly that of the one or two images that matter: what a unit gives the layers
 behind counts in the place of its worth then."""
-_LEFT_OVER = "value + 2 std over images, less what the units left make up for"
+SPREAD = "value + 2 std over images"
+_LEFT_OVER = f"{SPREAD}, less what the units left make up for"
 _ALONE = f"what the units left do not make up for (values of less than {FEWEST} images are noise)"
 _LEAST = 1e-3
 """Of the most that a unit of a group is worth: what is worth less, or nothing, counts as that; and of a unit's worth,
@@ -69,7 +71,9 @@ def ranks(method: str, values: Values, *, refitted: bool) -> FloatArray:
     return np.asarray(values.phi + 2 * spread)
 
 
-def left_over(setting: Setting, group: Group, worth: FloatArray | None, rng: np.random.Generator) -> FloatArray:
+def left_over(
+    setting: Setting, group: Group, worth: FloatArray | None, rng: np.random.Generator, tell: Tell = untold
+) -> FloatArray:
     """Return what is lost of the worth of units once each went, the cheapest first, and the layers behind are refitted.
 
     Args:
@@ -77,15 +81,16 @@ def left_over(setting: Setting, group: Group, worth: FloatArray | None, rng: np.
         group: whose units they are.
         worth: float64[n_units], as `ranks` gives it for a refit; None = what a unit gives the layers behind.
         rng: draws the rows.
+        tell: told how much is done.
 
     Returns:
         float64[n_units], lowest first to go; what no layer tells of goes by its worth.
     """
     if worth is None:
-        return eliminate(*regressions(setting, group, rng))
+        return eliminate(*regressions(setting, group, rng, tell=tell))
     least = _LEAST * max(0.0, float(worth.max()))
     counted = np.maximum(worth, least) if least > 0 else np.ones(len(worth))
-    problems, fixed = regressions(setting, group, rng, worth=counted)
+    problems, fixed = regressions(setting, group, rng, tell=tell, worth=counted)
     if not problems and not fixed.any():
         return worth  # nor is anything refitted there: what is worth little, or harms, is told apart
     return eliminate(problems, fixed + _LEAST * counted)

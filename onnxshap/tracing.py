@@ -136,6 +136,15 @@ class Traced:
 
     def images(self, tensor: str) -> Images | None:
         """Return where the images lie in a tensor, None where that is not known, or it numbers them (`numbered`)."""
+        if tensor not in self._found:
+            self._found[tensor] = self._place(tensor)
+        return self._found[tensor]
+
+    @cached_property
+    def _found(self) -> dict[str, Images | None]:
+        return {}  # by tensor; asked for with every run
+
+    def _place(self, tensor: str) -> Images | None:
         if tensor in self._numbered:
             return None
         rank = len(self.shaped.shapes.get(tensor, ()))

@@ -552,6 +552,21 @@ def test_flat_responses_fit_better_than_linear_ones() -> None:
     assert after[0.0] < 0.95 * after[-np.inf]
 
 
+def test_the_mean_of_rows_takes_no_copy_of_them() -> None:
+    rng = np.random.default_rng(0)
+    wanted = [rng.normal(size=(2, count, 16)).astype(np.float32) for count in (20_000, 30_000)]
+    rows = Rows(Response(flat=(0.0, np.inf)))
+    for piece in wanted:
+        rows.add(piece[:, :, :1], piece)
+    tracemalloc.start()
+    found = rows.mean()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    every = np.maximum(np.concatenate(wanted, axis=1), 0).mean(axis=1, keepdims=True, dtype=np.float64)
+    np.testing.assert_allclose(found, every, rtol=1e-12)
+    assert peak < 0.2 * 8 * every.size * len(rows)
+
+
 @pytest.mark.parametrize("addend", [False, True])
 def test_matched_coefficients_give_the_moments_wanted(addend: bool) -> None:
     """Of two groups of layers with scale and shift behind them, biases last."""

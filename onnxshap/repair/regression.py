@@ -190,8 +190,13 @@ class Rows:
 
     def mean(self) -> FloatArray:
         """Return the mean over the rows of what is wanted, as the reader sees it: float64[groups, 1, outputs]."""
-        every = np.concatenate([self.response.seen(_double(wanted)) for wanted in self.wanted], axis=1)
-        return np.asarray(every.mean(axis=1, keepdims=True))
+        groups, _, outputs = self.wanted[0].shape
+        total = np.zeros((groups, 1, outputs))
+        for wanted in self.wanted:
+            for start in range(0, wanted.shape[1], _BLOCK):
+                part = _double(wanted[:, start : start + _BLOCK])
+                total += self.response.seen(part).sum(axis=1, keepdims=True)
+        return total / max(1, len(self))
 
     def matched(self, present: FloatArray, penalised: int) -> FloatArray:
         """Return coefficients scaled, and biases shifted, to give every output the mean and the variance wanted.

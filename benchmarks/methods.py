@@ -37,7 +37,7 @@ from onnxshap.methods import GAMELESS
 from onnxshap.opening import calibration, open_model
 from onnxshap.plan import Candidate
 from onnxshap.repair import refit
-from onnxshap.rewrite import drop_units
+from onnxshap.rewrite import Removal, drop_units
 from onnxshap.verify import verify
 
 FOLDER = Path(__file__).parent.parent / "models"
@@ -100,9 +100,9 @@ class Bench:
         found = []
         for left in ({}, means):
             small = drop_units(self.traced, keep, left)
-            verify(self.traced, self.free, keep, left, small, self.pool)
+            verify(Removal(self.traced, self.free, keep, left), small, self.pool)
             found.append(self.accuracy(small))
-        refitted, _ = refit(self.traced, self.free, refitted_keep, means, self.pool, self.seed)
+        refitted, _ = refit(Removal(self.traced, self.free, refitted_keep, means), self.pool, self.seed)
         return [*found, self.accuracy(finish(refitted, graph))]
 
 

@@ -45,6 +45,7 @@ from onnxshap.methods.elimination import BlockRegression, eliminate
 from onnxshap.methods.recon import JointLayer, layers_of, regressions
 from onnxshap.opening import calibration, open_model
 from onnxshap.repair import refit
+from onnxshap.rewrite import Removal
 from onnxshap.taps import patches, taps
 
 BUDGETS = (0.5, 0.25)
@@ -295,7 +296,7 @@ def measure(model: str, seed: int, rows: Sequence[str]) -> dict[str, list[float]
         seconds = time.perf_counter() - started
         accuracies = []
         for macs in BUDGETS:
-            refitted, _ = refit(bench.traced, bench.free, bench.plan(order, macs), means, bench.pool, seed)
+            refitted, _ = refit(Removal(bench.traced, bench.free, bench.plan(order, macs), means), bench.pool, seed)
             accuracies.append(100 * bench.accuracy(finish(refitted, bench.traced.shaped.graph)))
         found[row] = [*accuracies, seconds]
         click.echo(f"{model}, seed {seed}, {row}: {accuracies} {seconds:.0f} s", err=True)

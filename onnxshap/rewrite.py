@@ -7,6 +7,7 @@ Every initializer is compressed to the live positions of its axes, every constan
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,35 @@ class _Rewrite:
         if self.replaced or self.appended:
             refill(self.model.graph.node, nodes)
         return self.model
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is taken out of a model, and what is left in its place.
+
+    Attributes:
+        traced, free: the model, as in its file and for evaluation (`calibrate.free_batch`).
+        keep: the plan.
+        means: what removed channels leave in their consumers' biases (`calibrate.site_means`).
+    """
+
+    traced: Traced
+    free: Traced
+    keep: Keep
+    means: Means
+
+    @cached_property
+    def live(self) -> Liveness:
+        """Which positions of every axis stay."""
+        return self.traced.alive(self.keep)
+
+    def evaluated(self) -> ModelProto:
+        """Return the cut model for evaluation, as `cut` does."""
+        return cut(self.free, self.keep, self.means)
+
+    def in_file(self) -> ModelProto:
+        """Return the cut model in the form of its file, as `cut` does."""
+        return cut(self.traced, self.keep, self.means)
 
 
 @checked

@@ -23,6 +23,7 @@ from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.plan.cutter import Cutter
 from onnxshap.repair import refit
 from onnxshap.repair.targets import find_layers
+from onnxshap.rewrite import Removal
 from tests import exactness
 from tests.test_batching import FIXED, STATE
 from tests.test_repair import images, net
@@ -275,10 +276,10 @@ def cut_net(count: int) -> tuple[list[np.ndarray], ...]:
     free = free_batch(traced)
     (group,) = traced.groups
     seen = data.take(divided(count, 0)[0])
-    plan, means = {group.name: np.arange(8) < 4}, site_means(free, seen)
-    small, _ = refit(traced, free, plan, means, seen)
+    removal = Removal(traced, free, {group.name: np.arange(8) < 4}, site_means(free, seen))
+    small, _ = refit(removal, seen)
     before = ModelProto.FromString(small.SerializeToString())
-    tuned, tuning = distill(traced, free, plan, means, small, data, epochs=40)
+    tuned, tuning = distill(removal, small, data, epochs=40)
     assert tuning.after <= tuning.before
     other = Dataset({"x": np.random.default_rng(3).normal(size=(80, 3, 6, 6)).astype(np.float32)}, None, "random")
     return tuple(run_all(free, m, other) for m in (model, before, tuned))
@@ -454,10 +455,9 @@ def tuner_of(memory: int = 2**30) -> Tuner:
 
     free = free_batch(onnxshap.trace(net(), backend=onnxshap.OrtBackend("cpu", 1, memory)))
     model = free.shaped.graph.model
-    keep = {g.name: np.ones(len(g), np.bool_) for g in free.groups}
     cut = {g.name: np.arange(len(g)) > 0 for g in free.groups}
     tuned, held_out = (images(60).take(part) for part in divided(60, 0))
-    objective = Objective(free, find_layers(free, model, free.alive(cut)), model, keep, held_out)
+    objective = Objective(free, find_layers(free, model, free.alive(cut)), model, free.alive({}), held_out)
     return Tuner(free, objective, tuned, 0)
 
 

@@ -26,7 +26,7 @@ from onnxshap.repair.moments import Moments, pooled_scale
 from onnxshap.repair.regression import Effort, Response, Rows, solve
 from onnxshap.repair.systems import system
 from onnxshap.repair.targets import find_layers
-from onnxshap.rewrite import cut
+from onnxshap.rewrite import Removal, cut
 from onnxshap.walk import Repeated, Route, Share, Walk
 from tests import exactness
 
@@ -90,7 +90,7 @@ def repaired(model: ModelProto, keep: list[bool], data: Dataset) -> tuple[list[A
     (group,) = traced.groups
     plan = {group.name: np.array(keep)}
     means = site_means(free, data)
-    small, _ = refit(traced, free, plan, means, data)
+    small, _ = refit(Removal(traced, free, plan, means), data)
     other = Dataset({"x": np.random.default_rng(3).normal(size=(40, 3, 6, 6)).astype(np.float32)}, None, "random")
     return tuple(run_all(free, m, other) for m in (model, cut(traced, plan, means), small))  # type: ignore[return-value]
 
@@ -131,7 +131,7 @@ def test_twins_are_restored() -> None:
     plan = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
     plan[first.name] = np.arange(8) % 2 == 0
     data = images()
-    small, reports = refit(traced, free_batch(traced), plan, site_means(traced, data), data)
+    small, reports = refit(Removal(traced, free_batch(traced), plan, site_means(traced, data)), data)
     wanted, found = run_all(traced, chain, data), run_all(traced, small, data)
     assert error(found, wanted) < 1e-4
     assert reports[0].after < 1e-4 < reports[0].before
@@ -150,7 +150,7 @@ def test_moments_are_what_they_were(batch: int | None, count: int) -> None:
     free = free_batch(traced)
     (group,) = traced.groups
     plan, means = {group.name: np.arange(8) < 4}, site_means(free, data)
-    found = run_all(traced, rematch(traced, free, plan, means, data), data)[0]
+    found = run_all(traced, rematch(Removal(traced, free, plan, means), data), data)[0]
     wanted, folded = run_all(traced, model, data)[0], run_all(traced, cut(traced, plan, means), data)[0]
     np.testing.assert_allclose(found.mean(axis=0), wanted.mean(axis=0), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(found.std(axis=0), wanted.std(axis=0), rtol=1e-3)
@@ -299,7 +299,7 @@ def test_folded_layers_behind_many_cuts_damp_what_is_noise(monkeypatch: pytest.M
     wanted = run_all(traced, traced.source, other)
 
     def lost() -> float:
-        model = rematch(traced, traced, plan, means, fitted)
+        model = rematch(Removal(traced, traced, plan, means), fitted)
         found, whole = (run_all(traced, m, fitted)[0].std(axis=0) for m in (model, traced.source))
         np.testing.assert_allclose(found, whole, rtol=1e-3)
         return error(run_all(traced, model, other), wanted)
@@ -327,7 +327,7 @@ def test_fixed_batches(batch: int) -> None:
     traced = onnxshap.trace(fixed)
     (group,) = traced.groups
     plan = {group.name: np.array([True] * 5 + [False] * 3)}
-    small, _ = refit(traced, free_batch(traced), plan, site_means(free_batch(traced), images()), images())
+    small, _ = refit(Removal(traced, free_batch(traced), plan, site_means(free_batch(traced), images())), images())
     other = Dataset({"x": np.random.default_rng(3).normal(size=(40, 3, 6, 6)).astype(np.float32)}, None, "random")
     assert small.graph.input[0].type.tensor_type.shape.dim[0].dim_value == batch
     np.testing.assert_allclose(run_all(traced, small, other)[0], free[0], rtol=1e-3, atol=1e-4)
@@ -356,7 +356,7 @@ def test_a_form_with_other_nodes_is_fitted_too() -> None:
     data = Dataset({"x": rng.normal(size=(80, 4, 6)).astype(np.float32)}, None, "random")
     (group,) = traced.groups
     plan, means = {group.name: np.arange(8) < 5}, site_means(free, data)
-    small, reports = refit(traced, free, plan, means, data)
+    small, reports = refit(Removal(traced, free, plan, means), data)
     assert reports[0].ridge is not None
     wanted = run_all(traced, model, data)
     assert error(run_all(traced, small, data), wanted) < error(run_all(traced, cut(traced, plan, means), data), wanted)
@@ -676,7 +676,7 @@ def test_both_walks_of_a_refit_hold_no_more_than_the_memory(monkeypatch: pytest.
     monkeypatch.setattr(Walk, "__post_init__", make)
     monkeypatch.setattr(Share, "take", take)
     (group,) = traced.groups
-    refit(traced, free, {group.name: np.arange(8) < 5}, site_means(free, data), data)
+    refit(Removal(traced, free, {group.name: np.arange(8) < 5}, site_means(free, data)), data)
     assert len(walks) == 2
     assert min(2, tensors - 1) * 0.6 * each <= most[0] <= tensors * each
 

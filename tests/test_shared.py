@@ -13,7 +13,7 @@ from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Dataset
 from onnxshap.graph import array, finish
 from onnxshap.repair import refit, rematch
-from onnxshap.rewrite import cut
+from onnxshap.rewrite import Removal, cut
 from tests.exactness import check_exact, codes, net
 
 NETS: dict[str, ModelProto] = {
@@ -252,7 +252,7 @@ def test_least_squares_fits_layers_with_one_weight_together(name: str) -> None:
     plan, free = half(traced), free_batch(traced)
     means = site_means(free, data)
     plain = cut(traced, plan, means)
-    fitted, reports = refit(traced, free, plan, means, data)
+    fitted, reports = refit(Removal(traced, free, plan, means), data)
     assert sum(report.ridge is not None for report in reports) >= 2
     small = finish(fitted, traced.shaped.graph)
     assert weights(small) == weights(onnxshap.drop_units(traced, plan))
@@ -270,7 +270,7 @@ def test_moments_are_matched_for_layers_with_one_weight_together(name: str) -> N
     model, data = NETS[name], images(NETS[name])
     traced = onnxshap.trace(model)
     plan, free = half(traced), free_batch(traced)
-    small = finish(rematch(traced, free, plan, site_means(free, data), data), traced.shaped.graph)
+    small = finish(rematch(Removal(traced, free, plan, site_means(free, data)), data), traced.shaped.graph)
     assert weights(small) == weights(onnxshap.drop_units(traced, plan))
 
 
@@ -279,7 +279,7 @@ def test_a_layer_that_is_a_table_too_is_left() -> None:
     traced = onnxshap.trace(TABLE)
     plan, free = half(traced), free_batch(traced)
     assert any(not kept.all() and len(kept) == 8 for kept in plan.values()), "its trunk is cut"
-    fitted, reports = refit(traced, free, plan, site_means(free, data), data)
+    fitted, reports = refit(Removal(traced, free, plan, site_means(free, data)), data)
     assert weights(finish(fitted, traced.shaped.graph)) == weights(onnxshap.drop_units(traced, plan))
     assert reports and all("y" not in report.node for report in reports)
 

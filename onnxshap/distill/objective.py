@@ -25,8 +25,9 @@ from onnxshap.distill.ops import clipped
 from onnxshap.distill.teachers import OrtTeacher, TorchTeacher
 from onnxshap.distill.torchgraph import CPU, TorchGraph
 from onnxshap.graph import equal_copies, extract
+from onnxshap.labels import Liveness
 from onnxshap.repair.targets import Layer
-from onnxshap.tracing import Keep, Traced
+from onnxshap.tracing import Traced
 
 SCORES = 10.0
 """Weight of the class scores, less their mean, as a share of their variance: they tell about classes too that no image
@@ -78,7 +79,7 @@ class Objective:
         free: Traced,
         layers: Sequence[Layer],
         model: ModelProto,
-        keep: Keep,
+        live: Liveness,
         held_out: Dataset,
         payoff: str | None = None,
     ) -> None:
@@ -88,14 +89,14 @@ class Objective:
             free: the original for evaluation.
             layers: what they answer for are the hints.
             model: the cut model (`rewrite.cut`).
-            keep: the plan.
+            live: which positions of every axis it has.
             held_out: images that judge.
             payoff: which outputs are class scores, one of `payoffs.UNLABELLED`; None = what fits.
 
         Raises:
             ModelError: torch cannot evaluate the model exactly.
         """
-        self._free, self._live, self._rows = free, free.alive(keep), rows_held(free, model)
+        self._free, self._live, self._rows = free, live, rows_held(free, model)
         self.device = device_of(free.backend)
         source = free.shaped.graph.model
         self._outputs = [o.name for o in source.graph.output]

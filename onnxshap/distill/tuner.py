@@ -34,11 +34,10 @@ from onnxshap.distill.objective import Objective
 from onnxshap.distill.schedule import Schedule
 from onnxshap.distill.tuning import SECONDS, Tuning, divided
 from onnxshap.graph.weights import set_values
-from onnxshap.masking import Means
 from onnxshap.repair.targets import find_layers
 from onnxshap.repair.transfer import transfer
-from onnxshap.rewrite import cut
-from onnxshap.tracing import Keep, Traced
+from onnxshap.rewrite import Removal
+from onnxshap.tracing import Traced
 
 EPOCHS = 180
 RATES = (0.03, 0.01, 0.003, 1e-3, 3e-4, 1e-4)
@@ -56,10 +55,7 @@ _LEAST = 1e-3
 
 
 def distill(
-    traced: Traced,
-    free: Traced,
-    keep: Keep,
-    means: Means,
+    removal: Removal,
     model: ModelProto,
     data: Dataset,
     seed: int = 0,
@@ -71,9 +67,7 @@ def distill(
     """Return the cut model (before `graph.finish`) with its weights tuned, and what that did.
 
     Args:
-        traced, free: the original, as in its file and for evaluation.
-        keep: the plan.
-        means: as in `repair.refit`.
+        removal: what is taken out of the original.
         model: the refitted model (`repair.refit`), which has seen none of the images that are held out here.
         data: calibration images; labels are not read.
         seed: of the images held out (`tuning.divided`), the order and the mixtures.
@@ -89,16 +83,16 @@ def distill(
     if epochs is None:
         epochs = int(EPOCHS * max(1.0, seconds / SECONDS))
     tuned, held_out = (data.take(images) for images in divided(len(data), seed))
-    student = transfer(model, cut(free, keep, means))
+    free, student = removal.free, transfer(model, removal.evaluated())
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with exact, _threads(threads_of(free.backend)):
-        layers = find_layers(traced, student, traced.alive(keep))
-        objective = Objective(free, layers, student, keep, held_out, payoff)
+        layers = find_layers(removal.traced, student, removal.live)
+        objective = Objective(free, layers, student, removal.live, held_out, payoff)
         weights, tuning = Tuner(free, objective, tuned, seed).run(epochs, seconds, progress)
     for item in student.graph.initializer:
         if item.name in weights:
             set_values(item, weights[item.name])
-    return transfer(student, cut(traced, keep, means)), tuning
+    return transfer(student, removal.in_file()), tuning
 
 
 @contextlib.contextmanager

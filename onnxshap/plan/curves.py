@@ -106,9 +106,8 @@ def loss_curves(
             width = round(fraction * len(group))
             if 0 < width < len(group) and width not in points:
                 plan = whole | plan_at({group.name: width})
-                model, _ = refit(
-                    free, free, plan, trials.means, trials.fitted, seed, nearest=True, effort=QUICK, original=walk
-                )
+                removal = trials.removal(plan)
+                model, _ = refit(removal, trials.fitted, seed, nearest=True, effort=QUICK, original=walk)
                 points[width] = trials.loss(_outputs(free, model, judge_on, len(trials.judged)))
             progress(number * len(fractions) + k + 1, len(groups) * len(fractions))
         return convex(points, len(group))

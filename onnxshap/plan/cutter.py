@@ -23,7 +23,7 @@ from onnxshap.plan.rounds import CutModel, eased
 from onnxshap.plan.trials import Trials
 from onnxshap.progress import Progress, silent
 from onnxshap.repair import Refit, refit, rematch
-from onnxshap.rewrite import small_model
+from onnxshap.rewrite import Removal, small_model
 from onnxshap.tracing import Traced
 from onnxshap.verify import Verified, check_loads, verify
 
@@ -188,11 +188,9 @@ class Cutter:
     ) -> tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]:
         """Return values and curves once the model is cut by a plan and repaired."""
         with self.clock.stage("repair"):
-            model = (
-                self.rough(keep)
-                if self.repair == "none"
-                else finish(self._repaired(self.traced, self.free, keep)[0], self.traced.shaped.graph)
-            )
+            removal = Removal(self.traced, self.free, keep, self._means)
+            made = removal.in_file() if self.repair == "none" else self._repaired(removal)[0]
+            model = finish(made, self.traced.shaped.graph)
             part = CutModel.of(self.traced, self.groups, keep, model)
         found = {name: values[name][units] for name, units in part.kept.items()}
         if self.rescore is not None:
@@ -219,12 +217,13 @@ class Cutter:
         """Return the cut model before any refit."""
         return small_model(self.traced, keep, self._means)
 
-    def _written(self, keep: Mapping[str, BoolArray]) -> tuple[Traced, Traced]:
-        """Return the model, as in its file and for evaluation, only those groups in other bases that a plan cuts."""
-        if self.turned is None:
-            return self.traced, self.free
-        traced = self.turned.only([name for name in self.turned.groups if not keep[name].all()])
-        return traced, self.free if traced is self.traced else free_batch(traced)
+    def _removal(self, keep: Mapping[str, BoolArray]) -> Removal:
+        """Return what a plan takes out of the model, only those of whose groups are in other bases that it cuts."""
+        traced, free = self.traced, self.free
+        if self.turned is not None:
+            traced = self.turned.only([name for name in self.turned.groups if not keep[name].all()])
+            free = free if traced is self.traced else free_batch(traced)
+        return Removal(traced, free, keep, self._means)
 
     def cut(self, keep: Mapping[str, BoolArray], check: Dataset | None = None) -> Cut:
         """Return the cut model, verified (on `check`, if given) and repaired.
@@ -234,43 +233,43 @@ class Cutter:
         """
         with self.clock.stage("cut"):
             self.progress("cut", 0, 3)
-            traced, free = self._written(keep)
-            small = small_model(traced, keep, self._means)
+            removal = self._removal(keep)
+            graph = removal.traced.shaped.graph
+            small = small_model(removal.traced, keep, self._means)
         with self.clock.stage("verify"):
             self.progress("cut", 1, 3)
-            checked = verify(traced, free, keep, self._means, small, self.data if check is None else check)
+            checked = verify(removal, small, self.data if check is None else check)
         layers: list[Refit] = []
         tuning: Tuning | None = None
         if self.repair != "none":
             with self.clock.stage("repair"):
-                repaired, layers = self._repaired(traced, free, keep)
+                repaired, layers = self._repaired(removal)
             if self.repair == "distill":
                 with self.clock.stage("distill"):
-                    repaired, tuning = _tuned(self, traced, free, keep, repaired)
+                    repaired, tuning = _tuned(self, removal, repaired)
             with self.clock.stage("repair"):
-                small = finish(repaired, traced.shaped.graph)
-                check_loads(traced, small)
+                small = finish(repaired, graph)
+                check_loads(removal.traced, small)
         gone = self.traced.stored_params - parameters(small)
-        return Cut(keep, small, self.traced.cost.params() - gone, checked, layers, tuning, traced)
+        return Cut(keep, small, self.traced.cost.params() - gone, checked, layers, tuning, removal.traced)
 
-    def _repaired(self, traced: Traced, free: Traced, keep: Mapping[str, BoolArray]) -> tuple[ModelProto, list[Refit]]:
+    def _repaired(self, removal: Removal) -> tuple[ModelProto, list[Refit]]:
         """Return the cut model with its channels' moments or its layers' responses made what they were."""
 
         def tell(done: int, total: int) -> None:
             self.progress("repair", done, total)
 
         if self.repair == "fold":
-            return rematch(traced, free, keep, self._means, self._fitted, tell), []
-        return refit(traced, free, keep, self._means, self._fitted, self.seed, tell)
+            return rematch(removal, self._fitted, tell), []
+        return refit(removal, self._fitted, self.seed, tell)
 
 
-def _tuned(
-    cutter: Cutter, traced: Traced, free: Traced, keep: Mapping[str, BoolArray], refitted: ModelProto
-) -> tuple[ModelProto, Tuning]:
+def _tuned(cutter: Cutter, removal: Removal, refitted: ModelProto) -> tuple[ModelProto, Tuning]:
+    """Return the refitted model, all of its weights tuned, and what that did."""
     from onnxshap.distill.tuner import distill  # needs torch
 
     return distill(
-        traced, free, keep, cutter._means, refitted, cutter.data, cutter.seed,
+        removal, refitted, cutter.data, cutter.seed,
         seconds=SECONDS if cutter.tuning_seconds is None else cutter.tuning_seconds,
         progress=lambda done, total: cutter.progress("distill", done, total), payoff=cutter.payoff,
     )  # fmt: skip

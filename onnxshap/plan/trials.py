@@ -13,6 +13,7 @@ from onnxshap.core import Array, BoolArray, Dataset
 from onnxshap.masking import Means
 from onnxshap.payoffs import Fidelity
 from onnxshap.repair import refit
+from onnxshap.rewrite import Removal
 from onnxshap.tracing import Traced
 
 FITTED = 0.6
@@ -64,7 +65,11 @@ class Trials:
         """Return what outputs for the judged images lose: KL divergence of class scores, else the relative error."""
         return max(0.0, self._fidelity.lost(outputs))
 
+    def removal(self, keep: Mapping[str, BoolArray]) -> Removal:
+        """Return what a plan takes out of the model, which stays in its form for evaluation."""
+        return Removal(self.free, self.free, keep, self.means)
+
     def of_plan(self, keep: Mapping[str, BoolArray]) -> float:
         """Return what the model loses that is cut by a plan and refitted."""
-        model, _ = refit(self.free, self.free, keep, self.means, self.fitted, self.seed)
+        model, _ = refit(self.removal(keep), self.fitted, self.seed)
         return self.loss(run_all(self.free, model, self.judged))

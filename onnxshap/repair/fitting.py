@@ -9,7 +9,6 @@ from typing import TypeVar
 from onnx import ModelProto
 
 from onnxshap.core import Dataset
-from onnxshap.masking import Means
 from onnxshap.repair.cells import fit_recurrent
 from onnxshap.repair.linear import fit_linear
 from onnxshap.repair.matching import match
@@ -18,18 +17,15 @@ from onnxshap.repair.regression import FULL, Effort, Refit, require_images
 from onnxshap.repair.targets import changed_by, find_layers
 from onnxshap.repair.transfer import transfer
 from onnxshap.repair.walks import Walks
-from onnxshap.rewrite import cut
-from onnxshap.tracing import Keep, Traced
+from onnxshap.rewrite import Removal
+from onnxshap.tracing import Traced
 from onnxshap.walk import Repeated
 
 _T = TypeVar("_T")
 
 
 def refit(
-    traced: Traced,
-    free: Traced,
-    keep: Keep,
-    means: Means,
+    removal: Removal,
     data: Dataset,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -40,44 +36,36 @@ def refit(
     """Return the cut model (before `graph.finish`) with its linear ops refitted, and what became of each.
 
     Args:
-        traced: the original, as in its file.
-        free: the original for evaluation (`calibrate.free_batch`).
-        keep: the plan.
-        means: what removed channels leave in their consumers' biases (`calibrate.site_means`).
+        removal: what is taken out of the original.
         data: calibration images; a fifth of them is held out to choose the ridge.
         seed: draws the patches.
         progress: told after every layer.
         nearest: only the layers that lose inputs themselves, not those behind them.
         effort: how much is spent on a layer.
-        original: a walk through `free` over `data` in batches, which may hold tensors that the plan leaves as they are
-            (`border`): nothing before them is computed again, nor what the walk gave an earlier refit.
+        original: a walk through the original over `data` in batches, which may hold tensors that the plan leaves as
+            they are (`border`): nothing before them is computed again, nor what the walk gave an earlier refit.
 
     Raises:
         DataError: fewer than 5 images.
     """
     require_images(len(data))
-    walks = _walks(traced, free, keep, means, data, seed, original, nearest=nearest)
+    walks = _walks(removal, data, seed, original, nearest=nearest)
     reports = _fitted(walks, effort, seed, progress)
-    return _in_file(traced, free, keep, means, walks.model), reports
+    return _in_file(removal, walks.model), reports
 
 
 def rematch(
-    traced: Traced,
-    free: Traced,
-    keep: Keep,
-    means: Means,
-    data: Dataset,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    removal: Removal, data: Dataset, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> ModelProto:
     """Return the cut model (before `graph.finish`) with its channels' means and variances made what they were.
 
     Args:
-        traced, free, keep, means, progress: as for `refit`.
+        removal, progress: as for `refit`.
         data: calibration images.
     """
-    walks = _walks(traced, free, keep, means, data)
+    walks = _walks(removal, data)
     _matched(walks, progress)
-    return _in_file(traced, free, keep, means, walks.model)
+    return _in_file(removal, walks.model)
 
 
 def refit_edited(
@@ -119,19 +107,11 @@ def rematch_edited(
 
 
 def _walks(
-    traced: Traced,
-    free: Traced,
-    keep: Keep,
-    means: Means,
-    data: Dataset,
-    seed: int = 0,
-    original: Repeated | None = None,
-    *,
-    nearest: bool = False,
+    removal: Removal, data: Dataset, seed: int = 0, original: Repeated | None = None, *, nearest: bool = False
 ) -> Walks:
     """Return the walks through the original and the cut model, with the layers to repair."""
-    model, live = cut(free, keep, means), traced.alive(keep)
-    layers = find_layers(traced, model, live)
+    free, model, live = removal.free, removal.evaluated(), removal.live
+    layers = find_layers(removal.traced, model, live)
     if nearest:
         layers = [layer for layer in layers if live.cut(layer.x, layer.channels)]
     recurrent = find_recurrent(free, model, live, changed_by(free, live), nearest=nearest)
@@ -150,9 +130,9 @@ def _edited_walks(
     return Walks(free, live, model, data, layers, [], seed)
 
 
-def _in_file(traced: Traced, free: Traced, keep: Keep, means: Means, model: ModelProto) -> ModelProto:
+def _in_file(removal: Removal, model: ModelProto) -> ModelProto:
     """Return the cut model in the form of its file, from that for evaluation."""
-    return model if traced is free else transfer(model, cut(traced, keep, means))
+    return model if removal.traced is removal.free else transfer(model, removal.in_file())
 
 
 def _matched(walks: Walks, progress: Callable[[int, int], None]) -> None:

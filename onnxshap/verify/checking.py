@@ -13,10 +13,11 @@ from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError, ModelError, VerifyError, first_line
 from onnxshap.graph.structure import is_random
 from onnxshap.graph.weights import Kept, without_values
-from onnxshap.masking import Means, mask_name, masked_model
+from onnxshap.masking import mask_name, masked_model
+from onnxshap.rewrite import Removal
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.kinds import unknown_kinds, value_kinds
-from onnxshap.tracing import Keep, Traced
+from onnxshap.tracing import Traced
 from onnxshap.verify.choices import Form, chosen_alike
 from onnxshap.verify.elsewhere import at_other_sizes
 from onnxshap.verify.errors import Verified, compare
@@ -41,14 +42,11 @@ _OVERFLOW = (
 _CUT = ("cut model", "its masked twin")
 
 
-def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelProto, data: Dataset) -> Verified:
+def verify(removal: Removal, small: ModelProto, data: Dataset) -> Verified:
     """Return the errors of a cut model against its masked twin.
 
     Args:
-        traced: the model, as it is in its file.
-        free: the same for evaluation (`calibrate.free_batch`).
-        keep: the plan.
-        means: what the cut left behind.
+        removal: what was taken out of the original.
         small: the cut model.
         data: real inputs; a few of them are used.
 
@@ -56,9 +54,10 @@ def verify(traced: Traced, free: Traced, keep: Keep, means: Means, small: ModelP
         VerifyError: it is invalid, does not load, or differs by more than rounding, at the sizes of the data or, where
             the model takes any, at others.
     """
+    traced, free, keep = removal.traced, removal.free, removal.keep
     part = data.take(slice(0, _CHECKED_IMAGES))
     kept = Kept()  # as long as what names it is run
-    masked = masked_model(free, None, means, kept=kept)
+    masked = masked_model(free, None, removal.means, kept=kept)
     masks = {mask_name(g): keep.get(g.name, np.ones(len(g), np.bool_))[None].astype(np.float32) for g in free.groups}
     twin = Form(free, masked, masks)
     check_loads(traced, small)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from onnx import ModelProto
@@ -29,8 +30,8 @@ from onnxshap.groups import Group
 from onnxshap.measure import Figures, notes_on
 from onnxshap.methods.ranking import CANCELLING
 from onnxshap.opening import REPAIR_IMAGES, Given, ModelLike, Subject, groups_to_cut, in_bases, sample
-from onnxshap.plan import Budget, check_reachable, make_plan, unvalued
-from onnxshap.plan.cutter import Cut, Cutter, shares
+from onnxshap.plan import Budget, make_plan, unvalued
+from onnxshap.plan.cutter import Cut, Cutter, check_within_reach, shares
 from onnxshap.plan.judging import Drop, check_drop, check_share
 from onnxshap.plan.latency import check_latency, within_latency
 from onnxshap.plan.options import check_options
@@ -358,7 +359,7 @@ def _check_budget(traced: Traced, groups: Sequence[Group], budget: Budget, *, se
     if budget.units is not None and searched:
         raise BudgetError("keep-units leaves nothing to search; give --max-drop or --target-latency without it")
     if budget.units is not None or budget.shares or not searched:
-        check_reachable(unvalued(groups), budget, lambda plan: shares(traced, plan), copies=traced.cost.copies)
+        check_within_reach(traced, groups, budget)
 
 
 def _settled(
@@ -407,8 +408,7 @@ def _likely_widths(traced: Traced, groups: Sequence[Group], budget: Budget) -> d
     Where a cut is likely, values have to tell units apart (`Rules`).
     """
     half = budget if budget.units is not None or budget.shares else replace(budget, macs=0.5)
-    blank, copies = unvalued(groups), traced.cost.copies
-    likely = make_plan(blank, half, lambda plan: shares(traced, plan), traced.covers, copies=copies)
+    likely = make_plan(unvalued(groups), half, partial(shares, traced), traced.covers, copies=traced.cost.copies)
     return {name: int(kept.sum()) for name, kept in likely.items()}
 
 

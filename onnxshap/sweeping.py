@@ -23,8 +23,8 @@ from onnxshap.game import Setting
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, notes_on
 from onnxshap.opening import Given, ModelLike, Subject, groups_to_cut, sample
-from onnxshap.plan import Budget, check_reachable, unvalued
-from onnxshap.plan.cutter import Cut, Cutter, shares
+from onnxshap.plan import Budget
+from onnxshap.plan.cutter import Cut, Cutter, check_within_reach
 from onnxshap.plan.judging import Drop
 from onnxshap.plan.options import check_options
 from onnxshap.progress import Progress, silent
@@ -260,11 +260,10 @@ def _rescored(
 
 def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float, Budget]) -> dict[float, str]:
     """Return the budgets that the least widths exceed, and why."""
-    blank = unvalued(groups)
     found = {}
     for share, budget in budgets.items():
         try:
-            check_reachable(blank, budget, lambda plan: shares(traced, plan), copies=traced.cost.copies)
+            check_within_reach(traced, groups, budget)
         except BudgetError as error:
             found[share] = str(error)
     return found

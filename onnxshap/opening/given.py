@@ -13,6 +13,7 @@ from onnxshap.backend import OrtBackend
 from onnxshap.core import Dataset
 from onnxshap.data import DataLike
 from onnxshap.errors import DataError
+from onnxshap.evaluation import Evaluation
 from onnxshap.graph import read
 from onnxshap.opening.reading import ModelLike, calibration, open_model
 from onnxshap.outputs import check_outputs
@@ -66,6 +67,16 @@ class Given:
         if self.eval_data is not None:
             return data, calibration(traced, self.eval_data, seed=self.seed)
         return (data, data) if dividing is None else _divided(data, self.seed, dividing)
+
+    def judged(self, dividing: str | None = None) -> tuple[Traced, Dataset, Evaluation]:
+        """Return the traced model, the images to work with, and the original on those that judge.
+
+        Raises:
+            ModelError, DataError, OnnxshapError: as `open`, `divide` and `Evaluation.of`.
+        """
+        traced, data = self.open()
+        data, held_out = self.divide(traced, data, dividing)
+        return traced, data, Evaluation.of(traced, held_out, self.payoff)
 
 
 def _divided(data: Dataset, seed: int, what: str) -> tuple[Dataset, Dataset]:

@@ -155,10 +155,8 @@ def pivot(
     _check(keep_macs, max_drop, repair)
     progress("trace", 0, 1)
     given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes, output)
-    traced, dataset = given.open()
+    traced, dataset, evaluation = given.judged(None if max_drop is None else "max-drop")
     free = free_batch(traced)
-    dataset, held_out = given.divide(traced, dataset, None if max_drop is None else "max-drop")
-    evaluation = Evaluation.of(traced, held_out, payoff)
     repaired_on = sample(dataset, REPAIR_IMAGES, seed)
     repair = repair_for(repair, len(repaired_on), noise=data is None)
     progress("trace", 1, 1)
@@ -185,7 +183,7 @@ def pivot(
     return Pivoted(
         put_in(made), splits, [*splittable.left, *(f"{name}: the budget is met without it" for name in whole)],
         before, after, found.lost, found.exact, found.verified, repair, found.refits, len(dataset), dataset.source,
-        len(held_out), held_out.source, provider_of(traced.backend), threads_of(traced.backend),
+        len(evaluation.data), evaluation.data.source, provider_of(traced.backend), threads_of(traced.backend),
         evaluation.notes(after.score, found.outputs),
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from onnx import ModelProto
 
@@ -16,7 +17,7 @@ from onnxshap.distill.tuning import SECONDS, Tuning, divided
 from onnxshap.graph import finish
 from onnxshap.groups import Group
 from onnxshap.masking import Means
-from onnxshap.plan import Budget, Candidate, fits, make_plan, wider_plans
+from onnxshap.plan import Budget, Candidate, check_reachable, fits, make_plan, unvalued, wider_plans
 from onnxshap.plan.curves import affordable, loss_curves
 from onnxshap.plan.options import REFITS, check_images, check_options, repair_for
 from onnxshap.plan.rounds import CutModel, eased
@@ -41,6 +42,15 @@ def shares(traced: Traced, keep: Mapping[str, BoolArray]) -> dict[str, float]:
         "params": cost.params(live) / max(1, cost.params()),
         "bytes": cost.bytes(live) / max(1, cost.bytes()),
     }
+
+
+def check_within_reach(traced: Traced, groups: Sequence[Group], budget: Budget) -> None:
+    """Refuse a budget that no plan meets, before anything is scored.
+
+    Raises:
+        BudgetError: even the least widths exceed it, or it asks for nothing.
+    """
+    check_reachable(unvalued(groups), budget, partial(shares, traced), copies=traced.cost.copies)
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,7 @@ class Cutter:
             return make_plan(
                 self._candidates(values, curves),
                 budget,
-                lambda keep: shares(self.traced, keep),
+                partial(shares, self.traced),
                 self.traced.covers,
                 copies=self.traced.cost.copies,
             )

@@ -16,7 +16,6 @@ from onnxshap.calibrate import free_batch
 from onnxshap.data import DataLike
 from onnxshap.endings import complete
 from onnxshap.errors import BudgetError
-from onnxshap.evaluation import Evaluation
 from onnxshap.graph import save
 from onnxshap.graph.writing import put_in
 from onnxshap.opening import Given, ModelLike, sample
@@ -108,9 +107,7 @@ def unify(
         raise BudgetError(f"block is {block}; give at least 2 weights that share a magnitude")
     progress("trace", 0, 1)
     given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes, output)
-    traced, dataset = given.open()
-    dataset, held_out = given.divide(traced, dataset)
-    evaluation = Evaluation.of(traced, held_out, payoff)
+    traced, dataset, evaluation = given.judged()
     blocks = find_blocks(traced, free_batch(traced), dataset, block)
     runs = valuing.WORK // max(1, len(blocks) * traced.cost.macs())
     blocks = weighted(traced, blocks, sample(dataset, max(1, min(_WEIGHED, runs)), seed))
@@ -129,7 +126,7 @@ def unify(
     if output is not None:
         save(made, output, external=bool(traced.files))
     sizes = np.concatenate([b.sizes for b in blocks]) if blocks else np.zeros(0, np.int64)
-    after = evaluation.scores(outputs)
+    after, held_out = evaluation.scores(outputs), evaluation.data
     return Unified(
         put_in(made), size_of(before), size_of(made), evaluation.scores(evaluation.reference), after,
         evaluation.judge.lost(outputs), codec, block, len(sizes), count, int(sizes[ranked[:count]].sum()),

@@ -1,4 +1,8 @@
-"""What users hand to the library, held against the annotations it is written with: one line, not a TypeError within."""
+"""What users hand to the library, held against the annotations it is written with: one line, not a TypeError within.
+
+Messages are written in the words of the command line, `--eval-data`; who called the library itself is told of its
+arguments, `eval_data`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ import functools
 import inspect
 import operator
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -21,6 +27,8 @@ _NUMBERS: Mapping[object, tuple[type, Callable[[Any], object]]] = {
     int: (SupportsIndex, operator.index),
     float: (SupportsFloat, float),
 }
+_OTHERWISE = {"untimed": "timed=False", "provider": "an OrtBackend of provider"}
+"""What the library has in place of options that are no arguments of its own."""
 _WORDS = {int: "whole number", float: "number", str: "string", Path: "path", NoneType: "None"}
 _UNCOUNTED = (NoneType, bytes)
 
@@ -33,7 +41,8 @@ def checked(function: Function) -> Function:
     """Return a function that refuses arguments of other types than it says.
 
     Numbers of any library become Python's, a string where a list of them is wanted a list of one. What only looks into
-    the values can tell (arrays, data) goes through as it is.
+    the values can tell (arrays, data) goes through as it is. Errors tell of its arguments, not of the options of a
+    command.
     """
     names = list(inspect.signature(function).parameters)
 
@@ -42,9 +51,43 @@ def checked(function: Function) -> Function:
         hints = _hints(function)
         given = {name: fitted(name, value, hints.get(name, Any)) for name, value in kwargs.items()}
         first = [fitted(name, value, hints[name]) for name, value in zip(names, args, strict=False)]
-        return function(*first, *args[len(first) :], **given)
+        if _tells_options.get():
+            return function(*first, *args[len(first) :], **given)
+        with telling_options():  # what it calls in turn leaves the words to it
+            try:
+                return function(*first, *args[len(first) :], **given)
+            except OnnxshapError as error:
+                error.args = (_of_arguments(str(error), names),)
+                raise
 
     return cast("Function", call)
+
+
+_tells_options: ContextVar[bool] = ContextVar("_tells_options", default=False)
+
+
+@contextmanager
+def telling_options() -> Iterator[None]:
+    """Leave the options of the command line in the messages of errors: it is a command that calls the library."""
+    token = _tells_options.set(True)
+    try:
+        yield
+    finally:
+        _tells_options.reset(token)
+
+
+def _of_arguments(text: str, names: Collection[str]) -> str:
+    """Return a message that tells of arguments, wherever one has the name of an option.
+
+    >>> _of_arguments("give --eval-data, or --input-shape x=1,3", ["data", "eval_data", "input_shapes"])
+    'give eval_data, or input_shapes x=1,3'
+    """
+
+    def argument(option: re.Match[str]) -> str:
+        name = option[1].replace("-", "_")
+        return next((one for one in (name, f"{name}s") if one in names), _OTHERWISE.get(name, option[0]))
+
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", argument, text)
 
 
 def check_fields(one: object) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import onnxshap
 from onnxshap import Budget, Dataset, OnnxshapError, OrtBackend
+from onnxshap.arguments import telling_options
 from onnxshap.core import Array
 from tests.test_report import net
 
@@ -109,6 +110,22 @@ def test_payoffs_of_ones_own_are_taken_everywhere() -> None:
 
     (before,) = f.compare(net(), None, IMAGES, payoff=first)
     assert before.score is not None and "custom" in before.score
+
+
+def test_errors_name_what_was_called() -> None:
+    """Arguments, where the library was; options in the command, whichever of the two finds the mistake."""
+    wrong: list[tuple[Call, str]] = [
+        (lambda: f.prune(net(), IMAGES[:30], max_drop=0.1), "give at least 40, or eval_data"),
+        (lambda: f.prune(net(), max_drop=0.1), "give data, at least 40 images, or eval_data"),
+        (lambda: f.sweep(net(), IMAGES, methods=[]), "give methods and keep, or neither"),
+        (lambda: f.prune(net(), IMAGES, repair="lstsq", include="first", exclude="first"), "include and exclude leave"),
+    ]
+    for call, words in wrong:
+        with pytest.raises(OnnxshapError) as caught:
+            call()
+        assert words in str(caught.value) and "--" not in str(caught.value)
+    with pytest.raises(OnnxshapError, match="give at least 40, or --eval-data"), telling_options():
+        f.prune(net(), IMAGES[:30], max_drop=0.1)
 
 
 def test_annotations_can_be_read() -> None:

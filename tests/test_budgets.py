@@ -426,7 +426,7 @@ def test_a_percentage_is_no_share() -> None:
 
 
 def test_max_drop_needs_images_to_hold_out() -> None:
-    with pytest.raises(DataError, match="give at least 40, or --eval-data"):
+    with pytest.raises(DataError, match="give at least 40, or eval_data"):
         onnxshap.prune(net(), labelled(30), max_drop=0.1, method="l1")
     with pytest.raises(DataError, match="no data: max-drop judges by images that nothing else sees, and random inputs"):
         onnxshap.prune(net(), max_drop=0.1, method="l1")

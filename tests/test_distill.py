@@ -383,7 +383,7 @@ def test_a_model_that_cannot_be_tuned_is_refused_before_it_is_scored() -> None:
             "output 'y': torch does not compute what onnxruntime does",
         ),
     ):
-        with pytest.raises(ModelError, match=f"{why}; use --repair lstsq"):
+        with pytest.raises(ModelError, match=f"{why}; use repair lstsq"):
             onnxshap.prune(model, data, keep_macs=0.6, repair="distill", payoff=score)
 
 

@@ -554,7 +554,7 @@ def test_arithmetic_of_sizes_is_folded_once_however_often_bodies_are_lifted() ->
 def test_distillation_says_that_it_knows_no_loops() -> None:
     pytest.importorskip("torch", reason="torch is not installed (pip install 'onnxshap[distill]')")
     x = RNG.normal(size=(40, 5, 4)).astype(np.float32)
-    with pytest.raises(ModelError, match="distill cannot evaluate Scan; use --repair lstsq"):
+    with pytest.raises(ModelError, match="distill cannot evaluate Scan; use repair lstsq"):
         onnxshap.prune(recurrent(), x, keep_units=0.5, samples=4, repair="distill")
 
 

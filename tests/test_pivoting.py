@@ -258,7 +258,7 @@ def test_a_model_that_is_no_faster_is_not_written(tmp_path: Path, monkeypatch: p
 
     _measure_with(told, monkeypatch)
     with pytest.raises(
-        BudgetError, match=r"2 Convs in groups the model runs in 1.1 ms, as it was in 1; give --untimed"
+        BudgetError, match=r"2 Convs in groups the model runs in 1.1 ms, as it was in 1; give timed=False"
     ):
         pivot(net(), images(), output=tmp_path / "p.onnx")
     assert not (tmp_path / "p.onnx").exists()

@@ -496,4 +496,4 @@ def test_a_refusal_names_a_few_of_many_inputs() -> None:
     model = net(f"({inputs}) => ({outputs}) {{ {ops} }}", beyond=[7])
     with pytest.raises(ModelError, match=r"at x0\[2, 3\], x1\[2, 3\], x2\[2, 3\], x3\[2, 3\] and 5 more: ") as refused:
         trace(model)
-    assert "--input-shape" not in str(refused.value)  # every size is fixed
+    assert "input_shape" not in str(refused.value)  # every size is fixed

@@ -202,5 +202,5 @@ def test_the_command_writes_the_model_and_says_what_is_not_gained(
 
 
 def test_unreachable_sizes_are_budget_errors() -> None:
-    with pytest.raises(BudgetError, match="give a larger --block"):
+    with pytest.raises(BudgetError, match="give a larger block"):
         onnxshap.unify(wide(), images(), keep_bytes=0.1)

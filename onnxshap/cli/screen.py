@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from onnxshap.arguments import telling_options
 from onnxshap.errors import OnnxshapError, one_line
 
 if TYPE_CHECKING:
@@ -192,7 +193,8 @@ class Main(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises ends in an exit code."""
         try:
-            return super().invoke(ctx)
+            with telling_options():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:

@@ -110,7 +110,7 @@ def test_a_mask_is_as_long_as_what_was_and_what_is(total: str) -> None:
 
 
 def test_names_that_say_sums_are_believed_before_anything_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxshap.shapes.probe.fitting", lambda *_: pytest.fail("nothing to look for"))
+    monkeypatch.setattr("onnxshap.shapes.trials.fitting", lambda *_: pytest.fail("nothing to look for"))
     for times in (1, 3):
         sizes = {"x": (None, 5 * times, 4), "kept": (None, 7, 4)}
         assert trace(cached("past + now"), input_shapes=sizes).shaped.inputs["mask"] == (2, 7 + 5 * times)
@@ -175,6 +175,9 @@ class Wants:
     def reaching(self, place: int) -> Sequence[str]:
         return str(self.nodes[place][0]).split()
 
+    def met(self, place: int, sizes: Mapping[str, Shape]) -> Sequence[Shape]:
+        return [sizes[name] for name in self.reaching(place)]
+
 
 def differ(one: int, other: int) -> str:
     return "" if one == other else f"axis 0: {one} by {other}"
@@ -193,3 +196,26 @@ def test_the_search_goes_on_where_it_came_furthest_and_ends() -> None:
     odd = Wants(("a", lambda a, b: differ(a[0] % 2, 2)))
     assert fitting(odd, {"a": (3,), "b": (3,)}, [], 100) is None
     assert odd.runs == 1
+
+
+def test_axes_that_change_nothing_are_given_up() -> None:
+    """Most of what a message may mean is not tried, where what the node reads is the same or it is not reached."""
+    never = Wants(("", lambda a, b, c: "4 by 5, 6 by 7, 8 by 9"))
+    never.met = lambda place, sizes: []  # type: ignore[method-assign]
+    never.reaching = lambda place: ["a", "b"]  # type: ignore[method-assign]
+    assert fitting(never, {"a": (60,), "b": (60,), "c": (60,)}, [(("c", 0),), (("b", 0),), (("a", 0),)], 100) is None
+    assert never.runs <= 1 + 2 * 2
+
+
+def test_what_a_node_reads_tells_where_it_says_no_sizes() -> None:
+    """Each input that goes in as it is becomes what it meets: one run for every node that refuses."""
+    both = [
+        (f"x s{k}", lambda k=k, **s: "" if s[f"s{k}"][1:] == (8 * k, 32 // k) else "it does not fit") for k in (1, 2)
+    ]
+    wants = Wants(*both)
+    wants.met = lambda place, sizes: [sizes[f"s{place + 1}"], (2, 8 * (place + 1), 32 // (place + 1))]  # type: ignore[method-assign]
+    sets = [((f"s{k}", axis),) for k in (2, 1) for axis in (2, 1)]
+    found = fitting(wants, {"x": (2, 3, 64), "s1": (2, 64, 64), "s2": (2, 64, 64)}, sets, 100)
+    assert found is not None
+    assert found.inputs == {"x": (2, 3, 64), "s1": (2, 8, 32), "s2": (2, 16, 16)}
+    assert wants.runs == 3

@@ -189,6 +189,36 @@ def test_a_size_of_which_the_model_takes_one_does_not_hold_the_others() -> None:
         assert relative_error(run(small, feeds), run(removed, feeds)) <= TOLERANCE, width
 
 
+@pytest.mark.parametrize("channels", ["C", "8"])
+def test_what_may_be_stretched_is_stretched_in_what_is_cut(channels: str) -> None:
+    """A state that starts as [1, 1, 1, 1] and is as large as the features from the second image on."""
+    model = net(
+        f"""(float[N,3,H,W] x, float[M,{channels},P,Q] s) => (float[N,4,?,?] y, float[N,8,?,?] t) {{
+            a = Conv<strides=[2,2], pads=[1,1,1,1]>(x, w0)
+            r = Relu(a)
+            b = Conv<pads=[1,1,1,1]>(r, w1)
+            size = Shape(b)
+            e = Expand(s, size)
+            t = Add(b, e)
+            j = Concat<axis=1>(e, r)
+            c = Conv<pads=[1,1,1,1]>(j, w2)
+            q = Relu(c)
+            y = Conv(q, w3)
+        }}""",
+        w0=(6, 3, 3, 3), w1=(8, 6, 3, 3), w2=(10, 14, 3, 3), w3=(4, 10, 1, 1),
+    )  # fmt: skip
+    traced = trace(model)
+    assert traced.shaped.inputs == {"x": (2, 3, 64, 64), "s": (2, 8, 32, 32)}
+    assert [len(g) for g in traced.groups] == [6, 10]
+    keep, rng = draw_plan(traced, 0.5, np.random.default_rng(0)), np.random.default_rng(1)
+    small, removed = drop_units(traced, keep), zeroed(model, removed_slices(traced, keep))
+    first = 1 if channels == "C" else 8
+    for state in ((2, 8, 16, 16), (1, 8, 16, 16), (2, 8, 1, 1), (1, first, 1, 1), (2, first, 1, 16)):
+        feeds = {"x": rng.normal(size=(2, 3, 32, 31)), "s": rng.normal(size=state)}
+        given = {name: value.astype(np.float32) for name, value in feeds.items()}
+        assert relative_error(run(small, given), run(removed, given)) <= TOLERANCE, state
+
+
 def doubts(op: str, *given: Given | None, out: tuple[int, ...], domain: str = "", **attributes: Any) -> list[bool]:
     names = [f"i{k}" if one is not None else "" for k, one in enumerate(given)]
     node = helper.make_node(op, names, ["o"], domain=domain, **attributes)
@@ -279,7 +309,8 @@ def test_the_sizes_that_tell_are_even_and_odd() -> None:
     from onnxshap.graph import normalise
     from onnxshap.shapes import input_specs
     from onnxshap.shapes.kinds import value_kinds
-    from onnxshap.shapes.probe import ShapeProbe, runs
+    from onnxshap.shapes.probe import ShapeProbe
+    from onnxshap.shapes.trials import runs
 
     def seen(text: str, **weights: Any) -> list[tuple[int, ...]]:
         graph = normalise(net(text, **weights))

@@ -214,8 +214,8 @@ class _Folding:
         known, unknown = value, follows
         chance = self._chance.get(name, np.zeros(value.shape, np.bool_))
         if is_op(node, "Expand"):
-            known, stretched = _stretches(self._sizes(node), len(value))
-            unknown = stretched | chance
+            known, unknown = _stretches(self._sizes(node), value, follows, self._unsure(node.input[0], len(value)))
+            unknown |= chance
         elif is_op(node, "Reshape"):
             known, unknown = _copies(node, self._sizes(node), value, unknown, chance)
         if not unknown.any():
@@ -268,6 +268,13 @@ class _Folding:
         """Return the shapes of a node's data and output in both runs."""
         data, out = node.input[0], node.output[0]
         return [(self.shapes.get(data) or run.shapes[data], run.shapes[out]) for run in (self.first, *self.others)]
+
+    def _unsure(self, data: str, length: int) -> BoolArray:
+        """Return which of the last axes of what is stretched have sizes that are in doubt, bool[length]."""
+        found = np.zeros(length, np.bool_)
+        own = self.doubted.get(data, found)[-length:] if length else found
+        found[length - len(own) :] = own
+        return found
 
     def _follows(self, name: str) -> BoolArray | None:
         """Return which entries are not alike in all runs, or by chance; None where there are not as many in all."""
@@ -365,14 +372,26 @@ class _Folding:
         return found
 
 
-def _stretches(sizes: list[tuple[Shape, Shape]], length: int) -> tuple[Array, BoolArray]:
-    """Return an Expand target that is 1 where nothing is stretched, and which of its entries follow free dimensions."""
-    targets = []
-    for data, out in sizes:
-        padded = (1,) * (len(out) - len(data)) + data
-        stretched = [1 if a == b else b for a, b in zip(padded, out, strict=True)]
-        targets.append(np.array(stretched[len(out) - length :], np.int64))
-    return targets[0], np.any([target != targets[0] for target in targets], axis=0)
+def _stretches(
+    sizes: list[tuple[Shape, Shape]], target: Array, follows: BoolArray, unsure: BoolArray
+) -> tuple[Array, BoolArray]:
+    """Return an Expand target that is 1 where nothing is ever stretched, and which of its entries follow free sizes.
+
+    What is as long as its target in all runs may be stretched at other sizes, unless it is as long as that everywhere.
+
+    Args:
+        sizes: shapes of the data and of the output in some runs.
+        target: its present target in the first.
+        follows: which of its entries do.
+        unsure: axes of the data, from the last, whose sizes are in doubt.
+    """
+    length = len(target)
+    pairs = [
+        (((1,) * (len(out) - len(data)) + data)[len(out) - length :], out[len(out) - length :]) for data, out in sizes
+    ]
+    own, made = (np.array(some, np.int64).reshape(-1, length) for some in zip(*pairs, strict=True))
+    fixed = np.all((own == made) & (own == own[0]), axis=0) & ~unsure
+    return np.where(fixed, 1, target), follows & ~fixed
 
 
 def _copies(

@@ -9,15 +9,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.backend import Backend, Session
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
-from onnxshap.graph import Names, tensors
+from onnxshap.graph import Names, array, tensors
 from onnxshap.graph.loops import depths
-from onnxshap.graph.structure import copied, reads
+from onnxshap.graph.structure import between, copied, reads
 
 NODES = 100
 BYTES = 2**26
@@ -87,6 +88,27 @@ class Pieces:
         """Return the place of the node that onnxruntime names in an error of a run, None where it names none."""
         found = _FAILED.search(str(error))
         return None if found is None or found[1] not in self._names else self._names.index(found[1])
+
+    def met(self, place: int, feeds: Mapping[str, Array]) -> list[tuple[int, ...]]:
+        """Return the shapes that a node reads, of vectors of sizes what they hold; raises as `run`."""
+        graph, names = self._model.graph, reads(self._model.graph.node[place])
+        stored = {t.name: t for t in graph.initializer if t.name in names}
+        made = [name for name in names if name in self._shapes and name not in stored]
+        part = ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
+        part.graph.name = graph.name
+        part.graph.node.extend(between(graph.node, (), made))
+        part.graph.input.extend(graph.input)
+        read = {name for node in part.graph.node for name in reads(node)}
+        part.graph.initializer.extend(t for t in graph.initializer if t.name in read)
+        part.graph.sparse_initializer.extend(graph.sparse_initializer)
+        part = _telling(part, {name: self._shapes[name] for name in made}, [n for n in made if n in self._values])
+        found = _ran(self._backend.session(part, optimize=False), feeds)
+        told = {name: found[self._shapes[name]] for name in made}
+        told |= {name: value for name in made if (value := found.get(name)) is not None and value.ndim == 1}
+        for name, values in stored.items():
+            sizes = values.data_type == TensorProto.INT64 and len(values.dims) == 1
+            told[name] = array(values) if sizes else np.array(values.dims, np.int64)
+        return [tuple(told[name].tolist()) for name in names if name in told]
 
     def _loaded(self) -> Session:
         model = copied(self._model)

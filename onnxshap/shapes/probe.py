@@ -5,9 +5,7 @@ One run at two images of a usual size, one more with other sizes in the free dim
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,35 +14,15 @@ from onnx import ModelProto, TensorProto
 from onnxshap.backend import Backend
 from onnxshap.core import Array
 from onnxshap.data import InputSpec, random_data
-from onnxshap.errors import DataError, ModelError
+from onnxshap.errors import ModelError
 from onnxshap.graph import Graph, is_op
 from onnxshap.graph.lifting import is_enter
 from onnxshap.graph.loops import depths
 from onnxshap.graph.structure import is_random, reads, subgraphs
-from onnxshap.shapes.dims import Axis, follow
 from onnxshap.shapes.folding import Run, Shape, sizes_of
 from onnxshap.shapes.pieces import Pieces
 from onnxshap.shapes.samples import resized
-from onnxshap.shapes.search import MOST, fitting, numbers
 
-_BATCH = 2
-_FREE_SIZES = (64, 32, 224, 320, 16)
-_SMALL_SIZES = (8, 4)
-"""Sizes that are tried last: a table of positions may be that short (the signs of a number plate)."""
-_LONG_SIZES = (1024, 16000, 65536)
-"""Sizes that are tried after those: sound, whose windows take hundreds of samples, those of low pitches thousands."""
-_MOST = 1 << 20
-"""Numbers of all inputs together at such a size: a picture that large in both directions is none."""
-_LIKELY = 2
-"""Batches that may be written into a file which are tried at other sizes that may be."""
-_TOLD = 4
-"""Inputs that a message names."""
-_SEARCHED = 160
-"""Most runs that look for sizes which fit each other, from one start."""
-_MENDED = 16
-"""The same, for other sizes than those that run."""
-_STARTS = 10
-"""Sizes of the first input for which that is done."""
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 """Element types of bounds, sizes and positions, which exporters that fold no constants compute from constants."""
 _WEIGHTS = frozenset((
@@ -52,255 +30,6 @@ _WEIGHTS = frozenset((
     *(TensorProto.INT8, TensorProto.UINT8),
 ))  # fmt: skip
 """Element types of weights, as numbers or as codes."""
-
-
-def runs(
-    probe: ShapeProbe,
-    specs: Mapping[str, InputSpec],
-    given: Mapping[str, Sequence[int | None]],
-    written: Callable[[], tuple[Sequence[int], Sequence[int]]] = lambda: ((), ()),
-) -> tuple[Run, tuple[Run, ...]]:
-    """Run at sizes that the model accepts, and at others: the same run where no size is free, none where none run.
-
-    Where neither two images nor one run, those that were given do, or as many as may be `written` into the file; where
-    no usual size of other free dims runs, one that may be written there does (`written`: batches, and other sizes), or
-    sizes that differ and fit (`search`). The others are one at sizes that strides and windows want, and one at sizes
-    that they do not divide, where there are such that the model accepts: what is alike at the former may be so because
-    nothing was rounded. What the model does not accept larger together (the height of a line of text has one size, its
-    width any) is larger one after the other. Where the inputs differ in sizes, those of the others follow the first's.
-    """
-    first = _first_run(probe, specs, given, written)
-    if all(None not in spec.shape for spec in specs.values()):
-        return first, (first,)
-    free = _free(specs, first.inputs)
-    called = _by_name(specs, free)
-    parts = [{key: size for key, size in free.items() if called[key] == n} for n in dict.fromkeys(called.values())]
-
-    def accepted(attempts: Iterable[dict[str, Shape]]) -> Run | None:
-        return next((run for sizes in attempts if (run := probe.attempt(sizes))), None)
-
-    found: list[Run] = []
-    leading, led = _leading(free)
-    for sign, (together, *alone) in zip(
-        (0, 1, -1), zip(*(_varied(specs, first.inputs, some) for some in (free, *parts)), strict=True), strict=False
-    ):
-        run = accepted(together)
-        if run is None and sign and led:
-            uneven = itertools.islice(_uneven(specs, leading, sign), _STARTS)
-            starts = (_with_others(specs, first.inputs, sizes, led) for sizes in uneven)
-            run = next((run for start in starts if (run := fitting(probe, start, _sets(specs, led), _MENDED))), None)
-        found += [run] if run is not None else []
-        if len(parts) > 1 and (run is None or _free(specs, run.inputs) == free):
-            others = (accepted(attempts) for attempts in alone)
-            found += [run for run in others if run is not None and _free(specs, run.inputs) != free]
-    return first, tuple(found)
-
-
-def _first_run(
-    probe: ShapeProbe,
-    specs: Mapping[str, InputSpec],
-    given: Mapping[str, Sequence[int | None]],
-    written: Callable[[], tuple[Sequence[int], Sequence[int]]],
-) -> Run:
-    """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
-    sizes_tried: list[dict[str, Shape]] = []
-    reason: Exception | None = None
-    alone = any(spec.batch != 0 for spec in specs.values())
-    merged = {name: _merged(spec, given.get(name)) for name, spec in specs.items()}
-    wished = [size for n, spec in specs.items() if spec.batch is not None and (size := _size(given.get(n), spec.batch))]
-    batches = (1,) if alone else (_BATCH, 1)
-    usual = itertools.product(_FREE_SIZES, batches)
-
-    def rare() -> Iterator[tuple[int, int]]:  # looked up in the file where no usual size runs
-        images, others = written()
-        yield from itertools.product(_FREE_SIZES, dict.fromkeys((*wished, *images)))
-        yield from itertools.product(others, dict.fromkeys((*wished, *batches, *images[:_LIKELY])))
-        yield from itertools.product(_SMALL_SIZES, batches)
-        yield from itertools.product(_LONG_SIZES, batches)
-        yield from itertools.product(_FREE_SIZES[:1], _FREE_SIZES)  # times come first, and windows run over them
-
-    known = numbers({name: tuple(size or 1 for size in dims) for name, dims in merged.items()})
-    for free, batch in itertools.chain(usual, rare()):
-        most = _MOST if free in _LONG_SIZES else MOST
-        for by_name in (True, False):
-            sizes = _filled(specs, merged, free, batch, by_name=by_name)
-            room = most if sizes_tried else known + most if by_name else math.inf  # a name may multiply anything
-            if sizes in sizes_tried or numbers(sizes) > room:
-                continue
-            sizes_tried.append(sizes)
-            try:
-                return probe.run(sizes)
-            except (ModelError, DataError) as error:
-                reason = reason or error
-    movable = [
-        (name, axis) for name, dims in merged.items() for axis, size in enumerate(dims)
-        if size is None and axis != specs[name].batch
-    ]  # fmt: skip
-    for batch in dict.fromkeys((*batches, *wished)) if movable else ():
-        start = _filled(specs, merged, _FREE_SIZES[0], batch, by_name=True)
-        if (run := fitting(probe, start, _sets(specs, movable), _SEARCHED)) is not None:
-            return run
-    tried = "; ".join(map(_told, sizes_tried[:3]))
-    shaped = ", or --input-shape NAME=1,3,48,192" if any(None in spec.shape for spec in specs.values()) else ""
-    raise ModelError(f"the model does not run at {tried}: {reason}; give data that it takes{shaped}") from reason
-
-
-def _told(sizes: Mapping[str, Shape]) -> str:
-    """Return the first of some inputs with their sizes, and how many more there are."""
-    some = ", ".join(f"{name}{list(shape)}" for name, shape in itertools.islice(sizes.items(), _TOLD))
-    return some + (f" and {len(sizes) - _TOLD} more" if len(sizes) > _TOLD else "")
-
-
-def _filled(
-    specs: Mapping[str, InputSpec], merged: Mapping[str, Sequence[int | None]], free: int, batch: int, *, by_name: bool
-) -> dict[str, Shape]:
-    """Return sizes of the inputs; free axes are as long as one of their name that is given, if names are to say so.
-
-    Then those whose names are arithmetic are as long as these say, too (`dims`).
-    """
-    said = dict[str, int]()
-    for name, dims in merged.items() if by_name else ():
-        for axis, (title, size) in enumerate(zip(specs[name].symbols, dims, strict=False)):
-            if title and size is not None and specs[name].shape[axis] is None:
-                said.setdefault(title, size)
-    sizes = dict[str, Shape]()
-    for name, dims in merged.items():
-        titles = (*specs[name].symbols, *itertools.repeat("", len(dims)))
-        sizes[name] = tuple(
-            size if size is not None else batch if axis == specs[name].batch else said.get(titles[axis], free)
-            for axis, size in enumerate(dims)
-        )
-    return follow(specs, merged, sizes) if by_name else sizes
-
-
-def _sets(specs: Mapping[str, InputSpec], axes: Sequence[Axis]) -> list[tuple[Axis, ...]]:
-    """Return axes that may follow one size: those of one name, all of an input, each; of the last inputs first.
-
-    The first one, a picture or a sentence, is what the others are made for.
-    """
-    order = axes[::-1]
-    called, found = _by_name(specs, order), dict[tuple[Axis, ...], None]()
-    named = {key: title for key, title in called.items() if specs[key[0]].symbols[key[1] :][:1] not in ((), ("",))}
-    for alike in (named, {key: key[0] for key in order}, {key: key for key in order}):
-        for kind in dict.fromkeys(alike.values()):
-            found[tuple(key for key in order if alike.get(key) == kind)] = None
-    return list(found)
-
-
-def _leading(free: Mapping[Axis, int]) -> tuple[dict[Axis, int], list[Axis]]:
-    """Return the free axes of the first input that has some, with their sizes, and those of the others."""
-    first = next((name for name, _ in free), "")
-    return {key: size for key, size in free.items() if key[0] == first}, [key for key in free if key[0] != first]
-
-
-def _with_others(
-    specs: Mapping[str, InputSpec], base: Mapping[str, Shape], sizes: Mapping[Axis, int], others: Sequence[Axis]
-) -> dict[str, Shape]:
-    """Return shapes in which axes of other inputs grow as those do that lie at their places from the end."""
-    grown = {axis - len(base[name]): (size, base[name][axis]) for (name, axis), size in sizes.items()}
-    found = dict(sizes)
-    for name, axis in others:
-        size, before = grown.get(axis - len(base[name]), (1, 1))
-        found[name, axis] = max(1, round(base[name][axis] * size / before))
-    return _changed(specs, base, found)
-
-
-def _size(given: Sequence[int | None] | None, axis: int) -> int | None:
-    return None if given is None or axis >= len(given) else given[axis]
-
-
-def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | None]:
-    if given is None:
-        return list(spec.shape)
-    if len(given) != len(spec.shape):
-        raise ModelError(
-            f"input {spec.name!r} has {len(spec.shape)} dimensions, the shape given {len(given)}: give one size each"
-        )
-    for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True)):
-        if size is not None and size < 1:
-            raise ModelError(f"input {spec.name!r}: the shape given has {size} entries on axis {axis}: give 1 or more")
-        if axis != spec.batch and None not in (own, size) and own != size:
-            raise ModelError(
-                f"input {spec.name!r} has {own} entries on axis {axis}, the shape given {size}: "
-                "only free dimensions can be chosen"
-            )
-    return [
-        own if own is not None else (None if axis == spec.batch else size)
-        for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True))
-    ]
-
-
-def _varied(
-    specs: Mapping[str, InputSpec], base: Mapping[str, Shape], free: Mapping[tuple[str, int], int]
-) -> list[list[dict[str, Shape]]]:
-    """Return other sizes for free dimensions, in the order in which they are tried, of every run that is wanted.
-
-    First half as much again where that is a multiple of 32, which strides and windows want (attention over all places
-    of an image takes the fourth power of its sides), then twice as much, then the batch alone; then uneven ones, a
-    little above and below what strides want.
-    """
-    if not free:
-        return [[_changed(specs, base, {})]]
-    strided = all(size % 64 == 0 for size in free.values())
-    half_more, twice = ({key: int(grow * size) for key, size in free.items()} for grow in (1.5, 2))
-    even = [half_more, twice, dict(free)] if strided else [twice, dict(free)]
-    uneven = (list(_uneven(specs, free, sign)) for sign in (1, -1))
-    return [[_changed(specs, base, sizes) for sizes in some] for some in (even, *uneven)]
-
-
-def _free(specs: Mapping[str, InputSpec], base: Mapping[str, Shape]) -> dict[tuple[str, int], int]:
-    """Return input and axis -> size, of those that are free and no batch."""
-    return {
-        (name, axis): base[name][axis]
-        for name, spec in specs.items()
-        for axis, size in enumerate(spec.shape)
-        if size is None and axis != spec.batch
-    }
-
-
-def _changed(
-    specs: Mapping[str, InputSpec], base: Mapping[str, Shape], sizes: Mapping[tuple[str, int], int]
-) -> dict[str, Shape]:
-    """Return the shapes with some other sizes, and those that follow from them; one image more where that is free."""
-    found = {
-        name: tuple(
-            sizes.get((name, axis), size + 1 if axis == spec.batch and spec.shape[axis] is None else size)
-            for axis, size in enumerate(base[name])
-        )
-        for name, spec in specs.items()
-    }
-    return follow(specs, base, found)
-
-
-def _uneven(
-    specs: Mapping[str, InputSpec], free: Mapping[tuple[str, int], int], sign: int
-) -> Iterator[dict[tuple[str, int], int]]:
-    """Yield sizes of the free axes that are multiples of 32, and of fewer where they are small, and some more or less.
-
-    One more (33, 65) stays odd through strides that round up, one less (31, 63) through strides that round down. Where
-    a model takes no odd sizes it is two more, four, eight, sixteen. Each axis has another size, so that a height is no
-    width; those that are called the same, or failing that lie at the same place, the same; failing that all of them.
-    """
-    by_place = {(name, axis): f"{axis - len(specs[name].shape)}" for name, axis in free}
-    for called in (_by_name(specs, free), by_place, dict.fromkeys(free, "")):
-        order = list(dict.fromkeys(called.values()))
-        for more in (1, 2, 4, 8, 16):
-            for upward in (True, False):  # from half of the size up, or down from it: there may be a largest
-                found = {}
-                for key, size in free.items():
-                    block = min(32, 1 << max(1, size.bit_length() - 2)) // (1 if upward else 2)
-                    place = order.index(called[key])
-                    away = (place or -1) if upward else -1 - place  # never next to the size itself
-                    found[key] = (size // block + away) * block + sign * more
-                    if not 0 < more < block or found[key] < 1:
-                        break
-                else:
-                    yield found
-
-
-def _by_name(specs: Mapping[str, InputSpec], free: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
-    """Return input and axis -> what the axis is called, or failing that where it lies."""
-    return {(name, axis): specs[name].symbols[axis] or f"{axis - len(specs[name].shape)}" for name, axis in free}
 
 
 class ShapeProbe:
@@ -322,12 +51,12 @@ class ShapeProbe:
         self._depths = depths(graph.nodes)
         self._nodes = graph.nodes
         self._pieces = Pieces(graph.model, kinds, self._names, self._values, backend)
+        self._sized = set[int]()
+        """Places of nodes that refuse sizes, whatever is fed."""
 
     def run(self, sizes: Mapping[str, Shape]) -> Run:
         """Return the shapes at these sizes of the inputs; a ModelError where the model does not run."""
-        feeds = {n: noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()}
-        feeds |= {n: v for n, v in self._sample.items() if not self._specs[n].shape}
-        told = self._outputs(feeds)
+        told = self._outputs(self._feeds(sizes))
         times = {n: int(np.prod(told[0][n].shape[: self._depths[n]])) for n in self._names if n in self._depths}
         shapes, values = ({n: v for n, e in found.items() if (v := self._alike(n, e)) is not None} for found in told)
         return Run(sizes, {name: tuple(shape.tolist()) for name, shape in shapes.items()}, values, times)
@@ -339,17 +68,34 @@ class ShapeProbe:
         entries = entries.reshape(int(np.prod(entries.shape[:depth])), *entries.shape[depth:])
         return entries[0] if len(entries) and (entries == entries[:1]).all() else None
 
-    def _outputs(self, feeds: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Return what noise gives, or zeros (indices of a table with few rows), or the sample, made as large."""
+    def _feeds(self, sizes: Mapping[str, Shape]) -> dict[str, Array]:
+        """Return noise at some sizes."""
+        feeds = {n: noise(n, s.dtype, sizes[n]) for n, s in self._specs.items()}
+        return feeds | {n: v for n, v in self._sample.items() if not self._specs[n].shape}
+
+    def _attempts(self, feeds: dict[str, Array]) -> list[dict[str, Array]]:
+        """Return noise, zeros (indices of a table with few rows), and the sample, made as large."""
         zeros = {n: np.zeros_like(v) for n, v in feeds.items() if v.dtype.kind in "iu" and n not in self._sample}
         given = resized(self._sample, self._specs, {n: v.shape for n, v in feeds.items()})
-        attempts = [feeds, *(feeds | others for others in (zeros, given) if others)]
-        for others in attempts[:-1]:
+        return [feeds, *(feeds | others for others in (zeros, given) if others)]
+
+    def _outputs(self, feeds: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return what the first of the attempts gives that runs.
+
+        A node that has refused all of them with the same words refuses their sizes, not what they hold: from then on
+        one attempt tells.
+        """
+        refusals: list[ModelError] = []
+        for others in self._attempts(feeds):
             try:
                 return self._pieces.run(others)
-            except ModelError:
-                continue
-        return self._pieces.run(attempts[-1])
+            except ModelError as error:
+                refusals.append(error)
+                if (place := self.refusing(error)) is not None and place in self._sized:
+                    break
+        if len(refusals) > 1 and place is not None and len({str(error) for error in refusals}) == 1:
+            self._sized.add(place)
+        raise refusals[-1]
 
     def refusing(self, error: Exception) -> int | None:
         """Return the place of the node that an error of a run names, None where it names none."""
@@ -362,6 +108,16 @@ class ShapeProbe:
             if not wanted.isdisjoint(node.output):
                 wanted.update(reads(node))
         return [name for name in self._specs if name in wanted]
+
+    def met(self, place: int, sizes: Mapping[str, Shape]) -> list[Shape]:
+        """Return the shapes that a node reads which refuses some sizes, of vectors of sizes what they hold."""
+        found = list[Shape]()
+        for feeds in self._attempts(self._feeds(sizes)):
+            try:
+                return self._pieces.met(place, feeds)
+            except ModelError:  # an earlier node refuses what these hold
+                continue
+        return found
 
     def attempt(self, sizes: Mapping[str, Shape]) -> Run | None:
         """Return the same, None where the model does not run."""

@@ -27,9 +27,10 @@ from onnxshap.shapes.bodies import alike_handed, attempts, decided_by, open_bodi
 from onnxshap.shapes.constants import constants_of, store_mixed
 from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
 from onnxshap.shapes.kinds import unknown_kinds, value_kinds
-from onnxshap.shapes.probe import ShapeProbe, runs
+from onnxshap.shapes.probe import ShapeProbe
 from onnxshap.shapes.samples import together
 from onnxshap.shapes.specs import check_names, input_specs, placed
+from onnxshap.shapes.trials import runs
 
 _RANKS = 8
 """Integers of one axis of which there are no more may be the sizes of a tensor."""

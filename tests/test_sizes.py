@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from onnxshap.errors import ModelError
 from onnxshap.masking import insert_masks, mask_name
 from onnxshap.rewrite import drop_units
 from onnxshap.shapes.alone import Alone, Given
+from onnxshap.shapes.dims import Shape
 from onnxshap.shapes.doubts import doubtful
+from onnxshap.shapes.folding import Run
+from onnxshap.shapes.probe import ShapeProbe
 from onnxshap.shapes.sizes import sizes_in_doubt
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import trace
@@ -309,7 +313,6 @@ def test_the_sizes_that_tell_are_even_and_odd() -> None:
     from onnxshap.graph import normalise
     from onnxshap.shapes import input_specs
     from onnxshap.shapes.kinds import value_kinds
-    from onnxshap.shapes.probe import ShapeProbe
     from onnxshap.shapes.trials import runs
 
     def seen(text: str, **weights: Any) -> list[tuple[int, ...]]:
@@ -345,6 +348,33 @@ def test_the_sizes_that_tell_are_even_and_odd() -> None:
     ) == [(64, 4), (96, 4), (40, 4), (24, 4)]  # fmt: skip
     assert seen("(float[N,5,4] x) => (float[N,5,4] y) { y = Relu(x) }") == [(5, 4), (5, 4)]
     assert seen("(float[2,5,4] x) => (float[2,5,4] y) { y = Relu(x) }") == [(5, 4), (5, 4)]
+
+
+def test_what_is_large_is_run_at_smaller_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A net that takes gigabytes at 64 x 64 is not run at 96 x 96; smaller ones leave more than one entry of all."""
+    monkeypatch.setattr("onnxshap.shapes.trials._LARGE", 1000)
+    sizes: list[tuple[int, ...]] = []
+    run = ShapeProbe.run
+
+    def noted(probe: ShapeProbe, given: Mapping[str, Shape]) -> Run:
+        sizes.append(given["x"][1:])
+        return run(probe, given)
+
+    monkeypatch.setattr(ShapeProbe, "run", noted)
+    text = """(float[N,H,W] x) => (float[N,P,Q] y) {{
+        a = Unsqueeze(x, one)
+        b = AveragePool<kernel_shape=[{k},{k}],strides=[{k},{k}]>(a)
+        y = Squeeze(b, one)
+    }}"""
+    trace(net(text.format(k=8), one=[1]))
+    assert sizes == [(64, 64), (32, 32), (49, 33), (47, 31)]
+    sizes.clear()
+    trace(net(text.format(k=32), one=[1]))
+    assert sizes[:3] == [(64, 64), (32, 32), (96, 96)]
+    sizes.clear()
+    trace(net("(float[N,H,64] x) => (float[N,P,64] y) { y = AveragePool<kernel_shape=[1],strides=[1]>(x) }"),
+          input_shapes={"x": (None, 200, 64)})  # fmt: skip
+    assert sizes[:2] == [(200, 64), (400, 64)]  # half of it is no multiple of what strides want
 
 
 def test_onnx_knows_the_shapes_that_sure_sizes_give() -> None:

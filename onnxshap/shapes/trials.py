@@ -25,6 +25,10 @@ _LONG_SIZES = (1024, 16000, 65536)
 """Sizes that are tried after those: sound, whose windows take hundreds of samples, those of low pitches thousands."""
 _MOST = 1 << 20
 """Numbers of all inputs together at such a size: a picture that large in both directions is none."""
+_LARGE = 1 << 25
+"""Numbers of all tensors together, of a run that takes its time and memory: at other sizes there are to be fewer."""
+_STRIDE = 32
+"""What strides and windows want sizes to be multiples of."""
 _LIKELY = 2
 """Batches that may be written into a file which are tried at other sizes that may be."""
 _TOLD = 4
@@ -64,15 +68,19 @@ def runs(
     called = _by_name(specs, free)
     parts = [{key: size for key, size in free.items() if called[key] == n} for n in dict.fromkeys(called.values())]
 
+    large = sum(map(math.prod, first.shapes.values())) > _LARGE
     refused = set[tuple[Shape, ...]]()
 
     def accepted(attempts: Iterable[dict[str, Shape]]) -> Run | None:
+        thin = None
         for sizes in attempts:
             key = tuple(sizes.values())
-            if key not in refused and (run := probe.attempt(sizes)) is not None:
+            run = None if key in refused else probe.attempt(sizes)
+            if run is not None and not (large and _thinner(first, run)):
                 return run
+            thin = thin or run
             refused.add(key)
-        return None
+        return thin
 
     def mending(starts: Sequence[dict[str, Shape]]) -> Run | None:
         return next((run for start in starts if (run := fitting(probe, start, _sets(specs, led), _MENDED))), None)
@@ -81,9 +89,11 @@ def runs(
     leading, led = _leading(free)
     differ, mended = len(set(free.values())) > 1, bool(led)
     for sign, (together, *alone) in zip(
-        (0, 1, -1), zip(*(_varied(specs, first.inputs, some) for some in (free, *parts)), strict=True), strict=False
+        (0, 1, -1),
+        zip(*(_varied(specs, first.inputs, some, large) for some in (free, *parts)), strict=True),
+        strict=False,
     ):
-        uneven = list(itertools.islice(_uneven(specs, leading, sign), _STARTS)) if sign and led else []
+        uneven = list(itertools.islice(_uneven(specs, leading, sign, large), _STARTS)) if sign and led else []
         near = [_with_others(specs, first.inputs, sizes, led, way) for sizes in uneven for way in _ROUNDED]
         starts = near[:: len(_ROUNDED)] if mended else []
         run = accepted(near) or mending(starts[:1]) if differ else None
@@ -271,21 +281,29 @@ def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | N
     ]
 
 
+def _thinner(one: Run, other: Run) -> bool:
+    """Return whether something has one entry on an axis in another run, and more in one: so it tells less."""
+    pairs = ((shape, other.shapes.get(name, shape)) for name, shape in one.shapes.items())
+    return any(1 in theirs and any(a > b == 1 for a, b in zip(own, theirs, strict=False)) for own, theirs in pairs)
+
+
 def _varied(
-    specs: Mapping[str, InputSpec], base: Mapping[str, Shape], free: Mapping[tuple[str, int], int]
+    specs: Mapping[str, InputSpec], base: Mapping[str, Shape], free: Mapping[tuple[str, int], int], large: bool
 ) -> list[list[dict[str, Shape]]]:
     """Return other sizes for free dimensions, in the order in which they are tried, of every run that is wanted.
 
     First half as much again where that is a multiple of 32, which strides and windows want (attention over all places
     of an image takes the fourth power of its sides), then twice as much, then the batch alone; then uneven ones, a
-    little above and below what strides want.
+    little above and below what strides want. What is large as it is is smaller first.
     """
     if not free:
         return [[_changed(specs, base, {})]]
     strided = all(size % 64 == 0 for size in free.values())
     half_more, twice = ({key: int(grow * size) for key, size in free.items()} for grow in (1.5, 2))
     even = [half_more, twice, dict(free)] if strided else [twice, dict(free)]
-    uneven = (list(_uneven(specs, free, sign)) for sign in (1, -1))
+    if large and all(size >= 2 * _STRIDE and size % _STRIDE == 0 for size in free.values()):
+        even.insert(0, {key: size // _STRIDE // 2 * _STRIDE for key, size in free.items()})
+    uneven = (list(_uneven(specs, free, sign, large)) for sign in (1, -1))
     return [[_changed(specs, base, sizes) for sizes in some] for some in (even, *uneven)]
 
 
@@ -314,29 +332,30 @@ def _changed(
 
 
 def _uneven(
-    specs: Mapping[str, InputSpec], free: Mapping[tuple[str, int], int], sign: int
+    specs: Mapping[str, InputSpec], free: Mapping[tuple[str, int], int], sign: int, large: bool = False
 ) -> Iterator[dict[tuple[str, int], int]]:
     """Yield sizes of the free axes that are multiples of 32, and of fewer where they are small, and some more or less.
 
     One more (33, 65) stays odd through strides that round up, one less (31, 63) through strides that round down. Where
     a model takes no odd sizes it is two more, four, eight, sixteen. Each axis has another size, so that a height is no
     width; those that are called the same, or failing that lie at the same place, the same; failing that all of them.
+    Smaller ones come first where those that are free are large.
     """
     by_place = {(name, axis): f"{axis - len(specs[name].shape)}" for name, axis in free}
     for called in (_by_name(specs, free), by_place, dict.fromkeys(free, "")):
         order = list(dict.fromkeys(called.values()))
-        for more in (1, 2, 4, 8, 16):
-            for upward in (True, False):  # from half of the size up, or down from it: there may be a largest
-                found = {}
-                for key, size in free.items():
-                    block = min(32, 1 << max(1, size.bit_length() - 2)) // (1 if upward else 2)
-                    place = order.index(called[key])
-                    away = (place or -1) if upward else -1 - place  # never next to the size itself
-                    found[key] = (size // block + away) * block + sign * more
-                    if not 0 < more < block or found[key] < 1:
-                        break
-                else:
-                    yield found
+        each = [(more, upward) for more in (1, 2, 4, 8, 16) for upward in (True, False)]
+        for more, upward in sorted(each, key=lambda one: one[1]) if large else each:
+            found = {}
+            for key, size in free.items():  # from half of the size up, or down from it: there may be a largest
+                block = min(_STRIDE, 1 << max(1, size.bit_length() - 2)) // (1 if upward else 2)
+                place = order.index(called[key])
+                away = (place or -1) if upward else -1 - place  # never next to the size itself
+                found[key] = (size // block + away) * block + sign * more
+                if not 0 < more < block or found[key] < 1:
+                    break
+            else:
+                yield found
 
 
 def _by_name(specs: Mapping[str, InputSpec], free: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:

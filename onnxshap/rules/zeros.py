@@ -126,7 +126,7 @@ class Zeros:
         """Return the verdict on a tensor, None where there is none so far."""
         if self._is_given(name):
             stored = name in self._shaped.constants and wanted.isdisjoint(self._without.get(name, ()))
-            return stored and wanted <= self.held(name)
+            return stored and (wanted <= self.held(name) or _is_zero(self._shaped, name))
         return known.get(name)
 
     def _is_given(self, name: str) -> bool:
@@ -271,6 +271,12 @@ def _is_nothing(shaped: Shaped, name: str) -> bool:
         return stored is not None and math.prod(stored.dims) == 1 and not array(stored).any()
     fill = attributes(node).get("value")
     return node.op_type == "ConstantOfShape" and (fill is None or not array(fill).any())
+
+
+def _is_zero(shaped: Shaped, name: str) -> bool:
+    """Return whether a stored tensor is the number zero, wherever it is stretched to; codes are zero elsewhere."""
+    stored = shaped.graph.initializers.get(name)
+    return stored is not None and math.prod(stored.dims) == 1 and array(stored).dtype.kind == "f" and not array(stored)
 
 
 def _maker(shaped: Shaped, name: str) -> NodeProto | None:

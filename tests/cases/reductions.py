@@ -36,6 +36,18 @@ case("sums taken off their own channels", conv_net("""
     v = ReduceSum(q, axes)
     b = Mul(a, v)
 """, axes=[1]), [8])
+case("mean over channels that zero is added to, as paddle2onnx scales them, and that are resized", conv_net("""
+    k = Add(a, nil)
+    s = Resize(k,,sizes)
+    m = ReduceMean<axes=[1]>(s)
+    b = Mul(s, m)
+""", nil=[0.0], sizes=[1.0, 1.0, 2.0, 2.0]), [8])
+case("mean over channels that something is added to, and that are resized", conv_net("""
+    k = Add(a, half)
+    s = Resize(k,,sizes)
+    m = ReduceMean<axes=[1]>(s)
+    b = Mul(s, m)
+""", half=[0.5], sizes=[1.0, 1.0, 2.0, 2.0]), [], "ReduceMean sums over it, and it is not zero there")
 case("mean over tokens that weights make", net("""(float[N,5,12] x) => (float[N,3] y) {
     t = MatMul(w0, x)
     m = ReduceMean<axes=[1], keepdims=0>(t)

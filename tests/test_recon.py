@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 import onnxshap
 from onnxshap.backend import OrtBackend, Resident, Session
@@ -146,7 +146,7 @@ def test_regressions_are_what_the_layers_compute(one: Case) -> None:
         values = METHODS["recon"](setting, group, np.random.default_rng(0))
         assert values.phi.shape == (len(group),) and np.isfinite(values.phi).all()
         for layer in layers_of(setting, group):
-            if not layer.refitted or layer.kernels is None:
+            if not layer.refitted or layer.kernels is None or layer.states:
                 continue
             node = free.shaped.graph.nodes[layer.site.node]
             blocks, ins, taps, outs = layer.kernels.shape
@@ -253,3 +253,49 @@ def test_every_frame_of_every_image_is_seen(batch: str) -> None:
     setting = Setting(free_batch(traced), data, MSE(), [])
     (layer,) = layers_of(setting, traced.groups[0])
     assert len(np.concatenate(list(designs(setting, layer, 10**6, np.random.default_rng(0))))) == 7 * 4 * 2 * 2
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_gates_are_what_comes_in_and_the_states_before(direction: str) -> None:
+    """All of it but a unit's own state, which goes with it."""
+    both = 1 + (direction == "bidirectional")
+    model = exactness.net(
+        f"""(float[N,5,3] x) => (float[5,{both},N,4] h, float[N,2] y) {{
+            t = Transpose<perm=[1,0,2]>(x) p = MatMul(t, u)
+            h, last = RNN<hidden_size=4, direction="{direction}">(p, w, r)
+            o = Transpose<perm=[1,0,2]>(last) f = Flatten(o) y = MatMul(f, v)
+        }}""",
+        u=(3, 6), w=(both, 4, 6), r=(both, 4, 4), v=(4 * both, 2),
+    )  # fmt: skip
+    traced, data = open_model(model, {"x": np.random.default_rng(0).normal(size=(9, 5, 3)).astype(np.float32)})
+    free = free_batch(traced)
+    setting = Setting(free, data, MSE(), [])
+    (layer,) = layers_of(setting, free.groups[0])
+    assert layer.kernels is not None
+    rows = np.concatenate(list(designs(setting, layer, 10**6, np.random.default_rng(0))))[..., 0].astype(np.float64)
+    assert len(rows) == 9 * 5
+    states = free.backend.session(free.shaped.graph.model).run(dict(data.inputs))[0]  # [5, directions, 9, 4]
+    r = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "r"))
+    for block, part in enumerate(np.split(rows, both, axis=1)):
+        fed = part @ layer.kernels[block, :, 0] + part[:, 6:] * np.diagonal(r[block])
+        given = np.tanh(fed)
+        own = states[:, block].reshape(-1, 4)
+        np.testing.assert_allclose(given[np.lexsort(given.T)], own[np.lexsort(own.T)], atol=1e-5)
+
+
+def test_a_state_that_only_other_states_read_is_needed() -> None:
+    """It was taken for the cheapest: what reads the last states was all that was looked at."""
+    rng = np.random.default_rng(0)
+    r, v = 0.3 * rng.normal(size=(1, 24, 8)).astype(np.float32), rng.normal(size=(8, 2)).astype(np.float32)
+    r[0, :, 2], v[2] = 5 * r[0, :, 2], 0
+    model = exactness.net(
+        """(float[6,N,5] x) => (float[N,2] y) {
+            h, last = GRU<hidden_size=8>(x, w, r) n = Neg(h) e = Slice(n, five, six, zero) s = Squeeze(e, places)
+            y = MatMul(s, v)
+        }""",
+        w=(1, 24, 5), r=r, v=v, five=[5], six=[6], zero=[0], places=[0, 1],
+    )  # fmt: skip
+    traced, data = open_model(model, {"x": rng.normal(size=(80, 6, 5)).astype(np.float32)})
+    group = next(g for g in traced.groups if len(g) == 8)
+    phi = METHODS["recon"](Setting(free_batch(traced), data, MSE(), []), group, np.random.default_rng(0)).phi
+    assert np.argsort(phi).tolist().index(2) > 2

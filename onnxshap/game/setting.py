@@ -51,11 +51,17 @@ class Setting:
     def route(self) -> Route:
         """The way through the model past every tensor of which units are summed away, whatever groups are looked at.
 
-        It holds activations, as far as the memory goes: a copy of the setting has one of its own.
+        Where an op sums positions of weights away, it goes past what the op reads and what it gives, which may be fed
+        to itself. It holds activations, as far as the memory goes: a copy of the setting has one of its own.
         """
         shaped = self.traced.shaped
-        sites = [s for s in self.traced.sites(self.traced.groups) if not s.stored and self.traced.depth(s.tensor) < 2]
-        steps = sorted(dict.fromkeys(s.tensor for s in sites), key=lambda name: shaped.producers.get(name, -1))
+        fed = {site.node for site in self.traced.labels.trace.sites if site.stored}
+        passed = dict[str, None]()
+        for site in self.traced.sites(self.traced.groups):
+            node = shaped.graph.nodes[site.node]
+            passed.update(dict.fromkeys([node.input[0], node.output[0]] if site.node in fed else [site.tensor]))
+        seen = [name for name in passed if name in shaped.shapes and self.traced.depth(name) < 2]
+        steps = sorted(seen, key=lambda name: shaped.producers.get(name, -1))
         size = max((4 * math.prod(shaped.shapes[name]) // self.traced.batch for name in steps), default=0)
         feeds = [part for _, part in batches(self.traced, self.data, max(1, min(32, _BATCH_BYTES // (size + 1))))]
         return Route(Walk(self.traced, shaped.graph.model, feeds), steps)

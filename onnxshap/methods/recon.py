@@ -7,8 +7,9 @@ their errors, each divided by the variance of what the layer gives.
 phi of a unit is E once it and all that went before it are gone, as a share of the variance: comparable between groups,
 higher = keep. Centred, because the bias is refitted too.
 
-Where a layer has more than 6,000 coefficients an output, a unit costs what it adds to the output's variance there;
-where two computed tensors are multiplied (queries and keys), its share of the tensor's energy.
+What the gates of a recurrent op are fed is such a layer (`gates`). Where a layer has more than 6,000 coefficients an
+output, a unit costs what it adds to the output's variance there; where two computed tensors are multiplied (queries and
+keys), its share of the tensor's energy.
 
 Source: He et al. 2017 (channel pruning by reconstruction, there by LASSO); Hassibi and Stork 1993 for the downdates.
 Differs: blocks of all taps of a channel, exact backward greedy, the ridge of our own refit.
@@ -31,6 +32,7 @@ from onnxshap.labels import Site
 from onnxshap.labels.kernels import by_group
 from onnxshap.methods.base import Tell, sites_of, untold
 from onnxshap.methods.elimination import BlockRegression, eliminate
+from onnxshap.methods.gates import gate_kernels, gate_rows, tells_states
 from onnxshap.payoffs import units_of
 from onnxshap.repair.regression import MAX_COEFFICIENTS
 from onnxshap.shapes.constants import static_values
@@ -119,6 +121,8 @@ class JointLayer:
         starts: where the outputs of each op begin, to scale each by its own variance.
         nodes: the ops.
         units: place of the unit of the group at each channel and slot, -1 = none; int64[channels, slots].
+        n_units: how many units the group has.
+        states: the tensor of the states of a recurrent op, "" of any other (`gates`).
     """
 
     site: Site
@@ -128,6 +132,7 @@ class JointLayer:
     nodes: tuple[int, ...]
     units: IntArray
     n_units: int
+    states: str = ""
 
     @property
     def refitted(self) -> bool:
@@ -154,9 +159,10 @@ def layers_of(setting: Setting, group: Group) -> list[JointLayer]:
     place[group.units] = np.arange(len(group))
     together: dict[tuple[object, ...], list[Site]] = {}
     refitted = {site.node for site in traced.labels.trace.linear}
+    gated = {site.node: None for site in traced.sites([group]) if tells_states(traced, site.node)}
     for site in sites_of(setting, group):
-        if traced.depth(site.tensor) > 1:
-            continue  # its iterations differ in number
+        if traced.depth(site.tensor) > 1 or site.node in gated:
+            continue  # its iterations differ in number; or its states are seen, too
         node = nodes[site.node]
         site = site if site.node in refitted else replace(site, weight=None)  # its rows are not known
         how: tuple[object, ...] = ("tensor",)
@@ -179,7 +185,30 @@ def layers_of(setting: Setting, group: Group) -> list[JointLayer]:
         layers.append(
             JointLayer(first, len(kernels[0]), np.concatenate(kernels, axis=3), starts, nodes_, units, len(group))
         )
+    for number in gated:
+        layers.append(_fed(setting, group, number, place))
     return layers
+
+
+def _fed(setting: Setting, group: Group, number: int, place: IntArray) -> JointLayer:
+    """Return what the gates of a recurrent op are fed, a block a direction.
+
+    Args:
+        setting, group: as for `layers_of`.
+        number: the node.
+        place: unit of the model -> its place in the group.
+    """
+    traced = setting.traced
+    node, kernels = traced.shaped.graph.nodes[number], gate_kernels(traced, number)
+    site = next(s for s in traced.labels.trace.sites if s.node == number and s.tensor == node.input[0])
+    came, before = (place[traced.labels.units(name, 2)] for name in node.input[::2][:2])
+    units = np.full((len(came) + len(before), max(came.shape[1], before.shape[1])), -1)
+    units[: len(came), : came.shape[1]] = came
+    units[len(came) :, : before.shape[1]] = before
+    return JointLayer(
+        site, len(kernels), kernels, (0, kernels.shape[3]), (number,), np.tile(units, (len(kernels), 1)), len(group),
+        node.output[0],
+    )  # fmt: skip
 
 
 def kernels_of(setting: Setting, site: Site) -> FloatArray:
@@ -235,6 +264,9 @@ def _grams(setting: Setting, layer: JointLayer, rng: np.random.Generator) -> lis
 
 def designs(setting: Setting, layer: JointLayer, rows: int, rng: np.random.Generator) -> Iterator[Array]:
     """Yield inputs of a layer [rows, channels, taps], about `rows` in all, from all images."""
+    if layer.states:
+        yield from gate_rows(setting, layer.site.node, rows, rng)
+        return
     traced, site = setting.traced, layer.site
     shapes = traced.shaped.shapes
     node = traced.shaped.graph.nodes[site.node]

@@ -27,7 +27,8 @@ from onnxshap.repair.systems import Single
 from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
 
-_REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+"""Whether each direction goes from the last step to the first, by the attribute `direction`."""
 Store = Callable[[NodeProto, int, str, Array], object]
 """Stores an input of a node under a name, if it has none (`Coefficients.store`)."""
 _W, _R, _B, _LENGTHS, _START = 1, 2, 3, 4, 5
@@ -65,7 +66,7 @@ class Recurrent:
     @property
     def reversed(self) -> tuple[bool, ...]:
         """Whether each direction goes from the last step to the first."""
-        return _REVERSED[attributes(self.node).get("direction", "forward")]
+        return REVERSED[attributes(self.node).get("direction", "forward")]
 
     @property
     def resets(self) -> bool:

@@ -186,6 +186,7 @@ def score(
     moved: Turned | None = None
     if basis == "principal":
         moved, free = in_bases(traced, free, groups, sample(dataset, REPAIR_IMAGES, seed))
+        scoring = scoring.noting(moved)
     scoring = scoring.in_reach(traced, groups, method, samples, payoff)
     scored = sample(dataset, affordable(traced, groups, samples, scoring.method), seed)
     setting = setting_for(free, scored, payoff, baseline, played=scoring.plays)
@@ -291,6 +292,7 @@ def prune(
     if principal(basis, values, refitted=subject.refitted and data is not None):
         with clock.stage("basis"):
             subject = subject.in_bases(None if values is None else values.bases)
+            scoring = scoring.noting(subject.turned if basis == "principal" else None)
     with clock.stage("score"):
         scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values)
         scoring, seconds = scoring.ordered(refitted=subject.refitted)

@@ -57,6 +57,11 @@ _BESIDE = (
     "features] for an input [steps, features]), or export it with a batch in front"
 )
 
+_UNTURNED = (
+    "basis principal: all units are the file's, for no group has units that linear ops alone touch, or the images are "
+    "too few to tell combinations of them apart"
+)
+
 
 @dataclass
 class Ordering:
@@ -284,6 +289,10 @@ class Scoring:
         """Return how units are scored where they are then put in the order of a refit, and the seconds for that."""
         played, rest = shared_out(self.rules.max_seconds, self.method, refitted=refitted)
         return replace(self, rules=replace(self.rules, max_seconds=played)), rest
+
+    def noting(self, moved: Turned | None) -> Scoring:
+        """Return it with a note where other bases were asked for, and no group was put into one."""
+        return self if moved is None or moved.groups else replace(self, notes=(*self.notes, _UNTURNED))
 
     def of(self, setting: Setting, traced: Traced, groups: Sequence[Group], moved: Turned | None = None) -> Scores:
         """Return the values of groups.

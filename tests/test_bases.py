@@ -363,6 +363,21 @@ def test_the_default_follows_the_repair_and_the_values() -> None:
         onnxshap.score(model, data, basis="other")
 
 
+def test_a_basis_that_is_asked_for_in_vain_is_told_of() -> None:
+    """One image tells nothing of combinations; by default nobody asked for any."""
+    model = spread()
+    data = random_data(input_specs(model), 60, 1).inputs
+    one = {name: values[:1] for name, values in data.items()}
+    note = "basis principal: all units are the file's"
+    scores = onnxshap.score(model, one, method="l1", basis="principal")
+    assert scores.bases == {} and any(text.startswith(note) for text in scores.notes)
+    told = dict[str, bool]()
+    for basis, inputs in (("principal", data), (None, one)):
+        notes = onnxshap.prune(model, inputs, method="l1", keep_units=0.5, basis=basis).notes
+        told[str(basis)] = any(text.startswith(note) for text in notes)
+    assert told == {"principal": False, "None": False}
+
+
 @pytest.mark.parametrize("made", [spread, attention, chain])
 def test_values_of_combinations_cut_like_one_run(made: Callable[[], ModelProto], tmp_path: Path) -> None:
     model, kept = made(), dict[str, Any](keep_macs=0.6, allocation="curves")

@@ -174,6 +174,7 @@ def damaged(scores: onnxshap.Scores, *place: str, value: object) -> str:
         (("schema_version",), 2, "schema_version is 2, this program reads 1"),
         (("groups",), [], "lacks 'groups', or it is no object"),
         (("method",), None, "lacks 'method', or it is no string"),
+        (("method",), "mine", "its 'method' is none of shapley, "),
         (("seed",), True, "lacks 'seed', or it is no integer"),
         (("model_sha256",), 7, "lacks 'model_sha256'"),
         (("payoff",), 7, "lacks 'payoff'"),

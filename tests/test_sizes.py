@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from onnxshap.errors import ModelError
 from onnxshap.masking import insert_masks, mask_name
 from onnxshap.rewrite import drop_units
 from onnxshap.shapes.alone import Alone, Given
-from onnxshap.shapes.dims import Shape
+from onnxshap.shapes.dims import Shape, names_in
 from onnxshap.shapes.doubts import doubtful
 from onnxshap.shapes.folding import Run
 from onnxshap.shapes.probe import ShapeProbe
@@ -306,6 +307,13 @@ def test_what_a_loop_makes_of_sizes_in_doubt_has_no_shape_that_is_known() -> Non
     others = [{"s": np.array([3, 96, 4]), "h": np.array([1, 48, 2]), "q": np.array([3])}]
     shapes = {"x": (2, 64, 4), "s": (3,), "h": (3,), "q": (1,), "two": (3,)}
     assert doubtful(model, one, others, shapes, alone()).entries["q"].all()
+
+
+def test_names_that_would_be_odd_in_a_program_are_read_in_silence() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert names_in("3and odd") == ["odd"]
+    assert not told
 
 
 def test_the_sizes_that_tell_are_even_and_odd() -> None:

@@ -22,16 +22,14 @@ def check_options(repair: str | None, allocation: str | None, tuning_seconds: fl
 
     Raises:
         OnnxshapError: a name is unknown, or torch is not installed, which distillation needs.
-        BudgetError: distillation has no time.
+        BudgetError: distillation would have no time, whether it is asked for or not.
     """
     for name, value, known in (("repair", repair, REPAIRS), ("allocation", allocation, ALLOCATIONS)):
         if value is not None and value not in known:
             raise OnnxshapError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
-    if repair != "distill":
-        return
     if tuning_seconds is not None and not 0 < tuning_seconds < float("inf"):
         raise BudgetError(f"distill-seconds is {tuning_seconds:g}; give a number of seconds above 0")
-    if importlib.util.find_spec("torch") is None:
+    if repair == "distill" and importlib.util.find_spec("torch") is None:
         raise OnnxshapError("repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
 
 

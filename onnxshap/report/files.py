@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +17,7 @@ from onnxshap.bases import BASES, Basis
 from onnxshap.core import Array, Values
 from onnxshap.errors import DataError
 from onnxshap.graph import whole_file
+from onnxshap.methods import METHODS
 from onnxshap.report.page import page
 from onnxshap.report.reports import SCHEMA_VERSION, Report
 from onnxshap.valuing import Scores
@@ -124,14 +125,15 @@ def _scores(found: Any) -> Scores:
         if spread is not None and len(spread) != len(phi):
             raise ValueError(f"{where} has {len(phi)} values and {len(spread)} spread")
         values[name] = Values(phi, stderr, _field(group, "evals", int, where), images, stopped, spread)
+    method = _one_of(METHODS, _field(found, "method", str), "method")
     payoff = None if found.get("payoff") is None else _field(found, "payoff", str)
-    basis = _basis(_field(found, "basis", str)) if "basis" in found else "own"
+    basis = _one_of(BASES, _field(found, "basis", str), "basis") if "basis" in found else "own"
     bases = _bases(_field(found, "bases", dict)) if "bases" in found else {}
     if bases and basis == "own":
         raise ValueError("it has 'bases', but its 'basis' is own")
     return Scores(
         values=values,
-        method=_field(found, "method", str),
+        method=method,
         payoff=payoff,
         seed=_field(found, "seed", int),
         images=_field(found, "images", int),
@@ -142,9 +144,9 @@ def _scores(found: Any) -> Scores:
     )
 
 
-def _basis(name: str) -> str:
-    if name not in BASES:
-        raise ValueError(f"its 'basis' is none of {', '.join(BASES)}")
+def _one_of(known: Collection[str], name: str, what: str) -> str:
+    if name not in known:
+        raise ValueError(f"its {what!r} is none of {', '.join(known)}")
     return name
 
 

@@ -54,6 +54,8 @@ class Rules:
     keep: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.max_evals is not None and self.max_evals < 1:
+            raise BudgetError(f"max-evals is {self.max_evals}; give 1 or more")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise BudgetError(f"max-seconds is {self.max_seconds:g}; give more than 0")
         if not 0 <= self.decided < 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
@@ -89,7 +90,8 @@ def _parsed(title: str) -> ast.expr | None:
     if not title or len(title) > _LONGEST:
         return None
     try:
-        return ast.parse(title.strip(), mode="eval").body
+        with warnings.catch_warnings(action="ignore"):  # of what would be odd in a program
+            return ast.parse(title.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # a name may be anything
         return None
 

@@ -162,3 +162,60 @@ def test_images_that_need_an_end_mark_are_the_users_at_other_sizes_too() -> None
     traced, _ = open_model(END_MARK, ids)
     assert traced.shaped.free_batch and not traced.notes
     assert not any("gets its shape from the data" in axis.reason for axis in traced.frozen)
+
+
+def windowed(batch: int) -> ModelProto:
+    """Return a net that puts windows together again as many exporters write it: [images, rows, columns, -1].
+
+    It runs with any number of images.
+    """
+    return net(
+        """(float[N,8,5] x) => (float[N,3] y) {
+            h = MatMul(x, w0)
+            parts = Reshape(h, cut)
+            f = MatMul(parts, w1)
+            a = Relu(f)
+            apart = Reshape(a, windows)
+            turned = Transpose<perm=[0,2,1,3]>(apart)
+            joined = Reshape(turned, whole)
+            sizes = Shape<start=0, end=2>(x)
+            all = Concat<axis=0>(sizes, features)
+            back = Reshape(joined, all)
+            r = Relu(back)
+            p = ReduceMean<axes=[1],keepdims=0>(r)
+            y = MatMul(p, w2)
+        }""",
+        opset=15, w0=(5, 8), w1=(8, 6), w2=(6, 3), cut=[-1, 4, 8], windows=[batch, 2, 4, -1], whole=[batch, 8, -1],
+        features=[6],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_batch_whose_images_are_mixed_at_all_sizes_but_one_is_fixed_to_that(batch: int) -> None:
+    model = windowed(batch)
+    images = np.random.default_rng(1).normal(size=(6, 8, 5)).astype(np.float32)
+    alone = np.concatenate([run(model, {"x": images[k : k + batch]})[0] for k in range(0, 6, batch)])
+    assert relative_error(run(model, {"x": images}), [alone]) > 0.01
+    traced = trace(model)
+    assert traced.batch == batch and not traced.shaped.free_batch
+    assert len(traced.notes) == 1 and f"'apart' is written out for {batch} image" in traced.notes[0]
+    assert [len(g) for g in traced.groups] == [8, 6]
+    freed = free_batch(traced)
+    assert freed.shaped.free_batch
+    assert relative_error(run(freed.shaped.graph.model, {"x": images}), [alone]) <= TOLERANCE
+    check_exact(model, data=Dataset({"x": images[:batch]}, source="random"))
+    assert prune(model, images, keep_units=0.5, method="l1").eval_images == 6
+
+
+def test_images_that_are_put_together_on_purpose_fix_no_batch() -> None:
+    """A list of all that the images give has no place for features of several images."""
+    model = net(
+        """(float[N,4] x) => (float[1,K] y) {
+            h = MatMul(x, w0)
+            r = Relu(h)
+            z = MatMul(r, w1)
+            y = Reshape(z, one)
+        }""",
+        opset=13, w0=(4, 8), w1=(8, 2), one=[1, -1],
+    )  # fmt: skip
+    assert trace(model).shaped.baked is None

@@ -1,12 +1,13 @@
 """A batch that is free by its name alone: the exporter wrote the size that it traced with into a shape.
 
-Such a file runs at that size and at no other, whatever it declares. It is taken for what it is, a file of a fixed
-batch, of which the images' way is known (`batching`).
+Such a file runs at that size and at no other, whatever it declares, or at others gives channels of one image to
+another. It is taken for what it is, a file of a fixed batch, of which the images' way is known (`batching`).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,6 +113,46 @@ def fixed_batch(
     where = f"{found[1]} {found[2]!r}" if found and found[2] else "it"
     images = f"{sizes[0]} image{'s'[: sizes[0] != 1]}"
     return sizes[0], f"the batch is free by name, but {where} takes {images} and no more: it is fixed to that"
+
+
+def torn_batch(graph: Graph, specs: Mapping[str, InputSpec], one: Run, others: Sequence[Run]) -> tuple[int, str] | None:
+    """Return the only batch at which a graph keeps its images apart, and why; None where shapes tell of none.
+
+    At any other a Reshape that is written out for some images (windows are put together again, to [1, 8, 8, 7, 7, -1])
+    runs too: -1 makes up for their number, and every position gets features of several places of several images.
+    So it is where images lead what is reshaped, and nothing of the result follows their number but its last axis.
+
+    Args:
+        graph: a normalised graph.
+        specs: of its inputs.
+        one, others: runs that came about, at different batches.
+    """
+    sizes = [one.inputs[n][s.batch] for n, s in specs.items() if s.batch is not None and s.shape[s.batch] is None]
+    if not sizes or any(n is None for s in specs.values() for k, n in enumerate(s.shape) if k != s.batch):
+        return None
+    found = dict[int, str]()
+    for node in graph.nodes if others else ():
+        if not is_op(node, "Reshape") or any(not {node.input[0], node.output[0]} <= r.shapes.keys() for r in others):
+            continue
+        before, after = ((one.shapes[n], others[0].shapes[n]) for n in (node.input[0], node.output[0]))
+        if _unlike(*before) != [0] or _unlike(*after) != [len(after[0]) - 1] or math.prod(after[0][:-1]) == 1:
+            continue
+        size, left = divmod(sizes[0] * math.prod(after[0][:-1]) * before[0][-1], math.prod(before[0]))
+        if size and not left:
+            found.setdefault(size, node.name or node.output[0])
+    if len(found) != 1:
+        return None
+    ((size, where),) = found.items()
+    images = f"{size} image{'s'[: size != 1]}"
+    return size, (
+        f"the batch is free by name, but Reshape {where!r} is written out for {images} and mixes the features of more: "
+        f"it is taken as fixed to that, and the file gives wrong outputs at any other"
+    )
+
+
+def _unlike(one: Shape, other: Shape) -> list[int]:
+    """Return the axes in which two shapes differ; of other ranks all do."""
+    return [k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b or len(one) != len(other)]
 
 
 def with_batch(spec: InputSpec, size: int) -> InputSpec:

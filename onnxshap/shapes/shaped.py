@@ -22,7 +22,7 @@ from onnxshap.graph.lifting import entered, is_if, is_loop, is_open, join
 from onnxshap.graph.loops import declare_ranks
 from onnxshap.graph.structure import reads
 from onnxshap.shapes.alone import Alone
-from onnxshap.shapes.baked import fixed_batch, with_batch, written_batches, written_sizes
+from onnxshap.shapes.baked import fixed_batch, torn_batch, with_batch, written_batches, written_sizes
 from onnxshap.shapes.bodies import alike_handed, attempts, decided_by, open_bodies, why_loop_whole, why_whole
 from onnxshap.shapes.constants import constants_of, store_mixed
 from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
@@ -182,11 +182,20 @@ def infer(
     check_names(shapes or {}, specs)
     specs = placed(specs, batch_axes or {})
     seen = _see(graph, specs, backend, shapes or {}, samples)
-    baked = None if seen.others else fixed_batch(graph, specs, backend, seen.first, samples)
+    if seen.others:
+        baked = torn_batch(seen.graph, specs, seen.first, seen.others)
+    else:
+        baked = fixed_batch(graph, specs, backend, seen.first, samples)
     if baked is not None:
-        samples = together(samples, specs, baked[0])
-        specs = {name: with_batch(spec, baked[0]) for name, spec in specs.items()}
-        seen = _see(graph, specs, backend, shapes or {}, samples)
+        fixed = {name: with_batch(spec, baked[0]) for name, spec in specs.items()}
+        fed = together(samples, specs, baked[0])
+        try:
+            seen = _see(graph, fixed, backend, shapes or {}, fed)
+            samples, specs = fed, fixed
+        except ModelError:
+            if not seen.others:
+                raise
+            baked = None  # what shapes say of it is not so: it runs at other batches alone
     done: set[str] = set()
     while open_ := open_bodies(seen.graph, done, samples, backend):
         for chosen in attempts(open_):

@@ -294,7 +294,7 @@ def prune(
             subject = subject.in_bases(None if values is None else values.bases)
             scoring = scoring.noting(subject.turned if basis == "principal" else None)
     with clock.stage("score"):
-        scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values)
+        scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values, refitted=subject.refitted)
         scoring, seconds = scoring.ordered(refitted=subject.refitted)
         ordering = Ordering(progress, seconds)
         scored = sample(subject.data, affordable(subject.traced, groups, samples, scoring.method), seed)

@@ -29,9 +29,19 @@ from onnxshap.plan.judging import Drop
 from onnxshap.plan.options import check_options
 from onnxshap.progress import Progress, silent
 from onnxshap.reference import reference_of
-from onnxshap.scoring import DECIDED
+from onnxshap.scoring import DECIDED, Rules
 from onnxshap.tracing import Keep, Traced
-from onnxshap.valuing import METHOD, Ordering, Scores, affordable, check_method, check_values, principal, shared_out
+from onnxshap.valuing import (
+    METHOD,
+    Ordering,
+    Scores,
+    Scoring,
+    affordable,
+    check_method,
+    check_values,
+    principal,
+    shared_out,
+)
 
 KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Shares of the multiply-accumulates, where none are given."""
@@ -185,7 +195,7 @@ def sweep(
     check_basis(basis, values.basis if isinstance(values, Scores) else None)
     for name in methods or ():
         check_method(name)
-    chosen = [None] if methods is None else list(dict.fromkeys(methods))
+    chosen = [METHOD] if methods is None else list(dict.fromkeys(methods))
     if not chosen or not keep:
         raise BudgetError("a sweep needs a method and a budget; give --method and --keep, or neither")
     budgets = {k: Budget(macs=k, multiple_of=multiple_of, min_units=min_units) for k in sorted(set(keep))[::-1]}
@@ -207,6 +217,11 @@ def sweep(
     progress("trace", 1, 1)
     curves: list[Curve] = []
     notes = [*subject.traced.notes]
+    if methods is None and values is None:
+        by_itself = Scoring(METHOD, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
+        settled = by_itself.in_reach(subject.traced, groups, samples, payoff, refitted=subject.refitted)
+        chosen = [settled.method]
+        notes += settled.notes
     if values is not None and eval_data is None:
         notes.append(_SEEN)
     if subject.data.labels is None:  # else those that score tell
@@ -219,7 +234,7 @@ def sweep(
     setting = partial(_setting, seen=seen, payoff=bench.evaluation.payoffs[0])
     for method in chosen:
         clock, found = Clock(), values
-        played, rest = shared_out(max_seconds, method or METHOD, refitted=subject.refitted)
+        played, rest = shared_out(max_seconds, method, refitted=subject.refitted)
         values_of, ordering = partial(scored, max_seconds=played), Ordering(progress, rest)
         with clock.stage("score"):
             if found is None:

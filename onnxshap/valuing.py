@@ -23,7 +23,7 @@ from onnxshap.groups import Group
 from onnxshap.measure import label_notes
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.base import Tell
-from onnxshap.methods.ranking import CANCELLING, SPREAD, few, left_over, ranks
+from onnxshap.methods.ranking import CANCELLING, FEWEST, SPREAD, few, left_over, ranks
 from onnxshap.progress import Progress, silent
 from onnxshap.reference import choose_payoff, reference_of
 from onnxshap.scoring import Rules, score_groups
@@ -39,6 +39,8 @@ STATISTICS_SAMPLES = 1024
 """Calibration images for methods that play no game, which run every image once."""
 WORK = 4 * 10**13
 """Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
+SECONDS = 900.0
+"""That quarter of an hour."""
 METHOD = "shapley"
 """What values units, where nothing is asked for and an image of it takes no more than `MOST`."""
 INSTEAD = "recon"
@@ -267,22 +269,32 @@ class Scoring:
         """Whether the method plays a game."""
         return self.method not in GAMELESS
 
-    def in_reach(self, traced: Traced, groups: Sequence[Group], *asked: object) -> Scoring:
-        """Return how units are scored: without a game, where a single image would take hours and nobody wants one.
+    def in_reach(self, traced: Traced, groups: Sequence[Group], *asked: object, refitted: bool = False) -> Scoring:
+        """Return how units are scored: without a game, where nobody wants one and it would take hours or tell nothing.
+
+        It tells nothing where a refit follows, before which values of a few images are noise (`methods.ranking`), and
+        the time is for no more.
 
         Args:
             traced: the model.
             groups: those to score.
             asked: what says that a game is wanted, or that none is needed, where it is not None.
+            refitted: whether least squares follows the cut.
         """
-        work = _work(traced, groups)
-        said = (*asked, self.rules.max_evals, self.rules.max_seconds, self.cluster)
-        if work <= MOST or any(one is not None for one in said):
+        work, seconds = _work(traced, groups), self.rules.max_seconds
+        if any(one is not None for one in (*asked, self.rules.max_evals, self.cluster)):
             return self
-        note = (
-            f"units are valued by {INSTEAD}: a single image would take {self.method} up to {work:.1e} "
-            f"multiply-accumulates ({work / WORK / 4:.1f} hours on two cores); --method {self.method} insists on it"
-        )
+        images = int(min(1.0, np.inf if seconds is None else seconds / SECONDS) * WORK / max(1, work))
+        if seconds is None and work > MOST:
+            why = (
+                f"a single image would take {self.method} up to {work:.1e} multiply-accumulates "
+                f"({work / WORK / 4:.1f} hours on two cores)"
+            )
+        elif refitted and self.method in CANCELLING and few(max(1, images)):
+            why = f"{self.method} would not get to the {FEWEST} images below which its values are noise in time"
+        else:
+            return self
+        note = f"units are valued by {INSTEAD}: {why}; --method {self.method} insists on it"
         return replace(self, method=INSTEAD, notes=(*self.notes, note))
 
     def ordered(self, *, refitted: bool) -> tuple[Scoring, float | None]:

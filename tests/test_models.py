@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -188,6 +189,32 @@ def test_a_game_that_would_take_hours_is_played_only_where_it_is_asked_for(monke
         score(method="shapley", samples=1),
     ]
     assert [one.method for one in asked] == ["shapley"] * 4
+
+
+def test_a_game_that_the_cut_would_not_heed_is_played_only_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A refit takes units in another order than by values of less than 20 images."""
+    model, images = MODELS / "fashion_vgg.onnx", np.random.default_rng(0).normal(size=(20, 1, 28, 28))
+    data, told = {"image": images.astype(np.float32)}, "shapley would not get to the 20 images below which its values"
+
+    def method(**options: Any) -> str:
+        result = onnxshap.prune(model, data, keep_units=0.5, **options)
+        assert any(told in note for note in result.notes) == (result.scores.method == "recon")
+        return result.scores.method
+
+    assert method() == "shapley"
+    assert method(max_seconds=1e-3) == "recon"
+    traced = onnxshap.trace(model)
+    image = 2 * sum(len(g) for g in traced.groups) * traced.cost.macs()
+    monkeypatch.setattr("onnxshap.valuing.WORK", 20 * image)
+    assert method() == "shapley"
+    monkeypatch.setattr("onnxshap.valuing.WORK", 20 * image - 1)
+    assert method() == "recon"
+    asked: list[dict[str, Any]] = [{"repair": "none"}, {"samples": 1}, {"method": "shapley"}, {"max_evals": 400}]
+    assert [method(**options) for options in asked] == ["shapley"] * 4
+    swept = onnxshap.sweep(model, data, eval_data=data, keep=[0.5], allocation="uniform")
+    assert swept.curves[0].method == "recon" and any(told in note for note in swept.notes)
 
 
 def test_an_output_that_is_nothing_but_rounding_is_no_difference() -> None:

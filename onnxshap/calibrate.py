@@ -194,20 +194,38 @@ def by_image(
     outputs: Sequence[Array],
     numbers: Sequence[int] | None = None,
     moveaxis: Callable[[Array, int, int], Array] = np.moveaxis,
+    images: int | None = None,
 ) -> list[Array]:
     """Return outputs with the images on axis 0, wherever the model has them.
 
-    Where a model is run with one image and an output has no axis for it, all of it is that image's. `numbers` are those
-    of the model's outputs that are given, default all of them, and `moveaxis` moves an axis of what they are.
+    Where a model is run with one image and an output has no axis for it, all of it is that image's. Where the images
+    share an axis with positions ([images x steps, classes]), these get one of their own.
+
+    Args:
+        traced: the model.
+        outputs: of it.
+        numbers: those of its outputs that are given; default all of them.
+        moveaxis: moves an axis of what they are.
+        images: how many they hold; default as many as there are at the sizes that the model was traced at.
     """
 
-    def moved(value: Array, axis: int | None) -> Array:
-        if axis is None and traced.single and not (value.ndim and len(value) == 1):
-            return value[None]
-        return moveaxis(value, axis, 0) if axis else value
+    def moved(value: Array, name: str) -> Array:
+        place = traced.images(name)
+        if place is None:
+            return value[None] if traced.single and not (value.ndim and len(value) == 1) else value
+        if place.alone:
+            return moveaxis(value, place.axis, 0) if place.axis else value
+        size = value.shape[place.axis]
+        count = images or size // (place.outer * place.inner)
+        inner, rest = divmod(size, count * place.outer)
+        if rest or (inner > 1) != (place.inner > 1):
+            return value
+        own = [part for part, wide in ((place.outer, place.outer > 1), (count, True), (inner, inner > 1)) if wide]
+        apart = value.reshape(*value.shape[: place.axis], *own, *value.shape[place.axis + 1 :])
+        return moveaxis(apart, place.axis + (place.outer > 1), 0)
 
-    axes = traced.output_axes if numbers is None else [traced.output_axes[k] for k in numbers]
-    return [moved(value, axis) for value, axis in zip(outputs, axes, strict=True)]
+    names = traced.outputs if numbers is None else [traced.outputs[k] for k in numbers]
+    return [moved(value, name) for value, name in zip(outputs, names, strict=True)]
 
 
 def run_all(
@@ -270,8 +288,8 @@ def _rows(
 ) -> Iterator[list[Array]]:
     """Yield the outputs of batches of images, each [images, ...]; the rest is as in `run_all`."""
     for count, feeds in batches(traced, data, usual_size(traced), least=2):  # of one image a Squeeze may take the axis
-        outputs = by_image(traced, session.run({**feeds, **(extra or {})}))
         rows = traced.shaped.count(feeds)
+        outputs = by_image(traced, session.run({**feeds, **(extra or {})}), images=rows)
         for name, value in zip(session.outputs, outputs, strict=True):
             if value.ndim == 0 or len(value) != rows:
                 raise DataError(

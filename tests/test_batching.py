@@ -939,3 +939,36 @@ def test_rows_go_with_images_that_lie_along_one_axis_with_steps_of_any_number(me
             assert np.allclose(together[k], alone[0], rtol=0, atol=1e-5)
         (same,) = run(masked, {"x": x, **{name: m[:1] for name, m in masks.items()}})
         assert np.allclose(same[0], together[0], rtol=0, atol=1e-5)
+
+
+MERGED = {
+    "steps of an image in a row": ("a", "[-1, 5]", 2),
+    "images of a step in a row": ("t", "[-1, 5]", 2),
+    "of both, the scores alone": ("a", "[-1]", 1),
+}
+
+
+@pytest.mark.parametrize("free", ["N", "1"])
+@pytest.mark.parametrize("name", MERGED)
+def test_outputs_whose_images_share_an_axis_with_steps_are_scored_as_those_apart(name: str, free: str) -> None:
+    """So exporters write `view(-1, classes)`: [images x steps, classes]."""
+    source, target, rank = MERGED[name]
+    text = f"""(float[{free},6,4] x) => (float{{}} y) {{{{
+        h = MatMul(x, w0)
+        r = Relu(h)
+        a = MatMul(r, w1)
+        t = Transpose<perm=[1,0,2]>(a)
+        {{}}
+    }}}}"""
+    dims = {1: "[P]", 2: "[P,5]"}[rank]
+    weights: dict[str, Any] = {"w0": (4, 7), "w1": (7, 5), "target": [int(n) for n in target.strip("[]").split(",")]}
+    merged = net(text.format(dims, f"y = Reshape({source}, target)"), **weights)
+    apart = net(text.format(f"[{free},6,5]", "y = Identity(a)"), **weights)
+    data = {"x": np.random.default_rng(0).normal(size=(6, 6, 4)).astype(np.float32)}
+    (found,), (wanted,) = (
+        score(model, data, method="exact", payoff="mse", samples=6).values.values() for model in (merged, apart)
+    )
+    assert len(found.phi) == 7
+    np.testing.assert_allclose(found.phi, wanted.phi, rtol=1e-4, atol=1e-7)
+    cut = prune(merged, data, keep_units=0.5, samples=6)
+    assert run(cut.model, data if free == "N" else {"x": data["x"][:1]})[0].ndim == rank

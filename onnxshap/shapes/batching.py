@@ -38,7 +38,7 @@ def freed_model(shaped: Shaped) -> ModelProto | None:
     walk = ImageWalk(shaped, shaped.batch)
     walk.run()
     outputs = [o.name for o in shaped.graph.model.graph.output]
-    if any((place := walk.found.get(name)) is None or not place.alone for name in outputs):
+    if any(name not in walk.found for name in outputs):
         return None
     edit = _Free(walk)
     edit.apply()

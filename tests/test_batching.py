@@ -106,6 +106,34 @@ FIXED: dict[str, ModelProto] = {
         together=[4, 1, 8],
         w2=(8, 2),
     ),
+    "as many heads as queries, keys and values are parts": net(
+        """(float[1,4,6] x) => (float[1,4,2] y) {
+    a = MatMul(x, w1)
+    b = Reshape(a, apart)
+    c = Transpose<perm=[2,0,3,1,4]>(b)
+    d = Reshape(c, together)
+    q, k, v = Split<axis=0>(d, ones)
+    q1 = Squeeze(q, first)
+    k1 = Squeeze(k, first)
+    v1 = Squeeze(v, first)
+    kt = Transpose<perm=[0,2,1]>(k1)
+    s = MatMul(q1, kt)
+    p = Softmax<axis=-1>(s)
+    o = MatMul(p, v1)
+    e = Reshape(o, heads)
+    f = Transpose<perm=[0,2,1,3]>(e)
+    g = Reshape(f, features)
+    y = MatMul(g, w2)
+}""",
+        w1=(6, 36),
+        apart=[1, 4, 3, 3, 4],
+        together=[3, 3, 4, 4],
+        ones=[1, 1, 1],
+        first=[0],
+        heads=[1, 3, 4, 4],
+        features=[1, 4, 12],
+        w2=(12, 2),
+    ),
     "places merged with images": net(
         """(float[1,4,6] z) => (float[1,4,2] y) {
     x = Transpose<perm=[1,0,2]>(z)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from onnx import NodeProto
 
-from onnxshap.graph import array, attributes
+from onnxshap.graph import array, attributes, is_op
 from onnxshap.labels.equations import terms_of
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.folding import Shape
@@ -105,11 +105,21 @@ class ImagePlaces:
         follows = self.shaped.varying
         if (node.input[0], place.axis) in follows:
             fitting = [p for p in fitting if (node.output[0], p.axis) in follows] or fitting
+        fitting = [p for p in fitting if not self._taken_apart(node.output[0], p.axis)] or fitting
         following = source[place.axis + 1 : place.axis + 2]
         last = fitting[-1].axis
         if len(fitting) > 1 and (last == len(target) - 1 or (place.alone and target[last : last + 1] == following)):
             return fitting[0]  # [places, images, heads, features] -> [places x images, all features]
         return fitting[-1]
+
+    def _taken_apart(self, name: str, axis: int) -> bool:
+        """Return whether parts of an axis go different ways, as queries, keys and values do: it holds no images."""
+        nodes = (self.shaped.graph.nodes[k] for k in self.shaped.readers.get(name, ()))
+        rank = len(self.shape(name))
+        return any(
+            is_op(node, "Split", "Gather") and node.input[0] == name and attributes(node).get("axis", 0) % rank == axis
+            for node in nodes
+        )
 
     def _aligned(self, index: int, node: NodeProto, number: int) -> Images | None:
         """Axes are counted from the last, as broadcasting does; all inputs have the images in one place."""

@@ -307,17 +307,38 @@ STATE = net(
 )
 """A state made of a constant, with an axis for the images. Hidden units are evaluated one row at a time."""
 
+ROWS = net(
+    """(float[1,3,4,5] x) => (float[1,3,4,2] y) {
+    a = Reshape(x, rows)
+    b = Transpose<perm=[1,0,2]>(a)
+    c, last = LSTM<hidden_size=6>(b, w, r, , , start, start)
+    d = Squeeze(c, one)
+    e = Transpose<perm=[1,0,2]>(d)
+    f = Reshape(e, back)
+    y = MatMul(f, w2)
+}""",
+    rows=[3, 4, 5],
+    w=(1, 24, 5),
+    r=(1, 24, 6),
+    start=(1, 3, 6),
+    one=[1],
+    back=[1, 3, 4, 6],
+    w2=(6, 2),
+)
+"""Rows of images as sequences, each with a state of its own to start with."""
 
-@pytest.mark.parametrize("model", [*FIXED.values(), STATE], ids=[*FIXED, "a state made of a constant"])
+
+@pytest.mark.parametrize("model", [*FIXED.values(), STATE, ROWS], ids=[*FIXED, "a constant's state", "rows"])
 def test_files_of_one_image_are_scored_many_rows_at_a_time(model: ModelProto) -> None:
     traced = trace(model)
     free, data = free_batch(traced), calibration(traced, None)
+    assert free.shaped.free_batch
     outputs = run_all(free, free.shaped.graph.model, data)
     shared = Setting(free, data, choose_payoff("mse", outputs, data, free), outputs, site_means(free, data))
     images = np.array([0, 1, 2, 0])
     for group in free.groups:
         game, coalitions = GroupGame(shared, group), np.random.default_rng(0).integers(0, 2, (4, len(group)))
-        assert game._batched or (model is STATE and len(group) == 6)
+        assert game._batched or (model in (STATE, ROWS) and len(group) == 6)
         together = game(images, coalitions.astype(np.float32))
         alone = [game(images[k : k + 1], coalitions[k : k + 1].astype(np.float32))[0] for k in range(4)]
         np.testing.assert_allclose(together, alone, rtol=1e-4)

@@ -256,9 +256,13 @@ def _named_axes(walk: ImagePlaces, node: NodeProto, rank: int) -> set[int] | Non
 
 def _recurrent(walk: ImagePlaces, index: int, node: NodeProto, number: int) -> Images | None:
     first = bool(attributes(node).get("layout", 0))
+    batch = 0 if first else 1
+    place = walk.found.get(node.input[0], Images(batch))
+    if place.axis != batch:
+        return None
     for k in (5, 6):
-        walk.constant(index, node, k, Images(0 if first else 1))
-    return Images(0 if first else 2 if number == 0 else 1)
+        walk.constant(index, node, k, place)
+    return replace(place, axis=2) if number == 0 and not first else place
 
 
 def _einsum(walk: ImagePlaces, index: int, node: NodeProto, number: int) -> Images | None:

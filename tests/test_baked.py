@@ -164,13 +164,19 @@ def test_images_that_need_an_end_mark_are_the_users_at_other_sizes_too() -> None
     assert not any("gets its shape from the data" in axis.reason for axis in traced.frozen)
 
 
-def windowed(batch: int) -> ModelProto:
+def windowed(batch: int | None, length: int | str = 8) -> ModelProto:
     """Return a net that puts windows together again as many exporters write it: [images, rows, columns, -1].
 
-    It runs with any number of images.
+    It runs with any number of images, also where that of an export is written out.
     """
+    written: dict[str, Any] = {} if batch is None else {"images": [batch]}
     return net(
-        """(float[N,8,5] x) => (float[N,3] y) {
+        f"""(float[N,{length},5] x) => (float[N,3] y) {{
+            {"" if written else "images = Shape<start=0, end=1>(x)"}
+            many = Shape<start=1, end=2>(x)
+            rows = Div(many, four)
+            windows = Concat<axis=0>(images, rows, four, rest)
+            whole = Concat<axis=0>(images, many, rest)
             h = MatMul(x, w0)
             parts = Reshape(h, cut)
             f = MatMul(parts, w1)
@@ -184,10 +190,16 @@ def windowed(batch: int) -> ModelProto:
             r = Relu(back)
             p = ReduceMean<axes=[1],keepdims=0>(r)
             y = MatMul(p, w2)
-        }""",
-        opset=15, w0=(5, 8), w1=(8, 6), w2=(6, 3), cut=[-1, 4, 8], windows=[batch, 2, 4, -1], whole=[batch, 8, -1],
-        features=[6],
+        }}""",
+        opset=15, w0=(5, 8), w1=(8, 6), w2=(6, 3), cut=[-1, 4, 8], four=[4], rest=[-1], features=[6],
+        **written,
     )  # fmt: skip
+
+
+def test_a_batch_whose_images_are_mixed_is_found_at_sizes_that_are_free_too() -> None:
+    traced = trace(windowed(2, "L"))
+    assert traced.shaped.baked == 2 and traced.shaped.elsewhere
+    assert all(trace(windowed(None, length)).shaped.free_batch for length in (8, "L"))
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -120,25 +120,24 @@ def torn_batch(graph: Graph, specs: Mapping[str, InputSpec], one: Run, others: S
 
     At any other a Reshape that is written out for some images (windows are put together again, to [1, 8, 8, 7, 7, -1])
     runs too: -1 makes up for their number, and every position gets features of several places of several images.
-    So it is where images lead what is reshaped, and nothing of the result follows their number but its last axis.
+    So it is where images lead what is reshaped, and the last axis of the result grows with their number instead.
 
     Args:
         graph: a normalised graph.
         specs: of its inputs.
-        one, others: runs that came about, at different batches.
+        one, others: runs that came about, at several batches and sizes.
     """
-    sizes = [one.inputs[n][s.batch] for n, s in specs.items() if s.batch is not None and s.shape[s.batch] is None]
-    if not sizes or any(n is None for s in specs.values() for k, n in enumerate(s.shape) if k != s.batch):
+    free = [(n, s.batch) for n, s in specs.items() if s.batch is not None and s.shape[s.batch] is None]
+    runs = [one, *others]
+    batches = [run.inputs[name][axis] for run in runs for name, axis in free[:1]]
+    if len(set(batches)) < 2:
         return None
     found = dict[int, str]()
-    for node in graph.nodes if others else ():
-        if not is_op(node, "Reshape") or any(not {node.input[0], node.output[0]} <= r.shapes.keys() for r in others):
+    for node in graph.nodes:
+        if not is_op(node, "Reshape") or any(not {node.input[0], node.output[0]} <= run.shapes.keys() for run in runs):
             continue
-        before, after = ((one.shapes[n], others[0].shapes[n]) for n in (node.input[0], node.output[0]))
-        if _unlike(*before) != [0] or _unlike(*after) != [len(after[0]) - 1] or math.prod(after[0][:-1]) == 1:
-            continue
-        size, left = divmod(sizes[0] * math.prod(after[0][:-1]) * before[0][-1], math.prod(before[0]))
-        if size and not left:
+        shapes = [(run.shapes[node.input[0]], run.shapes[node.output[0]]) for run in runs]
+        if (size := _torn(batches, shapes)) is not None:
             found.setdefault(size, node.name or node.output[0])
     if len(found) != 1:
         return None
@@ -150,9 +149,24 @@ def torn_batch(graph: Graph, specs: Mapping[str, InputSpec], one: Run, others: S
     )
 
 
-def _unlike(one: Shape, other: Shape) -> list[int]:
-    """Return the axes in which two shapes differ; of other ranks all do."""
-    return [k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b or len(one) != len(other)]
+def _torn(batches: Sequence[int], shapes: Sequence[tuple[Shape, Shape]]) -> int | None:
+    """Return how many images a Reshape keeps apart, given its source and result at some batches; None: any number."""
+    if any(
+        len(before) < 2 or before[0] % n or math.prod(after[:-1]) < 2
+        for n, (before, after) in zip(batches, shapes, strict=True)
+    ):
+        return None
+    inner = list(zip(*(before[1:] for before, _ in shapes), strict=False))
+    if len(set(inner[-1])) > 1 or any(
+        len({size / n for size, n in zip(sizes, batches, strict=True)}) == 1 for sizes in inner
+    ):
+        return None  # images lie further in, or features are as many as positions
+    found = {
+        divmod(n * math.prod(after[:-1]) * before[-1], math.prod(before))
+        for n, (before, after) in zip(batches, shapes, strict=True)
+    }
+    size, left = found.pop()
+    return None if found or left or not size else size
 
 
 def with_batch(spec: InputSpec, size: int) -> InputSpec:

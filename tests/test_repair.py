@@ -6,6 +6,7 @@ import tracemalloc
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx.parser
@@ -879,3 +880,35 @@ def test_sums_beyond_float32_are_refitted() -> None:
         for repair in ("none", "lstsq")
     }  # fmt: skip
     assert lost["lstsq"] > lost["none"]
+
+
+BIASES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "a bias": ("y = Add(b1, m)", {"b1": (3,)}, 0),
+    "what is added of every position": ("y = Add(m, b1)", {"b1": (5, 3)}, 0),
+    "a number": ("y = Add(m, b1)", {"b1": [0.5]}, 1),
+    "what another takes off": ("t = Add(m, b1)\n y = Sub(t, b1)", {"b1": (3,)}, 0),
+    "read in between": ("t = Add(m, b1)\n y = Mul(t, m)", {"b1": (3,)}, 1),
+    "added up with another": ("y = Add(m, m)", {}, 1),
+}
+"""What follows a layer without a bias -> nodes, initializers, and how many Adds what is folded takes."""
+
+
+@pytest.mark.parametrize("what", BIASES)
+def test_what_is_folded_goes_into_the_constant_that_is_added_right_behind(what: str) -> None:
+    behind, constants, adds = BIASES[what]
+    text = f"""(float[N,5,6] x) => (float[N,5,3] y) {{
+        a = MatMul(x, w0)
+        r = Exp(a)
+        m = MatMul(r, w1)
+        {behind}
+    }}"""
+    model = exactness.net(text, w0=(6, 8), w1=(8, 3), **constants)
+    exactness.check_exact(model)
+    traced = onnxshap.trace(model)
+    data = Dataset({"x": np.random.default_rng(1).normal(size=(60, 5, 6)).astype(np.float32)}, None, "random")
+    (group,) = traced.groups
+    folded = onnxshap.drop_units(traced, {group.name: np.arange(8) < 4}, site_means(traced, data))
+    counts = [[node.op_type for node in some.graph.node].count("Add") for some in (model, folded)]
+    assert counts[1] == counts[0] + adds
+    fitted = onnxshap.prune(model, data, keep_units=0.5, method="l1", repair="lstsq")
+    assert [node.op_type for node in fitted.model.graph.node].count("Add") == counts[1]

@@ -16,6 +16,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 from onnxshap.arguments import checked
 from onnxshap.errors import ModelError
 from onnxshap.graph import weights, writing
+from onnxshap.graph.addends import merge_addends
 from onnxshap.graph.files import place_of, whole_file, whole_files
 from onnxshap.graph.lifting import sink
 from onnxshap.graph.normal import Graph
@@ -28,12 +29,14 @@ PROTOBUF_LIMIT = 2**31 - 2**16
 def finish(model: ModelProto, source: Graph) -> ModelProto:
     """Return an edited model as it is written to a file.
 
-    Equal copies are merged again, unused initializers are gone, the IR version is the input file's.
+    What was folded into layers goes into the biases they have, equal copies are merged again, unused initializers are
+    gone, the IR version is the input file's.
     """
     done = ModelProto()
     done.CopyFrom(model)
     done.ir_version = source.ir_version
     graph = done.graph
+    merge_addends(graph, source.initializers, source.overridable)
     _drop_unread_constants(graph)
     used = used_names(graph)
     refill(graph.initializer, [item for item in graph.initializer if item.name in used])

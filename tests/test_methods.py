@@ -338,6 +338,24 @@ def test_layers_that_read_infinity_do_not_tell_what_units_make_up_for() -> None:
     assert np.isfinite(phi).all() and len(np.unique(phi)) == 8
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e6, 1e-6])
+def test_what_a_unit_gives_counts_as_much_as_what_it_is_worth(unit: float) -> None:
+    """By worth alone the first unit went first, by what they give the last one; it is the same in units of any size."""
+    model = build(
+        "(float[N,3] x) => (float[N,3] y) { h = MatMul(x, w0) r = Sigmoid(h) y = MatMul(r, w1) }",
+        w0=np.eye(3, dtype=np.float32), w1=np.diag([4.0, 2.0, 1.0]).astype(np.float32),
+    )  # fmt: skip
+    traced = onnxshap.trace(model)
+    (group,) = traced.groups
+    columns = [RNG.permutation(np.linspace(-1, 1, 400)) for _ in range(3)]
+    data = onnxshap.Dataset({"x": np.stack(columns, axis=1).astype(np.float32)}, None, "drawn")
+    worth = unit * np.array([2.0, 3.0, 100.0])  # times variances of 16, 4 and 1: 32, 12, 100
+    found = left_over(Setting(traced, data, MSE(), []), group, worth, np.random.default_rng(0))
+    assert found.argsort().tolist() == [1, 0, 2]
+    alone = left_over(Setting(traced, data, MSE(), []), group, None, np.random.default_rng(0))
+    assert alone.argsort().tolist() == [2, 1, 0]
+
+
 def test_what_no_layer_tells_of_goes_by_its_worth() -> None:
     """Also what harms, and what is worth next to nothing beside the others."""
     model = build(

@@ -10,7 +10,9 @@ stay the means, which share out the payoff.
 Nor does a refit lose all that a unit is worth, only what those left cannot give in its place. Shapley values share what
 two copies have in common between them, so that both look cheap and both go. So units go one by one, the cheapest first,
 at the price of what is lost of the worth of all that have gone: the error of the best refit of the layers behind, as
-`recon` counts it, in which the variance of what a unit gives costs what the unit is worth.
+`recon` counts it, in which all that a unit gives costs the geometric mean of its variance and what the unit is worth.
+By worth alone much was lost where many units went: it is found with the others there, on images few enough that its
+spread is half noise, and the layers behind have to give what they gave before.
 """
 
 from __future__ import annotations
@@ -90,6 +92,7 @@ def left_over(
         return eliminate(*regressions(setting, group, rng, tell=tell))
     least = _LEAST * max(0.0, float(worth.max()))
     counted = np.maximum(worth, least) if least > 0 else np.ones(len(worth))
+    counted = counted / counted.sum()  # as shares, like what units give: whatever the payoff is in units of
     problems, fixed = regressions(setting, group, rng, tell=tell, worth=counted)
     if not problems and not fixed.any():
         return worth  # nor is anything refitted there: what is worth little, or harms, is told apart

@@ -69,8 +69,8 @@ def regressions(
         importance: node -> float64[outputs], what a squared error of each output counts; default all the same, but
             for outputs of the model that are in different units.
         tell: told how much is done.
-        worth: float64[n_units], what the loss of all that a unit gives the layers behind costs; default its share of
-            what they are given.
+        worth: float64[n_units], what the loss of all that a unit gives the layers behind costs by itself: it counts as
+            the geometric mean of that and its share of what they are given; default that share alone.
     """
     importance = _by_units(setting) if importance is None else importance
     fixed = np.zeros(len(group))
@@ -87,7 +87,7 @@ def regressions(
             fixed += _alone(layer, grams)
     if worth is not None:
         given = fixed + sum(part.given() for part in parts)
-        counts = worth / np.maximum(given, max(_LEAST * float(given.max(initial=0)), 1e-30))
+        counts = np.sqrt(worth / np.maximum(given, max(_LEAST * float(given.max(initial=0)), 1e-30)))
         fixed, parts = counts * fixed, [part.counting(counts) for part in parts]
     return [BlockRegression(part.gram, part.kernel, part.columns, part.ridge) for part in parts], fixed
 

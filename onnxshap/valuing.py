@@ -318,9 +318,10 @@ class Scoring:
         bases = {} if moved is None else moved.bases
         model = form_of(digest(complete(traced, traced.source)), bases)
         kept = None if self.journal is None else Journal(self.journal, self._header(setting, groups, model))
+        stage = "score" if self.plays else "value"
         values = score_groups(
             setting, groups, self.method, self.seed, self.rules,
-            lambda done, total: self.progress("score", done, total), kept, self._runner(setting),
+            lambda done, total: self.progress(stage, done, total), kept, self._runner(setting),
         )  # fmt: skip
         used = setting.payoff.name if any(v.evals for v in values.values()) else None
         doubts = label_notes(setting.payoff, setting.reference, setting.data.labels)

@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 import onnxshap
 from onnxshap.calibrate import run_all
+from onnxshap.cli import screen
 from onnxshap.core import FloatArray
 from onnxshap.errors import DataError
 from onnxshap.estimators.rows import over_images
@@ -303,6 +304,14 @@ def test_the_order_before_a_refit_tells_how_far_it_is_and_ends_in_time() -> None
         assert values[name].tolist() == ranks("shapley", found, refitted=True).tolist() != by[name].tolist()
     (note,) = short.notes
     assert note.startswith("units of group 'stem' and 1 more are ranked by value + 2 std over images alone: no time")
+
+
+def test_what_plays_no_game_is_another_stage() -> None:
+    """The hint to methods without a game is for those who play one."""
+    for method, stage in (("recon", "value"), ("loo", "score")):
+        told = list[str]()
+        score(net(), method, progress=lambda stage, done, total, told=told: told.append(stage))
+        assert set(told) == {stage} <= {*screen._STAGES} & {*screen._SHORTER}
 
 
 def test_seconds_are_for_the_order_of_a_refit_too(monkeypatch: pytest.MonkeyPatch) -> None:

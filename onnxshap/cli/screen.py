@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _STAGES = {
     "trace": "reading the model",
     "score": "scoring units",
+    "value": "valuing units",
     "order": "putting units in order",
     "cut": "cutting and checking",
     "repair": "refitting weights",
@@ -34,7 +35,8 @@ _STAGES = {
     "weigh": "weighing layers",
 }
 _SHORTER = {
-    "score": "--samples, --max-seconds (one image a group at least) or a --method without a game (recon) take less"
+    "score": "--samples, --max-seconds (one image a group at least) or a --method without a game (recon) take less",
+    "value": "--samples or a --method of norms (l2) take less",
 }
 """What shortens a stage."""
 _FIRST_LINE, _LAST_PAUSE = 60.0, 600.0

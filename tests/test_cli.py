@@ -698,14 +698,9 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
 
 def test_choices_are_the_librarys(here: Path) -> None:
     text = " ".join(call("prune", "--help").stdout.split())
-    for names in (
-        onnxshap.METHODS,
-        NAMES,
-        valuing.BASELINES,
-        REPAIRS,
-        ALLOCATIONS,
-        [*onnxshap.backend.PROVIDERS, "auto"],
-    ):
+    assert f"--method NAME How to value units. [default: {valuing.METHOD}; " in text
+    assert ", ".join(onnxshap.METHODS) in text
+    for names in (NAMES, valuing.BASELINES, REPAIRS, ALLOCATIONS, [*onnxshap.backend.PROVIDERS, "auto"]):
         assert f"[{'|'.join(names)}]" in text.replace("| ", "|")
 
 
@@ -875,6 +870,11 @@ def test_the_help_lists_commands_in_full_and_options_by_section() -> None:
         assert titles == list(dict.fromkeys(titles)) and titles[-1] == "Options"
         own = [option for option in command.params if isinstance(option, click.Option)]
         assert all(isinstance(option, Option) and option.section in titles[:-1] for option in own)
+
+
+def test_the_help_fits_a_terminal() -> None:
+    for name in cli.main.commands:
+        assert max(map(len, call(name, "--help").stdout.splitlines())) <= 80, name
 
 
 # --- as a process ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -9,12 +10,26 @@ from typing import Any, TypeVar
 import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_FEW = 6
+"""Names that stand beside an option in its help."""
+_WIDTH = 46
+"""Columns that the right side of a help has."""
 
 
 class Option(click.Option):
     """An option that stands in a section of the help."""
 
     section = "Options"
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return what its help shows on the left and on the right, where many names go, line by line."""
+        if (record := super().get_help_record(ctx)) is None:
+            return None
+        left, right = record
+        if isinstance(self.type, click.Choice) and len(self.type.choices) > _FEW:
+            names = textwrap.wrap(", ".join(self.type.choices), _WIDTH, break_on_hyphens=False)
+            return f"{self.opts[-1]} NAME", "\n\n".join([right, "\n".join(["\b", *names])])
+        return left.replace(" INTEGER RANGE", " N").replace(" INTEGER", " N"), right
 
 
 option = partial(click.option, cls=Option)

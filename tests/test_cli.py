@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -627,51 +628,18 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(api, "prune", record)
     monkeypatch.setattr(api, "score", record)
     monkeypatch.setattr(opening, "open_model", record)
-    run = ("--provider", "cuda", "--threads", "3", "--input-shape", "a=1,2", "--input-shape", "b=c=4", "--seed", "5")
-    data = ("m.onnx", "--data", "d.npz", "--labels", "l.npy", "--payoff", "mse")
-    score = (
-        "--method",
-        "l2",
-        "--baseline",
-        "zero",
-        "--samples",
-        "7",
-        "--memory",
-        "2M",
-        "--max-evals",
-        "99",
-        *(
-            "--max-seconds",
-            "9",
-            "--decided",
-            "0.2",
-            "--journal",
-            "j.journal",
-            "--workers",
-            "2",
-            "--cluster",
-            "tcp://c:1",
-        ),
-        "--include",
-        "i",
-        "--include",
+    run = shlex.split("--provider cuda --threads 3 --input-shape a=1,2 --input-shape b=c=4 --seed 5")
+    data = shlex.split("m.onnx --data d.npz --labels l.npy --payoff mse")
+    score = shlex.split(
+        "--method l2 --baseline zero --samples 7 --memory 2M --max-evals 99 --max-seconds 9 --decided 0.2 "
+        "--journal j.journal --workers 2 --cluster tcp://c:1 --include i --include j --exclude e"
     )
-    cut = (
-        "--keep-macs",
-        "0.4",
-        "--keep-params",
-        "0.6",
-        "--keep-units",
-        "0.7",
-        "--multiple-of",
-        "4",
-        "--min-units",
-        "2",
-        *("--keep-bytes", "0.8", "--target-latency", "1.5", "--max-drop", "0.01", "--allocation", "uniform"),
-        *("--distill-seconds", "33", "--basis", "own"),
+    cut = shlex.split(
+        "--keep-macs 0.4 --keep-params 0.6 --keep-units 0.7 --keep-bytes 0.8 --target-latency 1.5 --max-drop 0.01 "
+        "--multiple-of 4 --min-units 2 --allocation uniform --distill-seconds 33 --basis own --repair none"
     )
-    scoring = (*run, *data, *score, "j", "--exclude", "e")
-    refused("prune", *scoring, *cut, "--eval-data", "e.npz", "--repair", "none", "-o", "out.onnx")
+    scoring = (*run, *data, *score)
+    refused("prune", *scoring, *cut, "--eval-data", "e.npz", "-o", "out.onnx")
     refused("score", *scoring, "--basis", "principal")
     refused("eval", *run, *data)
     everywhere = {

@@ -315,7 +315,7 @@ def test_a_damaged_end_is_computed_again(tmp_path: Path, damage: str) -> None:
     ("options", "what"),
     [
         ({"seed": 1}, "seed"),  # other images are drawn, too
-        ({"samples": 32}, r"choice of data \(--data, --labels, --samples\)"),
+        ({"samples": 32}, r"choice of data \(data, labels, samples\)"),
         ({"method": "loo"}, "method"),
         ({"baseline": "zero"}, "baseline"),
         ({"payoff": "kl"}, "payoff"),
@@ -740,7 +740,7 @@ def test_what_runs_only_whole_is_told_of_with_what_to_do(monkeypatch: pytest.Mon
         raise ModelError("the model refused to run on x: Split size 1 exceeds 0")
 
     monkeypatch.setattr(GroupGame, "__call__", refuse)
-    said = "^group 'a' cannot be scored by leaving units out: .*exceeds 0; --exclude 'a' keeps .*--method recon"
+    said = "^group 'a' cannot be scored by leaving units out: .*exceeds 0; exclude 'a' keeps .*method recon"
     with pytest.raises(ModelError, match=said):
         onnxshap.score(net(), IMAGES, samples=4)
     assert onnxshap.score(net(), IMAGES, samples=4, method="recon").values

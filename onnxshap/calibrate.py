@@ -316,11 +316,25 @@ def channel_means(
     todo = [place for place in dict.fromkeys(places) if traced.depth(place[0]) < 2]
     if not todo:
         return {}
+    session = traced.backend.session(_averaging(traced, todo, transform))
+    sums, total = [np.zeros(traced.shaped.shapes[name][axis]) for name, axis in todo], 0
+    for count, feeds in batches(traced, data, _fitting(traced, sum)):  # onnxruntime may average all of them in the end
+        total += count
+        for k, (found, (name, _)) in enumerate(zip(session.run(feeds), todo, strict=True)):
+            whole = found.astype(np.float64)
+            if traced.depth(name):
+                whole = whole.mean(axis=0) if len(whole) else np.zeros(whole.shape[1:])
+            sums[k] += whole * count if traced.batch_axis(name) is None else whole[:count].sum(axis=0)
+    return {place: s / total for place, s in zip(todo, sums, strict=True)}
+
+
+def _averaging(traced: Traced, places: Sequence[tuple[str, int]], transform: str) -> ModelProto:
+    """Return a model whose outputs are what `channel_means` sums up: [images, n] each, or [n] without images."""
     shaped = traced.shaped
     model = ModelProto()
     model.CopyFrom(shaped.graph.model)
     graph = model.graph
-    names, outputs = shaped.graph.names(), []
+    names, outputs = shaped.graph.names(), dict[str, int]()
 
     def put(kind: str, inputs: Sequence[str], wish: str, **given: Any) -> str:
         graph.node.append(helper.make_node(kind, inputs, [made := names.new(wish)], **given))
@@ -330,7 +344,7 @@ def channel_means(
         graph.initializer.append(tensor(names.new(wish), values))
         return graph.initializer[-1].name
 
-    for number, (name, axis) in enumerate(todo):
+    for number, (name, axis) in enumerate(places):
         base, batch = f"{_STATISTICS}{number}", traced.batch_axis(name)
         source = put("Cast", [name], f"{base}.x", to=TensorProto.FLOAT)
         if transform == "abs":
@@ -345,18 +359,9 @@ def channel_means(
             give(graph.node[-1], "axes", axes, partial(constant, f"{base}.mean.axes"), shaped.graph.opset)
         if batch is not None and batch > axis:
             source = put("Transpose", [source], f"{base}.turned", perm=[1, 0])
-        outputs.append(source)
+        outputs[source] = TensorProto.FLOAT
     kinds = {i.name: i.type.tensor_type.elem_type for i in graph.input}
-    session = traced.backend.session(extract(model, kinds, dict.fromkeys(outputs, TensorProto.FLOAT)))
-    sums, total = [np.zeros(shaped.shapes[name][axis]) for name, axis in todo], 0
-    for count, feeds in batches(traced, data, _fitting(traced, sum)):  # onnxruntime may average all of them in the end
-        total += count
-        for k, (found, (name, _)) in enumerate(zip(session.run(feeds), todo, strict=True)):
-            whole = found.astype(np.float64)
-            if traced.depth(name):
-                whole = whole.mean(axis=0) if len(whole) else np.zeros(whole.shape[1:])
-            sums[k] += whole * count if traced.batch_axis(name) is None else whole[:count].sum(axis=0)
-    return {place: s / total for place, s in zip(todo, sums, strict=True)}
+    return extract(model, kinds, outputs)
 
 
 def channel_covariances(traced: Traced, data: Dataset, names: Sequence[str]) -> dict[str, FloatArray]:
@@ -377,20 +382,17 @@ def channel_covariances(traced: Traced, data: Dataset, names: Sequence[str]) -> 
     kinds = {i.name: i.type.tensor_type.elem_type for i in shaped.graph.model.graph.input}
     part = extract(shaped.graph.model, kinds, {n: shaped.kinds.get(n, TensorProto.FLOAT) for n in wanted})
     session = traced.backend.session(part)
-    rows, means, products = dict.fromkeys(wanted, 0), dict[str, FloatArray](), dict[str, FloatArray]()
+    rows, sums, products = dict.fromkeys(wanted, 0), dict[str, FloatArray](), dict[str, FloatArray]()
     for _, feeds in batches(traced, data, min(8, _fitting(traced, sum))):
         for name, found in zip(wanted, session.run(feeds), strict=True):
             flat = found.reshape(*found.shape[:2], -1)
             flat = flat[:, :, :: max(1, flat.shape[2] // _POSITIONS)]
             x = flat.transpose(1, 0, 2).reshape(flat.shape[1], -1).astype(np.float64)
             rows[name] += x.shape[1]
-            means[name] = means.get(name, 0.0) + x.sum(axis=1)
+            sums[name] = sums.get(name, 0.0) + x.sum(axis=1)
             products[name] = products.get(name, 0.0) + x @ x.T
-    found_of = {}
-    for name in wanted:
-        mean = means[name] / rows[name]
-        found_of[name] = products[name] / rows[name] - np.outer(mean, mean)
-    return found_of
+    means = {name: sums[name] / rows[name] for name in wanted}
+    return {name: products[name] / rows[name] - np.outer(mean, mean) for name, mean in means.items()}
 
 
 @checked

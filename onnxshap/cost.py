@@ -107,56 +107,75 @@ class Cost:
 
 def cost_of(shaped: Shaped, labels: Labels, beside: Sequence[TensorProto] = ()) -> Cost:
     """Return the cost functions of a graph at the shapes it was traced at; `beside` is what else its file stores."""
-    places: dict[bytes, int] = {}
-    found: list[NDArray[np.int32]] = []
-    frozen = np.asarray((labels.slots < 0).all(axis=1))
+    axes, times = _Axes(shaped, labels), _runs(shaped)
+    macs = [(times[index] * whole, at) for index, keys in labels.trace.macs for whole, at in [axes.block(keys)]]
+    stored, shared = _stored(shaped, labels, axes)
+    stored += [(math.prod(t.dims), [], t.data_type) for t in beside]
+    params = [(float(whole), at) for whole, at, kind in stored if kind not in _NOT_WEIGHTS]
+    size = [(_itemsize(kind) * whole, at) for whole, at, kind in stored]
+    counted = [(1.0, some) for some, kind in shared if kind not in _NOT_WEIGHTS]
+    weighed = [(_itemsize(kind), some) for some, kind in shared]
+    return Cost(axes.widths(), axes.blocks(macs), axes.blocks(params), axes.blocks(size), counted, weighed)
 
-    def place(tensor: str, axis: int) -> int | None:
-        """Return the place of an axis among those that can be cut."""
-        classes = labels.axis(tensor, axis)
-        if classes is None or frozen[classes].all():
-            return None
-        if (key := classes.tobytes()) not in places:
-            places[key] = len(found)
-            found.append(classes)
-        return places[key]
 
-    def block(axes: Sequence[AxisKey]) -> tuple[int, list[int]]:
-        """Return the size of the axes that stay whole, and the places of the others."""
-        at = [(place(t, a), _size(shaped, labels, t, a)) for t, a in axes]
+class _Axes:
+    """The axes of blocks that can be cut, axes that are alike once, in the order in which they are met."""
+
+    def __init__(self, shaped: Shaped, labels: Labels) -> None:
+        self._shaped, self._labels = shaped, labels
+        self._frozen = np.asarray((labels.slots < 0).all(axis=1))
+        self._places: dict[bytes, int] = {}
+        self._met: list[NDArray[np.int32]] = []
+
+    def block(self, keys: Sequence[AxisKey]) -> tuple[int, list[int]]:
+        """Return the size of the axes of a block that stay whole, and the places of the others."""
+        at = [(self._place(tensor, axis), _size(self._shaped, self._labels, tensor, axis)) for tensor, axis in keys]
         return math.prod(size for k, size in at if k is None), [k for k, _ in at if k is not None]
 
-    times = _runs(shaped)
-    macs = [(times[index] * size, at) for index, axes in labels.trace.macs for size, at in [block(axes)]]
-    copies: dict[object, dict[tuple[int, tuple[int, ...]], tuple[str, int]]] = {}
-    for name, kind in _constants(shaped):
-        whole, at = block([(name, axis) for axis in range(len(shaped.shapes[name]))])
-        copies.setdefault(shaped.graph.sources.get(name, name), {})[whole, tuple(at)] = name, kind
-    stored, shared = list[tuple[int, list[int], int]](), list[tuple[_Copies, int]]()
-    for found_copies in copies.values():  # those of one initializer that are cut alike are one again in the file
-        if len(found_copies) == 1:
-            (((whole, places_), (_, kind)),) = found_copies.items()
-            stored.append((whole, list(places_), kind))
-        else:
-            names = [name for name, _ in found_copies.values()]
-            axes = [[labels.axis(name, axis) for axis in range(len(shaped.shapes[name]))] for name in names]
-            shared.append((_Copies(shaped.shapes[names[0]], axes), next(iter(found_copies.values()))[1]))
-    stored += [(math.prod(t.dims), [], t.data_type) for t in beside]
-    params = [(float(size), at) for size, at, kind in stored if kind not in _NOT_WEIGHTS]
-    size = [(_itemsize(kind) * whole, at) for whole, at, kind in stored]
-    widest = max((len(at) for _, at in (*macs, *params, *size)), default=0)
+    def _place(self, tensor: str, axis: int) -> int | None:
+        """Return the place of an axis among those that can be cut, None where it cannot."""
+        classes = self._labels.axis(tensor, axis)
+        if classes is None or self._frozen[classes].all():
+            return None
+        if (key := classes.tobytes()) not in self._places:
+            self._places[key] = len(self._met)
+            self._met.append(classes)
+        return self._places[key]
 
-    def table(rows: Sequence[tuple[float, list[int]]]) -> _Blocks:
-        axes = np.full((len(rows), widest), len(found), np.intp)
+    def widths(self) -> _Widths:
+        """Return how many positions of the axes stay, once all are met."""
+        starts = np.cumsum([0, *map(len, self._met)])[:-1].astype(np.intp)
+        return _Widths(np.concatenate([*self._met, np.empty(0, np.int32)]), starts)
+
+    def blocks(self, rows: Sequence[tuple[float, list[int]]]) -> _Blocks:
+        """Return blocks of factors and places, once all axes are met: behind the last one is what is missing."""
+        axes = np.full((len(rows), max((len(at) for _, at in rows), default=0)), len(self._met), np.intp)
         for row, (_, at) in zip(axes, rows, strict=True):
             row[: len(at)] = at
         return _Blocks(np.array([factor for factor, _ in rows], np.float64), axes)
 
-    starts = np.cumsum([0, *map(len, found)])[:-1].astype(np.intp)
-    widths = _Widths(np.concatenate([*found, np.empty(0, np.int32)]), starts)
-    counted = [(1.0, some) for some, kind in shared if kind not in _NOT_WEIGHTS]
-    weighed = [(_itemsize(kind), some) for some, kind in shared]
-    return Cost(widths, table(macs), table(params), table(size), counted, weighed)
+
+def _stored(
+    shaped: Shaped, labels: Labels, axes: _Axes
+) -> tuple[list[tuple[int, list[int], int]], list[tuple[_Copies, int]]]:
+    """Return blocks and element types of what is stored once, and copies of initializers that may be cut differently.
+
+    Copies that are cut alike are one again in the file.
+    """
+    copies: dict[object, dict[tuple[int, tuple[int, ...]], tuple[str, int]]] = {}
+    for name, kind in _constants(shaped):
+        whole, at = axes.block([(name, axis) for axis in range(len(shaped.shapes[name]))])
+        copies.setdefault(shaped.graph.sources.get(name, name), {})[whole, tuple(at)] = name, kind
+    stored, shared = list[tuple[int, list[int], int]](), list[tuple[_Copies, int]]()
+    for found in copies.values():
+        if len(found) == 1:
+            (((whole, places), (_, kind)),) = found.items()
+            stored.append((whole, list(places), kind))
+        else:
+            names = [name for name, _ in found.values()]
+            classes = [[labels.axis(name, axis) for axis in range(len(shaped.shapes[name]))] for name in names]
+            shared.append((_Copies(shaped.shapes[names[0]], classes), next(iter(found.values()))[1]))
+    return stored, shared
 
 
 def costly_units(shaped: Shaped, labels: Labels) -> BoolArray:

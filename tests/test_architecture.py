@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -106,6 +107,16 @@ def test_imports_go_downward(path: Path) -> None:
 
 def test_every_floor_is_inhabited() -> None:
     assert {module(p) for p in FILES} == frozenset().union(*FLOORS)
+
+
+def test_the_readme_tells_what_every_module_is() -> None:
+    text = Path(__file__).parents[1].joinpath("README.md").read_text()
+    table = text.split("| in `onnxshap/` | |")[1]
+    told = re.findall(
+        r"`(\w+/?)`", "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    )
+    modules = {f"{name}/" if (ROOT / name).is_dir() else name for name in frozenset().union(*FLOORS)}
+    assert sorted(told) == sorted(modules - {"__init__", "__main__"})
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -10,7 +10,7 @@ import pytest
 from onnx import ModelProto
 
 from onnxshap import OrtBackend, calibrate, prune, score
-from onnxshap.calibrate import free_batch, run_all, site_means
+from onnxshap.calibrate import free_batch, run_all, running, site_means, statistics
 from onnxshap.core import Array, Dataset
 from onnxshap.data import random_data
 from onnxshap.game import GroupGame, Setting
@@ -935,7 +935,8 @@ def test_no_run_holds_more_images_than_memory_does(monkeypatch: pytest.MonkeyPat
         sizes.append(size)
         return plain(traced, data, size, least)
 
-    monkeypatch.setattr(calibrate, "batches", told)
+    for module in (running, statistics):
+        monkeypatch.setattr(module, "batches", told)
     found, largest = [], 4 * 16 * 8 * 8
     for memory in (2**30, 17 * largest):
         traced = trace(model, backend=OrtBackend("cpu", 1, memory))

@@ -1,0 +1,25 @@
+"""Models run over data sets, and what is measured of their activations.
+
+- `feeding`: data in batches. `running`: outputs on all images.
+- `freeing`: any number of images at a time, where they are apart. `statistics`: means and covariances of channels.
+"""
+
+from onnxshap.calibrate.feeding import batches, by_image, bytes_per_image, usual_batch, usual_size
+from onnxshap.calibrate.freeing import free_batch, mixes_rows, rows_apart
+from onnxshap.calibrate.running import run_all
+from onnxshap.calibrate.statistics import channel_covariances, channel_means, site_means
+
+__all__ = [
+    "batches",
+    "by_image",
+    "bytes_per_image",
+    "channel_covariances",
+    "channel_means",
+    "free_batch",
+    "mixes_rows",
+    "rows_apart",
+    "run_all",
+    "site_means",
+    "usual_batch",
+    "usual_size",
+]

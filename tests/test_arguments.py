@@ -15,7 +15,7 @@ import onnxshap
 from onnxshap import Budget, Dataset, OnnxshapError, OrtBackend
 from onnxshap.arguments import telling_options
 from onnxshap.core import Array
-from tests.test_report import net
+from tests.nets import small as net
 
 IMAGES = np.random.default_rng(0).normal(size=(50, 3, 4, 4)).astype(np.float32)
 CUT: Mapping[str, Any] = {"keep_macs": 0.5, "method": "l1", "repair": "none"}

@@ -12,8 +12,8 @@ import onnx.parser
 import pytest
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
 
+from tests.commands import call, refused
 from tests.exactness import net
-from tests.test_cli import call, refused
 
 
 @pytest.fixture(autouse=True)

@@ -24,13 +24,12 @@ from onnxshap.plan.trials import Trials
 from onnxshap.rewrite import small_model
 from onnxshap.tracing import Keep, Traced
 from tests import exactness
-from tests.test_repair import images
-from tests.test_repair import net as raw_net
+from tests.nets import images, residual
 
 
 def net() -> ModelProto:
     """Return a net whose classes are all met."""
-    model = raw_net()
+    model = residual()
     logits = onnxshap.OrtBackend("cpu", 1).session(model).run(dict(images(200).inputs))[0]
     bias = next(t for t in model.graph.initializer if t.name == "bc")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) - logits.mean(axis=0), "bc"))
@@ -85,7 +84,7 @@ def test_steps_are_halved_no_less_than_never() -> None:
 @pytest.mark.parametrize("asked", [None, "iterative"])
 def test_shares_of_every_group_are_told_as_what_they_are(asked: str | None) -> None:
     """Nothing is measured for them, so too few images to measure with are no reason to refuse."""
-    found = onnxshap.prune(raw_net(), images(24), keep_units=0.5, method="l1", allocation=asked)
+    found = onnxshap.prune(residual(), images(24), keep_units=0.5, method="l1", allocation=asked)
     assert found.allocation == "uniform" and "curves" not in found.seconds
 
 

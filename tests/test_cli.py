@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
 import onnxshap
@@ -32,8 +31,10 @@ from onnxshap.methods import Whole
 from onnxshap.payoffs import NAMES
 from onnxshap.plan import cutter
 from onnxshap.plan.options import ALLOCATIONS, REPAIRS
+from tests.commands import call, fine, refused
 from tests.exactness import net as wide
-from tests.test_report import NET, net
+from tests.nets import SMALL
+from tests.nets import small as net
 
 UNPRUNABLE = """<ir_version: 8, opset_import: ["" : 17]>
 plain (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }"""
@@ -55,28 +56,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     onnx.save(net(), "m.onnx")
     np.savez("d.npz", image=IMAGES, labels=LABELS)
     yield tmp_path
-
-
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.main, arguments)
-
-
-def fine(*arguments: str) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result
-
-
-def refused(*arguments: str, code: int = 1) -> str:
-    """The one line on stderr; nothing on stdout, no traceback, and the folder is as it was."""
-    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-    result = call(*arguments)
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("onnxshap: error: ") and "Traceback" not in line
-    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
-    return line
 
 
 def run(path: Path | str, images: Array = IMAGES) -> Array:
@@ -167,7 +146,7 @@ def test_a_dry_run_tells_everything_and_writes_nothing(here: Path) -> None:
 
 
 def test_include_and_exclude_choose_groups(here: Path) -> None:
-    two_groups = NET.replace("[last]", "[middle] hidden = Gemm (flat, mid_w) warm = Relu (hidden) [last]")
+    two_groups = SMALL.replace("[last]", "[middle] hidden = Gemm (flat, mid_w) warm = Relu (hidden) [last]")
     model = onnx.parser.parse_model(two_groups.replace("(flat, last_w", "(warm, last_w"))
     model.graph.initializer.extend(net().graph.initializer)
     model.graph.initializer.append(onnx.numpy_helper.from_array(RNG.normal(size=(8, 8)).astype(np.float32), "mid_w"))
@@ -299,7 +278,7 @@ def test_inspect_lists_groups_and_what_stays(here: Path) -> None:
 
 
 def test_input_shapes_choose_free_dimensions(here: Path) -> None:
-    onnx.save(onnx.parser.parse_model(NET.replace("3, 4, 4]", "3, H, W]")), "free.onnx")
+    onnx.save(onnx.parser.parse_model(SMALL.replace("3, 4, 4]", "3, H, W]")), "free.onnx")
     model = onnx.load("free.onnx")
     model.graph.initializer.extend(net().graph.initializer)
     onnx.save(model, "free.onnx")
@@ -363,7 +342,7 @@ def test_what_kills_the_process_says_where(here: Path) -> None:
 
 
 def test_data_choose_free_dimensions_too(here: Path) -> None:
-    model = onnx.parser.parse_model(NET.replace("3, 4, 4]", "3, H, W]"))
+    model = onnx.parser.parse_model(SMALL.replace("3, 4, 4]", "3, H, W]"))
     model.graph.initializer.extend(net().graph.initializer)
     onnx.save(model, "free.onnx")
     np.save("images.npy", np.zeros((3, 3, 5, 9), np.float32))

@@ -25,8 +25,9 @@ from onnxshap.repair import refit
 from onnxshap.repair.targets import find_layers
 from onnxshap.rewrite import Removal
 from tests import exactness
+from tests.nets import images
+from tests.nets import residual as net
 from tests.test_batching import FIXED, STATE
-from tests.test_repair import images, net
 
 if TYPE_CHECKING:
     from torch import Tensor

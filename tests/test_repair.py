@@ -30,35 +30,10 @@ from onnxshap.repair.targets import find_layers
 from onnxshap.rewrite import Removal, cut
 from onnxshap.walk import Repeated, Route, Share, Walk
 from tests import exactness
+from tests.nets import RESIDUAL, images
+from tests.nets import residual as net
 
 MODELS = Path(__file__).parent.parent / "models"
-
-NET = """
-<ir_version: 8, opset_import: ["" : 17]>
-net (float[N,3,6,6] x) => (float[N,4] y) {
-  a = Conv<pads=[1,1,1,1]>(x, wa, ba)
-  ar = Relu(a)
-  b = Conv<pads=[1,1,1,1]>(ar, wb, bb)
-  s = Add(b, ar)
-  sr = Relu(s)
-  m = ReduceMean<axes=[2,3], keepdims=0>(sr)
-  y = Gemm(m, wc, bc)
-}
-"""
-SHAPES = {"wa": (8, 3, 3, 3), "ba": (8,), "wb": (8, 8, 3, 3), "bb": (8,), "wc": (8, 4), "bc": (4,)}
-
-
-def net(twins: bool = False, batch: int | None = None) -> ModelProto:
-    """Return a residual net; with `twins` the first layer's channels come in equal pairs."""
-    text = NET.replace("[N,", f"[{batch},") if batch else NET
-    model = onnx.parser.parse_model(text)
-    rng = np.random.default_rng(1)
-    for name, shape in SHAPES.items():
-        values = rng.normal(size=shape).astype(np.float32)
-        if twins and name in ("wa", "ba"):
-            values[1::2] = values[::2]
-        model.graph.initializer.append(numpy_helper.from_array(values, name))
-    return model
 
 
 def deep() -> ModelProto:
@@ -77,11 +52,6 @@ def deep() -> ModelProto:
         values = rng.normal(size=(8, 3 if name == "v0" else 8, 3, 3)).astype(np.float32) / 6
         model.graph.initializer.append(numpy_helper.from_array(values, name))
     return model
-
-
-def images(count: int = 60) -> Dataset:
-    """Return random images."""
-    return Dataset({"x": np.random.default_rng(2).normal(size=(count, 3, 6, 6)).astype(np.float32)}, None, "random")
 
 
 def repaired(model: ModelProto, keep: list[bool], data: Dataset) -> tuple[list[Array], list[Array], list[Array]]:
@@ -123,7 +93,7 @@ def test_sequences_stay_between_the_nodes_that_make_and_read_them() -> None:
 
 def test_twins_are_restored() -> None:
     """Where each removed channel has an equal one that stays, the refit net computes what the original did."""
-    text = NET.replace("s = Add(b, ar)", "s = Relu(b)")
+    text = RESIDUAL.replace("s = Add(b, ar)", "s = Relu(b)")
     model = net(twins=True)
     chain = onnx.parser.parse_model(text)
     chain.graph.initializer.extend(model.graph.initializer)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from rich.console import Console
 
@@ -18,27 +17,7 @@ from onnxshap import report
 from onnxshap.core import Array, Values
 from onnxshap.errors import DataError, ModelError
 from onnxshap.report.cells import count
-
-NET = """<ir_version: 8, opset_import: ["" : 17]>
-net (float[N, 3, 4, 4] image) => (float[N, 4] scores)
-{
-  [first] first_out = Conv <pads = [1, 1, 1, 1]> (image, first_w, first_b)
-  active = Relu (first_out)
-  pooled = GlobalAveragePool (active)
-  flat = Flatten (pooled)
-  [last] scores = Gemm <transB = 1> (flat, last_w, last_b)
-}"""
-
-
-def net() -> onnx.ModelProto:
-    """A convolution of 8 units, a linear layer of 4 classes."""
-    rng = np.random.default_rng(5)
-    model = onnx.parser.parse_model(NET)
-    shapes = {"first_w": (8, 3, 3, 3), "first_b": (8,), "last_w": (4, 8), "last_b": (4,)}
-    for name, shape in shapes.items():
-        values = rng.normal(size=shape).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-    return model
+from tests.nets import small as net
 
 
 @pytest.fixture(scope="module")

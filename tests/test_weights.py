@@ -20,8 +20,8 @@ from onnxshap import graph
 from onnxshap.core import Array
 from onnxshap.errors import ModelError
 from onnxshap.graph import saving, weights, writing
+from tests.commands import call, fine, refused
 from tests.exactness import check_exact, net
-from tests.test_cli import call, fine, refused
 from tests.zeroing import relative_error, run
 
 DATA = np.random.default_rng(1).normal(size=(8, 40)).astype(np.float32)

@@ -9,14 +9,12 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from onnxshap.core import BoolArray
 from onnxshap.errors import ModelError
 from onnxshap.graph.names import tensors_of
 from onnxshap.graph.structure import graphs_of
-from onnxshap.labels import Labels
+from onnxshap.labels import Labels, components
 from onnxshap.shapes import Shaped
 
 MASKS = "onnxshap.mask."
@@ -74,9 +72,8 @@ def find_groups(shaped: Shaped, labels: Labels, costly: BoolArray) -> list[Group
         return []
     rows = np.concatenate([m[:-1] for m in chains])
     columns = np.concatenate([m[1:] for m in chains])
-    links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(labels.n_units, labels.n_units))
-    count, component = connected_components(links, directed=False)
-    counts = np.bincount(component[costly], minlength=count)
+    component = components(labels.n_units, rows, columns)
+    counts = np.bincount(component[costly], minlength=labels.n_units)
     chains = [m for m in chains if counts[component[m[0]]]]
     if not chains:
         return []

@@ -25,7 +25,6 @@ def inspect(
     With --data it is told at their sizes, and of models that run on real inputs alone.
     """
     from onnxshap import report
-    from onnxshap.opening import open_model
     from onnxshap.tracing import trace
 
     with screen.progress() as tell:
@@ -34,6 +33,8 @@ def inspect(
         if data is None:
             traced = trace(model, input_shapes=shapes, backend=backend)
         else:
+            from onnxshap.opening import open_model  # as much again as the rest, for what only data need
+
             traced, _ = open_model(model, data, backend=backend, input_shapes=shapes, own=True)
         found = report.inspection(traced, model=model)
     screen.notes(traced.notes)

@@ -13,7 +13,8 @@ classes into *units*, the players of the games. It is order-free: the same relat
 """
 
 from onnxshap.labels.axes import Axes, parse_spec
-from onnxshap.labels.resolve import Labels, Liveness, components, resolve
+from onnxshap.labels.components import components
+from onnxshap.labels.resolve import Labels, Liveness, resolve
 from onnxshap.labels.trace import AxisKey, Balance, Frozen, Op, Product, RuleError, Site, Tensor, Trace, Weight
 
 __all__ = [

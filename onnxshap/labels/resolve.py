@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from onnxshap.core import Array, BoolArray, IntArray
 from onnxshap.labels.balance import balanced_sets
+from onnxshap.labels.components import components
 from onnxshap.labels.factors import by_chance, in_order, refined
-from onnxshap.labels.relations import Atoms
 from onnxshap.labels.trace import AxisKey, Balance, Frozen, Product, Trace
 
 
@@ -148,17 +146,6 @@ def resolve(trace: Trace) -> Labels:
         for k, factor in enumerate(np.broadcast_arrays(*np.ix_(*product.factors))):
             slots[classes[product.merged], k] = unit_of[classes[factor]]
     return Labels(classes, slots, int(is_unit.sum()), reasons, trace)
-
-
-def components(size: int, a: Atoms, b: Atoms) -> NDArray[np.int32]:
-    """Return int[size], numbered by first atom, of the connected components of the pairs (a, b)."""
-    links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(size, size))
-    count, found = connected_components(links, directed=False)
-    first = np.full(count, size, np.int32)
-    np.minimum.at(first, found, np.arange(size, dtype=np.int32))
-    rank = np.empty(count, np.int32)
-    rank[np.argsort(first)] = np.arange(count, dtype=np.int32)
-    return rank[found]
 
 
 def _joined(classes: NDArray[np.int32], count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> NDArray[np.int32]:

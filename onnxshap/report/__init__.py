@@ -1,29 +1,30 @@
 """What was done, for programs and for people: JSON objects (`reports`), files, terminal tables, a page, a plot."""
 
-from onnxshap.report.files import as_json, json_file, prune_report_file, read_values, write_json, write_prune_report
-from onnxshap.report.reports import (
-    SCHEMA_VERSION,
-    SUFFIXES,
-    Report,
-    comparison,
-    inspection,
-    pivot_report,
-    prune_report,
-    sweep_report,
-    unify_report,
-    values_report,
-)
-from onnxshap.report.tables import (
-    figures_table,
-    frozen_lines,
-    inspection_tables,
-    pivot_tables,
-    prune_tables,
-    show,
-    sweep_tables,
-    unify_tables,
-    values_table,
-)
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxshap.report.files import as_json, json_file, prune_report_file, read_values, write_json, write_prune_report
+    from onnxshap.report.inspections import SCHEMA_VERSION, Report, inspection
+    from onnxshap.report.reports import (
+        SUFFIXES,
+        comparison,
+        pivot_report,
+        prune_report,
+        sweep_report,
+        unify_report,
+        values_report,
+    )
+    from onnxshap.report.tables import (
+        figures_table,
+        frozen_lines,
+        inspection_tables,
+        pivot_tables,
+        prune_tables,
+        show,
+        sweep_tables,
+        unify_tables,
+        values_table,
+    )
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -52,3 +53,17 @@ __all__ = [
     "write_json",
     "write_prune_report",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take any name for a public one
+
+    def __getattr__(name: str) -> object:
+        """Import what reports are of on first use: a look at a model needs none of it."""
+        if name in __all__:
+            import importlib
+
+            for home in ("inspections", "tables", "files", "reports"):
+                module = importlib.import_module(f"onnxshap.report.{home}")
+                if hasattr(module, name):
+                    globals()[name] = getattr(module, name)
+                    return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,8 +18,8 @@ from onnxshap.core import Array, Values
 from onnxshap.errors import DataError
 from onnxshap.graph import whole_file
 from onnxshap.methods import METHODS
+from onnxshap.report.inspections import SCHEMA_VERSION, Report
 from onnxshap.report.page import page
-from onnxshap.report.reports import SCHEMA_VERSION, Report
 from onnxshap.valuing import Scores
 
 

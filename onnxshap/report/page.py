@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from onnxshap.report.reports import Report
+from onnxshap.report.inspections import Report
 from onnxshap.report.tables import frozen_lines, prune_tables, show
 
 _PAGE_WIDTH = 132

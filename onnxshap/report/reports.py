@@ -6,14 +6,12 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from onnxshap.api import Pruned
 from onnxshap.backend import provider_of
 from onnxshap.core import Array
-from onnxshap.graph import writing
 from onnxshap.groups import Group
 from onnxshap.measure import Figures
 from onnxshap.methods.ranking import ranked_by
@@ -21,18 +19,14 @@ from onnxshap.pivoting import Pivoted, Split
 from onnxshap.plan.judging import Drop
 from onnxshap.plan.options import REFITS
 from onnxshap.repair import Refit, unfitted
-from onnxshap.report.kinds import kinds_of
+from onnxshap.report.inspections import SCHEMA_VERSION, Report, frozen_axes
 from onnxshap.sweeping import Curve, Point, Sweep
-from onnxshap.tracing import Traced
 from onnxshap.unification import Size, Unified
 from onnxshap.valuing import Scores
 from onnxshap.verify import Verified
 
-SCHEMA_VERSION = 1
 SUFFIXES = (".json", ".html")
 """The kinds of report files."""
-Report = dict[str, Any]
-"""A JSON object; its keys are in a fixed order."""
 
 
 def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -> Report:
@@ -69,7 +63,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "before": _figures(result.before),
         "after": _figures(result.after),
         "groups": [_group(result, group) for group in result.traced.groups],
-        "frozen": _frozen(result.traced),
+        "frozen": frozen_axes(result.traced),
         "notes": list(result.notes),
         "turned": list(result.turned),
         "removed_slices": result.removed_slices,
@@ -214,40 +208,6 @@ def pivot_report(result: Pivoted, *, model: str, output: str | None, seed: int) 
     }
 
 
-def inspection(traced: Traced, *, model: str) -> Report:
-    """Return what can be cut from a model and what cannot; `macs` and `params` of a group are what one unit costs."""
-    cost = traced.cost
-    macs, params = cost.macs(), cost.params()
-    kinds = kinds_of(traced.shaped, traced.labels, traced.groups)
-    groups = []
-    for group, kind in zip(traced.groups, kinds, strict=True):
-        keep = np.ones(len(group), np.bool_)
-        keep[0] = False
-        live = traced.alive({group.name: keep})
-        groups.append(
-            {
-                "name": group.name,
-                "kind": kind,
-                "units": len(group),
-                "macs": macs - cost.macs(live),
-                "params": params - cost.params(live),
-                "producers": list(group.producers),
-                "consumers": list(group.consumers),
-            }
-        )
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "model": model,
-        "macs": macs,
-        "params": params,
-        "bytes": writing.file_size(traced.source),
-        "inputs": {name: list(shape) for name, shape in traced.shaped.inputs.items()},
-        "groups": groups,
-        "frozen": _frozen(traced),
-        "notes": list(traced.notes),
-    }
-
-
 def comparison(models: Sequence[str], figures: Sequence[Figures], *, images: int, source: str) -> Report:
     """Return the figures of models on the same data."""
     return {
@@ -297,10 +257,6 @@ def _figures(figures: Figures) -> Report:
         "latency_ms": latency,
         "score": score,
     }
-
-
-def _frozen(traced: Traced) -> list[Report]:
-    return [asdict(axis) for axis in traced.frozen]
 
 
 def _drop(drop: Drop) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console, RenderableType
@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxshap.report.cells import add_row_of, count, empty_table, in_bytes, in_milliseconds, listed, make_fit, plural
-from onnxshap.report.reports import Report
-from onnxshap.valuing import Scores
+from onnxshap.report.inspections import Report
+
+if TYPE_CHECKING:
+    from onnxshap.valuing import Scores
 
 _LIMITS = ("max-evals", "max-seconds")
 """Of the rules that end a group, those that do not ask whether its values are good enough."""

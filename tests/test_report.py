@@ -236,6 +236,14 @@ def test_tables_tell_sizes_as_ratios_and_scores_as_differences(pruned: onnxshap.
     assert ["first", "8", "4", "50%", "last"] in rows
 
 
+def test_scores_that_four_places_call_nothing_are_told_all_the_same(pruned: onnxshap.Pruned) -> None:
+    found = report.prune_report(pruned, model="m", output=None, seed=0)
+    found["before"]["score"], found["after"]["score"] = {"mse": 0.0, "same": 0.0}, {"mse": -7.7e-6, "same": -1e-12}
+    rows = [line.split() for line in text_of(*report.prune_tables(found)).splitlines()]
+    assert ["mse", "0.0000", "-7.7e-06", "-7.7e-06"] in rows
+    assert ["same", "0.0000", "0.0000", "+0.0000"] in rows
+
+
 def test_scores_on_random_inputs_are_named_so(pruned: onnxshap.Pruned) -> None:
     found = report.prune_report(pruned, model="m", output=None, seed=0)
     assert "on noise" not in text_of(*report.prune_tables(found))

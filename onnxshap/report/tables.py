@@ -46,7 +46,7 @@ def _prune_lines(report: Report) -> Iterator[str]:
         yield f"Scored by {listed(report['scored_by'])}: other outputs are choices by it, or constants."
     if lost is not None:
         held_out = plural(lost["images"], "held-out image")
-        yield f"Lost: {lost['mean']:.4f} +- {lost['stderr']:.4f} {lost['name']} on {held_out}."
+        yield f"{_lost(lost)} on {held_out}."
     fitted = report["refits"] and judged["source"] == data["source"]
     seen = ", which the repair was fitted to (--eval-data tells what others lose)" if fitted else ""
     yield f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better."
@@ -90,9 +90,9 @@ def figures_table(names: Sequence[str], figures: Sequence[Report], source: str) 
     table.add_section()
     for name in first["score"]:
         values = [f["score"].get(name) for f in figures]
-        change = f"{values[1] - values[0]:+z.4f}" if pair and None not in values else ""
+        change = _written(values[1] - values[0], "+") if pair and None not in values else ""
         label = f"{name} on noise" if source == "random" else name
-        add_row_of(table, label, *("-" if v is None else f"{v:z.4f}" for v in values), *([change] if pair else []))
+        add_row_of(table, label, *map(_written, values), *([change] if pair else []))
     return table
 
 
@@ -112,7 +112,7 @@ def sweep_tables(report: Report) -> list[RenderableType]:
             add_row_of(
                 table, curve["method"], f"{budget:g}",
                 *(f"x {shares[name]:.3f}" for name in ("macs", "params", "bytes", "latency")),
-                _written(point["score"].get(score)), f"{drop['mean']:+z.4f} +- {_written(drop['stderr'])}",
+                _written(point["score"].get(score)), f"{_written(drop['mean'], '+')} +- {_written(drop['stderr'])}",
                 ", ".join(marks),
             )  # fmt: skip
     judged, limit = report["eval_data"], report["max_drop"]
@@ -143,13 +143,13 @@ def unify_tables(report: Report) -> list[RenderableType]:
     table.add_section()
     for name, value in before["score"].items():
         new = after["score"][name]
-        change = "" if value is None or new is None else f"{new - value:+z.4f}"
+        change = "" if value is None or new is None else _written(new - value, "+")
         add_row_of(table, name, _written(value), _written(new), change)
     blocks, judged, lost = report["blocks"], report["eval_data"], report["drop"]
     foot = (
         f"{blocks['unified']} of {plural(blocks['n'], 'block')} of {report['block']} weights share a magnitude "
         f"({plural(report['data']['n'], 'image')}, {_source_name(report['data'])}).\n"
-        f"Lost: {lost['mean']:.4f} +- {_written(lost['stderr'])} {lost['name']} on {plural(judged['n'], 'image')} "
+        f"{_lost(lost)} on {plural(judged['n'], 'image')} "
         f"({_source_name(judged)}).\n"
         "Smaller compressed only: the model runs as long, and takes as much memory, as before."
     )
@@ -171,7 +171,7 @@ def pivot_tables(report: Report) -> list[RenderableType]:
     foot = (
         f"{plural(len(report['convs']), 'Conv')} in groups, {len(report['left'])} whole (-v: why); "
         f"repair: {report['repair']}, {plural(report['data']['n'], 'image')} ({_source_name(report['data'])}).\n"
-        f"Lost: {lost['mean']:.4f} +- {_written(lost['stderr'])} {lost['name']} on {plural(judged['n'], 'image')} "
+        f"{_lost(lost)} on {plural(judged['n'], 'image')} "
         f"({_source_name(judged)}). Times: {threads}.\n"
         f"Checked: the permuted model is the original within {checked['permuted']['rel_err']:.1e} of its largest "
         f"output; before any refit, that in groups is its twin with zeros within {checked['groups']['rel_err']:.1e}."
@@ -180,8 +180,19 @@ def pivot_tables(report: Report) -> list[RenderableType]:
     return [figures, convs, Text(foot)]
 
 
-def _written(value: float | None) -> str:
-    return "-" if value is None else f"{value:z.4f}"
+def _lost(drop: Mapping[str, Any]) -> str:
+    """Return by how much a score is less, and its standard error."""
+    return f"Lost: {_written(drop['mean'])} +- {_written(drop['stderr'])} {drop['name']}"
+
+
+def _written(value: float | None, sign: str = "-") -> str:
+    """Return a score, or a difference of two, to four places, in powers of ten where that says nothing of it.
+
+    Images of values in [0, 1] are restored with errors of 1e-5. What is less than 1e-9 is rounding.
+    """
+    if value is None:
+        return "-"
+    return f"{value:{sign}.1e}" if 1e-9 < abs(value) < 5e-5 else f"{value:{sign}z.4f}"
 
 
 def inspection_tables(report: Report) -> list[RenderableType]:

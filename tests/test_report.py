@@ -260,6 +260,13 @@ def test_names_are_shown_as_they_are_and_tables_fit_the_terminal(pruned: onnxsha
     assert "and 6 more" in text_of(*report.prune_tables(found), width=300)
 
 
+def test_scores_that_are_no_shares_of_images_say_what_much_is(images: dict[str, Array]) -> None:
+    for payoff, told in (("mse", True), ("ce", False)):
+        found = onnxshap.prune(net(), images, keep_units=0.5, samples=6, repair="fold", payoff=payoff)
+        text = text_of(*report.prune_tables(report.prune_report(found, model="m", output=None, seed=0)), width=300)
+        assert ("higher is better; mse is minus the squared error over the variance" in text) == told
+
+
 def test_the_page_holds_the_tables_and_needs_nothing_else(pruned: onnxshap.Pruned, tmp_path: Path) -> None:
     found = report.prune_report(pruned, model="dir/<m>.onnx", output="o.onnx", seed=0)
     found["groups"][0]["name"] = "<script>first</script>"

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 _LIMITS = ("max-evals", "max-seconds")
 """Of the rules that end a group, those that do not ask whether its values are good enough."""
+_MEANINGS = {
+    "mse": "minus the squared error over the variance, -1 = no better than the mean",
+    "joint": "minus what the outputs lose on average, -1 = no better than their means",
+}
+"""Of scores whose names do not say what much is."""
 
 
 def prune_tables(report: Report) -> list[RenderableType]:
@@ -49,7 +54,9 @@ def _prune_lines(report: Report) -> Iterator[str]:
         yield f"{_lost(lost)} on {held_out}."
     fitted = report["refits"] and judged["source"] == data["source"]
     seen = ", which the repair was fitted to (--eval-data tells what others lose)" if fitted else ""
-    yield f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better."
+    names = [f"; {name} is {meaning}" for name, meaning in _MEANINGS.items() if name in report["before"]["score"]]
+    said = "".join(names)
+    yield f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better{said}."
     if report["turned"]:
         yield f"Units as combinations of the file's, where only linear ops touch them: {listed(report['turned'])}."
     if report["unfitted"] and report["repair"] == "lstsq":

@@ -2,7 +2,7 @@
 
     python benchmarks/kinds.py [--kind NAME] [--seeds 2] > benchmarks/kinds.md     # needs torch and onnxscript
 
-`kinds_nets.py` trains small nets of many kinds on made-up data, which takes an hour or so once (`--nets` keeps them).
+`kinds_nets.py` trains small nets of many kinds on made-up data, which takes minutes once (`--nets` keeps them).
 Per seed, 300 inputs without labels are drawn; `sweep` cuts by them, at three budgets, as it does by default, by other
 values, and as a tool does that cuts by norms, the same share of every layer, and mends nothing. What is measured is
 what the net is for, on test data with targets: accuracy in % of classes (of pixels, of characters), else 100 times
@@ -94,12 +94,12 @@ def main(kinds: Sequence[str], nets: str, seeds: int, jobs: int) -> None:
     chosen = kinds or tuple(KINDS)
     found = list(measured(measure, [(kind, 0, nets) for kind in chosen], jobs))  # the first one trains
     found += measured(measure, [(kind, seed, nets) for seed in range(1, seeds) for kind in chosen], jobs)
+    over = f"mean and standard deviation over seeds 0 to {seeds - 1}" if seeds > 1 else "seed 0"
     click.echo("# What nets of many kinds keep\n")
     click.echo(made_by(f"{jobs} processes of one thread"))
     click.echo(
-        f"\nAccuracy in %, or 100 R^2, on test data, mean and standard deviation over seeds 0 to {seeds - 1}; beside "
-        f"the kind that of the whole net. {IMAGES} inputs without labels; what is done in the columns: the docstring "
-        "of `benchmarks/kinds.py`.\n"
+        f"\nAccuracy in %, or 100 R^2, on test data, {over}; beside the kind that of the whole net. {IMAGES} inputs "
+        "without labels; what is done in the columns: the docstring of `benchmarks/kinds.py`.\n"
     )
     every = [sorted((f for f in found if f.kind == kind), key=lambda f: f.seed) for kind in chosen]
     click.echo(table(["kind", "MACs", *WAYS], [row for one in every for row in rows_of(one)]))

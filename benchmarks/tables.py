@@ -1,5 +1,6 @@
 """What the benchmarks' tables have in common: Markdown, spreads, and the line that says how to get them again."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -25,7 +26,7 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
 
 def made_by(threads: str) -> str:
     """Return the paragraph that names the command, the libraries' versions and the threads."""
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     python = ".".join(map(str, sys.version_info[:3]))
     libraries = ", ".join(f"{name} {version(name)}" for name in (*LIBRARIES, _runtime()))
     return f"`{command}`: Python {python}, {libraries}; {threads}."

@@ -22,6 +22,7 @@ from onnxshap.distill.tuning import Tuning
 from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, DataError
 from onnxshap.evaluation import Evaluation
+from onnxshap.factors import LowRank, check_low_rank
 from onnxshap.game import Setting
 from onnxshap.graph import save
 from onnxshap.graph.declared import rightly_declared
@@ -60,6 +61,11 @@ _EMPTIED = (
     "in QDQ form, or after the cut, keeps more"
 )
 
+_UNSPLIT = (
+    "low-rank: no layer became two; those that may are dense Convs of floats with kernels of two axes, where fewer "
+    "channels between lose less than fewer filters"
+)
+
 
 @dataclass(frozen=True)
 class Pruned:
@@ -82,7 +88,9 @@ class Pruned:
         tuning: what distillation did.
         unchanged: whether the outputs that judge are the original's to the bit, though units went.
         turned: names of the groups that were put into another basis first: their units, in values, plan and slices, are
-            combinations of the file's (`bases`). Those of which nothing is cut are in the model as in the file.
+            combinations of the file's (`bases`). Those of which nothing is cut are in the model as in the file,
+            unless layers became two.
+        low_rank: the layers that became two (`factors`), where `low_rank` asked; None = it did not.
     """
 
     model: ModelProto = field(repr=False)
@@ -103,13 +111,17 @@ class Pruned:
     tuning: Tuning | None = None
     unchanged: bool = False
     turned: tuple[str, ...] = ()
+    low_rank: tuple[LowRank, ...] | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how the model was taken, scored and judged."""
         judged = notes_on(self.after.score, self.eval_source if self.unchanged else None)
         left = notes_on_zeros(self.traced, [self.keep]) if self.repair != "none" else ()
-        return tuple(dict.fromkeys((*self.traced.notes, *self.scores.notes, *self.before.notes, *judged, *left)))
+        split = (_UNSPLIT,) if self.low_rank == () else ()
+        return tuple(
+            dict.fromkeys((*self.traced.notes, *self.scores.notes, *self.before.notes, *judged, *left, *split))
+        )
 
 
 def notes_on_zeros(traced: Traced, plans: Sequence[Keep]) -> tuple[str, ...]:
@@ -216,6 +228,7 @@ def prune(
     repair: str | None = None,
     basis: str | None = None,
     allocation: str | None = None,
+    low_rank: str | None = None,
     distill_seconds: float | None = None,
     samples: int | None = None,
     max_evals: int | None = None,
@@ -259,6 +272,9 @@ def prune(
             part of the way and repair, then score and measure again, and of all plans the one that loses least
             on images that were not fitted on; None = curves with lstsq, where they take no more than
             `cutter.WORK` multiply-accumulates.
+        low_rank: `spatial` lets a dense Conv become two, along the height of its kernel and along its width, with less
+            channels between than its rank, where that loses less than cutting filters alone; ranks and widths are
+            shared out together, by curves, and what is cut is refitted; None = no layer is split.
         distill_seconds: most seconds that `distill` tunes a model for; where they cut its schedule short, how far it
             gets is up to the machine; None = eight minutes.
         values: values of an earlier run instead of scoring.
@@ -274,6 +290,9 @@ def prune(
     scoring = Scoring(method or METHOD, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
     check_options(repair, allocation, distill_seconds)
     check_basis(basis, values.basis if isinstance(values, Scores) else None)
+    check_low_rank(low_rank, repair, "uniform" if keep_units is not None else allocation)
+    if low_rank is not None:
+        repair, allocation = repair or "lstsq", "curves"
     check_drop(max_drop)
     check_latency(target_latency)
     if keep_units is not None:
@@ -313,6 +332,9 @@ def prune(
         cut = setting_for(free_batch(part), setting.data, known, baseline, played=scoring.plays)
         return cut_order(scoring.of(cut, part, part.groups), subject, part.groups, lambda: cut, ordering)
 
+    if low_rank is not None:
+        with clock.stage("split"):
+            subject = subject.split()
     with clock.stage("score"):
         order = cut_order(found, subject, groups, lambda: setting, ordering)
     cutter = subject.cutter(
@@ -326,12 +348,13 @@ def prune(
         progress("cut", 2, 3)
         before, after, still = _figures(evaluation, result)
         progress("cut", 3, 3)
-    traced, held_out = subject.traced, subject.held_out
+    traced, held_out, keep = subject.traced, subject.held_out, result.units(subject.traced.groups)
     small = rightly_declared(complete(traced, result.model))
     done = Pruned(
-        put_in(small), result.keep, found, traced, before, after, removed_slices(traced, result.keep),
+        put_in(small), keep, found, traced, before, after, removed_slices(traced, keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
         str(cutter.allocation), lost, result.tuning, still, () if subject.turned is None else subject.turned.groups,
+        None if low_rank is None else result.low_rank,
     )  # fmt: skip
     if output is not None:
         with beside(done):
@@ -431,9 +454,9 @@ def _figures(evaluation: Evaluation, result: Cut) -> tuple[Figures, Figures, boo
     """Return the figures before and after, and whether the outputs are the same to the bit though units went."""
     traced, outputs = evaluation.traced, evaluation.outputs(result.model)
     whole, small = evaluation.latencies(result.model)
-    cost, macs = traced.cost, traced.cost.macs(traced.alive(result.keep))
+    cost = traced.cost
     doubts = evaluation.doubts(first=1)  # of the labels that score, the values tell
     before = evaluation.figures(traced.source, evaluation.reference, cost.macs(), cost.params(), whole)
-    after = evaluation.figures(result.model, outputs, macs, result.params, small)
+    after = evaluation.figures(result.model, outputs, result.macs, result.params, small)
     cut = any(not kept.all() for kept in result.keep.values())
     return replace(before, notes=doubts), replace(after, notes=doubts), evaluation.unchanged(outputs) and cut

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,46 @@ class _Copies:
         return sum(stored.values())
 
 
+@dataclass(frozen=True)
+class Split:
+    """A Conv that stands in a graph as two, a column of its kernel and then a row, of which a cut may make one again.
+
+    Attributes:
+        columns: the first one's weight, [rank, inputs, height, 1].
+        rows: the second one's, [outputs, rank, 1, width].
+        between: the tensor between them.
+    """
+
+    columns: str
+    rows: str
+    between: str
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Multiply-accumulates, parameters and bytes of a part of a model."""
+
+    macs: _Blocks
+    params: _Blocks
+    bytes: _Blocks
+
+
+@dataclass(frozen=True)
+class _Either:
+    """What a Conv costs as two, and as one."""
+
+    two: _Counts
+    one: _Counts
+
+    def pays(self, widths: FloatArray) -> bool:
+        """Return whether two take fewer multiply-accumulates than one."""
+        return self.two.macs.size(widths) < self.one.macs.size(widths)
+
+    def cheaper(self, widths: FloatArray) -> _Counts:
+        """Return the costs of how it is written."""
+        return self.two if self.pays(widths) else self.one
+
+
 def _total(copies: Sequence[tuple[float, _Copies]], live: Liveness | None) -> int:
     return round(sum(factor * some.size(live) for factor, some in copies))
 
@@ -76,8 +116,8 @@ class Cost:
     MACs are what rules state (`Axes.macs`): those of convolutions, products of matrices, recurrent ops and attention,
     on floats or codes, one input image; parameters are the elements of constants that are floats or codes of at most 16
     bits; bytes are those of all constants. A constant that several nodes read counts once, if all that they lose is the
-    same. Of an If, all bodies that are traced count, each as if it were taken; the body of a Loop or Scan as often as
-    it ran when the shapes were found.
+    same. A Conv that is split counts as two, or as one where that takes no more. Of an If, all bodies that are traced
+    count, each as if it were taken; the body of a Loop or Scan as often as it ran when the shapes were found.
     """
 
     _widths: _Widths
@@ -86,10 +126,12 @@ class Cost:
     _bytes: _Blocks
     _params_of_copies: Sequence[tuple[float, _Copies]]
     _bytes_of_copies: Sequence[tuple[float, _Copies]]
+    _splits: Sequence[_Either] = ()
 
     def macs(self, live: Liveness | None = None) -> int:
         """Return multiply-accumulates per image."""
-        return self._macs.size(self._widths(live))
+        widths = self._widths(live)
+        return self._macs.size(widths) + sum(one.cheaper(widths).macs.size(widths) for one in self._splits)
 
     @property
     def copies(self) -> bool:
@@ -98,24 +140,73 @@ class Cost:
 
     def params(self, live: Liveness | None = None) -> int:
         """Return the number of parameters."""
-        return self._params.size(self._widths(live)) + _total(self._params_of_copies, live)
+        widths = self._widths(live)
+        split = sum(one.cheaper(widths).params.size(widths) for one in self._splits)
+        return self._params.size(widths) + split + _total(self._params_of_copies, live)
 
     def bytes(self, live: Liveness | None = None) -> int:
         """Return the bytes of all constants."""
-        return self._bytes.size(self._widths(live)) + _total(self._bytes_of_copies, live)
+        widths = self._widths(live)
+        split = sum(one.cheaper(widths).bytes.size(widths) for one in self._splits)
+        return self._bytes.size(widths) + split + _total(self._bytes_of_copies, live)
+
+    def pays(self, live: Liveness | None = None) -> list[bool]:
+        """Return of every split Conv, in their order, whether it takes fewer multiply-accumulates as two."""
+        widths = self._widths(live)
+        return [one.pays(widths) for one in self._splits]
 
 
-def cost_of(shaped: Shaped, labels: Labels, beside: Sequence[TensorProto] = ()) -> Cost:
-    """Return the cost functions of a graph at the shapes it was traced at; `beside` is what else its file stores."""
+def cost_of(shaped: Shaped, labels: Labels, beside: Sequence[TensorProto] = (), splits: Sequence[Split] = ()) -> Cost:
+    """Return the cost functions of a graph at the shapes it was traced at.
+
+    Args:
+        shaped, labels: the graph.
+        beside: what else its file stores.
+        splits: those of its Convs that are two in it, and may be one again.
+    """
     axes, times = _Axes(shaped, labels), _runs(shaped)
-    macs = [(times[index] * whole, at) for index, keys in labels.trace.macs for whole, at in [axes.block(keys)]]
-    stored, shared = _stored(shaped, labels, axes)
+    halves = {index for one in splits for index in _nodes(shaped, one)}
+    every = [(index, axes.block(keys)) for index, keys in labels.trace.macs]
+    macs = [(times[index] * whole, at) for index, (whole, at) in every if index not in halves]
+    stored, shared = _stored(shaped, labels, axes, {name for one in splits for name in (one.columns, one.rows)})
     stored += [(math.prod(t.dims), [], t.data_type) for t in beside]
     params = [(float(whole), at) for whole, at, kind in stored if kind not in _NOT_WEIGHTS]
     size = [(_itemsize(kind) * whole, at) for whole, at, kind in stored]
     counted = [(1.0, some) for some, kind in shared if kind not in _NOT_WEIGHTS]
     weighed = [(_itemsize(kind), some) for some, kind in shared]
-    return Cost(axes.widths(), axes.blocks(macs), axes.blocks(params), axes.blocks(size), counted, weighed)
+    ways = [_ways(shaped, labels, one) for one in splits]
+    for tensors, run in (way for both in ways for way in both):  # all axes are met before blocks are made of them
+        for keys in (*tensors, *run):
+            axes.block(keys)
+
+    def counts(node: int, tensors: Sequence[Sequence[AxisKey]], run: Sequence[Sequence[AxisKey]]) -> _Counts:
+        took = [(times[node] * whole, at) for whole, at in map(axes.block, run)]
+        held = [(float(whole), at) for whole, at in map(axes.block, tensors)]
+        item = _itemsize(TensorProto.FLOAT)
+        return _Counts(axes.blocks(took), axes.blocks(held), axes.blocks([(item * whole, at) for whole, at in held]))
+
+    nodes = [_nodes(shaped, one)[0] for one in splits]
+    eithers = [_Either(counts(k, *two), counts(k, *whole)) for k, (two, whole) in zip(nodes, ways, strict=True)]
+    return Cost(axes.widths(), axes.blocks(macs), axes.blocks(params), axes.blocks(size), counted, weighed, eithers)
+
+
+_Way = tuple[Sequence[Sequence[AxisKey]], Sequence[Sequence[AxisKey]]]
+"""How a Conv may be written: the axes of its weights, and those of its products."""
+
+
+def _nodes(shaped: Shaped, one: Split) -> tuple[int, int]:
+    """Return the two Convs of a split one."""
+    return shaped.producers[one.between], shaped.readers[one.between][0]
+
+
+def _ways(shaped: Shaped, labels: Labels, one: Split) -> tuple[_Way, _Way]:
+    """Return a split Conv as two, and as one."""
+    nodes = _nodes(shaped, one)
+    weights = [[(name, a) for a in range(len(shaped.shapes[name]))] for name in (one.columns, one.rows)]
+    whole: list[AxisKey] = [(one.rows, 0), (one.columns, 1), (one.columns, 2), (one.rows, 3)]
+    made = shaped.graph.nodes[nodes[1]].output[0]
+    run = [keys for index, keys in labels.trace.macs if index in nodes]
+    return (weights, run), ([whole], [[*whole, (made, 0), (made, 2), (made, 3)]])
 
 
 class _Axes:
@@ -156,14 +247,16 @@ class _Axes:
 
 
 def _stored(
-    shaped: Shaped, labels: Labels, axes: _Axes
+    shaped: Shaped, labels: Labels, axes: _Axes, apart: Collection[str]
 ) -> tuple[list[tuple[int, list[int], int]], list[tuple[_Copies, int]]]:
     """Return blocks and element types of what is stored once, and copies of initializers that may be cut differently.
 
-    Copies that are cut alike are one again in the file.
+    Copies that are cut alike are one again in the file. Those `apart` are left out.
     """
     copies: dict[object, dict[tuple[int, tuple[int, ...]], tuple[str, int]]] = {}
     for name, kind in _constants(shaped):
+        if name in apart:
+            continue
         whole, at = axes.block([(name, axis) for axis in range(len(shaped.shapes[name]))])
         copies.setdefault(shaped.graph.sources.get(name, name), {})[whole, tuple(at)] = name, kind
     stored, shared = list[tuple[int, list[int], int]](), list[tuple[_Copies, int]]()

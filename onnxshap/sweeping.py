@@ -19,6 +19,7 @@ from onnxshap.core import Dataset, FloatArray, Payoff
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError
 from onnxshap.evaluation import Evaluation
+from onnxshap.factors import LowRank, check_low_rank
 from onnxshap.game import Setting
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, notes_on
@@ -60,12 +61,14 @@ class Point:
         figures: of the cut model, its scores on the held-out images.
         latency: its milliseconds as a share of the original's, both measured in turn.
         drop: what it loses on the held-out images.
+        low_rank: the layers that became two.
     """
 
     keep_macs: float
     figures: Figures
     latency: float
     drop: Drop
+    low_rank: tuple[LowRank, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,7 @@ def sweep(
     repair: str | None = None,
     basis: str | None = None,
     allocation: str | None = None,
+    low_rank: str | None = None,
     distill_seconds: float | None = None,
     samples: int | None = None,
     max_evals: int | None = None,
@@ -193,6 +197,9 @@ def sweep(
     """
     check_options(repair, allocation, distill_seconds)
     check_basis(basis, values.basis if isinstance(values, Scores) else None)
+    check_low_rank(low_rank, repair, allocation)
+    if low_rank is not None:
+        repair, allocation = repair or "lstsq", "curves"
     for name in methods or ():
         check_method(name)
     chosen = [METHOD] if methods is None else list(dict.fromkeys(methods))
@@ -213,6 +220,8 @@ def sweep(
     subject = Subject.of(given, traced, dataset, groups, repair, allocation, "a sweep")
     if principal(basis, values, refitted=subject.refitted):
         subject = subject.in_bases(None if values is None else values.bases)
+    if low_rank is not None:
+        subject = subject.split()
     bench = _Bench(Evaluation.of(subject.traced, subject.held_out, payoff), len(chosen) * len(budgets), progress)
     progress("trace", 1, 1)
     curves: list[Curve] = []
@@ -335,13 +344,12 @@ class _Bench:
         with clock.stage("measure"):
             whole, ms = evaluation.latencies(cut.model)
             self.whole_ms.append(whole)
-            self.plans.append(cut.keep)
+            self.plans.append(cut.units(evaluation.traced.groups))
             outputs = evaluation.outputs(cut.model)
             if any(not kept.all() for kept in cut.keep.values()):
                 self.still.append(evaluation.unchanged(outputs))
-            macs = evaluation.traced.cost.macs(evaluation.traced.alive(cut.keep))
-            figures = evaluation.figures(cut.model, outputs, macs, cut.params, ms)
-            return Point(share, figures, ms / whole, evaluation.judge.lost(outputs))
+            figures = evaluation.figures(cut.model, outputs, cut.macs, cut.params, ms)
+            return Point(share, figures, ms / whole, evaluation.judge.lost(outputs), cut.low_rank)
 
     def before(self) -> Figures:
         traced, reference = self.evaluation.traced, self.evaluation.reference

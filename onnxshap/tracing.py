@@ -16,7 +16,7 @@ from onnxshap import shapes
 from onnxshap.arguments import checked
 from onnxshap.backend import Backend, OrtBackend, beside
 from onnxshap.core import Array, BoolArray
-from onnxshap.cost import Cost, cost_of, costly_units, parameters
+from onnxshap.cost import Cost, Split, cost_of, costly_units, parameters
 from onnxshap.errors import ModelError, OnnxshapError
 from onnxshap.graph.loops import depths
 from onnxshap.graph.tails import Tail
@@ -57,6 +57,7 @@ class Traced:
         files: the files with external data that it came with.
         tail: the last nodes of its file, where they are off (`endings`).
         path: its own file, None where it came from none.
+        splits: those of its Convs that are one in its file, and two here (`factors`).
     """
 
     source: ModelProto = field(repr=False)
@@ -66,6 +67,7 @@ class Traced:
     files: tuple[Path, ...] = ()
     tail: Tail | None = field(default=None, repr=False)
     path: Path | None = None
+    splits: tuple[Split, ...] = ()
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -77,7 +79,7 @@ class Traced:
         """MACs, parameters and bytes as functions of what stays."""
         beside = [] if self.tail is None else self.tail.constants
         known = {t.name for t in self.source.graph.initializer}
-        return cost_of(self.shaped, self.labels, [t for t in beside if t.name not in known])
+        return cost_of(self.shaped, self.labels, [t for t in beside if t.name not in known], self.splits)
 
     @cached_property
     def covers(self) -> list[NDArray[np.intp]]:

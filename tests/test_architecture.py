@@ -25,7 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"masking", "outputs", "walk"}),
     frozenset({"calibrate", "endings", "rewrite", "slices"}),
     frozenset({"game", "measure", "repair", "verify"}),
-    frozenset({"bases", "distill", "methods"}),
+    frozenset({"bases", "distill", "factors", "methods"}),
     frozenset({"plan"}),
     frozenset({"scoring"}),
     frozenset({"layouts", "reference"}),

@@ -615,7 +615,8 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
     )
     cut = shlex.split(
         "--keep-macs 0.4 --keep-params 0.6 --keep-units 0.7 --keep-bytes 0.8 --target-latency 1.5 --max-drop 0.01 "
-        "--multiple-of 4 --min-units 2 --allocation uniform --distill-seconds 33 --basis own --repair none"
+        "--multiple-of 4 --min-units 2 --allocation uniform --distill-seconds 33 --basis own --repair none "
+        "--low-rank spatial"
     )
     scoring = (*run, *data, *score)
     refused("prune", *scoring, *cut, "--eval-data", "e.npz", "-o", "out.onnx")
@@ -635,7 +636,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
         "keep_macs": 0.4, "keep_params": 0.6, "keep_units": 0.7, "multiple_of": 4, "min_units": 2,
         "eval_data": "e.npz", "repair": "none", "output": "out.onnx", "values": None,
         "keep_bytes": 0.8, "target_latency": 1.5, "max_drop": 0.01, "allocation": "uniform", "distill_seconds": 33.0,
-        "basis": "own",
+        "low_rank": "spatial", "basis": "own",
     }  # fmt: skip
     for found in given:
         found.pop("progress", None)

@@ -18,6 +18,7 @@ from onnxshap.cli.types import (
     allocations,
     baselines,
     bases,
+    low_ranks,
     methods,
     payoffs,
     providers,
@@ -167,6 +168,11 @@ repair_options = section(
         "--allocation",
         type=OneOf(allocations),
         help="How widths are shared out.  [default: curves with lstsq, where affordable, else uniform]",
+    ),
+    option(
+        "--low-rank",
+        type=OneOf(low_ranks),
+        help="Dense Convs may become two of lower rank, beside narrower.  [default: none does]",
     ),
     option(
         "--distill-seconds", type=float, metavar="SECONDS",

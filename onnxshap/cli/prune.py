@@ -87,7 +87,8 @@ def prune(
     payoff: str | None, seed: int, eval_data: str | None, method: str | None, baseline: str, samples: int | None,
     max_evals: int | None, max_seconds: float | None, decided: float, journal: str | None, workers: int,
     cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...], values: str | None, repair: str | None,
-    basis: str | None, allocation: str | None, distill_seconds: float | None,
+    basis: str | None, allocation: str | None, low_rank: str | None,
+    distill_seconds: float | None,
     report_path: str | None, dry_run: bool, as_json: bool, input_shapes: Shapes, provider: str, threads: int,
     memory: int,
 ) -> None:  # fmt: skip
@@ -119,7 +120,7 @@ def prune(
             model, data, labels=labels, eval_data=eval_data,
             keep_macs=DEFAULT_KEEP_MACS if unbudgeted else keep_macs, keep_params=keep_params, keep_units=keep_units,
             keep_bytes=keep_bytes, target_latency=target_latency, max_drop=max_drop, allocation=allocation,
-            distill_seconds=distill_seconds, basis=basis,
+            distill_seconds=distill_seconds, basis=basis, low_rank=low_rank,
             multiple_of=multiple_of, min_units=min_units, include=include, exclude=exclude, method=method,
             payoff=payoff, baseline=baseline, repair=repair, samples=samples, max_evals=max_evals,
             max_seconds=max_seconds, decided=decided, journal=journal, workers=workers, cluster=cluster, seed=seed,

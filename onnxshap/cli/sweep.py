@@ -61,7 +61,8 @@ def sweep(
     min_units: int, data: str | None, labels: str | None, payoff: str | None, seed: int, eval_data: str | None,
     methods: tuple[str, ...], baseline: str, samples: int | None, max_evals: int | None, max_seconds: float | None,
     decided: float, workers: int, cluster: str | None, include: tuple[str, ...], exclude: tuple[str, ...],
-    values: str | None, repair: str | None, basis: str | None, allocation: str | None, distill_seconds: float | None,
+    values: str | None, repair: str | None, basis: str | None, allocation: str | None, low_rank: str | None,
+    distill_seconds: float | None,
     output: str | None, plot: str | None, as_json: bool, input_shapes: Shapes, provider: str, threads: int, memory: int,
 ) -> None:  # fmt: skip
     """Show what MODEL loses, and saves, at many budgets: one scoring a method.
@@ -88,8 +89,8 @@ def sweep(
             model, data, labels=labels, eval_data=eval_data, methods=methods or None,
             keep=sweeping.KEEP if keep is None else keep, multiple_of=multiple_of, min_units=min_units,
             include=include, exclude=exclude, payoff=payoff, baseline=baseline, repair=repair, basis=basis,
-            allocation=allocation, distill_seconds=distill_seconds, samples=samples, max_evals=max_evals,
-            max_seconds=max_seconds, decided=decided, seed=seed, workers=workers, cluster=cluster,
+            low_rank=low_rank, allocation=allocation, distill_seconds=distill_seconds, samples=samples,
+            max_evals=max_evals, max_seconds=max_seconds, decided=decided, seed=seed, workers=workers, cluster=cluster,
             values=None if values is None else report.read_values(values),
             backend=backend_of(screen, provider, threads, memory), input_shapes=dict(input_shapes), progress=tell,
         )  # fmt: skip

@@ -152,6 +152,13 @@ def pivot_repairs() -> Iterable[str]:
     return REPAIRS
 
 
+def low_ranks() -> Iterable[str]:
+    """Return the names of the ways to split layers."""
+    from onnxshap.factors import LOW_RANK
+
+    return LOW_RANK
+
+
 def codecs() -> Iterable[str]:
     """Return the names of the codecs of `unify`."""
     from onnxshap.unification import CODECS

@@ -10,6 +10,7 @@ from onnxshap.calibrate import free_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Dataset, FloatArray
 from onnxshap.errors import BudgetError
+from onnxshap.factors import Factored, factored
 from onnxshap.groups import Group, select
 from onnxshap.opening.given import Given
 from onnxshap.opening.reading import sample
@@ -74,6 +75,7 @@ class Subject:
         repaired_on: calibration images to measure curves and to repair with.
         repair: one of `plan.options.REPAIRS`.
         turned: how groups were put into other bases, if some were.
+        factored: how layers were made two, if some were, for what plans and cuts.
     """
 
     traced: Traced
@@ -84,6 +86,7 @@ class Subject:
     repaired_on: Dataset
     repair: str
     turned: Turned | None = None
+    factored: Factored | None = None
 
     @classmethod
     def of(
@@ -119,6 +122,14 @@ class Subject:
         moved, free = in_bases(self.traced, self.free, self.groups, self.repaired_on, bases)
         return replace(self, traced=moved.traced, free=free, turned=moved)
 
+    def split(self) -> Subject:
+        """Return it with dense layers as two, which may be cut to less than their rank (`factors`).
+
+        Raises:
+            ModelError: as `factors.factored`.
+        """
+        return replace(self, factored=factored(self.traced, self.free, self.groups, self.repaired_on))
+
     def cutter(
         self, order: Mapping[str, FloatArray], allocation: str | None, seed: int, progress: Progress, clock: Clock, *,
         rescore: Callable[[Traced], Mapping[str, FloatArray]] | None, seconds: float | None, payoff: str | None,
@@ -127,4 +138,5 @@ class Subject:
         return Cutter(
             self.traced, self.free, self.groups, order, self.repaired_on, self.repair, allocation, seed, progress,
             clock, rescore=rescore, tuning_seconds=seconds, payoff=payoff, turned=self.turned,
+            factored=self.factored,
         )  # fmt: skip

@@ -31,17 +31,25 @@ def by_loss(planner: Planner, budget: Budget, measure: Measure) -> dict[str, Boo
     def at(k: int, width: int) -> list[int]:
         return [*widths[:k], width, *widths[k + 1 :]]
 
+    def step(k: int, over: float) -> tuple[float, float, int] | None:
+        """Return the least loss per share of a next width of a group, what that saves, and the width; None: no next."""
+        found = None
+        for width in planner.narrowings(k, widths[k]):
+            saved = over - over_at(at(k, width))
+            lost = planner.loss(k, width) - planner.loss(k, widths[k])
+            rate = lost / saved if saved > 0 else math.inf
+            if found is None or rate < found[0]:
+                found = rate, saved, width
+        return found
+
     over = over_at(widths)
     # rates only rise while neighbours get narrower: a rate that is still the least once brought up to date is the least
     queue = [(-math.inf, k) for k in range(len(widths))]
     while over > 0 and queue:
         _, k = heapq.heappop(queue)
-        width = planner.narrower(k, widths[k])
-        if width is None:
+        if (found := step(k, over)) is None:
             continue
-        saved = over - over_at(at(k, width))
-        lost = planner.loss(k, width) - planner.loss(k, widths[k])
-        rate = lost / saved if saved > 0 else math.inf
+        rate, saved, width = found
         if queue and (rate, k) > queue[0]:
             if math.isinf(rate) and math.isinf(queue[0][0]) and queue[0][0] > 0:
                 break
@@ -60,6 +68,9 @@ def by_loss(planner: Planner, budget: Budget, measure: Measure) -> dict[str, Boo
             widths = at(k, wider)
         else:
             open_groups.remove(k)
+    for k, one in enumerate(planner.candidates):  # a rank that pays no more since others got narrower
+        if one.most is not None and widths[k] < len(one.units) and over_at(at(k, len(one.units))) == 0:
+            widths = at(k, len(one.units))
     return planner.at(widths)
 
 

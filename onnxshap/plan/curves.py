@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from onnx import ModelProto, TensorProto
@@ -77,6 +78,7 @@ def loss_curves(
     progress: Callable[[int, int], None] = lambda done, total: None,
     original: Traced | None = None,
     payoff: str | None = None,
+    most: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, FloatArray]:
     """Return, for every group, the loss at each width: float64[units + 1], convex and not increasing.
 
@@ -90,6 +92,7 @@ def loss_curves(
         progress: told after every width.
         original: whose outputs are compared with, where the model was cut before; None = the model's own.
         payoff: what compares them, one of `payoffs.UNLABELLED`; None = what fits.
+        most: name of a group that is the rank of a layer -> the widest that pays, of which the fractions are.
     """
     trials = Trials.of(free, data, seed, original, payoff)
     whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
@@ -103,7 +106,7 @@ def loss_curves(
         left = (free.backend.memory - sum(part.taken for part in before)) // _WALKING
         walk = Repeated(Walk(free, free.shaped.graph.model, fit_on, Room(left)), left)
         for k, fraction in enumerate(fractions):
-            width = round(fraction * len(group))
+            width = round(fraction * most.get(group.name, len(group)))
             if 0 < width < len(group) and width not in points:
                 plan = whole | plan_at({group.name: width})
                 removal = trials.removal(plan)

@@ -14,6 +14,8 @@ from onnxshap.clock import Clock
 from onnxshap.core import BoolArray, Dataset, FloatArray
 from onnxshap.cost import parameters
 from onnxshap.distill.tuning import SECONDS, Tuning, divided
+from onnxshap.errors import OnnxshapError
+from onnxshap.factors import Factored, LowRank
 from onnxshap.graph import finish
 from onnxshap.groups import Group
 from onnxshap.masking import Means
@@ -66,6 +68,8 @@ class Cut:
         refits: what least squares did to every layer.
         tuning: what distillation did after it.
         source: what was cut: it holds the large weights that the model may still name.
+        macs: its multiply-accumulates.
+        low_rank: the layers that became two.
     """
 
     keep: Mapping[str, BoolArray]
@@ -75,6 +79,12 @@ class Cut:
     refits: list[Refit]
     tuning: Tuning | None
     source: Traced
+    macs: int
+    low_rank: tuple[LowRank, ...] = ()
+
+    def units(self, groups: Sequence[Group]) -> dict[str, BoolArray]:
+        """Return the plan of some groups alone: without the ranks of layers."""
+        return {group.name: self.keep[group.name] for group in groups if group.name in self.keep}
 
 
 @dataclass
@@ -99,6 +109,8 @@ class Cutter:
         payoff: what curves and distillation compare outputs by, one of `payoffs.UNLABELLED`; None = what fits.
         turned: how groups of the model were put into other bases, if some were: those of which nothing is cut are
             written as in the file.
+        factored: the model with layers as two, which is what is cut then, and its groups, with their ranks behind the
+            others, `groups`; `values` tell of the others alone.
     """
 
     traced: Traced
@@ -116,6 +128,7 @@ class Cutter:
     tuning_seconds: float | None = None
     payoff: str | None = None
     turned: Turned | None = None
+    factored: Factored | None = None
     _means: Means = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,12 +138,17 @@ class Cutter:
             OnnxshapError: an unknown repair or allocation, or curves without images enough.
         """
         check_options(self.repair, self.allocation, self.tuning_seconds)
+        if self.factored is not None:
+            self.traced, self.free, self.groups = self.factored.traced, self.factored.free, self.factored.groups
+            self.values = {**self.values, **self.factored.values}
         self.repair = repair_for(self.repair, len(self.data))
         asked = self.allocation in ("curves", "iterative")
         check_images(self.repair, self.allocation, len(self.data))
         images, self._fractions = affordable(self.traced, self.groups, len(self.data), float("inf") if asked else WORK)
         if self.allocation is None:
             self.allocation = "curves" if images and self.repair in REFITS else "uniform"
+        if self.factored is not None and (self.allocation != "curves" or self.repair not in REFITS):
+            raise OnnxshapError("low-rank needs allocation curves and a refit; ask for both, or leave low-rank out")
         self._images = images
         self._fitted = self.data
         if self.repair == "distill":  # what judges the tuning is kept from the repair before it
@@ -186,7 +204,8 @@ class Cutter:
             )
 
     def _candidates(self, values: Mapping[str, FloatArray], curves: Mapping[str, FloatArray]) -> list[Candidate]:
-        return [Candidate(g.name, g.units, values[g.name], curves.get(g.name)) for g in self.groups]
+        most = {} if self.factored is None else self.factored.most
+        return [Candidate(g.name, g.units, values[g.name], curves.get(g.name), most.get(g.name)) for g in self.groups]
 
     def _curves(self) -> Mapping[str, FloatArray]:
         if self.curves is None:
@@ -221,15 +240,24 @@ class Cutter:
             return loss_curves(
                 traced, free, groups, values, self.data.take(slice(0, self._images)), self._fractions, self.seed,
                 lambda done, total: self.progress("curves", done, total), original, self.payoff,
+                {} if self.factored is None else self.factored.most,
             )  # fmt: skip
 
     def rough(self, keep: Mapping[str, BoolArray]) -> ModelProto:
         """Return the cut model before any refit."""
-        return small_model(self.traced, keep, self._means)
+        if self.factored is None:
+            return small_model(self.traced, keep, self._means)
+        removal = self._removal(keep)
+        return small_model(removal.traced, removal.keep, removal.means)
 
     def _removal(self, keep: Mapping[str, BoolArray]) -> Removal:
-        """Return what a plan takes out of the model, only those of whose groups are in other bases that it cuts."""
+        """Return what a plan takes out of the model, of which it leaves in their form the groups and layers not cut."""
         traced, free = self.traced, self.free
+        if self.factored is not None:
+            traced, free = self.factored.written(keep)
+            means = self._means if traced is self.traced else site_means(free, self._fitted)
+            names = {group.name for group in traced.groups}
+            return Removal(traced, free, {name: kept for name, kept in keep.items() if name in names}, means)
         if self.turned is not None:
             traced = self.turned.only([name for name in self.turned.groups if not keep[name].all()])
             free = free if traced is self.traced else free_batch(traced)
@@ -245,7 +273,7 @@ class Cutter:
             self.progress("cut", 0, 3)
             removal = self._removal(keep)
             graph = removal.traced.shaped.graph
-            small = small_model(removal.traced, keep, self._means)
+            small = small_model(removal.traced, removal.keep, removal.means)
         with self.clock.stage("verify"):
             self.progress("cut", 1, 3)
             checked = verify(removal, small, self.data if check is None else check)
@@ -260,8 +288,10 @@ class Cutter:
             with self.clock.stage("repair"):
                 small = finish(repaired, graph)
                 check_loads(removal.traced, small)
-        gone = self.traced.stored_params - parameters(small)
-        return Cut(keep, small, self.traced.cost.params() - gone, checked, layers, tuning, removal.traced)
+        whole, low_rank = self.traced, () if self.factored is None else self.factored.told(keep)
+        stored = whole.stored_params if self.factored is None else self.factored.original.stored_params
+        params, macs = whole.cost.params() - stored + parameters(small), whole.cost.macs(whole.alive(keep))
+        return Cut(keep, small, params, checked, layers, tuning, removal.traced, macs, low_rank)
 
     def _repaired(self, removal: Removal) -> tuple[ModelProto, list[Refit]]:
         """Return the cut model with its channels' moments or its layers' responses made what they were."""

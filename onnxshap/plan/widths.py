@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from onnxshap.core import BoolArray, FloatArray
 from onnxshap.groups import Group
 from onnxshap.plan.budget import Budget
+
+NARROWEST = 8
+"""Of the most that a rank may be, the part that it is not cut below."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,24 @@ class Candidate:
         units: unit ids.
         phi: the values of the units, higher = keep.
         loss: what is lost at width w, float64[units + 1], not increasing; None = unknown.
+        most: the widest width below the whole that may save anything: of the rank of a layer; None = any may.
     """
 
     name: str
     units: NDArray[np.intp]
     phi: FloatArray
     loss: FloatArray | None = None
+    most: int | None = None
+
+    @property
+    def size(self) -> int:
+        """What a step of the widths goes by."""
+        return len(self.units) if self.most is None else self.most
+
+    @property
+    def least(self) -> int:
+        """The narrowest width: of a rank that which is measured, for below it what is lost rises steeply."""
+        return 1 if self.most is None else -(-self.most // NARROWEST)
 
 
 def unvalued(groups: Sequence[Group]) -> list[Candidate]:
@@ -68,30 +83,49 @@ class Planner:
     def widths(self, share: float) -> list[int]:
         """Return the width of every group at a share, rounded down to its step; of those left whole all of it."""
         sizes = [len(c.units) for c in self.candidates]
-        return [n if k in self._whole else self._width(n, share * n, math.floor) for k, n in enumerate(sizes)]
+        return [n if k in self._whole else self._width(k, share, math.floor) for k, n in enumerate(sizes)]
 
     def rounded(self, share: float) -> list[int]:
         """Return the width of every group at a share, rounded to the nearest step."""
-        return [self._width(len(c.units), share * len(c.units), round) for c in self.candidates]
+        return [self._width(k, share, round) for k in range(len(self.candidates))]
 
-    def _width(self, size: int, wanted: float, rounding: Callable[[float], int]) -> int:
-        step = self._budget.step(size)
-        least = -(-self._budget.min_units // step) * step
-        return min(size, max(step, least, rounding(wanted / step + 1e-9) * step))
+    def _width(self, k: int, share: float, rounding: Callable[[float], int]) -> int:
+        one = self.candidates[k]
+        if one.most is not None and share >= 1:
+            return len(one.units)
+        step, least = self._steps(k)
+        return min(one.size, max(least, rounding(share * one.size / step + 1e-9) * step))
+
+    def _steps(self, k: int) -> tuple[int, int]:
+        """Return the step of a group's widths, and the least of them."""
+        one = self.candidates[k]
+        step = self._budget.step(one.size)
+        least = max(self._budget.min_units, one.least)
+        return step, max(step, -(-least // step) * step)
 
     def narrower(self, k: int, width: int) -> int | None:
         """Return the next width of a group below, None where there is none."""
         if k in self._whole:
             return None
-        step = self._budget.step(len(self.candidates[k].units))
-        below = (width - 1) // step * step
-        return below if below >= max(1, step, self._budget.min_units) else None
+        one = self.candidates[k]
+        step, least = self._steps(k)
+        below = min(width - 1, one.size if width == len(one.units) and one.most is not None else width) // step * step
+        return below if below >= least else None
+
+    def narrowings(self, k: int, width: int) -> Iterator[int]:
+        """Yield the widths below that may be the next: of a rank all, for only some of them save anything."""
+        while (below := self.narrower(k, width)) is not None:
+            yield below
+            if self.candidates[k].most is None:
+                return
+            width = below
 
     def wider(self, k: int, width: int) -> int:
         """Return the next width of a group above, the same where there is none."""
-        size = len(self.candidates[k].units)
-        step = self._budget.step(size)
-        return min(size, (width // step + 1) * step)
+        one = self.candidates[k]
+        step, _ = self._steps(k)
+        above = (width // step + 1) * step
+        return len(one.units) if above > one.size else above
 
     def loss(self, k: int, width: int) -> float:
         """Return what a group loses at a width."""

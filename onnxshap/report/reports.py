@@ -12,6 +12,7 @@ import numpy as np
 from onnxshap.api import Pruned
 from onnxshap.backend import provider_of
 from onnxshap.core import Array
+from onnxshap.factors import LowRank
 from onnxshap.groups import Group
 from onnxshap.measure import Figures
 from onnxshap.methods.ranking import ranked_by
@@ -66,6 +67,7 @@ def prune_report(result: Pruned, *, model: str, output: str | None, seed: int) -
         "frozen": frozen_axes(result.traced),
         "notes": list(result.notes),
         "turned": list(result.turned),
+        "low_rank": _low_rank(result.low_rank or ()),
         "removed_slices": result.removed_slices,
         "verify": _verified(result.verified),
     }
@@ -141,7 +143,12 @@ def _point(point: Point, before: Figures) -> Report:
             "latency": _number(point.latency),
         },
         "drop": _drop(point.drop),
+        "low_rank": _low_rank(point.low_rank),
     }
+
+
+def _low_rank(layers: Sequence[LowRank]) -> list[Report]:
+    return [{"node": one.node, "rank": one.rank, "most": one.most} for one in layers]
 
 
 def unify_report(result: Unified, *, model: str, output: str | None, seed: int) -> Report:

@@ -59,6 +59,9 @@ def _prune_lines(report: Report) -> Iterator[str]:
     yield f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better{said}."
     if report["turned"]:
         yield f"Units as combinations of the file's, where only linear ops touch them: {listed(report['turned'])}."
+    if report["low_rank"]:
+        split = [f"{one['node']} ({one['rank']})" for one in report["low_rank"]]
+        yield f"Convs that became two, along the height and the width, and the channels between: {listed(split)}."
     if report["unfitted"] and report["repair"] == "lstsq":
         yield f"Cut, but not refitted (codes, loops, shared states): {listed(report['unfitted'])}."
     checked = report["verify"]["rel_err"]

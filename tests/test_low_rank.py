@@ -1,0 +1,303 @@
+"""Dense Convs as two of lower rank: the same function, the best channels between, the true cost, who stays one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from onnx import ModelProto
+
+import onnxshap
+from onnxshap import report
+from onnxshap.calibrate import free_batch, run_all
+from onnxshap.cli import main
+from onnxshap.core import Dataset, FloatArray
+from onnxshap.errors import OnnxshapError
+from onnxshap.factors import Factored, factored
+from onnxshap.factors.columns import columns_of
+from onnxshap.factors.layers import kernel_of, layers_of
+from onnxshap.factors.separable import separable
+from onnxshap.plan import Budget
+from onnxshap.plan.curves import convex
+from onnxshap.plan.cutter import Cutter
+from onnxshap.plan.widths import Candidate, Planner
+from onnxshap.verify import compare
+from tests.exactness import as_images, check_exact, net, random_feeds
+
+MODELS = Path(__file__).parent.parent / "models"
+CHAIN = """(float[N,3,12,10] x) => (float[N,4] y) {
+    a = Conv<pads=[1,1,1,1]>(x, wa, ba) b = Relu(a)
+    c = Conv<pads=[1,1,1,1]>(b, wc, bc) d = Relu(c)
+    e = Conv<pads=[1,1,1,1]>(d, we) f = Add(e, b) g = Relu(f)
+    h = GlobalAveragePool(g) i = Flatten(h) y = MatMul(i, wy)
+}"""
+
+
+def chain() -> ModelProto:
+    return net(CHAIN, wa=(8, 3, 3, 3), ba=(8,), wc=(10, 8, 3, 3), bc=(10,), we=(8, 10, 3, 3), wy=(8, 4))
+
+
+def one(attributes: str, weight: tuple[int, ...], size: str = "9,11", **more: Any) -> ModelProto:
+    """Return a Conv, and a 1 x 1 Conv that reads it."""
+    text = f"(float[N,6,{size}] x) => (y) {{ a = Conv<{attributes}>(x, w) b = Relu(a) y = Conv(b, v) }}"
+    return net(text.replace("=> (y)", "=> (float[N,3,H,W] y)"), w=weight, v=(3, weight[0], 1, 1), **more)
+
+
+def split(model: ModelProto, images: int = 24) -> tuple[onnxshap.Traced, Factored | None, Dataset]:
+    """Return a model, the same with Convs as two, and data."""
+    traced = onnxshap.trace(model)
+    data = as_images(traced, dict(random_feeds(model, traced.shaped.inputs, 0).inputs))
+    data = data.take(np.resize(np.arange(len(data)), images))
+    rng = np.random.default_rng(0)
+    given = {name: (v + 0.3 * rng.normal(size=v.shape)).astype(v.dtype) for name, v in data.inputs.items()}
+    data = replace(data, inputs=given)
+    return traced, factored(traced, free_batch(traced), traced.groups, data), data
+
+
+def narrowed(found: Factored, share: float) -> dict[str, np.ndarray[Any, Any]]:
+    """Return a plan that keeps every filter, and of every rank a share of what pays."""
+    plan = {group.name: np.ones(len(group), np.bool_) for group in found.groups}
+    for name, most in found.most.items():
+        plan[name][max(1, round(share * most)) :] = False
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("attributes", "weight"),
+    [
+        ("pads=[1,1,1,1]", (7, 6, 3, 3)),
+        ("pads=[0,2,1,1], strides=[2,1]", (7, 6, 3, 5)),
+        ("strides=[1,2], dilations=[2,1]", (7, 6, 2, 3)),
+        ('auto_pad="SAME_UPPER", strides=[2,2]', (7, 6, 3, 3)),
+        ('auto_pad="SAME_LOWER", strides=[1,3]', (7, 6, 3, 4)),
+        ('auto_pad="VALID"', (7, 6, 3, 3)),
+    ],
+)
+def test_a_conv_as_two_computes_the_same(attributes: str, weight: tuple[int, ...]) -> None:
+    traced, found, data = split(one(attributes, weight))
+    assert found is not None
+    before, after = (run_all(t, t.shaped.graph.model, data) for t in (traced, found.traced))
+    assert compare(after, before, before).rel_err < 1e-5
+    assert [n.op_type for n in found.traced.shaped.graph.nodes] == ["Conv", "Conv", "Relu", "Conv"]
+    check_exact(found.traced.shaped.graph.model)
+
+
+@pytest.mark.parametrize(
+    ("text", "weight"),
+    [
+        ("a = Conv(x, w)", (7, 6, 1, 1)),
+        ("a = Conv<pads=[1,0,1,0]>(x, w)", (7, 6, 3, 1)),
+        ("a = Conv<group=2, pads=[1,1,1,1]>(x, w)", (8, 3, 3, 3)),
+        ("a = Conv<group=6, pads=[1,1,1,1]>(x, w)", (6, 1, 3, 3)),
+        ("z = Conv<pads=[1,1,1,1]>(x, w) a = Conv<pads=[1,1,1,1]>(z, w)", (6, 6, 3, 3)),
+        ("a = ConvTranspose(x, w)", (6, 7, 3, 3)),
+    ],
+)
+def test_what_is_no_dense_conv_of_two_axes_stays_one(text: str, weight: tuple[int, ...]) -> None:
+    model = net(f"(float[N,6,8,8] x) => (float[N,3,H,W] y) {{ {text} y = Relu(a) }}", w=weight)
+    model.graph.output[0].type.tensor_type.shape.ClearField("dim")
+    assert split(model)[1] is None
+
+
+def test_the_cost_is_that_of_the_file_while_ranks_do_not_pay_and_of_two_once_they_do() -> None:
+    traced, found, _ = split(chain())
+    assert found is not None
+    whole, cost = traced.cost, found.traced.cost
+    assert (cost.macs(), cost.params(), cost.bytes()) == (whole.macs(), whole.params(), whole.bytes())
+    assert found.paying({}) == []
+    for share in (1.0, 0.5):
+        plan = narrowed(found, share)
+        assert found.paying(plan) == list(found.most)
+        small = onnxshap.trace(onnxshap.drop_units(found.traced, plan))
+        live = found.traced.alive(plan)
+        assert (cost.macs(live), cost.params(live)) == (small.cost.macs(), small.cost.params())
+        assert cost.macs(live) < whole.macs()
+    one_more = {name: np.arange(len(plan[name])) <= most for name, most in found.most.items()}
+    assert cost.macs(found.traced.alive(one_more)) == whole.macs()
+
+
+def test_only_convs_that_pay_are_written_as_two_and_all_units_are_the_files() -> None:
+    traced, found, data = split(chain())
+    assert found is not None
+    first, *others = found.most
+    plan = narrowed(found, 0.5)
+    for name in others:
+        plan[name][:] = True
+    made, _ = found.written(plan)
+    assert sum(n.op_type == "Conv" for n in made.shaped.graph.nodes) == 4
+    assert {g.name for g in made.groups} == {g.name for g in traced.groups} | {first}
+    none, _ = found.written({})
+    assert none is traced
+    rest = {name: kept for name, kept in plan.items() if name in {g.name for g in made.groups}}
+    (one, two) = (run_all(t, onnxshap.drop_units(t, p), data) for t, p in ((made, rest), (found.traced, plan)))
+    assert compare(one, two, two).rel_err < 1e-5
+
+
+def test_excluded_layers_stay_one() -> None:
+    traced, _, data = split(chain())
+    chosen = [g for g in traced.groups if "c" not in g.producers]
+    found = factored(traced, free_batch(traced), chosen, data)
+    assert found is not None
+    assert {part.split(".")[0] for part in found.most} == {"a", "e"}
+    assert {g.name for g in found.groups} == {g.name for g in chosen} | set(found.most)
+
+
+def test_the_first_channels_lose_less_than_those_of_the_weight_alone() -> None:
+    model = chain()
+    traced = onnxshap.trace(model)
+    rng = np.random.default_rng(1)
+    smooth = (
+        rng.normal(size=(60, 2, 3, 1, 10)).cumsum(axis=4).sum(axis=1)
+    )  # few directions, alike from column to column
+    x = (smooth + 0.05 * rng.normal(size=(60, 3, 12, 10))).astype(np.float32)
+    data = Dataset({"x": x}, None, "smooth")
+    layer = next(iter(layers_of(traced)))
+    (seen,) = columns_of(free_batch(traced), [layer], data)
+    kernel = kernel_of(traced, layer)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+
+    def lost(columns: FloatArray, rows: FloatArray, rank: int) -> float:
+        near = np.einsum("riho,orjw->oihw", columns[:rank], rows[:, :rank])
+        patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+        return float(np.square(np.einsum("nihwkl,oikl->nohw", patches, kernel - near, optimize=True)).mean())
+
+    height, width = layer.shape[1] * layer.shape[2], layer.shape[3]
+    ours = separable(kernel, seen.covariance, seen.correlation)
+    blind = separable(kernel, np.eye(height), np.eye(width))
+    for rank in (2, 4):
+        assert lost(*ours[:2], rank) < 0.7 * lost(*blind[:2], rank)
+    assert seen.correlation[0, 1] > 0.5
+    assert (np.diff(ours[2]) <= 1e-9).all()
+
+
+def test_a_rank_is_narrowed_to_where_it_saves_and_goes_back_to_whole() -> None:
+    filters = Candidate("filters", np.arange(32), np.arange(32.0), convex({32: 0.0, 16: 1.0}, 32))
+    ranks = convex({48: 0.0, 24: 0.1, 3: 5.0}, 48)
+    candidates = [filters, Candidate("rank", np.arange(32, 80), np.arange(48.0), ranks, 24)]
+    planner = Planner(candidates, Budget(macs=0.5), ())
+    assert list(planner.narrowings(0, 32)) == [28]
+    assert list(planner.narrowings(1, 48)) == [24, 20, 16, 12, 8, 4]
+    assert [planner.wider(1, width) for width in (4, 20, 24, 48)] == [8, 24, 48, 48]
+    assert planner.widths(1.0) == [32, 48]
+    assert planner.widths(0.0) == [4, 4]
+
+
+def lost_on(pool: Dataset, rest: Dataset, traced: onnxshap.Traced, budget: float, low_rank: bool) -> tuple[float, Any]:
+    free = free_batch(traced)
+    values = {n: v.phi for n, v in onnxshap.score(traced, pool, method="recon").values.items()}
+    made = factored(traced, free, traced.groups, pool) if low_rank else None
+    cutter = Cutter(traced, free, traced.groups, values, pool, "lstsq", "curves", factored=made)
+    cut = cutter.cut(cutter.plan(Budget(macs=budget)))
+    whole, small = (run_all(traced, m, rest)[0] for m in (traced.source, cut.model))
+    return float(np.square(small - whole).mean() / whole.var()), cut
+
+
+def test_a_cut_loses_less_where_convs_may_be_two() -> None:
+    traced, whole = onnxshap.opening.open_model(MODELS / "fashion_vgg.onnx", MODELS / "fashion_calibration.npz")
+    pool, rest = whole.take(slice(0, 60)), whole.take(slice(500, 560))
+    plain, _ = lost_on(pool, rest, traced, 0.5, low_rank=False)
+    better, cut = lost_on(pool, rest, traced, 0.5, low_rank=True)
+    assert better < 0.8 * plain
+    assert cut.macs <= 0.5 * traced.cost.macs()
+    assert cut.macs == onnxshap.trace(cut.model).cost.macs()
+    assert cut.params == onnxshap.trace(cut.model).stored_params
+    assert len(cut.low_rank) == sum(n.op_type == "Conv" for n in cut.model.graph.node) - 5 > 0
+
+
+def test_the_report_tells_of_the_files_units_and_of_layers_that_became_two(tmp_path: Path) -> None:
+    source = tmp_path / "chain.onnx"
+    onnxshap.save(chain(), source)
+    np.save(tmp_path / "some.npy", smooth_images(50))
+    command = ["prune", str(source), "--data", str(tmp_path / "some.npy"), "--method", "l1", "--low-rank", "spatial",
+               "--keep-macs", ".5", "--threads", "1"]  # fmt: skip
+    files = [tmp_path / f"{k}.onnx" for k in range(2)]
+    for k, file in enumerate(files):
+        done = CliRunner().invoke(main, [*command, "-o", str(file), "--report", str(tmp_path / f"{k}.json")])
+        assert done.exit_code == 0, done.output
+    assert files[0].read_bytes() == files[1].read_bytes()
+    found = json.loads((tmp_path / "0.json").read_text())
+    traced, small = onnxshap.trace(source), onnxshap.trace(files[0])
+    assert [g["name"] for g in found["groups"]] == [g.name for g in traced.groups]
+    assert {s["initializer"] for s in found["removed_slices"]} <= set(traced.shaped.graph.initializers)
+    assert found["after"]["macs"] == small.cost.macs() <= found["before"]["macs"] / 2
+    assert found["before"]["macs"] == traced.cost.macs()
+    assert found["low_rank"]
+    for layer in found["low_rank"]:
+        assert 0 < layer["rank"] <= layer["most"]
+        assert layer["node"] in {n.output[0] for n in small.shaped.graph.nodes}
+    assert "became two" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"low_rank": "tucker"}, "low-rank 'tucker' is unknown; choose one of spatial"),
+        ({"repair": "fold"}, "low-rank needs a refit"),
+        ({"allocation": "uniform"}, "low-rank shares out ranks beside widths"),
+        ({"allocation": "iterative"}, "low-rank shares out ranks beside widths"),
+        ({"keep_units": 0.5}, "low-rank shares out ranks beside widths"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(options: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"low_rank": "spatial", **options}
+    with pytest.raises(OnnxshapError, match=words):
+        onnxshap.prune(MODELS / "fashion_vgg.onnx", MODELS / "fashion_calibration.npz", **given)
+
+
+def test_too_few_images_are_refused_in_one_line() -> None:
+    images = np.random.default_rng(0).random((12, 3, 12, 10), np.float32)
+    with pytest.raises(OnnxshapError, match="needs at least 34 images"):
+        onnxshap.prune(chain(), images, method="l1", low_rank="spatial", keep_macs=0.5)
+
+
+def test_a_model_without_such_convs_is_cut_as_ever_and_the_notes_say_so() -> None:
+    images = np.random.default_rng(0).normal(size=(60, 6, 9, 11)).astype(np.float32)
+    model = net("(float[N,6,9,11] x) => (float[N,3,9,11] y) { a = Conv(x, w) b = Relu(a) y = Conv(b, v) }",
+                w=(16, 6, 1, 1), v=(3, 16, 1, 1))  # fmt: skip
+    found = onnxshap.prune(model, images, method="l1", low_rank="spatial", keep_macs=0.5)
+    assert found.low_rank == ()
+    assert any("no layer became two" in note for note in found.notes)
+    plain = onnxshap.prune(model, images, method="l1", allocation="curves", keep_macs=0.5)
+    assert plain.low_rank is None
+    assert found.model.SerializeToString() == plain.model.SerializeToString()
+    assert report.prune_report(plain, model="m", output=None, seed=0)["low_rank"] == []
+
+
+def smooth_images(count: int) -> np.ndarray[Any, Any]:
+    """Return images that are alike from column to column, for `chain`."""
+    return np.random.default_rng(0).normal(size=(count, 3, 12, 10)).cumsum(axis=3).astype(np.float32) / 3
+
+
+def test_a_sweep_tells_of_every_budget_which_layers_became_two() -> None:
+    found = onnxshap.sweep(chain(), smooth_images(100), methods=["l1"], keep=[0.6, 0.3], low_rank="spatial")
+    points = report.sweep_report(found, model="m", seed=0)["methods"][0]["points"]
+    assert all(point["shares"]["macs"] <= point["keep_macs"] for point in points)
+    assert all(point["low_rank"] for point in points)
+
+
+@pytest.mark.parametrize("options", [{"max_drop": 0.2, "keep_macs": 0.7}, {"keep_params": 0.6}, {"keep_bytes": 0.7}])
+def test_ranks_serve_every_budget(options: dict[str, Any]) -> None:
+    traced = onnxshap.trace(chain())
+    found = onnxshap.prune(traced, smooth_images(100), method="l1", low_rank="spatial", **options)
+    small = onnxshap.trace(found.model)
+    assert found.after.macs == small.cost.macs()
+    for name, cost in (("keep_macs", "macs"), ("keep_params", "params"), ("keep_bytes", "bytes")):
+        whole, kept = (getattr(one.cost, cost)() for one in (traced, small))
+        assert kept <= options.get(name, 1.0) * whole + 4 * 28  # biases of what is removed are added (`Cut.params`)
+
+
+@pytest.mark.slow
+def test_two_layers_of_lower_rank_are_tuned_like_others() -> None:
+    pytest.importorskip("torch")
+    found = onnxshap.prune(
+        chain(), smooth_images(50), method="l1", low_rank="spatial", keep_macs=0.5, repair="distill",
+        allocation="curves", distill_seconds=2.0,
+    )  # fmt: skip
+    assert found.low_rank
+    assert found.tuning is not None
+    assert found.tuning.after <= found.tuning.before

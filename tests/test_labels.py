@@ -12,8 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from onnxshap.core import IntArray
 from onnxshap.labels import (
@@ -25,7 +23,6 @@ from onnxshap.labels import (
     RuleError,
     Tensor,
     Trace,
-    components,
     parse_spec,
     resolve,
 )
@@ -179,24 +176,6 @@ def test_ties_within_an_axis_make_fewer_units() -> None:
     a = r.axis("a", 4, made=True)
     r.trace.tie(a[:2], a[2:])
     assert units(r.resolve(), "a") == [0, 1, 0, 1]
-
-
-@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))))
-@settings(deadline=None)
-def test_components_are_those_of_scipy(drawn: tuple[int, list[tuple[int, int]]]) -> None:
-    size, pairs = drawn
-    a, b = np.array(pairs, np.int32).reshape(-1, 2).T
-    links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(size, size))
-    wanted = connected_components(links, directed=False)[1]
-    first = np.unique(wanted, return_index=True)[1]
-    np.testing.assert_array_equal(components(size, a, b), np.argsort(np.argsort(first))[wanted])
-
-
-def test_a_long_chain_is_one_component_in_whatever_order_it_is_told() -> None:
-    order = np.random.default_rng(0).permutation(100_000).astype(np.int32)
-    for chain in (np.arange(100_000, dtype=np.int32), order):
-        for way in (chain, chain[::-1]):
-            assert not components(len(chain), way[:-1], way[1:]).any()
 
 
 def test_units_are_numbered_by_their_first_atom() -> None:

@@ -312,6 +312,9 @@ def prune(
         with clock.stage("basis"):
             subject = subject.in_bases(None if values is None else values.bases)
             scoring = scoring.noting(subject.turned if basis == "principal" else None)
+    if low_rank is not None:
+        with clock.stage("split"):
+            subject = subject.split()
     with clock.stage("score"):
         scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values, refitted=subject.refitted)
         scoring, seconds = scoring.ordered(refitted=subject.refitted)
@@ -332,9 +335,6 @@ def prune(
         cut = setting_for(free_batch(part), setting.data, known, baseline, played=scoring.plays)
         return cut_order(scoring.of(cut, part, part.groups), subject, part.groups, lambda: cut, ordering)
 
-    if low_rank is not None:
-        with clock.stage("split"):
-            subject = subject.split()
     with clock.stage("score"):
         order = cut_order(found, subject, groups, lambda: setting, ordering)
     cutter = subject.cutter(

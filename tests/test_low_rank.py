@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ from onnx import ModelProto
 
 import onnxshap
 from onnxshap import report
-from onnxshap.calibrate import free_batch, run_all
+from onnxshap.calibrate import free_batch, means_of_sites, run_all, site_means
 from onnxshap.cli import main
 from onnxshap.core import Dataset, FloatArray
+from onnxshap.cost import parameters
 from onnxshap.errors import OnnxshapError
 from onnxshap.factors import Factored, factored
 from onnxshap.factors.columns import columns_of
 from onnxshap.factors.layers import kernel_of, layers_of
 from onnxshap.factors.separable import separable
-from onnxshap.plan import Budget
+from onnxshap.graph import weights
+from onnxshap.graph.writing import put_in
+from onnxshap.plan import Budget, latency
 from onnxshap.plan.curves import convex
-from onnxshap.plan.cutter import Cutter
+from onnxshap.plan.cutter import Cutter, shares
+from onnxshap.plan.search import least_share
 from onnxshap.plan.widths import Candidate, Planner
 from onnxshap.verify import compare
 from tests.exactness import as_images, check_exact, net, random_feeds
@@ -289,6 +294,47 @@ def test_ranks_serve_every_budget(options: dict[str, Any]) -> None:
     for name, cost in (("keep_macs", "macs"), ("keep_params", "params"), ("keep_bytes", "bytes")):
         whole, kept = (getattr(one.cost, cost)() for one in (traced, small))
         assert kept <= options.get(name, 1.0) * whole + 4 * 28  # biases of what is removed are added (`Cut.params`)
+
+
+def test_ranks_serve_a_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    def latencies(_backend: object, models: Sequence[ModelProto], *_: object) -> list[float]:
+        stored = [t for model in models for t in put_in(model).graph.initializer]  # all weights are at hand
+        assert all(t.raw_data for t in stored if len(t.dims) == 4)
+        return [float(parameters(model)) for model in models]
+
+    monkeypatch.setattr(latency, "latencies", latencies)
+    monkeypatch.setattr(weights, "LARGE", 64)
+    whole = parameters(chain())
+    found = onnxshap.prune(chain(), smooth_images(50), method="l1", low_rank="spatial", target_latency=0.4 * whole)
+    assert found.low_rank
+    assert 0.2 * whole < parameters(found.model) < 0.4 * whole + 28
+
+
+def test_the_least_share_of_a_search_is_one_that_ranks_reach() -> None:
+    traced, found, data = split(chain(), 60)
+    assert found is not None
+    phi = {group.name: np.arange(float(len(group))) for group in traced.groups}
+    curves = {group.name: -np.arange(len(group) + 1.0) for group in found.groups}
+    cutter = Cutter(
+        traced, free_batch(traced), traced.groups, phi, data, "lstsq", "curves", curves=curves, factored=found
+    )
+    for step in (None, 1):
+        budget = Budget(multiple_of=step)
+        least = least_share(cutter, budget)
+        keep = cutter.plan(replace(budget, macs=least))
+        assert shares(found.traced, keep)["macs"] == pytest.approx(least)
+
+
+def test_means_that_removed_channels_leave_are_those_measured_on_what_is_written() -> None:
+    _, found, data = split(chain())
+    assert found is not None
+    plan = narrowed(found, 0.5)
+    plan[next(iter(found.most))][:] = True
+    made, free = found.written(plan)
+    ours, measured = means_of_sites(found.traced, site_means(found.free, data), made), site_means(free, data)
+    assert ours.keys() == measured.keys() != set()
+    for key, values in measured.items():
+        assert np.allclose(ours[key], values, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from onnxshap.calibrate.feeding import batches, fitting
 from onnxshap.codes import foldable
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.graph import extract, tensor
+from onnxshap.labels import Site
 from onnxshap.labels.fixups import give
 from onnxshap.masking import SiteKey
 from onnxshap.tracing import Traced
@@ -125,8 +126,21 @@ def site_means(traced: Traced, data: Dataset) -> dict[SiteKey, FloatArray]:
 
     A branch of an If that the data do not take may give anything; what is not finite there counts as 0.
     """
-    sites = [s for s in traced.labels.trace.sites if foldable(traced.shaped, s)]
-    sites = [s for s in sites if (traced.labels.units(s.tensor, s.axis) >= 0).any()]
+    sites = _taking(traced)
     means = channel_means(traced, data, [(s.tensor, s.axis) for s in sites])
     found = [((s.node, s.input), means[s.tensor, s.axis]) for s in sites if (s.tensor, s.axis) in means]
     return {key: np.nan_to_num(values, posinf=0.0, neginf=0.0) for key, values in found}
+
+
+def means_of_sites(traced: Traced, means: Mapping[SiteKey, FloatArray], other: Traced) -> dict[SiteKey, FloatArray]:
+    """Return what `site_means` does for another model of the same tensors, or of some of them, from those of one."""
+    found = {
+        (s.tensor, s.axis): means[s.node, s.input] for s in traced.labels.trace.sites if (s.node, s.input) in means
+    }
+    return {(s.node, s.input): found[s.tensor, s.axis] for s in _taking(other) if (s.tensor, s.axis) in found}
+
+
+def _taking(traced: Traced) -> list[Site]:
+    """Return the sites whose consumers can take up the means of what is removed there."""
+    sites = [s for s in traced.labels.trace.sites if foldable(traced.shaped, s)]
+    return [s for s in sites if (traced.labels.units(s.tensor, s.axis) >= 0).any()]

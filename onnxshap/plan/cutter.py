@@ -9,7 +9,7 @@ from functools import partial
 from onnx import ModelProto
 
 from onnxshap.bases import Turned
-from onnxshap.calibrate import free_batch, site_means
+from onnxshap.calibrate import free_batch, means_of_sites, site_means
 from onnxshap.clock import Clock
 from onnxshap.core import BoolArray, Dataset, FloatArray
 from onnxshap.cost import parameters
@@ -19,7 +19,7 @@ from onnxshap.factors import Factored, LowRank
 from onnxshap.graph import finish
 from onnxshap.groups import Group
 from onnxshap.masking import Means
-from onnxshap.plan import Budget, Candidate, check_reachable, fits, make_plan, unvalued, wider_plans
+from onnxshap.plan import Budget, Candidate, check_reachable, fits, make_plan, smallest, unvalued, wider_plans
 from onnxshap.plan.curves import affordable, loss_curves
 from onnxshap.plan.options import REFITS, check_images, check_options, repair_for
 from onnxshap.plan.rounds import CutModel, eased
@@ -203,6 +203,10 @@ class Cutter:
                 copies=self.traced.cost.copies,
             )
 
+    def smallest(self, budget: Budget) -> dict[str, BoolArray]:
+        """Return the plan of the least widths that a budget's step and `min_units` allow."""
+        return smallest(self._candidates(self.values, {}), budget)
+
     def _candidates(self, values: Mapping[str, FloatArray], curves: Mapping[str, FloatArray]) -> list[Candidate]:
         most = {} if self.factored is None else self.factored.most
         return [Candidate(g.name, g.units, values[g.name], curves.get(g.name), most.get(g.name)) for g in self.groups]
@@ -243,19 +247,19 @@ class Cutter:
                 {} if self.factored is None else self.factored.most,
             )  # fmt: skip
 
-    def rough(self, keep: Mapping[str, BoolArray]) -> ModelProto:
-        """Return the cut model before any refit."""
+    def rough(self, keep: Mapping[str, BoolArray]) -> tuple[ModelProto, Traced]:
+        """Return the cut model before any refit, and what holds the large weights that it may still name."""
         if self.factored is None:
-            return small_model(self.traced, keep, self._means)
+            return small_model(self.traced, keep, self._means), self.traced
         removal = self._removal(keep)
-        return small_model(removal.traced, removal.keep, removal.means)
+        return small_model(removal.traced, removal.keep, removal.means), removal.traced
 
     def _removal(self, keep: Mapping[str, BoolArray]) -> Removal:
         """Return what a plan takes out of the model, of which it leaves in their form the groups and layers not cut."""
         traced, free = self.traced, self.free
         if self.factored is not None:
             traced, free = self.factored.written(keep)
-            means = self._means if traced is self.traced else site_means(free, self._fitted)
+            means = means_of_sites(self.traced, self._means, traced)
             names = {group.name for group in traced.groups}
             return Removal(traced, free, {name: kept for name, kept in keep.items() if name in names}, means)
         if self.turned is not None:

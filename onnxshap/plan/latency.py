@@ -108,7 +108,7 @@ class _Stopwatch:
         """Return what a plan takes: what seems to be just within the target is timed again, because luck chose it."""
         self.trials += 1
         self.cutter.progress("search", self.trials, max(self.trials + 1, _TRIALS))
-        model = self.cutter.rough(keep)
+        model, _weights = self.cutter.rough(keep)  # held while it is timed
         taken = self._once(model)
         if _NEAR * self.target < taken <= self.target:
             taken = (taken + self._once(model)) / 2

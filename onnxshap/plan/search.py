@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from onnxshap.core import Dataset
 from onnxshap.errors import BudgetError
-from onnxshap.plan import Budget, smallest, unvalued
+from onnxshap.plan import Budget
 from onnxshap.plan.cutter import Cut, Cutter, shares
 from onnxshap.plan.judging import Drop, Judge
 
@@ -21,7 +21,7 @@ def tightened_to(budget: Budget, share: float) -> Budget:
 
 def least_share(cutter: Cutter, budget: Budget) -> float:
     """Return the least share of the MACs that a plan can reach."""
-    return shares(cutter.traced, smallest(unvalued(cutter.groups), budget))["macs"]
+    return shares(cutter.traced, cutter.smallest(budget))["macs"]
 
 
 def within_drop(cutter: Cutter, budget: Budget, judge: Judge, most: float, check: Dataset) -> tuple[Cut, Drop]:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from onnx import ModelProto
 
@@ -304,7 +305,9 @@ def prune(
         groups = groups_to_cut(traced, include, exclude)
         if values is not None:
             check_values(values, traced, groups)
-        _check_budget(traced, groups, budget, searched=max_drop is not None or target_latency is not None)
+        searched = max_drop is not None or target_latency is not None
+        if low_rank is None:
+            _check_budget(budget, traced, groups, searched=searched)
         dividing = None if max_drop is None else "max-drop"
         subject = Subject.of(given, traced, dataset, groups, repair, allocation, dividing)
         progress("trace", 1, 1)
@@ -315,6 +318,7 @@ def prune(
     if low_rank is not None:
         with clock.stage("split"):
             subject = subject.split()
+        _check_budget(budget, *subject.planned, searched=searched)
     with clock.stage("score"):
         scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values, refitted=subject.refitted)
         scoring, seconds = scoring.ordered(refitted=subject.refitted)
@@ -326,7 +330,7 @@ def prune(
             check_share(evaluation.judge, max_drop)
         found = values
         if found is None:
-            likely = replace(scoring.rules, keep=_likely_widths(subject.traced, groups, budget))
+            likely = replace(scoring.rules, keep=_likely_widths(subject, budget))
             first = replace(scoring, rules=likely, journal=journal)
             found = first.of(setting, subject.traced, groups, subject.turned)
 
@@ -379,12 +383,15 @@ def cut_order(
     return found.order(groups, replace(setting(), data=subject.repaired_on) if told else None, ordering)
 
 
-def _check_budget(traced: Traced, groups: Sequence[Group], budget: Budget, *, searched: bool) -> None:
+def _check_budget(
+    budget: Budget, traced: Traced, groups: Sequence[Group], most: Mapping[str, int] = MappingProxyType({}), *,
+    searched: bool,
+) -> None:  # fmt: skip
     """Refuse a budget that no plan meets, before anything is scored, or one that leaves a search nothing to do."""
     if budget.units is not None and searched:
         raise BudgetError("keep-units leaves nothing to search; give --max-drop or --target-latency without it")
     if budget.units is not None or budget.shares or not searched:
-        check_within_reach(traced, groups, budget)
+        check_within_reach(budget, traced, groups, most)
 
 
 def _settled(
@@ -427,14 +434,15 @@ def _by_labels(evaluation: Evaluation, *, strict: bool) -> list[Payoff]:
         return []
 
 
-def _likely_widths(traced: Traced, groups: Sequence[Group], budget: Budget) -> dict[str, int]:
+def _likely_widths(subject: Subject, budget: Budget) -> dict[str, int]:
     """Return how many units of every group a budget leaves, before values are known; half the MACs where it says none.
 
     Where a cut is likely, values have to tell units apart (`Rules`).
     """
     half = budget if budget.units is not None or budget.shares else replace(budget, macs=0.5)
-    likely = make_plan(unvalued(groups), half, partial(shares, traced), traced.covers, copies=traced.cost.copies)
-    return {name: int(kept.sum()) for name, kept in likely.items()}
+    traced, groups, most = subject.planned
+    likely = make_plan(unvalued(groups, most), half, partial(shares, traced), traced.covers, copies=traced.cost.copies)
+    return {group.name: int(likely[group.name].sum()) for group in subject.groups}
 
 
 def _cut(

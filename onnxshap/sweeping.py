@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -213,15 +214,14 @@ def sweep(
     if values is not None:
         check_values(values, traced, groups)
         chosen = [values.method]
-    left_out = _unreachable(traced, groups, budgets)
-    if len(left_out) == len(budgets):
-        raise BudgetError(next(iter(left_out.values())))
-    budgets = {share: budget for share, budget in budgets.items() if share not in left_out}
+    left_out = {} if low_rank is not None else _unreachable(budgets, traced, groups)
     subject = Subject.of(given, traced, dataset, groups, repair, allocation, "a sweep")
     if principal(basis, values, refitted=subject.refitted):
         subject = subject.in_bases(None if values is None else values.bases)
     if low_rank is not None:
         subject = subject.split()
+        left_out = _unreachable(budgets, *subject.planned)
+    budgets = {share: budget for share, budget in budgets.items() if share not in left_out}
     bench = _Bench(Evaluation.of(subject.traced, subject.held_out, payoff), len(chosen) * len(budgets), progress)
     progress("trace", 1, 1)
     curves: list[Curve] = []
@@ -282,14 +282,23 @@ def _rescored(
     return api.cut_order(found, subject, part.groups, lambda: setting(free_batch(part)), ordering)
 
 
-def _unreachable(traced: Traced, groups: Sequence[Group], budgets: Mapping[float, Budget]) -> dict[float, str]:
-    """Return the budgets that the least widths exceed, and why."""
+def _unreachable(
+    budgets: Mapping[float, Budget], traced: Traced, groups: Sequence[Group],
+    most: Mapping[str, int] = MappingProxyType({}),
+) -> dict[float, str]:  # fmt: skip
+    """Return the budgets that the least widths exceed, and why; `most` is of ranks (`Candidate`), by name.
+
+    Raises:
+        BudgetError: all of them are such.
+    """
     found = {}
     for share, budget in budgets.items():
         try:
-            check_within_reach(traced, groups, budget)
+            check_within_reach(budget, traced, groups, most)
         except BudgetError as error:
             found[share] = str(error)
+    if len(found) == len(budgets):
+        raise BudgetError(next(iter(found.values())))
     return found
 
 

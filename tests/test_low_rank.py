@@ -27,6 +27,7 @@ from onnxshap.factors.separable import separable
 from onnxshap.graph import weights
 from onnxshap.graph.writing import put_in
 from onnxshap.plan import Budget, latency
+from onnxshap.plan.allocation import _steps
 from onnxshap.plan.curves import convex
 from onnxshap.plan.cutter import Cutter, shares
 from onnxshap.plan.search import least_share
@@ -150,6 +151,12 @@ def test_excluded_layers_stay_one() -> None:
     assert found is not None
     assert {part.split(".")[0] for part in found.most} == {"a", "e"}
     assert {g.name for g in found.groups} == {g.name for g in chosen} | set(found.most)
+    text = "z = Conv<pads=[1,1,1,1]>(y, u)"  # makes no group, and reads one that is left out
+    last = net(f"(float[N,6,9,8] x) => (float[N,4,9,8] z) {{ a = Conv(x, w) y = Relu(a) {text} }}",
+               w=(9, 6, 1, 1), u=(4, 9, 3, 3))  # fmt: skip
+    assert split(last)[1] is not None
+    traced, _, data = split(last)
+    assert factored(traced, free_batch(traced), [], data) is None
 
 
 def test_the_first_channels_lose_less_than_those_of_the_weight_alone() -> None:
@@ -308,6 +315,26 @@ def test_ranks_serve_a_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     found = onnxshap.prune(chain(), smooth_images(50), method="l1", low_rank="spatial", target_latency=0.4 * whole)
     assert found.low_rank
     assert 0.2 * whole < parameters(found.model) < 0.4 * whole + 28
+
+
+def test_a_budget_that_ranks_alone_reach_is_met() -> None:
+    narrow: dict[str, Any] = {"low_rank": "spatial", "min_units": 10}  # as wide as the widest group
+    unreached = pytest.raises(onnxshap.errors.BudgetError, match="cannot be reached")
+    with unreached:
+        onnxshap.prune(chain(), smooth_images(50), method="l1", keep_macs=0.85, min_units=10)
+    found = onnxshap.prune(chain(), smooth_images(50), method="shapley", samples=4, keep_macs=0.85, **narrow)
+    assert found.low_rank
+    assert found.after.macs <= 0.85 * found.before.macs
+    with unreached:
+        onnxshap.prune(chain(), smooth_images(50), method="l1", keep_macs=0.1, **narrow)
+    swept = onnxshap.sweep(chain(), smooth_images(100), methods=["l1"], keep=[0.85, 0.1], **narrow)
+    assert [list(swept.left_out), [point.keep_macs for point in swept.curves[0].points]] == [[0.1], [0.85]]
+
+
+def test_a_uniform_share_widens_ranks_by_steps_of_theirs_and_then_to_the_whole() -> None:
+    candidates = [Candidate("rank", np.arange(48), np.arange(48.0), None, 24)]
+    planner = Planner(candidates, Budget(macs=0.5), ())
+    assert [width for _, width in _steps(planner, [8], set())] == [12, 16, 20, 24, 48]
 
 
 def test_the_least_share_of_a_search_is_one_that_ranks_reach() -> None:

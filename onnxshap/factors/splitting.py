@@ -166,14 +166,16 @@ def factored(traced: Traced, free: Traced, groups: Sequence[Group], data: Datase
 
     Args:
         traced, free: the model, as in its file and for evaluation.
-        groups: those that may be cut; a Conv that makes others alone stays one.
+        groups: those that may be cut; a Conv that makes none of them, and makes or reads others, stays one.
         data: calibration inputs.
 
     Raises:
         ModelError: the units of the split model are not those of the original.
     """
+    chosen = {group.name for group in groups}
     own = {name for group in groups for name in group.producers}
-    left = {name for group in traced.groups for name in group.producers} - own
+    others = [group for group in traced.groups if group.name not in chosen]
+    left = {name for group in others for name in (*group.producers, *group.consumers)} - own
     layers = [layer for layer in layers_of(traced) if layer.name not in left]
     if not layers:
         return None
@@ -198,8 +200,8 @@ def factored(traced: Traced, free: Traced, groups: Sequence[Group], data: Datase
     if not compare(after, before, before).rel_err <= _SAME:
         return None
     _check_units(traced, made, groups)
-    chosen = {group.name: group for group in made.groups}
-    every = [*(chosen[group.name] for group in groups), *(ranks[one.node,] for one in found)]
+    again = {group.name: group for group in made.groups}
+    every = [*(again[group.name] for group in groups), *(ranks[one.node,] for one in found)]
     return Factored(made, free_batch(made), traced, every, {ranks[one.node,].name: one for one in found})
 
 

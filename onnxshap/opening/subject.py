@@ -117,6 +117,12 @@ class Subject:
         """Whether the layers behind the cut are refitted."""
         return self.repair in REFITS
 
+    @property
+    def planned(self) -> tuple[Traced, Sequence[Group], Mapping[str, int]]:
+        """What plans are of: the model, its groups, those of ranks behind, and the most with which these pay."""
+        made = self.factored
+        return (self.traced, self.groups, {}) if made is None else (made.traced, made.groups, made.most)
+
     def in_bases(self, bases: Bases | None = None) -> Subject:
         """Return it with the model in other bases: those given, else the ones in which a cut loses least."""
         moved, free = in_bases(self.traced, self.free, self.groups, self.repaired_on, bases)

@@ -90,7 +90,7 @@ def _filled(planner: Planner, widths: list[int], budget: Budget, measure: Measur
     """
     shut: set[int] = set()
     while len(shut) < _MISSES:
-        steps = _steps(planner, widths, budget, shut)
+        steps = _steps(planner, widths, shut)
         taken: list[tuple[int, int]] = []
         low, within = 0, True
         while within and (more := list(itertools.islice(steps, max(1, len(taken))))):
@@ -109,14 +109,14 @@ def _filled(planner: Planner, widths: list[int], budget: Budget, measure: Measur
     return planner.at(widths)
 
 
-def _steps(planner: Planner, widths: Sequence[int], budget: Budget, shut: set[int]) -> Iterator[tuple[int, int]]:
+def _steps(planner: Planner, widths: Sequence[int], shut: set[int]) -> Iterator[tuple[int, int]]:
     """Yield group and new width of one step after the other, the relatively narrowest of the groups not shut first."""
     sizes = [len(c.units) for c in planner.candidates]
     heap = [(widths[k] / size, k, widths[k]) for k, size in enumerate(sizes) if k not in shut and widths[k] < size]
     heapq.heapify(heap)
     while heap:
         _, k, width = heapq.heappop(heap)
-        wider = min(sizes[k], width + budget.step(sizes[k]))
+        wider = planner.wider(k, width)
         if wider < sizes[k]:
             heapq.heappush(heap, (wider / sizes[k], k, wider))
         yield k, wider

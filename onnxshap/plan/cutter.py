@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 from onnx import ModelProto
 
@@ -46,13 +47,15 @@ def shares(traced: Traced, keep: Mapping[str, BoolArray]) -> dict[str, float]:
     }
 
 
-def check_within_reach(traced: Traced, groups: Sequence[Group], budget: Budget) -> None:
-    """Refuse a budget that no plan meets, before anything is scored.
+def check_within_reach(
+    budget: Budget, traced: Traced, groups: Sequence[Group], most: Mapping[str, int] = MappingProxyType({})
+) -> None:
+    """Refuse a budget that no plan meets, before anything is scored; `most` is of ranks (`Candidate`), by name.
 
     Raises:
         BudgetError: even the least widths exceed it, or it asks for nothing.
     """
-    check_reachable(unvalued(groups), budget, partial(shares, traced), copies=traced.cost.copies)
+    check_reachable(unvalued(groups, most), budget, partial(shares, traced), copies=traced.cost.copies)
 
 
 @dataclass(frozen=True)

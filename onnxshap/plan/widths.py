@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +49,9 @@ class Candidate:
         return 1 if self.most is None else -(-self.most // NARROWEST)
 
 
-def unvalued(groups: Sequence[Group]) -> list[Candidate]:
-    """Return groups as candidates while their values are not known: all units alike."""
-    return [Candidate(g.name, g.units, np.zeros(len(g))) for g in groups]
+def unvalued(groups: Sequence[Group], most: Mapping[str, int] = MappingProxyType({})) -> list[Candidate]:
+    """Return groups as candidates while their values are not known: all units alike; `most` of ranks, by name."""
+    return [Candidate(g.name, g.units, np.zeros(len(g)), most=most.get(g.name)) for g in groups]
 
 
 class Planner:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 import onnxshap
 from onnxshap import report
@@ -315,6 +316,33 @@ def test_ranks_serve_a_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     found = onnxshap.prune(chain(), smooth_images(50), method="l1", low_rank="spatial", target_latency=0.4 * whole)
     assert found.low_rank
     assert 0.2 * whole < parameters(found.model) < 0.4 * whole + 28
+
+
+BRANCHES = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N,3,12,10] x) => (float[N,4] y) {
+    a = Conv<pads=[1,1,1,1]>(x, wa) b = Relu(a) s = ReduceSum<keepdims=0>(x) t = Sub(s, s) never = Greater(t, one)
+    c = If(never)<
+        then_branch = left () => (float[N,10,12,10] u) { u = Conv<pads=[1,1,1,1]>(b, wc) },
+        else_branch = right () => (float[N,10,12,10] v) { w = Tanh(b) v = Conv<pads=[1,1,1,1]>(w, we) }>
+    f = Relu(c) g = Conv<pads=[1,1,1,1]>(f, wg) h = Relu(g) i = GlobalAveragePool(h) j = Flatten(i) y = MatMul(j, wy)
+}"""
+
+
+def test_branches_that_no_input_takes_stay_whole_and_cost_nothing_once_layers_are_split() -> None:
+    shapes = {"wa": (8, 3, 3, 3), "wc": (10, 8, 3, 3), "we": (10, 8, 3, 3), "wg": (12, 10, 3, 3), "wy": (12, 4)}
+    rng = np.random.default_rng(0)
+    stored = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
+    model = onnx.parser.parse_model(BRANCHES)
+    model.graph.initializer.extend([*stored, numpy_helper.from_array(np.array(1, np.float32), "one")])
+    found = onnxshap.prune(model, smooth_images(50), method="l1", low_rank="spatial", keep_macs=0.7)
+    whole, small = (traced_on(one, smooth_images(50)).cost for one in (model, found.model))
+    assert found.low_rank
+    assert (found.before.macs, found.after.macs) == (whole.macs(), small.macs())
+    assert found.after.macs <= 0.7 * found.before.macs
+
+
+def traced_on(model: ModelProto, images: np.ndarray[Any, Any]) -> onnxshap.Traced:
+    return onnxshap.trace(model, samples=[{"x": one[None]} for one in images[:8]])
 
 
 def test_a_budget_that_ranks_alone_reach_is_met() -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import NodeProto, helper
 
 from onnxshap.calibrate import free_batch, run_all
 from onnxshap.core import Array, Dataset, FloatArray
@@ -26,6 +26,7 @@ from onnxshap.verify import compare
 
 LOW_RANK = ("spatial",)
 """How a Conv may be split: a column of its kernel, then a row."""
+Samples = Sequence[Mapping[str, Array]]
 _CHECKED_IMAGES = 16
 _SAME = 1e-4
 """Of an output's largest magnitude, what it may differ by once Convs are split."""
@@ -122,6 +123,7 @@ class Factored:
         traced, free: the model, as it would be in its file and for evaluation.
         original: the model that it was made of.
         groups: the groups of the original that may be cut, and behind them those of ranks.
+        samples: inputs that the model is meant for (`tracing.trace`).
     """
 
     traced: Traced
@@ -129,6 +131,7 @@ class Factored:
     original: Traced
     groups: Sequence[Group]
     _parts: Mapping[str, _Part]
+    samples: Samples = ()
 
     @cached_property
     def values(self) -> dict[str, FloatArray]:
@@ -150,7 +153,7 @@ class Factored:
         paying = self.paying(keep)
         if len(paying) == len(self._parts):
             return self.traced, self.free
-        made = _traced_again(self.original, [self._parts[name] for name in paying])
+        made = _traced_again(self.original, [self._parts[name] for name in paying], self.samples)
         return made, free_batch(made)
 
     def told(self, keep: Keep) -> tuple[LowRank, ...]:
@@ -159,15 +162,19 @@ class Factored:
         return tuple(LowRank(layer.name, int(kept.sum()), layer.most) for layer, kept in parts)
 
 
-def factored(traced: Traced, free: Traced, groups: Sequence[Group], data: Dataset) -> Factored | None:
+def factored(
+    traced: Traced, free: Traced, groups: Sequence[Group], data: Dataset, samples: Samples = ()
+) -> Factored | None:
     """Return the model with its dense Convs as pairs in which narrow ranks lose least, None where it has none.
 
-    It is held against the original on some inputs; where it differs by more than rounding, nothing is split.
+    It is held against the original on some inputs; where it differs by more than rounding, or costs something else,
+    nothing is split.
 
     Args:
         traced, free: the model, as in its file and for evaluation.
         groups: those that may be cut; a Conv that makes none of them, and makes or reads others, stays one.
         data: calibration inputs.
+        samples: inputs that the model is meant for (`tracing.trace`).
 
     Raises:
         ModelError: the units of the split model are not those of the original.
@@ -187,14 +194,16 @@ def factored(traced: Traced, free: Traced, groups: Sequence[Group], data: Datase
         named = traced.shaped.graph.nodes[layer.node].name
         node = names.node(f"{named}.rank") if named else between
         parts.append(_Part(layer, columns.astype(np.float32), rows.astype(np.float32), energy, split, node))
-    made = _traced_again(traced, parts)
+    made = _traced_again(traced, parts, samples)
     ranks = {group.producers: group for group in made.groups}
     found = [part for part in parts if len(ranks.get((part.node,), ())) == len(part.energy)]
     if not found:
         return None
     if len(found) < len(parts):
-        made = _traced_again(traced, found)
+        made = _traced_again(traced, found, samples)
         ranks = {group.producers: group for group in made.groups}
+    if (made.cost.macs(), made.cost.params()) != (traced.cost.macs(), traced.cost.params()):
+        return None  # other bodies of an If are taken, or a loop runs otherwise
     part = data.take(slice(0, _CHECKED_IMAGES))
     before, after = (run_all(one, one.shaped.graph.model, part) for one in (traced, made))
     if not compare(after, before, before).rel_err <= _SAME:
@@ -202,10 +211,10 @@ def factored(traced: Traced, free: Traced, groups: Sequence[Group], data: Datase
     _check_units(traced, made, groups)
     again = {group.name: group for group in made.groups}
     every = [*(again[group.name] for group in groups), *(ranks[one.node,] for one in found)]
-    return Factored(made, free_batch(made), traced, every, {ranks[one.node,].name: one for one in found})
+    return Factored(made, free_batch(made), traced, every, {ranks[one.node,].name: one for one in found}, samples)
 
 
-def _traced_again(traced: Traced, parts: Sequence[_Part]) -> Traced:
+def _traced_again(traced: Traced, parts: Sequence[_Part], samples: Samples) -> Traced:
     """Return a traced model with some Convs as pairs; `source` is still the original."""
     if not parts:
         return traced
@@ -219,16 +228,12 @@ def _traced_again(traced: Traced, parts: Sequence[_Part]) -> Traced:
     for part in parts:
         for name, values in ((part.split.columns, part.columns), (part.split.rows, part.rows)):
             made.graph.initializer.append(initializer(name, np.ascontiguousarray(values), kept))
-    found = _of(finish(made, graph), traced)
+    sizes, axes = traced.shaped.inputs, traced.shaped.batch_axes
+    found = trace(finish(made, graph), input_shapes=sizes, backend=traced.backend, samples=samples, batch_axes=axes)
     return replace(
         found, source=traced.source, files=traced.files, tail=traced.tail, path=traced.path,
         splits=tuple(part.split for part in parts),
     )  # fmt: skip
-
-
-def _of(model: ModelProto, traced: Traced) -> Traced:
-    sizes, axes = traced.shaped.inputs, traced.shaped.batch_axes
-    return trace(model, input_shapes=sizes, backend=traced.backend, batch_axes=axes)
 
 
 def _check_units(traced: Traced, made: Traced, groups: Collection[Group]) -> None:

@@ -12,6 +12,7 @@ from onnxshap.core import Dataset, FloatArray
 from onnxshap.errors import BudgetError
 from onnxshap.factors import Factored, factored
 from onnxshap.groups import Group, select
+from onnxshap.layouts import samples_of
 from onnxshap.opening.given import Given
 from onnxshap.opening.reading import sample
 from onnxshap.plan.cutter import Cutter
@@ -134,7 +135,8 @@ class Subject:
         Raises:
             ModelError: as `factors.factored`.
         """
-        return replace(self, factored=factored(self.traced, self.free, self.groups, self.repaired_on))
+        samples = samples_of(self.repaired_on, self.traced.shaped.specs)
+        return replace(self, factored=factored(self.traced, self.free, self.groups, self.repaired_on, samples))
 
     def cutter(
         self, order: Mapping[str, FloatArray], allocation: str | None, seed: int, progress: Progress, clock: Clock, *,

@@ -231,3 +231,50 @@ def test_images_that_are_put_together_on_purpose_fix_no_batch() -> None:
         opset=13, w0=(4, 8), w1=(8, 2), one=[1, -1],
     )  # fmt: skip
     assert trace(model).shaped.baked is None
+
+
+def heads(batch: int, length: int | str) -> ModelProto:
+    """Return a net that takes heads apart as [images, positions, heads, -1], the images written out."""
+    return net(
+        f"""(float[N,{length},5] x) => (float[N,{length},3] y) {{
+            h = MatMul(x, w0)
+            parts = Shape<start=1, end=2>(x)
+            cut = Concat<axis=0>(images, parts, four, rest)
+            a = Reshape(h, cut)
+            b = Transpose<perm=[0,2,1,3]>(a)
+            c = Softmax<axis=2>(b)
+            d = Transpose<perm=[0,2,1,3]>(c)
+            whole = Shape(h)
+            e = Reshape(d, whole)
+            f = MatMul(e, w1)
+            r = Relu(f)
+            y = MatMul(r, w2)
+        }}""",
+        opset=15, w0=(5, 8), w1=(8, 6), w2=(6, 3), four=[4], rest=[-1], images=[batch],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [6, "L"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_heads_that_are_taken_apart_are_no_images(batch: int, length: int | str) -> None:
+    """By shapes alone the batch is as many times too large as there are heads, and images of that are mixed."""
+    traced = trace(heads(batch, length))
+    assert traced.shaped.baked == batch
+    assert f"written out for {batch} image" in traced.notes[0]
+
+
+def test_what_is_laid_out_otherwise_for_a_while_fixes_no_batch() -> None:
+    """The last axis grows with the images, but what is between goes number by number."""
+    model = net(
+        """(float[N,6,5] x) => (float[N,6,3] y) {
+            h = MatMul(x, w0)
+            a = Reshape(h, rows)
+            r = Relu(a)
+            s = Shape(h)
+            b = Reshape(r, s)
+            y = MatMul(b, w1)
+        }""",
+        opset=13, w0=(5, 8), w1=(8, 3), rows=[2, -1],
+    )  # fmt: skip
+    traced = trace(model)
+    assert traced.shaped.baked is None and traced.shaped.free_batch and not traced.notes

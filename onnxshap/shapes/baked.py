@@ -12,11 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 
+import numpy as np
 from onnx import TensorProto
 
-from onnxshap.backend import Backend
-from onnxshap.core import Array
+from onnxshap.backend import Backend, Session
+from onnxshap.core import Array, BoolArray
 from onnxshap.data import InputSpec
 from onnxshap.errors import DataError, ModelError
 from onnxshap.graph import Graph, array, is_op
@@ -115,17 +117,30 @@ def fixed_batch(
     return sizes[0], f"the batch is free by name, but {where} takes {images} and no more: it is fixed to that"
 
 
-def torn_batch(graph: Graph, specs: Mapping[str, InputSpec], one: Run, others: Sequence[Run]) -> tuple[int, str] | None:
+def torn_batch(
+    graph: Graph,
+    specs: Mapping[str, InputSpec],
+    backend: Backend,
+    one: Run,
+    others: Sequence[Run],
+    samples: Sequence[Mapping[str, Array]],
+) -> tuple[int, str] | None:
     """Return the only batch at which a graph keeps its images apart, and why; None where shapes tell of none.
 
     At any other a Reshape that is written out for some images (windows are put together again, to [1, 8, 8, 7, 7, -1])
     runs too: -1 makes up for their number, and every position gets features of several places of several images.
     So it is where images lead what is reshaped, and the last axis of the result grows with their number instead.
 
+    Shapes tell so of what is laid out otherwise for a while, too, and where heads are taken apart ([1, places, heads,
+    -1]) they tell of as many images as there are heads, times those. So it is measured whether images are mixed, and
+    of how many they are not.
+
     Args:
         graph: a normalised graph.
         specs: of its inputs.
+        backend: runs it.
         one, others: runs that came about, at several batches and sizes.
+        samples: of one image each.
     """
     free = [(n, s.batch) for n, s in specs.items() if s.batch is not None and s.shape[s.batch] is None]
     runs = [one, *others]
@@ -139,14 +154,71 @@ def torn_batch(graph: Graph, specs: Mapping[str, InputSpec], one: Run, others: S
         shapes = [(run.shapes[node.input[0]], run.shapes[node.output[0]]) for run in runs]
         if (size := _torn(batches, shapes)) is not None:
             found.setdefault(size, node.name or node.output[0])
-    if len(found) != 1:
+    if not found:
         return None
-    ((size, where),) = found.items()
+    session = backend.session(graph.model, optimize=False)
+    mixed = cache(partial(_mixed, session, specs, one.inputs, samples))
+    most = math.gcd(*found)
+    told = {mixed(count) for count in (*batches, 2 * most)}
+    if told == {None}:  # it does not run on what is made up here
+        size = most
+    elif True in told:
+        size = next(part for part in range(most, 0, -1) if most % part == 0 and mixed(part) is False)
+    else:
+        return None
     images = f"{size} image{'s'[: size != 1]}"
     return size, (
-        f"the batch is free by name, but Reshape {where!r} is written out for {images} and mixes the features of more: "
-        f"it is taken as fixed to that, and the file gives wrong outputs at any other"
+        f"the batch is free by name, but Reshape {found[min(found)]!r} is written out for {images} and mixes the "
+        f"features of more: it is taken as fixed to that, and the file gives wrong outputs at any other"
     )
+
+
+def _mixed(
+    session: Session, specs: Mapping[str, InputSpec], shapes: Mapping[str, Shape],
+    samples: Sequence[Mapping[str, Array]], count: int,
+) -> bool | None:  # fmt: skip
+    """Return whether some number that the first of some images changes is one that the others change, too.
+
+    None where the model refuses as many images.
+    """
+    if count == 1:
+        return False
+    for one, other in _pairs(specs, shapes, samples, count):
+        front, rest = ({n: _joined(a[n], b[n], specs[n].batch) for n in one} for a, b in ((other, one), (one, other)))
+        try:
+            plain, *changed = (session.run(feeds) for feeds in (one, front, rest))
+        except (ModelError, DataError):
+            continue
+        return any(
+            not a.shape == b.shape == c.shape or bool((_differ(a, b) & _differ(a, c)).any())
+            for a, b, c in zip(plain, *changed, strict=True)
+        )
+    return None
+
+
+def _pairs(
+    specs: Mapping[str, InputSpec], shapes: Mapping[str, Shape], samples: Sequence[Mapping[str, Array]], count: int
+) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+    """Yield inputs of as many images, and of as many others: of noise, then of samples."""
+    one, other = (
+        {n: noise(n, spec.dtype, _at(spec, shapes[n], count), seed) for n, spec in specs.items()} for seed in (1, 2)
+    )
+    yield one, other
+    if len(samples) > 1:
+        order = [*samples] * count
+        yield together(order, specs, count)[0], together(order[1:], specs, count)[0]
+
+
+def _joined(first: Array, rest: Array, batch: int | None) -> Array:
+    """Return an input of the first image of one, and of the others of another."""
+    if batch is None or rest.shape[batch] < 2:
+        return rest
+    return np.concatenate([np.take(first, [0], batch), np.delete(rest, 0, batch)], batch)
+
+
+def _differ(one: Array, other: Array) -> BoolArray:
+    """Return which numbers are not the same; NaN is."""
+    return np.asarray((one != other) & ~((one != one) & (other != other)))
 
 
 def _torn(batches: Sequence[int], shapes: Sequence[tuple[Shape, Shape]]) -> int | None:

@@ -183,7 +183,7 @@ def infer(
     specs = placed(specs, batch_axes or {})
     seen = _see(graph, specs, backend, shapes or {}, samples)
     if seen.others:
-        baked = torn_batch(seen.graph, specs, seen.first, seen.others)
+        baked = torn_batch(seen.graph, specs, backend, seen.first, seen.others, samples)
     else:
         baked = fixed_batch(graph, specs, backend, seen.first, samples)
     if baked is not None:

@@ -278,3 +278,13 @@ def test_what_is_laid_out_otherwise_for_a_while_fixes_no_batch() -> None:
     )  # fmt: skip
     traced = trace(model)
     assert traced.shaped.baked is None and traced.shaped.free_batch and not traced.notes
+
+
+@pytest.mark.parametrize("batch", [4, 8])
+@pytest.mark.parametrize("length", [8, "L"])
+def test_the_batch_is_the_one_written_out_where_parts_of_it_or_several_run_too(batch: int, length: int | str) -> None:
+    """Two images run as half of what they are, 64 as eight of each, and one more of neither does."""
+    traced = trace(windowed(batch, length))
+    assert traced.shaped.baked == batch == traced.batch
+    assert [len(g) for g in traced.groups] == [8, 6]
+    assert f"'apart' is written out for {batch} images" in traced.notes[0]

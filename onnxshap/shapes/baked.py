@@ -201,7 +201,8 @@ def _pairs(
 ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
     """Yield inputs of as many images, and of as many others: of noise, then of samples."""
     one, other = (
-        {n: noise(n, spec.dtype, _at(spec, shapes[n], count), seed) for n, spec in specs.items()} for seed in (1, 2)
+        {n: noise(n, spec.dtype, at_batch(spec, shapes[n], count), seed) for n, spec in specs.items()}
+        for seed in (1, 2)
     )
     yield one, other
     if len(samples) > 1:
@@ -256,11 +257,12 @@ def _draws(
             turned = [*samples[start:], *samples[:start]]
             one, more = (together([*turned] * count, specs, count)[0] for count in (size, size + 1))
         else:
-            one = {n: noise(n, spec.dtype, _at(spec, shapes[n], size), draw + 1) for n, spec in specs.items()}
-            more = resized(one, specs, {n: _at(spec, shapes[n], size + 1) for n, spec in specs.items()})
+            one = {n: noise(n, spec.dtype, at_batch(spec, shapes[n], size), draw + 1) for n, spec in specs.items()}
+            more = resized(one, specs, {n: at_batch(spec, shapes[n], size + 1) for n, spec in specs.items()})
         yield one, more
 
 
-def _at(spec: InputSpec, shape: Shape, count: int) -> Shape:
+def at_batch(spec: InputSpec, shape: Shape, count: int) -> Shape:
+    """Return the shape of an input with another number of images, if that is free."""
     free = spec.batch is not None and spec.shape[spec.batch] is None
     return tuple(count if free and axis == spec.batch else size for axis, size in enumerate(shape))

@@ -22,7 +22,7 @@ from onnxshap.graph.lifting import entered, is_if, is_loop, is_open, join
 from onnxshap.graph.loops import declare_ranks
 from onnxshap.graph.structure import reads
 from onnxshap.shapes.alone import Alone
-from onnxshap.shapes.baked import fixed_batch, torn_batch, with_batch, written_batches, written_sizes
+from onnxshap.shapes.baked import at_batch, fixed_batch, torn_batch, with_batch, written_batches, written_sizes
 from onnxshap.shapes.bodies import alike_handed, attempts, decided_by, open_bodies, why_loop_whole, why_whole
 from onnxshap.shapes.constants import constants_of, store_mixed
 from onnxshap.shapes.folding import Folded, Part, Run, Shape, fold
@@ -183,19 +183,24 @@ def infer(
     specs = placed(specs, batch_axes or {})
     seen = _see(graph, specs, backend, shapes or {}, samples)
     if seen.others:
-        baked = torn_batch(seen.graph, specs, backend, seen.first, seen.others, samples)
+        claims = [torn_batch(seen.graph, specs, backend, seen.first, seen.others, samples)]
     else:
-        baked = fixed_batch(graph, specs, backend, seen.first, samples)
-    if baked is not None:
-        fixed = {name: with_batch(spec, baked[0]) for name, spec in specs.items()}
-        fed = together(samples, specs, baked[0])
+        only = fixed_batch(graph, specs, backend, seen.first, samples)
+        twice = None if only is None else _twice(graph, specs, backend, seen.first.inputs, only[0], samples)
+        torn = None if twice is None else torn_batch(graph, specs, backend, seen.first, (twice,), samples)
+        claims = [torn, only]
+    baked = None
+    for claim in filter(None, claims):
+        fixed = {name: with_batch(spec, claim[0]) for name, spec in specs.items()}
+        fed = together(samples, specs, claim[0])
         try:
             seen = _see(graph, fixed, backend, shapes or {}, fed)
-            samples, specs = fed, fixed
-        except ModelError:
-            if not seen.others:
+        except ModelError:  # what shapes say of it is not so: it runs at other batches alone
+            if not seen.others and claim is claims[-1]:
                 raise
-            baked = None  # what shapes say of it is not so: it runs at other batches alone
+            continue
+        samples, specs, baked = fed, fixed, claim
+        break
     done: set[str] = set()
     while open_ := open_bodies(seen.graph, done, samples, backend):
         for chosen in attempts(open_):
@@ -222,6 +227,15 @@ class _Seen:
     others: tuple[Run, ...]
     folded: Folded
     kinds: Mapping[str, int | None]
+
+
+def _twice(
+    graph: Graph, specs: Mapping[str, InputSpec], backend: Backend, shapes: Mapping[str, Shape], count: int,
+    samples: Sequence[Mapping[str, Array]],
+) -> Run | None:  # fmt: skip
+    """Return a run at twice as many images as `count`, None where the graph refuses it."""
+    probe = ShapeProbe(graph, value_kinds(graph.model), backend, specs, samples[0] if samples else {})
+    return probe.attempt({name: at_batch(spec, shapes[name], 2 * count) for name, spec in specs.items()})
 
 
 def _see(

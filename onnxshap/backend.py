@@ -336,9 +336,11 @@ class OrtBackend:
         options.inter_op_num_threads = 1
         # idle threads that spin would take the cores from numpy's, which works between the runs
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if not optimize:  # run once or twice: a second copy of the weights, or a plan of the memory, would not pay
-            options.add_session_config_entry("session.disable_prepacking", "1")
+        if not self.on_device or not optimize:
+            # from the second run on it takes one piece more for all tensors, beside those that the first one took
             options.enable_mem_pattern = False
+        if not optimize:  # run once or twice: a second copy of the weights would not pay
+            options.add_session_config_entry("session.disable_prepacking", "1")
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # Shape nodes first: they let tensors go
         options.graph_optimization_level = (
             ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimize else ort.GraphOptimizationLevel.ORT_DISABLE_ALL

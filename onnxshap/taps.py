@@ -96,5 +96,9 @@ def taps(
 def patches(x: Array, reads: IntArray) -> Array:
     """Return [images, channels, positions, taps] of [images, channels, ...space], zeros where `reads` says padding."""
     flat = x.reshape(*x.shape[:2], -1)
-    padded = np.concatenate([flat, np.zeros_like(flat[..., :1])], axis=2)
-    return padded[:, :, reads]
+    padding = reads >= flat.shape[2]
+    if not flat.shape[2]:
+        return np.zeros((*flat.shape[:2], *reads.shape), x.dtype)
+    found = flat[:, :, np.where(padding, 0, reads)]  # a copy of few positions, and none of all that x holds
+    found[:, :, padding] = 0
+    return found

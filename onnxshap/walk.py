@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 from onnx import ModelProto, TensorProto
 
 from onnxshap.core import Array
@@ -142,7 +143,8 @@ class Walk:
             found = dict(held)
             if session is not None:
                 values = session.run({n: held[n] for n in session.inputs})
-                found.update(zip(computed, values, strict=True))
+                found.update(zip(computed, map(_own, values), strict=True))
+                del values
             yield [found[n] for n in names]
             if frontier is not None:
                 self._held[number] = {n: v for n, v in found.items() if n in ahead}
@@ -241,6 +243,11 @@ class Walk:
 
     def _kind(self, name: str) -> int:
         return self._kinds.get(name) or self.free.shaped.kinds.get(name, TensorProto.FLOAT)
+
+
+def _own(value: Array) -> Array:
+    """Return an array with memory of its own: one of onnxruntime's keeps all that the runs of its session took."""
+    return value.copy() if isinstance(value, np.ndarray) and not value.flags.owndata else value
 
 
 @dataclass

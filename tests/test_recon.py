@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tracemalloc
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -27,6 +30,7 @@ from onnxshap.methods.recon import designs, layers_of
 from onnxshap.opening import open_model
 from onnxshap.payoffs import MSE
 from onnxshap.shapes import input_specs
+from onnxshap.taps import patches, taps
 from tests import exactness
 from tests.cases import CASES, Case
 from tests.exactness import TOLERANCE
@@ -299,3 +303,65 @@ def test_a_state_that_only_other_states_read_is_needed() -> None:
     group = next(g for g in traced.groups if len(g) == 8)
     phi = METHODS["recon"](Setting(free_batch(traced), data, MSE(), []), group, np.random.default_rng(0)).phi
     assert np.argsort(phi).tolist().index(2) > 2
+
+
+_PEAK = """
+import resource
+import numpy as np
+import onnxshap
+from onnxshap.backend import OrtBackend
+from onnxshap.game import Setting
+from onnxshap.payoffs import MSE
+from tests import exactness
+
+body = "a = Conv(x, w0) r = Relu(a) b = Conv(r, w1) s = Relu(b) c = Concat<axis=1>(s, r) y = Conv(c, w2)"
+model = exactness.net(
+    "(float[N,3,128,128] x) => (float[N,1,128,128] y) { " + body + " }",
+    w0=(32, 3, 1, 1), w1=(32, 32, 1, 1), w2=(1, 64, 1, 1),
+)
+traced = onnxshap.trace(model, backend=OrtBackend("cpu", 1, MEMORY))
+data = onnxshap.Dataset({"x": np.random.default_rng(0).random((64, 3, 128, 128), np.float32)})
+setting = Setting(traced, data, MSE(), [])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for step in setting.route.steps:
+    for _ in setting.route(step):
+        pass
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others count it in other units")
+@pytest.mark.parametrize("memory", [2**26, 2**28])
+def test_a_walk_takes_about_the_memory_given(memory: int) -> None:
+    """Tensors of 2 MiB an image: all that lives at a time is 8 MiB of one, half a GiB of all."""
+    code = _PEAK.replace("MEMORY", str(memory))
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert int(run.stdout) < 1.5 * memory
+
+
+@pytest.mark.parametrize(("memory", "images"), [(2**30, 32), (5 * 2**20, 32), (1_100_000, 2), (0, 1)])
+def test_batches_of_a_walk_are_smaller_only_where_it_would_not_fit(memory: int, images: int) -> None:
+    """Of each of the 40 images 64 KiB are there at a time: what one Conv reads and gives, of 32 KiB each."""
+    model = exactness.net(
+        "(float[N,3,32,32] x) => (float[N,1,32,32] y) { a = Conv(x, w0) r = Relu(a) y = Conv(r, w1) }",
+        w0=(8, 3, 1, 1), w1=(1, 8, 1, 1),
+    )  # fmt: skip
+    traced = onnxshap.trace(model, backend=OrtBackend(memory=memory))
+    data = onnxshap.Dataset({"x": np.random.default_rng(0).standard_normal((40, 3, 32, 32)).astype(np.float32)})
+    route = Setting(traced, data, MSE(), []).route
+    assert len(route.walk.batches[0]["x"]) == images
+    assert all(values.flags.owndata for values in route("r"))  # else all that a run took is kept along with one tensor
+
+
+def test_patches_copy_no_more_than_they_give() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 8, 64, 64)).astype(np.float32)
+    x[:, :, 0, 0] = np.nan  # read by no tap of these, though what reads padding has to be fed something
+    reads = taps("Conv", {"pads": [1, 1, 1, 1]}, (64, 64), (64, 64), (3, 3))[-10:]
+    assert (reads == 64 * 64).any()
+    tracemalloc.start()
+    found = patches(x, reads)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < x.nbytes // 4
+    padded = np.concatenate([x.reshape(4, 8, -1), np.zeros((4, 8, 1), np.float32)], axis=2)
+    np.testing.assert_array_equal(found, padded[:, :, reads])

@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxshap.core import Array, Dataset
 from onnxshap.data import feeds_of
+from onnxshap.graph.structure import reads
 from onnxshap.tracing import Traced
 
 _MOST = 32
@@ -88,6 +89,20 @@ def fitting(traced: Traced, held: Callable[[list[int]], int]) -> int:
         traced, [name for node in shaped.graph.nodes for name in node.output if name in shaped.shapes]
     )
     return int(np.clip(traced.backend.memory // held([1, *sizes]), 1, _MOST))
+
+
+def live_bytes(traced: Traced) -> int:
+    """Return the most bytes that a run of the whole model holds of one image at a time, about, but for what is fed."""
+    graph, known = traced.shaped.graph, traced.shaped.shapes
+    last = {name: place for place, node in enumerate(graph.nodes) for name in (*node.output, *reads(node))}
+    made = {name: place for place, node in enumerate(graph.nodes) for name in node.output if name in known}
+    kept = frozenset(traced.outputs)
+    change = np.zeros(len(graph.nodes) + 2, np.int64)
+    for (name, place), size in zip(made.items(), bytes_per_image(traced, list(made)), strict=True):
+        change[place] += size
+        # what a node reads is there along with what it gives
+        change[len(graph.nodes) if name in kept else last[name] + 1] -= size
+    return int(change.cumsum().max())
 
 
 def bytes_per_image(traced: Traced, names: Sequence[str]) -> list[int]:

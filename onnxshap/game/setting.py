@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from onnxshap.calibrate import batches
+import numpy as np
+
+from onnxshap.calibrate import batches, live_bytes
 from onnxshap.core import Array, Dataset, Payoff
 from onnxshap.estimators.images import Alike
 from onnxshap.game.alike import alike_images
 from onnxshap.masking import Means
 from onnxshap.tracing import Traced
-from onnxshap.walk import Route, Walk
+from onnxshap.walk import Room, Route, Walk
 
 _BATCH_BYTES = 2**28
 """Of the largest tensor that a batch of images on a route may make."""
+_OF_A_RUN = 8
+"""Of so many parts of the memory, one is for a run's own where not all activations can be held."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,14 @@ class Setting:
             passed.update(dict.fromkeys([node.input[0], node.output[0]] if site.node in fed else [site.tensor]))
         seen = [name for name in passed if name in shaped.shapes and self.traced.depth(name) < 2]
         steps = sorted(seen, key=lambda name: shaped.producers.get(name, -1))
-        size = max((4 * math.prod(shaped.shapes[name]) // self.traced.batch for name in steps), default=0)
-        feeds = [part for _, part in batches(self.traced, self.data, max(1, min(32, _BATCH_BYTES // (size + 1))))]
-        return Route(Walk(self.traced, shaped.graph.model, feeds), steps)
+        feeds = [part for _, part in batches(self.traced, self.data, self._images_of_a_batch(steps))]
+        run = live_bytes(self.traced) * max((shaped.count(part) for part in feeds), default=0)
+        return Route(Walk(self.traced, shaped.graph.model, feeds, Room(max(0, self.memory - run))), steps)
+
+    def _images_of_a_batch(self, names: Sequence[str]) -> int:
+        """Return how many images at a time are run for some tensors: fewer where not all that is held has room."""
+        size = max((4 * math.prod(self.traced.shaped.shapes[name]) // self.traced.batch for name in names), default=0)
+        images, live = max(1, min(32, _BATCH_BYTES // (size + 1))), live_bytes(self.traced)
+        if live * (len(self.data) + images) <= self.memory:
+            return images
+        return int(np.clip(self.memory // (_OF_A_RUN * max(1, live)), 1, images))

@@ -288,3 +288,26 @@ def test_the_batch_is_the_one_written_out_where_parts_of_it_or_several_run_too(b
     assert traced.shaped.baked == batch == traced.batch
     assert [len(g) for g in traced.groups] == [8, 6]
     assert f"'apart' is written out for {batch} images" in traced.notes[0]
+
+
+def test_images_that_are_torn_but_not_mixed_fix_the_batch() -> None:
+    """Positions of one image are put side by side: nothing of another, and not what it gives alone."""
+    model = net(
+        """(float[N,4,5] x) => (float[N,4,3] y) {
+            h = MatMul(x, w0)
+            a = Relu(h)
+            b = Reshape(a, written)
+            t = Transpose<perm=[0,1,3,2,4]>(b)
+            c = Reshape(t, whole)
+            y = MatMul(c, w1)
+        }""",
+        opset=13, w0=(5, 8), w1=(8, 3), written=[1, 2, 2, 1, -1], whole=[-1, 4, 8],
+    )  # fmt: skip
+    last = net(
+        "(float[N,4,5] x) => (float[N,4,K] y) { h = MatMul(x, w0) a = Relu(h) b = MatMul(a, w1) y = Reshape(b, one) }",
+        opset=13, w0=(5, 8), w1=(8, 3), one=[1, 4, -1],
+    )  # fmt: skip
+    assert trace(last).shaped.baked == 1
+    assert trace(model).shaped.baked is None  # number by number, as it happens
+    model.graph.node[3].attribute[0].ints[:] = [0, 2, 3, 1, 4]
+    assert trace(model).shaped.baked == 1

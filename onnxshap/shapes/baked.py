@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
 
 import numpy as np
 from onnx import TensorProto
@@ -131,9 +130,9 @@ def torn_batch(
     runs too: -1 makes up for their number, and every position gets features of several places of several images.
     So it is where images lead what is reshaped, and the last axis of the result grows with their number instead.
 
-    Shapes tell so of what is laid out otherwise for a while, too, and where heads are taken apart ([1, places, heads,
-    -1]) they tell of as many images as there are heads, times those. So it is measured whether images are mixed, and
-    of how many they are not.
+    Shapes tell so of what is laid out otherwise for a while, too, so it is measured whether images give what they give
+    among fewer. Where heads are taken apart ([1, places, heads, -1]) shapes tell of as many images as there are heads,
+    times those: it is no more than lead the result, and so many as are not mixed.
 
     Args:
         graph: a normalised graph.
@@ -153,24 +152,42 @@ def torn_batch(
             continue
         shapes = [(run.shapes[node.input[0]], run.shapes[node.output[0]]) for run in runs]
         if (size := _torn(batches, shapes)) is not None:
-            found.setdefault(size, node.name or node.output[0])
+            found.setdefault(math.gcd(size, *(after[0] for _, after in shapes)), node.name or node.output[0])
     if not found:
         return None
-    session = backend.session(graph.model, optimize=False)
-    mixed = cache(partial(_mixed, session, specs, one.inputs, samples))
-    most = math.gcd(*found)
-    told = {mixed(count) for count in (*batches, 2 * most)}
-    if told == {None}:  # it does not run on what is made up here
-        size = most
-    elif True in told:
-        size = next(part for part in range(most, 0, -1) if most % part == 0 and mixed(part) is False)
-    else:
+    session, most = backend.session(graph.model, optimize=False), math.gcd(*found)
+    given = session, specs, one.inputs, samples
+    if _alike(*given, most):
         return None
+    size = next((n for n in range(most, 0, -1) if most % n == 0 and _mixed(*given, n) is False), most)
     images = f"{size} image{'s'[: size != 1]}"
     return size, (
         f"the batch is free by name, but Reshape {found[min(found)]!r} is written out for {images} and mixes the "
         f"features of more: it is taken as fixed to that, and the file gives wrong outputs at any other"
     )
+
+
+def _alike(
+    session: Session, specs: Mapping[str, InputSpec], shapes: Mapping[str, Shape],
+    samples: Sequence[Mapping[str, Array]], count: int,
+) -> bool | None:  # fmt: skip
+    """Return whether twice as many images give, side by side, what each half gives; None where they do not run."""
+    for one, other in _pairs(specs, shapes, samples, count):
+        both = {n: v if (k := specs[n].batch) is None else np.concatenate([v, other[n]], k) for n, v in one.items()}
+        other |= {n: v for n, v in one.items() if specs[n].batch is None}
+        try:
+            found = [session.run(feeds) for feeds in (one, other, both)]
+        except (ModelError, DataError):
+            continue
+        return all(
+            any(_close(np.concatenate([a, b], axis), c) for axis in range(c.ndim)) or (_close(a, b) and _close(a, c))
+            for a, b, c in zip(*found, strict=True)
+        )
+    return None
+
+
+def _close(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and np.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=one.dtype.kind == "f")
 
 
 def _mixed(
@@ -181,8 +198,6 @@ def _mixed(
 
     None where the model refuses as many images.
     """
-    if count == 1:
-        return False
     for one, other in _pairs(specs, shapes, samples, count):
         front, rest = ({n: _joined(a[n], b[n], specs[n].batch) for n in one} for a, b in ((other, one), (one, other)))
         try:

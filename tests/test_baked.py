@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
@@ -311,3 +312,11 @@ def test_images_that_are_torn_but_not_mixed_fix_the_batch() -> None:
     assert trace(model).shaped.baked is None  # number by number, as it happens
     model.graph.node[3].attribute[0].ints[:] = [0, 2, 3, 1, 4]
     assert trace(model).shaped.baked == 1
+
+
+def test_a_batch_is_found_beside_outputs_that_are_found_in_images() -> None:
+    """As many as are found, of other shapes with other images: they tell nothing of the batch, the scores do."""
+    model = windowed(2)
+    model.graph.node.append(onnx.helper.make_node("NonZero", ["r"], ["places"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("places", onnx.TensorProto.INT64, [3, None]))
+    assert trace(model).shaped.baked == 2

@@ -180,10 +180,16 @@ def _alike(
         except (ModelError, DataError):
             continue
         return all(
-            any(_close(np.concatenate([a, b], axis), c) for axis in range(c.ndim)) or (_close(a, b) and _close(a, c))
-            for a, b, c in zip(*found, strict=True)
+            a.shape == b.shape
+            and (any(_close(np.concatenate([a, b], k), c) for k in range(a.ndim)) or (_close(a, b) and _close(a, c)))
+            for a, b, c in zip(*map(_numbers, found), strict=True)
         )
     return None
+
+
+def _numbers(outputs: Sequence[Array]) -> list[Array]:
+    """Return those of some outputs that are numbers: others are sequences, maps or words."""
+    return [value for value in outputs if isinstance(value, np.ndarray) and value.dtype.kind in "fiub"]
 
 
 def _close(one: Array, other: Array) -> bool:
@@ -206,7 +212,7 @@ def _mixed(
             continue
         return any(
             not a.shape == b.shape == c.shape or bool((_differ(a, b) & _differ(a, c)).any())
-            for a, b, c in zip(plain, *changed, strict=True)
+            for a, b, c in zip(*map(_numbers, (plain, *changed)), strict=True)
         )
     return None
 

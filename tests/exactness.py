@@ -102,12 +102,12 @@ def draw_plan(traced: Traced, keep_share: float, rng: np.random.Generator) -> di
     return {g.name: flags[g.units] for g in traced.groups}
 
 
-def random_feeds(model: ModelProto, shapes: Mapping[str, Shape], seed: int) -> Dataset:
-    """Return random inputs of a model at the shapes it was traced at, `IMAGES` images where the batch is free."""
+def random_feeds(model: ModelProto, shapes: Mapping[str, Shape], seed: int, images: int = IMAGES) -> Dataset:
+    """Return random inputs of a model at the shapes it was traced at, so many images where the batch is free."""
     found = {}
     for k, (name, spec) in enumerate(input_specs(model).items()):
         fixed = InputSpec(name, spec.dtype, shapes[name])
-        rows = IMAGES if spec.batch == 0 and spec.shape[:1] == (None,) else (*shapes[name], 1)[0]
+        rows = images if spec.batch == 0 and spec.shape[:1] == (None,) else (*shapes[name], 1)[0]
         found[name] = random_data({name: fixed}, rows, seed + k).inputs[name]
     return Dataset(found, source="random")
 
@@ -146,7 +146,8 @@ def check_exact(
     traced = trace(model, input_shapes=input_shapes)
     plan = dict(keep) if keep is not None else draw_plan(traced, keep_share, rng)
     given = data
-    feeds = dict((given or random_feeds(model, traced.shaped.inputs, seed)).inputs)
+    images = traced.shaped.baked or IMAGES  # at any other number the file itself mixes them
+    feeds = dict((given or random_feeds(model, traced.shaped.inputs, seed, images)).inputs)
     data = given or as_images(traced, feeds)
     original = run(model, feeds)
     assert all(np.isfinite(o).all() for o in original if o.dtype.kind == "f"), "the net itself gives NaN or Inf"

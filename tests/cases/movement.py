@@ -167,10 +167,10 @@ case("a list of channels, then images, that is read as images, then channels", g
     f = Reshape(t, flat)
     r = Relu(f)
     b = Reshape(r, together)""", flat=[-1], together=[-1, 8]), [], "it is split otherwise at other sizes")
-case("images on an axis of a fixed size, as long as it at two images alone", gemm_net("""
+case("written out for one image: two of them would be the rows, and mixed", gemm_net("""
     r = Reshape(a, two)
     t = Transpose<perm=[1,0]>(r)
-    b = Reshape(t, together)""", two=[2, -1], together=[-1, 8]), [], "Reshape regroups it otherwise at other sizes")
+    b = Reshape(t, together)""", two=[2, -1], together=[-1, 8]), [8], rows=False)
 case("regrouped across uneven blocks stays", gemm_net("""
     r = Reshape(a, apart)
     s = Relu(r)

@@ -63,8 +63,8 @@ _EMPTIED = (
 )
 
 _UNSPLIT = (
-    "low-rank: no layer became two; those that may are dense Convs of floats with kernels of two axes, where fewer "
-    "channels between lose less than fewer filters"
+    "low-rank: no layer became two; those that may are dense Convs of 32-bit floats with kernels of two axes, where "
+    "fewer channels between lose less than fewer filters"
 )
 
 

@@ -111,6 +111,13 @@ def test_what_is_no_dense_conv_of_two_axes_stays_one(text: str, weight: tuple[in
     assert split(model)[1] is None
 
 
+@pytest.mark.parametrize(("inputs", "split"), [(1365, 1), (1366, 0)])
+def test_layers_whose_covariance_takes_minutes_stay_one(inputs: int, split: int) -> None:
+    model = net(f"(float[N,{inputs},3,3] x) => (float[N,2,3,3] y) {{ a = Conv<pads=[1,1,1,1]>(x, w) y = Relu(a) }}",
+                w=(2, inputs, 3, 3))  # fmt: skip
+    assert len(list(layers_of(onnxshap.trace(model)))) == split
+
+
 def test_the_cost_is_that_of_the_file_while_ranks_do_not_pay_and_of_two_once_they_do() -> None:
     traced, found, _ = split(chain())
     assert found is not None

@@ -18,6 +18,8 @@ from onnxshap.tracing import Traced
 
 _LARGEST = 2048
 """Channels between beyond which splitting takes too long: it goes with the cube."""
+_TALLEST = 4096
+"""Inputs times height beyond which their covariance takes too long, minutes a layer, and too much memory."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def layers_of(traced: Traced) -> Iterator[Layer]:
             index, node_name(shaped, index), weight, source, (outputs, inputs, height, width), (sizes[0], sizes[1]),
             (strides[0], strides[1]), (dilations[0], dilations[1]), (pads[0], pads[1]),
         )  # fmt: skip
-        if layer.most > 0 and layer.most < layer.rank <= _LARGEST:
+        if 0 < layer.most < layer.rank <= _LARGEST and inputs * height <= _TALLEST:
             yield layer
 
 

@@ -318,5 +318,5 @@ def test_a_batch_is_found_beside_outputs_that_are_found_in_images() -> None:
     """As many as are found, of other shapes with other images: they tell nothing of the batch, the scores do."""
     model = windowed(2)
     model.graph.node.append(onnx.helper.make_node("NonZero", ["r"], ["places"]))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("places", onnx.TensorProto.INT64, [3, None]))
+    model.graph.output.insert(0, onnx.helper.make_tensor_value_info("places", onnx.TensorProto.INT64, [3, None]))
     assert trace(model).shaped.baked == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -130,12 +131,14 @@ def _moments(free: Traced, wanted: Mapping[AxisKey, Mapping[bytes, IntArray]], d
         images += count
         values = dict(zip(kinds, session.run({n: feeds[n] for n in session.inputs}), strict=True))
         for key, places in wanted.items():
-            x = np.moveaxis(values[key[0]], key[1], -1)
-            rows = x.reshape(-1, x.shape[-1])
-            rows = rows[:: max(1, len(rows) * _FEWEST // (_ROWS * count))].astype(np.float64)
+            x = np.atleast_2d(np.moveaxis(values[key[0]], key[1], -1))
+            every = math.prod(x.shape[:-1])
+            at_rows = np.arange(0, every, max(1, every * _FEWEST // (_ROWS * count)))
+            rows = x[np.unravel_index(at_rows, x.shape[:-1])].astype(np.float64)
             for name, at in places.items():
                 n = len(at)
                 found.setdefault((key, name), _Sums(0, np.zeros(n), np.zeros((n, n)))).add(rows[:, at])
+        del values, x, rows  # the next run takes their place
     return found
 
 

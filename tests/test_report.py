@@ -160,6 +160,8 @@ def damaged(scores: onnxshap.Scores, *place: str, value: object) -> str:
         (("groups", "a"), 1, "group 'a' is no object"),
         (("groups", "a", "evals"), "12", "group 'a' lacks 'evals'"),
         (("groups", "a", "values"), [1.0, 2.0], "group 'a' has 2 values and 3 stderr"),
+        (("groups", "a", "stderr"), [1.0, -2.0, 0.0], "group 'a' has a stderr or a spread below 0"),
+        (("groups", "a", "spread"), [-1.0, 2.0, 0.0], "group 'a' has a stderr or a spread below 0"),
         (("groups", "a", "values"), [1.0, None, 2.0], "group 'a' has 'values' that are no finite numbers"),
         (("groups", "a", "stderr"), [1.0, True, 2.0], "group 'a' has 'stderr' that are no finite numbers"),
         (("groups", "a", "values"), [1.0, float("nan"), 2.0], "has NaN"),

@@ -124,6 +124,8 @@ def _scores(found: Any) -> Scores:
         spread = None if group.get("spread") is None else _floats(group, "spread", where)
         if spread is not None and len(spread) != len(phi):
             raise ValueError(f"{where} has {len(phi)} values and {len(spread)} spread")
+        if min(stderr.min(initial=0), 0 if spread is None else spread.min(initial=0)) < 0:
+            raise ValueError(f"{where} has a stderr or a spread below 0")
         values[name] = Values(phi, stderr, _field(group, "evals", int, where), images, stopped, spread)
     method = _one_of(METHODS, _field(found, "method", str), "method")
     payoff = None if found.get("payoff") is None else _field(found, "payoff", str)

@@ -91,8 +91,12 @@ class Backend(Protocol):
     def on_device(self) -> bool:
         """Whether runs gain from tensors that stay where they run."""
 
-    def session(self, model: onnx.ModelProto, *, optimize: bool = True) -> Session:
-        """Return a session; raises ModelError when the model does not load."""
+    def session(self, model: onnx.ModelProto, *, optimize: bool = True, frugal: bool = False) -> Session:
+        """Return a session; a frugal one takes less memory, for a few percent more time.
+
+        Raises:
+            ModelError: the model does not load.
+        """
 
     def resident(self, model: onnx.ModelProto) -> Resident:
         """Return a session whose large inputs stay on the device; raises ModelError when the model does not load."""
@@ -312,7 +316,7 @@ class OrtBackend:
         content, held = _loadable(closed(model), in_place=False)
         return _OrtResident(self._inner(content, held, optimize=True), held, self._device)
 
-    def session(self, model: onnx.ModelProto, *, optimize: bool = True) -> _OrtSession:
+    def session(self, model: onnx.ModelProto, *, optimize: bool = True, frugal: bool = False) -> _OrtSession:
         """Return a session on the wanted provider.
 
         Raises:
@@ -322,11 +326,11 @@ class OrtBackend:
         # optimised, or on a device, a copy of the weights is what is wanted
         content, held = _loadable(closed(model), in_place=not optimize and not self.on_device)
         del model  # the last one, often: onnxruntime makes its own of it
-        inner = self._inner(content, held, optimize)
+        inner = self._inner(content, held, optimize, frugal)
         inputs = tuple(i.name for i in inner.get_inputs() if i.name not in held.fed)
         return _OrtSession(inner, held, inputs, tuple(o.name for o in inner.get_outputs()))
 
-    def _inner(self, content: bytes, held: _Weights, optimize: bool) -> ort.InferenceSession:
+    def _inner(self, content: bytes, held: _Weights, optimize: bool, frugal: bool = False) -> ort.InferenceSession:
         if self.provider not in PROVIDERS:
             raise OnnxshapError(f"provider {self.provider!r} is unknown; choose one of {', '.join(PROVIDERS)}")
         wanted = PROVIDERS[self.provider]
@@ -336,7 +340,7 @@ class OrtBackend:
         options.inter_op_num_threads = 1
         # idle threads that spin would take the cores from numpy's, which works between the runs
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if not self.on_device or not optimize:
+        if (frugal and not self.on_device) or not optimize:
             # from the second run on it takes one piece more for all tensors, beside those that the first one took
             options.enable_mem_pattern = False
         if not optimize:  # run once or twice: a second copy of the weights would not pay

@@ -138,7 +138,7 @@ class Walk:
             outputs = {n: self._kind(n) for n in computed}
             declared = {**self.free.shaped.declared, **sizes_of(self._held)}
             part = extract(self.model, inputs, outputs, declared, [self._nodes[k] for k in new])
-            session = self.free.backend.session(part)
+            session = self.free.backend.session(part, frugal=True)
         for number, held in enumerate(self._held):
             found = dict(held)
             if session is not None:

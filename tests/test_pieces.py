@@ -34,12 +34,12 @@ class Counting:
     memory = 2**30
     on_device = False
 
-    def session(self, model: ModelProto, *, optimize: bool = True) -> Session:
+    def session(self, model: ModelProto, *, optimize: bool = True, frugal: bool = False) -> Session:
         self.nodes.append(sum(node.op_type != "Shape" for node in model.graph.node))
         self.firsts.append(model.graph.node[0].op_type)
         if self.whole and all(i.name != "x" for i in model.graph.input):
             raise ModelError("a part")
-        return self.inner.session(model, optimize=optimize)
+        return self.inner.session(model, optimize=optimize, frugal=frugal)
 
     def resident(self, model: ModelProto) -> Resident:
         return self.inner.resident(model)
@@ -153,11 +153,11 @@ def test_a_model_for_a_device_is_traced_on_the_processor_where_that_runs_it(
     model = net("(float[N,4] x) => (float[N,3] y) { a = Gemm(x, v) b = Relu(a) y = Gemm(b, w) }", v=(4, 5), w=(5, 3))
     opened, real = list[str](), OrtBackend.session
 
-    def session(self: OrtBackend, made: ModelProto, *, optimize: bool = True) -> Session:
+    def session(self: OrtBackend, made: ModelProto, *, optimize: bool = True, frugal: bool = False) -> Session:
         opened.append(self.provider if made.graph.name != "nothing" else f"{self.provider} tried")
         if self.provider == refused:
             raise ModelError("no kernel")
-        return real(OrtBackend("cpu", 1), made, optimize=optimize)  # stands in for the device
+        return real(OrtBackend("cpu", 1), made, optimize=optimize, frugal=frugal)  # stands in for the device
 
     monkeypatch.setattr(OrtBackend, "session", session)
     found = trace(model, backend=OrtBackend("cuda", 1))

@@ -178,9 +178,9 @@ class _Counting:
     inner: OrtBackend = field(default_factory=lambda: OrtBackend("cpu", 1))
     on_device = False
 
-    def session(self, model: ModelProto, *, optimize: bool = True) -> Session:
+    def session(self, model: ModelProto, *, optimize: bool = True, frugal: bool = False) -> Session:
         self.convs.append(sum(node.op_type == "Conv" for node in model.graph.node))
-        return self.inner.session(model, optimize=optimize)
+        return self.inner.session(model, optimize=optimize, frugal=frugal)
 
     def resident(self, model: ModelProto) -> Resident:
         return self.inner.resident(model)

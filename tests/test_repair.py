@@ -723,9 +723,9 @@ class _Counting:
     def on_device(self) -> bool:
         return self.inner.on_device
 
-    def session(self, model: ModelProto, *, optimize: bool = True) -> Session:
+    def session(self, model: ModelProto, *, optimize: bool = True, frugal: bool = False) -> Session:
         self.sessions += 1
-        return self.inner.session(model, optimize=optimize)
+        return self.inner.session(model, optimize=optimize, frugal=frugal)
 
     def resident(self, model: ModelProto) -> Resident:
         return self.inner.resident(model)

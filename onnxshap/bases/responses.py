@@ -122,7 +122,7 @@ def _moments(free: Traced, wanted: Mapping[AxisKey, Mapping[bytes, IntArray]], d
     model = free.shaped.graph.model
     kinds = {tensor: TensorProto.FLOAT for tensor, _ in wanted}
     given = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
-    session = free.backend.session(extract(model, given, kinds))
+    session = free.backend.session(extract(model, given, kinds), frugal=True)
     images, found = 0, dict[tuple[AxisKey, bytes], _Sums]()
     fitting = free.backend.memory // (2 * sum(bytes_per_image(free, sorted(kinds))))
     for count, feeds in batches(free, data.take(slice(0, IMAGES)), max(1, min(_BATCH, fitting))):

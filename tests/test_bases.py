@@ -19,10 +19,10 @@ from onnx import ModelProto
 import onnxshap
 from onnxshap import calibrate, report
 from onnxshap.backend import _OrtSession
-from onnxshap.bases import BASES, Turned, form_of, responses, turned
+from onnxshap.bases import BASES, Turned, form_of, turned
 from onnxshap.bases.directions import principal
 from onnxshap.bases.probing import other_side, random_basis, turned_constant
-from onnxshap.calibrate import free_batch, run_all
+from onnxshap.calibrate import feeding, free_batch, run_all
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.data import random_data
 from onnxshap.errors import OnnxshapError
@@ -156,7 +156,7 @@ def test_what_one_batch_took_is_let_go_of_before_the_next(monkeypatch: pytest.Mo
 
     def watched(session: _OrtSession, feeds: dict[str, Array]) -> list[Array]:
         nonlocal batches
-        if sys._getframe(1).f_code.co_name != responses._moments.__name__:
+        if sys._getframe(1).f_code.co_name != feeding.activations.__name__:
             return run(session, feeds)
         assert all(one() is None for one in earlier)
         found, batches = run(session, feeds), batches + 1
@@ -499,7 +499,7 @@ def test_no_more_inputs_are_run_at_a_time_than_the_memory_holds(monkeypatch: pyt
             most = max(most, count)
             yield count, feeds
 
-    monkeypatch.setattr(responses, "batches", counted)
+    monkeypatch.setattr(feeding, "batches", counted)
     data = random_data(input_specs(model), 64, 1)
     for memory, size in ((2**30, 16), (256, 3), (1, 1)):
         most, traced = 0, onnxshap.trace(model, backend=onnxshap.OrtBackend("cpu", 1, memory=memory))

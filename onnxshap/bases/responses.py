@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from onnx import TensorProto
 
 from onnxshap.bases.carriers import Carriers
 from onnxshap.bases.directions import principal
 from onnxshap.bases.roles import Bundle, Part
-from onnxshap.calibrate import batches, bytes_per_image
+from onnxshap.calibrate import activations
 from onnxshap.core import Dataset, FloatArray, IntArray
-from onnxshap.graph import extract
 from onnxshap.labels import AxisKey, Site
 from onnxshap.labels.kernels import by_group
 from onnxshap.shapes.constants import static_values
@@ -119,17 +117,12 @@ def _seen(free: Traced, one: Found) -> list[tuple[AxisKey, IntArray]]:
 
 def _moments(free: Traced, wanted: Mapping[AxisKey, Mapping[bytes, IntArray]], data: Dataset) -> _Moments:
     """Return the sums over rows of the units at some positions of some axes."""
-    model = free.shaped.graph.model
-    kinds = {tensor: TensorProto.FLOAT for tensor, _ in wanted}
-    given = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
-    session = free.backend.session(extract(model, given, kinds), frugal=True)
+    names = list(dict.fromkeys(tensor for tensor, _ in wanted))
     images, found = 0, dict[tuple[AxisKey, bytes], _Sums]()
-    fitting = free.backend.memory // (2 * sum(bytes_per_image(free, sorted(kinds))))
-    for count, feeds in batches(free, data.take(slice(0, IMAGES)), max(1, min(_BATCH, fitting))):
+    for count, values in activations(free, names, data.take(slice(0, IMAGES)), _BATCH, share=2):
         if images >= _FEWEST and all(sums.rows >= _ROWS for sums in found.values()):
             break
         images += count
-        values = dict(zip(kinds, session.run({n: feeds[n] for n in session.inputs}), strict=True))
         for key, places in wanted.items():
             x = np.atleast_2d(np.moveaxis(values[key[0]], key[1], -1))
             every = math.prod(x.shape[:-1])

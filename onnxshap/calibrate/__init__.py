@@ -4,12 +4,21 @@
 - `freeing`: any number of images at a time, where they are apart. `statistics`: means and covariances of channels.
 """
 
-from onnxshap.calibrate.feeding import batches, by_image, bytes_per_image, live_bytes, usual_batch, usual_size
+from onnxshap.calibrate.feeding import (
+    activations,
+    batches,
+    by_image,
+    bytes_per_image,
+    live_bytes,
+    usual_batch,
+    usual_size,
+)
 from onnxshap.calibrate.freeing import free_batch, mixes_rows, rows_apart
 from onnxshap.calibrate.running import run_all
 from onnxshap.calibrate.statistics import channel_covariances, channel_means, means_of_sites, site_means
 
 __all__ = [
+    "activations",
     "batches",
     "by_image",
     "bytes_per_image",

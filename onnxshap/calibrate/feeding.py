@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxshap.core import Array, Dataset
 from onnxshap.data import feeds_of
+from onnxshap.graph import extract
 from onnxshap.graph.structure import reads
 from onnxshap.tracing import Traced
 
@@ -89,6 +91,27 @@ def fitting(traced: Traced, held: Callable[[list[int]], int]) -> int:
         traced, [name for node in shaped.graph.nodes for name in node.output if name in shaped.shapes]
     )
     return int(np.clip(traced.backend.memory // held([1, *sizes]), 1, _MOST))
+
+
+def activations(
+    free: Traced, names: Sequence[str], data: Dataset, most: int, share: int
+) -> Iterator[tuple[int, dict[str, Array]]]:
+    """Yield float tensors of a model over batches of images, and how many images each holds.
+
+    Args:
+        free: the model for evaluation.
+        names: the tensors.
+        data: calibration inputs.
+        most: images of a batch at most.
+        share: of the memory, what these tensors of one batch may take, as 1 / share.
+    """
+    model = free.shaped.graph.model
+    given = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
+    part = extract(model, given, dict.fromkeys(names, TensorProto.FLOAT))
+    session = free.backend.session(part, frugal=True)
+    size = free.backend.memory // (share * max(1, sum(bytes_per_image(free, names))))
+    for count, feeds in batches(free, data, max(1, min(most, size))):
+        yield count, dict(zip(names, session.run({n: feeds[n] for n in session.inputs}), strict=True))
 
 
 def live_bytes(traced: Traced) -> int:

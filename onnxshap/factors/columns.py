@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 
-from onnxshap.calibrate import batches, bytes_per_image
+from onnxshap.calibrate import activations
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.factors.layers import Layer
-from onnxshap.graph import extract
 from onnxshap.tracing import Traced
 
 IMAGES = 500
@@ -111,16 +109,11 @@ def columns_of(free: Traced, layers: Sequence[Layer], data: Dataset) -> list[Col
         data: calibration inputs; `IMAGES` of them are used.
     """
     names = list(dict.fromkeys(layer.source for layer in layers))
-    model = free.shaped.graph.model
-    given = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
-    session = free.backend.session(extract(model, given, dict.fromkeys(names, TensorProto.FLOAT)))
     found, images = [Columns.of(layer) for layer in layers], 0
-    fitting = free.backend.memory // (8 * max(1, sum(bytes_per_image(free, names))))
-    for count, feeds in batches(free, data.take(slice(0, IMAGES)), max(1, min(_BATCH, fitting))):
+    for count, values in activations(free, names, data.take(slice(0, IMAGES)), _BATCH, share=8):
         if images >= _FEWEST and all(one.rows >= _ROWS for one in found):
             break
         images += count
-        values: Mapping[str, Array] = dict(zip(names, session.run({n: feeds[n] for n in session.inputs}), strict=True))
         for one, layer in zip(found, layers, strict=True):
             x = values[layer.source]
             one.add(lines_of(x, layer, -(-_ROWS * count // (_FEWEST * x.shape[3]))), layer.dilations[1])

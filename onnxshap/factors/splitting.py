@@ -84,21 +84,15 @@ class _Part:
     def nodes(self, node: NodeProto) -> list[NodeProto]:
         """Return the two in place of the one, whose name and output the second one keeps."""
         first, second = copied(node), copied(node)
-        refill_names(first.input, [node.input[0], self.split.columns])
-        refill_names(first.output, [self.split.between])
-        refill_names(second.input, [self.split.between, self.split.rows, *node.input[2:]])
+        first.input[:] = [node.input[0], self.split.columns]
+        first.output[:] = [self.split.between]
+        second.input[:] = [self.split.between, self.split.rows, *node.input[2:]]
         first.name = self.node
         _, _, height, width = self.layer.shape
         given = attributes(node)
         for made, axis, kernel in ((first, 0, [height, 1]), (second, 1, [1, width])):
             _along(made, given, axis, kernel)
         return [first, second]
-
-
-def refill_names(field: Any, names: Sequence[str]) -> None:
-    """Replace the names in a repeated field."""
-    del field[:]
-    field.extend(names)
 
 
 def _along(node: NodeProto, given: Mapping[str, Any], axis: int, kernel: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from onnx import ModelProto
 
 from onnxshap import payoffs
-from onnxshap.arguments import checked
+from onnxshap.arguments import checked, worded
 from onnxshap.backend import OrtBackend
 from onnxshap.bases import Turned, check_basis
 from onnxshap.calibrate import free_batch
@@ -63,7 +63,7 @@ _EMPTIED = (
 )
 
 _UNSPLIT = (
-    "low-rank: no layer became two; those that may are dense Convs of 32-bit floats with kernels of two axes, where "
+    "--low-rank: no layer became two; those that may are dense Convs of 32-bit floats with kernels of two axes, where "
     "fewer channels between lose less than fewer filters"
 )
 
@@ -92,6 +92,7 @@ class Pruned:
             combinations of the file's (`bases`). Those of which nothing is cut are in the model as in the file,
             unless layers became two.
         low_rank: the layers that became two (`factors`), where `low_rank` asked; None = it did not.
+        notes: what the user should know of how the model was taken, scored and judged.
     """
 
     model: ModelProto = field(repr=False)
@@ -113,16 +114,7 @@ class Pruned:
     unchanged: bool = False
     turned: tuple[str, ...] = ()
     low_rank: tuple[LowRank, ...] | None = None
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know of how the model was taken, scored and judged."""
-        judged = notes_on(self.after.score, self.eval_source if self.unchanged else None)
-        left = notes_on_zeros(self.traced, [self.keep]) if self.repair != "none" else ()
-        split = (_UNSPLIT,) if self.low_rank == () else ()
-        return tuple(
-            dict.fromkeys((*self.traced.notes, *self.scores.notes, *self.before.notes, *judged, *left, *split))
-        )
+    notes: tuple[str, ...] = ()
 
 
 def notes_on_zeros(traced: Traced, plans: Sequence[Keep]) -> tuple[str, ...]:
@@ -308,7 +300,7 @@ def prune(
         searched = max_drop is not None or target_latency is not None
         if low_rank is None:
             _check_budget(budget, traced, groups, searched=searched)
-        dividing = None if max_drop is None else "max-drop"
+        dividing = None if max_drop is None else "--max-drop"
         subject = Subject.of(given, traced, dataset, groups, repair, allocation, dividing)
         progress("trace", 1, 1)
     if principal(basis, values, refitted=subject.refitted and data is not None):
@@ -353,12 +345,16 @@ def prune(
         before, after, still = _figures(evaluation, result)
         progress("cut", 3, 3)
     traced, held_out, keep = subject.traced, subject.held_out, result.units(subject.traced.groups)
+    split = None if low_rank is None else result.low_rank
+    notes = [*traced.notes, *found.notes, *before.notes, *notes_on(after.score, held_out.source if still else None)]
+    notes += notes_on_zeros(traced, [keep]) if cutter.repair != "none" else ()
+    notes += [worded(_UNSPLIT)] if split == () else []
     small = rightly_declared(complete(traced, result.model))
     done = Pruned(
         put_in(small), keep, found, traced, before, after, removed_slices(traced, keep),
         result.verified, str(cutter.repair), result.refits, clock.seconds, len(held_out), held_out.source,
         str(cutter.allocation), lost, result.tuning, still, () if subject.turned is None else subject.turned.groups,
-        None if low_rank is None else result.low_rank,
+        split, tuple(dict.fromkeys(notes)),
     )  # fmt: skip
     if output is not None:
         with beside(done):
@@ -389,7 +385,7 @@ def _check_budget(
 ) -> None:  # fmt: skip
     """Refuse a budget that no plan meets, before anything is scored, or one that leaves a search nothing to do."""
     if budget.units is not None and searched:
-        raise BudgetError("keep-units leaves nothing to search; give --max-drop or --target-latency without it")
+        raise BudgetError("--keep-units leaves nothing to search; give --max-drop or --target-latency without it")
     if budget.units is not None or budget.shares or not searched:
         check_within_reach(budget, traced, groups, most)
 

@@ -1,7 +1,7 @@
 """What users hand to the library, held against the annotations it is written with: one line, not a TypeError within.
 
 Messages are written in the words of the command line, `--eval-data`; who called the library itself is told of its
-arguments, `eval_data`.
+arguments, `eval_data`: of errors by what it called (`checked`), of notes by who writes them (`worded`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,14 @@ _NUMBERS: Mapping[object, tuple[type, Callable[[Any], object]]] = {
     int: (SupportsIndex, operator.index),
     float: (SupportsFloat, float),
 }
-_OTHERWISE = {"untimed": "timed=False", "provider": "an OrtBackend of provider"}
-"""What the library has in place of options that are no arguments of its own."""
+_OTHERWISE = {
+    "untimed": "timed=False",
+    "provider": "an OrtBackend of provider",
+    "normalize": "onnxshap.data.Images",
+    **{f"keep_{share}": f"Budget.{share}" for share in ("macs", "params", "bytes", "units")},
+    **{name: f"Budget.{name}" for name in ("multiple_of", "min_units")},
+}
+"""What the library has in place of options that are no arguments of what was called."""
 _WORDS = {int: "whole number", float: "number", str: "string", Path: "path", NoneType: "None"}
 _UNCOUNTED = (NoneType, bytes)
 
@@ -51,41 +57,61 @@ def checked(function: Function) -> Function:
         hints = _hints(function)
         given = {name: fitted(name, value, hints.get(name, Any)) for name, value in kwargs.items()}
         first = [fitted(name, value, hints[name]) for name, value in zip(names, args, strict=False)]
-        if _tells_options.get():
+        with naming(names):
             return function(*first, *args[len(first) :], **given)
-        with telling_options():  # what it calls in turn leaves the words to it
-            try:
-                return function(*first, *args[len(first) :], **given)
-            except OnnxshapError as error:
-                error.args = (_of_arguments(str(error), names),)
-                raise
 
     return cast("Function", call)
 
 
-_tells_options: ContextVar[bool] = ContextVar("_tells_options", default=False)
+_names: ContextVar[Collection[str] | None] = ContextVar("_names", default=None)
+"""Of the arguments that messages tell of: those of what was called first; empty = of options, it was a command."""
+
+
+@contextmanager
+def naming(names: Collection[str]) -> Iterator[None]:
+    """Tell of arguments of these names, unless who called this settled it: errors within, and what is `worded`."""
+    if _names.get() is not None:
+        yield
+        return
+    with _told(names):
+        try:
+            yield
+        except OnnxshapError as error:
+            error.args = (worded(str(error)),)
+            raise
 
 
 @contextmanager
 def telling_options() -> Iterator[None]:
-    """Leave the options of the command line in the messages of errors: it is a command that calls the library."""
-    token = _tells_options.set(True)
+    """Leave the options of the command line in messages: it is a command that calls the library."""
+    with _told(()):
+        yield
+
+
+@contextmanager
+def _told(names: Collection[str]) -> Iterator[None]:
+    token = _names.set(names)
     try:
         yield
     finally:
-        _tells_options.reset(token)
+        _names.reset(token)
 
 
-def _of_arguments(text: str, names: Collection[str]) -> str:
-    """Return a message that tells of arguments, wherever one has the name of an option.
+def worded(text: str) -> str:
+    """Return a message in the words of who reads it: the library's arguments in place of options, or as it is.
 
-    >>> _of_arguments("give --eval-data, or --input-shape x=1,3", ["data", "eval_data", "input_shapes"])
-    'give eval_data, or input_shapes x=1,3'
+    >>> with naming(["data", "eval_data", "input_shapes"]):
+    ...     worded("give --eval-data, or --input-shape x=1,3; ask for less than --keep-macs 0.1")
+    'give eval_data, or input_shapes x=1,3; ask for less than Budget.macs 0.1'
     """
+    names = _names.get()
+    if not names:
+        return text
 
     def argument(option: re.Match[str]) -> str:
         name = option[1].replace("-", "_")
-        return next((one for one in (name, f"{name}s") if one in names), _OTHERWISE.get(name, option[0]))
+        alike = (name, f"{name}s", name.removesuffix("_macs"))  # the last is a sweep's
+        return next((one for one in alike if one in names), _OTHERWISE.get(name, option[0]))
 
     return re.sub(r"--([a-z]+(?:-[a-z]+)*)", argument, text)
 

@@ -11,6 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap import payoffs
+from onnxshap.arguments import worded
 from onnxshap.backend import Backend
 from onnxshap.core import Array, Payoff
 from onnxshap.errors import DataError, ShapeError
@@ -93,7 +94,7 @@ def notes_on(score: Mapping[str, float], still: str | None = None) -> Iterator[s
             "on the same data, which a payoff of your own may compare"
         )
     if still is not None:
-        yield f"{still}: {_STILL}"
+        yield f"{still}: {worded(_STILL)}"
 
 
 def label_notes(payoff: Payoff, reference: Sequence[Array], labels: Array | None) -> Iterator[str]:
@@ -111,7 +112,7 @@ def label_notes(payoff: Payoff, reference: Sequence[Array], labels: Array | None
     classes = payoff.classes(reference)
     chance = 1 / classes
     if nats > 2 * math.log(classes) and hits.mean() <= chance + 2 * math.sqrt(chance * (1 - chance) / len(hits)):
-        yield (
+        yield worded(
             f"the original gets {hits.mean():.1%} of the labels right, no more than chance ({classes} classes): they "
             "may be numbered otherwise than the model's classes (subfolders are numbered by name), or the inputs "
             "scaled otherwise than in training (--normalize); scores and values that go by labels tell nothing then"

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 
 from onnxshap import api, payoffs
-from onnxshap.arguments import checked
+from onnxshap.arguments import checked, worded
 from onnxshap.backend import OrtBackend
 from onnxshap.bases import check_basis
 from onnxshap.calibrate import free_batch
@@ -232,7 +232,7 @@ def sweep(
         chosen = [settled.method]
         notes += settled.notes
     if values is not None and eval_data is None:
-        notes.append(_SEEN)
+        notes.append(worded(_SEEN))
     if subject.data.labels is None:  # else those that score tell
         notes += bench.evaluation.doubts()
     scored = partial(
@@ -296,7 +296,7 @@ def _unreachable(
         try:
             check_within_reach(budget, traced, groups, most)
         except BudgetError as error:
-            found[share] = str(error)
+            found[share] = worded(str(error))
     if len(found) == len(budgets):
         raise BudgetError(next(iter(found.values())))
     return found

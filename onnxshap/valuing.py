@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxshap import __version__, payoffs, streams
+from onnxshap.arguments import worded
 from onnxshap.backend import provider_of
 from onnxshap.bases import Bases, Turned, form_of
 from onnxshap.calibrate import rows_apart, site_means
@@ -60,8 +61,8 @@ _BESIDE = (
 )
 
 _UNTURNED = (
-    "basis principal: all units are the file's, for no group has units that linear ops alone touch, or the images are "
-    "too few to tell combinations of them apart"
+    "--basis principal: all units are the file's, for no group has units that linear ops alone touch, or the images "
+    "are too few to tell combinations of them apart"
 )
 
 
@@ -108,10 +109,11 @@ class Ordering:
         if not late:
             return ()
         others = f" and {len(late) - 1} more" if len(late) > 1 else ""
-        return (
+        note = (
             f"units of group {late[0]!r}{others} are ranked by {SPREAD} alone: no time was left to reckon what the "
-            "others make up for; a larger --max-seconds, or --method recon, which plays no game, ranks all by that",
+            "others make up for; a larger --max-seconds, or --method recon, which plays no game, ranks all by that"
         )
+        return (worded(note),)
 
 
 @dataclass(frozen=True)
@@ -258,11 +260,11 @@ class Scoring:
         """
         check_method(self.method)
         if self.workers < 0:
-            raise OnnxshapError(f"workers is {self.workers}; give 0 (this process alone) or more")
+            raise OnnxshapError(f"--workers is {self.workers}; give 0 (this process alone) or more")
         if self.cluster == "":
             raise OnnxshapError("the cluster's address is empty; give one like tcp://host:8786, or leave it out")
         if self.workers and self.cluster:
-            raise OnnxshapError("give workers or a cluster, not both")
+            raise OnnxshapError("give --workers or --cluster, not both")
 
     @property
     def plays(self) -> bool:
@@ -295,7 +297,7 @@ class Scoring:
         else:
             return self
         note = f"units are valued by {INSTEAD}: {why}; --method {self.method} insists on it"
-        return replace(self, method=INSTEAD, notes=(*self.notes, note))
+        return replace(self, method=INSTEAD, notes=(*self.notes, worded(note)))
 
     def ordered(self, *, refitted: bool) -> tuple[Scoring, float | None]:
         """Return how units are scored where they are then put in the order of a refit, and the seconds for that."""
@@ -304,7 +306,7 @@ class Scoring:
 
     def noting(self, moved: Turned | None) -> Scoring:
         """Return it with a note where other bases were asked for, and no group was put into one."""
-        return self if moved is None or moved.groups else replace(self, notes=(*self.notes, _UNTURNED))
+        return self if moved is None or moved.groups else replace(self, notes=(*self.notes, worded(_UNTURNED)))
 
     def of(self, setting: Setting, traced: Traced, groups: Sequence[Group], moved: Turned | None = None) -> Scores:
         """Return the values of groups.
@@ -358,7 +360,7 @@ class Scoring:
 def _notes_on_rows(setting: Setting) -> tuple[str, ...]:
     """Return what a game's values suffer from: that rows do not share a run, or that they should not."""
     traced, data = setting.traced, setting.data
-    single = () if traced.shaped.free_batch else (_ONE_BY_ONE,)
+    single = () if traced.shaped.free_batch else (worded(_ONE_BY_ONE),)
     alone = traced.shaped.apart or traced.labels.trace.shares_ranges
     known = alone or (single and traced.batch == 1)  # and heeded
     return single if known or rows_apart(traced, data) else (*single, _BESIDE)

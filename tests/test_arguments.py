@@ -15,6 +15,7 @@ import onnxshap
 from onnxshap import Budget, Dataset, OnnxshapError, OrtBackend
 from onnxshap.arguments import telling_options
 from onnxshap.core import Array
+from onnxshap.plan import Candidate
 from tests.nets import small as net
 
 IMAGES = np.random.default_rng(0).normal(size=(50, 3, 4, 4)).astype(np.float32)
@@ -39,8 +40,8 @@ WRONG: list[tuple[Call, str]] = [
     (prune(workers="2"), "workers is '2' (str); give a whole number"),
     (prune(seed=-1), "seed is -1; give 0 or more"),
     (prune(seed=None), "seed is None (NoneType); give a whole number"),
-    (prune(max_evals=0), "max-evals is 0; give 1 or more"),
-    (prune(distill_seconds=-1), "distill-seconds is -1; give a number of seconds above 0"),
+    (prune(max_evals=0), "max_evals is 0; give 1 or more"),
+    (prune(distill_seconds=-1), "distill_seconds is -1; give a number of seconds above 0"),
     (prune(include=["first", 3]), "include is ['first', 3] (list); give a list of strings"),
     (prune(exclude=None), "exclude is None (NoneType); give a list of strings"),
     (prune(method=["l1"]), "method is ['l1'] (list); give a string"),
@@ -78,6 +79,8 @@ WRONG: list[tuple[Call, str]] = [
     (lambda: f.save(net(), None), "path is None (NoneType); give a path"),
     (lambda: f.load(None), "source is None (NoneType); give a path, bytes or a ModelProto"),
     (lambda: f.Budget(macs="0.5"), "macs is '0.5' (str); give a number or None"),
+    (lambda: f.Budget(macs=1.5), "Budget.macs is 1.5; give the share to keep"),
+    (lambda: f.Budget(min_units=0), "min_units is 0; no group can be emptied"),
     (lambda: f.OrtBackend(threads="2"), "threads is '2' (str); give a whole number"),
     (lambda: f.OrtBackend(threads=-1), "threads is -1, memory 1073741824; give 0 or more of both"),
 ]
@@ -120,6 +123,12 @@ def test_errors_name_what_was_called() -> None:
         (lambda: f.prune(net(), IMAGES[:30], max_drop=0.1), "give at least 40, or eval_data"),
         (lambda: f.prune(net(), max_drop=0.1), "give data, at least 40 images, or eval_data"),
         (lambda: f.sweep(net(), IMAGES, methods=[]), "give methods and keep, or neither"),
+        (lambda: f.sweep(net(), IMAGES, keep=[1.5]), "keep is 1.5; give the share"),
+        (lambda: f.prune(net(), IMAGES, low_rank="spatial", repair="fold"), "leave repair fold out, or low_rank"),
+        (
+            lambda: f.make_plan([Candidate("a", np.arange(4), np.zeros(4))], Budget(), lambda keep: {}),
+            "give Budget.macs, Budg",
+        ),
         (lambda: f.prune(net(), IMAGES, repair="lstsq", include="first", exclude="first"), "include and exclude leave"),
     ]
     for call, words in wrong:
@@ -128,6 +137,15 @@ def test_errors_name_what_was_called() -> None:
         assert words in str(caught.value) and "--" not in str(caught.value)
     with pytest.raises(OnnxshapError, match="give at least 40, or --eval-data"), telling_options():
         f.prune(net(), IMAGES[:30], max_drop=0.1)
+    with pytest.raises(OnnxshapError, match=r"^--keep-macs is 1\.5"), telling_options():
+        f.prune(net(), IMAGES, keep_macs=1.5)
+
+
+def test_notes_name_what_was_called_too() -> None:
+    valued = {"method": "l1", "basis": "principal"}
+    assert [note[:17] for note in f.score(net(), IMAGES, **valued).notes] == ["basis principal: "]
+    with telling_options():
+        assert [note[:19] for note in f.score(net(), IMAGES, **valued).notes] == ["--basis principal: "]
 
 
 def test_annotations_can_be_read() -> None:

@@ -302,7 +302,7 @@ def test_a_loss_that_no_cut_of_several_units_keeps_to_is_kept_to_by_single_ones(
     tried = partial(onnxshap.prune, model, data, max_drop=0.01, method="l1", payoff="mse")
     found = tried()
     assert [int(kept.sum()) for kept in found.keep.values()] == [30]
-    with pytest.raises(BudgetError, match=r"max-drop 0\.01: even 87\.5% of the MACs loses 0\.0"):
+    with pytest.raises(BudgetError, match=r"max_drop 0\.01: even 87\.5% of the MACs loses 0\.0"):
         tried(multiple_of=4)
     with pytest.raises(BudgetError, match=r"the budget beside it already loses 0\.\d+ \+- \S+ mse; ask for less"):
         tried(keep_macs=0.5)
@@ -311,11 +311,11 @@ def test_a_loss_that_no_cut_of_several_units_keeps_to_is_kept_to_by_single_ones(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_drop": -0.1}, "max-drop is -0.1; give 0 or more"),
-        ({"max_drop": float("nan")}, "max-drop is nan; give 0 or more"),
-        ({"target_latency": 0.0}, "target-latency is 0; give milliseconds, above 0"),
-        ({"target_latency": float("nan")}, "target-latency is nan"),
-        ({"max_drop": 0.1, "keep_units": 0.5}, "keep-units leaves nothing to search"),
+        ({"max_drop": -0.1}, "max_drop is -0.1; give 0 or more"),
+        ({"max_drop": float("nan")}, "max_drop is nan; give 0 or more"),
+        ({"target_latency": 0.0}, "target_latency is 0; give milliseconds, above 0"),
+        ({"target_latency": float("nan")}, "target_latency is nan"),
+        ({"max_drop": 0.1, "keep_units": 0.5}, "keep_units leaves nothing to search"),
         ({"target_latency": 1e-9}, "cannot be reached: the smallest allowed model runs in"),
         ({"target_latency": 1e9}, "the model already runs in"),
         ({"max_drop": 0.0, "keep_macs": 0.2}, "the budget beside it already loses"),
@@ -420,14 +420,14 @@ def test_images_without_labels_are_left_out() -> None:
 
 
 def test_a_percentage_is_no_share() -> None:
-    with pytest.raises(BudgetError, match=r"max-drop is 1, but accuracy is a share, at most 1; give 0\.01"):
+    with pytest.raises(BudgetError, match=r"max_drop is 1, but accuracy is a share, at most 1; give 0\.01"):
         onnxshap.prune(net(), labelled(60), max_drop=1, method="l1")
 
 
 def test_max_drop_needs_images_to_hold_out() -> None:
     with pytest.raises(DataError, match="give at least 40, or eval_data"):
         onnxshap.prune(net(), labelled(30), max_drop=0.1, method="l1")
-    with pytest.raises(DataError, match="no data: max-drop judges by images that nothing else sees, and random inputs"):
+    with pytest.raises(DataError, match="no data: max_drop judges by images that nothing else sees, and random inputs"):
         onnxshap.prune(net(), max_drop=0.1, method="l1")
 
 

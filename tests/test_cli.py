@@ -190,7 +190,7 @@ def test_values_of_principal_units_serve_cuts_and_sweeps(here: Path) -> None:
     fine("prune", *common, "--values", "v.json", "-o", "reused.onnx")
     assert Path("direct.onnx").read_bytes() == Path("reused.onnx").read_bytes()
     said = refused("prune", *common, "--values", "v.json", "--basis", "own", "-o", "own.onnx")
-    assert "basis own needs values of its own units, these are of basis principal; leave the basis out" in said
+    assert "--basis own needs values of its own units, these are of basis principal; leave --basis out" in said
     swept = fine("sweep", *common, "--values", "v.json", "--keep", "0.5", "--json")
     assert json.loads(swept.stdout)["turned"] == ["h"] and "the values may rest on images that are held" in swept.stderr
     seen = fine("sweep", *common, "--values", "v.json", "--keep", "0.5", "--eval-data", "x.npz").stderr
@@ -452,7 +452,7 @@ def unreachable(*_: object) -> Any:
 def test_impossible_budgets_are_refused_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(onnxshap.METHODS, "shapley", Whole(unreachable))
     common = ("prune", "m.onnx", "--data", "d.npz")
-    assert "keep-macs 0.01 cannot be reached: the smallest allowed plan keeps 0.125" in refused(
+    assert "--keep-macs 0.01 cannot be reached: the smallest allowed plan keeps 0.125" in refused(
         *common, "--keep-macs", "0.01"
     )
     assert "keep-params 0.1 cannot be reached" in refused(*common, "--keep-params", "10%")

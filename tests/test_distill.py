@@ -410,7 +410,7 @@ def test_channels_of_dense_outputs_are_tuned_in_their_units(axis: int) -> None:
 def test_time_and_images_are_asked_for() -> None:
     told = set[str]()
     for seconds in (0, float("inf"), float("nan")):
-        with pytest.raises(BudgetError, match=f"distill-seconds is {seconds}; give a number of seconds above 0"):
+        with pytest.raises(BudgetError, match=f"distill_seconds is {seconds}; give a number of seconds above 0"):
             onnxshap.prune(net(), images(60), keep_macs=0.6, method="l1", repair="distill", distill_seconds=seconds)
     with pytest.raises(DataError, match="distill needs at least 25 images, there are 24"):
         onnxshap.prune(

@@ -256,11 +256,11 @@ def test_the_report_tells_of_the_files_units_and_of_layers_that_became_two(tmp_p
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"low_rank": "tucker"}, "low-rank 'tucker' is unknown; choose one of spatial"),
-        ({"repair": "fold"}, "low-rank needs a refit"),
-        ({"allocation": "uniform"}, "low-rank shares out ranks beside widths"),
-        ({"allocation": "iterative"}, "low-rank shares out ranks beside widths"),
-        ({"keep_units": 0.5}, "low-rank shares out ranks beside widths"),
+        ({"low_rank": "tucker"}, "low_rank 'tucker' is unknown; choose one of spatial"),
+        ({"repair": "fold"}, "low_rank needs a refit"),
+        ({"allocation": "uniform"}, "low_rank shares out ranks beside widths"),
+        ({"allocation": "iterative"}, "low_rank shares out ranks beside widths"),
+        ({"keep_units": 0.5}, "low_rank shares out ranks beside widths"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(options: dict[str, Any], words: str) -> None:

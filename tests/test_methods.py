@@ -202,7 +202,7 @@ def test_budgets_hold_for_methods_that_take_groups_as_wholes(method: str) -> Non
         assert values.stopped == "max-evals" and 0 < values.images < 24
     assert {v.stopped for v in score(net(), method, max_evals=10**6).values.values()} == {"samples"}
     told: list[object] = []
-    with pytest.raises(onnxshap.BudgetError, match=r"max-evals is 30, .* few for group 'stem' and 1 more; give \d+"):
+    with pytest.raises(onnxshap.BudgetError, match=r"max_evals is 30, .* few for group 'stem' and 1 more; give \d+"):
         score(net(), method, max_evals=30, progress=lambda *at: told.append(at))
     assert not told  # before any group was played
 

@@ -197,7 +197,7 @@ def test_as_many_are_split_as_lose_no_more_than_they_may() -> None:
     assert len(found.splits) == 1 and found.drop.bound <= most
     loose = pivot(model, data, eval_data=other, timed=False, payoff="mse", max_drop=10 * every.drop.bound)
     assert len(loose.splits) == 2
-    with pytest.raises(BudgetError, match=r"max-drop 0: with 1 Convs split .* mse is lost; allow more"):
+    with pytest.raises(BudgetError, match=r"max_drop 0: with 1 Convs split .* mse is lost; allow more"):
         pivot(model, data, eval_data=other, timed=False, payoff="mse", max_drop=0.0)
     with pytest.raises(BudgetError, match="allow more"):
         pivot(model, data, timed=False, payoff="mse", max_drop=0.0, keep_macs=every.after.macs / every.before.macs)
@@ -295,9 +295,9 @@ def test_a_wrong_permutation_writes_nothing(tmp_path: Path, monkeypatch: pytest.
     ("options", "words"),
     [
         ({"groups": (1,)}, "groups is 1; give numbers of groups, at least 2"),
-        ({"keep_macs": 0.0}, "keep-macs is 0; give the share to keep"),
-        ({"multiple_of": 0}, "multiple-of is 0"),
-        ({"max_drop": -1.0}, "max-drop is -1; give 0 or more"),
+        ({"keep_macs": 0.0}, "keep_macs is 0; give the share to keep"),
+        ({"multiple_of": 0}, "multiple_of is 0"),
+        ({"max_drop": -1.0}, "max_drop is -1; give 0 or more"),
         ({"repair": "distill"}, "repair 'distill' is not one for pivoting; choose one of lstsq, fold, none"),
         ({"include": ("no*",)}, "'no\\*' matches no Conv that can be split; those are a, b, c"),
         ({"groups": (7,)}, "no Conv can be split with a gain; .*do not divide into groups of multiples of 4"),

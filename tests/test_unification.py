@@ -160,7 +160,7 @@ def test_shared_weights_stay_shared() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"keep_bytes": 0.0}, "keep-bytes is 0; give the share to keep"),
+        ({"keep_bytes": 0.0}, "keep_bytes is 0; give the share to keep"),
         ({"keep_bytes": 0.05}, r"with all blocks of 8 weights unified 0\.\d+ stays \(\d+ of \d+ parameters are in"),
         ({"block": 1}, "block is 1; give at least 2"),
         ({"codec": "lzma"}, "'lzma' is unknown; choose one of gzip, zstd"),

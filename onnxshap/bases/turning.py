@@ -45,7 +45,7 @@ def check_basis(basis: str | None, valued: str | None = None) -> None:
         raise OnnxshapError(f"basis {basis!r} is unknown; choose one of {', '.join(BASES)}")
     if basis is not None and valued not in (None, basis):
         raise OnnxshapError(
-            f"basis {basis} needs values of its own units, these are of basis {valued}; leave the basis out, or score "
+            f"--basis {basis} needs values of its own units, these are of basis {valued}; leave --basis out, or score "
             f"with --basis {basis}"
         )
 

@@ -45,13 +45,13 @@ def check_low_rank(low_rank: str | None, repair: str | None, allocation: str | N
     if low_rank is None:
         return
     if low_rank not in LOW_RANK:
-        raise OnnxshapError(f"low-rank {low_rank!r} is unknown; choose one of {', '.join(LOW_RANK)}")
+        raise OnnxshapError(f"--low-rank {low_rank!r} is unknown; choose one of {', '.join(LOW_RANK)}")
     if repair not in (None, "lstsq", "distill"):
-        raise OnnxshapError(f"low-rank needs a refit; leave repair {repair} out, or low-rank")
+        raise OnnxshapError(f"--low-rank needs a refit; leave --repair {repair} out, or --low-rank")
     if allocation not in (None, "curves"):
         raise OnnxshapError(
-            f"low-rank shares out ranks beside widths, by what is lost at each; leave allocation {allocation} (and "
-            "keep-units) out, or low-rank"
+            f"--low-rank shares out ranks beside widths, by what is lost at each; leave --allocation {allocation} (and "
+            "--keep-units) out, or --low-rank"
         )
 
 
@@ -245,8 +245,8 @@ def _check_units(traced: Traced, made: Traced, groups: Collection[Group]) -> Non
             same = all(np.array_equal(_places(traced, key, group), _places(made, key, other)) for key in keys)
         if not same:
             raise ModelError(
-                f"low-rank: the units of group {group.name!r} are not the same ones once layers are split; leave "
-                "low-rank out, or exclude the layers"
+                f"--low-rank: the units of group {group.name!r} are not the same ones once layers are split; leave "
+                "--low-rank out, or exclude the layers"
             )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap import payoffs, streams
+from onnxshap.arguments import worded
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import mixes_rows
 from onnxshap.core import Dataset
@@ -94,7 +95,7 @@ def open_model(
         OnnxshapError: the seed is negative.
     """
     if seed < 0:
-        raise OnnxshapError(f"seed is {seed}; give 0 or more")
+        raise OnnxshapError(f"--seed is {seed}; give 0 or more")
     if isinstance(model, Traced):
         return model, calibration(model, data, labels=labels, seed=seed)
     source = read(model)
@@ -119,7 +120,8 @@ def open_model(
         samples = samples_of(checked, traced.shaped.specs)
         taken = scorable(source, input_shapes=traced.shaped.inputs, backend=backend, samples=samples, own=own)
         left = {name: why for name, why in taken.shaped.whole.items() if why != traced.shaped.whole.get(name)}
-        notes = (f"random inputs decide: the If that gives {name!r}: {why}; give --data" for name, why in left.items())
+        told = "random inputs decide: the If that gives {!r}: {}; give --data"
+        notes = [worded(told.format(name, why)) for name, why in left.items()]
         traced = replace(taken, shaped=replace(taken.shaped, notes=(*taken.shaped.notes, *notes)))
     return traced, checked
 
@@ -164,5 +166,5 @@ def _check_mixed(traced: Traced, data: Dataset) -> None:
 def sample(data: Dataset, count: int, seed: int) -> Dataset:
     """Return at most `count` images in random order, so that any first ones of them are a sample too."""
     if count < 1:
-        raise BudgetError(f"samples is {count}; give at least 1 image")
+        raise BudgetError(f"--samples is {count}; give at least 1 image")
     return data.take(streams.stream(seed, streams.SAMPLE).permutation(len(data))[:count])

@@ -133,6 +133,6 @@ class Attempts:
                 high = middle
         if best is None:
             raise BudgetError(
-                f"max-drop {drop:g}: with {len(found.chosen)} Convs split {found.lost} is lost; allow more"
+                f"--max-drop {drop:g}: with {len(found.chosen)} Convs split {found.lost} is lost; allow more"
             )
         return best

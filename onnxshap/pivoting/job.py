@@ -155,7 +155,7 @@ def pivot(
     _check(keep_macs, max_drop, repair)
     progress("trace", 0, 1)
     given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes, output)
-    traced, dataset, evaluation = given.judged(None if max_drop is None else "max-drop")
+    traced, dataset, evaluation = given.judged(None if max_drop is None else "--max-drop")
     free = free_batch(traced)
     repaired_on = sample(dataset, REPAIR_IMAGES, seed)
     repair = repair_for(repair, len(repaired_on), noise=data is None)
@@ -195,7 +195,7 @@ def _check(keep_macs: float | None, max_drop: float | None, repair: str | None) 
         BudgetError, OnnxshapError: an option is out of its range, or unknown.
     """
     if keep_macs is not None and not 0 < keep_macs <= 1:
-        raise BudgetError(f"keep-macs is {keep_macs:g}; give the share to keep, above 0 and at most 1")
+        raise BudgetError(f"--keep-macs is {keep_macs:g}; give the share to keep, above 0 and at most 1")
     check_drop(max_drop)
     if repair is not None and repair not in REPAIRS:
         raise OnnxshapError(f"repair {repair!r} is not one for pivoting; choose one of {', '.join(REPAIRS)}")
@@ -231,7 +231,7 @@ def _least_saved(keep_macs: float | None, total: int, most: int) -> int:
         return 0
     if total - most > keep_macs * total:
         raise BudgetError(
-            f"keep-macs {keep_macs:g} cannot be reached: with every Conv split that gains {1 - most / total:.3f} "
+            f"--keep-macs {keep_macs:g} cannot be reached: with every Conv split that gains {1 - most / total:.3f} "
             "stays; ask for more, or allow more --groups"
         )
     return int(np.ceil((1 - keep_macs) * total))

@@ -42,9 +42,9 @@ class Allowed:
         """
         if not self.groups or min(self.groups) < 2:
             told = ", ".join(map(str, self.groups)) or "empty"
-            raise BudgetError(f"groups is {told}; give numbers of groups, at least 2")
+            raise BudgetError(f"--groups is {told}; give numbers of groups, at least 2")
         if self.multiple_of < 1:
-            raise BudgetError(f"multiple-of is {self.multiple_of}; give a width of at least 1")
+            raise BudgetError(f"--multiple-of is {self.multiple_of}; give a width of at least 1")
 
     def named(self, convs: Sequence[Dense]) -> list[Dense]:
         """Return the Convs whose names match a pattern of `include` and none of `exclude`.

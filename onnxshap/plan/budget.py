@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from onnxshap.arguments import check_fields
+from onnxshap.arguments import check_fields, naming
 from onnxshap.errors import BudgetError
 from onnxshap.tracing import Keep
 
@@ -42,14 +42,23 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        with naming(vars(self)):
+            self._check()
+
+    def _check(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            BudgetError: a number is out of its range.
+        """
         for name in ("units", "macs", "params", "bytes"):
             share = getattr(self, name)
             if share is not None and not 0 < share <= 1:
-                raise BudgetError(f"keep-{name} is {share:g}; give the share to keep, above 0 and at most 1")
+                raise BudgetError(f"--keep-{name} is {share:g}; give the share to keep, above 0 and at most 1")
         if self.multiple_of is not None and self.multiple_of < 1:
-            raise BudgetError(f"multiple-of is {self.multiple_of}; give a width of at least 1")
+            raise BudgetError(f"--multiple-of is {self.multiple_of}; give a width of at least 1")
         if self.min_units < 1:
-            raise BudgetError(f"min-units is {self.min_units}; no group can be emptied, give at least 1")
+            raise BudgetError(f"--min-units is {self.min_units}; no group can be emptied, give at least 1")
         if self.finer < 0:
             raise BudgetError(f"finer is {self.finer}; give how often steps are halved, 0 or more")
 
@@ -102,6 +111,6 @@ def check_kept(kept: Mapping[str, float], budget: Budget) -> None:
     for name, share in budget.shares.items():
         if kept[name] > share + _ROUNDING:
             raise BudgetError(
-                f"keep-{name} {share:g} cannot be reached: the smallest allowed plan keeps {kept[name]:.3f}; "
+                f"--keep-{name} {share:g} cannot be reached: the smallest allowed plan keeps {kept[name]:.3f}; "
                 "ask for more, lower --min-units or --multiple-of, or exclude less"
             )

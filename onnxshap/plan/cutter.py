@@ -151,7 +151,7 @@ class Cutter:
         if self.allocation is None:
             self.allocation = "curves" if images and self.repair in REFITS else "uniform"
         if self.factored is not None and (self.allocation != "curves" or self.repair not in REFITS):
-            raise OnnxshapError("low-rank needs allocation curves and a refit; ask for both, or leave low-rank out")
+            raise OnnxshapError("--low-rank needs --allocation curves and a refit; ask for both, or leave it out")
         self._images = images
         self._fitted = self.data
         if self.repair == "distill":  # what judges the tuning is kept from the repair before it

@@ -107,7 +107,7 @@ def check_drop(most: float | None) -> None:
         BudgetError: it is no number from 0 on.
     """
     if most is not None and not 0 <= most < float("inf"):
-        raise BudgetError(f"max-drop is {most:g}; give 0 or more, in units of the score")
+        raise BudgetError(f"--max-drop is {most:g}; give 0 or more, in units of the score")
 
 
 def check_share(judge: Judge, most: float) -> None:
@@ -117,4 +117,4 @@ def check_share(judge: Judge, most: float) -> None:
         BudgetError: it is 1 or more, of accuracy or agreement.
     """
     if most >= 1 and all(isinstance(one, payoffs.Accuracy) for one in judge.measures.values()):
-        raise BudgetError(f"max-drop is {most:g}, but {judge.name} is a share, at most 1; give 0.01 for a hundredth")
+        raise BudgetError(f"--max-drop is {most:g}, but {judge.name} is a share, at most 1; give 0.01 for a hundredth")

@@ -35,7 +35,7 @@ def check_latency(target: float | None) -> None:
         BudgetError: it is no number above 0.
     """
     if target is not None and not 0 < target < float("inf"):
-        raise BudgetError(f"target-latency is {target:g}; give milliseconds, above 0")
+        raise BudgetError(f"--target-latency is {target:g}; give milliseconds, above 0")
 
 
 def within_latency(
@@ -59,7 +59,7 @@ def within_latency(
     found = [trial for step in steps if (trial := _bisected(stopwatch, replace(budget, multiple_of=step))) is not None]
     if not found:
         raise BudgetError(
-            f"target-latency {target:g} ms cannot be reached: the smallest allowed model runs in "
+            f"--target-latency {target:g} ms cannot be reached: the smallest allowed model runs in "
             f"{stopwatch.least:.3g} ms (the original in {stopwatch.whole:.3g}); allow more, or lower --min-units or "
             "--multiple-of"
         )
@@ -121,7 +121,7 @@ class _Stopwatch:
         whole, small = latencies(traced.backend, files, self.feeds)
         if self.alone and not 0 < self.target < whole and not self.wholes:
             raise BudgetError(
-                f"target-latency {self.target:g} ms: the model already runs in {whole:.3g} ms; ask for less"
+                f"--target-latency {self.target:g} ms: the model already runs in {whole:.3g} ms; ask for less"
             )
         self.wholes.append(whole)
         return small / whole * self.whole

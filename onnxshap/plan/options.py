@@ -28,9 +28,9 @@ def check_options(repair: str | None, allocation: str | None, tuning_seconds: fl
         if value is not None and value not in known:
             raise OnnxshapError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
     if tuning_seconds is not None and not 0 < tuning_seconds < float("inf"):
-        raise BudgetError(f"distill-seconds is {tuning_seconds:g}; give a number of seconds above 0")
+        raise BudgetError(f"--distill-seconds is {tuning_seconds:g}; give a number of seconds above 0")
     if repair == "distill" and importlib.util.find_spec("torch") is None:
-        raise OnnxshapError("repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
+        raise OnnxshapError("--repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
 
 
 def check_images(repair: str | None, allocation: str | None, images: int) -> None:
@@ -44,7 +44,7 @@ def check_images(repair: str | None, allocation: str | None, images: int) -> Non
         divided(images, 0)
     least = math.ceil(FEWEST_FITTED / FITTED)
     if allocation in ("curves", "iterative") and images < least:
-        raise OnnxshapError(f"allocation {allocation} needs at least {least} images; give more data")
+        raise OnnxshapError(f"--allocation {allocation} needs at least {least} images; give more data")
 
 
 def check_repairable(free: Traced, data: Dataset, repair: str | None, allocation: str | None) -> None:

@@ -116,7 +116,7 @@ def _check_order(traced: Traced, keep: Keep, kept: Mapping[str, IntArray]) -> No
         both[name][units[gone]] = False
     if _weights(small_model(rough, second, {})) != _weights(small_model(traced, both, {})):
         raise ModelError(
-            "allocation iterative: the units of this model do not keep their order when it is cut; use curves"
+            "--allocation iterative: the units of this model do not keep their order when it is cut; use curves"
         )
 
 

@@ -50,9 +50,9 @@ def within_drop(cutter: Cutter, budget: Budget, judge: Judge, most: float, check
     if found.within(most):
         return found.cut, found.drop
     if budget.shares:
-        raise BudgetError(f"max-drop {most:g}: the budget beside it already loses {found.drop}; ask for less")
+        raise BudgetError(f"--max-drop {most:g}: the budget beside it already loses {found.drop}; ask for less")
     raise BudgetError(
-        f"max-drop {most:g}: even {found.share:.1%} of the MACs loses {found.drop} on {len(judge.data)} held-out "
+        f"--max-drop {most:g}: even {found.share:.1%} of the MACs loses {found.drop} on {len(judge.data)} held-out "
         "images; allow more, or give more images (--data, --eval-data)"
     )
 

@@ -55,11 +55,11 @@ class Rules:
 
     def __post_init__(self) -> None:
         if self.max_evals is not None and self.max_evals < 1:
-            raise BudgetError(f"max-evals is {self.max_evals}; give 1 or more")
+            raise BudgetError(f"--max-evals is {self.max_evals}; give 1 or more")
         if self.max_seconds is not None and not self.max_seconds > 0:
-            raise BudgetError(f"max-seconds is {self.max_seconds:g}; give more than 0")
+            raise BudgetError(f"--max-seconds is {self.max_seconds:g}; give more than 0")
         if not 0 <= self.decided < 1:
-            raise BudgetError(f"decided is {self.decided:g}; give a share from 0 (never stop early) to below 1")
+            raise BudgetError(f"--decided is {self.decided:g}; give a share from 0 (never stop early) to below 1")
 
 
 def misplaced(phi: FloatArray, stderr: FloatArray, keep: int) -> float:
@@ -205,7 +205,7 @@ def score_groups(
         states[group.name] = _Group(group, schedule, jobs, estimator, images, short, row_images, work[group.name])
     if too_few:
         raise BudgetError(
-            f"max-evals is {rules.max_evals}, shared by the groups in proportion to their units: too few for group "
+            f"--max-evals is {rules.max_evals}, shared by the groups in proportion to their units: too few for group "
             f"{next(iter(too_few))!r}{f' and {len(too_few) - 1} more' if len(too_few) > 1 else ''}; give "
             f"{max(too_few.values())} or more"
         )

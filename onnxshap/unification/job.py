@@ -102,9 +102,9 @@ def unify(
     """
     compress = compressor(codec)
     if not 0 < keep_bytes <= 1:
-        raise BudgetError(f"keep-bytes is {keep_bytes:g}; give the share to keep, above 0 and at most 1")
+        raise BudgetError(f"--keep-bytes is {keep_bytes:g}; give the share to keep, above 0 and at most 1")
     if block < 2:
-        raise BudgetError(f"block is {block}; give at least 2 weights that share a magnitude")
+        raise BudgetError(f"--block is {block}; give at least 2 weights that share a magnitude")
     progress("trace", 0, 1)
     given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes, output)
     traced, dataset, evaluation = given.judged()
@@ -145,7 +145,7 @@ def _fewest(
     least = compressed(most)
     if least > target:
         raise BudgetError(
-            f"keep-bytes {keep_bytes:g} cannot be reached: with all blocks of {block} weights unified "
+            f"--keep-bytes {keep_bytes:g} cannot be reached: with all blocks of {block} weights unified "
             f"{keep_bytes * least / target:.3f} stays ({inside}); ask for more, or give a larger --block"
         )
     low, high = 0, most

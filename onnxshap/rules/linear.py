@@ -3,22 +3,52 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from onnxshap.core import IntArray
 from onnxshap.labels import Axes, Balance, Op, RuleError, Tensor, Weight
 from onnxshap.labels.equations import terms_of
 from onnxshap.labels.fixups import GroupCount
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
 
+_SHARED = 1
+"""The axis of a weight with the positions that all groups of a Conv or ConvTranspose share; axis 0 is of all groups."""
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Which inputs of a Conv are its data, its weights and its bias, and the zero point of data that are codes."""
+
+    x: int = 0
+    w: int = 1
+    bias: int | None = 2
+    zero: int | None = None
+
+    @property
+    def added(self) -> tuple[int, float] | None:
+        """The bias, as `Weight` has it."""
+        return None if self.bias is None else (self.bias, 1.0)
+
+
+_FLOATS = Operands()
+"""Those of Conv and ConvTranspose."""
+
 
 @rule("Conv")
 def conv(op: Op, ax: Axes) -> None:
     """Channels in are summed away, channels out are made; for groups see `_grouped`."""
     ax.images(0, 0)
-    if int(op.attributes.get("group", 1)) == 1:
-        ax.relate(_spec(op, "o i"), bias=(2, 1.0))
-    else:
-        _grouped(op, ax, weight_in=1, weight_out=0)
+    convolve(op, ax, _FLOATS)
+
+
+def convolve(op: Op, ax: Axes, at: Operands) -> None:
+    """Relate a Conv of floats or of codes, whose operands may be elsewhere among the inputs."""
+    if int(op.attributes.get("group", 1)) != 1:
+        _grouped(op, ax, at)
+        return
+    inputs = [k for k in (at.x, at.w, at.bias) if k is not None]
+    ax.relate(_spec(op, "o i", at.w), bias=at.added, inputs=inputs, zero=at.zero)
 
 
 def _spec(op: Op, weight: str, w: int = 1) -> str:
@@ -42,15 +72,6 @@ def _untouched(op: Op, w: int = 1) -> list[int]:
     )
     single = [taps[k] == moves[k] == 1 and not any(any(a[k :: len(taps)]) for a in added) for k in range(len(taps))]
     return [axis for axis, one in enumerate(single, 2) if one and x.shape[axis] == y.shape[axis]]
-
-
-def convolve(op: Op, ax: Axes, x: int, w: int, bias: int | None, zero: int) -> None:
-    """Relate a Conv on codes: which inputs are data, weights, bias and the zero point of the data."""
-    if int(op.attributes.get("group", 1)) == 1:
-        inputs = (x, w) if bias is None else (x, w, bias)
-        ax.relate(_spec(op, "o i", w), inputs=inputs, zero=zero)
-    else:
-        _grouped(op, ax, weight_in=1, weight_out=0, x=x, w=w, bias=bias, zero=zero)
 
 
 @rule("com.microsoft.nchwc.Conv")
@@ -82,77 +103,89 @@ def conv_transpose(op: Op, ax: Axes) -> None:
         ax.trace.macs.pop()
         ax.macs((x, 0), *((x, a) for a in range(2, x.rank)), *((w, a) for a in range(w.rank)))
     else:
-        _grouped(op, ax, weight_in=0, weight_out=1)
+        _grouped(op, ax, _FLOATS)
+
+
+def _is_transposed(op: Op) -> bool:
+    return op.type == "ConvTranspose"
 
 
 def _spread(op: Op) -> float:
-    """Return the share of a ConvTranspose kernel's taps that meet in one output position."""
+    """Return the share of a kernel's taps that meet in one output position."""
+    if not _is_transposed(op):
+        return 1.0
     return 1.0 / float(math.prod(op.attributes.get("strides", (1,))))
 
 
-def _grouped(
-    op: Op,
-    ax: Axes,
-    weight_in: int,
-    weight_out: int,
-    x: int = 0,
-    w: int = 1,
-    bias: int | None = 2,
-    zero: int | None = None,
-) -> None:
-    """Relate a grouped Conv or ConvTranspose by whichever leaves more units.
-
-    Whole groups: all channels in and out of one group are one unit, nothing is summed away (depthwise is this case).
-    Equal numbers: a unit is a channel in of every group, or a channel out of every group, whichever go together best;
-    where every group has weights of its own for them, those are cut group by group.
-    """
-    data, weights, y = op.need(x), op.need(w), op.out()
+def _grouped(op: Op, ax: Axes, at: Operands) -> None:
+    """Relate a Conv or ConvTranspose in groups by whichever leaves more units: `_as_groups` or `_as_channels`."""
+    data, weights, y = op.need(at.x), op.need(at.w), op.out()
     groups = int(op.attributes["group"])
     per_in, per_out = data.shape[1] // groups, y.shape[1] // groups
-    channels_in = ax.input(x, 1).reshape(groups, per_in)
+    channels_in = ax.input(at.x, 1).reshape(groups, per_in)
     channels_out = ax.output(0, 1).reshape(groups, per_out)
-    ax.tie(ax.input(x, 0), ax.output(0, 0))
-    shared_axis = 1  # both weight layouts keep the positions that all groups share on axis 1
-    full_axis, full = (0, channels_out) if weight_out == 0 else (0, channels_in)
-    ax.tie(ax.input(w, full_axis), full.ravel())
-    if bias is not None and op.input(bias) is not None:
-        ax.tie(ax.input(bias, 0), channels_out.ravel())
-    shared = ax.input(w, shared_axis)
-    spread = _spread(op) if op.type == "ConvTranspose" else 1.0
-    weight = Weight(w, weight_in, weight_out, 1, 1.0, spread, groups, (2, 1.0)) if zero is None else None
+    ax.tie(ax.input(at.x, 0), ax.output(0, 0))
+    ax.tie(ax.input(at.w, 0), (channels_in if _is_transposed(op) else channels_out).ravel())
+    if at.bias is not None and op.input(at.bias) is not None:
+        ax.tie(ax.input(at.bias, 0), channels_out.ravel())
     if groups >= per_in + per_out or per_in == per_out == 1:
-        for block in (channels_in, channels_out):
-            ax.tie(block[:, 1:], block[:, :1].repeat(block.shape[1] - 1, axis=1))
-        ax.tie(channels_in[:, 0], channels_out[:, 0])
-        ax.freeze(shared, "every group of the Conv shares it")
-        if weights.constant and weight is not None:
-            ax.linear(x, 1, weight)
+        _as_groups(op, ax, at, channels_in, channels_out)
     else:
-        meets = channels_in if weight_in == 1 else channels_out
-        own = (weights.name, shared_axis) if weights.stored else None
-        ax.balance(channels_in, own if weight_in == 1 else None, data.name if weight_in == 1 else None)
-        ax.balance(channels_out, own if weight_out == 1 else None)
-        if own is None:
-            ax.tie(*Balance(meets).equal_places)
-        ax.tie(shared, meets[0])
-        ax.make(1)
-        if weights.constant:
-            ax.contract(x, 1, weight, zero)
-        elif zero is None and not data.constant:
-            ax.contract(x, 1)
-        else:
-            ax.freeze(channels_in, f"{op.type} in groups has computed weights, and its data are codes or stored")
-    source = data.name if weight_in == 1 else y.name
-    ax.fix(GroupCount(op.index, source, weights.name, shared_axis))
-    positions = data if op.type == "ConvTranspose" else y
-    ax.macs(
-        (data, 0), *((weights, a) for a in range(weights.rank)), *((positions, a) for a in range(2, positions.rank))
-    )
-    ax.same(apart := _untouched(op, w), x)
+        _as_channels(op, ax, at, channels_in, channels_out)
+    source, positions = (y, data) if _is_transposed(op) else (data, y)
+    ax.fix(GroupCount(op.index, source.name, weights.name, _SHARED))
+    kernel = [(weights, axis) for axis in range(weights.rank)]
+    ax.macs((data, 0), *kernel, *((positions, axis) for axis in range(2, positions.rank)))
+    ax.same(apart := _untouched(op, at.w), at.x)
     for tensor in (data, weights, y):
         for axis in range(2, tensor.rank):
             if tensor is weights or axis not in apart:
                 ax.freeze(ax.trace.axis(tensor, axis), f"{op.type} mixes this axis as a whole")
+
+
+def _as_groups(op: Op, ax: Axes, at: Operands, channels_in: IntArray, channels_out: IntArray) -> None:
+    """Relate whole groups: all channels in and out of one are one unit, nothing is summed away (depthwise Convs).
+
+    Channels are int64[groups, channels of a group].
+    """
+    for block in (channels_in, channels_out):
+        ax.tie(block[:, 1:], block[:, :1].repeat(block.shape[1] - 1, axis=1))
+    ax.tie(channels_in[:, 0], channels_out[:, 0])
+    ax.freeze(ax.input(at.w, _SHARED), "every group of the Conv shares it")
+    weight = _grouped_weight(op, at)
+    if op.need(at.w).constant and weight is not None:
+        ax.linear(at.x, 1, weight)
+
+
+def _as_channels(op: Op, ax: Axes, at: Operands, channels_in: IntArray, channels_out: IntArray) -> None:
+    """Relate equal numbers: a unit is a channel in of every group, or a channel out, whichever go together best.
+
+    Where every group has weights of its own for them, those are cut group by group. Channels are int64[groups, channels
+    of a group].
+    """
+    data, weights, transposed = op.need(at.x), op.need(at.w), _is_transposed(op)
+    shared, meets = ax.input(at.w, _SHARED), channels_out if transposed else channels_in
+    own = (weights.name, _SHARED) if weights.stored else None
+    ax.balance(channels_in, None if transposed else own, None if transposed else data.name)
+    ax.balance(channels_out, own if transposed else None)
+    if own is None:
+        ax.tie(*Balance(meets).equal_places)
+    ax.tie(shared, meets[0])
+    ax.make(1)
+    if weights.constant:
+        ax.contract(at.x, 1, _grouped_weight(op, at), at.zero)
+    elif at.zero is None and not data.constant:
+        ax.contract(at.x, 1)
+    else:
+        ax.freeze(channels_in, f"{op.type} in groups has computed weights, and its data are codes or stored")
+
+
+def _grouped_weight(op: Op, at: Operands) -> Weight | None:
+    """Return how a Conv in groups adds its channels up; None of codes, of which nobody asks."""
+    if at.zero is not None:
+        return None
+    sums, makes = (0, 1) if _is_transposed(op) else (1, 0)
+    return Weight(at.w, sums, makes, 1, 1.0, _spread(op), int(op.attributes["group"]), at.added)
 
 
 @rule("Gemm")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from onnxshap.labels import Axes, Op, Product, RuleError
 from onnxshap.labels.fixups import HeadCount
-from onnxshap.rules.linear import convolve
+from onnxshap.rules.linear import Operands, convolve
 from onnxshap.rules.movement import concatenate
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.recurrent import keep_steps
@@ -80,7 +80,7 @@ def dynamic_quantize(op: Op, ax: Axes) -> None:
 def qlinear_conv(op: Op, ax: Axes) -> None:
     """As Conv: x, its scale and zero point, w, its scale and zero point, those of y, bias."""
     _per_tensor(op, 1, 2, 6, 7)
-    convolve(op, ax, x=0, w=3, bias=8, zero=2)
+    convolve(op, ax, Operands(x=0, w=3, bias=8, zero=2))
     _along(op, ax, (4, 5), weight=3, axis=0)
 
 
@@ -88,7 +88,7 @@ def qlinear_conv(op: Op, ax: Axes) -> None:
 def conv_integer(op: Op, ax: Axes) -> None:
     """As Conv, on codes: x, w, their zero points; gives int32."""
     _per_tensor(op, 2)
-    convolve(op, ax, x=0, w=1, bias=None, zero=2)
+    convolve(op, ax, Operands(bias=None, zero=2))
     _along(op, ax, (3,), weight=1, axis=0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,13 @@ FIRST: frozenset[str] = frozenset([
     *("Transpose", "Trilu", "Unsqueeze", "Upsample"),
 ])  # fmt: skip
 """Zero where their first input is; of codes, the zero point is zero."""
+UNLESS: Mapping[str, Callable[[Shaped, NodeProto], bool]] = {
+    "Clip": lambda shaped, node: not _clips_around_zero(shaped, node),
+    "Pad": lambda shaped, node: not _pads_with_zeros(shaped, node),
+    "Pow": lambda shaped, node: not is_positive(shaped, node.input[1]),
+    "Shrink": lambda shaped, node: attributes(node).get("lambd", 0.5) < 0,
+}
+"""Zero where their first input is, unless a parameter makes something else of it."""
 _COPIES = frozenset(("Cast", "Expand", "Identity", "Tile"))
 """Nothing but zeros where their first input is nothing else, however many."""
 
@@ -74,31 +81,24 @@ class Zeros:
         without: Mapping[str, Collection[int]] | None = None,
         apart: Collection[str] = (),
     ) -> None:
-        self._shaped, self._labels, self._without, self._apart = shaped, labels, without or {}, apart
+        self.shaped = shaped
+        self._labels, self._nonzero, self._apart = labels, without or {}, apart
         self._units: dict[str, frozenset[int]] = {}
         self._alike: dict[bytes, frozenset[int]] = {}
-        self._known: dict[frozenset[int], dict[str, bool]] = {}
+        self._verdicts: dict[frozenset[int], _Verdicts] = {}
 
     def gives_zero(self, name: str, units: NDArray[np.intp]) -> bool:
         """Return whether a tensor is zero at every position that depends on a unit, once that unit's slices are zero.
 
         False where that is not known.
         """
-        return self._gives_zero(name, frozenset(units.tolist()))
+        return self.without(frozenset(units.tolist())).gives_zero(name)
 
-    def _gives_zero(self, name: str, wanted: frozenset[int]) -> bool:
-        known = self._known.setdefault(wanted, {})
-        pending = [name]
-        while pending:
-            current = pending[-1]
-            verdict = known.get(current, self._verdict(current, wanted, known))
-            if verdict is None:
-                node = self._shaped.graph.nodes[self._shaped.producers[current]]
-                pending.append(next(i for i in node.input if i and self._look_up(i, wanted, known) is None))
-            else:
-                known[current] = verdict
-                pending.pop()
-        return known[name]
+    def without(self, units: frozenset[int]) -> _Verdicts:
+        """Return the verdicts on tensors once the slices of some units are zero."""
+        if units not in self._verdicts:
+            self._verdicts[units] = _Verdicts(self, units)
+        return self._verdicts[units]
 
     def vanishes(self, site: Site) -> bool:
         """Return whether one of the tensors that meet at a site is zero wherever a unit of its axis is removed.
@@ -107,7 +107,7 @@ class Zeros:
         up, without its removed slices, gives zeros.
         """
         units = self._labels.units(site.tensor, site.axis)
-        inputs = self._shaped.graph.nodes[site.node].input
+        inputs = self.shaped.graph.nodes[site.node].input
         others = inputs if site.meets is None else [inputs[site.meets]]
         factors = (site.tensor,) if site.why else dict.fromkeys((site.tensor, *others))
         kinds = [np.unique(column[column >= 0]) for column in units.T]  # of a merged axis each factor's by themselves
@@ -119,69 +119,8 @@ class Zeros:
 
     def holds_on(self, name: str, units: NDArray[np.intp], axis: int) -> bool:
         """Return whether a tensor has positions of some of the units on this axis alone."""
-        wanted, found = frozenset(units.tolist()), self._by_axis(name)
+        wanted, found = frozenset(units.tolist()), self.by_axis(name)
         return [k for k, some in enumerate(found) if wanted & some] == [axis]
-
-    def _look_up(self, name: str, wanted: frozenset[int], known: dict[str, bool]) -> bool | None:
-        """Return the verdict on a tensor, None where there is none so far."""
-        if self._is_given(name):
-            stored = name in self._shaped.constants and wanted.isdisjoint(self._without.get(name, ()))
-            return stored and (wanted <= self.held(name) or _is_zero(self._shaped, name))
-        return known.get(name)
-
-    def _is_given(self, name: str) -> bool:
-        return name not in self._shaped.producers or name in self._apart
-
-    def _verdict(self, name: str, wanted: frozenset[int], known: dict[str, bool]) -> bool | None:
-        """Return the verdict on a tensor, None where that hangs on an input without one."""
-
-        def zero(source: str) -> bool | None:
-            return self._look_up(source, wanted, known)
-
-        def added(source: str) -> bool | None:
-            verdict = zero(source)
-            return verdict and (self._spans(source, name, wanted) or _is_nothing(self._shaped, source))
-
-        if self._is_given(name):
-            return zero(name)
-        node = self._shaped.graph.nodes[self._shaped.producers[name]]
-        if _is_nothing(self._shaped, name):
-            return True
-        if node.op_type in FIRST:
-            return self._product(name, [node.input[0]], [i for i in node.input[1:] if i], wanted, known)
-        if node.op_type in JOINED:
-            parts = {i: wanted & self.held(i) for i in node.input[slice(*JOINED[node.op_type])]}
-            found = [zero(i) if part == wanted else self._gives_zero(i, part) for i, part in parts.items() if part]
-            return bool(found) and _all(found)
-        if node.op_type in ALL:
-            return _all(map(added, filter(None, node.input)))
-        if node.op_type == "BatchNormalization":
-            x, scale, shift, mean = map(zero, node.input[:4])  # (x - mean) scale + shift
-            return _all((shift, _any((scale, _all((mean, x))))))
-        if node.op_type == "Shrink":
-            return zero(node.input[0]) if attributes(node).get("lambd", 0.5) >= 0 else False
-        if node.op_type == "Pow":
-            return zero(node.input[0]) if is_positive(self._shaped, node.input[1]) else False
-        if node.op_type == "Pad":
-            return zero(node.input[0]) if _pads_with_zeros(self._shaped, node) else False
-        if node.op_type == "Clip":
-            return zero(node.input[0]) if _clips_around_zero(self._shaped, node) else False
-        if node.op_type in RECURRENT:
-            rows = all(wanted <= self._by_axis(i)[1] for i in node.input[1:4] if i)
-            count, *through = RECURRENT[node.op_type]
-            functions = [name.lower() for name in attributes(node).get("activations", ())]
-            states = [name for place, name in enumerate(functions) if place % count in through]
-            if not rows or not _THROUGH_ZERO.issuperset(states):
-                return False
-            starts = [_is_nothing(self._shaped, i) or zero(i) for i in node.input[5:7] if i]
-            return _all([*(zero(i) for i in node.input[1:4] if i), *starts])
-        if node.op_type in PRODUCTS:
-            places, others = PRODUCTS[node.op_type]
-            addends = [added(node.input[k]) for k in others if k < len(node.input) and node.input[k]]
-            factors = [node.input[k] for k in places if k < len(node.input) and node.input[k]]
-            rest = [i for k, i in enumerate(node.input) if i and k not in (*places, *others)]
-            return _all((*addends, self._product(name, factors, rest, wanted, known))) if places else _all(addends)
-        return False
 
     def held(self, name: str) -> frozenset[int]:
         """Return the units that have positions on a tensor's axes."""
@@ -194,53 +133,145 @@ class Zeros:
             self._units[name] = self._alike[key]
         return self._units[name]
 
-    def _product(
-        self, name: str, factors: Sequence[str], others: Sequence[str], wanted: frozenset[int], known: dict[str, bool]
-    ) -> bool | None:
+    def by_axis(self, name: str) -> list[frozenset[int]]:
+        """Return the units that have positions on each of a tensor's axes."""
+        return [frozenset(np.unique(units).tolist()) for units in self._axes(name)]
+
+    def _axes(self, name: str) -> list[NDArray[np.intp]]:
+        axes = [a for a in range(len(self.shaped.shapes.get(name, ()))) if (name, a) not in self._labels.blockwise]
+        return [self._labels.units(name, axis) for axis in axes]
+
+    def is_given(self, name: str) -> bool:
+        """Return whether nothing has to be known of other tensors for the verdict on this one."""
+        return name not in self.shaped.producers or name in self._apart
+
+    def of_given(self, name: str, units: frozenset[int]) -> bool:
+        """Return whether such a tensor is zero once the slices of some units are."""
+        stored = name in self.shaped.constants and units.isdisjoint(self._nonzero.get(name, ()))
+        return stored and (units <= self.held(name) or _is_zero(self.shaped, name))
+
+
+class _Verdicts:
+    """Whether tensors are zero at every position that depends on a unit, once the slices of some units are zero."""
+
+    def __init__(self, zeros: Zeros, units: frozenset[int]) -> None:
+        self._zeros, self._shaped, self._units = zeros, zeros.shaped, units
+        self._known: dict[str, bool] = {}
+
+    def gives_zero(self, name: str) -> bool:
+        """Return the verdict on a tensor, those on its inputs first."""
+        pending = [name]
+        while pending:
+            current = pending[-1]
+            verdict = self._known[current] if current in self._known else self._verdict(current)
+            if verdict is None:
+                pending.append(next(i for i in self._maker(current).input if i and self._so_far(i) is None))
+            else:
+                self._known[current] = verdict
+                pending.pop()
+        return self._known[name]
+
+    def _maker(self, name: str) -> NodeProto:
+        return self._shaped.graph.nodes[self._shaped.producers[name]]
+
+    def _so_far(self, name: str) -> bool | None:
+        """Return the verdict on a tensor, None where there is none so far."""
+        return self._zeros.of_given(name, self._units) if self._zeros.is_given(name) else self._known.get(name)
+
+    def _verdict(self, name: str) -> bool | None:
+        """Return the verdict on a tensor, None where that hangs on an input without one."""
+        if self._zeros.is_given(name):
+            return self._so_far(name)
+        if _is_nothing(self._shaped, name):
+            return True
+        node = self._maker(name)
+        kind = node.op_type
+        if kind in FIRST:
+            return self._product(name, [node.input[0]], [i for i in node.input[1:] if i])
+        if kind in UNLESS:
+            return False if UNLESS[kind](self._shaped, node) else self._so_far(node.input[0])
+        if kind in JOINED:
+            return self._joined(node.input[slice(*JOINED[kind])])
+        if kind in ALL:
+            return _all(self._addend(i, name) for i in node.input if i)
+        if kind == "BatchNormalization":
+            x, scale, shift, mean = map(self._so_far, node.input[:4])  # (x - mean) scale + shift
+            return _all((shift, _any((scale, _all((mean, x))))))
+        if kind in RECURRENT:
+            return self._recurrent(node)
+        return self._sum_of_products(name, node) if kind in PRODUCTS else False
+
+    def _joined(self, inputs: Iterable[str]) -> bool | None:
+        """Return the verdict on what is laid side by side: each part tells of the units that it holds."""
+        parts = {i: self._units & self._zeros.held(i) for i in inputs}
+        found = [
+            self._so_far(i) if part == self._units else self._zeros.without(part).gives_zero(i)
+            for i, part in parts.items()
+            if part
+        ]
+        return bool(found) and _all(found)
+
+    def _recurrent(self, node: NodeProto) -> bool | None:
+        """Return the verdict on what a recurrent layer gives: its weights, biases and first states have to be zero."""
+        count, *through = RECURRENT[node.op_type]
+        functions = [name.lower() for name in attributes(node).get("activations", ())]
+        states = [name for place, name in enumerate(functions) if place % count in through]
+        rows = all(self._units <= self._zeros.by_axis(i)[1] for i in node.input[1:4] if i)
+        if not rows or not _THROUGH_ZERO.issuperset(states):
+            return False
+        starts = [_is_nothing(self._shaped, i) or self._so_far(i) for i in node.input[5:7] if i]
+        return _all([*(self._so_far(i) for i in node.input[1:4] if i), *starts])
+
+    def _sum_of_products(self, name: str, node: NodeProto) -> bool | None:
+        """Return the verdict on what an op of `PRODUCTS` gives."""
+        places, others = PRODUCTS[node.op_type]
+        factors, added = ([node.input[k] for k in some if k < len(node.input)] for some in (places, others))
+        addends = [self._addend(i, name) for i in added if i]
+        if not places:
+            return _all(addends)
+        rest = [i for k, i in enumerate(node.input) if i and k not in (*places, *others)]
+        return _all((*addends, self._product(name, [i for i in factors if i], rest)))
+
+    def _addend(self, source: str, name: str) -> bool | None:
+        """Return whether what an input adds to a tensor is zero, and not stretched from other positions."""
+        verdict = self._so_far(source)
+        return verdict and (self._spans(source, name) or _is_nothing(self._shaped, source))
+
+    def _product(self, name: str, factors: Sequence[str], others: Sequence[str]) -> bool | None:
         """Return whether a tensor is zero that is a sum of products, or vanishes where a factor of it does.
 
         Args:
             name: the tensor.
             factors: inputs that it vanishes with.
             others: inputs that it does not vanish with.
-            wanted: the units.
-            known: verdicts so far.
         """
-        verdicts = {i: self._look_up(i, wanted, known) for i in factors}
+        verdicts = {i: self._so_far(i) for i in factors}
         there = [i for i in factors if verdicts[i]]
-        rest = [i for i in (*factors, *others) if i not in there and not wanted.isdisjoint(self.held(i))]
+        rest = [i for i in (*factors, *others) if i not in there and not self._units.isdisjoint(self._zeros.held(i))]
         if there and not rest:
             return True
-        node = self._shaped.graph.nodes[self._shaped.producers[name]]
-        if not _sums_alone(node) and any(all(self._covers(i, other, name, wanted) for other in rest) for i in there):
+        if not _sums_alone(self._maker(name)) and any(all(self._covers(i, o, name) for o in rest) for i in there):
             return True
         return None if None in verdicts.values() else False
 
-    def _covers(self, zero: str, other: str, name: str, wanted: frozenset[int]) -> bool:
+    def _covers(self, zero: str, other: str, name: str) -> bool:
         """Return whether all positions of a product that depend on a unit have zeros of one factor in them.
 
         Of the axes that hold a unit, s of both factors are summed over against each other, m of both meet in one of the
         product's, and f of this one, g of the other alone become the product's. This one has f + m + s, the other
         g + m + s, the product f + g + m: the last two less the first are 2 g + m, and g is 0 where that is at most 1.
         """
-        mine, theirs, made = (self._axes_of(i, wanted) for i in (zero, other, name))
+        mine, theirs, made = (self._axes_of(i) for i in (zero, other, name))
         return all(theirs[u] + made[u] - mine[u] <= 1 for u in made)
 
-    def _spans(self, source: str, name: str, wanted: frozenset[int]) -> bool:
+    def _spans(self, source: str, name: str) -> bool:
         """Return whether an addend has an axis for every one of the sum's that has a unit; else it is stretched."""
-        mine, made = self._axes_of(source, wanted), self._axes_of(name, wanted)
+        mine, made = self._axes_of(source), self._axes_of(name)
         return all(mine[u] >= made[u] for u in made)
 
-    def _axes_of(self, name: str, units: frozenset[int]) -> Counter[int]:
-        """Return on how many axes of a tensor units have positions."""
-        return Counter(u for some in self._by_axis(name) for u in units & some)
-
-    def _by_axis(self, name: str) -> list[frozenset[int]]:
-        return [frozenset(np.unique(units).tolist()) for units in self._axes(name)]
-
-    def _axes(self, name: str) -> list[NDArray[np.intp]]:
-        axes = [a for a in range(len(self._shaped.shapes.get(name, ()))) if (name, a) not in self._labels.blockwise]
-        return [self._labels.units(name, axis) for axis in axes]
+    def _axes_of(self, name: str) -> Counter[int]:
+        """Return on how many axes of a tensor each unit has positions."""
+        return Counter(u for some in self._zeros.by_axis(name) for u in self._units & some)
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:

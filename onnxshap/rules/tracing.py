@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -16,14 +15,14 @@ from onnxshap.graph.lifting import entered, is_enter, is_loop, is_open
 from onnxshap.graph.structure import outer_names, reads, subgraphs
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Tensor, Trace, resolve
 from onnxshap.labels.compare import unlike_units
-from onnxshap.labels.fixups import Selection
 from onnxshap.rules.loops import trace_loop
 from onnxshap.rules.reduce import SUMS, reduced_axes
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.residue import add_residue
+from onnxshap.rules.shuffles import MOVES, permutations, trace_permutation
 from onnxshap.rules.zeros import Zeros
 from onnxshap.shapes import Shaped
-from onnxshap.shapes.folding import TABLE, Shape
+from onnxshap.shapes.folding import TABLE
 
 _FEW = 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""
@@ -35,7 +34,6 @@ _BLOCKED = "com.microsoft.nchwc."
 _NONE = np.empty(0, np.int64)
 _PARTS = ("Slice", "Split")
 """What takes parts of a weight: the gates of a recurrent layer, in torch's order, the projections of an attention."""
-_MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
 
 def trace_graph(shaped: Shaped) -> Labels:
@@ -55,46 +53,61 @@ def trace_graph(shaped: Shaped) -> Labels:
 def _labels(shaped: Shaped, stay: IntArray = _NONE) -> Labels:
     """Return the labels at the sizes that a graph was run at, some of the atoms frozen."""
     trace, ops = Trace(shaped.graph.names(), mixes_rows=shaped.apart or shaped.counted), _Ops(shaped)
+    _trace_ends(trace, ops, shaped)
+    _trace_nodes(trace, ops, shaped)
+    trace.freeze(stay, _ELSEWHERE)
+    labels = resolve(trace)
+    if _tie_shared(trace, ops, shaped, labels):
+        labels = resolve(trace)
+    while _keep_what_leaks(trace, ops, shaped, labels):
+        labels = resolve(trace)
+    return labels
+
+
+def _trace_ends(trace: Trace, ops: _Ops, shaped: Shaped) -> None:
+    """State that the inputs and the outputs of the model stay as they are."""
     graph = shaped.graph.model.graph
-    for names, reason in (
-        ([i.name for i in graph.input], "model input"),
-        ([o.name for o in graph.output], "model output"),
-    ):
-        for name in names:
-            if (tensor := ops.tensor(name)) is not None:
-                trace.freeze_whole(tensor, f"it is a {reason}")
-    chains = {chain.nodes[0]: chain for chain in _permutations(shaped)}
+    for items, reason in ((graph.input, "it is a model input"), (graph.output, "it is a model output")):
+        for item in items:
+            if (tensor := ops.tensor(item.name)) is not None:
+                trace.freeze_whole(tensor, reason)
+
+
+def _trace_nodes(trace: Trace, ops: _Ops, shaped: Shaped) -> None:
+    """State what every node does to its axes."""
+    nodes = shaped.graph.model.graph.node
+    chains = {chain.nodes[0]: chain for chain in permutations(shaped)}
     inside = {k for chain in chains.values() for k in chain.nodes}
-    given = entered(graph.node)
-    for index, node in enumerate(graph.node):
+    given = entered(nodes)
+    for index, node in enumerate(nodes):
         if is_open(node, given):
             trace_loop(trace, ops.tensor, index, node)
         elif is_enter(node):
             pass  # what it stands for is told of the Loop
         elif index in chains:
-            _trace_permutation(trace, ops, chains[index])
+            trace_permutation(trace, ops.tensor, chains[index])
         elif index not in inside:
             _trace_node(trace, ops, index, node)
-    trace.freeze(stay, _ELSEWHERE)
-    labels = resolve(trace)
-    if _tie_shared(trace, ops, shaped, labels):
-        labels = resolve(trace)
-    while True:
-        zeros = Zeros(shaped, labels)
-        leaks = [s for s in trace.sites if s.weight is None and not zeros.vanishes(s)]
-        uneven = [b for b in trace.balances if labels.uneven(b) and not _removable(zeros, labels, b)]
-        if not leaks and not uneven:
-            return labels
-        # zeroing the constants would not express the cut: stay on the safe side
-        for site in leaks:
-            op = ops.op(site.node, shaped.graph.nodes[site.node])
-            if op.type in SUMS and add_residue(trace, shaped, labels, zeros, site, tuple(sorted(reduced_axes(op)))):
-                continue
-            atoms = trace.axes[site.tensor, site.axis]
-            trace.freeze(np.arange(atoms.start, atoms.stop), site.why or (_COMPUTED if len(op.inputs) > 1 else _SUMMED))
-        for balance in uneven:
-            trace.tie(*balance.equal_places)
-        labels = resolve(trace)
+
+
+def _keep_what_leaks(trace: Trace, ops: _Ops, shaped: Shaped, labels: Labels) -> bool:
+    """Keep what constants that are zeroed would not express the cut of; return whether there was anything to keep.
+
+    That are axes summed over without a weight, unless what is summed is zero there or a fixup can make up for it, and
+    channels that groups of a Conv would lose at unequal places.
+    """
+    zeros = Zeros(shaped, labels)
+    leaks = [s for s in trace.sites if s.weight is None and not zeros.vanishes(s)]
+    uneven = [b for b in trace.balances if labels.uneven(b) and not _removable(zeros, labels, b)]
+    for site in leaks:
+        op = ops.op(site.node, shaped.graph.nodes[site.node])
+        if op.type in SUMS and add_residue(trace, shaped, labels, zeros, site, tuple(sorted(reduced_axes(op)))):
+            continue
+        atoms = trace.axes[site.tensor, site.axis]
+        trace.freeze(np.arange(atoms.start, atoms.stop), site.why or (_COMPUTED if len(op.inputs) > 1 else _SUMMED))
+    for balance in uneven:
+        trace.tie(*balance.equal_places)
+    return bool(leaks or uneven)
 
 
 def _tie_shared(trace: Trace, ops: _Ops, shaped: Shaped, labels: Labels) -> bool:
@@ -117,7 +130,7 @@ def _tie_shared(trace: Trace, ops: _Ops, shaped: Shaped, labels: Labels) -> bool
                 trace.tie(trace.axis(other, axis), trace.axis(own, axis))
     for index, k in dict.fromkeys(trace.weights):
         name = shaped.graph.nodes[index].input[k]
-        while name in shaped.producers and is_op(mover := shaped.graph.nodes[shaped.producers[name]], *_MOVES):
+        while name in shaped.producers and is_op(mover := shaped.graph.nodes[shaped.producers[name]], *MOVES):
             name = mover.input[0]
         own = ops.tensor(name) if name in shaped.graph.sources else None
         classes = [] if own is None else [labels.axis(name, axis) for axis in range(own.rank)]
@@ -200,39 +213,53 @@ class _Ops:
 
 
 def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:
-    op = ops.op(index, node)
+    """State what a node does to its axes: what its rule says, and that what this leaves out stays whole."""
+    op, why = ops.op(index, node), ops.whole(node)
     axes = Axes(trace, op)
-    tensors = [t for t in (*op.inputs, *op.outputs) if t is not None]
-    unshaped = any(n and t is None for names, ts in ((node.input, op.inputs), (node.output, op.outputs))
-                   for n, t in zip(names, ts, strict=True))  # fmt: skip
-    known = RULES.get(op.type) if not unshaped and not any(subgraphs(node)) else None
-    reason = f"{op.type} has no rule" if known is None else f"{op.type} keeps this axis as a whole"
-    if op.type.startswith(_BLOCKED):
-        reason = f"{op.type} is laid out for one kind of processor: save the model with ORT_ENABLE_EXTENDED at most"
-    if known is None and op.type in RULES:
-        reason = f"{op.type} reads or gives what has no fixed shape"
-    if (why := ops.whole(node)) is not None:
-        reason = f"{op.type} gives it: {why}"
-    mark, related = trace.mark(), known is not None
-    if known is not None:
+    shaped = all(tensor is not None for name, tensor in _operands(op, node) if name)
+    rule = RULES.get(op.type) if shaped and not any(subgraphs(node)) else None
+    reason, mark = _reason(op, why, applied=rule is not None), trace.mark()
+    if rule is not None:
         try:
-            known(op, axes)
+            rule(op, axes)
         except RuleError as refusal:
-            reason, related = str(refusal), False
+            reason, rule = str(refusal), None
             axes.mentioned.clear()
             trace.forget(mark)
-    if not related:
+    if rule is None:
         _note_made(op, axes)
-    for tensor in tensors:
+    for tensor in (t for _, t in _operands(op, node) if t is not None):
         for axis in range(tensor.rank):
             if (tensor.name, axis) not in axes.mentioned:
                 trace.freeze(trace.axis(tensor, axis), reason)
-                if related and tensor is op.input(0) and not tensor.constant:
+                if rule is not None and tensor is op.input(0) and not tensor.constant:
                     trace.crossed.append((tensor.name, axis))
     for graph in subgraphs(node):
         for tensor in (t for name in outer_names(graph) if (t := ops.tensor(name)) is not None):
             part = "the body" if is_loop(node) else "a branch"
             trace.freeze_whole(tensor, f"{part} of {op.type} reads it" + ("" if why is None else f": {why}"))
+
+
+def _operands(op: Op, node: NodeProto) -> list[tuple[str, Tensor | None]]:
+    """Return the inputs and the outputs of a node by name, "" where one is left out."""
+    return list(zip((*node.input, *node.output), (*op.inputs, *op.outputs), strict=True))
+
+
+def _reason(op: Op, why: str | None, *, applied: bool) -> str:
+    """Return why the axes of an op stay that no rule speaks of.
+
+    Args:
+        op: the op.
+        why: why no cut goes through its bodies, if it has some.
+        applied: whether its rule is.
+    """
+    if why is not None:
+        return f"{op.type} gives it: {why}"
+    if op.type in RULES and not applied:
+        return f"{op.type} reads or gives what has no fixed shape"
+    if op.type.startswith(_BLOCKED):
+        return f"{op.type} is laid out for one kind of processor: save the model with ORT_ENABLE_EXTENDED at most"
+    return f"{op.type} keeps this axis as a whole" if applied else f"{op.type} has no rule"
 
 
 def _note_made(op: Op, axes: Axes) -> None:
@@ -242,67 +269,3 @@ def _note_made(op: Op, axes: Axes) -> None:
     for axis in range(1, y.rank) if y is not None and not y.constant else ():
         if y is not None and y.shape[axis] in sizes:
             axes.make(axis)
-
-
-# --- chains of movements that permute one axis (channel shuffle) -----------------------------------------------------
-
-
-def _permutations(shaped: Shaped) -> Iterator[Selection]:
-    """Yield chains Reshape - Transpose - ... - Reshape that permute the positions of one axis and nothing else.
-
-    Taken one by one, the two Reshapes would split the axis into factors and tie whole groups of channels; taken
-    together they are a Gather, which any cut can follow.
-    """
-    graph = shaped.graph.model.graph
-    readers = Counter(name for node in graph.node for name in reads(node))
-    readers.update(o.name for o in graph.output)
-    following = {name: k for k, node in enumerate(graph.node) for name in node.input[:1]}
-    taken: set[int] = set()
-    for start, node in enumerate(graph.node):
-        if start in taken or not is_op(node, "Reshape"):
-            continue
-        chain = [start]
-        while (found := _permutation(shaped, chain)) is None:
-            last = graph.node[chain[-1]].output[0]
-            after = following.get(last)
-            if after is None or readers[last] != 1 or not is_op(graph.node[after], *_MOVES) or len(chain) > 8:
-                break
-            chain.append(after)
-        if found is not None:
-            taken.update(chain)
-            yield found
-
-
-def _permutation(shaped: Shaped, chain: Sequence[int]) -> Selection | None:
-    nodes = [shaped.graph.model.graph.node[k] for k in chain]
-    names = [nodes[0].input[0], *(n.output[0] for n in nodes)]
-    shapes: list[Shape | None] = [shaped.shapes.get(n) for n in names]
-    if len(chain) < 2 or None in shapes or shapes[0] != shapes[-1] or not shapes[0] or 0 in shapes[0]:
-        return None
-    before = np.arange(np.prod(shapes[0]), dtype=np.int64).reshape(shapes[0])
-    after = before
-    for node, shape in zip(nodes, shapes[1:], strict=True):
-        if is_op(node, "Transpose"):
-            after = after.transpose(attributes(node).get("perm"))
-        else:
-            after = after.reshape(shape or ())
-    for axis in reversed(range(before.ndim)):
-        if (names[0], axis) in shaped.varying:
-            continue  # a constant index would fix its size
-        first = tuple(slice(None) if a == axis else 0 for a in range(before.ndim))
-        step = int(np.prod(before.shape[axis + 1 :]))
-        index = after[first] // step
-        if index.max() < before.shape[axis] and np.array_equal(before.take(index, axis), after):
-            others = tuple(a for a in range(before.ndim) if a != axis)
-            return Selection(tuple(chain), names[0], names[-1], axis, index, others)
-    return None
-
-
-def _trace_permutation(trace: Trace, ops: _Ops, chain: Selection) -> None:
-    source, target = ops.tensor(chain.source), ops.tensor(chain.target)
-    assert source is not None
-    assert target is not None
-    for axis in chain.others:
-        trace.tie(trace.axis(source, axis), trace.axis(target, axis))
-    trace.tie(trace.axis(source, chain.axis)[chain.index], trace.axis(target, chain.axis))
-    trace.fixups.append(chain)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnxshap.core import Estimator, FloatArray, Game
 from onnxshap.errors import BudgetError
 from onnxshap.estimators import Exact, Fisher, LeaveOneOut, Permutation, Regression, SharedPermutation, Taylor, rows
-from onnxshap.estimators.images import Alike, PerImage, draw_images
+from onnxshap.estimators.images import Alike, PerImage, Scope, draw_images
 from onnxshap.game.alike import alike_images
 from onnxshap.payoffs.builtin import KL
 from tests.games import SOLVED, FunctionGame, Solved, TableGame, Witness, additive, brute_force, majority
@@ -221,12 +221,12 @@ def test_regression_beats_permutations_where_there_is_one_number_for_all_images(
 
 def test_regression_keeps_its_budget() -> None:
     game = Witness(random_game(7, 7, 2))
-    values = Regression(4).reduce(np.zeros((2, 7)), Regression(4).plan(2, 7, rng(), max_evals=50))
+    values = Regression(4).reduce(np.zeros((2, 7)), Regression(4).plan(Scope(2, 7, 50), rng()))
     assert values.evals == 2 * (2 + 22)
     with pytest.raises(
         BudgetError, match="max_evals is 31, less than two coalitions a unit on 2 images; raise it to 32"
     ):
-        Regression().plan(2, 7, rng(), max_evals=31)
+        Regression().plan(Scope(2, 7, 31), rng())
     assert Regression(4)(game, rng()).evals == game.rows == 2 * (2 + 28)
     walks = game.coalitions.reshape(2, 30, 7)
     assert (walks[0] == walks[1]).all() and (walks[0, 2:16] == 1 - walks[0, 16:]).all()
@@ -288,7 +288,7 @@ def test_max_share_leaves_less_error_where_there_are_units_to_spare() -> None:
 
 def test_max_share_of_all_changes_nothing() -> None:
     game = random_game(7, 4, 3)
-    assert Permutation(max_share=0.8).plan(3, 4, rng()).rows.tolist() == [2 + 2 * 3] * 3
+    assert Permutation(max_share=0.8).plan(Scope(3, 4), rng()).rows.tolist() == [2 + 2 * 3] * 3
     assert (
         Permutation(max_share=1.0)(game, rng()).phi.tobytes() == Permutation(max_share=0.8)(game, rng()).phi.tobytes()
     )
@@ -566,7 +566,7 @@ def test_images_by_their_kinds_leave_less_error() -> None:
     def error(alike: Alike | None) -> float:
         found = []
         for seed in range(40):
-            schedule = Permutation().plan(60, 5, rng(seed), 12 * 10, alike)
+            schedule = Permutation().plan(Scope(60, 5, 12 * 10, alike), rng(seed))
             assert schedule.rows.sum() <= 12 * 10
             found.append(((Permutation().per_image(game, schedule).mean(axis=0) - truth) ** 2).mean())
         return float(np.mean(found))
@@ -601,7 +601,7 @@ def test_standard_errors_know_that_images_are_drawn_by_their_kinds(estimator: Pe
     found, variances, blind = [], [], []
     for seed in range(400):
         game = Drawn(96, rng(seed))
-        schedule = estimator.plan(96, 3, rng(seed + 1000), alike=game.alike).part(0, played)
+        schedule = estimator.plan(Scope(96, 3, alike=game.alike), rng(seed + 1000)).part(0, played)
         figures = estimator.per_image(game, schedule)
         values = estimator.reduce(figures, schedule)
         found.append(values.phi)
@@ -628,7 +628,7 @@ def test_lone_images_of_a_kind_are_told_apart_from_those_of_the_next() -> None:
 @settings(max_examples=100, deadline=None)
 @given(n=st.integers(2, 6), pairs=st.integers(1, 3), max_evals=st.integers(8, 400))
 def test_pairs_come_before_further_images_where_kinds_are_known(n: int, pairs: int, max_evals: int) -> None:
-    schedule = Permutation(pairs).plan(12, n, rng(), max_evals, ALIKE)
+    schedule = Permutation(pairs).plan(Scope(12, n, max_evals, ALIKE), rng())
     inner = n - 1
     whole = 12 * (2 + 2 * pairs * inner)
     assert schedule.rows.sum() <= max_evals
@@ -636,7 +636,7 @@ def test_pairs_come_before_further_images_where_kinds_are_known(n: int, pairs: i
     assert schedule.rows.tolist() == (2 + inner * schedule.walks).tolist()
     assert (schedule.walks[:-1] >= 2).all() and schedule.walks[0] <= max(3, 2 * pairs)
     assert len(schedule) >= min(12, max_evals // (2 + 2 * inner))
-    assert Permutation(pairs, antithetic=False).plan(12, n, rng(), n + 1, ALIKE).walks.tolist() == [1]
+    assert Permutation(pairs, antithetic=False).plan(Scope(12, n, n + 1, ALIKE), rng()).walks.tolist() == [1]
 
 
 def test_images_are_alike_however_their_scores_are_rounded() -> None:

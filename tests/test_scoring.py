@@ -25,7 +25,7 @@ from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset, FloatArray, Values
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.estimators import Exact, Permutation
-from onnxshap.estimators.images import Alike, PerImage
+from onnxshap.estimators.images import Alike, PerImage, Scope
 from onnxshap.game import GroupGame, Setting
 from onnxshap.scoring import journal as journals
 from onnxshap.scoring import misplaced, runners
@@ -382,7 +382,9 @@ def test_a_journal_of_a_format_whose_blocks_held_other_images_is_refused(tmp_pat
     cases: list[tuple[PerImage, int | None, Alike | None]] = [
         (played, None, alike), (played, 40, alike), (played, 40, None), (Exact(), None, alike), (Exact(), 64, alike),
     ]  # fmt: skip
-    drawn = [one.plan(12, 4, np.random.default_rng(0), most, known).images.tolist() for one, most, known in cases]
+    drawn = [
+        one.plan(Scope(12, 4, most, known), np.random.default_rng(0)).images.tolist() for one, most, known in cases
+    ]
     assert (journals.FORMAT, drawn) == (
         6,
         [

@@ -66,6 +66,24 @@ class Schedule:
         return None if self.alike is None else (self.alike.kinds[self.images], self.alike.kinds)
 
 
+@dataclass(frozen=True)
+class Scope:
+    """What a schedule is made for.
+
+    Attributes:
+        n_images: of the game.
+        n_units: of the game.
+        max_evals: rows at most; images, drawn at random, are left out where it does not reach all of them. None: no
+            limit.
+        alike: which images are: those drawn are spread over the kinds; None: they are drawn in no order.
+    """
+
+    n_images: int
+    n_units: int
+    max_evals: int | None = None
+    alike: Alike | None = None
+
+
 @runtime_checkable
 class Sorted(Protocol):
     """A game that knows which of its images are alike."""
@@ -94,29 +112,15 @@ class PerImage(ABC):
         if game.n_units == 0:
             return NO_UNITS
         alike = game.alike if isinstance(game, Sorted) else None
-        schedule = self.plan(game.n_images, game.n_units, rng, alike=alike)
+        schedule = self.plan(Scope(game.n_images, game.n_units, alike=alike), rng)
         return self.reduce(self.per_image(game, schedule), schedule)
 
     @abstractmethod
-    def plan(
-        self,
-        n_images: int,
-        n_units: int,
-        rng: np.random.Generator,
-        max_evals: int | None = None,
-        alike: Alike | None = None,
-    ) -> Schedule:
-        """Return what to play.
-
-        Args:
-            n_images: of the game.
-            n_units: of the game.
-            rng: the only source of randomness.
-            max_evals: rows at most; images, drawn at random, are left out where it does not reach all of them.
-            alike: which images are: those drawn are spread over the kinds; None: they are drawn in no order.
+    def plan(self, scope: Scope, rng: np.random.Generator) -> Schedule:
+        """Return what to play; `rng` is the only source of randomness.
 
         Raises:
-            BudgetError: `max_evals` does not reach one image.
+            BudgetError: `scope.max_evals` does not reach one image.
         """
 
     @abstractmethod
@@ -136,32 +140,19 @@ class FixedCost(PerImage):
     def cost(self, n_units: int) -> int:
         """Return the evaluations that an image takes; raises a BudgetError where there are too many units."""
 
-    def plan(  # noqa: D102
-        self,
-        n_images: int,
-        n_units: int,
-        rng: np.random.Generator,
-        max_evals: int | None = None,
-        alike: Alike | None = None,
-    ) -> Schedule:
-        return fixed_cost(n_images, self.cost(n_units), rng, max_evals, alike=alike)
+    def plan(self, scope: Scope, rng: np.random.Generator) -> Schedule:  # noqa: D102
+        return fixed_cost(scope, self.cost(scope.n_units), rng)
 
 
-def fixed_cost(
-    n_images: int,
-    rows: int,
-    rng: np.random.Generator,
-    max_evals: int | None,
-    key: int = 0,
-    alike: Alike | None = None,
-) -> Schedule:
+def fixed_cost(scope: Scope, rows: int, rng: np.random.Generator, key: int = 0) -> Schedule:
     """Return the schedule of an estimator that takes the same number of rows for every image.
 
     Images are ascending, unless they are spread over kinds.
 
     Raises:
-        BudgetError: `max_evals` is less than one image takes.
+        BudgetError: `scope.max_evals` is less than one image takes.
     """
+    n_images, max_evals, alike = scope.n_images, scope.max_evals, scope.alike
     used = n_images if max_evals is None else min(n_images, max_evals // rows)
     if used < 1:
         raise BudgetError(

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxshap.core import FloatArray, Game, IntArray
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.images import Alike, PerImage, Schedule, draw_images, draw_key
+from onnxshap.estimators.images import PerImage, Schedule, Scope, draw_images, draw_key
 from onnxshap.estimators.rows import (
     Reduce,
     draw_orders,
@@ -78,16 +78,10 @@ class Permutation(PerImage):
         if self.pairs < 1:
             raise BudgetError(f"pairs is {self.pairs}; every image needs at least one pair of walks")
 
-    def plan(  # noqa: D102
-        self,
-        n_images: int,
-        n_units: int,
-        rng: np.random.Generator,
-        max_evals: int | None = None,
-        alike: Alike | None = None,
-    ) -> Schedule:
-        budgets = [budget for budget in (self.max_evals, max_evals) if budget is not None]
-        inner = self._inner(n_units)
+    def plan(self, scope: Scope, rng: np.random.Generator) -> Schedule:  # noqa: D102
+        n_images, alike = scope.n_images, scope.alike
+        budgets = [budget for budget in (self.max_evals, scope.max_evals) if budget is not None]
+        inner = self._inner(scope.n_units)
         most, first = 2 * self.pairs, 2 + inner
         whole = n_images * (2 + most * inner)
         budget = min(budgets, default=whole)

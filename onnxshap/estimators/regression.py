@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxshap.core import CoalitionMatrix, FloatArray, Game, IntArray
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.images import Alike, PerImage, Schedule, draw_key
+from onnxshap.estimators.images import PerImage, Schedule, Scope, draw_key
 from onnxshap.estimators.rows import evaluate_each, image_blocks
 
 _DEGREE = 5
@@ -54,15 +54,8 @@ class Regression(PerImage):
         """No: images do not average the choice of coalitions out."""
         return False
 
-    def plan(  # noqa: D102
-        self,
-        n_images: int,
-        n_units: int,
-        rng: np.random.Generator,
-        max_evals: int | None = None,
-        alike: Alike | None = None,
-    ) -> Schedule:
-        n = n_units
+    def plan(self, scope: Scope, rng: np.random.Generator) -> Schedule:  # noqa: D102
+        n, n_images, max_evals = scope.n_units, scope.n_images, scope.max_evals
         most = self.per_unit * n if max_evals is None else min(self.per_unit * n, max_evals // n_images - 2)
         everything = 2**n - 2 if n < 31 else 2**31
         if most < min(2 * n, everything):

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxshap.core import FloatArray, Game
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.images import Alike, PerImage, Schedule, draw_key, fixed_cost
+from onnxshap.estimators.images import PerImage, Schedule, Scope, draw_key, fixed_cost
 from onnxshap.estimators.rows import (
     Reduce,
     draw_orders,
@@ -58,16 +58,9 @@ class SharedPermutation(PerImage):
         """No: images do not average the noise of the permutations out."""
         return False
 
-    def plan(  # noqa: D102
-        self,
-        n_images: int,
-        n_units: int,
-        rng: np.random.Generator,
-        max_evals: int | None = None,
-        alike: Alike | None = None,
-    ) -> Schedule:
+    def plan(self, scope: Scope, rng: np.random.Generator) -> Schedule:  # noqa: D102
         key = draw_key(rng)
-        return fixed_cost(n_images, 2 + self.permutations * (n_units - 1), rng, max_evals, key, alike)
+        return fixed_cost(scope, 2 + self.permutations * (scope.n_units - 1), rng, key)
 
     def per_image(self, game: Game, schedule: Schedule) -> FloatArray:  # noqa: D102
         n, walks, images = game.n_units, self.permutations, schedule.images

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxshap.core import FloatArray, ImageIndex, Payoff, Values
 from onnxshap.errors import BudgetError
-from onnxshap.estimators.images import Alike, PerImage
+from onnxshap.estimators.images import Alike, PerImage, Scope
 from onnxshap.game import GroupGame, Setting
 from onnxshap.groups import Group
 from onnxshap.labels import Site
@@ -57,7 +57,7 @@ class ByImage:
         self, setting: Setting, group: Group, rng: np.random.Generator, max_evals: int | None = None
     ) -> Values:
         """Return the values of a group at once, as `scoring` puts them together of blocks of images."""
-        schedule = self.estimator.plan(self.images(setting), len(group), rng, max_evals, self.alike(setting))
+        schedule = self.estimator.plan(Scope(self.images(setting), len(group), max_evals, self.alike(setting)), rng)
         return self.estimator.reduce(self.estimator.per_image(self.game(setting, group), schedule), schedule)
 
 

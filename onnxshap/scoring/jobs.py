@@ -11,7 +11,7 @@ import numpy as np
 from onnxshap import streams
 from onnxshap.core import Dataset, FloatArray
 from onnxshap.errors import BudgetError, DataError, ModelError
-from onnxshap.estimators.images import Schedule
+from onnxshap.estimators.images import Schedule, Scope
 from onnxshap.game import GroupGame, Setting
 from onnxshap.groups import Group
 from onnxshap.methods import GAMELESS, METHODS, ByImage
@@ -146,7 +146,8 @@ def plan_group(
     images = chosen.images(setting)
     limit = None if max_evals is None else max_evals * images // len(setting.data)
     try:
-        schedule = chosen.estimator.plan(images, len(group), np.random.default_rng(key), limit, chosen.alike(setting))
+        scope = Scope(images, len(group), limit, chosen.alike(setting))
+        schedule = chosen.estimator.plan(scope, np.random.default_rng(key))
     except BudgetError as error:
         least = None if error.least is None else -(-error.least * len(setting.data) // images)
         raise BudgetError(f"group {group.name!r}: {error}", least) from error

@@ -96,7 +96,7 @@ def fitting(traced: Traced, held: Callable[[list[int]], int]) -> int:
 def activations(
     free: Traced, names: Sequence[str], data: Dataset, most: int, share: int
 ) -> Iterator[tuple[int, dict[str, Array]]]:
-    """Yield float tensors of a model over batches of images, and how many images each holds.
+    """Yield tensors of a model over batches of images, and how many images each holds.
 
     Args:
         free: the model for evaluation.
@@ -107,7 +107,7 @@ def activations(
     """
     model = free.shaped.graph.model
     given = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
-    part = extract(model, given, dict.fromkeys(names, TensorProto.FLOAT))
+    part = extract(model, given, {name: free.shaped.kinds.get(name, TensorProto.FLOAT) for name in names})
     session = free.backend.session(part, frugal=True)
     size = free.backend.memory // (share * max(1, sum(bytes_per_image(free, names))))
     for count, feeds in batches(free, data, max(1, min(most, size))):

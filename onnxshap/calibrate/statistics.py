@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.arguments import checked
-from onnxshap.calibrate.feeding import batches, fitting
+from onnxshap.calibrate.feeding import activations, batches, fitting
 from onnxshap.codes import foldable
 from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.graph import extract, tensor
@@ -22,6 +22,8 @@ from onnxshap.tracing import Traced
 _STATISTICS = "onnxshap.statistics."
 _POSITIONS = 256
 """Of an image, about as many as covariances are taken over."""
+_BATCH = 8
+"""Most images that they are taken of at a time, fewer where half of the memory does not hold what they are of."""
 
 
 def channel_means(
@@ -103,13 +105,9 @@ def channel_covariances(traced: Traced, data: Dataset, names: Sequence[str]) -> 
     wanted = list(dict.fromkeys(names))
     if not wanted:
         return {}
-    shaped = traced.shaped
-    kinds = {i.name: i.type.tensor_type.elem_type for i in shaped.graph.model.graph.input}
-    part = extract(shaped.graph.model, kinds, {n: shaped.kinds.get(n, TensorProto.FLOAT) for n in wanted})
-    session = traced.backend.session(part)
     rows, sums, products = dict.fromkeys(wanted, 0), dict[str, FloatArray](), dict[str, FloatArray]()
-    for _, feeds in batches(traced, data, min(8, fitting(traced, sum))):
-        for name, found in zip(wanted, session.run(feeds), strict=True):
+    for _, values in activations(traced, wanted, data, _BATCH, share=2):
+        for name, found in values.items():
             flat = found.reshape(*found.shape[:2], -1)
             flat = flat[:, :, :: max(1, flat.shape[2] // _POSITIONS)]
             x = flat.transpose(1, 0, 2).reshape(flat.shape[1], -1).astype(np.float64)

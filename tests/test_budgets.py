@@ -362,7 +362,9 @@ def test_the_payoff_that_is_named_rules_the_curves_too() -> None:
     plain.graph.output[0].name = "z"
     traced = onnxshap.trace(plain)
     phi = {g.name: np.arange(float(len(g))) for g in traced.groups}
-    by_kl, by_mse = (loss_curves(traced, traced, traced.groups, phi, data, payoff=name)["h"] for name in ("kl", "mse"))
+    by_kl, by_mse = (
+        loss_curves(traced, traced.groups, phi, Trials.of(traced, data, 0, payoff=name))["h"] for name in ("kl", "mse")
+    )
     assert by_kl.max() < 1e-6 < by_mse[8]
     by_name = cutter.Cutter(traced, traced, traced.groups, phi, data, "lstsq", "curves", payoff="kl")
     by_name.plan(Budget(macs=0.8, multiple_of=1))

@@ -22,6 +22,7 @@ from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError
 from onnxshap.opening import open_model
 from onnxshap.plan.curves import loss_curves
+from onnxshap.plan.trials import Trials
 from onnxshap.repair import matching, refit, rematch
 from onnxshap.repair.moments import Moments, pooled_scale
 from onnxshap.repair.regression import Effort, Response, Rows, solve
@@ -704,7 +705,7 @@ def test_all_that_curves_hold_fits_into_the_memory(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Repeated, "again", again)
     monkeypatch.setattr(Share, "take", take)
     values = {group.name: np.arange(float(len(group))) for group in traced.groups}
-    loss_curves(traced, free_batch(traced), traced.groups, values, data, (0.75, 0.5, 0.25))
+    loss_curves(traced, traced.groups, values, Trials.of(free_batch(traced), data, 0), (0.75, 0.5, 0.25))
     assert 0.3 * each < most[0] <= tensors * each
 
 

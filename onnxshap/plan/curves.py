@@ -69,32 +69,25 @@ def _regressions(traced: Traced, group: Group) -> float:
 
 def loss_curves(
     traced: Traced,
-    free: Traced,
     groups: Sequence[Group],
     values: Mapping[str, FloatArray],
-    data: Dataset,
+    trials: Trials,
     fractions: Sequence[float] = FRACTIONS,
-    seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    original: Traced | None = None,
-    payoff: str | None = None,
     most: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, FloatArray]:
     """Return, for every group, the loss at each width: float64[units + 1], convex and not increasing.
 
     Args:
-        traced, free: the model, as in its file and for evaluation.
+        traced: the model.
         groups: the groups that may be cut.
         values: group name -> phi; the lowest go first.
-        data: calibration images.
+        trials: refit its cuts and tell what they lose.
         fractions: the widths to measure.
-        seed: divides the images.
         progress: told after every width.
-        original: whose outputs are compared with, where the model was cut before; None = the model's own.
-        payoff: what compares them, one of `payoffs.UNLABELLED`; None = what fits.
         most: name of a group that is the rank of a layer -> the widest that pays, of which the fractions are.
     """
-    trials = Trials.of(free, data, seed, original, payoff)
+    free = trials.free
     whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
     plan_at = plans_at([Candidate(g.name, g.units, values[g.name]) for g in groups], traced.covers)
     parts = trials.fitted, trials.judged
@@ -110,7 +103,7 @@ def loss_curves(
             if 0 < width < len(group) and width not in points:
                 plan = whole | plan_at({group.name: width})
                 removal = trials.removal(plan)
-                model, _ = refit(removal, trials.fitted, seed, nearest=True, effort=QUICK, original=walk)
+                model, _ = refit(removal, trials.fitted, trials.seed, nearest=True, effort=QUICK, original=walk)
                 points[width] = trials.loss(_outputs(free, model, judge_on, len(trials.judged)))
             progress(number * len(fractions) + k + 1, len(groups) * len(fractions))
         return convex(points, len(group))

@@ -175,8 +175,7 @@ class Cutter:
     def _least_lost(self, plans: Sequence[dict[str, BoolArray]]) -> dict[str, BoolArray]:
         """Return the plan that loses least once refitted."""
         with self.clock.stage("curves"):
-            trials = Trials.of(self.free, self.data.take(slice(0, self._images)), self.seed, payoff=self.payoff)
-            return min(plans, key=trials.of_plan)
+            return min(plans, key=self._trials(self.free).of_plan)
 
     def lost(self, keep: Mapping[str, BoolArray]) -> float:
         """Return what a plan loses, to compare plans: by the curves where there are some, else the MACs."""
@@ -216,7 +215,8 @@ class Cutter:
 
     def _curves(self) -> Mapping[str, FloatArray]:
         if self.curves is None:
-            self.curves = self._measured(self.traced, self.free, self.groups, self.values)
+            with self.clock.stage("curves"):
+                self.curves = self._measured(self.traced, self.groups, self.values, self._trials(self.free))
         return self.curves
 
     def _after(
@@ -232,23 +232,21 @@ class Cutter:
         if self.rescore is not None:
             with self.clock.stage("score"):
                 found = {**found, **self.rescore(part.traced)}
-        lost = self._measured(part.traced, part.free, part.groups, found, self.free)
+        with self.clock.stage("curves"):
+            lost = self._measured(part.traced, part.groups, found, self._trials(part.free, self.free))
         return part.values(found, values), part.curves(lost, curves, keep)
 
     def _measured(
-        self,
-        traced: Traced,
-        free: Traced,
-        groups: Sequence[Group],
-        values: Mapping[str, FloatArray],
-        original: Traced | None = None,
+        self, traced: Traced, groups: Sequence[Group], values: Mapping[str, FloatArray], trials: Trials
     ) -> dict[str, FloatArray]:
-        with self.clock.stage("curves"):
-            return loss_curves(
-                traced, free, groups, values, self.data.take(slice(0, self._images)), self._fractions, self.seed,
-                lambda done, total: self.progress("curves", done, total), original, self.payoff,
-                {} if self.factored is None else self.factored.most,
-            )  # fmt: skip
+        """Return what groups of the model lose at each width, or of the model cut so far."""
+        most = {} if self.factored is None else self.factored.most
+        tell = partial(self.progress, "curves")
+        return loss_curves(traced, groups, values, trials, self._fractions, tell, most)
+
+    def _trials(self, free: Traced, original: Traced | None = None) -> Trials:
+        """Return the trials of a model, for whose outputs an original's may count."""
+        return Trials.of(free, self.data.take(slice(0, self._images)), self.seed, original, self.payoff)
 
     def rough(self, keep: Mapping[str, BoolArray]) -> tuple[ModelProto, Traced]:
         """Return the cut model before any refit, and what holds the large weights that it may still name."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
@@ -48,7 +49,7 @@ def input_specs(model: ModelProto) -> dict[str, InputSpec]:
     if _left_behind(specs, [[d.dim_value for d in o.type.tensor_type.shape.dim] for o in model.graph.output]):
         axes = dict[str, int | None].fromkeys(specs)
     else:
-        axes = _batch_axes(names, specs, {dims[0].dim_param or dims[0].dim_value for dims in given}, made)
+        axes = _Inputs(names, specs, {dims[0].dim_param or dims[0].dim_value for dims in given}, made).batch_axes()
     return {name: replace(spec, batch=axes[name]) for name, spec in specs.items()}
 
 
@@ -88,64 +89,128 @@ def check_names(given: Iterable[str], specs: Mapping[str, InputSpec], what: str 
         raise ModelError(f"{what} is given for {unknown[0]!r}, the model's inputs are {', '.join(map(repr, specs))}")
 
 
-def _batch_axes(
-    names: Mapping[str, Sequence[str]], specs: Mapping[str, InputSpec], leading: Collection[str | int],
-    made: Collection[str],
-) -> dict[str, int | None]:  # fmt: skip
-    """Return where the images lie in every input, None where they do not.
+@dataclass(frozen=True)
+class _Inputs:
+    """The inputs of a model as it declares them.
 
-    In this order:
-    - the axis that the first input calls its batch, where its axis 0 is free and called something else (steps);
-    - axis 0, if it is free or as long as that of the first input of which it is free; otherwise the axis that is named
-      as that one, or where that has no name the only other free one;
-    - where axis 0 is of another fixed size (steps) and all free axes have one name, which an output's axis 0 has or
-      which says it, the one of that name.
-
-    Inputs that have none of these are whole for an image, and a batch is then one image. So is one whose axis 0 is
-    named as a length of what has images (positions). All of them are whole where
-    - axis 0 of one is named as another axis of what has no images,
-    - integers lie in a few rows as long as nothing else is,
-    - something is as long on both axes of a matrix as others are on axis 0 (the nodes of a graph, and which of them are
-      neighbours),
-    - every size is fixed and axis 0 does not agree (the nodes of a graph and its edges), or
-    - there are the colours of one picture, and no output has as many entries (`leading`: names or sizes of their axes
-      0; `made`: the names of all their axes).
+    Attributes:
+        names: input -> what its axes are called, "" where one has no name.
+        specs: input -> what it is.
+        leading: names or sizes of the outputs' axes 0.
+        made: names of all axes of the outputs.
     """
-    ranked = [name for name, spec in specs.items() if spec.shape]
-    lengths = {specs[name].shape[0] for name in ranked}
-    if len(lengths) > 1 and 1 not in lengths and not any(None in spec.shape for spec in specs.values()):
-        return dict.fromkeys(specs)
-    first = next((name for name in ranked if specs[name].shape[0] is None), next(iter(ranked), ""))
-    size, title = (specs[first].shape[0], names[first][0]) if first else (None, "")
-    picture = len(ranked) == 1 and len(specs[first].shape) == 3 and size in _COLOURS
-    if picture and leading and size not in leading:
-        return dict.fromkeys(specs)
-    called = _said(names.get(first, ()), made) if size is None else _second(names, leading) if size != 1 else ""
-    if called:
-        known = {own for axes in names.values() if called in axes for own in axes}
-        return {name: own_axis(spec, {called}, known) for name, spec in specs.items()}
-    lengths_of = {name: {own for own in names[name][1:] if own not in ("", title)} for name in ranked}
-    imaged = set[str]().union(*(lengths_of[name] for name in ranked if title and title in names[name]))
-    others = set[str]().union(*lengths_of.values()) - imaged
-    if title and any(names[name][0] in others for name in ranked if specs[name].shape[0] is None):
-        return dict.fromkeys(specs)
-    members = [name for name in ranked if list(names[name]).count(title) == 1 and names[name][0] == title]
-    if title.isidentifier() and members and any(list(names[name]) == [title, title] for name in ranked):
-        return dict.fromkeys(specs)
-    if size is None and any(_in_rows(specs[name], names[name], title) for name in ranked):
-        return dict.fromkeys(specs)
-    found: dict[str, int | None] = {}
-    for name, spec in specs.items():
-        named = [axis for axis, own in enumerate(names[name]) if own == title and spec.shape[axis] == size is None]
+
+    names: Mapping[str, Sequence[str]]
+    specs: Mapping[str, InputSpec]
+    leading: Collection[str | int]
+    made: Collection[str]
+
+    def batch_axes(self) -> dict[str, int | None]:
+        """Return where the images lie in every input, None where they do not: such an input is whole for an image.
+
+        In this order:
+        - the axis that the first input calls its batch, where its axis 0 is something else (`_called`);
+        - axis 0, if it is free or as long as that of the first input of which it is free; otherwise the axis that is
+          named as that one, or where that has no name the only other free one (`_axis`).
+
+        All inputs are whole where there is no batch (`_disagree`, `_is_picture`, `_leads_a_length`, `_is_graph`,
+        `_lies_in_rows`); a batch is then one image.
+        """
+        if self._disagree or self._is_picture:
+            return dict.fromkeys(self.specs)
+        if called := self._called:
+            known = {own for axes in self.names.values() if called in axes for own in axes}
+            return {name: own_axis(spec, {called}, known) for name, spec in self.specs.items()}
+        if self._leads_a_length or self._is_graph or self._lies_in_rows:
+            return dict.fromkeys(self.specs)
+        return {name: self._axis(name) for name in self.specs}
+
+    @cached_property
+    def _ranked(self) -> list[str]:
+        """The inputs that have axes."""
+        return [name for name, spec in self.specs.items() if spec.shape]
+
+    @cached_property
+    def _first(self) -> str:
+        """The first input whose axis 0 is free, else the first that has one; "" where there is none."""
+        return next((n for n in self._ranked if self.specs[n].shape[0] is None), next(iter(self._ranked), ""))
+
+    @property
+    def _size(self) -> int | None:
+        """How long its axis 0 is; None = free."""
+        return self.specs[self._first].shape[0] if self._first else None
+
+    @property
+    def _title(self) -> str:
+        """What its axis 0 is called."""
+        return self.names[self._first][0] if self._first else ""
+
+    @property
+    def _called(self) -> str:
+        """What the axis of the images is called where it is not axis 0, "" where that is not known.
+
+        Axis 0 is free and called something else (steps), or it is of another fixed size than 1 and all free axes have
+        one name, which an output's axis 0 has or which says it.
+        """
+        if self._size is None:
+            return _said(self.names.get(self._first, ()), self.made)
+        return _second(self.names, self.leading) if self._size != 1 else ""
+
+    @property
+    def _disagree(self) -> bool:
+        """Whether every size is fixed and those of axis 0 differ: the nodes of a graph and its edges."""
+        lengths = {self.specs[name].shape[0] for name in self._ranked}
+        free = any(None in spec.shape for spec in self.specs.values())
+        return len(lengths) > 1 and 1 not in lengths and not free
+
+    @property
+    def _is_picture(self) -> bool:
+        """Whether there are the colours of one picture, and no output has as many entries."""
+        single = len(self._ranked) == 1 and len(self.specs[self._first].shape) == 3
+        return single and self._size in _COLOURS and bool(self.leading) and self._size not in self.leading
+
+    @cached_property
+    def _imaged(self) -> set[str]:
+        """The names of the lengths of what has images: of positions."""
+        return set[str]().union(
+            *(self._lengths(name) for name in self._ranked if self._title and self._title in self.names[name])
+        )
+
+    def _lengths(self, name: str) -> set[str]:
+        """Return the names of the axes of an input behind the first, but for that of the images."""
+        return {own for own in self.names[name][1:] if own not in ("", self._title)}
+
+    @property
+    def _leads_a_length(self) -> bool:
+        """Whether axis 0 of an input is named as another axis of what has no images."""
+        others = set[str]().union(*(self._lengths(name) for name in self._ranked)) - self._imaged
+        free = [name for name in self._ranked if self.specs[name].shape[0] is None]
+        return bool(self._title) and any(self.names[name][0] in others for name in free)
+
+    @property
+    def _is_graph(self) -> bool:
+        """Whether something is as long on both axes of a matrix as others are on axis 0: nodes and their neighbours."""
+        title, named = self._title, [list(self.names[name]) for name in self._ranked]
+        members = any(axes.count(title) == 1 and axes[0] == title for axes in named)
+        return title.isidentifier() and members and [title, title] in named
+
+    @property
+    def _lies_in_rows(self) -> bool:
+        """Whether integers lie in a few rows as long as nothing else is: the ends of edges."""
+        rows = (_in_rows(self.specs[name], self.names[name], self._title) for name in self._ranked)
+        return self._size is None and any(rows)
+
+    def _axis(self, name: str) -> int | None:
+        """Return where the images lie in an input, if there is a batch."""
+        spec, own, size, title = self.specs[name], self.names[name], self._size, self._title
         if not spec.shape or size not in (None, 1):
-            found[name] = 0 if spec.shape else None
-        elif spec.shape[0] is None and names[name][0] in imaged and title not in names[name]:
-            found[name] = None
-        elif 0 in named or (spec.shape[0] == size and not (named and title)):
-            found[name] = 0
-        else:
-            found[name] = named[0] if len(named) == 1 else None
-    return found
+            return 0 if spec.shape else None
+        if spec.shape[0] is None and own[0] in self._imaged and title not in own:
+            return None
+        named = [axis for axis, called in enumerate(own) if called == title and spec.shape[axis] == size is None]
+        if 0 in named or (spec.shape[0] == size and not (named and title)):
+            return 0
+        return named[0] if len(named) == 1 else None
 
 
 def _left_behind(specs: Mapping[str, InputSpec], outputs: Sequence[Sequence[int]]) -> bool:

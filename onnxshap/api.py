@@ -49,7 +49,6 @@ from onnxshap.valuing import (
     Ordering,
     Scores,
     Scoring,
-    affordable,
     check_values,
     known_payoff,
     principal,
@@ -155,7 +154,7 @@ def score(
         data: a path, arrays by input name, one array, or a Dataset; None = random inputs.
         labels: a path with the labels, where `data` has none.
         method: one of `METHODS`; None = `shapley`, or where nothing limits it and one image alone would take longer
-            than `valuing.MOST`, `recon` (a note says so).
+            than `valuing.MOST`, `recon` (a note says so); before a refit sooner, by `valuing.ASIDE`.
         payoff: ce, kl, mse, joint, accuracy, or a callable (outputs, labels) -> float[rows]; None = by data and
             outputs. A callable may also give one number for all images together (mean average precision, word error
             rate, F1); a row of the game is then a run of all of them, and shapley-regression the method to take.
@@ -193,7 +192,9 @@ def score(
         moved, free = in_bases(traced, free, groups, sample(dataset, REPAIR_IMAGES, seed))
         scoring = scoring.noting(moved)
     scoring = scoring.in_reach(traced, groups, method, samples, payoff)
-    scored = sample(dataset, affordable(traced, groups, samples, scoring.method), seed)
+    if samples is None:
+        scoring = scoring.noting_few(traced, groups, len(dataset))
+    scored = sample(dataset, scoring.images(traced, groups, samples), seed)
     setting = setting_for(free, scored, payoff, baseline, played=scoring.plays)
     return scoring.of(setting, traced, groups, moved)
 
@@ -315,7 +316,7 @@ def prune(
         scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values, refitted=subject.refitted)
         scoring, seconds = scoring.ordered(refitted=subject.refitted)
         ordering = Ordering(progress, seconds)
-        scored = sample(subject.data, affordable(subject.traced, groups, samples, scoring.method), seed)
+        scored = sample(subject.data, scoring.images(subject.traced, groups, samples), seed)
         played = values is None and scoring.plays
         setting, evaluation = _settled(subject, scored, payoff, baseline, strict=max_drop is not None, played=played)
         if max_drop is not None:

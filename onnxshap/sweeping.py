@@ -38,7 +38,6 @@ from onnxshap.valuing import (
     Ordering,
     Scores,
     Scoring,
-    affordable,
     check_method,
     check_values,
     principal,
@@ -188,7 +187,7 @@ def sweep(
         model: as in `api.prune`, and so is everything that is not said here.
         data: calibration data.
         eval_data: held-out data to judge by; None = two fifths of `data` are held out.
-        methods: names of `METHODS`, one curve each; None = the one that `score` takes by default.
+        methods: names of `METHODS`, one curve each; None = the one that `prune` takes by default.
         keep: budgets, shares of the multiply-accumulates; those that cannot be reached are left out.
         values: values of an earlier run instead of scoring; their method is the only one then.
 
@@ -226,10 +225,10 @@ def sweep(
     progress("trace", 1, 1)
     curves: list[Curve] = []
     notes = [*subject.traced.notes]
+    settled = Scoring(METHOD, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
     if methods is None and values is None:
-        by_itself = Scoring(METHOD, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
-        settled = by_itself.in_reach(subject.traced, groups, samples, payoff, refitted=subject.refitted)
-        chosen = [settled.method]
+        settled = settled.in_reach(subject.traced, groups, samples, payoff, refitted=subject.refitted)
+        chosen, samples = [settled.method], settled.images(subject.traced, groups, samples)
         notes += settled.notes
     if values is not None and eval_data is None:
         notes.append(worded(_SEEN))
@@ -239,7 +238,7 @@ def sweep(
         api.score, payoff=payoff, baseline=baseline, samples=samples, max_evals=max_evals, decided=decided, seed=seed,
         workers=workers, cluster=cluster, progress=progress,
     )  # fmt: skip
-    seen = sample(subject.data, affordable(subject.traced, groups, samples), seed)
+    seen = sample(subject.data, settled.images(subject.traced, groups, samples), seed)
     setting = partial(_setting, seen=seen, payoff=bench.evaluation.payoffs[0])
     for method in chosen:
         clock, found = Clock(), values

@@ -15,6 +15,7 @@ from onnxshap.arguments import worded
 from onnxshap.backend import provider_of
 from onnxshap.bases import Bases, Turned, form_of
 from onnxshap.calibrate import rows_apart, site_means
+from onnxshap.clock import span
 from onnxshap.core import Dataset, FloatArray, Payoff, Values
 from onnxshap.endings import complete
 from onnxshap.errors import DataError, OnnxshapError
@@ -31,6 +32,7 @@ from onnxshap.scoring import Rules, score_groups
 from onnxshap.scoring.jobs import fingerprint
 from onnxshap.scoring.journal import Journal
 from onnxshap.scoring.runners import Cluster, Processes, Runner
+from onnxshap.scoring.work import row_work
 from onnxshap.tracing import Traced
 
 BASELINES = ("mean", "zero")
@@ -38,10 +40,14 @@ SAMPLES = 128
 """Calibration images to score with, where nothing else is said."""
 STATISTICS_SAMPLES = 1024
 """Calibration images for methods that play no game, which run every image once."""
-WORK = 4 * 10**13
-"""Multiply-accumulates that scoring may take by default, about a quarter of an hour on two cores."""
-SECONDS = 900.0
-"""That quarter of an hour."""
+RUNS = 4 * 10**13
+"""Multiply-accumulates of runs of the whole model that weighing layers may take, a quarter of an hour on two cores."""
+RATE = 2 * 10**10
+"""Multiply-accumulates of a game that a core does in a second, about: a third of that with small Convs and gates."""
+WORK = 15 * 10**12
+"""Multiply-accumulates that scoring may take by default, some twelve minutes on one core."""
+ASIDE = 4 * 10**12
+"""The same before a refit, which leaves little of what tells methods apart: some three minutes."""
 METHOD = "shapley"
 """What values units, where nothing is asked for and an image of it takes no more than `MOST`."""
 INSTEAD = "recon"
@@ -175,21 +181,10 @@ class Scores:
         return sum(v.evals for v in self.values.values())
 
 
-def affordable(traced: Traced, groups: Sequence[Group], samples: int | None, method: str = "shapley") -> int:
-    """Return how many images to score with: as many as asked for, else 128 or what `WORK` allows, at least one.
-
-    An image takes two rows a unit, each at most one run of the model; methods without a game take 1024 images.
-    """
-    if samples is not None:
-        return samples
-    if method in GAMELESS:
-        return STATISTICS_SAMPLES
-    return max(1, min(SAMPLES, WORK // max(1, _work(traced, groups))))
-
-
-def _work(traced: Traced, groups: Sequence[Group]) -> int:
-    """Return the multiply-accumulates of an image's rows, if each ran the whole model."""
-    return 2 * sum(len(g) for g in groups) * traced.cost.macs()
+def work_of(traced: Traced, groups: Sequence[Group]) -> float:
+    """Return the multiply-accumulates of an image's rows, two a unit, each of which runs what lies behind its group."""
+    rows = row_work(traced, groups)
+    return 2 * sum(len(g) * rows[g.name] for g in groups)
 
 
 def shared_out(seconds: float | None, method: str, *, refitted: bool) -> tuple[float | None, float | None]:
@@ -241,6 +236,9 @@ class Scoring:
         cluster: address of a dask.distributed scheduler whose workers do it.
         journal: where results are kept as they come.
         notes: what the user should know of how they are scored.
+        work: multiply-accumulates that a game may take, where nobody says on how many images it is played,
+            None = `WORK`.
+        fewest: images that it is played on whatever they take.
     """
 
     method: str
@@ -251,6 +249,8 @@ class Scoring:
     cluster: str | None = None
     journal: str | Path | None = None
     notes: tuple[str, ...] = ()
+    work: int | None = None
+    fewest: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done.
@@ -275,7 +275,8 @@ class Scoring:
         """Return how units are scored: without a game, where nobody wants one and it would take hours or tell nothing.
 
         It tells nothing where a refit follows, before which values of a few images are noise (`methods.ranking`), and
-        the time is for no more.
+        the time is for no more. Whoever gives workers gives as many times the time; threads do not count, so that
+        nothing but what a command says of the scoring decides on its result.
 
         Args:
             traced: the model.
@@ -283,21 +284,49 @@ class Scoring:
             asked: what says that a game is wanted, or that none is needed, where it is not None.
             refitted: whether least squares follows the cut.
         """
-        work, seconds = _work(traced, groups), self.rules.max_seconds
+        seconds = self.rules.max_seconds
         if any(one is not None for one in (*asked, self.rules.max_evals, self.cluster)):
             return self
-        images = int(min(1.0, np.inf if seconds is None else seconds / SECONDS) * WORK / max(1, work))
-        if seconds is None and work > MOST:
+        work, hands = max(1.0, work_of(traced, groups)), max(1, self.workers)
+        if refitted and self.method in CANCELLING:
+            most = min(ASIDE, np.inf if seconds is None else seconds * RATE)
+            if FEWEST * work <= most * hands:
+                return replace(self, work=ASIDE, fewest=FEWEST)
             why = (
-                f"a single image would take {self.method} up to {work:.1e} multiply-accumulates "
-                f"({work / WORK / 4:.1f} hours on two cores)"
+                f"{FEWEST} images, below which the values of {self.method} are noise, would take it some "
+                f"{span(FEWEST * work / RATE / hands)}{_by(hands)}, for little that a refit leaves of them"
             )
-        elif refitted and self.method in CANCELLING and few(max(1, images)):
-            why = f"{self.method} would not get to the {FEWEST} images below which its values are noise in time"
+        elif seconds is None and work > MOST * hands:
+            why = f"a single image would take {self.method} some {span(work / RATE / hands)}{_by(hands)}"
         else:
             return self
         note = f"units are valued by {INSTEAD}: {why}; --method {self.method} insists on it"
         return replace(self, method=INSTEAD, notes=(*self.notes, worded(note)))
+
+    def images(self, traced: Traced, groups: Sequence[Group], samples: int | None) -> int:
+        """Return how many images to score with: as many as asked for, else 128 or what `work` allows, at least one.
+
+        Methods without a game take 1024.
+        """
+        if samples is not None:
+            return samples
+        if not self.plays:
+            return STATISTICS_SAMPLES
+        most = WORK if self.work is None else self.work
+        return max(self.fewest, min(SAMPLES, int(most / max(1.0, work_of(traced, groups)))))
+
+    def noting_few(self, traced: Traced, groups: Sequence[Group], images: int) -> Scoring:
+        """Return it with a note where the time is for so few of the images that a cut before a refit heeds no value."""
+        count = self.images(traced, groups, None)
+        if self.method not in CANCELLING or not few(count) or images <= count:
+            return self
+        seconds = span(FEWEST * work_of(traced, groups) / RATE)
+        note = (
+            f"the time is for {count} images (--samples); values of less than {FEWEST} are noise, which prune does not "
+            f"heed where it refits; --samples {FEWEST} takes some {seconds} on one core, and --method {INSTEAD}, which "
+            "prune takes here by itself, plays no game"
+        )
+        return replace(self, notes=(*self.notes, note))
 
     def ordered(self, *, refitted: bool) -> tuple[Scoring, float | None]:
         """Return how units are scored where they are then put in the order of a refit, and the seconds for that."""
@@ -355,6 +384,10 @@ class Scoring:
         if cluster := self.cluster:
             return lambda tell: Cluster(setting, self.method, cluster)
         return (lambda tell: Processes(setting, self.method, self.workers)) if self.workers else None
+
+
+def _by(hands: int) -> str:
+    return " on one core" if hands == 1 else f" in {hands} workers"
 
 
 def _notes_on_rows(setting: Setting) -> tuple[str, ...]:

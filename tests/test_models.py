@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
+from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch
 from onnxshap.masking import mask_name
-from onnxshap.valuing import WORK, affordable
+from onnxshap.progress import silent
+from onnxshap.scoring import Rules
+from onnxshap.valuing import Scoring, work_of
 from onnxshap.verify import compare
 from tests.rendered import text_lines
 from tests.zeroing import relative_error, run, zeroed
@@ -166,12 +170,15 @@ def test_folding_beats_leaving_zeros(name: str) -> None:
 
 def test_a_large_model_is_scored_on_fewer_images_by_default() -> None:
     traced = onnxshap.trace(MODELS / "fashion_vgg.onnx")
-    assert affordable(traced, traced.groups, None) == 128
-    assert affordable(traced, traced.groups, 500) == 500
-    rows = 2 * sum(len(g) for g in traced.groups)
-    assert affordable(traced, traced.groups * 500, None) == WORK // (500 * rows * traced.cost.macs())
-    assert affordable(traced, traced.groups * 10**6, None) == 1
-    assert affordable(traced, traced.groups * 500, None, "recon") == 1024
+    groups = traced.groups
+    work, plain = work_of(traced, groups), Scoring("shapley", 0, Rules(), silent)
+    assert work < 2 * sum(len(g) for g in groups) * traced.cost.macs(), "a row runs what lies behind its group alone"
+    assert plain.images(traced, groups, None) == 128
+    assert plain.images(traced, groups, 500) == 500
+    assert replace(plain, work=int(50.5 * work)).images(traced, groups, None) == 50
+    assert replace(plain, work=1).images(traced, groups, None) == 1
+    assert replace(plain, work=1, fewest=20).images(traced, groups, None) == 20
+    assert replace(plain, work=1, method="recon").images(traced, groups, None) == 1024
 
 
 def test_a_game_that_would_take_hours_is_played_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +203,7 @@ def test_a_game_that_the_cut_would_not_heed_is_played_only_where_it_is_asked_for
 ) -> None:
     """A refit takes units in another order than by values of less than 20 images."""
     model, images = MODELS / "fashion_vgg.onnx", np.random.default_rng(0).normal(size=(20, 1, 28, 28))
-    data, told = {"image": images.astype(np.float32)}, "shapley would not get to the 20 images below which its values"
+    data, told = {"image": images.astype(np.float32)}, "recon: 20 images, below which the values of shapley are noise"
 
     def method(**options: Any) -> str:
         result = onnxshap.prune(model, data, keep_units=0.5, **options)
@@ -206,15 +213,30 @@ def test_a_game_that_the_cut_would_not_heed_is_played_only_where_it_is_asked_for
     assert method() == "shapley"
     assert method(max_seconds=1e-3) == "recon"
     traced = onnxshap.trace(model)
-    image = 2 * sum(len(g) for g in traced.groups) * traced.cost.macs()
-    monkeypatch.setattr("onnxshap.valuing.WORK", 20 * image)
+    work = work_of(traced, traced.groups)
+    monkeypatch.setattr("onnxshap.valuing.ASIDE", 20 * work)
     assert method() == "shapley"
-    monkeypatch.setattr("onnxshap.valuing.WORK", 20 * image - 1)
-    assert method() == "recon"
+    monkeypatch.setattr("onnxshap.valuing.ASIDE", 20 * work - 1)
+    assert method() == method(backend=OrtBackend("cpu", 2)) == "recon"
+    alone = Scoring("shapley", 0, Rules(), silent)
+    reached = [replace(alone, workers=w).in_reach(traced, traced.groups, refitted=True) for w in (0, 2)]
+    assert [one.method for one in reached] == ["recon", "shapley"]
+    assert reached[1].images(traced, traced.groups, None) == 20, "workers change no values"
     asked: list[dict[str, Any]] = [{"repair": "none"}, {"samples": 1}, {"method": "shapley"}, {"max_evals": 400}]
     assert [method(**options) for options in asked] == ["shapley"] * 4
     swept = onnxshap.sweep(model, data, eval_data=data, keep=[0.5], allocation="uniform")
     assert swept.curves[0].method == "recon" and any(told in note for note in swept.notes)
+
+
+def test_scores_of_too_few_images_to_be_heeded_are_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`score` plays on where `prune`, which refits, takes recon."""
+    model, images = MODELS / "fashion_vgg.onnx", np.random.default_rng(0).normal(size=(21, 1, 28, 28))
+    traced = onnxshap.trace(model)
+    for count in (20, 19):
+        monkeypatch.setattr("onnxshap.valuing.WORK", int(count * work_of(traced, traced.groups)) + 1)
+        found = onnxshap.score(model, images.astype(np.float32))
+        assert found.images == count
+        assert any("the time is for 19 images (--samples)" in note for note in found.notes) == (count < 20)
 
 
 def test_an_output_that_is_nothing_but_rounding_is_no_difference() -> None:

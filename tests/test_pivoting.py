@@ -220,7 +220,7 @@ def test_convs_are_weighed_on_twenty_images_however_long_a_model_takes(monkeypat
         return splitting.weigh(*arguments)
 
     monkeypatch.setattr(attempts, "weigh", weighed)
-    monkeypatch.setattr("onnxshap.valuing.WORK", 1)
+    monkeypatch.setattr("onnxshap.valuing.RUNS", 1)
     pivot(net(), images(), timed=False)
     assert seen == [20]
 

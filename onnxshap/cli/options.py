@@ -107,7 +107,7 @@ method_option = section(
     option(
         "--method",
         type=OneOf(methods),
-        help="How to value units.  [default: shapley; recon where one image alone would take hours]",
+        help="How to value units.  [default: shapley; recon where that would take long]",
     ),
 )
 journal_option = section(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from onnxshap.arguments import telling_options
+from onnxshap.clock import span
 from onnxshap.errors import OnnxshapError, one_line
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Lines:
         left = spent * (total - done) / done
         hint = f"; {_SHORTER[stage]}" if stage in _SHORTER and known.pause == _FIRST_LINE and left > _LONG else ""
         what = _STAGES.get(stage, stage)
-        self.say(f"{what}: {done / total:.0%} after {_span(spent)}, some {_span(left)} left{hint}")
+        self.say(f"{what}: {done / total:.0%} after {span(spent)}, some {span(left)} left{hint}")
         known.pause = min(2 * known.pause, _LAST_PAUSE)
         known.next = now + known.pause
 
@@ -166,17 +167,6 @@ class _Stage:
     next: float
     pause: float = _FIRST_LINE
     done: int = 0
-
-
-def _span(seconds: float) -> str:
-    """Return a time in words.
-
-    >>> _span(75), _span(3 * 60), _span(3 * 3600)
-    ('75 s', '3 minutes', '3.0 hours')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _one_line(error: BaseException) -> str:

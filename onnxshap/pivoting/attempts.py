@@ -89,7 +89,7 @@ class Attempts:
         wanted = [Wanted(c, groups[c.y][-1]) for c in splittable.convs]
         rng = streams.stream(seed, streams.ARRANGEMENT)
         placed = arrange(wanted, movable, nobody_moved(traced.labels), rng)
-        runs = valuing.WORK // max(1, len(wanted) * traced.cost.macs())
+        runs = valuing.RUNS // max(1, len(wanted) * traced.cost.macs())
         weighed_on = data.take(slice(0, max(FEWEST_FITTED, min(WEIGHED, runs))))
         weights = weigh(traced, free, wanted, placed, weighed_on, repair, progress)
         ladders = [Ladder(c, groups[c.y], weight) for c, weight in zip(splittable.convs, weights, strict=True)]

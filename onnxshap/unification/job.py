@@ -109,7 +109,7 @@ def unify(
     given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes, output)
     traced, dataset, evaluation = given.judged()
     blocks = find_blocks(traced, free_batch(traced), dataset, block)
-    runs = valuing.WORK // max(1, len(blocks) * traced.cost.macs())
+    runs = valuing.RUNS // max(1, len(blocks) * traced.cost.macs())
     blocks = weighted(traced, blocks, sample(dataset, max(1, min(_WEIGHED, runs)), seed))
     ranked = order(blocks) if blocks else np.zeros(0, np.int64)
 

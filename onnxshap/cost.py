@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -308,7 +308,11 @@ def _runs(shaped: Shaped) -> list[float]:
 
 def parameters(model: ModelProto) -> int:
     """Return the numbers of a model's initializers that count as parameters, those of bodies among them."""
-    stored = (item for graph in graphs_of(model.graph) for item in graph.initializer)
+    return numbers_of(item for graph in graphs_of(model.graph) for item in graph.initializer)
+
+
+def numbers_of(stored: Iterable[TensorProto]) -> int:
+    """Return the numbers of some initializers that count as parameters."""
     return sum(math.prod(item.dims) for item in stored if item.data_type not in _NOT_WEIGHTS)
 
 

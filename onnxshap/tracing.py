@@ -16,7 +16,7 @@ from onnxshap import shapes
 from onnxshap.arguments import checked
 from onnxshap.backend import Backend, OrtBackend, beside
 from onnxshap.core import Array, BoolArray
-from onnxshap.cost import Cost, Split, cost_of, costly_units, parameters
+from onnxshap.cost import Cost, Split, cost_of, costly_units, numbers_of, parameters
 from onnxshap.errors import ModelError, OnnxshapError
 from onnxshap.graph.loops import depths
 from onnxshap.graph.tails import Tail
@@ -131,6 +131,12 @@ class Traced:
     def stored_params(self) -> int:
         """The parameters that the model's file stores; `cost` counts those that it generates, too."""
         return parameters(graphs.finish(self.shaped.graph.model, self.shaped.graph))
+
+    @cached_property
+    def twofold_params(self) -> int:
+        """The parameters that the model's file stores once and any other form twice: in the layer and in the tail."""
+        known = {t.name for t in self.source.graph.initializer}
+        return 0 if self.tail is None else numbers_of(t for t in self.tail.stored if t.name in known)
 
     def rows(self, tensor: str) -> Images:
         """Return where the rows of a game lie in a tensor: with the images; else, as in masks, on axis 0."""

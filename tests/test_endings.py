@@ -277,6 +277,8 @@ def test_a_weight_that_is_an_output_too_stays_as_it_was(name: str, tmp_path: Pat
     out = tmp_path / "cut.onnx"
     found = onnxshap.prune(tmp_path / "model.onnx", {"x": images}, keep_units=0.5, method="l1", output=out)
     assert found.verified.rel_err < 1e-5 and found.after.macs == found.before.macs // 2
+    stored = [parameters(onnx.load(one)) for one in (tmp_path / "model.onnx", out)]
+    assert [found.before.params, found.after.params] == stored, "what stays as an output counts beside the copy"
     whole, cut = (OrtBackend().session(m).run({"x": images[:1]}) for m in (model, onnx.load(out)))
     np.testing.assert_array_equal(whole[1], cut[1])
     assert whole[0].shape == cut[0].shape

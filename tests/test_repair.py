@@ -21,6 +21,7 @@ from onnxshap.calibrate import free_batch, run_all, site_means
 from onnxshap.core import Array, Dataset
 from onnxshap.errors import DataError
 from onnxshap.opening import open_model
+from onnxshap.payoffs import units_of
 from onnxshap.plan.curves import loss_curves
 from onnxshap.plan.trials import Trials
 from onnxshap.repair import matching, refit, rematch
@@ -289,6 +290,39 @@ def test_what_rounding_leaves_of_a_constant_is_no_variance(level: float) -> None
             moments = Moments()
             moments.add(u, t, None)
             assert pooled_scale([moments]) == 1
+
+
+def test_what_gives_a_constant_has_no_error_of_many_variances() -> None:
+    """Rounding of what does not vary at all was told as 1e17 times its variance."""
+    model = exactness.net(
+        """(float[N,6] x) => (float[N,3] y) {
+            a = MatMul(x, w0) b = Add(a, c) r = Clip(b, lo, hi) h = MatMul(r, w1) s = Relu(h) y = MatMul(s, w2)
+        }""",
+        w0=np.full((6, 8), 1e-3, np.float32), w1=(8, 5), w2=(5, 3), c=np.full(8, 9, np.float32), lo=np.float32(0),
+        hi=np.float32(6),
+    )  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    refits = onnxshap.prune(model, x, keep_units=0.5, method="l1", multiple_of=1).refits
+    assert {layer.node for layer in refits} == {"h", "y"} and all(0 <= layer.after <= 1e-2 for layer in refits)
+
+
+def test_settings_look_at_their_outputs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once a group: the outputs of a U-Net are large."""
+    seen = []
+
+    def looked(values: Any) -> Any:
+        seen.append(values.shape)
+        return units_of(values)
+
+    monkeypatch.setattr("onnxshap.game.setting.units_of", looked)
+    model = exactness.net(
+        """(float[N,6] x) => (float[N,3] y) {
+            a = MatMul(x, w0) r = Relu(a) b = MatMul(r, w1) s = Relu(b) y = MatMul(s, w2)
+        }""",
+        w0=(6, 8), w1=(8, 8), w2=(8, 3),
+    )  # fmt: skip
+    onnxshap.score(model, np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32), method="recon")
+    assert seen == [(64, 3)]
 
 
 @pytest.mark.parametrize("batch", [1, 2])

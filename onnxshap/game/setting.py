@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from onnxshap.calibrate import batches, live_bytes
-from onnxshap.core import Array, Dataset, Payoff
+from onnxshap.core import Array, Dataset, FloatArray, Payoff
 from onnxshap.estimators.images import Alike
 from onnxshap.game.alike import alike_images
 from onnxshap.masking import Means
+from onnxshap.payoffs import units_of
 from onnxshap.tracing import Traced
 from onnxshap.walk import Room, Route, Walk
 
@@ -50,6 +51,20 @@ class Setting:
     def alike(self) -> Alike | None:
         """The images by kind; None where nothing tells."""
         return alike_images(self.payoff, self.reference, self.data.labels)
+
+    @cached_property
+    def by_units(self) -> Mapping[int, FloatArray]:
+        """Of the ops that give the model's outputs, what a squared error of each column counts in its own unit."""
+        shaped, found = self.traced.shaped, {}
+        places = {shaped.graph.nodes[s.node].output[0]: s for s in self.traced.labels.trace.linear}
+        for name, values in zip(self.traced.outputs, self.reference, strict=False):
+            site = places.get(name)
+            if site is None or site.weight is None or values.dtype.kind != "f":
+                continue
+            units = units_of(np.asarray(values, np.float64))
+            if units is not None and units.axis == site.weight.out % values.ndim:
+                found[site.node] = 1 / units.variances
+        return found
 
     @cached_property
     def route(self) -> Route:

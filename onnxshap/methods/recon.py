@@ -33,7 +33,6 @@ from onnxshap.labels.kernels import by_group
 from onnxshap.methods.base import Tell, sites_of, untold
 from onnxshap.methods.elimination import BlockRegression, eliminate
 from onnxshap.methods.gates import gate_kernels, gate_rows, tells_states
-from onnxshap.payoffs import units_of
 from onnxshap.repair.regression import MAX_COEFFICIENTS
 from onnxshap.shapes.constants import static_values
 from onnxshap.taps import patches, taps
@@ -72,7 +71,7 @@ def regressions(
         worth: float64[n_units], what the loss of all that a unit gives the layers behind costs by itself: it counts as
             the geometric mean of that and its share of what they are given; default that share alone.
     """
-    importance = _by_units(setting) if importance is None else importance
+    importance = setting.by_units if importance is None else importance
     fixed = np.zeros(len(group))
     parts: list[_Part] = []
     layers = layers_of(setting, group)
@@ -90,20 +89,6 @@ def regressions(
         counts = np.sqrt(worth / np.maximum(given, max(_LEAST * float(given.max(initial=0)), 1e-30)))
         fixed, parts = counts * fixed, [part.counting(counts) for part in parts]
     return [BlockRegression(part.gram, part.kernel, part.columns, part.ridge) for part in parts], fixed
-
-
-def _by_units(setting: Setting) -> dict[int, FloatArray]:
-    """Return, of the ops that give the model's outputs, what a squared error of each column counts in its own unit."""
-    shaped, found = setting.traced.shaped, {}
-    places = {shaped.graph.nodes[s.node].output[0]: s for s in setting.traced.labels.trace.linear}
-    for name, values in zip(setting.traced.outputs, setting.reference, strict=False):
-        site = places.get(name)
-        if site is None or site.weight is None or values.dtype.kind != "f":
-            continue
-        units = units_of(np.asarray(values, np.float64))
-        if units is not None and units.axis == site.weight.out % values.ndim:
-            found[site.node] = 1 / units.variances
-    return found
 
 
 # --- layers and their Gram matrices ----------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def _figures(evaluation: Evaluation, found: Attempt, split: Sequence[Dense]) -> 
     traced, cost = evaluation.traced, evaluation.traced.cost
     whole, apart = evaluation.latencies(found.model)
     macs = cost.macs() - sum(saved(conv, found.chosen[conv.y]) for conv in split)
-    params = cost.params() - (traced.stored_params - parameters(found.model))
+    params = cost.params() - traced.stored_params + traced.twofold_params + parameters(found.model)
     return (
         evaluation.figures(traced.source, evaluation.reference, cost.macs(), cost.params(), whole),
         evaluation.figures(found.model, found.outputs, macs, params, apart),

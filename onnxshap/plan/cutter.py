@@ -295,7 +295,8 @@ class Cutter:
                 check_loads(removal.traced, small)
         whole, low_rank = self.traced, () if self.factored is None else self.factored.told(keep)
         stored = whole.stored_params if self.factored is None else self.factored.original.stored_params
-        params, macs = whole.cost.params() - stored + parameters(small), whole.cost.macs(whole.alive(keep))
+        params = whole.cost.params() - stored + whole.twofold_params + parameters(small)
+        macs = whole.cost.macs(whole.alive(keep))
         return Cut(keep, small, params, checked, layers, tuning, removal.traced, macs, low_rank)
 
     def _repaired(self, removal: Removal) -> tuple[ModelProto, list[Refit]]:

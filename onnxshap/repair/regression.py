@@ -30,6 +30,8 @@ MAX_COEFFICIENTS = 6_000
 fit."""
 _MOST = 4_000
 """Rows of such a layer."""
+_ROUNDING = 1e-12
+"""Of what an output is worth squared: a variance of less is what float32 leaves of a constant, which has none."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +176,13 @@ class Rows:
     def error(self, coefficients: FloatArray, mean: FloatArray | None = None) -> float:
         """Return the mean squared error of [groups, inputs, outputs] as the reader sees it, over the variance.
 
+        Of what is constant to float32's rounding, over the square of a millionth of it.
+
         Args:
             coefficients: what gives the outputs.
             mean: float64[groups, 1, outputs], what the variance is about; None = the mean of these rows.
         """
-        total, spread, response = 0.0, 0.0, self.response
+        total, spread, energy, response = 0.0, 0.0, 0.0, self.response
         mean = self.mean() if mean is None else mean
         for x, wanted, addend in self.pieces():
             seen = response.seen(_double(wanted))
@@ -186,7 +190,8 @@ class Rows:
             total += float(np.square(wrong, out=wrong).sum())
             del wrong
             spread += float(np.square(apart := seen - mean, out=apart).sum())
-        return total / max(spread, 1e-30)
+            energy += float(np.square(seen, out=apart).sum())
+        return total / max(spread, _ROUNDING * energy, 1e-30)
 
     def mean(self) -> FloatArray:
         """Return the mean over the rows of what is wanted, as the reader sees it: float64[groups, 1, outputs]."""

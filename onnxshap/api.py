@@ -38,7 +38,7 @@ from onnxshap.plan.judging import Drop, check_drop, check_share
 from onnxshap.plan.latency import check_latency, within_latency
 from onnxshap.plan.options import check_options
 from onnxshap.plan.search import within_drop
-from onnxshap.progress import Progress, silent
+from onnxshap.progress import Progress, Say, silent, wordless
 from onnxshap.reference import choose_payoff
 from onnxshap.repair import Refit, emptied
 from onnxshap.scoring import DECIDED, Rules
@@ -146,6 +146,7 @@ def score(
     cluster: str | None = None,
     progress: Progress = silent,
     basis: str | None = None,
+    say: Say = wordless,
 ) -> Scores:
     """Return the values of every group of a model; higher = keep.
 
@@ -177,13 +178,14 @@ def score(
         progress: told after every block of images.
         basis: `principal` values the units that `prune` cuts by default (its `basis`), combinations of the file's where
             linear ops alone touch them; the values carry them along. `own` (None) values the file's.
+        say: told before the scoring what took the method's place, and what a game that takes minutes takes.
 
     Raises:
         ModelError, DataError, BudgetError: as their names say.
     """
     check_basis(basis)
     rules = Rules(max_evals, max_seconds, decided)
-    scoring = Scoring(method or METHOD, seed, rules, progress, workers, cluster, journal)
+    scoring = Scoring(method or METHOD, seed, rules, progress, workers, cluster, journal, say=say)
     given = Given(model, data, labels, payoff=payoff, seed=seed, backend=backend, input_shapes=input_shapes)
     traced, dataset = given.open()
     groups, free = groups_to_cut(traced, include, exclude), free_batch(traced)
@@ -238,13 +240,14 @@ def prune(
     output: str | Path | None = None,
     beside: Callable[[Pruned], AbstractContextManager[object]] = nullcontext,
     progress: Progress = silent,
+    say: Say = wordless,
 ) -> Pruned:
     """Return a smaller model with the same inputs and outputs, verified, and what was done.
 
     Args:
         model: as in `score`, and so are `data`, `labels`, `method`, `payoff`, `baseline`, `include`, `exclude`,
             `samples`, `max_evals`, `max_seconds`, `decided` (at the cut of the budget), `seed`, `backend`,
-            `input_shapes`, `journal`, `workers`, `cluster` and `progress`.
+            `input_shapes`, `journal`, `workers`, `cluster`, `progress` and `say`.
         eval_data: held-out data for the scores before and after; default the calibration data.
         keep_macs, keep_params, keep_bytes: share of the whole that may stay; all that are given hold.
         keep_units: share of every group that stays, no search.
@@ -324,7 +327,7 @@ def prune(
         found = values
         if found is None:
             likely = replace(scoring.rules, keep=_likely_widths(subject, budget))
-            first = replace(scoring, rules=likely, journal=journal)
+            first = replace(scoring, rules=likely, journal=journal, say=say)
             found = first.of(setting, subject.traced, groups, subject.turned)
 
     def again(part: Traced) -> dict[str, FloatArray]:

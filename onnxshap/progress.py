@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+Say = Callable[[str], None]
+"""Told what the user should know while a run goes on."""
 
 
 class Progress(Protocol):
@@ -10,6 +14,10 @@ class Progress(Protocol):
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show it, or not."""
+
+
+def wordless(text: str) -> None:
+    """Say nothing."""
 
 
 def silent(stage: str, done: int, total: int) -> None:

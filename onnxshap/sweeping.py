@@ -29,7 +29,7 @@ from onnxshap.plan import Budget
 from onnxshap.plan.cutter import Cut, Cutter, check_within_reach
 from onnxshap.plan.judging import Drop
 from onnxshap.plan.options import check_options
-from onnxshap.progress import Progress, silent
+from onnxshap.progress import Progress, Say, silent, wordless
 from onnxshap.reference import reference_of
 from onnxshap.scoring import DECIDED, Rules
 from onnxshap.tracing import Keep, Traced
@@ -180,6 +180,7 @@ def sweep(
     cluster: str | None = None,
     progress: Progress = silent,
     values: Scores | None = None,
+    say: Say = wordless,
 ) -> Sweep:
     """Return what is lost, and what is saved, at every budget: one scoring and one set of curves a method.
 
@@ -230,13 +231,15 @@ def sweep(
         settled = settled.in_reach(subject.traced, groups, samples, payoff, refitted=subject.refitted)
         chosen, samples = [settled.method], settled.images(subject.traced, groups, samples)
         notes += settled.notes
+        for text in settled.notes:
+            say(text)
     if values is not None and eval_data is None:
         notes.append(worded(_SEEN))
     if subject.data.labels is None:  # else those that score tell
         notes += bench.evaluation.doubts()
     scored = partial(
         api.score, payoff=payoff, baseline=baseline, samples=samples, max_evals=max_evals, decided=decided, seed=seed,
-        workers=workers, cluster=cluster, progress=progress,
+        workers=workers, cluster=cluster, progress=progress, say=say,
     )  # fmt: skip
     seen = sample(subject.data, settled.images(subject.traced, groups, samples), seed)
     setting = partial(_setting, seen=seen, payoff=bench.evaluation.payoffs[0])
@@ -248,7 +251,7 @@ def sweep(
             if found is None:
                 found = values_of(subject.traced, subject.data, method=method, include=include, exclude=exclude)
             order = api.cut_order(found, subject, groups, partial(setting, subject.free), ordering)
-        again = partial(_rescored, partial(values_of, method=found.method), subject, setting, ordering)
+        again = partial(_rescored, partial(values_of, method=found.method, say=wordless), subject, setting, ordering)
         cutter = subject.cutter(
             order, allocation, seed, _only(progress, "curves", "distill"), clock,
             rescore=None if values is not None else again,

@@ -26,7 +26,7 @@ from onnxshap.measure import label_notes
 from onnxshap.methods import GAMELESS, METHODS
 from onnxshap.methods.base import Tell
 from onnxshap.methods.ranking import CANCELLING, FEWEST, SPREAD, few, left_over, ranks
-from onnxshap.progress import Progress, silent
+from onnxshap.progress import Progress, Say, silent, wordless
 from onnxshap.reference import choose_payoff, reference_of
 from onnxshap.scoring import Rules, score_groups
 from onnxshap.scoring.jobs import fingerprint
@@ -54,6 +54,7 @@ INSTEAD = "recon"
 """What values them in its place: it plays no game, and keeps most after a refit (`benchmarks/methods.md`)."""
 ORDERING = 0.2
 """Of the seconds that scoring may take, those for the order of a refit, where one follows."""
+_MINUTE = 60.0
 MOST = 4 * WORK
 """Multiply-accumulates of one image from which on nobody waits for a game who has not asked for it."""
 _ONE_BY_ONE = (
@@ -239,6 +240,7 @@ class Scoring:
         work: multiply-accumulates that a game may take, where nobody says on how many images it is played,
             None = `WORK`.
         fewest: images that it is played on whatever they take.
+        say: told the notes before units are scored, and what a game that takes minutes takes, about.
     """
 
     method: str
@@ -251,6 +253,7 @@ class Scoring:
     notes: tuple[str, ...] = ()
     work: int | None = None
     fewest: int = 1
+    say: Say = wordless
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done.
@@ -350,6 +353,8 @@ class Scoring:
         model = form_of(digest(complete(traced, traced.source)), bases)
         kept = None if self.journal is None else Journal(self.journal, self._header(setting, groups, model))
         stage = "score" if self.plays else "value"
+        for text in (*self.notes, *self._expected(traced, groups, len(setting.data))):
+            self.say(text)
         values = score_groups(
             setting, groups, self.method, self.seed, self.rules,
             lambda done, total: self.progress(stage, done, total), kept, self._runner(setting),
@@ -359,6 +364,19 @@ class Scoring:
         notes = (*traced.notes, *self.notes, *doubts, *(() if used is None else _notes_on_rows(setting)))
         data, basis = setting.data, "own" if moved is None else "principal"
         return Scores(values, self.method, used, self.seed, len(data), data.source, model, notes, basis, bases)
+
+    def _expected(self, traced: Traced, groups: Sequence[Group], images: int) -> tuple[str, ...]:
+        """Return what a game takes, about, where nothing limits it and it is minutes."""
+        if self.method != METHOD or self.cluster or self.rules.max_evals is not None:
+            return ()
+        hands = max(1, self.workers)
+        seconds = min(images * work_of(traced, groups) / RATE / hands, self.rules.max_seconds or np.inf)
+        if seconds < _MINUTE:
+            return ()
+        return (
+            f"{self.method} plays on {images} images (--samples), for some {span(seconds)}{_by(hands)}, or less where "
+            f"the cut is decided before; --max-seconds ends it sooner, --method {INSTEAD} plays no game",
+        )
 
     def _header(self, setting: Setting, groups: Sequence[Group], model: str) -> dict[str, str | int | None]:
         """Return all that the results depend on, as a journal keeps it."""

@@ -22,7 +22,7 @@ from PIL import Image
 
 import onnxshap
 from onnxshap import api, cli, opening, valuing
-from onnxshap.cli.screen import Lines
+from onnxshap.cli.screen import Lines, Screen
 from onnxshap.cli.sections import Option
 from onnxshap.cli.shared import output_of
 from onnxshap.core import Array
@@ -31,6 +31,7 @@ from onnxshap.methods import Whole
 from onnxshap.payoffs import NAMES
 from onnxshap.plan import cutter
 from onnxshap.plan.options import ALLOCATIONS, REPAIRS
+from onnxshap.scoring import score_groups
 from tests.commands import call, fine, refused
 from tests.exactness import net as wide
 from tests.nets import SMALL
@@ -93,6 +94,29 @@ def test_prune_alone_works_and_says_in_one_line_what_stands_in(here: Path) -> No
     assert "on noise" in result.stdout and "random inputs" in result.stdout
     before, after = (onnxshap.trace(name).cost.macs() for name in ("m.onnx", "m.pruned.onnx"))
     assert after == before // 2
+
+
+@pytest.mark.parametrize("command", ["prune", "sweep"])
+def test_what_units_are_scored_by_is_told_before_they_are_and_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    events: list[str] = []
+
+    def scoring(*arguments: Any) -> Any:
+        events.append("scored")
+        return score_groups(*arguments)
+
+    monkeypatch.setattr(valuing, "score_groups", scoring)
+    monkeypatch.setattr(Screen, "note", lambda _, text: events.append(text))
+    monkeypatch.setattr(valuing, "RATE", 1)
+    more = ["--keep", "0.5", "--eval-data", "d.npz"] if command == "sweep" else []
+    limits = ((1, "note: units are valued by recon: 20 images"), (10**15, "note: shapley plays on"))
+    for limit, told in limits:
+        monkeypatch.setattr(valuing, "ASIDE", limit)
+        events.clear()
+        fine(command, "m.onnx", "--data", "d.npz", *more)
+        (place,) = (k for k, text in enumerate(events) if text.startswith(told))
+        assert place < events.index("scored")
 
 
 @pytest.mark.parametrize("share", ["0.5", "50%"])
@@ -641,6 +665,7 @@ def test_every_option_reaches_the_library(here: Path, monkeypatch: pytest.Monkey
     for found in given:
         found.pop("progress", None)
         found.pop("beside", None)
+        found.pop("say", None)
     assert given == [{**everywhere, **scored, **pruned}, {**everywhere, **scored, "basis": "principal"}, everywhere]
 
 

@@ -126,7 +126,7 @@ def prune(
             max_seconds=max_seconds, decided=decided, journal=journal, workers=workers, cluster=cluster, seed=seed,
             values=None if values is None else report.read_values(values),
             backend=backend_of(screen, provider, threads, memory), input_shapes=dict(input_shapes), output=written,
-            beside=with_report, progress=tell,
+            beside=with_report, progress=tell, say=screen.at_once,
         )  # fmt: skip
     found = report.prune_report(result, model=model, output=written, seed=seed)
     print_found(as_json, found, report.prune_tables(found))

@@ -69,7 +69,7 @@ def score(
             model, data, labels=labels, method=method, payoff=payoff, baseline=baseline, include=include,
             exclude=exclude, samples=samples, max_evals=max_evals, max_seconds=max_seconds, decided=decided, seed=seed,
             backend=backend_of(screen, provider, threads, memory), input_shapes=dict(input_shapes), journal=kept,
-            workers=workers, cluster=cluster, progress=tell, basis=basis,
+            workers=workers, cluster=cluster, progress=tell, basis=basis, say=screen.at_once,
         )  # fmt: skip
     report.write_json(report.values_report(found), written)
     Path(kept).unlink(missing_ok=True)

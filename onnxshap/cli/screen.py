@@ -60,6 +60,7 @@ class Screen:
     quiet: bool = False
     verbose: bool = False
     _pending: list[str] = field(default_factory=list)
+    _said: set[str] = field(default_factory=set)
     _bar: Progress | None = None
 
     def note(self, text: str) -> None:
@@ -75,10 +76,18 @@ class Screen:
         """Say something once the input has been found good, so that a refusal stays one line."""
         self._pending.append(text)
 
+    def at_once(self, text: str) -> None:
+        """Say what the user should know while it goes on; `notes` leaves it out."""
+        self.flush()
+        if text not in self._said:
+            self._said.add(text)
+            self.note(f"note: {text}")
+
     def notes(self, texts: Iterable[str]) -> None:
         """Say what the user should know of how a model was taken."""
         for text in texts:
-            self.note(f"note: {text}")
+            if text not in self._said:
+                self.note(f"note: {text}")
 
     def flush(self) -> None:
         """Say what was put off."""

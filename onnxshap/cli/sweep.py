@@ -93,6 +93,7 @@ def sweep(
             max_evals=max_evals, max_seconds=max_seconds, decided=decided, seed=seed, workers=workers, cluster=cluster,
             values=None if values is None else report.read_values(values),
             backend=backend_of(screen, provider, threads, memory), input_shapes=dict(input_shapes), progress=tell,
+            say=screen.at_once,
         )  # fmt: skip
     found = report.sweep_report(result, model=model, seed=seed, max_drop=max_drop)
     with nullcontext() if output is None else report.json_file(found, output):

@@ -16,10 +16,12 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 import onnxshap
 from onnxshap.calibrate import run_all, site_means
-from onnxshap.core import Dataset
+from onnxshap.core import Dataset, FloatArray
 from onnxshap.graph import normalise
+from onnxshap.plan import cutter
+from onnxshap.plan.curves import loss_curves
 from onnxshap.rewrite import drop_units
-from onnxshap.tracing import trace
+from onnxshap.tracing import Traced, trace
 from tests.exactness import Exactness, check_exact, net
 from tests.zeroing import relative_error, run
 
@@ -350,6 +352,21 @@ def test_with_samples_only_what_they_take_is_cut() -> None:
     assert [g.name for g in trace(model, samples=[yes.inputs]).groups] == ["a"]
     assert [g.name for g in trace(model, samples=[no.inputs]).groups] == ["p"]
     assert [g.name for g in trace(model, samples=[yes.inputs, no.inputs]).groups] == ["h", "a", "t", "p"]
+
+
+def test_rounds_look_at_what_the_samples_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cut model was traced by random inputs, which take bodies that no sample takes."""
+    seen: list[list[str]] = []
+
+    def curves(traced: Traced, *arguments: Any) -> dict[str, FloatArray]:
+        seen.append([g.name for g in traced.groups])
+        return loss_curves(traced, *arguments)
+
+    monkeypatch.setattr(cutter, "loss_curves", curves)
+    model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), body(OTHER, ua=(6, 5), ub=(5, 6)))
+    x = np.abs(RNG.normal(size=(40, 4))).astype(np.float32)
+    onnxshap.prune(model, x, keep_macs=0.8, method="l1", multiple_of=1, allocation="iterative")
+    assert seen == [["a"], ["a"]]
 
 
 def test_without_data_it_is_told_which_bodies_random_inputs_leave_whole() -> None:

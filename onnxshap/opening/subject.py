@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from onnxshap.bases import Bases, Turned, turned
 from onnxshap.calibrate import free_batch
 from onnxshap.clock import Clock
-from onnxshap.core import Dataset, FloatArray
+from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import BudgetError
 from onnxshap.factors import Factored, factored
 from onnxshap.groups import Group, select
@@ -135,8 +135,12 @@ class Subject:
         Raises:
             ModelError: as `factors.factored`.
         """
-        samples = samples_of(self.repaired_on, self.traced.shaped.specs)
-        return replace(self, factored=factored(self.traced, self.free, self.groups, self.repaired_on, samples))
+        made = factored(self.traced, self.free, self.groups, self.repaired_on, self.samples())
+        return replace(self, factored=made)
+
+    def samples(self) -> list[dict[str, Array]]:
+        """Return inputs that the model is meant for, to trace forms of it with."""
+        return samples_of(self.repaired_on, self.traced.shaped.specs)
 
     def cutter(
         self, order: Mapping[str, FloatArray], allocation: str | None, seed: int, progress: Progress, clock: Clock, *,
@@ -146,5 +150,5 @@ class Subject:
         return Cutter(
             self.traced, self.free, self.groups, order, self.repaired_on, self.repair, allocation, seed, progress,
             clock, rescore=rescore, tuning_seconds=seconds, payoff=payoff, turned=self.turned,
-            factored=self.factored,
+            factored=self.factored, samples=self.samples,
         )  # fmt: skip

@@ -23,7 +23,7 @@ from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, check_reachable, fits, make_plan, smallest, unvalued, wider_plans
 from onnxshap.plan.curves import affordable, loss_curves
 from onnxshap.plan.options import REFITS, check_images, check_options, repair_for
-from onnxshap.plan.rounds import CutModel, eased
+from onnxshap.plan.rounds import CutModel, Samples, eased
 from onnxshap.plan.trials import Trials
 from onnxshap.progress import Progress, silent
 from onnxshap.repair import Refit, refit, rematch
@@ -114,6 +114,7 @@ class Cutter:
             written as in the file.
         factored: the model with layers as two, which is what is cut then, and its groups, with their ranks behind the
             others, `groups`; `values` tell of the others alone.
+        samples: gives inputs that the model was traced with, for iterative.
     """
 
     traced: Traced
@@ -132,6 +133,7 @@ class Cutter:
     payoff: str | None = None
     turned: Turned | None = None
     factored: Factored | None = None
+    samples: Callable[[], Samples] = tuple
     _means: Means = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -227,7 +229,7 @@ class Cutter:
             removal = Removal(self.traced, self.free, keep, self._means)
             made = removal.in_file() if self.repair == "none" else self._repaired(removal)[0]
             model = finish(made, self.traced.shaped.graph)
-            part = CutModel.of(self.traced, self.groups, keep, model)
+            part = CutModel.of(self.traced, self.groups, keep, model, self.samples())
         found = {name: values[name][units] for name, units in part.kept.items()}
         if self.rescore is not None:
             with self.clock.stage("score"):

@@ -16,13 +16,16 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap.calibrate import free_batch
-from onnxshap.core import FloatArray, IntArray
+from onnxshap.core import Array, FloatArray, IntArray
 from onnxshap.errors import ModelError
 from onnxshap.graph import array
 from onnxshap.groups import Group
 from onnxshap.plan import Budget
 from onnxshap.rewrite import small_model
 from onnxshap.tracing import Keep, Traced, trace
+
+Samples = Sequence[Mapping[str, Array]]
+"""Inputs of a model."""
 
 
 def eased(budget: Budget, part: float) -> Budget:
@@ -50,7 +53,9 @@ class CutModel:
     kept: Mapping[str, IntArray]
 
     @classmethod
-    def of(cls, traced: Traced, groups: Sequence[Group], keep: Keep, model: ModelProto) -> CutModel:
+    def of(
+        cls, traced: Traced, groups: Sequence[Group], keep: Keep, model: ModelProto, samples: Samples = ()
+    ) -> CutModel:  # fmt: skip
         """Return a cut and repaired model.
 
         Args:
@@ -58,15 +63,16 @@ class CutModel:
             groups: its groups that may be cut.
             keep: the plan.
             model: the model.
+            samples: inputs that the original was traced with, beside its sizes.
 
         Raises:
             ModelError: units do not come in the order of the original's.
         """
-        cut = _again(traced, model)
+        cut = _again(traced, model, samples)
         widths = {g.name: len(g) for g in cut.groups}
         kept = {g.name: np.flatnonzero(keep[g.name]) for g in groups}
         kept = {name: units for name, units in kept.items() if widths.get(name) == len(units)}
-        _check_order(traced, keep, kept)
+        _check_order(traced, keep, kept, samples)
         return cls(cut, free_batch(cut), [g for g in cut.groups if g.name in kept], kept)
 
     def values(self, found: Mapping[str, FloatArray], before: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
@@ -94,19 +100,19 @@ class CutModel:
         return curves
 
 
-def _again(traced: Traced, model: ModelProto) -> Traced:
-    """Return a form of a traced model, traced at its sizes."""
+def _again(traced: Traced, model: ModelProto, samples: Samples) -> Traced:
+    """Return a form of a traced model, traced at its sizes, with what it was traced with."""
     sizes, axes = traced.shaped.inputs, traced.shaped.batch_axes
-    return trace(model, input_shapes=sizes, backend=traced.backend, batch_axes=axes)
+    return trace(model, input_shapes=sizes, backend=traced.backend, samples=samples, batch_axes=axes)
 
 
-def _check_order(traced: Traced, keep: Keep, kept: Mapping[str, IntArray]) -> None:
+def _check_order(traced: Traced, keep: Keep, kept: Mapping[str, IntArray], samples: Samples) -> None:
     """Hold a second cut of the cut model against one cut by both plans.
 
     Raises:
         ModelError: they have other weights.
     """
-    rough = _again(traced, small_model(traced, keep, {}))
+    rough = _again(traced, small_model(traced, keep, {}), samples)
     rng = np.random.default_rng(0)
     second = {g.name: np.ones(len(g), np.bool_) for g in rough.groups}
     both = {name: flags.copy() for name, flags in keep.items()}

@@ -345,9 +345,9 @@ def prune(
     result, lost = _cut(cutter, budget, target_latency, max_drop, subject, evaluation)
     found = replace(found, notes=(*found.notes, *ordering.notes))
     with clock.stage("measure"):
-        progress("cut", 2, 3)
+        progress("measure", 0, 1)
         before, after, still = _figures(evaluation, result)
-        progress("cut", 3, 3)
+        progress("measure", 1, 1)
     traced, held_out, keep = subject.traced, subject.held_out, result.units(subject.traced.groups)
     split = None if low_rank is None else result.low_rank
     notes = [*traced.notes, *found.notes, *before.notes, *notes_on(after.score, held_out.source if still else None)]

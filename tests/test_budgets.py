@@ -138,6 +138,18 @@ def test_iterative_ranks_and_measures_again_half_of_the_way(monkeypatch: pytest.
     assert again.model == found.model
 
 
+def test_stages_end_before_the_next_one_begins() -> None:
+    """The cut was told as two thirds done while layers were refitted, and a minute of that as half a minute left."""
+    told: list[tuple[str, int, int]] = []
+    onnxshap.prune(net(), labelled(40), keep_macs=0.6, method="l1", progress=lambda *at: told.append(at))
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    assert stages == ["trace", "value", "curves", "cut", "repair", "measure"]
+    for stage in stages:
+        own = [k for k, at in enumerate(told) if at[0] == stage]
+        assert own == list(range(own[0], own[-1] + 1)), "told in one piece"
+        assert told[own[-1]][1] == told[own[-1]][2], "and to its end"
+
+
 @pytest.mark.parametrize("best", [0, 1])
 def test_of_the_plans_of_all_rounds_the_one_that_loses_least_is_cut(best: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Keep] = []

@@ -33,6 +33,7 @@ _STAGES = {
     "search": "searching",
     "sweep": "cutting to every budget",
     "time": "timing Convs",
+    "measure": "measuring before and after",
     "weigh": "weighing layers",
 }
 _SHORTER = {

@@ -277,13 +277,14 @@ class Cutter:
             VerifyError: the cut model is not what its masked twin computes.
         """
         with self.clock.stage("cut"):
-            self.progress("cut", 0, 3)
+            self.progress("cut", 0, 2)
             removal = self._removal(keep)
             graph = removal.traced.shaped.graph
             small = small_model(removal.traced, removal.keep, removal.means)
         with self.clock.stage("verify"):
-            self.progress("cut", 1, 3)
+            self.progress("cut", 1, 2)
             checked = verify(removal, small, self.data if check is None else check)
+            self.progress("cut", 2, 2)
         layers: list[Refit] = []
         tuning: Tuning | None = None
         if self.repair != "none":

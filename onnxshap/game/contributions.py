@@ -46,6 +46,7 @@ class Adder:
         matrix: float32[units there, positions of one, outputs], None of a convolution.
         session: of a convolution, one group a unit.
         left: float32[units there, outputs], what a removed unit leaves.
+        alone: whether all that `y` has of an image are the units' parts: without them it is the same for every image.
     """
 
     x: str
@@ -58,6 +59,7 @@ class Adder:
     matrix: Array | None
     session: Session | None
     left: Array | None
+    alone: bool
 
     def added(self, x: Array, n_units: int) -> Array:
         """Return float32[n_units, numbers of y]: what each unit adds to the output of the one image of `x`.
@@ -177,7 +179,10 @@ def _adder(
         left = filled.astype(np.float32)[places].sum(axis=1, dtype=np.float32)
     place = traced.images(site.tensor)
     behind = 0 if place is None or place.alone else 2  # what shares the images' axis has two of its own
-    return Adder(site.tensor, y, chosen.shape[2], work, site.axis + behind, places, present, matrix, session, left)
+    others = {name for k, name in enumerate(node.input) if name and k != site.input}
+    alone = places.size == traced.shaped.shapes[site.tensor][site.axis] and others <= traced.shaped.constants
+    axis = site.axis + behind
+    return Adder(site.tensor, y, chosen.shape[2], work, axis, places, present, matrix, session, left, alone)
 
 
 def _apart(traced: Traced, node: NodeProto, site: Site, chosen: Array) -> ModelProto:

@@ -15,6 +15,10 @@ from onnxshap.backend import Backend, threads_of
 _TRIES = 3
 """Runs of each size; the fastest counts, for the first one of a size also allocates."""
 CACHE = 2**22
+_NEAR = 2**20
+"""Bytes of the cache next to a core, half of it: rows that it holds are the first guess."""
+_FEWEST = 8
+"""Rows below which nothing is tried, unless the guess is: what a run takes besides its rows is not in its time."""
 _MOST = 4096
 _STEPS = (0, 1, -1, 2, -2)
 """Doublings of the guess, in the order they are tried."""
@@ -43,10 +47,10 @@ class Pace:
     def of(cls, backend: Backend, largest: int, *, most: int = _MOST, fixed: bool = False) -> Pace:
         """Return the search for rows whose largest tensor takes some bytes each; fixed: as many rows as memory allows.
 
-        The guess is what lets the largest tensor stay in the processor's cache.
+        The guess is what lets the largest tensor stay in the core's own cache.
         """
         most = int(np.clip(backend.memory // 8 // largest, 1, most))
-        guess = most if fixed else int(np.clip(round(CACHE / largest), min(4, most), min(1024, most)))
+        guess = most if fixed else int(np.clip(round(_NEAR / largest), min(4, most), min(1024, most)))
         # what a single thread takes is its own time, whatever else is done on the machine
         alone = threads_of(backend) == 1 and not backend.on_device and os.name == "posix"
         return cls(guess, most, fixed, time.thread_time if alone else time.perf_counter)
@@ -75,4 +79,4 @@ class Pace:
 
     def _sizes(self) -> list[int]:
         found = [int(self.guess * 2.0**step) for step in _STEPS]
-        return [size for size in dict.fromkeys(found) if 1 <= size <= self.most] or [self.guess]
+        return [size for size in dict.fromkeys(found) if min(self.guess, _FEWEST) <= size <= self.most] or [self.guess]

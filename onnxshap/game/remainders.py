@@ -41,18 +41,17 @@ class Remainders:
             for unit in orders[0, :before]:
                 self._last = self._last - added[unit]
 
-    def write(self, start: int, rows: Array) -> None:
-        """Write rows [k, length] from number `start` on, which is where the last call ended."""
-        now = slice(start, start + len(rows))
+    def write(self, numbers: IntArray, rows: Array) -> None:
+        """Write rows [k, length] of some numbers, ascending from call to call; those left out take nothing off."""
         if self._made is not None:
-            rows[:] = self._made[now]
+            np.take(self._made, numbers, axis=0, out=rows, mode="clip")  # other modes copy first
         elif self._last is not None:
             before = self._last
-            for row, unit in zip(rows, self._units[now], strict=True):
+            for row, unit in zip(rows, self._units[numbers], strict=True):
                 before = np.subtract(before, self._added[unit], out=row)
             self._last = before.copy()
         else:
-            np.multiply(self._added[self._units[now]], self._step, out=rows)
+            np.multiply(self._added[self._units[numbers]], self._step, out=rows)
             rows += self._whole
 
 

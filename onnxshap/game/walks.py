@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from onnx import ModelProto
 
 from onnxshap.calibrate import by_image, bytes_per_image
-from onnxshap.core import Array, CoalitionMatrix, FloatArray, ImageIndex, IntArray
+from onnxshap.core import Array, BoolArray, CoalitionMatrix, FloatArray, ImageIndex, IntArray
 from onnxshap.estimators.rows import removal_masks, removal_ranks
 from onnxshap.game.activations import Activations
 from onnxshap.game.contributions import Adder, find_adders
@@ -35,6 +36,8 @@ _SHARE = 0.26
 """Of the memory, for one image's contributions: a quarter, and room for sizes that are powers of two to fit."""
 _ROUNDING = 4 * np.finfo(np.float32).eps
 """What is left without any unit, over what all of them add, that is nothing but rounding: what divides by it sees 0."""
+_LOOKED = 8
+"""Numbers of what a unit adds that are looked at first: units that add nothing are rare in front of convolutions."""
 _AT_ONCE = 2**18
 """Numbers of the walks that are summed at once: they stay in the processor's cache."""
 
@@ -72,6 +75,8 @@ class Walks:
         self._pace = Pace.of(traced.backend, max(bytes_per_image(traced, given)), fixed=True)
         if halves.suffix is not None:
             self._session, self._pace = open_suffix(traced, halves.suffix)
+        # short ones cost less than to load one more image
+        self._alone = all(adder.alone for adder in adders) and max(bytes_per_image(traced, given)) > 4 * LONG
         self._loaded: dict[int, Loaded] = {}
         fitting = int(_SHARE * setting.memory) // ((len(group) + 1) * sum(bytes_per_image(traced, given)))
         self._room = fitting - 1  # images, beside the one at hand
@@ -103,7 +108,7 @@ class Walks:
             for walks in np.split(part, np.flatnonzero(np.diff(images[part])) + 1):
                 buffer.walks(int(images[walks[0]]), orders[walks], int(walks[0]) * m, step, gone=gone, before=first)
             buffer.flush()
-        return found.reshape(len(orders), m)
+        return found[buffer.same].reshape(len(orders), m)
 
     def load(self, image: int) -> Loaded:
         """Return what each unit adds to each op's output, float32[n, length], and the whole outputs, [1, ...]."""
@@ -121,16 +126,21 @@ class Walks:
 
     def _none(self, images: ImageIndex) -> list[Array]:
         """Return the ops' outputs without any unit; what was loaded is kept while there is room, for the walks."""
+        if self._alone and all(np.isfinite(left).all() for left in self._emptied):
+            return [np.repeat(left, len(images), axis=0) for left in self._emptied]
         parts: list[list[Array]] = [[] for _ in self._adders]
         for image in images.tolist():
-            added, whole = loaded = self.load(image)
+            loaded = self.load(image)
             if len(self._loaded) < self._room:
                 self._loaded[image] = loaded
-            for part, units, y in zip(parts, added, whole, strict=True):
-                left = y.astype(np.float64) - units.sum(axis=0, dtype=np.float64).reshape(y.shape)
-                left[np.abs(left) <= _ROUNDING * np.abs(units).sum(axis=0).reshape(y.shape)] = 0
-                part.append(left.astype(np.float32))
+            for part, left in zip(parts, _left(*loaded), strict=True):
+                part.append(left)
         return [np.concatenate(part) for part in parts]
+
+    @cached_property
+    def _emptied(self) -> list[Array]:
+        """The ops' outputs without any unit, [1, ...], where no image has a part in them: reckoned by the first one."""
+        return _left(*self.load(0))
 
     def run(self, values: Sequence[Array], images: ImageIndex, coalitions: CoalitionMatrix | None) -> FloatArray:
         """Return the payoffs of rows, given the ops' outputs, one row after the other."""
@@ -164,11 +174,26 @@ class Walks:
         return payoffs(self._setting, dict(zip(numbers, moved, strict=True)), images, coalitions)
 
 
+def _left(added: Sequence[Array], whole: Sequence[Array]) -> list[Array]:
+    """Return what is left of ops' outputs of one image without all that their units add."""
+    found = []
+    for units, y in zip(added, whole, strict=True):
+        left = y.astype(np.float64) - units.sum(axis=0, dtype=np.float64).reshape(y.shape)
+        left[np.abs(left) <= _ROUNDING * np.abs(units).sum(axis=0).reshape(y.shape)] = 0
+        found.append(left.astype(np.float32))
+    return found
+
+
 class _Buffer:
-    """Rows on their way to a run: filled image by image, run when full."""
+    """Rows on their way to a run: filled image by image, run when full.
+
+    Attributes:
+        same: int64[rows], which row's payoff a row has: its own, or that of the one before it that it equals.
+    """
 
     def __init__(self, walks: Walks, found: FloatArray) -> None:
         self._walks, self._found, self._size = walks, found, 0
+        self.same = np.arange(found.size)
         self._values: list[Array] = []
         self._start()
 
@@ -186,6 +211,10 @@ class _Buffer:
         m, longest = orders.shape[1] - before, max(units.shape[1] for units in added)
         at_once = 1 if longest > LONG else max(1, _AT_ONCE // ((m + before) * longest))
         ranks = removal_ranks(orders, len(added[0])) if self._walks.masked else orders
+        alike = np.arange(m)[None].repeat(len(orders), axis=0)
+        if not self._walks.masked and (idle := _idle(added)).any():
+            alike = _alike(idle[orders[:, before:]], gone=gone)
+            self.same[goal : goal + alike.size] += (alike - np.arange(m)).ravel()
         if not self._values:
             self._values = [np.empty((self._size, *y.shape[1:]), np.float32) for y in whole]
         for first in range(0, len(orders), at_once):
@@ -194,19 +223,18 @@ class _Buffer:
                 Remainders(y.reshape(-1), u, chosen, step, gone=gone, before=before)
                 for y, u in zip(whole, added, strict=True)
             ]
-            done, rows = 0, len(chosen) * m
-            while done < rows:
-                count = min(rows - done, self._size - self._filled)
-                at = slice(self._filled, self._filled + count)
+            rows = np.flatnonzero((alike[first : first + at_once] == np.arange(m)).T)  # by place, then by walk
+            while len(rows):
+                now, rows = np.split(rows, [self._size - self._filled])
+                at = slice(self._filled, self._filled + len(now))
                 for op, buffer in zip(ops, self._values, strict=True):
-                    op.write(done, buffer[at].reshape(count, -1))
-                places, walks = np.divmod(np.arange(done, done + count), len(chosen))
+                    op.write(now, buffer[at].reshape(len(now), -1))
+                places, walks = np.divmod(now, len(chosen))
                 if self._walks.masked:
                     self._coalitions.append(removal_masks(ranks[first + walks], before + places, step, gone=gone))
                 self._images[at] = image
                 self._goals[at] = goal + (first + walks) * m + places
-                self._filled += count
-                done += count
+                self._filled += len(now)
                 if self._filled == self._size:
                     self.flush()
 
@@ -217,6 +245,35 @@ class _Buffer:
             coalitions = np.concatenate(self._coalitions) if self._coalitions else None
             self._found[goals] = self._walks.run([v[: self._filled] for v in self._values], images, coalitions)
         self._start()
+
+
+def _idle(added: Sequence[Array]) -> BoolArray:
+    """Return which units add nothing to any op, bool[n]: their channels are dead in an image, as behind a ReLU."""
+    idle = np.ones(len(added[0]), np.bool_)
+    for units in added:
+        idle &= ~units[:, :: -(-units.shape[1] // _LOOKED)].any(axis=1)
+    for units in added:
+        idle[idle] = ~units[idle].any(axis=1)
+    return idle
+
+
+def _alike(idle: BoolArray, *, gone: bool) -> IntArray:
+    """Return which place of its walk each row equals, int64[walks, m].
+
+    Args:
+        idle: bool[walks, m], whether what is removed there adds nothing.
+        gone: it stays away.
+
+    >>> _alike(np.array([[False, True, False, True], [True, True, False, True]]), gone=True).tolist()
+    [[0, 0, 2, 2], [0, 0, 2, 2]]
+    >>> _alike(np.array([[False, True, False, True]]), gone=False).tolist()
+    [[0, 1, 2, 1]]
+    """
+    places = np.arange(idle.shape[1])
+    if gone:
+        found: IntArray = np.maximum.accumulate(np.where(idle, 0, places), axis=1)
+        return found
+    return np.where(idle, idle.argmax(axis=1)[:, None], places)
 
 
 def open_walks(setting: Setting, group: Group, masked: ModelProto, mask: str) -> Walks | None:
@@ -240,7 +297,8 @@ def open_walks(setting: Setting, group: Group, masked: ModelProto, mask: str) ->
     work = sum(adder.work * size for adder, size in zip(adders, sizes, strict=True)) / sum(sizes)
     if work < _LEAST_WORK:
         return None
-    return Walks(setting, group, masked, mask, [replace(a, y=_summed(traced, reached, a.y)) for a in adders])
+    sums = [(adder, _summed(traced, reached, adder.y)) for adder in adders]
+    return Walks(setting, group, masked, mask, [replace(a, y=y, alone=a.alone and y == a.y) for a, y in sums])
 
 
 def _summed(traced: Traced, reached: Container[str], y: str) -> str:

@@ -448,6 +448,30 @@ def test_weights_that_a_loop_hands_on_are_read_from_outside() -> None:
     ]
 
 
+def test_weights_that_a_loop_hands_on_first_change_no_names_in_what_is_told_of_it() -> None:
+    """As jax2onnx writes a recurrent cell: loops are called by their first outputs, which are gone with such states."""
+    text = """(float[1,4] x) => (float[1,3] y) {
+        w, r, c = Loop(n, yes, w0, r0, c0) <body = b (int64 i, bool go, float[6,4] wi, float[6,6] ri, float[1,6] v)
+                                         => (bool on, float[6,4] wo, float[6,6] ro, float[1,6] vo) {
+            on = Identity(go)
+            a = Gemm<transB=1>(x, wi)
+            s = Gemm<transB=1>(v, ri)
+            t = Add(a, s)
+            vo = Tanh(t)
+            wo = Identity(wi)
+            ro = Identity(ri)
+        }>
+        y = MatMul(c, z)
+    }"""
+    model = net(text, z=(6, 3), yes=YES, n=np.array(3), w0=(6, 4), r0=(6, 6), c0=(1, 6))
+    traced = trace(model)
+    assert {len(g) for g in traced.groups} == {6}
+    told = removed_slices(traced, {g.name: np.arange(6) != 2 for g in traced.groups})
+    assert {one["body"] for one in told if "body" in one} == {"w.body"}
+    assert [(one["node"], one["input"]) for one in told if one["initializer"] == "c0"] == [("w", 4)]
+    check_exact(model)
+
+
 def test_a_state_that_is_a_sequence() -> None:
     text = """(float[N,4] x) => (float[N,3] y, float[N,P] all) {
         empty = SequenceEmpty<dtype=1>()

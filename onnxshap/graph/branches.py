@@ -24,7 +24,8 @@ class Moved:
         origin: name -> name in the branch, of every tensor that had to be renamed.
         bodies: name -> the body that its node was in, `output.then_branch` by the first output of the If (`output.body`
             of a Loop or Scan); bodies in bodies joined by `/`.
-        places: first output and input of a node taken out of a fused one -> the place of that input there.
+        places: first output and input of a node taken out of a fused one, or of a loop with fewer states than it had ->
+            the place of that input there.
     """
 
     origin: dict[str, str] = field(default_factory=dict)

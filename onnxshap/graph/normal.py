@@ -136,7 +136,7 @@ def normalise(model: ModelProto, kept: weights.Kept | None = None) -> Graph:
     scan_lists(graph, opset_of(normal), moved)
     _drop_unread(graph)
     _sort(graph)
-    read_from_outside(graph)
+    read_from_outside(graph, moved)
     _without_branches(graph, moved)
     overridable = _drop_overridable_inputs(graph)
     _end_training(graph)

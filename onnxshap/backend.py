@@ -21,7 +21,7 @@ import onnxruntime as ort
 
 from onnxshap.arguments import check_fields
 from onnxshap.core import Array
-from onnxshap.errors import ModelError, OnnxshapError, first_line
+from onnxshap.errors import LoadError, ModelError, OnnxshapError, first_line
 from onnxshap.graph import is_standard, weights
 from onnxshap.graph.functions import without_functions
 from onnxshap.graph.loops import closed
@@ -95,7 +95,7 @@ class Backend(Protocol):
         """Return a session; a frugal one takes less memory, for a few percent more time.
 
         Raises:
-            ModelError: the model does not load.
+            LoadError: the model does not load.
         """
 
     def resident(self, model: onnx.ModelProto) -> Resident:
@@ -320,7 +320,7 @@ class OrtBackend:
         """Return a session on the wanted provider.
 
         Raises:
-            ModelError: the model does not load.
+            LoadError: the model does not load.
             OnnxshapError: the provider is unknown, or not the one that onnxruntime really uses.
         """
         # optimised, or on a device, a copy of the weights is what is wanted
@@ -362,7 +362,7 @@ class OrtBackend:
             reason = _reason(error).rstrip(".")
             foreign = _FOREIGN.search(reason)
             wanted_form = "without ops of other tools" if foreign else "with ops and versions that it has"
-            raise ModelError(
+            raise LoadError(
                 f"onnxruntime {ort.__version__} cannot load the model: {reason}; export it again, {wanted_form}"
             ) from error
         if session.get_providers()[0] != wanted:

@@ -2,6 +2,7 @@
 
 OnnxshapError           exit code 1
 ├── ModelError          the model cannot be read, traced, run or written
+│   └── LoadError       onnxruntime does not load it, whatever it would be fed
 ├── DataError           calibration or evaluation data do not fit the model, the payoff or themselves
 │   └── ShapeError      outputs have other shapes than the original's on the same data
 ├── BudgetError         no allowed plan meets the budget, or the sampling budget is too small
@@ -19,6 +20,10 @@ class OnnxshapError(Exception):
 
 class ModelError(OnnxshapError):
     """The model cannot be read, traced, run or written."""
+
+
+class LoadError(ModelError):
+    """Onnxruntime does not load the model, whatever it would be fed."""
 
 
 class DataError(OnnxshapError):

@@ -266,6 +266,17 @@ def test_broken_graphs_are_refused(command: str, harm: Callable[[ModelProto], No
     assert "[ONNXRuntimeError]" not in said
 
 
+def test_a_long_model_that_does_not_load_is_not_asked_for_other_sizes() -> None:
+    """It runs in pieces, the first ones of which load; the wrong op stands in the last one."""
+    nodes = "\n".join(f"h{n + 1} = Relu(h{n})" for n in range(120))
+    model = net(f"(float[N,4] h0) => (float[N,3] y) {{\n{nodes}\ny = MatMul(h120, w)\n}}", w=(4, 3))
+    model.graph.node[-1].op_type = "Erfc"
+    Path("m.onnx").write_bytes(model.SerializeToString())
+    said = refused("inspect", "m.onnx")
+    assert said.startswith("onnxshap: error: m.onnx: onnxruntime "), said
+    assert "(Erfc): No Op registered for Erfc with domain_version of 17; export it again, without ops of" in said
+
+
 def test_paths_that_are_no_files_are_refused() -> None:
     Path("folder.onnx").mkdir()
     for command in ("inspect", "prune", "score", "eval"):

@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto
 from onnxshap.backend import Backend
 from onnxshap.core import Array
 from onnxshap.data import InputSpec, random_data
-from onnxshap.errors import ModelError
+from onnxshap.errors import LoadError, ModelError
 from onnxshap.graph import Graph, is_op
 from onnxshap.graph.lifting import is_enter
 from onnxshap.graph.loops import depths
@@ -55,7 +55,7 @@ class ShapeProbe:
         """Places of nodes that refuse sizes, whatever is fed."""
 
     def run(self, sizes: Mapping[str, Shape]) -> Run:
-        """Return the shapes at these sizes of the inputs; a ModelError where the model does not run."""
+        """Return the shapes at these sizes of the inputs; a ModelError where the model does not run, or load."""
         told = self._outputs(self._feeds(sizes))
         times = {n: int(np.prod(told[0][n].shape[: self._depths[n]])) for n in self._names if n in self._depths}
         shapes, values = ({n: v for n, e in found.items() if (v := self._alike(n, e)) is not None} for found in told)
@@ -89,6 +89,8 @@ class ShapeProbe:
         for others in self._attempts(feeds):
             try:
                 return self._pieces.run(others)
+            except LoadError:  # whatever it is fed
+                raise
             except ModelError as error:
                 refusals.append(error)
                 if (place := self.refusing(error)) is not None and place in self._sized:

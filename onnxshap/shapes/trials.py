@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from onnxshap.data import InputSpec
-from onnxshap.errors import DataError, ModelError
+from onnxshap.errors import DataError, LoadError, ModelError
 from onnxshap.shapes.dims import Axis, follow
 from onnxshap.shapes.folding import Run, Shape
 from onnxshap.shapes.probe import ShapeProbe
@@ -174,6 +174,8 @@ def _first_run(
                 sizes_tried.append(sizes)
                 try:
                     return probe.run(sizes)
+                except LoadError:  # at no size
+                    raise
                 except (ModelError, DataError) as error:
                     reason = reason or error
         return None

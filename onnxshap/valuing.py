@@ -278,8 +278,7 @@ class Scoring:
         """Return how units are scored: without a game, where nobody wants one and it would take hours or tell nothing.
 
         It tells nothing where a refit follows, before which values of a few images are noise (`methods.ranking`), and
-        the time is for no more. Whoever gives workers gives as many times the time; threads do not count, so that
-        nothing but what a command says of the scoring decides on its result.
+        the time is for no more. Neither workers nor threads count: the same seed gives the same values on any of them.
 
         Args:
             traced: the model.
@@ -290,17 +289,17 @@ class Scoring:
         seconds = self.rules.max_seconds
         if any(one is not None for one in (*asked, self.rules.max_evals, self.cluster)):
             return self
-        work, hands = max(1.0, work_of(traced, groups)), max(1, self.workers)
+        work = max(1.0, work_of(traced, groups))
         if refitted and self.method in CANCELLING:
             most = min(ASIDE, np.inf if seconds is None else seconds * RATE)
-            if FEWEST * work <= most * hands:
+            if FEWEST * work <= most:
                 return replace(self, work=ASIDE, fewest=FEWEST)
             why = (
                 f"{FEWEST} images, below which the values of {self.method} are noise, would take it some "
-                f"{span(FEWEST * work / RATE / hands)}{_by(hands)}, for little that a refit leaves of them"
+                f"{span(FEWEST * work / RATE)} on one core, for little that a refit leaves of them"
             )
-        elif seconds is None and work > MOST * hands:
-            why = f"a single image would take {self.method} some {span(work / RATE / hands)}{_by(hands)}"
+        elif seconds is None and work > MOST:
+            why = f"a single image would take {self.method} some {span(work / RATE)} on one core"
         else:
             return self
         note = f"units are valued by {INSTEAD}: {why}; --method {self.method} insists on it"

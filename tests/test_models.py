@@ -188,7 +188,7 @@ def test_a_game_that_would_take_hours_is_played_only_where_it_is_asked_for(monke
     monkeypatch.setattr("onnxshap.valuing.MOST", 1)
     found = score()
     assert found.method == "recon"
-    assert any("--method shapley insists" in note for note in found.notes)
+    assert any("method shapley insists" in note for note in found.notes)
     asked = [
         score(max_evals=170),
         score(samples=1),
@@ -220,8 +220,7 @@ def test_a_game_that_the_cut_would_not_heed_is_played_only_where_it_is_asked_for
     assert method() == method(backend=OrtBackend("cpu", 2)) == "recon"
     alone = Scoring("shapley", 0, Rules(), silent)
     reached = [replace(alone, workers=w).in_reach(traced, traced.groups, refitted=True) for w in (0, 2)]
-    assert [one.method for one in reached] == ["recon", "shapley"]
-    assert reached[1].images(traced, traced.groups, None) == 20, "workers change no values"
+    assert [one.method for one in reached] == ["recon", "recon"], "workers change no values"
     asked: list[dict[str, Any]] = [{"repair": "none"}, {"samples": 1}, {"method": "shapley"}, {"max_evals": 400}]
     assert [method(**options) for options in asked] == ["shapley"] * 4
     swept = onnxshap.sweep(model, data, eval_data=data, keep=[0.5], allocation="uniform")

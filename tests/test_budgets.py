@@ -76,7 +76,7 @@ def test_least_widths_are_multiples_too(budget: dict[str, float], loss: FloatArr
 
 
 def test_steps_are_halved_no_less_than_never() -> None:
-    assert Budget(finer=1).step(64) == 4
+    assert Budget(finer=1).step(64) == 8
     with pytest.raises(BudgetError, match="finer is -1; give how often steps are halved, 0 or more"):
         Budget(finer=-1)
 
@@ -89,9 +89,14 @@ def test_shares_of_every_group_are_told_as_what_they_are(asked: str | None) -> N
 
 
 @pytest.mark.parametrize(
-    ("multiple", "steps"), [(16, {32: 16, 31: 8, 16: 8, 15: 4, 3: 1, 1: 1}), (12, {24: 12, 23: 6, 6: 3, 5: 1})]
+    ("multiple", "steps"),
+    [
+        (None, {640: 16, 64: 16, 63: 8, 32: 8, 31: 4, 16: 4, 15: 1}),
+        (16, {32: 16, 31: 8, 16: 8, 15: 4, 3: 1, 1: 1}),
+        (12, {24: 12, 23: 6, 6: 3, 5: 1}),
+    ],
 )
-def test_narrow_groups_have_half_the_step(multiple: int, steps: dict[int, int]) -> None:
+def test_narrow_groups_have_finer_steps(multiple: int | None, steps: dict[int, int]) -> None:
     assert {units: Budget(multiple_of=multiple).step(units) for units in steps} == steps
 
 

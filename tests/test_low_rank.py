@@ -199,7 +199,7 @@ def test_a_rank_is_narrowed_to_where_it_saves_and_goes_back_to_whole() -> None:
     filters = Candidate("filters", np.arange(32), np.arange(32.0), convex({32: 0.0, 16: 1.0}, 32))
     ranks = convex({48: 0.0, 24: 0.1, 3: 5.0}, 48)
     candidates = [filters, Candidate("rank", np.arange(32, 80), np.arange(48.0), ranks, 24)]
-    planner = Planner(candidates, Budget(macs=0.5), ())
+    planner = Planner(candidates, Budget(macs=0.5, multiple_of=4), ())
     assert list(planner.narrowings(0, 32)) == [28]
     assert list(planner.narrowings(1, 48)) == [24, 20, 16, 12, 8, 4]
     assert [planner.wider(1, width) for width in (4, 20, 24, 48)] == [8, 24, 48, 48]

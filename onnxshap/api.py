@@ -23,7 +23,7 @@ from onnxshap.distill.tuning import Tuning
 from onnxshap.endings import complete
 from onnxshap.errors import BudgetError, DataError
 from onnxshap.evaluation import Evaluation
-from onnxshap.factors import LowRank, check_low_rank
+from onnxshap.factors import LowRank
 from onnxshap.game import Setting
 from onnxshap.graph import save
 from onnxshap.graph.declared import rightly_declared
@@ -36,7 +36,7 @@ from onnxshap.plan import Budget, make_plan, unvalued
 from onnxshap.plan.cutter import Cut, Cutter, check_within_reach, shares
 from onnxshap.plan.judging import Drop, check_drop, check_share
 from onnxshap.plan.latency import check_latency, within_latency
-from onnxshap.plan.options import check_options
+from onnxshap.plan.options import Asked
 from onnxshap.plan.search import within_drop
 from onnxshap.progress import Progress, Say, silent, wordless
 from onnxshap.reference import choose_payoff
@@ -49,6 +49,7 @@ from onnxshap.valuing import (
     Ordering,
     Scores,
     Scoring,
+    basis_of,
     check_values,
     known_payoff,
     principal,
@@ -285,15 +286,10 @@ def prune(
     clock = Clock()
     budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units, keep_bytes)
     scoring = Scoring(method or METHOD, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
-    check_options(repair, allocation, distill_seconds)
-    check_basis(basis, values.basis if isinstance(values, Scores) else None)
-    check_low_rank(low_rank, repair, "uniform" if keep_units is not None else allocation)
-    if low_rank is not None:
-        repair, allocation = repair or "lstsq", "curves"
+    asked = Asked(repair, basis, allocation, low_rank, distill_seconds)
+    asked = asked.settled(basis_of(values), uniform=keep_units is not None)
     check_drop(max_drop)
     check_latency(target_latency)
-    if keep_units is not None:
-        allocation = "uniform"  # it says every width
     with clock.stage("trace"):
         progress("trace", 0, 1)
         given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes, output)
@@ -305,7 +301,7 @@ def prune(
         if low_rank is None:
             _check_budget(budget, traced, groups, searched=searched)
         dividing = None if max_drop is None else "--max-drop"
-        subject = Subject.of(given, traced, dataset, groups, repair, allocation, dividing)
+        subject = Subject.of(given, traced, dataset, groups, asked, dividing)
         progress("trace", 1, 1)
     if principal(basis, values, refitted=subject.refitted and data is not None):
         with clock.stage("basis"):
@@ -338,8 +334,7 @@ def prune(
     with clock.stage("score"):
         order = cut_order(found, subject, groups, lambda: setting, ordering)
     cutter = subject.cutter(
-        order, allocation, seed, progress, clock,
-        rescore=again if values is None else None, seconds=distill_seconds,
+        order, seed, progress, clock, rescore=again if values is None else None,
         payoff=payoffs.unlabelled(setting.payoff.name),  # decided once, on the images that score
     )  # fmt: skip
     result, lost = _cut(cutter, budget, target_latency, max_drop, subject, evaluation)

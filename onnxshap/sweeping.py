@@ -13,14 +13,13 @@ import numpy as np
 from onnxshap import api, payoffs
 from onnxshap.arguments import checked, worded
 from onnxshap.backend import OrtBackend
-from onnxshap.bases import check_basis
 from onnxshap.calibrate import free_batch
 from onnxshap.clock import Clock
 from onnxshap.core import Dataset, FloatArray, Payoff
 from onnxshap.data import DataLike
 from onnxshap.errors import BudgetError
 from onnxshap.evaluation import Evaluation
-from onnxshap.factors import LowRank, check_low_rank
+from onnxshap.factors import LowRank
 from onnxshap.game import Setting
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, notes_on
@@ -28,7 +27,7 @@ from onnxshap.opening import Given, ModelLike, Subject, groups_to_cut, sample
 from onnxshap.plan import Budget
 from onnxshap.plan.cutter import Cut, Cutter, check_within_reach
 from onnxshap.plan.judging import Drop
-from onnxshap.plan.options import check_options
+from onnxshap.plan.options import Asked
 from onnxshap.progress import Progress, Say, silent, wordless
 from onnxshap.reference import reference_of
 from onnxshap.scoring import DECIDED, Rules
@@ -38,6 +37,7 @@ from onnxshap.valuing import (
     Ordering,
     Scores,
     Scoring,
+    basis_of,
     check_method,
     check_values,
     principal,
@@ -196,11 +196,7 @@ def sweep(
         ModelError, DataError, BudgetError, VerifyError: as in `api.prune`; BudgetError also where no budget can be
             reached.
     """
-    check_options(repair, allocation, distill_seconds)
-    check_basis(basis, values.basis if isinstance(values, Scores) else None)
-    check_low_rank(low_rank, repair, allocation)
-    if low_rank is not None:
-        repair, allocation = repair or "lstsq", "curves"
+    asked = Asked(repair, basis, allocation, low_rank, distill_seconds).settled(basis_of(values))
     for name in methods or ():
         check_method(name)
     chosen = [METHOD] if methods is None else list(dict.fromkeys(methods))
@@ -215,7 +211,7 @@ def sweep(
         check_values(values, traced, groups)
         chosen = [values.method]
     left_out = {} if low_rank is not None else _unreachable(budgets, traced, groups)
-    subject = Subject.of(given, traced, dataset, groups, repair, allocation, "a sweep")
+    subject = Subject.of(given, traced, dataset, groups, asked, "a sweep")
     if principal(basis, values, refitted=subject.refitted):
         subject = subject.in_bases(None if values is None else values.bases)
     if low_rank is not None:
@@ -253,9 +249,8 @@ def sweep(
             order = api.cut_order(found, subject, groups, partial(setting, subject.free), ordering)
         again = partial(_rescored, partial(values_of, method=found.method, say=wordless), subject, setting, ordering)
         cutter = subject.cutter(
-            order, allocation, seed, _only(progress, "curves", "distill"), clock,
-            rescore=None if values is not None else again,
-            seconds=distill_seconds, payoff=payoffs.unlabelled(payoff),
+            order, seed, _only(progress, "curves", "distill"), clock,
+            rescore=None if values is not None else again, payoff=payoffs.unlabelled(payoff),
         )  # fmt: skip
         curves.append(bench.curve(found, cutter, budgets, subject.data))
         notes += [*found.notes, *ordering.notes]

@@ -433,6 +433,11 @@ def principal(basis: str | None, values: Scores | None, *, refitted: bool) -> bo
     return basis == "principal" or (basis is None and refitted)
 
 
+def basis_of(values: object) -> str | None:
+    """Return the basis of values that are given, if some are; what else is given, `check_values` refuses."""
+    return values.basis if isinstance(values, Scores) else None
+
+
 def check_values(values: object, traced: Traced, groups: Sequence[Group]) -> None:
     """Refuse values of another model or without some groups.
 

@@ -16,7 +16,7 @@ from onnxshap.layouts import samples_of
 from onnxshap.opening.given import Given
 from onnxshap.opening.reading import sample
 from onnxshap.plan.cutter import Cutter
-from onnxshap.plan.options import REFITS, check_repairable, repair_for
+from onnxshap.plan.options import REFITS, Asked, check_repairable, repair_for
 from onnxshap.progress import Progress
 from onnxshap.reference import errors_of_data
 from onnxshap.tracing import Traced
@@ -74,7 +74,8 @@ class Subject:
         data: calibration images.
         held_out: the images that judge.
         repaired_on: calibration images to measure curves and to repair with.
-        repair: one of `plan.options.REPAIRS`.
+        asked: how it is to be cut.
+        repair: the repair that this comes to, one of `plan.options.REPAIRS`.
         turned: how groups were put into other bases, if some were.
         factored: how layers were made two, if some were, for what plans and cuts.
     """
@@ -85,22 +86,22 @@ class Subject:
     data: Dataset
     held_out: Dataset
     repaired_on: Dataset
+    asked: Asked
     repair: str
     turned: Turned | None = None
     factored: Factored | None = None
 
     @classmethod
     def of(
-        cls, given: Given, traced: Traced, data: Dataset, groups: Sequence[Group], repair: str | None,
-        allocation: str | None, dividing: str | None,
-    ) -> Subject:  # fmt: skip
+        cls, given: Given, traced: Traced, data: Dataset, groups: Sequence[Group], asked: Asked, dividing: str | None
+    ) -> Subject:
         """Return what is cut of an opened model.
 
         Args:
             given: what the job is given.
             traced, data: as `given.open` returned them.
             groups: those that may be cut.
-            repair, allocation: as asked for (`api.prune`).
+            asked: how it is to be cut.
             dividing: as for `Given.divide`.
 
         Raises:
@@ -109,9 +110,9 @@ class Subject:
         free = free_batch(traced)
         data, held_out = given.divide(traced, data, dividing)
         repaired_on = sample(data, REPAIR_IMAGES, given.seed)
-        check_repairable(free, repaired_on, repair, allocation)
-        settled = repair_for(repair, len(repaired_on), noise=given.data is None)
-        return cls(traced, free, groups, data, held_out, repaired_on, settled)
+        check_repairable(free, repaired_on, asked.repair, asked.allocation)
+        repair = repair_for(asked.repair, len(repaired_on), noise=given.data is None)
+        return cls(traced, free, groups, data, held_out, repaired_on, asked, repair)
 
     @property
     def refitted(self) -> bool:
@@ -143,12 +144,12 @@ class Subject:
         return samples_of(self.repaired_on, self.traced.shaped.specs)
 
     def cutter(
-        self, order: Mapping[str, FloatArray], allocation: str | None, seed: int, progress: Progress, clock: Clock, *,
-        rescore: Callable[[Traced], Mapping[str, FloatArray]] | None, seconds: float | None, payoff: str | None,
+        self, order: Mapping[str, FloatArray], seed: int, progress: Progress, clock: Clock, *,
+        rescore: Callable[[Traced], Mapping[str, FloatArray]] | None, payoff: str | None,
     ) -> Cutter:  # fmt: skip
-        """Return what cuts it; the arguments are those of `Cutter`, `order` its values, `seconds` those of tuning."""
+        """Return what cuts it; the arguments are those of `Cutter`, `order` its values."""
         return Cutter(
-            self.traced, self.free, self.groups, order, self.repaired_on, self.repair, allocation, seed, progress,
-            clock, rescore=rescore, tuning_seconds=seconds, payoff=payoff, turned=self.turned,
-            factored=self.factored, samples=self.samples,
+            self.traced, self.free, self.groups, order, self.repaired_on, self.repair, self.asked.allocation, seed,
+            progress, clock, rescore=rescore, tuning_seconds=self.asked.distill_seconds, payoff=payoff,
+            turned=self.turned, factored=self.factored, samples=self.samples,
         )  # fmt: skip

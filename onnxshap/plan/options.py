@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import dataclass, replace
 
+from onnxshap.bases import check_basis
 from onnxshap.core import Dataset
 from onnxshap.distill.tuning import divided
 from onnxshap.errors import BudgetError, OnnxshapError
+from onnxshap.factors import check_low_rank
 from onnxshap.plan.trials import FEWEST_FITTED, FITTED
 from onnxshap.repair import FEWEST_IMAGES
 from onnxshap.tracing import Traced
@@ -15,6 +18,36 @@ from onnxshap.tracing import Traced
 REFITS = ("lstsq", "distill")
 REPAIRS = (*REFITS, "fold", "none")
 ALLOCATIONS = ("curves", "uniform", "iterative")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a model is to be cut, as far as somebody said so; `api.prune` tells what the fields are. None = what fits."""
+
+    repair: str | None = None
+    basis: str | None = None
+    allocation: str | None = None
+    low_rank: str | None = None
+    distill_seconds: float | None = None
+
+    def settled(self, valued: str | None, *, uniform: bool = False) -> Asked:
+        """Return it with what follows from it.
+
+        Args:
+            valued: the basis of the values that are given, if some are.
+            uniform: whether the budget says every width.
+
+        Raises:
+            OnnxshapError: a field is unknown, or does not go with another or with these.
+            BudgetError: as `check_options`.
+        """
+        check_options(self.repair, self.allocation, self.distill_seconds)
+        check_basis(self.basis, valued)
+        allocation = "uniform" if uniform else self.allocation
+        check_low_rank(self.low_rank, self.repair, allocation)
+        if self.low_rank is None:
+            return replace(self, allocation=allocation)
+        return replace(self, repair=self.repair or "lstsq", allocation="curves")
 
 
 def check_options(repair: str | None, allocation: str | None, tuning_seconds: float | None = None) -> None:

@@ -12,8 +12,8 @@ fused, `shapes` which compute sizes and where the images are behind them, `codes
 from __future__ import annotations
 
 from onnxshap.rules import attention, linear, movement, norm, pointwise, pool, quantised, recurrent, reduce, selection
+from onnxshap.rules.applying import trace_graph
 from onnxshap.rules.registry import RULES, Rule, rule
-from onnxshap.rules.tracing import trace_graph
 
 __all__ = [
     "RULES",

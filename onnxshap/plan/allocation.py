@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from onnxshap.core import BoolArray
 from onnxshap.plan.budget import Budget, Measure, excess, fits
@@ -23,31 +23,38 @@ _STEPS = 40
 
 def by_loss(planner: Planner, budget: Budget, measure: Measure) -> dict[str, BoolArray]:
     """Narrow the groups step by step, least loss per share of the budget first; then widen what still fits."""
-    widths = [len(c.units) for c in planner.candidates]
 
-    def over_at(widths: Sequence[int]) -> float:
+    def over(widths: Sequence[int]) -> float:
         return excess(measure(planner.at(widths)), budget)
 
-    def at(k: int, width: int) -> list[int]:
-        return [*widths[:k], width, *widths[k + 1 :]]
+    widths = _narrowed(planner, over)
+    return uniform(planner, budget, measure) if widths is None else planner.at(_widened(planner, widths, over))
 
-    def step(k: int, over: float) -> tuple[float, float, int] | None:
+
+def _narrowed(planner: Planner, over: Callable[[Sequence[int]], float]) -> list[int] | None:
+    """Return the widths of groups narrowed until a budget is met, None where no step leads there.
+
+    `over` tells by how much widths exceed it.
+    """
+    widths = [len(c.units) for c in planner.candidates]
+
+    def step(k: int, above: float) -> tuple[float, float, int] | None:
         """Return the least loss per share of a next width of a group, what that saves, and the width; None: no next."""
         found = None
         for width in planner.narrowings(k, widths[k]):
-            saved = over - over_at(at(k, width))
+            saved = above - over(_at(widths, k, width))
             lost = planner.loss(k, width) - planner.loss(k, widths[k])
             rate = lost / saved if saved > 0 else math.inf
             if found is None or rate < found[0]:
                 found = rate, saved, width
         return found
 
-    over = over_at(widths)
+    above = over(widths)
     # rates only rise while neighbours get narrower: a rate that is still the least once brought up to date is the least
     queue = [(-math.inf, k) for k in range(len(widths))]
-    while over > 0 and queue:
+    while above > 0 and queue:
         _, k = heapq.heappop(queue)
-        if (found := step(k, over)) is None:
+        if (found := step(k, above)) is None:
             continue
         rate, saved, width = found
         if queue and (rate, k) > queue[0]:
@@ -55,23 +62,31 @@ def by_loss(planner: Planner, budget: Budget, measure: Measure) -> dict[str, Boo
                 break
             heapq.heappush(queue, (rate, k))
             continue
-        widths, over = at(k, width), over - saved
+        widths, above = _at(widths, k, width), above - saved
         heapq.heappush(queue, (rate, k))
-    if over > 0:
-        return uniform(planner, budget, measure)
+    return None if above > 0 else widths
+
+
+def _widened(planner: Planner, widths: list[int], over: Callable[[Sequence[int]], float]) -> list[int]:
+    """Return the widths of groups widened while a budget still holds, those first that gain most by a step."""
     open_groups = set(range(len(widths)))
     while open_groups:
         gains = {k: planner.loss(k, widths[k]) - planner.loss(k, planner.wider(k, widths[k])) for k in open_groups}
         k = max(gains, key=lambda i: (gains[i], -i))
         wider = planner.wider(k, widths[k])
-        if wider > widths[k] and over_at(at(k, wider)) == 0:
-            widths = at(k, wider)
+        if wider > widths[k] and over(_at(widths, k, wider)) == 0:
+            widths = _at(widths, k, wider)
         else:
             open_groups.remove(k)
     for k, one in enumerate(planner.candidates):  # a rank that pays no more since others got narrower
-        if one.most is not None and widths[k] < len(one.units) and over_at(at(k, len(one.units))) == 0:
-            widths = at(k, len(one.units))
-    return planner.at(widths)
+        if one.most is not None and widths[k] < len(one.units) and over(_at(widths, k, len(one.units))) == 0:
+            widths = _at(widths, k, len(one.units))
+    return widths
+
+
+def _at(widths: Sequence[int], k: int, width: int) -> list[int]:
+    """Return the widths with another one of group `k`."""
+    return [*widths[:k], width, *widths[k + 1 :]]
 
 
 def uniform(planner: Planner, budget: Budget, measure: Measure) -> dict[str, BoolArray]:

@@ -233,27 +233,27 @@ def sweep(
         notes.append(worded(_SEEN))
     if subject.data.labels is None:  # else those that score tell
         notes += bench.evaluation.doubts()
-    scored = partial(
+    score = partial(
         api.score, payoff=payoff, baseline=baseline, samples=samples, max_evals=max_evals, decided=decided, seed=seed,
         workers=workers, cluster=cluster, progress=progress, say=say,
     )  # fmt: skip
     seen = sample(subject.data, settled.images(subject.traced, groups, samples), seed)
     setting = partial(_setting, seen=seen, payoff=bench.evaluation.payoffs[0])
     for method in chosen:
-        clock, found = Clock(), values
         played, rest = shared_out(max_seconds, method, refitted=subject.refitted)
-        values_of, ordering = partial(scored, max_seconds=played), Ordering(progress, rest)
+        by_method = partial(score, method=method, max_seconds=played)
+        ranking, clock = _Ranking(subject, by_method, setting, Ordering(progress, rest)), Clock()
         with clock.stage("score"):
+            found = values
             if found is None:
-                found = values_of(subject.traced, subject.data, method=method, include=include, exclude=exclude)
-            order = api.cut_order(found, subject, groups, partial(setting, subject.free), ordering)
-        again = partial(_rescored, partial(values_of, method=found.method, say=wordless), subject, setting, ordering)
+                found = by_method(subject.traced, subject.data, include=include, exclude=exclude)
+            order = ranking.order(found, groups, lambda: subject.free)
         cutter = subject.cutter(
             order, seed, _only(progress, "curves", "distill"), clock,
-            rescore=None if values is not None else again, payoff=payoffs.unlabelled(payoff),
+            rescore=ranking.again if values is None else None, payoff=payoffs.unlabelled(payoff),
         )  # fmt: skip
         curves.append(bench.curve(found, cutter, budgets, subject.data))
-        notes += [*found.notes, *ordering.notes]
+        notes += [*found.notes, *ranking.ordering.notes]
     progress("sweep", bench.total, bench.total)
     notes += api.notes_on_zeros(subject.traced, bench.plans) if subject.repair != "none" else ()
     notes += bench.notes(curves)
@@ -270,13 +270,30 @@ def _setting(free: Traced, seen: Dataset, payoff: Payoff) -> Setting:
     return Setting(free, seen, payoff, reference_of(free, free.shaped.graph.model, seen))
 
 
-def _rescored(
-    scored: Callable[..., Scores], subject: Subject, setting: Callable[[Traced], Setting], ordering: Ordering,
-    part: Traced,
-) -> dict[str, FloatArray]:  # fmt: skip
-    """Return what units of a model cut so far are cut by."""
-    found = scored(part, subject.data)
-    return api.cut_order(found, subject, part.groups, lambda: setting(free_batch(part)), ordering)
+@dataclass(frozen=True)
+class _Ranking:
+    """What the cuts of one method go by.
+
+    Attributes:
+        subject: what is cut.
+        score: values the units of a model on some data.
+        setting: form of a model for evaluation -> what the order of a refit is told by.
+        ordering: the work of finding that order.
+    """
+
+    subject: Subject
+    score: Callable[..., Scores]
+    setting: Callable[[Traced], Setting]
+    ordering: Ordering
+
+    def order(self, found: Scores, groups: Sequence[Group], free: Callable[[], Traced]) -> dict[str, FloatArray]:
+        """Return what units are cut by, given their values and, where it is asked for, their model for evaluation."""
+        return api.cut_order(found, self.subject, groups, lambda: self.setting(free()), self.ordering)
+
+    def again(self, part: Traced) -> dict[str, FloatArray]:
+        """Return what units of a model cut so far are cut by."""
+        found = self.score(part, self.subject.data, say=wordless)
+        return self.order(found, part.groups, lambda: free_batch(part))
 
 
 def _unreachable(

@@ -16,9 +16,9 @@ from onnxshap.endings import complete
 from onnxshap.errors import DataError
 from onnxshap.graph import read
 from onnxshap.graph.writing import file_size
-from onnxshap.layouts import samples_of, scorable
 from onnxshap.measure import Figures, label_notes, latencies, scores
 from onnxshap.opening import ModelLike, open_model
+from onnxshap.opening.layouts import samples_of, scorable
 from onnxshap.reference import choose_payoff
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced, trace

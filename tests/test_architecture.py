@@ -28,7 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"bases", "distill", "factors", "methods"}),
     frozenset({"plan"}),
     frozenset({"scoring"}),
-    frozenset({"layouts", "reference"}),
+    frozenset({"reference"}),
     frozenset({"evaluation"}),
     frozenset({"opening", "valuing"}),
     frozenset({"api", "comparing", "pivoting", "unification"}),

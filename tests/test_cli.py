@@ -1031,7 +1031,7 @@ def test_the_library_replaces_nothing_that_it_reads(here: Path, monkeypatch: pyt
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     traced = onnxshap.trace("m.onnx")
     jobs: list[Any] = [onnxshap.prune, onnxshap.unify, onnxshap.pivot]
-    monkeypatch.setattr("onnxshap.layouts.trace", unreachable)
+    monkeypatch.setattr("onnxshap.opening.layouts.trace", unreachable)
     for job in jobs:
         for output in ("m.onnx", here / "m.onnx", "link.onnx"):
             for model in ("m.onnx", here / "m.onnx", "link.onnx", traced):

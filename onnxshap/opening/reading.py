@@ -19,7 +19,7 @@ from onnxshap.core import Dataset
 from onnxshap.data import DataLike, InputSpec, are_whole, as_dataset, check_data, random_data
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.graph import Source, read
-from onnxshap.layouts import at_data, laid_by_data, placed_by_ops, samples_of, scorable
+from onnxshap.opening.layouts import at_data, laid_by_data, placed_by_ops, samples_of, scorable
 from onnxshap.payoffs.checked import NO_CLASS, are_probabilities, class_axis
 from onnxshap.shapes import input_specs
 from onnxshap.tracing import Traced

@@ -12,8 +12,8 @@ from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import BudgetError
 from onnxshap.factors import Factored, factored
 from onnxshap.groups import Group, select
-from onnxshap.layouts import samples_of
 from onnxshap.opening.given import Given
+from onnxshap.opening.layouts import samples_of
 from onnxshap.opening.reading import sample
 from onnxshap.plan.cutter import Cutter
 from onnxshap.plan.options import REFITS, Asked, check_repairable, repair_for

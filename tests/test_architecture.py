@@ -22,7 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"shapes"}),
     frozenset({"codes", "cost", "groups", "rules"}),
     frozenset({"tracing"}),
-    frozenset({"masking", "outputs", "walk"}),
+    frozenset({"masking", "walk"}),
     frozenset({"calibrate", "endings", "rewrite", "slices"}),
     frozenset({"game", "measure", "repair", "verify"}),
     frozenset({"bases", "distill", "factors", "methods"}),

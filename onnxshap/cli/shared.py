@@ -126,13 +126,13 @@ def check_outputs(
     """Refuse outputs that could not be written at the end, or would replace what is read.
 
     Raises:
-        ModelError: as `outputs.check_outputs`; of a model that cannot be read nothing is said until it is opened.
+        ModelError: as `written.check_outputs`; of a model that cannot be read nothing is said until it is opened.
         click.UsageError: an output is `-`, which elsewhere is stdout.
     """
     from onnx import ModelProto
 
-    from onnxshap import outputs as checks
     from onnxshap.graph import Source, read
+    from onnxshap.opening import written
 
     if dashed := [name for name, output in outputs.items() if output == "-"]:
         raise click.UsageError(f"{dashed[0]} -: stdout carries tables (or --json); give a path, ./- if that is meant")
@@ -142,7 +142,7 @@ def check_outputs(
     except ModelError:
         return
     sources = {"--data": data, "--labels": labels, "--eval-data": eval_data, "--values": values}
-    checks.check_outputs(outputs, source, sources)
+    written.check_outputs(outputs, source, sources)
 
 
 def print_found(as_json: bool, found: dict[str, Any], tables: Sequence[RenderableType]) -> None:

@@ -1,7 +1,7 @@
 """What every job starts with.
 
 - `reading`: a model and data -> a traced model, checked data. `given`: all that a job is given, and images to judge by.
-- `layouts`: how data lie for a model. `subject`: what is cut of it.
+- `layouts`: how data lie for a model. `subject`: what is cut of it. `written`: what may be written.
 """
 
 from onnxshap.opening.given import Given

@@ -16,7 +16,7 @@ from onnxshap.errors import DataError
 from onnxshap.evaluation import Evaluation
 from onnxshap.graph import read
 from onnxshap.opening.reading import ModelLike, calibration, open_model
-from onnxshap.outputs import check_outputs
+from onnxshap.opening.written import check_outputs
 from onnxshap.tracing import Traced
 
 FEWEST_DIVIDED = 40
@@ -41,7 +41,7 @@ class Given:
         """Return the traced model and calibration data, once it is sure that the output replaces nothing that is read.
 
         Raises:
-            ModelError, DataError, OnnxshapError: as `reading.open_model` and `outputs.check_outputs`.
+            ModelError, DataError, OnnxshapError: as `reading.open_model` and `written.check_outputs`.
         """
         model = self.model
         if self.output is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -64,47 +64,58 @@ def find_groups(shaped: Shaped, labels: Labels, costly: BoolArray) -> list[Group
     Units are in one group when some weights make them side by side on one axis, or are linked by others that are. There
     is no group where nothing counts any less without its units (index arithmetic): none of them is `costly`, bool[n].
     """
-    made = [(key, labels.units(*key)) for key in dict.fromkeys(labels.trace.made)]
-    members = [units[:, slot] for _, units in made for slot in range(units.shape[1])]
-    present = [m[m >= 0] for m in members]
-    chains = [m for m in present if len(m)]
+    trace = labels.trace
+    made = [(key, labels.units(*key)) for key in dict.fromkeys(trace.made)]
+    chains = [units[units >= 0] for _, every in made for units in every.T]
+    chains = [units for units in chains if len(units)]
     if not chains:
         return []
-    rows = np.concatenate([m[:-1] for m in chains])
-    columns = np.concatenate([m[1:] for m in chains])
-    component = components(labels.n_units, rows, columns)
+    one, next_one = (np.concatenate([units[at] for units in chains]) for at in (slice(None, -1), slice(1, None)))
+    component = components(labels.n_units, one, next_one)
     counts = np.bincount(component[costly], minlength=labels.n_units)
-    chains = [m for m in chains if counts[component[m[0]]]]
+    chains = [units for units in chains if counts[component[units[0]]]]
     if not chains:
         return []
     order = np.concatenate(chains)
     seen, places = np.unique(component[order], return_index=True)
     first = seen[np.argsort(places)].tolist()
-    producers: dict[int, dict[str, None]] = {c: {} for c in first}
-    for key, units in made:
-        name = node_name(shaped, labels.trace.producers[key])
-        for c in producers.keys() & np.unique(component[units[units >= 0]]).tolist():
-            producers[c].setdefault(name)
-    consumers: dict[int, dict[str, None]] = {c: {} for c in first}
-    for site in labels.trace.sites:
-        units = labels.units(site.tensor, site.axis)
-        for c in consumers.keys() & np.unique(component[units[units >= 0]]).tolist():
-            consumers[c].setdefault(node_name(shaped, site.node))
+    producers = _nodes_of(first, component, [(node_name(shaped, trace.producers[key]), units) for key, units in made])
+    summed = [(node_name(shaped, site.node), labels.units(site.tensor, site.axis)) for site in trace.sites]
+    consumers = _nodes_of(first, component, summed)
     every, places = np.unique(order, return_index=True)
     found = every[np.lexsort((places, component[every]))].astype(np.intp)
     parts = np.split(found, np.cumsum(np.bincount(component[every]))[:-1])
-    groups, used = [], Counter[str]()
-    names = {name for every in producers.values() for name in every}
+    names = _names(shaped, producers)
+    return [Group(names[c], parts[c], tuple(producers[c]), tuple(consumers[c])) for c in first]
+
+
+def _nodes_of(
+    wanted: Sequence[int], component: NDArray[np.int32], nodes: Sequence[tuple[str, NDArray[np.intp]]]
+) -> dict[int, list[str]]:
+    """Return component -> the names of the nodes that have units of it, in order; nodes are names and their units."""
+    found: dict[int, dict[str, None]] = {c: {} for c in wanted}
+    for name, units in nodes:
+        for c in found.keys() & np.unique(component[units[units >= 0]]).tolist():
+            found[c].setdefault(name)
+    return {c: list(names) for c, names in found.items()}
+
+
+def _names(shaped: Shaped, producers: Mapping[int, Sequence[str]]) -> dict[int, str]:
+    """Return what groups are called: as their first producers, with a number where that is taken, or its mask's name.
+
+    `producers` are those of each group, in order.
+    """
+    nodes = {name for some in producers.values() for name in some}
     tensors = {name for part in graphs_of(shaped.graph.model.graph) for name in tensors_of(part)}
-    for c in first:
-        name = next(iter(producers[c]))
+    used, found = Counter[str](), dict[int, str]()
+    for group, (name, *_) in producers.items():
         used[name] += 1
         unique = name if used[name] == 1 else f"{name}#{used[name]}"
-        while (unique != name and unique in names) or MASKS + unique in tensors:  # they may be called so
+        while (unique != name and unique in nodes) or MASKS + unique in tensors:  # they may be called so
             used[name] += 1
             unique = f"{name}#{used[name]}"
-        groups.append(Group(unique, parts[c], tuple(producers[c]), tuple(consumers[c])))
-    return groups
+        found[group] = unique
+    return found
 
 
 def frozen_axes(shaped: Shaped, labels: Labels) -> list[FrozenAxis]:

@@ -3,14 +3,14 @@
     python benchmarks/score.py --torchpruner PATH > benchmarks/score.md    # the reading under it is written by hand
 
 PATH is a checkout of github.com/marcoancona/TorchPruner, the code of the paper; torch is needed. The net is VGG-like
-(six 3x3 convolutions of 32, 32, 64, 64, 128 and 128 channels, a hidden layer of 256), trained for some epochs on
-`models/fashion_calibration.npz`; both sides score the same images on the same exported weights, one thread each, and
-seconds are processor time, so that other work on the machine counts little.
+(six 3x3 convolutions of 32, 32, 64, 64, 128 and 128 channels, a hidden layer of 256; `--channels` and `--hidden` make
+another), trained for some epochs on `models/fashion_calibration.npz`; both sides score the same images on the same
+exported weights, one thread each, and seconds are processor time, so that other work on the machine counts little.
 
 paper     `ShapleyAttributionMetric` with `forward_partial`, 5 permutations shared by all images, all images one batch
 ours      `Permutation`: the same number of rows; and as few rows as give no more error than the paper's code
 
-"Same error": from four walks on a tenth more rows each time, until the mean error of sixteen draws is no larger.
+"Same error": from four walks on a tenth more rows each time, until the mean error of some draws is no larger.
 
 "quick": the same with `shapley-quick`, which has a bias; it is in the error.
 
@@ -54,7 +54,7 @@ from onnxshap.masking import mask_name, masked_model
 from onnxshap.opening import open_model
 
 FOLDER = Path(__file__).parent.parent / "models"
-WIDTHS = (32, 32, 64, 64, 128, 128)
+CHANNELS = (32, 32, 64, 64, 128, 128)
 HIDDEN = 256
 PERMUTATIONS = 5
 IMAGES = 8
@@ -63,8 +63,6 @@ DEEP = 4
 """Pixels of the nets of the table of cost against units: what is left of an image in a last block."""
 QUICK = 0.5
 """Of the units: the largest coalitions of `shapley-quick`."""
-_DRAWS = 16
-"""Of ours, whose mean error says whether it is as small: single ones say little."""
 _SECONDS = 0.5
 """Processor time that a rate is measured for, at least."""
 
@@ -197,7 +195,7 @@ def processor(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def compare(
-    setting: Setting, group: Group, net: Any, module: Any, loader: Any, seeds: int, exact_pairs: int
+    setting: Setting, group: Group, net: Any, module: Any, loader: Any, seeds: int, exact_pairs: int, draws: int
 ) -> Against:
     """Return the figures of one layer."""
     import torch
@@ -228,7 +226,7 @@ def compare(
         budget = 4 * (n + 1)
         while True:  # a tenth more each time, until the error over the draws is as small
             found = [
-                processor(lambda s=seed, b=budget, q=share: spend(setting, group, b, s, q)) for seed in range(_DRAWS)
+                processor(lambda s=seed, b=budget, q=share: spend(setting, group, b, s, q)) for seed in range(draws)
             ]
             if np.mean([error(v.phi) for _, v in found]) <= wanted or budget >= rows:
                 break
@@ -398,9 +396,16 @@ def behind(setting: Setting, group: Group) -> str:
 @click.option("--images", default=150, show_default=True, help="Images to score.")
 @click.option("--seeds", default=2, show_default=True, help="Seeds, counted from 0.")
 @click.option("--exact-pairs", default=15, show_default=True, help="Pairs an image of the exact values.")
+@click.option("--draws", default=16, show_default=True, help="Of ours, whose mean error says whether it is as small.")
 @click.option("--epochs", default=12, show_default=True, help="Of training.")
+@click.option("--channels", default=",".join(map(str, CHANNELS)), show_default=True, help="Of the convolutions.")
+@click.option("--hidden", default=HIDDEN, show_default=True, help="Units of the hidden layer.")
+@click.option("--first", is_flag=True, help="The first table alone.")
 @click.option("--widths", default="32,128,512,2048", show_default=True, help="Of the table of cost against units.")
-def main(torchpruner: Path | None, images: int, seeds: int, exact_pairs: int, epochs: int, widths: str) -> None:
+def main(
+    torchpruner: Path | None, images: int, seeds: int, exact_pairs: int, draws: int, epochs: int, channels: str,
+    hidden: int, first: bool, widths: str,
+) -> None:  # fmt: skip
     """Print the tables."""
     import torch
 
@@ -409,7 +414,7 @@ def main(torchpruner: Path | None, images: int, seeds: int, exact_pairs: int, ep
         named = {name: stored[name] for name in stored.files}
     pixels = torch.from_numpy(next(v for v in named.values() if v.ndim == 4).astype(np.float32))
     labels = torch.from_numpy(next(v for v in named.values() if v.ndim == 1).astype(np.int64))
-    net = build(WIDTHS, HIDDEN, pixels.shape[-1])
+    net = build([int(c) for c in channels.split(",")], hidden, pixels.shape[-1])
     train(net, pixels, labels, epochs)
     click.echo("# The score stage: speed and exactness\n")
     click.echo(made_by("one thread, processor time"))
@@ -426,11 +431,13 @@ def main(torchpruner: Path | None, images: int, seeds: int, exact_pairs: int, ep
             for group, module in zip(setting.traced.groups, inner, strict=True):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    found.append(compare(setting, group, net, module, loader, seeds, exact_pairs))
+                    found.append(compare(setting, group, net, module, loader, seeds, exact_pairs, draws))
                 click.echo("  ".join(found[-1].cells), err=True)
-            click.echo(f"\n## Against the paper's code, {images} images, {seeds} seeds\n")
+            click.echo(f"\n## Against the paper's code, {images} images, {seeds} seeds, {channels} and {hidden}\n")
             click.echo(table(HEADER, [f.cells for f in found]))
             click.echo(f"\nGeometric means: {means(found)}")
+        if first:
+            return
         speeds = []
         for group in setting.traced.groups:
             speeds.append(speed(setting, group))

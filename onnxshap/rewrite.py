@@ -6,6 +6,7 @@ Every initializer is compressed to the live positions of its axes, every constan
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ from onnxshap.arguments import checked
 from onnxshap.codes import dequantize
 from onnxshap.core import Array, BoolArray, FloatArray, IntArray
 from onnxshap.graph import Names, array, finish, tensor, weights, writing
-from onnxshap.graph.structure import refill
+from onnxshap.graph.structure import copied, refill
 from onnxshap.labels import Liveness, Site
 from onnxshap.labels.fixups import set_attribute
 from onnxshap.masking import Means, responses
@@ -35,6 +36,8 @@ class _Rewrite:
     names: Names
     replaced: dict[int, list[NodeProto]] = field(default_factory=dict)
     appended: dict[int, list[NodeProto]] = field(default_factory=dict)
+    twins: dict[int, list[tuple[dict[str, str], dict[str, str]]]] = field(default_factory=dict)
+    _zeros: dict[tuple[int, ...], str] = field(default_factory=dict)
 
     def alive(self, name: str, axis: int) -> BoolArray:
         found = self.live.axis(name, axis)
@@ -74,8 +77,23 @@ class _Rewrite:
         kind = self.traced.shaped.kinds.get(like, TensorProto.FLOAT)
         return np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(kind))
 
+    def zeros(self, like: str, shape: Sequence[int]) -> str:
+        values = self.typed(np.zeros(shape), like)
+        key = helper.np_dtype_to_tensor_dtype(values.dtype), *shape
+        if key not in self._zeros:
+            self._zeros[key] = self.new_constant(f"{like}.zero", values)
+        return self._zeros[key]
+
     def replace(self, index: int, nodes: list[NodeProto]) -> None:
         self.replaced[index] = nodes
+
+    def twin(self, index: int, given: Mapping[str, str], outputs: Sequence[str]) -> Mapping[str, str]:
+        twins = self.twins.setdefault(index, [])
+        for inputs, made in twins:
+            if inputs == given:
+                return made
+        twins.append((dict(given), {name: self.names.new(f"{name}.removed") for name in outputs if name}))
+        return twins[-1][1]
 
     def compress(self) -> None:
         """Cut every initializer to its live positions."""
@@ -170,10 +188,23 @@ class _Rewrite:
         """Return the model with its nodes replaced."""
         nodes: list[NodeProto] = []
         for index, node in enumerate(self.model.graph.node):
-            nodes += [*self.replaced.get(index, [node]), *self.appended.get(index, ())]
-        if self.replaced or self.appended:
+            own = [*self.replaced.get(index, [node]), *self.appended.get(index, ())]
+            nodes += own
+            for inputs, outputs in self.twins.get(index, ()):
+                nodes += self._copied(own, inputs | outputs)
+        if self.replaced or self.appended or self.twins:
             refill(self.model.graph.node, nodes)
         return self.model
+
+    def _copied(self, nodes: list[NodeProto], names: dict[str, str]) -> list[NodeProto]:
+        """Return nodes once more, some of the tensors they read and make under other names."""
+        made = []
+        for node in nodes:
+            made.append(copied(node))
+            made[-1].input[:] = [names.get(name, name) for name in node.input]
+            made[-1].output[:] = [names.setdefault(n, self.names.new(f"{n}.removed")) if n else "" for n in node.output]
+            made[-1].name = self.names.node(f"{node.name}.removed")
+        return made
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from onnxshap.graph.structure import outer_names, reads, subgraphs
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Tensor, Trace, resolve
 from onnxshap.labels.compare import unlike_units
 from onnxshap.rules.loops import trace_loop
-from onnxshap.rules.reduce import SUMS, reduced_axes
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.residue import add_residue
 from onnxshap.rules.shuffles import MOVES, permutations, trace_permutation
@@ -101,7 +100,7 @@ def _keep_what_leaks(trace: Trace, ops: _Ops, shaped: Shaped, labels: Labels) ->
     uneven = [b for b in trace.balances if labels.uneven(b) and not _removable(zeros, labels, b)]
     for site in leaks:
         op = ops.op(site.node, shaped.graph.nodes[site.node])
-        if op.type in SUMS and add_residue(trace, shaped, labels, zeros, site, tuple(sorted(reduced_axes(op)))):
+        if add_residue(trace, shaped, labels, zeros, site, op):
             continue
         atoms = trace.axes[site.tensor, site.axis]
         trace.freeze(np.arange(atoms.start, atoms.stop), site.why or (_COMPUTED if len(op.inputs) > 1 else _SUMMED))

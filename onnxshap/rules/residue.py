@@ -1,65 +1,78 @@
 """What ops give at removed positions, where that is not zero but the same for all of them.
 
-A variance is a mean of (x - mean(x))^2: where x is removed, mean(x)^2 is left, and counts. Between the tensors that
-vanish and the mean, all ops go position by position (codes of one scale among them), so what they give for one zero
-tells what each removed position adds: the cut graph computes that once and adds it as often as positions are gone.
+A variance is a mean of (x - mean(x))^2: where x is removed, mean(x)^2 is left, and counts. A layer that mixes positions
+(tokens, say) gives every removed channel what its biases make of zeros, and a norm over the channels sees that. Between
+the tensors that vanish and the sum or norm, all ops do the same along the axis that is cut, position by position, so
+what they give for one zero tells what each removed position adds: the cut graph computes that once.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from onnx import NodeProto
 
-from onnxshap.graph import op_of
-from onnxshap.labels import Labels, Site, Trace
-from onnxshap.labels.fixups import Divisor, Residue
+from onnxshap.graph import array, attributes, op_of
+from onnxshap.labels import Labels, Op, Site, Trace
+from onnxshap.labels.fixups import Chain, Divisor, Refilled, Residue, Step
 from onnxshap.rules.pointwise import elementwise, unary
 from onnxshap.rules.quantised import quantize
-from onnxshap.rules.reduce import MEANS
+from onnxshap.rules.reduce import MEANS, SUMS, reduced_axes
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.zeros import Zeros, is_positive
 from onnxshap.shapes import Shaped
 
 
 @dataclass
-class _Chain:
-    """Nodes that go position by position, in order, and the inputs of theirs that vanish."""
+class _Found:
+    """Nodes that do the same along an axis, and the inputs of theirs that vanish -> the axis; `mixing` other axes."""
 
     nodes: list[int]
-    zeros: dict[tuple[int, int], str]
+    zeros: dict[tuple[int, int], tuple[str, int]]
+    mixing: bool = False
 
 
-def add_residue(trace: Trace, shaped: Shaped, labels: Labels, zeros: Zeros, site: Site, axes: tuple[int, ...]) -> bool:
-    """Let a sum, mean or norm over `axes` count what stands at removed positions; return whether that can be written.
+def add_residue(trace: Trace, shaped: Shaped, labels: Labels, zeros: Zeros, site: Site, op: Op) -> bool:
+    """Let a sum, a mean or a norm count what stands at removed positions; return whether that can be written.
 
     The places to mask are then those where the tensors still vanish, in front of the ops that go position by position.
     """
-    node = shaped.graph.nodes[site.node]
+    refilled = next((f for f in trace.fixups if isinstance(f, Refilled) and f.node == op.index), None)
+    if op.type in SUMS:
+        axes = tuple(sorted(reduced_axes(op)))
+    elif refilled is not None:
+        behind = len(shaped.shapes[refilled.source]) - len(shaped.shapes[site.tensor])
+        axes = tuple(axis - behind for axis in refilled.axes if axis >= behind)
+    else:
+        return False
     others = [labels.units(site.tensor, axis) for axis in axes if axis != site.axis]
-    if (others and node.op_type not in MEANS) or any((units >= 0).any() for units in others):
+    if (others and op.type in SUMS and op.type not in MEANS) or any((units >= 0).any() for units in others):
         return False
     units = labels.units(site.tensor, site.axis)
-    chain = _chain(shaped, zeros, site, np.unique(units[units >= 0]))
-    if chain is None:
+    found = _chain(shaped, zeros, site, np.unique(units[units >= 0]))
+    if found is None:
         return False
-    behind = len(shaped.shapes[site.tensor]) - site.axis
+    chain = Chain(tuple(_step(shaped, found, index) for index in sorted(found.nodes)))
     trace.sites.remove(site)
-    trace.sites += [
-        Site(k, number, name, len(shaped.shapes[name]) - behind, None, stored=name in shaped.constants, why=site.why)
-        for (k, number), name in chain.zeros.items()
-    ]
-    trace.fixups[:] = [f for f in trace.fixups if not (isinstance(f, Divisor) and f.node == site.node)]
-    mean, norm = node.op_type in MEANS, node.op_type == "ReduceL2"
-    trace.fixups.append(Residue(site.node, site.tensor, axes, tuple(chain.nodes), frozenset(chain.zeros), mean, norm))
+    for (k, number), (name, own) in found.zeros.items():
+        masked = Site(k, number, name, own, None, stored=name in shaped.constants, why=site.why)
+        if masked not in trace.sites:
+            trace.sites.append(masked)
+    if refilled is None:
+        trace.fixups[:] = [f for f in trace.fixups if not (isinstance(f, Divisor) and f.node == op.index)]
+        trace.fixups.append(Residue(op.index, site.tensor, axes, chain, op.type in MEANS, op.type == "ReduceL2"))
+    else:
+        place = trace.fixups.index(refilled)
+        trace.fixups[place] = replace(refilled, rest=(*refilled.rest, (site.input, chain)))
     return True
 
 
-def _chain(shaped: Shaped, zeros: Zeros, site: Site, units: np.ndarray) -> _Chain | None:
+def _chain(shaped: Shaped, zeros: Zeros, site: Site, units: np.ndarray) -> _Found | None:
     """Return what lies between tensors that vanish and the one that is summed, None where anything else does."""
-    found = _Chain([], {})
-    behind = len(shaped.shapes[site.tensor]) - site.axis
+    found = _Found([], {})
+    axes = {site.tensor: site.axis}
     pending, seen = [site.tensor], set[str]()
     while pending:
         name = pending.pop()
@@ -67,27 +80,69 @@ def _chain(shaped: Shaped, zeros: Zeros, site: Site, units: np.ndarray) -> _Chai
             continue
         seen.add(name)
         index = shaped.producers.get(name)
-        if index is None or not _by_position(shaped, index):
+        if index is None:
             return None
         found.nodes.append(index)
         for k, source in enumerate(shaped.graph.nodes[index].input):
-            axis = len(shaped.shapes.get(source, ())) - behind
             if not source or not zeros.holds(source, units):
                 continue
-            if not zeros.holds_on(source, units, axis):
+            axis = _along(shaped, index, k, axes[name])
+            if axis is None or not zeros.holds_on(source, units, axis) or axes.setdefault(source, axis) != axis:
                 return None
             if zeros.gives_zero(source, units):
                 if _has_pole(shaped, index, k):
                     return None
-                found.zeros[index, k] = source
+                found.zeros[index, k] = source, axis
             else:
                 pending.append(source)
-    found.nodes.sort()
-    return found
+        found.mixing |= not _by_position(shaped, index)
+    inside = {name for index in found.nodes for name in shaped.graph.nodes[index].input if name}
+    made = inside.difference(shaped.constants, axes)
+    return None if found.mixing and made else found  # zeros have no length on axes whose sizes follow the inputs
+
+
+def _step(shaped: Shaped, found: _Found, index: int) -> Step:
+    node, zeros = shaped.graph.nodes[index], dict[str, tuple[int, ...]]()
+    for (k, _), (name, own) in found.zeros.items():
+        if k == index:
+            axes = (axis for axis in range(len(shaped.shapes[name])) if axis != own)
+            zeros[name] = tuple(axis for axis in axes if found.mixing and (name, axis) not in shaped.varying)
+    return Step(index, tuple(node.input), tuple(node.output), zeros)
+
+
+def _along(shaped: Shaped, index: int, number: int, axis: int) -> int | None:
+    """Return the axis of an input that becomes an axis of the output, where an op does the same all along it.
+
+    None where it does not, or that is not known.
+    """
+    node = shaped.graph.nodes[index]
+    before = axis + len(shaped.shapes[node.input[number]]) - (rank := len(shaped.shapes[node.output[0]]))
+    if _by_position(shaped, index):
+        return before
+    if node.op_type == "Transpose":
+        return int(attributes(node).get("perm", range(rank)[::-1])[axis])
+    if named := _named(shaped, node):
+        ends = [(name, a % rank) for a in named for name in (*node.input, *node.output)]
+        return axis if (node.output[0], axis) not in ends and shaped.varying.isdisjoint(ends) else None
+    if node.op_type == "MatMul" and node.input[1 - number] in shaped.constants:
+        ranks = [len(shaped.shapes[name]) for name in node.input]
+        return before if min(ranks) > 1 and axis != rank - 1 - number else None
+    return None
+
+
+def _named(shaped: Shaped, node: NodeProto) -> list[int]:
+    """Return the axes that a node names, if it does the same along all others; nothing for other ops."""
+    if node.op_type in _APART and (shaped.graph.opset > 12 or node.op_type != "Softmax"):
+        return [int(attributes(node).get("axis", _APART[node.op_type]))]
+    if node.op_type != "Slice":
+        return []
+    stored = shaped.graph.initializers.get(node.input[3]) if len(node.input) > 3 else None
+    found = attributes(node).get("axes", range(len(shaped.shapes[node.output[0]]))) if stored is None else array(stored)
+    return [int(axis) for axis in found]
 
 
 def _by_position(shaped: Shaped, index: int) -> bool:
-    """Return whether an op goes position by position; codes do where all of a tensor have one scale and zero point."""
+    """Return whether an op goes position by position on all axes; codes do that have one scale and zero point."""
     node = shaped.graph.nodes[index]
     rule = RULES.get(op_of(node))
     if rule is quantize:
@@ -103,4 +158,6 @@ def _has_pole(shaped: Shaped, index: int, number: int) -> bool:
     return (node.op_type, number) in _POLES
 
 
+_APART = {"Concat": 0, "Softmax": -1, "Split": 0}
+"""Ops that do the same along all axes but the one they name -> which that is by default."""
 _POLES = {("Acosh", 0), ("Div", 1), ("Log", 0), ("Mod", 1), ("Reciprocal", 0)}

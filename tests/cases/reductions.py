@@ -493,3 +493,35 @@ case("norm over pairs of channels", net("""(float[N,4,6] x) => (float[N,3] y) {
     d = Div(f, n)
     y = Gemm(d, w9, b9)
 }""", w0=(6, 8), w1=(6, 5), w9=(40, 3), b9=(3,)), [8, 5])
+for how, gate, wide, inner in (
+    ("", "g = Relu(c)", 5, 5),
+    (", gated", "p, q = Split<axis=2>(c)\n f = Sigmoid(q)\n g = Mul(p, f)", 10, 5),
+):
+    case(f"norms over channels behind layers that mix tokens{how}", net(f"""(float[N,3,6] x) => (float[N,3,2] y) {{
+        a = MatMul(x, w0)
+        n = LayerNormalization(a, s0, b0)
+        t = Transpose<perm=[0,2,1]>(n)
+        h = MatMul(t, w1)
+        c = Add(h, c1)
+        {gate}
+        k = MatMul(g, w2)
+        d = Add(k, c2)
+        u = Transpose<perm=[0,2,1]>(d)
+        r = Add(a, u)
+        n2 = LayerNormalization(r, s1, b1)
+        m = MatMul(n2, w3)
+        e = Add(r, m)
+        n3 = LayerNormalization(e, s2, b2)
+        y = MatMul(n3, w4)
+    }}""", w0=(6, 8), s0=(8,), b0=(8,), w1=(3, wide), c1=(wide,), w2=(inner, 3), c2=(3,), s1=(8,), b1=(8,), w3=(8, 8),
+        s2=(8,), b2=(8,), w4=(8, 2)), [8, 5])
+case("a norm over channels behind a layer that mixes tokens by what is computed of them", net("""(
+    float[N,3,6] x) => (float[N,3,2] y) {
+    a = MatMul(x, w0)
+    s = MatMul(x, w1)
+    f = Softmax<axis=2>(s)
+    b = Add(a, one)
+    c = MatMul(f, b)
+    n = LayerNormalization(c, s0, b0)
+    y = MatMul(n, w2)
+}""", w0=(6, 8), w1=(6, 3), one=1.0, s0=(8,), b0=(8,), w2=(8, 2)), [], "LayerNormalization takes statistics over it")

@@ -1,13 +1,15 @@
 """Constants of a graph that restate a width, and how they follow it when the width shrinks.
 
 An initializer with a traced axis is simply compressed to its live positions. These are the other ones: a Reshape target
-lists widths (`widths`), a Slice lists bounds on an axis (`positions`), a mean counts what it divides by (`statistics`).
+lists widths (`widths`), a Slice lists bounds on an axis (`positions`), a mean counts what it divides by (`statistics`),
+and what is removed may leave something behind that still counts (`residues`).
 A rule states which of them its op has; the rewrite applies those that touch a cut axis.
 """
 
 from onnxshap.labels.fixups.edit import Edit, Fixup, give, name_axes, set_attribute, takes_all
 from onnxshap.labels.fixups.positions import Bounds, Grid, PadCount, Selection, grid, grid_of
-from onnxshap.labels.fixups.statistics import Divisor, Extreme, Refilled, Residue, RootMeanSquare, Statistics
+from onnxshap.labels.fixups.residues import Chain, Residue, Step
+from onnxshap.labels.fixups.statistics import Divisor, Extreme, Refilled, RootMeanSquare, Statistics
 from onnxshap.labels.fixups.widths import (
     Declared,
     Default,
@@ -22,6 +24,7 @@ from onnxshap.labels.fixups.widths import (
 
 __all__ = [
     "Bounds",
+    "Chain",
     "Declared",
     "Default",
     "Divisor",
@@ -40,6 +43,7 @@ __all__ = [
     "Selection",
     "SingleAxes",
     "Statistics",
+    "Step",
     "UnequalParts",
     "Widths",
     "give",

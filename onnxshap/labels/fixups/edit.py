@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -49,8 +49,23 @@ class Edit(Protocol):
     def typed(self, values: Array, like: str) -> Array:
         """Return values in the element type of a tensor."""
 
+    def zeros(self, like: str, shape: Sequence[int]) -> str:
+        """Return the name of zeros in the element type of a tensor, one initializer for all of a shape."""
+
     def replace(self, index: int, nodes: list[NodeProto]) -> None:
         """Put other nodes in a node's place."""
+
+    def twin(self, index: int, given: Mapping[str, str], outputs: Sequence[str]) -> Mapping[str, str]:
+        """Let what comes to stand in a node's place be there again, with other inputs; one twin for all who ask alike.
+
+        Args:
+            index: the node.
+            given: input -> what stands for it.
+            outputs: the node's outputs.
+
+        Returns:
+            output -> what stands for it.
+        """
 
 
 class Fixup(Protocol):
@@ -58,6 +73,11 @@ class Fixup(Protocol):
 
     def apply(self, edit: Edit) -> None:
         """Make the constant follow, where a width has changed."""
+
+
+def share_left(edit: Edit, source: str, axes: Sequence[int]) -> float:
+    """Return the share of a tensor's positions along some axes that a cut leaves; all of none, as data may tell."""
+    return float(np.prod([alive.mean() if alive.size else 1.0 for alive in (edit.alive(source, a) for a in axes)]))
 
 
 def set_attribute(node: NodeProto, name: str, value: object) -> None:

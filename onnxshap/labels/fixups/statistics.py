@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,14 +9,9 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from onnxshap.core import BoolArray
-from onnxshap.graph.structure import copied
-from onnxshap.labels.fixups.edit import Edit, give, set_attribute
+from onnxshap.labels.fixups.edit import Edit, give, set_attribute, share_left
 from onnxshap.labels.fixups.positions import gathered
-
-
-def _share_left(edit: Edit, source: str, axes: Sequence[int]) -> float:
-    """Return the share of a tensor's positions along some axes that a cut leaves; all of none, as data may tell."""
-    return float(np.prod([alive.mean() if alive.size else 1.0 for alive in (edit.alive(source, a) for a in axes)]))
+from onnxshap.labels.fixups.residues import Chain
 
 
 def _corrected(edit: Edit, index: int, op: str, number: float, hints: tuple[str, str]) -> None:
@@ -40,68 +34,9 @@ class Divisor:
 
     def apply(self, edit: Edit) -> None:
         """Multiply the mean of what is left by its share."""
-        share = _share_left(edit, self.source, self.axes)
+        share = share_left(edit, self.source, self.axes)
         if share < 1:
             _corrected(edit, self.node, "Mul", share, ("share", "mean"))
-
-
-@dataclass(frozen=True)
-class Residue:
-    """A sum, mean or norm over axes of `source` counts what stands at removed positions, where zeros go in further up.
-
-    Attributes:
-        node: the sum, mean or norm.
-        source: what it sums.
-        axes: over which axes; one of them is cut.
-        chain: the nodes that give `source`, position by position, in order.
-        zeros: inputs of theirs (node, number) that are zero where a position is removed.
-        mean: whether it divides by the width that the axes had.
-        norm: whether it is the root of a sum of squares.
-    """
-
-    node: int
-    source: str
-    axes: tuple[int, ...]
-    chain: tuple[int, ...]
-    zeros: frozenset[tuple[int, int]]
-    mean: bool
-    norm: bool = False
-
-    def apply(self, edit: Edit) -> None:
-        """Compute what the chain gives for zero, sum it like the others, and add it as often as it stood there."""
-        share = _share_left(edit, self.source, self.axes)
-        if share == 1:
-            return
-        node = edit.node(self.node)
-        if self.norm:
-            node.op_type = "ReduceSumSquare"
-        result, made, names = node.output[0], list[NodeProto](), dict[str, str]()
-        for index in self.chain:
-            clone = copied(edit.node(index))
-            for k, name in enumerate(clone.input):
-                if (index, k) in self.zeros:
-                    zero = edit.typed(np.zeros([1] * edit.rank(name)), name)
-                    clone.input[k] = edit.new_constant(f"{result}.zero{k}", zero)
-                else:
-                    clone.input[k] = names.get(name, name)
-            for k, name in enumerate(clone.output):
-                clone.output[k] = names[name] = edit.names.new(f"{result}.removed.{name}") if name else ""
-            clone.name = clone.output[0]
-            made.append(clone)
-        rest = copied(node)
-        rest.input[0], rest.output[0] = names[self.source], edit.names.new(f"{result}.removed")
-        rest.name, node.output[0] = rest.output[0], edit.names.new(f"{result}.of_the_rest")
-        gone = 1 - share if self.mean else (1 - share) * edit.alive(self.source, self.axes[0]).size
-        parts = []
-        for part, factor in ((node, share if self.mean else 1.0), (rest, gone)):
-            number = edit.new_constant(f"{part.output[0]}.factor", edit.typed(np.array(factor), result))
-            parts.append(edit.names.new(f"{part.output[0]}.scaled"))
-            made += [part, helper.make_node("Mul", [part.output[0], number], [parts[-1]], name=parts[-1])]
-        whole = edit.names.new(f"{result}.squares") if self.norm else result
-        made.append(helper.make_node("Add", parts, [whole], name=edit.names.node(f"{result}.whole")))
-        if self.norm:
-            made.append(helper.make_node("Sqrt", [whole], [result], name=edit.names.node(f"{result}.norm")))
-        edit.replace(self.node, made)
 
 
 @dataclass(frozen=True)
@@ -115,7 +50,7 @@ class Extreme:
 
     def apply(self, edit: Edit) -> None:
         """Compare the extreme of what is left with zero."""
-        if _share_left(edit, self.source, self.axes) < 1:
+        if share_left(edit, self.source, self.axes) < 1:
             _corrected(edit, self.node, self.op, 0.0, ("removed", "extreme"))
 
 
@@ -134,7 +69,7 @@ class RootMeanSquare:
 
     def apply(self, edit: Edit) -> None:
         """Change epsilon and scale."""
-        share = _share_left(edit, self.source, self.axes)
+        share = share_left(edit, self.source, self.axes)
         if share == 1:
             return
         node = edit.node(self.node)
@@ -152,7 +87,9 @@ class RootMeanSquare:
 
 @dataclass(frozen=True)
 class Refilled:
-    """An op that sees an axis as a whole sees it as wide as it was, with zeros where positions were removed.
+    """An op that sees an axis as a whole sees it as wide as it was, with what stood at positions that were removed.
+
+    That is zero, but for inputs that something makes position by position of what is zero there.
 
     Attributes:
         node: the op.
@@ -163,6 +100,7 @@ class Refilled:
         parameters: constants among its inputs whose axes are the last of `axes`, zeros there as well.
         outputs: outputs that have the axes.
         ordered: whether the zeros have to stand where the positions stood, not behind the others.
+        rest: data inputs that are not zero there, and what gives them: one of the axes is cut then, alone.
     """
 
     node: int
@@ -173,6 +111,7 @@ class Refilled:
     parameters: tuple[int, ...] = ()
     outputs: tuple[int, ...] = (0,)
     ordered: bool = False
+    rest: tuple[tuple[int, Chain], ...] = ()
 
     def apply(self, edit: Edit) -> None:
         """Put zeros in front of the op and take their results away behind it."""
@@ -180,7 +119,7 @@ class Refilled:
         if not cut:
             return
         alive = {axis: edit.alive(self.source, axis) for axis in cut}
-        node, rank = edit.node(self.node), edit.rank(self.source)
+        node, rank, rest = edit.node(self.node), edit.rank(self.source), dict(self.rest)
         before: list[NodeProto] = []
         behind: list[NodeProto] = []
         for k in self.parameters:
@@ -195,7 +134,12 @@ class Refilled:
         for k in self.data:
             own = edit.rank(node.input[k])
             there = {axis - rank + own: kept for axis, kept in alive.items()}
-            node.input[k] = self._filled(edit, node.input[k], f"{node.output[0]}.input{k}", own, there, before)
+            name = node.input[k]
+            node.input[k] = self._filled(edit, name, f"{node.output[0]}.input{k}", own, there, before)
+            if k in rest:
+                removed = rest[k].at_removed(edit, name)
+                ((axis, kept),) = there.items()
+                node.input[k] = self._added(edit, node.input[k], removed, own - axis, kept, before)
         for j in self.outputs:
             result = node.output[j]
             node.output[j] = edit.names.new(f"{result}.whole")
@@ -216,6 +160,16 @@ class Refilled:
             places = np.where(kept, np.cumsum(kept) - 1, kept.sum())
             padded = gathered(edit, padded, edit.names.new(f"{base}.ordered{axis}"), axis, places, nodes)
         return padded
+
+    def _added(self, edit: Edit, name: str, removed: str, behind: int, kept: BoolArray, nodes: list[NodeProto]) -> str:
+        """Append nodes that add what stood at removed positions to the zeros there, return the name of the sum."""
+        gone = ~kept if self.ordered else np.sort(~kept)
+        column = edit.typed(gone.reshape([-1] + [1] * (behind - 1)), removed)
+        made = [edit.new_constant(f"{name}.gone", column)]
+        for op, first in (("Mul", removed), ("Add", name)):
+            made.append(edit.names.new(f"{name}.{op}"))
+            nodes.append(helper.make_node(op, [first, made[-2]], [made[-1]], name=made[-1]))
+        return made[-1]
 
     def _emptied(self, edit: Edit, name: str, result: str, alive: dict[int, BoolArray], nodes: list[NodeProto]) -> None:
         """Append nodes that give the live positions of an output their name."""
@@ -253,7 +207,7 @@ class Statistics:
 
     def apply(self, edit: Edit) -> None:
         """Write it out."""
-        share = _share_left(edit, self.source, self.axes)
+        share = share_left(edit, self.source, self.axes)
         if share == 1:
             return
         node, made = edit.node(self.node), list[NodeProto]()

@@ -25,7 +25,7 @@ from onnxshap.errors import LoadError, ModelError, OnnxshapError, first_line
 from onnxshap.graph import is_standard, weights
 from onnxshap.graph.functions import without_functions
 from onnxshap.graph.loops import closed
-from onnxshap.graph.structure import reads, seeded, subgraphs, used_names
+from onnxshap.graph.structure import graphs_of, reads, seeded, subgraphs, used_names
 from onnxshap.quiet import quiet
 
 PROVIDERS = {
@@ -45,6 +45,8 @@ _OPTIONS = {
     "cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
 }
 """Options of providers that make values exact, and the same in every run."""
+_CRASHING = "MatmulTransposeFusion"
+"""What makes products of stored halves that no kernel of the processor takes: mending them ends the process (1.32)."""
 _FATAL = 4
 _TOLD = 4
 """Inputs that a message tells of."""
@@ -170,7 +172,17 @@ def _loadable(model: onnx.ModelProto, *, in_place: bool) -> tuple[bytes, _Weight
         if name not in fed
     }
     bare = seeded(weights.without_values(model, fed) if fed else model)
-    return bare.SerializeToString(), _Weights(constant, fed)
+    return bare.SerializeToString(), _Weights(constant, fed, halves=_has_halves(model.graph))
+
+
+def _has_halves(graph: onnx.GraphProto) -> bool:
+    """Return whether a graph or a body in it stores halves."""
+    stored = (
+        t
+        for part in graphs_of(graph)
+        for t in (*part.initializer, *(a.t for node in part.node for a in node.attribute if a.HasField("t")))
+    )
+    return any(t.data_type == onnx.TensorProto.FLOAT16 for t in stored)
 
 
 def _computable(graph: onnx.GraphProto) -> frozenset[str]:
@@ -205,10 +217,16 @@ def _refused(feeds: Mapping[str, Array], error: Exception) -> ModelError:
 
 @dataclass(frozen=True)
 class _Weights:
-    """How a session gets the weights that were taken out of its model: as constants, or fed with every run."""
+    """How a session gets the weights that were taken out of its model: as constants, or fed with every run.
+
+    Attributes:
+        constant, fed: those.
+        halves: whether the model stores some in half precision.
+    """
 
     constant: Mapping[str, ort.OrtValue]
     fed: Mapping[str, weights.Ticketed]
+    halves: bool = False
 
     @functools.cached_property
     def feeds(self) -> dict[str, Array]:
@@ -349,6 +367,7 @@ class OrtBackend:
         options.graph_optimization_level = (
             ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimize else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         )
+        unsafe = [_CRASHING] if held.halves and not self.on_device else []
         chain = (self.provider, *_FALL_BACKS[self.provider])
         providers = [(PROVIDERS[name], _OPTIONS.get(name, {})) for name in chain]
         if held.constant:
@@ -357,7 +376,7 @@ class OrtBackend:
             with quiet(), _native_stderr_silenced():  # it prints what it falls back to
                 if self.provider != "cpu":
                     _load_libraries()
-                session = ort.InferenceSession(content, options, providers=providers)
+                session = ort.InferenceSession(content, options, providers=providers, disabled_optimizers=unsafe)
         except Exception as error:
             reason = _reason(error).rstrip(".")
             foreign = _FOREIGN.search(reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tests.cases import CASES
 from tests.exactness import check_exact, net
 
 MODELS = Path(__file__).parent.parent / "models"
+RNG = np.random.default_rng(0)
 EXTENDED = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
 
@@ -130,6 +133,27 @@ def test_a_fused_encoder_loses_heads_and_hidden_units(tmp_path: Path) -> None:
     assert sizes(model)[24] == 2, "hidden units of both layers"
     assert sizes(model)[3] >= 2, "heads of both layers"
     assert check_exact(model, tolerance=2e-5).dropped > 0
+
+
+@pytest.mark.parametrize("stored", ["initializer", "Constant"])
+def test_halves_behind_a_transpose_do_not_end_the_process(stored: str, tmp_path: Path) -> None:
+    """onnxruntime 1.31 and 1.32 crash where they load them with all optimizations: the run has a process of its own."""
+    text = """(float16[5,N,8] x) => (float16[N,5,3] y) {
+        t = Transpose<perm=[1,0,2]>(x)
+        h = MatMul(t, w)
+        y = MatMul(h, v)
+    }"""
+    model = net(text, w=RNG.normal(size=(8, 6)).astype(np.float16), v=RNG.normal(size=(6, 3)).astype(np.float16))
+    if stored == "Constant":
+        nodes = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in model.graph.initializer]
+        body = [*nodes, *model.graph.node]
+        del model.graph.initializer[:], model.graph.node[:]
+        model.graph.node.extend(body)
+    onnx.save(model, path := tmp_path / "m.onnx")
+    command = [sys.executable, "-m", "onnxshap", "prune", str(path), "--keep-units", "0.5", "--method", "random", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "m.pruned.onnx").exists()
 
 
 def test_what_fusions_called_by_names_of_their_own_gets_others() -> None:

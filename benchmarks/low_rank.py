@@ -1,4 +1,4 @@
-"""What is gained where dense Convs may become two of lower rank, beside narrower ones.
+"""What is gained where layers may become two of lower rank, beside narrower ones.
 
     python benchmarks/low_rank.py [--model NAME] [--seed 0] [--method recon] [--budget 0.5] [--multiple-of 2]
 
@@ -21,7 +21,7 @@ from tables import made_by, mean_and_spread, table
 from onnxshap import OrtBackend, score
 from onnxshap.bases import turned
 from onnxshap.calibrate import free_batch, run_all, usual_batch
-from onnxshap.factors import factored
+from onnxshap.factors import LOW_RANK, factored
 from onnxshap.graph.writing import put_in
 from onnxshap.measure import latencies
 from onnxshap.opening import calibration, open_model
@@ -31,13 +31,17 @@ from onnxshap.plan.cutter import Cutter
 
 FOLDER = Path(__file__).parent.parent / "models"
 MODELS = ("fashion_vgg", "fashion_resdw", "fashion_resnet20")
+WAYS = ("whole", *LOW_RANK)
+"""Layers that may become two."""
 BUDGETS = (0.75, 0.5, 0.25)
 IMAGES = 500
 Found = tuple[str, float, str, float, float, float, int, float]
 """Net, budget, layers, divergence, points of accuracy lost, latency as a share, layers that became two, seconds."""
 
 
-def measure(model: str, seed: int, method: str, budgets: Sequence[float], multiple_of: int | None) -> list[Found]:
+def measure(
+    model: str, seed: int, method: str, budgets: Sequence[float], multiple_of: int | None, ways: Sequence[str]
+) -> list[Found]:  # fmt: skip
     """Return the figures of one net and seed."""
     traced, whole = open_model(
         FOLDER / f"{model}.onnx", FOLDER / "fashion_calibration.npz", backend=OrtBackend("cpu", 1)
@@ -55,9 +59,10 @@ def measure(model: str, seed: int, method: str, budgets: Sequence[float], multip
         name: one.phi for name, one in score(base, pool, method=method, samples=samples, seed=seed).values.items()
     }
     found = []
-    for layers in ("whole", "spatial"):
+    for layers in ways:
         started = time.perf_counter()
-        split = factored(base, free, base.groups, pool) if layers == "spatial" else None
+        made = factored(base, free, base.groups, pool, layers) if layers in LOW_RANK else None
+        split = made if made is not None and made.most else None
         cutter = Cutter(base, free, base.groups, values, pool, "lstsq", "curves", seed, turned=moved, factored=split)
         for budget in budgets:
             cut = cutter.cut(cutter.plan(Budget(macs=budget, multiple_of=multiple_of)))
@@ -81,13 +86,16 @@ def measure(model: str, seed: int, method: str, budgets: Sequence[float], multip
 @click.option("--method", default="recon", show_default=True, help="What chooses the units.")
 @click.option("--budget", "budgets", multiple=True, type=float, default=BUDGETS, help="Share of the MACs; repeatable.")
 @click.option("--multiple-of", type=int, help="Step of the widths.  [default: as prune's]")
+@click.option(
+    "--layers", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS, help="Repeatable.  [default: all]"
+)
 @click.option("--jobs", default=1, show_default=True, help="Processes of one thread each.")
 def main(
     models: Sequence[str], seeds: Sequence[int], method: str, budgets: Sequence[float], multiple_of: int | None,
-    jobs: int,
+    ways: Sequence[str], jobs: int,
 ) -> None:  # fmt: skip
     """Print the table."""
-    tasks = [(m, s, method, tuple(budgets), multiple_of) for m in models for s in seeds]
+    tasks = [(m, s, method, tuple(budgets), multiple_of, tuple(ways)) for m in models for s in seeds]
     found = [row for rows in measured(measure, tasks, jobs) for row in rows]
     rows = []
     for model, budget, layers in dict.fromkeys(row[:3] for row in found):
@@ -95,7 +103,7 @@ def main(
         cells = [mean_and_spread([float(row[k]) for row in own], digits) for k, digits in ((3, 4), (4, 2), (5, 2))]
         two, spent = (f"{np.mean([row[k] for row in own]):.0f}" for k in (6, 7))
         rows.append([model, f"{budget:g}", layers, *cells, two, spent])
-    click.echo("# Convs as two of lower rank\n")
+    click.echo("# Layers as two of lower rank\n")
     click.echo(made_by(f"{jobs} processes of one thread"))
     click.echo(
         f"\nValues by {method}, widths (and ranks) by curves, repair lstsq; means and standard deviations over seeds "

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from onnx import ModelProto
 
-from onnxshap import payoffs
+from onnxshap import factors, payoffs
 from onnxshap.arguments import checked, worded
 from onnxshap.backend import OrtBackend
 from onnxshap.bases import Turned, check_basis
@@ -60,11 +60,6 @@ from onnxshap.verify import Verified
 _EMPTIED = (
     "what is cut leaves zeros there, for integers are summed up to integers and take no means; the same net quantised "
     "in QDQ form, or after the cut, keeps more"
-)
-
-_UNSPLIT = (
-    "--low-rank: no layer became two; those that may are dense Convs of 32-bit floats with kernels of two axes, where "
-    "fewer channels between lose less than fewer filters"
 )
 
 
@@ -271,7 +266,8 @@ def prune(
             on images that were not fitted on; None = curves with lstsq, where they take no more than
             `cutter.WORK` multiply-accumulates.
         low_rank: `spatial` lets a dense Conv become two, along the height of its kernel and along its width, with less
-            channels between than its rank, where that loses less than cutting filters alone; ranks and widths are
+            channels between than its rank, where that loses less than cutting filters alone; `all` lets other
+            linear layers (1 x 1 Convs, Gemms and MatMuls with constants) become two, as well; ranks and widths are
             shared out together, by curves, and what is cut is refitted; None = no layer is split.
         distill_seconds: most seconds that `distill` tunes a model for; where they cut its schedule short, how far it
             gets is up to the machine; None = eight minutes.
@@ -309,7 +305,7 @@ def prune(
             scoring = scoring.noting(subject.turned if basis == "principal" else None)
     if low_rank is not None:
         with clock.stage("split"):
-            subject = subject.split()
+            subject = subject.split(low_rank, progress)
         _check_budget(budget, *subject.planned, searched=searched)
     with clock.stage("score"):
         scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values, refitted=subject.refitted)
@@ -347,7 +343,7 @@ def prune(
     split = None if low_rank is None else result.low_rank
     notes = [*traced.notes, *found.notes, *before.notes, *notes_on(after.score, held_out.source if still else None)]
     notes += notes_on_zeros(traced, [keep]) if cutter.repair != "none" else ()
-    notes += [worded(_UNSPLIT)] if split == () else []
+    notes += map(worded, factors.notes_on(low_rank, bool(split), subject.unsplit))
     small = rightly_declared(complete(traced, result.model))
     done = Pruned(
         put_in(small), keep, found, traced, before, after, removed_slices(traced, keep),

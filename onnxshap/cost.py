@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.core import BoolArray, FloatArray
 from onnxshap.graph.structure import graphs_of
-from onnxshap.labels import AxisKey, Labels, Liveness
+from onnxshap.labels import AxisKey, Labels, Liveness, Weight
 from onnxshap.shapes import Shaped
 
 _NOT_WEIGHTS = frozenset({TensorProto.BOOL, TensorProto.STRING, TensorProto.INT32, TensorProto.UINT32})
@@ -67,17 +67,19 @@ class _Copies:
 
 @dataclass(frozen=True)
 class Split:
-    """A Conv that stands in a graph as two, a column of its kernel and then a row, of which a cut may make one again.
+    """A linear op that stands in a graph as two (`factors`), of which a cut may make one again.
 
     Attributes:
-        columns: the first one's weight, [rank, inputs, height, 1].
-        rows: the second one's, [outputs, rank, 1, width].
+        columns: the first one's weight, from what is read to the rank; of a Conv it has the kernel's column.
+        rows: the second one's, from the rank to the outputs; of a Conv it has the kernel's row.
         between: the tensor between them.
+        how: how both weights lie, as that of the one does.
     """
 
     columns: str
     rows: str
     between: str
+    how: Weight
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class _Counts:
 
 @dataclass(frozen=True)
 class _Either:
-    """What a Conv costs as two, and as one."""
+    """What an op costs as two, and as one."""
 
     two: _Counts
     one: _Counts
@@ -116,7 +118,7 @@ class Cost:
     MACs are what rules state (`Axes.macs`): those of convolutions, products of matrices, recurrent ops and attention,
     on floats or codes, one input image; parameters are the elements of constants that are floats or codes of at most 16
     bits; bytes are those of all constants. A constant that several nodes read counts once, if all that they lose is the
-    same. A Conv that is split counts as two, or as one where that takes no more. Of an If, all bodies that are traced
+    same. An op that is split counts as two, or as one where that takes no more. Of an If, all bodies that are traced
     count, each as if it were taken; the body of a Loop or Scan as often as it ran when the shapes were found.
     """
 
@@ -151,7 +153,7 @@ class Cost:
         return self._bytes.size(widths) + split + _total(self._bytes_of_copies, live)
 
     def pays(self, live: Liveness | None = None) -> list[bool]:
-        """Return of every split Conv, in their order, whether it takes fewer multiply-accumulates as two."""
+        """Return of every op that is split, in their order, whether it takes fewer multiply-accumulates as two."""
         widths = self._widths(live)
         return [one.pays(widths) for one in self._splits]
 
@@ -162,7 +164,7 @@ def cost_of(shaped: Shaped, labels: Labels, beside: Sequence[TensorProto] = (), 
     Args:
         shaped, labels: the graph.
         beside: what else its file stores.
-        splits: those of its Convs that are two in it, and may be one again.
+        splits: those of its ops that are two in it, and may be one again.
     """
     axes, times = _Axes(shaped, labels), _runs(shaped)
     halves = {index for one in splits for index in _nodes(shaped, one)}
@@ -182,7 +184,7 @@ def cost_of(shaped: Shaped, labels: Labels, beside: Sequence[TensorProto] = (), 
     def counts(node: int, tensors: Sequence[Sequence[AxisKey]], run: Sequence[Sequence[AxisKey]]) -> _Counts:
         took = [(times[node] * whole, at) for whole, at in map(axes.block, run)]
         held = [(float(whole), at) for whole, at in map(axes.block, tensors)]
-        item = _itemsize(TensorProto.FLOAT)
+        item = _itemsize(shaped.kinds.get(tensors[0][0][0], TensorProto.FLOAT))
         return _Counts(axes.blocks(took), axes.blocks(held), axes.blocks([(item * whole, at) for whole, at in held]))
 
     nodes = [_nodes(shaped, one)[0] for one in splits]
@@ -191,22 +193,25 @@ def cost_of(shaped: Shaped, labels: Labels, beside: Sequence[TensorProto] = (), 
 
 
 _Way = tuple[Sequence[Sequence[AxisKey]], Sequence[Sequence[AxisKey]]]
-"""How a Conv may be written: the axes of its weights, and those of its products."""
+"""How an op may be written: the axes of its weights, and those of its products."""
 
 
 def _nodes(shaped: Shaped, one: Split) -> tuple[int, int]:
-    """Return the two Convs of a split one."""
+    """Return the two ops of a split one."""
     return shaped.producers[one.between], shaped.readers[one.between][0]
 
 
 def _ways(shaped: Shaped, labels: Labels, one: Split) -> tuple[_Way, _Way]:
-    """Return a split Conv as two, and as one."""
+    """Return a split op as two, and as one."""
     nodes = _nodes(shaped, one)
     weights = [[(name, a) for a in range(len(shaped.shapes[name]))] for name in (one.columns, one.rows)]
-    whole: list[AxisKey] = [(one.rows, 0), (one.columns, 1), (one.columns, 2), (one.rows, 3)]
-    made = shaped.graph.nodes[nodes[1]].output[0]
+    made, how = shaped.graph.nodes[nodes[1]].output[0], one.how
+    taps = [axis for axis in range(len(shaped.shapes[one.rows])) if axis not in (how.sums, how.makes)]
+    kernel = [(name, axis) for name in (one.columns, one.rows) for axis in taps]
+    whole: list[AxisKey] = [(one.rows, how.makes), (one.columns, how.sums), *kernel]
+    places = [(made, axis) for axis in range(len(shaped.shapes[made])) if axis != how.out]
     run = [keys for index, keys in labels.trace.macs if index in nodes]
-    return (weights, run), ([whole], [[*whole, (made, 0), (made, 2), (made, 3)]])
+    return (weights, run), ([whole], [[*whole, *places]])
 
 
 class _Axes:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from onnxshap import api, payoffs
+from onnxshap import api, factors, payoffs
 from onnxshap.arguments import checked, worded
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import free_batch
@@ -215,7 +215,7 @@ def sweep(
     if principal(basis, values, refitted=subject.refitted):
         subject = subject.in_bases(None if values is None else values.bases)
     if low_rank is not None:
-        subject = subject.split()
+        subject = subject.split(low_rank, progress)
         left_out = _unreachable(budgets, *subject.planned)
     budgets = {share: budget for share, budget in budgets.items() if share not in left_out}
     bench = _Bench(Evaluation.of(subject.traced, subject.held_out, payoff), len(chosen) * len(budgets), progress)
@@ -257,6 +257,8 @@ def sweep(
     progress("sweep", bench.total, bench.total)
     notes += api.notes_on_zeros(subject.traced, bench.plans) if subject.repair != "none" else ()
     notes += bench.notes(curves)
+    two = any(point.low_rank for curve in curves for point in curve.points)
+    notes += map(worded, factors.notes_on(low_rank, two, subject.unsplit))
     held_out = subject.held_out
     return Sweep(
         bench.before(), curves, bench.evaluation.judge.name, left_out, len(subject.data), subject.data.source,

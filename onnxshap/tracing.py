@@ -57,7 +57,7 @@ class Traced:
         files: the files with external data that it came with.
         tail: the last nodes of its file, where they are off (`endings`).
         path: its own file, None where it came from none.
-        splits: those of its Convs that are one in its file, and two here (`factors`).
+        splits: those of its layers that are one in its file, and two here (`factors`).
     """
 
     source: ModelProto = field(repr=False)

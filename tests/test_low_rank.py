@@ -55,15 +55,15 @@ def one(attributes: str, weight: tuple[int, ...], size: str = "9,11", **more: An
     return net(text.replace("=> (y)", "=> (float[N,3,H,W] y)"), w=weight, v=(3, weight[0], 1, 1), **more)
 
 
-def split(model: ModelProto, images: int = 24) -> tuple[onnxshap.Traced, Factored | None, Dataset]:
-    """Return a model, the same with Convs as two, and data."""
+def split(model: ModelProto, images: int = 24, low_rank: str = "spatial") -> tuple[onnxshap.Traced, Factored, Dataset]:
+    """Return a model, the same with layers as two, and data."""
     traced = onnxshap.trace(model)
     data = as_images(traced, dict(random_feeds(model, traced.shaped.inputs, 0).inputs))
     data = data.take(np.resize(np.arange(len(data)), images))
     rng = np.random.default_rng(0)
     given = {name: (v + 0.3 * rng.normal(size=v.shape)).astype(v.dtype) for name, v in data.inputs.items()}
     data = replace(data, inputs=given)
-    return traced, factored(traced, free_batch(traced), traced.groups, data), data
+    return traced, factored(traced, free_batch(traced), traced.groups, data, low_rank), data
 
 
 def narrowed(found: Factored, share: float) -> dict[str, np.ndarray[Any, Any]]:
@@ -87,11 +87,57 @@ def narrowed(found: Factored, share: float) -> dict[str, np.ndarray[Any, Any]]:
 )
 def test_a_conv_as_two_computes_the_same(attributes: str, weight: tuple[int, ...]) -> None:
     traced, found, data = split(one(attributes, weight))
-    assert found is not None
+    assert found.most
     before, after = (run_all(t, t.shaped.graph.model, data) for t in (traced, found.traced))
     assert compare(after, before, before).rel_err < 1e-5
     assert [n.op_type for n in found.traced.shaped.graph.nodes] == ["Conv", "Conv", "Relu", "Conv"]
     check_exact(found.traced.shaped.graph.model)
+
+
+LINEAR = {
+    "1x1": ("6,9,11", "8,R,S", "y = Conv(b, v)", (8, 12, 1, 1)),
+    "1x1 with strides": ("6,9,11", "8,R,S", "y = Conv<strides=[2,3], pads=[0,1,1,0]>(b, v, c)", (8, 12, 1, 1)),
+    "column": ("6,9,11", "8,R,S", "y = Conv<strides=[2,2], pads=[1,0,1,0], dilations=[2,1]>(b, v)", (8, 12, 3, 1)),
+    "row": ("6,9,11", "8,R,S", 'y = Conv<strides=[2,2], auto_pad="SAME_UPPER">(b, v, c)', (8, 12, 1, 4)),
+    "one axis": ("6,11", "8,R", "y = Conv<strides=[2], pads=[1,1]>(b, v, c)", (8, 12, 3)),
+    "MatMul": ("6,9,11", "9,11,8", "t = Transpose<perm=[0,2,3,1]>(b) y = MatMul(t, v)", (12, 8)),
+    "MatMul, weights first": ("6,11", "8,11", "y = MatMul(v, b)", (8, 12)),
+    "Gemm": ("6,1", "8", "t = Flatten(b) y = Gemm<alpha=0.5, beta=3.0>(t, v, c)", (12, 8)),
+    "Gemm, turned": ("6,1", "8", "t = Flatten(b) u = Transpose(t) y = Gemm<transA=1, transB=1>(u, v)", (8, 12)),
+}
+"""Linear layers that read 12 channels: the size of what comes in and out, the layer, and its weight."""
+
+
+def linear(name: str) -> ModelProto:
+    size, made, text, weight = LINEAR[name]
+    more: dict[str, Any] = {"c": (8,)} if "c)" in text else {}
+    head = f"(float[N,{size}] x) => (float[N,{made}] z) {{ a = Conv(x, w) b = Relu(a) {text} z = Relu(y) }}"
+    return net(head, w=(12, 6, *[1] * size.count(",")), v=weight, **more)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_other_linear_layers_as_two_compute_the_same_and_cost_what_is_written(name: str) -> None:
+    model = linear(name)
+    assert not split(model)[1].most
+    traced, found, data = split(model, low_rank="all")
+    number = next(k for k, node in enumerate(traced.shaped.graph.nodes) if "v" in node.input)
+    (rank,) = [name for name in found.most if name.startswith("y")]
+    before, after = (run_all(t, t.shaped.graph.model, data) for t in (traced, found.traced))
+    assert compare(after, before, before).rel_err < 1e-5
+    assert (found.traced.cost.macs(), found.traced.cost.params()) == (traced.cost.macs(), traced.cost.params())
+    check_exact(found.traced.shaped.graph.model)
+    plan = {rank: np.arange(len(found.values[rank])) < found.most[rank]}
+    made, free = found.written(plan)
+    pair = [node for node in made.shaped.graph.nodes if node.op_type == traced.shaped.graph.nodes[number].op_type]
+    assert len(pair) == sum(n.op_type == pair[0].op_type for n in traced.shaped.graph.nodes) + 1
+    small = onnxshap.trace(onnxshap.drop_units(made, plan))
+    assert small.cost.macs() == made.cost.macs(made.alive(plan)) < traced.cost.macs()
+    assert small.cost.params() == made.cost.params(made.alive(plan))
+    one_more = {rank: np.arange(len(found.values[rank])) <= found.most[rank]}
+    assert found.paying(one_more) == []
+    whole = run_all(traced, traced.source, data)
+    (near,) = run_all(free, onnxshap.drop_units(free, plan), data)
+    assert np.square(near - whole[0]).mean() < 0.2 * whole[0].var()
 
 
 @pytest.mark.parametrize(
@@ -108,19 +154,19 @@ def test_a_conv_as_two_computes_the_same(attributes: str, weight: tuple[int, ...
 def test_what_is_no_dense_conv_of_two_axes_stays_one(text: str, weight: tuple[int, ...]) -> None:
     model = net(f"(float[N,6,8,8] x) => (float[N,3,H,W] y) {{ {text} y = Relu(a) }}", w=weight)
     model.graph.output[0].type.tensor_type.shape.ClearField("dim")
-    assert split(model)[1] is None
+    assert not split(model)[1].most
 
 
 @pytest.mark.parametrize(("inputs", "split"), [(1365, 1), (1366, 0)])
 def test_layers_whose_covariance_takes_minutes_stay_one(inputs: int, split: int) -> None:
     model = net(f"(float[N,{inputs},3,3] x) => (float[N,2,3,3] y) {{ a = Conv<pads=[1,1,1,1]>(x, w) y = Relu(a) }}",
                 w=(2, inputs, 3, 3))  # fmt: skip
-    assert len(list(layers_of(onnxshap.trace(model)))) == split
+    assert len(list(layers_of(onnxshap.trace(model), "spatial"))) == split
 
 
 def test_the_cost_is_that_of_the_file_while_ranks_do_not_pay_and_of_two_once_they_do() -> None:
     traced, found, _ = split(chain())
-    assert found is not None
+    assert found.most
     whole, cost = traced.cost, found.traced.cost
     assert (cost.macs(), cost.params(), cost.bytes()) == (whole.macs(), whole.params(), whole.bytes())
     assert found.paying({}) == []
@@ -137,7 +183,7 @@ def test_the_cost_is_that_of_the_file_while_ranks_do_not_pay_and_of_two_once_the
 
 def test_only_convs_that_pay_are_written_as_two_and_all_units_are_the_files() -> None:
     traced, found, data = split(chain())
-    assert found is not None
+    assert found.most
     first, *others = found.most
     plan = narrowed(found, 0.5)
     for name in others:
@@ -155,16 +201,16 @@ def test_only_convs_that_pay_are_written_as_two_and_all_units_are_the_files() ->
 def test_excluded_layers_stay_one() -> None:
     traced, _, data = split(chain())
     chosen = [g for g in traced.groups if "c" not in g.producers]
-    found = factored(traced, free_batch(traced), chosen, data)
-    assert found is not None
+    found = factored(traced, free_batch(traced), chosen, data, "spatial")
+    assert found.most
     assert {part.split(".")[0] for part in found.most} == {"a", "e"}
     assert {g.name for g in found.groups} == {g.name for g in chosen} | set(found.most)
     text = "z = Conv<pads=[1,1,1,1]>(y, u)"  # makes no group, and reads one that is left out
     last = net(f"(float[N,6,9,8] x) => (float[N,4,9,8] z) {{ a = Conv(x, w) y = Relu(a) {text} }}",
                w=(9, 6, 1, 1), u=(4, 9, 3, 3))  # fmt: skip
-    assert split(last)[1] is not None
+    assert split(last)[1].most
     traced, _, data = split(last)
-    assert factored(traced, free_batch(traced), [], data) is None
+    assert not factored(traced, free_batch(traced), [], data, "spatial").most
 
 
 def test_the_first_channels_lose_less_than_those_of_the_weight_alone() -> None:
@@ -176,7 +222,7 @@ def test_the_first_channels_lose_less_than_those_of_the_weight_alone() -> None:
     )  # few directions, alike from column to column
     x = (smooth + 0.05 * rng.normal(size=(60, 3, 12, 10))).astype(np.float32)
     data = Dataset({"x": x}, None, "smooth")
-    layer = next(iter(layers_of(traced)))
+    layer = next(iter(layers_of(traced, "spatial")))
     (seen,) = columns_of(free_batch(traced), [layer], data)
     kernel = kernel_of(traced, layer)
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -210,7 +256,7 @@ def test_a_rank_is_narrowed_to_where_it_saves_and_goes_back_to_whole() -> None:
 def lost_on(pool: Dataset, rest: Dataset, traced: onnxshap.Traced, budget: float, low_rank: bool) -> tuple[float, Any]:
     free = free_batch(traced)
     values = {n: v.phi for n, v in onnxshap.score(traced, pool, method="recon").values.items()}
-    made = factored(traced, free, traced.groups, pool) if low_rank else None
+    made = factored(traced, free, traced.groups, pool, "spatial") if low_rank else None
     cutter = Cutter(traced, free, traced.groups, values, pool, "lstsq", "curves", factored=made)
     cut = cutter.cut(cutter.plan(Budget(macs=budget)))
     whole, small = (run_all(traced, m, rest)[0] for m in (traced.source, cut.model))
@@ -256,7 +302,7 @@ def test_the_report_tells_of_the_files_units_and_of_layers_that_became_two(tmp_p
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"low_rank": "tucker"}, "low_rank 'tucker' is unknown; choose one of spatial"),
+        ({"low_rank": "tucker"}, "low_rank 'tucker' is unknown; choose one of spatial, all"),
         ({"repair": "fold"}, "low_rank needs a refit"),
         ({"allocation": "uniform"}, "low_rank shares out ranks beside widths"),
         ({"allocation": "iterative"}, "low_rank shares out ranks beside widths"),
@@ -271,7 +317,9 @@ def test_what_does_not_go_with_it_is_refused(options: dict[str, Any], words: str
 
 def test_too_few_images_are_refused_in_one_line() -> None:
     images = np.random.default_rng(0).random((12, 3, 12, 10), np.float32)
-    with pytest.raises(OnnxshapError, match="needs at least 34 images"):
+    with pytest.raises(
+        OnnxshapError, match="low_rank spatial needs at least 34 images; give more data, or leave it out"
+    ):
         onnxshap.prune(chain(), images, method="l1", low_rank="spatial", keep_macs=0.5)
 
 
@@ -374,7 +422,7 @@ def test_a_uniform_share_widens_ranks_by_steps_of_theirs_and_then_to_the_whole()
 
 def test_the_least_share_of_a_search_is_one_that_ranks_reach() -> None:
     traced, found, data = split(chain(), 60)
-    assert found is not None
+    assert found.most
     phi = {group.name: np.arange(float(len(group))) for group in traced.groups}
     curves = {group.name: -np.arange(len(group) + 1.0) for group in found.groups}
     cutter = Cutter(
@@ -389,7 +437,7 @@ def test_the_least_share_of_a_search_is_one_that_ranks_reach() -> None:
 
 def test_means_that_removed_channels_leave_are_those_measured_on_what_is_written() -> None:
     _, found, data = split(chain())
-    assert found is not None
+    assert found.most
     plan = narrowed(found, 0.5)
     plan[next(iter(found.most))][:] = True
     made, free = found.written(plan)

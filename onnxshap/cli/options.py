@@ -172,7 +172,7 @@ repair_options = section(
     option(
         "--low-rank",
         type=OneOf(low_ranks),
-        help="Dense Convs may become two of lower rank, beside narrower.  [default: none does]",
+        help="Layers may become two of lower rank, beside narrower: dense Convs, or all.  [default: none does]",
     ),
     option(
         "--distill-seconds", type=float, metavar="SECONDS",

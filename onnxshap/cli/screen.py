@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _STAGES = {
     "trace": "reading the model",
+    "split": "splitting layers",
     "score": "scoring units",
     "value": "valuing units",
     "order": "putting units in order",

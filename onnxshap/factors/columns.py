@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +80,7 @@ def lines_of(x: Array, layer: Layer, most: int) -> FloatArray:
     """Return what columns of a layer's kernel see, float64[lines, positions, inputs * height], padding and all.
 
     Args:
-        x: what it reads, [images, inputs, height, width].
+        x: what it reads (`Layer.seen`), [images, inputs, height, width].
         layer: the layer.
         most: lines at most, evenly spread.
     """
@@ -100,21 +100,25 @@ def lines_of(x: Array, layer: Layer, most: int) -> FloatArray:
     return np.ascontiguousarray(lines.transpose(0, 3, 2, 1).reshape(len(number), padded.shape[3], -1), np.float64)
 
 
-def columns_of(free: Traced, layers: Sequence[Layer], data: Dataset) -> list[Columns]:
+def columns_of(
+    free: Traced, layers: Sequence[Layer], data: Dataset, progress: Callable[[int], None] = lambda images: None
+) -> list[Columns]:
     """Return the moments of what some layers read.
 
     Args:
         free: the model for evaluation.
         layers: its layers.
-        data: calibration inputs; `IMAGES` of them are used.
+        data: calibration inputs; as many as are needed are used.
+        progress: told how many these are, after every batch.
     """
     names = list(dict.fromkeys(layer.source for layer in layers))
     found, images = [Columns.of(layer) for layer in layers], 0
-    for count, values in activations(free, names, data.take(slice(0, IMAGES)), _BATCH, share=8):
+    for count, values in activations(free, names, data, _BATCH, share=8):
         if images >= _FEWEST and all(one.rows >= _ROWS for one in found):
             break
         images += count
+        progress(images)
         for one, layer in zip(found, layers, strict=True):
-            x = values[layer.source]
+            x = layer.seen(values[layer.source])
             one.add(lines_of(x, layer, -(-_ROWS * count // (_FEWEST * x.shape[3]))), layer.dilations[1])
     return found

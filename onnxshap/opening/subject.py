@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from onnxshap.bases import Bases, Turned, turned
 from onnxshap.calibrate import free_batch
@@ -78,6 +78,7 @@ class Subject:
         repair: the repair that this comes to, one of `plan.options.REPAIRS`.
         turned: how groups were put into other bases, if some were.
         factored: how layers were made two, if some were, for what plans and cuts.
+        unsplit: the names of layers that could not be, and why.
     """
 
     traced: Traced
@@ -90,6 +91,7 @@ class Subject:
     repair: str
     turned: Turned | None = None
     factored: Factored | None = None
+    unsplit: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -110,7 +112,7 @@ class Subject:
         free = free_batch(traced)
         data, held_out = given.divide(traced, data, dividing)
         repaired_on = sample(data, REPAIR_IMAGES, given.seed)
-        check_repairable(free, repaired_on, asked.repair, asked.allocation)
+        check_repairable(free, repaired_on, asked.repair, asked.allocation, asked.low_rank)
         repair = repair_for(asked.repair, len(repaired_on), noise=given.data is None)
         return cls(traced, free, groups, data, held_out, repaired_on, asked, repair)
 
@@ -130,14 +132,20 @@ class Subject:
         moved, free = in_bases(self.traced, self.free, self.groups, self.repaired_on, bases)
         return replace(self, traced=moved.traced, free=free, turned=moved)
 
-    def split(self) -> Subject:
-        """Return it with dense layers as two, which may be cut to less than their rank (`factors`).
+    def split(self, low_rank: str, progress: Progress) -> Subject:
+        """Return it with layers as two, which may be cut to less than their rank (`factors`).
+
+        Args:
+            low_rank: which, one of `factors.LOW_RANK`.
+            progress: told how far that is.
 
         Raises:
-            ModelError: as `factors.factored`.
+            DataError: the model does not run on the data.
         """
-        made = factored(self.traced, self.free, self.groups, self.repaired_on, self.samples())
-        return replace(self, factored=made)
+        given = self.samples()
+        with errors_of_data(self.repaired_on):
+            made = factored(self.traced, self.free, self.groups, self.repaired_on, low_rank, given, progress)
+        return replace(self, factored=made if made.most else None, unsplit=made.left)
 
     def samples(self) -> list[dict[str, Array]]:
         """Return inputs that the model is meant for, to trace forms of it with."""

@@ -9,6 +9,7 @@ of such losses.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -30,10 +31,14 @@ from onnxshap.walk import Repeated, Room, Walk, sizes_of
 
 FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Widths measured, as shares of a group."""
+RANKS = (0.75, 0.5, 0.25, 0.125)
+"""Those of the ranks of layers, as shares of the most that pays: what their channels count tells what lies between."""
 FEW = (0.75, 0.5, 0.25)
 """Those measured where all of them would take too long."""
 _WALKING = 3
 """Inside of a group, who share what is left of the memory: a walk, what is kept of it, and that of the cut model."""
+_LEAST = 1e-12
+"""Of the energy of all channels, and of the largest loss, what is taken for nothing."""
 IMAGES = 500
 """Most images used, three fifths to fit, the others to judge."""
 
@@ -85,30 +90,39 @@ def loss_curves(
         trials: refit its cuts and tell what they lose.
         fractions: the widths to measure.
         progress: told after every width.
-        most: name of a group that is the rank of a layer -> the widest that pays, of which the fractions are.
+        most: name of a group that is the rank of a layer -> the widest that pays, of which `RANKS` are.
     """
     free = trials.free
     whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
     plan_at = plans_at([Candidate(g.name, g.units, values[g.name]) for g in groups], traced.covers)
-    parts = trials.fitted, trials.judged
+    parts, total, done = (trials.fitted, trials.judged), steps(groups, fractions, most), itertools.count(1)
     before = [_Before(free, part, free.backend.memory * len(part) // sum(map(len, parts))) for part in parts]
 
-    def measured(number: int, group: Group) -> FloatArray:  # what it holds is let go of before the next group's is made
+    def measured(group: Group) -> FloatArray:  # what it holds is let go of before the next group's is made
         unchanged, points = _unchanged(free, group, whole), {len(group): 0.0}
         fit_on, judge_on = (part.of(unchanged) for part in before)
         left = (free.backend.memory - sum(part.taken for part in before)) // _WALKING
         walk = Repeated(Walk(free, free.shaped.graph.model, fit_on, Room(left)), left)
-        for k, fraction in enumerate(fractions):
+        for fraction in _fractions(group, fractions, most):
             width = round(fraction * most.get(group.name, len(group)))
             if 0 < width < len(group) and width not in points:
                 plan = whole | plan_at({group.name: width})
                 removal = trials.removal(plan)
                 model, _ = refit(removal, trials.fitted, trials.seed, nearest=True, effort=QUICK, original=walk)
                 points[width] = trials.loss(_outputs(free, model, judge_on, len(trials.judged)))
-            progress(number * len(fractions) + k + 1, len(groups) * len(fractions))
-        return convex(points, len(group))
+            progress(next(done), total)
+        return convex(filled(points, values[group.name]) if group.name in most else points, len(group))
 
-    return {group.name: measured(number, group) for number, group in enumerate(groups)}
+    return {group.name: measured(group) for group in groups}
+
+
+def steps(groups: Sequence[Group], fractions: Sequence[float], most: Mapping[str, int]) -> int:
+    """Return how many widths `loss_curves` measures; the arguments are its."""
+    return sum(len(_fractions(group, fractions, most)) for group in groups)
+
+
+def _fractions(group: Group, fractions: Sequence[float], most: Mapping[str, int]) -> Sequence[float]:
+    return RANKS if group.name in most else fractions
 
 
 def _unchanged(free: Traced, group: Group, whole: Mapping[str, BoolArray]) -> list[str]:
@@ -151,6 +165,34 @@ def _outputs(free: Traced, model: ModelProto, batches_: Sequence[Mapping[str, Ar
     session = free.backend.session(extract(model, given, outputs, {**free.shaped.declared, **sizes_of(batches_)}))
     parts = [by_image(free, session.run({n: feeds[n] for n in session.inputs})) for feeds in batches_]
     return [np.concatenate(column)[:images] for column in zip(*parts, strict=True)]
+
+
+def filled(points: Mapping[int, float], energy: FloatArray) -> dict[int, float]:
+    """Return measured losses of a rank with those between, which go with a power of the energy that is lost.
+
+    Above the widest that was measured they are proportional to it; below the narrowest nothing is told.
+
+    Args:
+        points: width -> loss, with the whole one's, 0, among them.
+        energy: what each channel counts, falling, float64[units].
+
+    >>> found = filled({8: 0.0, 4: 1.0, 2: 16.0}, np.array([8.0, 4, 2, 1, 0.5, 0.25, 0.125, 0.125]))
+    >>> {width: round(loss, 3) for width, loss in found.items()}
+    {2: 16.0, 3: 4.0, 4: 1.0, 5: 0.5, 6: 0.25, 7: 0.125, 8: 0.0}
+    """
+    units = len(energy)
+    lost = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
+    known = np.array(sorted(width for width in points if width < units)[::-1], np.intp)
+    if not len(known) or not lost[0] > 0:
+        return dict(points)
+    x, losses = np.log(np.maximum(lost / lost[0], _LEAST)), np.array([points[width] for width in known])
+    if not losses.max() > 0:
+        return dict(points)
+    y = np.log(np.maximum(np.maximum.accumulate(losses) / losses.max(), _LEAST))
+    least = 2 * np.log(_LEAST)  # far below, for a slope of 1
+    places, heights = np.append(x[known[0]] + least, x[known]), np.append(y[0] + least, y)
+    between = np.exp(np.interp(x, places, heights)) * losses.max()
+    return {width: float(between[width]) for width in range(known[-1], units)} | dict(points)
 
 
 def convex(points: Mapping[int, float], units: int) -> FloatArray:

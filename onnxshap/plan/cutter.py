@@ -21,7 +21,7 @@ from onnxshap.graph import finish
 from onnxshap.groups import Group
 from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, check_reachable, fits, make_plan, smallest, unvalued, wider_plans
-from onnxshap.plan.curves import affordable, loss_curves
+from onnxshap.plan.curves import affordable, loss_curves, steps
 from onnxshap.plan.options import REFITS, check_images, check_options, repair_for
 from onnxshap.plan.rounds import CutModel, Samples, eased
 from onnxshap.plan.trials import Trials
@@ -218,8 +218,26 @@ class Cutter:
     def _curves(self) -> Mapping[str, FloatArray]:
         if self.curves is None:
             with self.clock.stage("curves"):
-                self.curves = self._measured(self.traced, self.groups, self.values, self._trials(self.free))
+                if self.factored is None:
+                    self.curves = self._measured(self.traced, self.groups, self.values, self._trials(self.free))
+                else:
+                    self.curves = self._of_factored(self.factored)
         return self.curves
+
+    def _of_factored(self, made: Factored) -> dict[str, FloatArray]:
+        """Return the curves of the original's groups, on the original, and behind them those of ranks.
+
+        Pairs at full rank take more than one layer, and are refitted one after the other.
+        """
+        names = {group.name for group in self.groups}
+        groups = [group for group in made.original.groups if group.name in names]
+        ranks = [group for group in self.groups if group.name in made.most]
+        first, second = (steps(some, self._fractions, made.most) for some in (groups, ranks))
+        whole, trials = self._trials(made.original_free), self._trials(self.free)
+        return {
+            **self._measured(made.original, groups, self.values, whole, (0, first + second)),
+            **self._measured(self.traced, ranks, self.values, trials, (first, first + second)),
+        }
 
     def _after(
         self, keep: Mapping[str, BoolArray], values: Mapping[str, FloatArray], curves: Mapping[str, FloatArray]
@@ -239,11 +257,22 @@ class Cutter:
         return part.values(found, values), part.curves(lost, curves, keep)
 
     def _measured(
-        self, traced: Traced, groups: Sequence[Group], values: Mapping[str, FloatArray], trials: Trials
+        self,
+        traced: Traced,
+        groups: Sequence[Group],
+        values: Mapping[str, FloatArray],
+        trials: Trials,
+        of: tuple[int, int] = (0, 0),
     ) -> dict[str, FloatArray]:
-        """Return what groups of the model lose at each width, or of the model cut so far."""
+        """Return what groups of the model lose at each width, or of the model cut so far.
+
+        `of` tells how many widths were measured before, and how many there are in all; (0, 0) = these alone.
+        """
+
+        def tell(done: int, total: int) -> None:
+            self.progress("curves", of[0] + done, of[1] or total)
+
         most = {} if self.factored is None else self.factored.most
-        tell = partial(self.progress, "curves")
         return loss_curves(traced, groups, values, trials, self._fractions, tell, most)
 
     def _trials(self, free: Traced, original: Traced | None = None) -> Trials:

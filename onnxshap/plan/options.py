@@ -66,8 +66,8 @@ def check_options(repair: str | None, allocation: str | None, tuning_seconds: fl
         raise OnnxshapError("--repair distill needs torch; pip install 'onnxshap[distill]', or use --repair lstsq")
 
 
-def check_images(repair: str | None, allocation: str | None, images: int) -> None:
-    """Refuse to measure curves, or to distil, on too few images.
+def check_images(repair: str | None, allocation: str | None, images: int, low_rank: str | None = None) -> None:
+    """Refuse to measure curves, or to distil, on too few images; `low_rank` is what asks for curves, if it does.
 
     Raises:
         OnnxshapError: curves were asked for, and the images are too few to fit on a part of them.
@@ -77,17 +77,21 @@ def check_images(repair: str | None, allocation: str | None, images: int) -> Non
         divided(images, 0)
     least = math.ceil(FEWEST_FITTED / FITTED)
     if allocation in ("curves", "iterative") and images < least:
-        raise OnnxshapError(f"--allocation {allocation} needs at least {least} images; give more data")
+        asked = f"--allocation {allocation}" if low_rank is None else f"--low-rank {low_rank}"
+        without = "" if low_rank is None else ", or leave it out"
+        raise OnnxshapError(f"{asked} needs at least {least} images; give more data{without}")
 
 
-def check_repairable(free: Traced, data: Dataset, repair: str | None, allocation: str | None) -> None:
+def check_repairable(
+    free: Traced, data: Dataset, repair: str | None, allocation: str | None, low_rank: str | None
+) -> None:
     """Refuse a model, or images, that the repair or the allocation asked for cannot work with.
 
     Raises:
         OnnxshapError, DataError: as `check_images`.
         ModelError: the model is to be distilled, and torch cannot evaluate it, or it has nothing to tune.
     """
-    check_images(repair, allocation, len(data))
+    check_images(repair, allocation, len(data), low_rank)
     if repair == "distill":
         from onnxshap.distill.checking import check_model  # needs torch
 

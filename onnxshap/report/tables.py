@@ -61,7 +61,7 @@ def _prune_lines(report: Report) -> Iterator[str]:
         yield f"Units as combinations of the file's, where only linear ops touch them: {listed(report['turned'])}."
     if report["low_rank"]:
         split = [f"{one['node']} ({one['rank']})" for one in report["low_rank"]]
-        yield f"Convs that became two, along the height and the width, and the channels between: {listed(split)}."
+        yield f"Layers that became two (kernels: along height and width), and the channels between: {listed(split)}."
     if report["unfitted"] and report["repair"] == "lstsq":
         yield f"Cut, but not refitted (codes, loops, shared states): {listed(report['unfitted'])}."
     checked = report["verify"]["rel_err"]

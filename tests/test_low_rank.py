@@ -140,6 +140,68 @@ def test_other_linear_layers_as_two_compute_the_same_and_cost_what_is_written(na
     assert np.square(near - whole[0]).mean() < 0.2 * whole[0].var()
 
 
+def halves(**changed: FloatArray) -> ModelProto:
+    """Return `chain` in half precision, some weights changed."""
+    model = chain()
+    text = CHAIN.replace("float[", "float16[")
+    values: dict[str, Any] = {
+        t.name: changed.get(t.name, numpy_helper.to_array(t)).astype(np.float16) for t in model.graph.initializer
+    }
+    return net(text, **values)
+
+
+def test_halves_may_be_two_and_stay_halves() -> None:
+    found = onnxshap.prune(
+        halves(), smooth_images(60).astype(np.float16), method="l1", low_rank="all", keep_macs=0.5, repair="lstsq"
+    )
+    assert found.low_rank
+    assert found.verified.rel_err < 2e-2
+    assert {t.data_type for t in found.model.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    assert found.after.macs == onnxshap.trace(found.model).cost.macs()
+    traced, made, _ = split(halves(), low_rank="all")
+    plan = narrowed(made, 0.5)
+    small = onnxshap.trace(onnxshap.drop_units(made.traced, plan))
+    assert made.traced.cost.bytes() == traced.cost.bytes()
+    assert made.traced.cost.bytes(made.traced.alive(plan)) == small.cost.bytes()
+
+
+def test_a_layer_that_the_model_does_not_bear_as_two_stays_one() -> None:
+    rng = np.random.default_rng(0)
+    large, small = 1.5e4 * rng.uniform(0.9, 1, (10, 8, 3, 3)), 1e-4 * rng.normal(size=(8, 3, 3, 3))
+    traced, found, data = split(halves(wa=small, ba=np.zeros(8), wc=large))  # what c's two would weigh is no half
+    assert found.left == {"c": "as two, the outputs would differ by more than rounding"}
+    assert [name.split(".")[0] for name in found.most] == ["a", "e"]
+    before, after = (run_all(t, t.shaped.graph.model, data) for t in (traced, found.traced))
+    assert compare(after, before, before).rel_err < 2e-2
+
+
+def test_layers_that_are_borne_apart_but_not_together_are_two_as_far_as_they_are_and_a_note_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def same(_: onnxshap.Traced, made: onnxshap.Traced, group: object) -> bool:
+        return len(made.splits) < 2
+
+    assert len(split(chain())[1].most) == 3
+    monkeypatch.setattr("onnxshap.factors.bearing._same_units", same)
+    _, found, _ = split(chain())
+    assert len(found.most) == len(found.traced.splits) == 1
+    why = "as two, the units of group 'a' would be others"
+    assert found.left == {"c": why, "e": why}
+    done = onnxshap.prune(chain(), smooth_images(50), method="l1", low_rank="spatial", keep_macs=0.8)
+    assert f"low-rank: c, e stay as in the file: {why}" in done.notes
+
+
+def test_splitting_tells_how_far_it_is() -> None:
+    told = list[tuple[str, int, int]]()
+    traced, _, data = split(chain(), 40)
+    factored(traced, free_batch(traced), traced.groups, data, "spatial", progress=lambda *step: told.append(step))
+    assert {stage for stage, *_ in told} == {"split"}
+    done = [number for _, number, _ in told]
+    assert done == sorted(done)
+    assert len(done) > 5
+    assert told[-1] == ("split", 43, 43)  # images and layers
+
+
 @pytest.mark.parametrize(
     ("text", "weight"),
     [
@@ -346,6 +408,15 @@ def test_a_sweep_tells_of_every_budget_which_layers_became_two() -> None:
     points = report.sweep_report(found, model="m", seed=0)["methods"][0]["points"]
     assert all(point["shares"]["macs"] <= point["keep_macs"] for point in points)
     assert all(point["low_rank"] for point in points)
+    assert not any("low-rank" in note for note in found.notes)
+
+
+def test_a_sweep_says_when_no_layer_became_two() -> None:
+    model = net("(float[N,6,9,11] x) => (float[N,3,9,11] y) { a = Conv(x, w) b = Relu(a) y = Conv(b, v) }",
+                w=(16, 6, 1, 1), v=(3, 16, 1, 1))  # fmt: skip
+    images = np.random.default_rng(0).normal(size=(100, 6, 9, 11)).astype(np.float32)
+    found = onnxshap.sweep(model, images, methods=["l1"], keep=[0.5], low_rank="spatial")
+    assert [note for note in found.notes if "no layer became two" in note]
 
 
 @pytest.mark.parametrize("options", [{"max_drop": 0.2, "keep_macs": 0.7}, {"keep_params": 0.6}, {"keep_bytes": 0.7}])

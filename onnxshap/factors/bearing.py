@@ -17,10 +17,10 @@ from onnxshap.verify import compare, tolerance
 _CHECKED_IMAGES = 16
 _MOST = 16
 """Sets of layers that are tried, of which some are not borne."""
-_UNKNOWN = "its channels between are no units of their own"
-_COST = "the model runs otherwise once it is two"
-_OUTPUTS = "the outputs differ by more than rounding once it is two"
-_UNITS = "the units of group {!r} are others once it is two"
+_UNKNOWN = "as two, the channels between would be no units of their own"
+_COST = "as two, the model would run otherwise"
+_OUTPUTS = "as two, the outputs would differ by more than rounding"
+_UNITS = "as two, the units of group {!r} would be others"
 
 
 @dataclass
@@ -57,6 +57,7 @@ class Bearing:
         self._leave([part for part in parts if part.node not in known], _UNKNOWN)
         found = self._borne([part for part in parts if part.node in known])
         self._with(found)
+        self.left = {part.layer.name: why for part in parts if (why := self.left.get(part.layer.name)) is not None}
         return found
 
     def _with(self, parts: Sequence[Part]) -> Traced:

@@ -260,6 +260,17 @@ def test_only_convs_that_pay_are_written_as_two_and_all_units_are_the_files() ->
     assert compare(one, two, two).rel_err < 1e-5
 
 
+def test_weights_that_nothing_reads_and_biases_that_an_old_gemm_needs_are_no_matter() -> None:
+    model = chain()
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((5, 7), np.float32), "spare"))
+    traced, found, _ = split(model)
+    assert len(found.most) == 3
+    assert found.traced.cost.params() == traced.cost.params() - 35
+    old = net("(float[N,6] x) => (float[N,5] z) { y = Gemm(x, w, b) r = Relu(y) z = Gemm(r, v, c) }",
+              opset=9, w=(6, 12), b=(12,), v=(12, 5), c=(5,))  # fmt: skip
+    assert not split(old, low_rank="all")[1].most
+
+
 def test_excluded_layers_stay_one() -> None:
     traced, _, data = split(chain())
     chosen = [g for g in traced.groups if "c" not in g.producers]

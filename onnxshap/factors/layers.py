@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import array, attributes
-from onnxshap.graph.standard import op_of
+from onnxshap.graph.standard import op_of, opset_of
 from onnxshap.groups import node_name
 from onnxshap.labels import Site, Weight
 from onnxshap.labels.kernels import in_first
@@ -22,6 +22,8 @@ from onnxshap.tracing import Traced
 LOW_RANK = ("spatial", "all")
 """Which layers may be two: Convs, as a column of their kernel and then a row; these, and all other linear ones."""
 _OPS = {"spatial": ("Conv",), "all": ("Conv", "Gemm", "MatMul")}
+_BARE_GEMM = 11
+"""The opset from which on a Gemm, as the first of two is, needs no bias."""
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _LARGEST = 2048
 """Channels between beyond which splitting takes too long: it goes with the cube."""
@@ -92,10 +94,11 @@ def layers_of(traced: Traced, low_rank: str) -> Iterator[Layer]:
     """
     shaped, graph = traced.shaped, traced.shaped.graph
     stored = graph.initializers
+    ops = [op for op in _OPS[low_rank] if op != "Gemm" or opset_of(graph.model) >= _BARE_GEMM]
     uses = Counter(graph.origin.get(name, name) for name in stored)
     for site in traced.labels.trace.linear:
         node, weight = graph.nodes[site.node], site.weight
-        if weight is None or weight.groups > 1 or op_of(node) not in _OPS[low_rank]:
+        if weight is None or weight.groups > 1 or op_of(node) not in ops:
             continue
         name, output = node.input[weight.input], node.output[0]
         if (

@@ -86,8 +86,8 @@ def traced_again(traced: Traced, parts: Sequence[Part], samples: Samples) -> Tra
     at = {part.layer.node: part for part in parts}
     nodes = [n for k, node in enumerate(graph.nodes) for n in (at[k].nodes(node) if k in at else [node])]
     refill(made.graph.node, nodes)
-    used = used_names(made.graph)
-    refill(made.graph.initializer, [t for t in made.graph.initializer if t.name in used])
+    gone = {part.layer.weight for part in parts} - used_names(made.graph)
+    refill(made.graph.initializer, [t for t in made.graph.initializer if t.name not in gone])
     for part in parts:
         for name, values in part.weights().items():
             made.graph.initializer.append(initializer(name, values, kept))

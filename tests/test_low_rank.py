@@ -188,7 +188,7 @@ def test_layers_that_are_borne_apart_but_not_together_are_two_as_far_as_they_are
     why = "as two, the units of group 'a' would be others"
     assert found.left == {"c": why, "e": why}
     done = onnxshap.prune(chain(), smooth_images(50), method="l1", low_rank="spatial", keep_macs=0.8)
-    assert f"low-rank: c, e stay as in the file: {why}" in done.notes
+    assert f"low_rank: c, e stay as in the file: {why}" in done.notes
 
 
 def test_splitting_tells_how_far_it_is() -> None:
@@ -419,7 +419,7 @@ def test_a_sweep_tells_of_every_budget_which_layers_became_two() -> None:
     points = report.sweep_report(found, model="m", seed=0)["methods"][0]["points"]
     assert all(point["shares"]["macs"] <= point["keep_macs"] for point in points)
     assert all(point["low_rank"] for point in points)
-    assert not any("low-rank" in note for note in found.notes)
+    assert not any("low_rank" in note for note in found.notes)
 
 
 def test_a_sweep_says_when_no_layer_became_two() -> None:

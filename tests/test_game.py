@@ -555,7 +555,8 @@ def test_a_device_computes_exactly_and_loads_the_libraries_beside_onnxruntime(mo
     """No TF32, no search for kernels that ends differently each time; what cuda cannot run, the processor does."""
     asked, loaded = list[object](), list[bool]()
 
-    def session(_content: bytes, _options: object, providers: object) -> object:
+    def session(_content: bytes, _options: object, providers: object, disabled_optimizers: list[str]) -> object:
+        assert not disabled_optimizers
         asked.append(providers)
         return SimpleNamespace(get_providers=lambda: [backend.PROVIDERS[name]], get_inputs=list, get_outputs=list)
 

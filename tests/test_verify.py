@@ -91,6 +91,32 @@ def test_what_is_wrong_before_or_behind_a_choice_is_refused(
         pruned(choosing(kind))
 
 
+@pytest.mark.parametrize("harm", [0.0, 1e-3])
+def test_rounding_that_a_model_makes_by_itself_is_no_difference(harm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both forms are far apart for what is allowed of usual models, and so is either from itself, unoptimised."""
+    model = net(
+        """(float[N,3,24,24] x) => (float[N,16,24,24] y) {
+            a = Conv<pads=[1,1,1,1]>(x, w0) b = Sigmoid(a) y = Conv<pads=[1,1,1,1]>(b, w1)
+        }""",
+        w0=(32, 3, 3, 3), w1=(16, 32, 3, 3),
+    )  # fmt: skip
+    whole = rewrite.small_model
+
+    def harmed(*given: Any) -> ModelProto:
+        made = whole(*given)
+        weight = made.graph.initializer[0]
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1 + harm), weight.name))
+        return made
+
+    monkeypatch.setattr(cutter, "small_model", harmed)
+    monkeypatch.setattr(checking, "TOLERANCE", 1e-12)
+    if not harm:
+        assert pruned(model).verified.rel_err > 1e-12
+        return
+    with pytest.raises(VerifyError, match="differs from its masked twin"):
+        pruned(model)
+
+
 @pytest.mark.parametrize("groups", [4, 1])
 def test_what_onnx_cannot_tell_by_itself_is_told_of_the_cut_model_too(groups: int) -> None:
     """It does not know what a GroupNormalization gives (1.23), but for what the file says of that."""

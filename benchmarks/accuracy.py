@@ -14,6 +14,7 @@ cuts half of the way first and ranks and measures again.
 
 from __future__ import annotations
 
+import math
 import pickle
 import sys
 import time
@@ -225,7 +226,7 @@ def leads(found: Sequence[Found], budgets: Sequence[float]) -> str:
         if not all(sides):
             return ""
         ours, theirs = (max(side, key=lambda v: float(np.mean(v))) for side in sides)
-        spread = float(np.hypot(*(np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in (ours, theirs))))
+        spread = math.hypot(*(float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in (ours, theirs)))
         parts.append(f"{np.mean(ours) - np.mean(theirs):+.1f} ± {spread:.1f} at {budget:g}")
     return "Our best without tuning less the peers' best: " + ", ".join(parts) + "."
 

@@ -95,5 +95,5 @@ def images(folder: Path) -> Dataset:
         np.save(part, np.stack(found))
         part.replace(path)
     pixels = np.load(path).astype(np.float32) / np.float32(255)
-    centred = (pixels - np.float32(MEAN)[:, None, None]) / np.float32(STD)[:, None, None]
+    centred = (pixels - np.array(MEAN, np.float32)[:, None, None]) / np.array(STD, np.float32)[:, None, None]
     return Dataset({"image": centred.astype(np.float32)}, np.arange(len(centred)), str(folder))

@@ -462,8 +462,10 @@ def make(name: str, folder: Path) -> tuple[Path, Path, Path]:
             for seed, (part, count) in enumerate((("train", TRAIN), ("calibrate", CALIBRATE), ("test", TEST)))
         }
         module = _trained(kind, *parts["train"])
-        np.savez(calibration, **parts["calibrate"][0])
-        np.savez(test, **parts["test"][0], labels=parts["test"][1])
+        given: dict[str, Any] = parts["calibrate"][0]
+        judged: dict[str, Any] = parts["test"][0]
+        np.savez(calibration, **given)
+        np.savez(test, **judged, labels=parts["test"][1])
         _export(module, kind, parts["test"][0], net)
     return net, calibration, test
 

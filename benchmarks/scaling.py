@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -65,7 +66,7 @@ class _Net:
         self.weights.append(onnx.numpy_helper.from_array(np.array(values, np.int64), name))
         return name
 
-    def __call__(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def __call__(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node, return its output's name."""
         name = f"{kind}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
@@ -140,7 +141,7 @@ def measure(path: Path, *, units: bool = False) -> dict[str, float]:
     from onnxshap.plan import Budget, Candidate, make_plan
     from onnxshap.rewrite import cut
     from onnxshap.rules import trace_graph
-    from onnxshap.tracing import Traced
+    from onnxshap.tracing import Keep, Traced
     from onnxshap.verify import check_loads
 
     found: dict[str, float] = {}
@@ -168,7 +169,7 @@ def measure(path: Path, *, units: bool = False) -> dict[str, float]:
         rng = np.random.default_rng(0)
         candidates = [Candidate(g.name, g.units, rng.random(len(g))) for g in groups]
 
-        def shares(keep: dict[str, np.ndarray]) -> dict[str, float]:
+        def shares(keep: Keep) -> dict[str, float]:
             live = traced.alive(keep)
             return {"macs": cost.macs(live) / cost.macs(), "params": cost.params(live) / cost.params()}
 

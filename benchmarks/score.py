@@ -221,7 +221,7 @@ def compare(
         seconds, values = processor(lambda s=seed: spend(setting, group, rows, s))
         ours.append((seconds, error(values.phi)))
     wanted = float(np.mean([e for _, e in paper]))
-    same: list[Any] = []
+    same: list[tuple[float, int]] = []
     for share in (1.0, QUICK):
         budget = 4 * (n + 1)
         while True:  # a tenth more each time, until the error over the draws is as small
@@ -231,12 +231,12 @@ def compare(
             if np.mean([error(v.phi) for _, v in found]) <= wanted or budget >= rows:
                 break
             budget = int(1.1 * budget) + 1
-        same += [min(s for s, _ in found), found[0][1].evals]
+        same.append((min(s for s, _ in found), found[0][1].evals))
     return Against(
         group.name.split("/")[-1] or group.name, n, rows,
         min(s for s, _ in paper), min(s for s, _ in ours),
         wanted, float(np.mean([e for _, e in ours])),
-        *same, bias,
+        *same[0], *same[1], bias,
     )  # fmt: skip
 
 

@@ -174,7 +174,8 @@ def score(
         progress: told after every block of images.
         basis: `principal` values the units that `prune` cuts by default (its `basis`), combinations of the file's where
             linear ops alone touch them; the values carry them along. `own` (None) values the file's.
-        say: told before the scoring what took the method's place, and what a game that takes minutes takes.
+        say: told before the scoring what should be known of it: what took the method's place, that the time is for few
+            images, what a game that takes minutes takes. What is told of the result, its notes tell too.
 
     Raises:
         ModelError, DataError, BudgetError: as their names say.
@@ -250,8 +251,8 @@ def prune(
         target_latency: most milliseconds a run of one image (or of the file's fixed batch) may take, measured.
         max_drop: the smallest model that loses at most this on `eval_data`, else on two fifths of `data` held out:
             accuracy where there are labels, agreement with the original's classes, or else the payoff.
-        multiple_of: step of the widths; None = 8 or 4 for wide groups, what runtimes run well, finer where that leaves
-            a tenth of the budget unused.
+        multiple_of: step of the widths; None = 16, 8 or 4 for wide groups, what runtimes run well, finer where that
+            leaves a tenth of the budget unused.
         min_units: least width of a group.
         repair: what is done about what the cut leaves behind: `lstsq` refits the consumers, `distill` (needs torch)
             then tunes all weights against the original, `fold` puts calibration means into the consumers' biases
@@ -309,6 +310,8 @@ def prune(
         _check_budget(budget, *subject.planned, searched=searched)
     with clock.stage("score"):
         scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values, refitted=subject.refitted)
+        if subject.refitted and values is None and samples is None:
+            scoring = scoring.noting_few(subject.traced, groups, len(subject.data))
         scoring, seconds = scoring.ordered(refitted=subject.refitted)
         ordering = Ordering(progress, seconds)
         scored = sample(subject.data, scoring.images(subject.traced, groups, samples), seed)

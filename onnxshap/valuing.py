@@ -55,6 +55,7 @@ INSTEAD = "recon"
 ORDERING = 0.2
 """Of the seconds that scoring may take, those for the order of a refit, where one follows."""
 _MINUTE = 60.0
+_LITTLE = "for little that a refit leaves of them"
 MOST = 4 * WORK
 """Multiply-accumulates of one image from which on nobody waits for a game who has not asked for it."""
 _ONE_BY_ONE = (
@@ -294,9 +295,10 @@ class Scoring:
             most = min(ASIDE, np.inf if seconds is None else seconds * RATE)
             if FEWEST * work <= most:
                 return replace(self, work=ASIDE, fewest=FEWEST)
+            reason = f"more than --max-seconds {seconds:g}" if seconds and most < ASIDE else _LITTLE
             why = (
                 f"{FEWEST} images, below which the values of {self.method} are noise, would take it some "
-                f"{span(FEWEST * work / RATE)} on one core, for little that a refit leaves of them"
+                f"{span(FEWEST * work / RATE)} on one core, {reason}"
             )
         elif seconds is None and work > MOST:
             why = f"a single image would take {self.method} some {span(work / RATE)} on one core"
@@ -324,11 +326,11 @@ class Scoring:
             return self
         seconds = span(FEWEST * work_of(traced, groups) / RATE)
         note = (
-            f"the time is for {count} images (--samples); values of less than {FEWEST} are noise, which prune does not "
+            f"the time is for {_counted(count)} (--samples); values of less than {FEWEST} are noise, which prune does not "
             f"heed where it refits; --samples {FEWEST} takes some {seconds} on one core, and --method {INSTEAD}, which "
             "prune takes here by itself, plays no game"
         )
-        return replace(self, notes=(*self.notes, note))
+        return replace(self, notes=(*self.notes, worded(note)))
 
     def ordered(self, *, refitted: bool) -> tuple[Scoring, float | None]:
         """Return how units are scored where they are then put in the order of a refit, and the seconds for that."""
@@ -372,10 +374,11 @@ class Scoring:
         seconds = min(images * work_of(traced, groups) / RATE / hands, self.rules.max_seconds or np.inf)
         if seconds < _MINUTE:
             return ()
-        return (
-            f"{self.method} plays on {images} images (--samples), for some {span(seconds)}{_by(hands)}, or less where "
-            f"the cut is decided before; --max-seconds ends it sooner, --method {INSTEAD} plays no game",
+        note = (
+            f"{self.method} plays on {_counted(images)} (--samples), for some {span(seconds)}{_by(hands)}, or less "
+            f"where the cut is decided before; --max-seconds ends it sooner, --method {INSTEAD} plays no game"
         )
+        return (worded(note),)
 
     def _header(self, setting: Setting, groups: Sequence[Group], model: str) -> dict[str, str | int | None]:
         """Return all that the results depend on, as a journal keeps it."""
@@ -401,6 +404,10 @@ class Scoring:
         if cluster := self.cluster:
             return lambda tell: Cluster(setting, self.method, cluster)
         return (lambda tell: Processes(setting, self.method, self.workers)) if self.workers else None
+
+
+def _counted(images: int) -> str:
+    return "1 image" if images == 1 else f"{images} images"
 
 
 def _by(hands: int) -> str:

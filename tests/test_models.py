@@ -212,6 +212,8 @@ def test_a_game_that_the_cut_would_not_heed_is_played_only_where_it_is_asked_for
 
     assert method() == "shapley"
     assert method(max_seconds=1e-3) == "recon"
+    short = onnxshap.prune(model, data, keep_units=0.5, max_seconds=1e-3)
+    assert any("more than max_seconds 0.001; method shapley insists" in note for note in short.notes)
     traced = onnxshap.trace(model)
     work = work_of(traced, traced.groups)
     monkeypatch.setattr("onnxshap.valuing.ASIDE", 20 * work)
@@ -228,14 +230,18 @@ def test_a_game_that_the_cut_would_not_heed_is_played_only_where_it_is_asked_for
 
 
 def test_scores_of_too_few_images_to_be_heeded_are_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`score` plays on where `prune`, which refits, takes recon."""
+    """`score` plays on where `prune`, which refits, takes recon, unless it is told to play."""
     model, images = MODELS / "fashion_vgg.onnx", np.random.default_rng(0).normal(size=(21, 1, 28, 28))
     traced = onnxshap.trace(model)
     for count in (20, 19):
         monkeypatch.setattr("onnxshap.valuing.WORK", int(count * work_of(traced, traced.groups)) + 1)
-        found = onnxshap.score(model, images.astype(np.float32))
-        assert found.images == count
-        assert any("the time is for 19 images (--samples)" in note for note in found.notes) == (count < 20)
+        said: list[str] = []
+        found = onnxshap.score(model, images.astype(np.float32), say=said.append)
+        result = onnxshap.prune(model, images.astype(np.float32), keep_units=0.5, method="shapley")
+        assert found.images == result.scores.images == count
+        for notes in (said, found.notes, result.notes):
+            assert any("the time is for 19 images (samples)" in note for note in notes) == (count < 20)
+    assert not any("--" in note for note in (*said, *result.notes))
 
 
 def test_an_output_that_is_nothing_but_rounding_is_no_difference() -> None:

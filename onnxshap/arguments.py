@@ -33,6 +33,7 @@ _OTHERWISE = {
     "normalize": "onnxshap.data.Images",
     **{f"keep_{share}": f"Budget.{share}" for share in ("macs", "params", "bytes", "units")},
     **{name: f"Budget.{name}" for name in ("multiple_of", "min_units")},
+    "journal": "journal",
 }
 """What the library has in place of options that are no arguments of what was called."""
 _WORDS = {int: "whole number", float: "number", str: "string", Path: "path", NoneType: "None"}
@@ -64,7 +65,7 @@ def checked(function: Function) -> Function:
 
 
 _names: ContextVar[Collection[str] | None] = ContextVar("_names", default=None)
-"""Of the arguments that messages tell of: those of what was called first; empty = of options, it was a command."""
+"""Of the arguments that messages tell of: those of what was called first; of the options, where that was a command."""
 
 
 @contextmanager
@@ -74,17 +75,13 @@ def naming(names: Collection[str]) -> Iterator[None]:
         yield
         return
     with _told(names):
-        try:
-            yield
-        except OnnxshapError as error:
-            error.args = (worded(str(error)),)
-            raise
+        yield
 
 
 @contextmanager
-def telling_options() -> Iterator[None]:
-    """Leave the options of the command line in messages: it is a command that calls the library."""
-    with _told(()):
+def telling_options(options: Collection[str] = ()) -> Iterator[None]:
+    """Leave the options of the command line in messages: it is a command, with these, that calls the library."""
+    with _told(options):
         yield
 
 
@@ -93,6 +90,9 @@ def _told(names: Collection[str]) -> Iterator[None]:
     token = _names.set(names)
     try:
         yield
+    except OnnxshapError as error:
+        error.args = (worded(str(error)),)
+        raise
     finally:
         _names.reset(token)
 
@@ -109,8 +109,11 @@ def worded(text: str) -> str:
         return text
 
     def argument(option: re.Match[str]) -> str:
+        short = option[0].removesuffix("-macs")  # a sweep's
+        if any(one.startswith("-") for one in names):
+            return short if option[0] not in names and short in names else option[0]
         name = option[1].replace("-", "_")
-        alike = (name, f"{name}s", name.removesuffix("_macs"))  # the last is a sweep's
+        alike = (name, f"{name}s", name.removesuffix("_macs"))
         return next((one for one in alike if one in names), _OTHERWISE.get(name, option[0]))
 
     return re.sub(r"--([a-z]+(?:-[a-z]+)*)", argument, text)

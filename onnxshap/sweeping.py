@@ -223,12 +223,13 @@ def sweep(
     curves: list[Curve] = []
     notes = [*subject.traced.notes]
     settled = Scoring(METHOD, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
+    settled = settled.noting(subject.turned if basis == "principal" else None)
     if methods is None and values is None:
         settled = settled.in_reach(subject.traced, groups, samples, payoff, refitted=subject.refitted)
         chosen, samples = [settled.method], settled.images(subject.traced, groups, samples)
-        notes += settled.notes
-        for text in settled.notes:
-            say(text)
+    notes += settled.notes
+    for text in settled.notes:
+        say(text)
     if values is not None and eval_data is None:
         notes.append(worded(_SEEN))
     if subject.data.labels is None:  # else those that score tell

@@ -326,9 +326,9 @@ class Scoring:
             return self
         seconds = span(FEWEST * work_of(traced, groups) / RATE)
         note = (
-            f"the time is for {_counted(count)} (--samples); values of less than {FEWEST} are noise, which prune does not "
-            f"heed where it refits; --samples {FEWEST} takes some {seconds} on one core, and --method {INSTEAD}, which "
-            "prune takes here by itself, plays no game"
+            f"the time is for {_counted(count)} (--samples); values of less than {FEWEST} are noise, which prune does "
+            f"not heed where it refits; --samples {FEWEST} takes some {seconds} on one core, and --method {INSTEAD}, "
+            "which prune takes here by itself, plays no game"
         )
         return replace(self, notes=(*self.notes, worded(note)))
 

@@ -119,6 +119,27 @@ def test_what_units_are_scored_by_is_told_before_they_are_and_once(
         assert place < events.index("scored")
 
 
+@pytest.mark.parametrize("command", ["prune", "sweep"])
+def test_options_of_a_game_that_is_not_played_are_told_to_have_no_effect(
+    here: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(valuing, "ASIDE", 1)
+    more = ["--keep", "0.5", "--eval-data", "d.npz"] if command == "sweep" else []
+    said = fine(command, "m.onnx", "--data", "d.npz", "--baseline", "zero", "--workers", "2", *more).stderr
+    assert "units are valued by recon" in said
+    assert said.count("--baseline, --workers have no effect: recon is without a game") == 1
+    assert "no effect" not in fine(command, "m.onnx", "--data", "d.npz", *more).stderr
+
+
+def test_a_sweep_names_its_own_options_and_tells_what_changed_nothing(here: Path) -> None:
+    for keep, told in (("2", "error: --keep is 2; give"), ("0.0001", "error: --keep 0.0001 cannot be reached")):
+        assert told in call("sweep", "m.onnx", "--data", "d.npz", "--eval-data", "d.npz", "--keep", keep).stderr
+    assert "error: --keep-macs is 2; give" in call("prune", "m.onnx", "--data", "d.npz", "--keep-macs", "2").stderr
+    swept = ["sweep", "m.onnx", "--data", "d.npz", "--eval-data", "d.npz", "--keep", "0.5", "--method", "l1"]
+    for more, times in (([], 0), (["--basis", "principal"], 1)):
+        assert fine(*swept, *more).stderr.count("note: --basis principal: all units are the file's") == times
+
+
 @pytest.mark.parametrize("share", ["0.5", "50%"])
 def test_shares_are_numbers_or_percentages(here: Path, share: str) -> None:
     result = fine("prune", "m.onnx", "--data", "d.npz", "--samples", "2", "--keep-params", share, "--json")
@@ -725,8 +746,9 @@ def test_options_without_effect_are_told_by_every_command(here: Path) -> None:
         "--normalize has no effect" in fine("unify", "m.onnx", "--keep-bytes", "0.9", "--normalize", "0.5/0.5").stderr
     )
     fine("score", "m.onnx", "--data", "d.npz", "--samples", "2", "-o", "v.json")
-    said = fine("prune", "m.onnx", "--data", "d.npz", "--values", "v.json", "--baseline", "zero").stderr
-    assert "--baseline has no effect: --values brings its own values" in said
+    more = ("--baseline", "zero", "--samples", "2")
+    said = fine("prune", "m.onnx", "--data", "d.npz", "--values", "v.json", *more).stderr
+    assert "--baseline, --samples have no effect: --values brings its own values" in said
 
 
 def test_a_latency_that_the_model_has_is_told_beside_other_budgets(here: Path) -> None:

@@ -34,6 +34,7 @@ from onnxshap.cli.shared import (
     print_found,
     refuse_beside,
     say_defaults,
+    say_unplayed,
 )
 from onnxshap.cli.types import FilePath, Share
 
@@ -144,6 +145,7 @@ def prune(
             "processor's vector units idle; --multiple-of 8 or 16, or --target-latency MS, keeps to widths that gain"
         )
     screen.notes(result.notes)
+    say_unplayed(screen, result.scores.method)
     for line in report.frozen_lines(found):
         screen.detail(line)
     screen.detail("seconds: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.seconds.items()))

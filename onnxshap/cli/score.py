@@ -19,7 +19,7 @@ from onnxshap.cli.options import (
 )
 from onnxshap.cli.screen import Screen
 from onnxshap.cli.sections import Command, option, section
-from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults
+from onnxshap.cli.shared import backend_of, check_outputs, need_data, output_of, print_found, say_defaults, say_unplayed
 from onnxshap.cli.types import OneOf, bases
 
 
@@ -75,4 +75,5 @@ def score(
     Path(kept).unlink(missing_ok=True)
     print_found(as_json, report.values_report(found), [report.values_table(found)])
     screen.notes(found.notes)
+    say_unplayed(screen, found.method)
     screen.note(f"wrote {written}")

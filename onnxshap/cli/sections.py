@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from onnxshap.arguments import telling_options
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 _FEW = 6
 """Names that stand beside an option in its help."""
@@ -52,6 +54,11 @@ def section(title: str, *options: Callable[[Function], Function]) -> Callable[[F
 
 class Command(click.Command):
     """A command whose help shows its options section by section, in the order in which they are declared."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; what the library says names its options."""
+        with telling_options([name for param in self.params for name in param.opts]):
+            return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write them."""

@@ -85,7 +85,7 @@ def _idle(given: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str]]]:
     elif all(isinstance(method := METHODS[name], ByImage) and method.zero_filled for name in named):
         yield f"{', '.join(named)} leaves nothing in a removed unit's place", ["baseline"]
     if given.get("values") is not None:
-        yield "--values brings its own values", ["baseline"]
+        yield "--values brings its own values", ["baseline", "samples"]
     if given.get("repair") != "distill":
         yield "nothing is distilled without --repair distill", ["distill_seconds"]
     if given.get("keep_units") is not None:
@@ -101,7 +101,27 @@ def say_idle(screen: Screen) -> None:
     for why, options in _idle(ctx.params):
         given = [names[name] for name in options if name in names and is_given(ctx, name)]
         if given:
-            screen.later(f"note: {', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect: {why}")
+            screen.later(f"note: {_without_effect(given)}: {why}")
+
+
+def say_unplayed(screen: Screen, method: str) -> None:
+    """Say which options change nothing where a method without a game took the place of the default one.
+
+    A limit in seconds is among what the note on that names.
+    """
+    from onnxshap.methods import GAMELESS
+
+    ctx = click.get_current_context()
+    if method not in GAMELESS or any(ctx.params.get(name) for name in ("method", "methods", "values")):
+        return
+    names = {param.name: param.opts[-1] for param in ctx.command.params}
+    given = [names[name] for name in ("baseline", "decided", "workers") if is_given(ctx, name)]
+    if given:
+        screen.note(f"note: {_without_effect(given)}: {method} is without a game")
+
+
+def _without_effect(options: Sequence[str]) -> str:
+    return f"{', '.join(options)} {'has' if len(options) == 1 else 'have'} no effect"
 
 
 def say_defaults(screen: Screen, data: str | None, payoff: str | None, *, budget: bool = True) -> None:

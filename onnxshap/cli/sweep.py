@@ -20,7 +20,15 @@ from onnxshap.cli.options import (
 )
 from onnxshap.cli.screen import Screen
 from onnxshap.cli.sections import Command, option, section
-from onnxshap.cli.shared import backend_of, check_outputs, listed, print_found, refuse_beside, say_defaults
+from onnxshap.cli.shared import (
+    backend_of,
+    check_outputs,
+    listed,
+    print_found,
+    refuse_beside,
+    say_defaults,
+    say_unplayed,
+)
 from onnxshap.cli.types import FilePath, OneOf, ShareList, methods
 
 
@@ -101,6 +109,7 @@ def sweep(
             write_plot(found, plot)
     print_found(as_json, found, report.sweep_tables(found))
     screen.notes(result.notes)
+    say_unplayed(screen, result.curves[0].method)
     for share, why in result.left_out.items():
         screen.note(f"left out {share:g}: {why}")
     if output is not None or plot is not None:

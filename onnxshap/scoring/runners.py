@@ -31,7 +31,7 @@ from onnxshap.methods.base import Tell
 from onnxshap.scoring.jobs import Job, Player, Result
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-_GO_ON = "run the same command again with --journal to go on, or leave out --cluster"
+_GO_ON = "run the same command again (score and prune go on with --journal), or leave out --cluster"
 PATIENCE = 60.0
 """Seconds to wait for a cluster's workers to come back."""
 _POLL = 0.01

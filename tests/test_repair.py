@@ -26,6 +26,7 @@ from onnxshap.plan.curves import loss_curves
 from onnxshap.plan.trials import Trials
 from onnxshap.repair import matching, refit, rematch
 from onnxshap.repair.moments import Moments, pooled_scale
+from onnxshap.repair.recurrent import Weights
 from onnxshap.repair.regression import Effort, Response, Rows, solve
 from onnxshap.repair.systems import system
 from onnxshap.repair.targets import find_layers
@@ -492,6 +493,51 @@ def test_recurrent_weights_before_the_cut_stay_as_they_are() -> None:
     assert {r.node for r in found.refits} == {"y"}
     old, new = ({t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, found.model))
     assert all(np.array_equal(old[n], new[n]) for n in ("w", "r", "b"))
+
+
+HALVES = {
+    "weight": ("y = MatMul(h, v)", {}, "lstsq"),
+    "bias": ("y = Gemm<beta=0.000001>(h, v, c)", {"c": np.zeros(3, np.float16)}, "lstsq"),
+    "folded": ("y = MatMul(h, v)", {}, "fold"),
+}
+"""What reads units that are twice there, what it adds, and how it is repaired."""
+
+
+@pytest.mark.parametrize("what", HALVES)
+def test_what_halves_do_not_hold_is_not_written(what: str) -> None:
+    """Of each two of 8 units one goes; weights of 5e4, or a bias in millionths, would be beyond 65504."""
+    text, given, repair = HALVES[what]
+    more: dict[str, Any] = given
+    large = np.full((8, 3), 5e4) if what != "bias" else np.full((8, 3), 1e4)
+    model = exactness.net(
+        f"(float16[N,4] x) => (float16[N,3] y) {{ a = MatMul(x, u) h = Abs(a) {text} }}",
+        u=(1e-3 * np.eye(4).repeat(2, axis=1)).astype(np.float16), v=large.astype(np.float16), **more,
+    )  # fmt: skip
+    x = (40 * (what == "bias") + np.random.default_rng(0).normal(size=(60, 4))).astype(np.float16)
+    traced, data = open_model(model, x)
+    (group,) = traced.groups
+    free, plan = free_batch(traced), {group.name: np.arange(8) % 2 == 0}
+    removal = Removal(traced, free, plan, {})
+    if repair == "fold":
+        made = rematch(removal, data)
+    else:
+        made, reports = refit(removal, data)
+        assert [(r.ridge, r.after == r.before > 0.1) for r in reports] == [(None, True)]
+    unfitted = removal.in_file()
+    assert made.graph.node == unfitted.graph.node
+    assert {t.name: t for t in made.graph.initializer} == {t.name: t for t in unfitted.graph.initializer}
+
+
+def test_recurrent_weights_that_halves_do_not_hold_are_not_written() -> None:
+    model, data = recurrent("GRU")
+    traced, _ = open_model(model, data)
+    node = next(n for n in traced.shaped.graph.nodes if n.op_type == "GRU")
+    found = Weights.of(traced.shaped.graph.model, node, traced)
+    stored = list[str]()
+    for r, done in ((found.r, True), (found.r + 7e4, False)):
+        halves = replace(found, r=r, dtype=np.dtype(np.float16))
+        assert halves.store(node, lambda _node, _number, wish, _values: stored.append(wish)) is done
+        assert len(stored) == 3
 
 
 def test_weights_that_nothing_refits_are_named() -> None:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnxshap.core import Array, BoolArray
+from onnxshap.core import Array, BoolArray, FloatArray
 from onnxshap.errors import ModelError, first_line
 from onnxshap.graph.external import mapped
 from onnxshap.graph.held import Held, InFile, InMemory, opened
@@ -89,6 +90,13 @@ def is_kept(tensor: TensorProto) -> bool:
     return tensor.data_location == TensorProto.EXTERNAL and any(
         e.key == LOCATION and e.value.startswith(_TICKET) for e in tensor.external_data
     )
+
+
+def as_stored(values: FloatArray, dtype: np.dtype[Any]) -> Array | None:
+    """Return what a type makes of some values; None where it does not hold one: a half ends at 65504."""
+    with np.errstate(over="ignore"):
+        found = np.asarray(values).astype(dtype)
+    return found if bool((np.isfinite(found) | ~np.isfinite(values)).all()) else None
 
 
 def set_values(tensor: TensorProto, found: Array) -> None:

@@ -34,6 +34,7 @@ def fit_recurrent(walks: Walks, layer: Recurrent, effort: Effort, seed: int) -> 
         ridges += [] if ridge is None else [ridge]
     before, after = (float(np.mean(column)) for column in zip(*errors, strict=True))
     if any(now < was for was, now in errors):
-        gates.store(node, walks.coefficients.store)
+        if not gates.store(node, walks.coefficients.store):
+            return Refit(layer.name, before, before, None)
         walks.present.rewired([layer.index])
     return Refit(layer.name, before, after, max(ridges, default=None))

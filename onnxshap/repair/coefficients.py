@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto
 
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import Names, array, is_op
-from onnxshap.graph.weights import set_values
+from onnxshap.graph.weights import as_stored, set_values
 from onnxshap.labels.kernels import by_group, ungrouped
 from onnxshap.repair.targets import Layer
 from onnxshap.shapes.constants import static_values
@@ -113,30 +113,44 @@ class Coefficients:
         groups, ins, taps, outs = found.shape
         return found.reshape(groups, ins * taps, outs)
 
-    def write(self, layers: Sequence[Layer], coefficients: FloatArray, biases: Sequence[FloatArray]) -> None:
-        """Store [groups, inputs x taps, outputs of a group] of layers with one weight, and their biases, if any."""
+    def write(self, layers: Sequence[Layer], coefficients: FloatArray, biases: Sequence[FloatArray]) -> bool:
+        """Store [groups, inputs x taps, outputs of a group] of layers with one weight, and their biases, if any.
+
+        Return whether that was done: all is left as it is where the types of what is stored do not hold it.
+        """
         w, values = layers[0].weight, self._weights(layers[0])
-        back = ungrouped(coefficients, w, values)
+        back = as_stored(ungrouped(coefficients, w, values), values.dtype)
+        shifts = [self._as_bias(layer, b, values.dtype) for layer, b in zip(layers, biases, strict=False)]
+        fitting = [shift for shift in shifts if shift is not None]
+        if back is None or len(fitting) < len(shifts):
+            return False
         made = ""
         for layer in layers:
             node = self.model.graph.node[layer.index]
             if made:  # computed of what is stored once for all of them: stored once again
                 node.input[w.input] = made
-            elif not self.store(node, w.input, f"{layer.y}.weight", back.astype(values.dtype)):
+            elif not self.store(node, w.input, f"{layer.y}.weight", back):
                 made = node.input[w.input]
-        for layer, bias in zip(layers, biases, strict=False):
-            self._write_bias(layer, bias, values.dtype)
+        for layer, shift in zip(layers, fitting, strict=False):
+            self._write_bias(layer, shift)
+        return True
 
-    def _write_bias(self, layer: Layer, bias: FloatArray, dtype: np.dtype[Any]) -> None:
+    def _as_bias(self, layer: Layer, bias: FloatArray, dtype: np.dtype[Any]) -> Array | None:
+        """Return a bias float64[width] as it is stored, one that is new in `dtype`; None where it does not fit."""
+        own = bias / (layer.weight.bias[1] if layer.weight.bias is not None else 1.0)
+        if layer.bias is None:
+            return as_stored(own, dtype)
+        old = array(self._stored[layer.bias])
+        return as_stored(own.reshape(old.shape), old.dtype)
+
+    def _write_bias(self, layer: Layer, values: Array) -> None:
         node, w = self.model.graph.node[layer.index], layer.weight
         if layer.bias is not None:
-            old = array(self._stored[layer.bias])
-            factor = w.bias[1] if w.bias is not None else 1.0
-            set_values(self._stored[layer.bias], (bias / factor).reshape(old.shape).astype(old.dtype))
+            set_values(self._stored[layer.bias], values)
         elif w.bias is not None:
             while len(node.input) <= w.bias[0]:
                 node.input.append("")
-            self.store(node, w.bias[0], f"{layer.y}.bias", (bias / w.bias[1]).astype(dtype))
+            self.store(node, w.bias[0], f"{layer.y}.bias", values)
 
     def store(self, node: NodeProto, number: int, wish: str, values: Array) -> bool:
         """Store an input of a node where it is stored, else under a new name; return whether it was."""

@@ -68,8 +68,10 @@ def fit_linear(walks: Walks, layers: Sequence[Layer], effort: Effort, seed: int)
         solved, before, after, ridge = solve(*rows, present, inputs, effort)
     if after < before:
         fitted = [solved[:, inputs + number].reshape(-1) for number in range(len(biases))]
-        coefficients.write(layers, solved[:, :inputs], fitted)
-        walks.go_on(layers)
+        if coefficients.write(layers, solved[:, :inputs], fitted):
+            walks.go_on(layers)
+        else:
+            after, ridge = before, None
     return Refit(walks.model.graph.node[first.index].name or first.y, before, after, ridge)
 
 

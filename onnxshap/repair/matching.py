@@ -33,7 +33,8 @@ def match(walks: Walks, layers: Sequence[Layer]) -> None:
     nothing = np.zeros(len(factor))
     offsets = [(factor * shift + m.shift(factor) - shift) / scale if biases else nothing for m in every]
     matched = [bias * factor + offset for bias, offset in zip(biases, offsets, strict=False)]
-    walks.coefficients.write(layers, old * factor.reshape(groups, 1, outputs), matched)
+    if not walks.coefficients.write(layers, old * factor.reshape(groups, 1, outputs), matched):
+        return
     for layer, offset in zip(layers, offsets, strict=True):
         walks.present.edited(layer.y, partial(scaled, channels=layer.outputs, factor=factor, offset=offset))
     walks.go_on(layers)

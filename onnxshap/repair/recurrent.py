@@ -21,6 +21,7 @@ from scipy.special import expit
 from onnxshap.core import Array, BoolArray, FloatArray
 from onnxshap.graph import Names, attributes, is_op
 from onnxshap.graph.structure import reads
+from onnxshap.graph.weights import as_stored
 from onnxshap.labels import Liveness
 from onnxshap.repair.regression import Rows
 from onnxshap.repair.systems import Single
@@ -170,16 +171,24 @@ class Weights:
         wb, rb = np.split(biases.astype(np.float64), 2, axis=1)
         return cls(w.astype(np.float64), r.astype(np.float64), wb, rb, w.dtype)
 
-    def store(self, node: NodeProto, store: Store) -> None:
-        """Make them those of a node, in place; zero biases are left out where there are none."""
+    def store(self, node: NodeProto, store: Store) -> bool:
+        """Make them those of a node, in place; zero biases are left out where there are none.
+
+        Return whether that was done: all is left as it is where their type does not hold them.
+        """
         biases = np.concatenate([self.wb, self.rb], axis=1)
         hint = next(o for o in node.output if o)
-        for number, values in ((_W, self.w), (_R, self.r), (_B, biases)):
+        every = [as_stored(values, self.dtype) for values in (self.w, self.r, biases)]
+        fitting = [values for values in every if values is not None]
+        if len(fitting) < len(every):
+            return False
+        for number, values in zip((_W, _R, _B), fitting, strict=True):
             if len(node.input) <= number and not values.any():
                 continue
             node.input.extend([""] * (number + 1 - len(node.input)))
             if node.input[number] or values.any():
-                store(node, number, f"{hint}.{'WRB'[number - 1]}", values.astype(self.dtype))
+                store(node, number, f"{hint}.{'WRB'[number - 1]}", values)
+        return True
 
 
 @dataclass(frozen=True)
@@ -332,6 +341,6 @@ class Gates:
         else:
             now.rb[:, rows] = columns[..., -1]
 
-    def store(self, node: NodeProto, store: Store) -> None:
-        """Make the weights those of the node of the cut model."""
-        self._present.store(node, store)
+    def store(self, node: NodeProto, store: Store) -> bool:
+        """Make the weights those of the node of the cut model, and return whether its type holds them."""
+        return self._present.store(node, store)

@@ -842,11 +842,14 @@ def test_an_empty_path_is_not_the_folder_one_is_in(here: Path, option: str) -> N
         assert "is empty: give .np" in said
 
 
-def test_too_few_images_for_curves_are_told_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_images_are_told_before_the_scoring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(valuing, "score_groups", unreachable)
     for allocation in ("curves", "iterative"):
         said = refused("prune", "m.onnx", "--data", "d.npz", "--keep-macs", "0.5", "--allocation", allocation)
         assert f"allocation {allocation} needs at least 34 images" in said
+    np.savez("few.npz", **{name: values[:3] for name, values in np.load("d.npz").items()})
+    for command in (("prune",), ("sweep", "--eval-data", "d.npz")):
+        assert "lstsq needs at least 5 images" in refused(*command, "m.onnx", "--data", "few.npz", "--repair", "lstsq")
 
 
 def test_every_command_documents_every_option() -> None:

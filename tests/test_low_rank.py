@@ -379,7 +379,7 @@ def test_the_report_tells_of_the_files_units_and_of_layers_that_became_two(tmp_p
         ({"repair": "fold"}, "low_rank needs a refit"),
         ({"allocation": "uniform"}, "low_rank shares out ranks beside widths"),
         ({"allocation": "iterative"}, "low_rank shares out ranks beside widths"),
-        ({"keep_units": 0.5}, "low_rank shares out ranks beside widths"),
+        ({"keep_units": 0.5}, "low_rank shares out ranks .*; leave keep_units out, or low_rank"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(options: dict[str, Any], words: str) -> None:

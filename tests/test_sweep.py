@@ -189,7 +189,7 @@ def test_the_command_prints_a_table_and_writes_what_it_is_asked_for(here: Path) 
     result = call(*common, "--repair", "fold", "-o", "s.json", "--plot", "s.svg")
     assert result.exit_code == 0, result.stderr
     left_out, wrote = result.stderr.splitlines()
-    assert left_out.startswith("onnxshap: left out 0.01: --keep-macs 0.01 cannot be reached")
+    assert left_out.startswith("onnxshap: left out 0.01: --keep 0.01 cannot be reached")
     assert wrote == "onnxshap: wrote s.json and s.svg"
     assert "original" in result.stdout and "d.npz, held out" in result.stdout
     told = json.loads(Path("s.json").read_text())

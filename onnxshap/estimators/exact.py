@@ -44,8 +44,9 @@ class Exact(FixedCost):
         n = n_units
         if n > self.max_units:
             raise BudgetError(
-                f"exact Shapley values of {n} units need 2^{n} coalitions per image, more than max_units = "
-                f"{self.max_units} allows; use the method shapley, or include only groups of so many"
+                f"exact Shapley values of {n} units need 2^{n} coalitions per image, more than the "
+                f"2^{self.max_units} that are run; use the method shapley, or include only groups of {self.max_units} "
+                "units or less"
             )
         return 1 << n
 

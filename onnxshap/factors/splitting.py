@@ -28,12 +28,13 @@ _NAMED = 3
 """Layers that a note names."""
 
 
-def check_low_rank(low_rank: str | None, repair: str | None, allocation: str | None) -> None:
+def check_low_rank(low_rank: str | None, repair: str | None, allocation: str | None, *, uniform: bool = False) -> None:
     """Refuse an unknown way to split layers, or one beside what does not go with it.
 
     Args:
         low_rank: one of `LOW_RANK`; None = no layer is split.
         repair, allocation: as asked for; None = what fits.
+        uniform: whether the budget is a share of every group.
 
     Raises:
         OnnxshapError: it is one of these.
@@ -44,10 +45,10 @@ def check_low_rank(low_rank: str | None, repair: str | None, allocation: str | N
         raise OnnxshapError(f"--low-rank {low_rank!r} is unknown; choose one of {', '.join(LOW_RANK)}")
     if repair not in (None, "lstsq", "distill"):
         raise OnnxshapError(f"--low-rank needs a refit; leave --repair {repair} out, or --low-rank")
-    if allocation not in (None, "curves"):
+    if uniform or allocation not in (None, "curves"):
+        other = "--keep-units" if uniform else f"--allocation {allocation}"
         raise OnnxshapError(
-            f"--low-rank shares out ranks beside widths, by what is lost at each; leave --allocation {allocation} (and "
-            "--keep-units) out, or --low-rank"
+            f"--low-rank shares out ranks beside widths, by what is lost at each; leave {other} out, or --low-rank"
         )
 
 

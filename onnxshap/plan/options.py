@@ -13,6 +13,7 @@ from onnxshap.errors import BudgetError, OnnxshapError
 from onnxshap.factors import check_low_rank
 from onnxshap.plan.trials import FEWEST_FITTED, FITTED
 from onnxshap.repair import FEWEST_IMAGES
+from onnxshap.repair.regression import require_images
 from onnxshap.tracing import Traced
 
 REFITS = ("lstsq", "distill")
@@ -43,8 +44,8 @@ class Asked:
         """
         check_options(self.repair, self.allocation, self.distill_seconds)
         check_basis(self.basis, valued)
+        check_low_rank(self.low_rank, self.repair, self.allocation, uniform=uniform)
         allocation = "uniform" if uniform else self.allocation
-        check_low_rank(self.low_rank, self.repair, allocation)
         if self.low_rank is None:
             return replace(self, allocation=allocation)
         return replace(self, repair=self.repair or "lstsq", allocation="curves")
@@ -67,12 +68,14 @@ def check_options(repair: str | None, allocation: str | None, tuning_seconds: fl
 
 
 def check_images(repair: str | None, allocation: str | None, images: int, low_rank: str | None = None) -> None:
-    """Refuse to measure curves, or to distil, on too few images; `low_rank` is what asks for curves, if it does.
+    """Refuse to measure curves, refit or distil on too few images; `low_rank` is what asks for curves, if it does.
 
     Raises:
         OnnxshapError: curves were asked for, and the images are too few to fit on a part of them.
-        DataError: distillation was, and they are too few to judge it by a part of them.
+        DataError: a refit was, or distillation, and they are too few for it, or to judge it by a part of them.
     """
+    if repair == "lstsq":
+        require_images(images)
     if repair == "distill":
         divided(images, 0)
     least = math.ceil(FEWEST_FITTED / FITTED)

@@ -271,6 +271,36 @@ def test_weights_that_nothing_reads_and_biases_that_an_old_gemm_needs_are_no_mat
     assert not split(old, low_rank="all")[1].most
 
 
+def test_layers_that_are_not_finite_stay_one_and_a_note_says_so() -> None:
+    text = """(float[N,6] x) => (float[N,5] z) {
+        y = Gemm(x, w) l = Log(x) c = MatMul(l, u) d = Exp(c) r = Relu(y) s = Add(r, d) z = Gemm(s, v)
+    }"""
+    model = net(text, w=(6, 12), u=np.ones((6, 12), np.float32), v=(12, 5))
+    x = np.random.default_rng(0).uniform(0.5, 1, (50, 6)).astype(np.float32)
+    x[::5, 0] = 0.0  # whose logarithm is not finite, and what that gives is 0
+    found = onnxshap.prune(model, x, method="l1", low_rank="all", keep_macs=0.7)
+    assert found.low_rank
+    why = "its weights, or what it reads of the data, are not all finite"
+    assert f"low_rank: c stay as in the file: {why}" in found.notes
+
+
+def test_files_that_have_to_list_all_weights_as_inputs_are_split_like_others(tmp_path: Path) -> None:
+    """Before version 4 of the format every initializer is an input, too; later those that may be replaced are."""
+    text = "(float[N,6] x) => (float[N,5] z) { y = MatMul(x, w) r = Relu(y) z = MatMul(r, v) }"
+    old, new = (net(text, ir=ir, opset=8, w=(6, 12), v=(12, 5)) for ir in (3, 4))
+    assert len(split(old, low_rank="all")[1].most) == len(split(new, low_rank="all")[1].most) == 2
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(50, 2)) @ rng.normal(size=(2, 6))).astype(np.float32)  # two directions of six
+    found = onnxshap.prune(old, x, method="l1", low_rank="all", keep_macs=0.6)
+    assert found.low_rank
+    onnxshap.save(found.model, tmp_path / "small.onnx")
+    small = onnx.load(tmp_path / "small.onnx")
+    assert {i.name for i in small.graph.input} == {"x", *(t.name for t in small.graph.initializer)}
+    onnx.checker.check_model(small, full_check=True)
+    new.graph.input.extend(i for i in old.graph.input if i.name == "w")
+    assert [name.split(".")[0] for name in split(new, low_rank="all")[1].most] == ["z"]
+
+
 def test_excluded_layers_stay_one() -> None:
     traced, _, data = split(chain())
     chosen = [g for g in traced.groups if "c" not in g.producers]

@@ -31,6 +31,7 @@ class Columns:
         products: the sum of their outer products.
         beside: float64[width]: the sum of the inner products of those so many columns of the kernel apart.
         pairs: int[width]: how many of these there were.
+        finite: whether all values were; moments are of the lines added at once with no other.
     """
 
     rows: int
@@ -38,6 +39,7 @@ class Columns:
     products: FloatArray
     beside: FloatArray
     pairs: FloatArray
+    finite: bool = True
 
     @classmethod
     def of(cls, layer: Layer) -> Columns:
@@ -50,6 +52,9 @@ class Columns:
         """Add lines of columns, float64[lines, positions, inputs * height]."""
         flat = lines.reshape(-1, lines.shape[2])
         self.rows += len(flat)
+        if not np.isfinite(flat).all():
+            self.finite = False
+            return
         self.values += flat.sum(axis=0)
         self.products += flat.T @ flat
         for k in range(len(self.beside)):

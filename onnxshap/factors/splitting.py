@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from onnxshap.calibrate import free_batch
 from onnxshap.core import Dataset, FloatArray
 from onnxshap.cost import Split
@@ -24,6 +26,7 @@ _MAY = {
     "all": "those that may are dense Convs, Gemms and MatMuls with float weights of their own",
 }
 """Which layers may be two."""
+_ENDLESS = "its weights, or what it reads of the data, are not all finite"
 _NAMED = 3
 """Layers that a note names."""
 
@@ -167,11 +170,15 @@ def factored(
         return Factored(traced, free, traced, free, groups, {}, samples)
     seen_on = data.take(slice(0, IMAGES))
     total = len(seen_on) + len(layers)
-    names, parts = traced.shaped.graph.names(), list[Part]()
+    names, parts, unknown = traced.shaped.graph.names(), list[Part](), dict[str, str]()
     every = columns_of(free, layers, seen_on, lambda images: progress("split", images, total))
     for number, (layer, seen) in enumerate(zip(layers, every, strict=True)):
         progress("split", len(seen_on) + number, total)
-        columns, rows, energy = separable(kernel_of(traced, layer), seen.covariance, seen.correlation)
+        kernel = kernel_of(traced, layer)
+        if not (seen.finite and np.isfinite(kernel).all()):
+            unknown[layer.name] = _ENDLESS
+            continue
+        columns, rows, energy = separable(kernel, seen.covariance, seen.correlation)
         between = names.new(f"{traced.shaped.graph.nodes[layer.node].output[0]}.rank")
         split = Split(names.new(f"{layer.weight}.columns"), names.new(f"{layer.weight}.rows"), between, layer.how)
         named = traced.shaped.graph.nodes[layer.node].name
@@ -184,5 +191,5 @@ def factored(
     return Factored(
         made, free_batch(made) if found else free, traced, free,
         [*(again[group.name] for group in groups), *(ranks[one.node] for one in found)],
-        {ranks[one.node].name: one for one in found}, samples, bearing.left,
+        {ranks[one.node].name: one for one in found}, samples, unknown | bearing.left,
     )  # fmt: skip

@@ -288,6 +288,28 @@ GROWING = """(float[N,4] x) => (float[N,3] y) {
 }"""
 
 
+def test_a_state_that_a_body_takes_the_mean_of_stays_where_it_is_not_zero_at_removed_positions() -> None:
+    """The first state is zero there, later ones are what the body makes of it."""
+    model = net(
+        """(float[N,4] x) => (float[N,3] y) {
+        a = MatMul(x, w)
+        c = Loop(n, yes, a) <body = b (int64 i, bool go, float[N,6] v) => (bool on, float[N,6] vo) {
+            on = Identity(go)
+            m = ReduceMean<axes=[1]>(v)
+            vo = MatMul(m, u)
+        }>
+        y = MatMul(c, z)
+    }""",
+        w=(4, 6),
+        u=(1, 6),
+        z=(6, 3),
+        yes=YES,
+        n=np.array(2),
+    )
+    traced = check(model, {})
+    assert any("ReduceMean sums over it" in f.reason for f in traced.frozen)
+
+
 def test_images_that_decide_how_often_it_runs_are_run_alone() -> None:
     stored: Any = {name: np.abs(RNG.normal(size=s)).astype(np.float32) for name, s in (("w", (4, 6)), ("u", (6, 4)))}
     model = net(GROWING, z=(4, 3), yes=YES, n=np.array(9), most=np.float32(400), **stored)

@@ -80,12 +80,12 @@ def _chain(shaped: Shaped, zeros: Zeros, site: Site, units: np.ndarray) -> _Foun
             continue
         seen.add(name)
         index = shaped.producers.get(name)
-        if index is None:
-            return None
+        inputs = () if index is None else shaped.graph.nodes[index].input
+        held = [(k, source) for k, source in enumerate(inputs) if source and zeros.holds(source, units)]
+        if index is None or not held:
+            return None  # given from outside, as a loop's state is to its body
         found.nodes.append(index)
-        for k, source in enumerate(shaped.graph.nodes[index].input):
-            if not source or not zeros.holds(source, units):
-                continue
+        for k, source in held:
             axis = _along(shaped, index, k, axes[name])
             if axis is None or not zeros.holds_on(source, units, axis) or axes.setdefault(source, axis) != axis:
                 return None

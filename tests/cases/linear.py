@@ -371,6 +371,14 @@ case("layer norm in half precision", net("""(float16[N,5,12] x) => (float16[N,5,
     n = LayerNormalization<epsilon=0.01>(a, s, b)
     y = MatMul(n, w1)
 }""", **typed(np.float16, w0=(12, 8), s=(8,), b=(8,), w1=(8, 3))), [8], tolerance=2e-3)
+case("layer norm in half precision behind a layer that mixes tokens", net("""(
+    float16[N,3,12] x) => (float16[N,3,2] y) {
+    a = MatMul(x, w0)
+    h = MatMul(w1, a)
+    c = Add(h, c1)
+    n = LayerNormalization(c, s, b)
+    y = MatMul(n, w2)
+}""", **typed(np.float16, w0=(12, 8), w1=(3, 3), c1=(3, 1), s=(8,), b=(8,), w2=(8, 2))), [8], tolerance=5e-3)
 case("rms norm", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     a = MatMul(x, w0)
     n = RMSNormalization(a, s)

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from onnx import NodeProto, helper
 
-from onnxshap.core import BoolArray
+from onnxshap.core import Array, BoolArray
 from onnxshap.labels.fixups.edit import Edit, give, set_attribute, share_left
 from onnxshap.labels.fixups.positions import gathered
 from onnxshap.labels.fixups.residues import Chain
@@ -139,7 +139,9 @@ class Refilled:
             if k in rest:
                 removed = rest[k].at_removed(edit, name)
                 ((axis, kept),) = there.items()
-                node.input[k] = self._added(edit, node.input[k], removed, own - axis, kept, before)
+                dead = ~kept if self.ordered else np.sort(~kept)
+                column = edit.typed(dead.reshape([-1] + [1] * (own - axis - 1)), name)
+                node.input[k] = self._added(edit, node.input[k], removed, column, before)
         for j in self.outputs:
             result = node.output[j]
             node.output[j] = edit.names.new(f"{result}.whole")
@@ -161,10 +163,8 @@ class Refilled:
             padded = gathered(edit, padded, edit.names.new(f"{base}.ordered{axis}"), axis, places, nodes)
         return padded
 
-    def _added(self, edit: Edit, name: str, removed: str, behind: int, kept: BoolArray, nodes: list[NodeProto]) -> str:
-        """Append nodes that add what stood at removed positions to the zeros there, return the name of the sum."""
-        gone = ~kept if self.ordered else np.sort(~kept)
-        column = edit.typed(gone.reshape([-1] + [1] * (behind - 1)), removed)
+    def _added(self, edit: Edit, name: str, removed: str, column: Array, nodes: list[NodeProto]) -> str:
+        """Append nodes that add what stood at removed positions, ones of a column, return the name of the sum."""
         made = [edit.new_constant(f"{name}.gone", column)]
         for op, first in (("Mul", removed), ("Add", name)):
             made.append(edit.names.new(f"{name}.{op}"))

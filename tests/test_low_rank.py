@@ -271,6 +271,15 @@ def test_weights_that_nothing_reads_and_biases_that_an_old_gemm_needs_are_no_mat
     assert not split(old, low_rank="all")[1].most
 
 
+@pytest.mark.parametrize("low_rank", [None, "spatial"])
+def test_weights_that_nothing_reads_are_not_told_of_the_cut_file(low_rank: str | None) -> None:
+    model = chain()
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((5, 7), np.float32), "spare"))
+    found = onnxshap.prune(model, smooth_images(50), method="l1", low_rank=low_rank, keep_macs=0.6)
+    assert bool(found.low_rank) == (low_rank is not None)
+    assert (found.before.params, found.after.params) == (parameters(model), parameters(found.model))
+
+
 def test_layers_that_are_not_finite_stay_one_and_a_note_says_so() -> None:
     text = """(float[N,6] x) => (float[N,5] z) {
         y = Gemm(x, w) l = Log(x) c = MatMul(l, u) d = Exp(c) r = Relu(y) s = Add(r, d) z = Gemm(s, v)

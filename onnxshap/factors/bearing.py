@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import GraphProto, ModelProto
 
 from onnxshap.calibrate import run_all
 from onnxshap.core import Array, Dataset
-from onnxshap.cost import parameters
 from onnxshap.factors.pairs import Part, Samples, traced_again
-from onnxshap.graph.structure import used_names
 from onnxshap.groups import Group
 from onnxshap.tracing import Traced
 from onnxshap.verify import compare, tolerance
@@ -91,20 +88,13 @@ class Bearing:
         self._tries += 1
         made = self._with(parts)
         whole = self.traced.cost
-        if (made.cost.macs(), made.cost.params()) != (whole.macs(), whole.params() - _unread(self.traced)):
+        if (made.cost.macs(), made.cost.params()) != (whole.macs(), whole.params() - self.traced.unread_params):
             return _COST  # other bodies of an If are taken, or a loop runs otherwise
         after = run_all(made, made.shaped.graph.model, self._part)
         if not compare(after, self._outputs, self._outputs).rel_err <= tolerance(made.shaped):
             return _OUTPUTS
         other = next((group.name for group in self.groups if not _same_units(self.traced, made, group)), None)
         return None if other is None else _UNITS.format(other)
-
-
-def _unread(traced: Traced) -> int:
-    """Return the parameters that nothing reads: they are no more in a model made of this one."""
-    graph = traced.shaped.graph.model.graph
-    used = used_names(graph)
-    return parameters(ModelProto(graph=GraphProto(initializer=[t for t in graph.initializer if t.name not in used])))
 
 
 def ranks_of(made: Traced) -> dict[str, Group]:

@@ -326,8 +326,8 @@ class Cutter:
                 small = finish(repaired, graph)
                 check_loads(removal.traced, small)
         whole, low_rank = self.traced, () if self.factored is None else self.factored.told(keep)
-        stored = whole.stored_params if self.factored is None else self.factored.original.stored_params
-        params = whole.cost.params() - stored + whole.twofold_params + parameters(small)
+        file = whole if self.factored is None else self.factored.original
+        params = file.cost.params() - file.stored_params + file.twofold_params + parameters(small)
         macs = whole.cost.macs(whole.alive(keep))
         return Cut(keep, small, params, checked, layers, tuning, removal.traced, macs, low_rank)
 

@@ -96,9 +96,10 @@ def _chain(shaped: Shaped, zeros: Zeros, site: Site, units: np.ndarray) -> _Foun
             else:
                 pending.append(source)
         found.mixing |= not _by_position(shaped, index)
-    inside = {name for index in found.nodes for name in shaped.graph.nodes[index].input if name}
-    made = inside.difference(shaped.constants, axes)
-    return None if found.mixing and made else found  # zeros have no length on axes whose sizes follow the inputs
+    nodes = [shaped.graph.nodes[index] for index in found.nodes]
+    made = {name for node in nodes for name in node.input if name}.difference(shaped.constants, axes)
+    # zeros are of length 1 on axes whose sizes follow the inputs: all but Concat stretch them there
+    return None if made and any(node.op_type == "Concat" for node in nodes) else found
 
 
 def _step(shaped: Shaped, found: _Found, index: int) -> Step:

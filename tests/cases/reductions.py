@@ -525,3 +525,22 @@ case("a norm over channels behind a layer that mixes tokens by what is computed 
     n = LayerNormalization(c, s0, b0)
     y = MatMul(n, w2)
 }""", w0=(6, 8), w1=(6, 3), one=1.0, s0=(8,), b0=(8,), w2=(8, 2)), [], "LayerNormalization takes statistics over it")
+for how, parts, sizes, why in (
+    ("", "v = Mul(d, d)", [8], []),
+    (", laid beside others", "q = Concat<axis=1>(d, c)\n v = MatMul(w3, q)", [], ["ReduceMean sums over it"]),
+):
+    case(f"a variance that is spelled out behind a layer that mixes tokens{how}", net(f"""(
+        float[N,3,6] x) => (float[N,3,2] y) {{
+        a = MatMul(x, w0)
+        h = MatMul(w1, a)
+        c = Add(h, c1)
+        r = Add(a, c)
+        m = ReduceMean<axes=[2]>(r)
+        d = Sub(r, m)
+        {parts}
+        u = ReduceMean<axes=[2]>(v)
+        e = Exp(u)
+        n = Div(d, e)
+        f = Mul(n, s)
+        y = MatMul(f, w2)
+    }}""", w0=(6, 8), w1=(3, 3), c1=(3, 1), w3=(3, 6), s=(8,), w2=(8, 2)), sizes, *why)

@@ -63,6 +63,22 @@ def test_a_known_loss_decides_the_widths() -> None:
         make_plan(candidates, Budget(macs=0.1, multiple_of=2), measure)
 
 
+@pytest.mark.parametrize(("steep", "widths"), [(1.0, [24, 40]), (0.1, [32, 32])])
+def test_steps_are_halved_where_coarse_ones_lose_a_fifth_more(steep: float, widths: list[int]) -> None:
+    """One group loses nothing down to 24 units, which steps of 16 do not reach, and the other that by unit."""
+    flat, slope = np.where(np.arange(65) >= 24, 0.0, 10.0), 1 - steep * np.arange(65) / 64
+    candidates = [
+        Candidate(name, np.arange(k, k + 64), np.arange(64.0), loss)
+        for k, name, loss in ((0, "flat", flat), (64, "slope", slope))
+    ]
+
+    def measure(keep: Mapping[str, BoolArray]) -> dict[str, float]:
+        return {"macs": sum(k.sum() for k in keep.values()) / 128}
+
+    keep = make_plan(candidates, Budget(macs=0.5), measure)
+    assert [int(kept.sum()) for kept in keep.values()] == widths
+
+
 @pytest.mark.parametrize("loss", [None, np.linspace(1, 0, 17)])
 @pytest.mark.parametrize("budget", [{"macs": 0.6}, {"units": 0.1}])
 def test_least_widths_are_multiples_too(budget: dict[str, float], loss: FloatArray | None) -> None:

@@ -287,10 +287,12 @@ def test_layers_that_are_not_finite_stay_one_and_a_note_says_so() -> None:
     model = net(text, w=(6, 12), u=np.ones((6, 12), np.float32), v=(12, 5))
     x = np.random.default_rng(0).uniform(0.5, 1, (50, 6)).astype(np.float32)
     x[::5, 0] = 0.0  # whose logarithm is not finite, and what that gives is 0
-    found = onnxshap.prune(model, x, method="l1", low_rank="all", keep_macs=0.7)
-    assert found.low_rank
-    why = "its weights, or what it reads of the data, are not all finite"
-    assert f"low_rank: c stay as in the file: {why}" in found.notes
+    traced, why = onnxshap.trace(model), "its weights, or what it reads of the data, are not all finite"
+    found = factored(traced, free_batch(traced), traced.groups, Dataset({"x": x}, None, "some"), "all")
+    assert found.left == {"c": why}
+    assert [name.split(".")[0] for name in found.most] == ["y", "z"]
+    done = onnxshap.prune(model, x, method="l1", low_rank="all", keep_macs=0.7)
+    assert f"low_rank: c stay as in the file: {why}" in done.notes
 
 
 def test_files_that_have_to_list_all_weights_as_inputs_are_split_like_others(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Budget:
         multiple_of: widths are multiples of it where a group is at least twice as wide, else of its half, and so on;
             None = by `WIDE`, finer where such steps leave much of the budget unused.
         min_units: no group gets narrower.
-        finer: how often the steps by width are halved.
+        finer: how often the most that a step by width may be is halved.
     """
 
     units: float | None = None
@@ -78,7 +78,7 @@ class Budget:
     def step(self, units: int) -> int:
         """Return the width step of a group."""
         if self.multiple_of is None:
-            return max(1, next((step for step in WIDE if units >= _STEPS * step), 1) >> self.finer)
+            return max(1, min(WIDE[0] >> self.finer, next((step for step in WIDE if units >= _STEPS * step), 1)))
         step = self.multiple_of
         while step > 1 and units < 2 * step:
             step //= 2

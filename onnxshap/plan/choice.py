@@ -17,7 +17,9 @@ from onnxshap.plan.widths import Candidate, Planner
 from onnxshap.tracing import Keep
 
 _WORTH = 1.2
-"""How much more coarse steps may lose, by the curves, than half as coarse ones, for the time that they save."""
+"""How much more coarse steps may lose, by the curves, than steps of four, for the time that they save."""
+_FOURS = 2
+"""`Budget.finer` of steps of four: narrower ones leave processors idle."""
 
 
 def check_reachable(candidates: Sequence[Candidate], budget: Budget, measure: Measure, *, copies: bool = True) -> None:
@@ -89,6 +91,8 @@ def make_plan(
     used = uses_up(measure(keep), budget)
     if used and (search is uniform or budget.finer):
         return keep
+    if used:
+        finer = replace(budget, finer=_FOURS)
     fine = make_plan(candidates, finer, measure, covers, copies=copies)
     return keep if used and _lost(planner, keep) <= _WORTH * _lost(planner, fine) else fine
 
@@ -131,7 +135,7 @@ def _leaving(planner: Planner, budget: Budget, measure: Measure) -> Planner:
 
 
 def _finer(candidates: Sequence[Candidate], budget: Budget) -> Budget | None:
-    """Return the budget with steps of half the size, None where steps are the user's or 1 already."""
+    """Return the budget with half the most that a step may be, None where steps are the user's or 1 already."""
     coarse = budget.multiple_of is None and any(budget.step(len(c.units)) > 1 for c in candidates)
     return replace(budget, finer=budget.finer + 1) if coarse else None
 

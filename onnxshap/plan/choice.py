@@ -88,11 +88,11 @@ def make_plan(
     keep = search(planner, budget, measure)
     if finer is None:
         return keep
-    used = uses_up(measure(keep), budget)
-    if used and (search is uniform or budget.finer):
+    used, fours = uses_up(measure(keep), budget), replace(budget, finer=_FOURS)
+    alike = all(budget.step(len(c.units)) == fours.step(len(c.units)) for c in candidates)
+    if used and (search is uniform or budget.finer or alike):
         return keep
-    if used:
-        finer = replace(budget, finer=_FOURS)
+    finer = fours if used else finer
     fine = make_plan(candidates, finer, measure, covers, copies=copies)
     return keep if used and _lost(planner, keep) <= _WORTH * _lost(planner, fine) else fine
 

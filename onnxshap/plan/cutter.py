@@ -17,13 +17,14 @@ from onnxshap.cost import parameters
 from onnxshap.distill.tuning import SECONDS, Tuning, divided
 from onnxshap.errors import OnnxshapError
 from onnxshap.factors import Factored, LowRank
+from onnxshap.factors.pairs import Samples
 from onnxshap.graph import finish
 from onnxshap.groups import Group
 from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, check_reachable, fits, make_plan, smallest, unvalued, wider_plans
 from onnxshap.plan.curves import affordable, loss_curves, steps
 from onnxshap.plan.options import REFITS, check_images, check_options, repair_for
-from onnxshap.plan.rounds import CutModel, Samples, eased
+from onnxshap.plan.rounds import CutModel, eased
 from onnxshap.plan.trials import Trials
 from onnxshap.progress import Progress, silent
 from onnxshap.repair import Refit, refit, rematch

@@ -16,16 +16,14 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxshap.calibrate import free_batch
-from onnxshap.core import Array, FloatArray, IntArray
+from onnxshap.core import FloatArray, IntArray
 from onnxshap.errors import ModelError
+from onnxshap.factors.pairs import Samples
 from onnxshap.graph import array
 from onnxshap.groups import Group
 from onnxshap.plan import Budget
 from onnxshap.rewrite import small_model
 from onnxshap.tracing import Keep, Traced, trace
-
-Samples = Sequence[Mapping[str, Array]]
-"""Inputs of a model."""
 
 
 def eased(budget: Budget, part: float) -> Budget:

@@ -40,24 +40,29 @@ def unpool(op: Op, ax: Axes) -> None:
 
 @rule("Resize", "Upsample")
 def resize(op: Op, ax: Axes) -> None:
-    """Axes of equal size and scale 1 pass through, the others are mixed."""
+    """Axes of equal size and scale 1 pass through, the others are mixed.
+
+    A size behind the first two that follows the inputs' tells nothing without a scale: it may be equal by chance.
+    """
     if op.attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         raise RuleError("Resize crops")
     x, y = op.need(0), op.out()
+    axes = [int(a) % x.rank for a in op.attributes.get("axes", range(x.rank))]
     scales = op.input(2 if op.type == "Resize" and op.opset >= 11 else 1)
     factors = dict(enumerate(op.attributes.get("scales", ())))  # of opsets 7 and 8
     if scales is not None and scales.shape != (0,):
         given = scales.value if scales.part is None else scales.part
         if given is None:
             raise RuleError(f"{op.type} gets its scales from the data")
-        axes = [int(a) % x.rank for a in op.attributes.get("axes", range(x.rank))]
         factors = dict(zip(axes, np.ravel(given).tolist(), strict=True))
-    # 8 channels at a scale of 1.1 are 8 channels, each of two
-    kept = [a for a in (0, 1) if x.shape[a] == y.shape[a] and factors.get(a, 1.0) == 1.0]
-    ax.same(kept)
     sizes = op.input(3) if op.type == "Resize" and op.opset >= 11 else None
+    if op.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":  # one scale for all that are named
+        factors |= dict.fromkeys(axes, 0.0)
+    # 8 channels at a scale of 1.1 are 8 channels, each of two
+    alike = [a for a in range(x.rank) if x.shape[a] == y.shape[a] and factors.get(a, 1.0) == 1.0]
+    kept = [a for a in alike if a < 2 or a in factors or a not in x.free]
+    ax.same(kept)
     if sizes is not None and sizes.shape != (0,):
-        axes = [int(a) % x.rank for a in op.attributes.get("axes", range(x.rank))]
         given = sizes.value if sizes.part is None else sizes.part
         if given is None:
             given = np.full(len(axes), COMPUTED)

@@ -49,6 +49,16 @@ case("resize by scales, opset 11", conv_net("b = Resize(a, roi, scales)", opset=
      roi=np.zeros(0, np.float32)), [8])
 case("resize by sizes", conv_net("b = Resize(a, , , sizes)", batch="2", sizes=[2, 8, 12, 5]), [8])
 case("resize some axes by sizes", conv_net("b = Resize<axes=[2,3]>(a, , , sizes)", opset=18, sizes=[12, 5]), [8])
+for named, last in (("scales", "q = Resize(p, , scales)"), ("sizes", "q = Resize(p, , , sizes)"),
+                    ("sizes of linear ones", 'q = Resize<mode="linear">(p, , , sizes)')):
+    case(f"resize channels that lie last, by {named}", conv_net(f"""
+        p = Transpose<perm=[0,2,3,1]>(a)
+        {last}
+        b = Transpose<perm=[0,3,1,2]>(q)
+    """, batch="2", scales=[1, 2, 2, 1.0], sizes=[2, 16, 16, 8]), [8])
+case("resize by sizes that keep the aspect, of channels, too", conv_net(
+    'b = Resize<axes=[1,2], mode="linear", keep_aspect_ratio_policy="not_larger">(a, , , sizes)', opset=18, c=2,
+    d=2, sizes=[2, 7]), [], "Resize keeps this axis")
 case("resize mixes channels and leaves their number", conv_net('b = Resize<mode="linear">(a, , scales)',
      scales=[1, 1.1, 1, 1.0]), [], "Resize")
 case("resize crops", conv_net(

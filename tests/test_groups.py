@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from onnxshap.graph import array, is_op
 from onnxshap.graph.weights import Kept
 from onnxshap.masking import masked_model
 from onnxshap.rewrite import small_model
+from onnxshap.rules import trace_graph
 from onnxshap.tracing import trace
 from tests.exactness import check_exact, net
 
@@ -97,6 +99,32 @@ def test_what_removed_channels_leave_is_worked_out_layer_by_layer() -> None:
     # those of all layers, in float32, stay with the model
     assert peak(lambda: masked_model(traced, None, means, kept=kept)) < (3 + len(means) / 2) * one
     assert kept
+
+
+def test_a_trace_takes_a_few_bytes_a_node_and_leaves_no_more_behind() -> None:
+    """What tells whether tensors vanish held every unit of every tensor, in a circle that only the collector undoes."""
+    blocks, wide = range(40), 128
+    weights: dict[str, Any] = {f"w{n}{k}": (wide, 16) if n == "o" else (16, wide) for k in blocks for n in "qkvo"}
+    nodes = "".join(
+        f"q{k} = MatMul(x{k}, wq{k}) k{k} = MatMul(x{k}, wk{k}) v{k} = MatMul(x{k}, wv{k}) "
+        f"t{k} = Transpose<perm=[0, 2, 1]>(k{k}) s{k} = MatMul(q{k}, t{k}) p{k} = Softmax<axis=-1>(s{k}) "
+        f"m{k} = MatMul(p{k}, v{k}) x{k + 1} = MatMul(m{k}, wo{k})\n"
+        for k in blocks
+    )
+    traced = trace(net(f"(float[N,4,16] x0) => (float[N,4,16] y) {{ {nodes} y = Relu(x{len(blocks)}) }}", **weights))
+    assert len(traced.groups) == 3 * len(blocks) - 1
+    gc.collect()
+    gc.disable()
+    try:
+        tracemalloc.start()
+        labels = trace_graph(traced.shaped)
+        left, peak = (found / len(traced.shaped.graph.nodes) for found in tracemalloc.get_traced_memory())
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert labels.n_units > wide * len(blocks)
+    assert left < 3000  # it was 5,700
+    assert peak < 6500  # it was 7,700
 
 
 def test_a_mask_whose_units_lie_in_order_is_multiplied_by_no_matrix() -> None:

@@ -23,7 +23,7 @@ class RuleError(ModelError):
     """An op's axes are not what its rule expects; the op is treated as unknown, its axes are frozen."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """An input or output of an op, as rules see it.
 
@@ -57,7 +57,7 @@ class Tensor:
         return len(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Op:
     """A node, as rules see it: `None` stands for an optional input or output that is absent."""
 
@@ -104,7 +104,7 @@ class Op:
         return self.ints(k, attribute)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Weight:
     """The constant operand of a contraction, enough to know what one input position adds to the output.
 
@@ -129,7 +129,7 @@ class Weight:
     bias: tuple[int, float] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Site:
     """Input `input` of node `node` is summed over `axis` of `tensor`: the place to mask it.
 
@@ -150,7 +150,7 @@ class Site:
     meets: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Product:
     """`merged` atoms of shape (f1, ..., fk) are dead where any of their factors is; factors are atoms of length f_i.
 
@@ -163,7 +163,7 @@ class Product:
     free: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Balance:
     """Every row of `blocks` [groups, channels of a group] loses equally many positions, whichever they are.
 
@@ -183,7 +183,7 @@ class Balance:
         return self.blocks[1:].ravel(), np.broadcast_to(self.blocks[:1], self.blocks[1:].shape).ravel()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frozen:
     """Atoms that stay, and why."""
 

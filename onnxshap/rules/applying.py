@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from onnx import NodeProto
@@ -23,6 +25,7 @@ from onnxshap.rules.zeros import Zeros
 from onnxshap.shapes import Shaped
 from onnxshap.shapes.folding import TABLE
 
+_T = TypeVar("_T")
 _FEW = 16
 """Elements up to which rules see the values of integers, and of floats (scales of a Resize)."""
 _COMPUTED = "two computed tensors are summed over it, neither is zero there"
@@ -31,6 +34,7 @@ _ELSEWHERE = "its units would be others at other sizes of the inputs"
 _BLOCKED = "com.microsoft.nchwc."
 """Ops that onnxruntime's last optimizations write, whose weights are reordered in blocks."""
 _NONE = np.empty(0, np.int64)
+_NO_AXES, _NO_OPS = frozenset[int](), frozenset[str]()
 _PARTS = ("Slice", "Split")
 """What takes parts of a weight: the gates of a recurrent layer, in torch's order, the projections of an attention."""
 
@@ -157,14 +161,11 @@ class _Ops:
     def __init__(self, shaped: Shaped) -> None:
         self._shaped = shaped
         self._initializers = shaped.graph.initializers
-        self._told = {name for name, _ in shaped.told}
-        self._free = {name for name, _ in shaped.varying}
-        self._readers = defaultdict[str, set[str]](set)
-        for node in shaped.graph.nodes:
-            for name in reads(node):
-                self._readers[name].add(op_of(node))
-        for item in shaped.graph.model.graph.output:
-            self._readers[item.name].add("output")
+        self._told, self._free = _by_tensor(shaped.told), _by_tensor(shaped.varying)
+        outputs = ((item.name, "output") for item in shaped.graph.model.graph.output)
+        self._readers = _by_tensor(
+            itertools.chain(((name, op_of(node)) for node in shaped.graph.nodes for name in reads(node)), outputs)
+        )
         self._seen: dict[str, Tensor | None] = {}
 
     def tensor(self, name: str) -> Tensor | None:
@@ -184,10 +185,6 @@ class _Ops:
             )
             value = array(stored) if small else None
         part = self._shaped.parts.get(name)
-        told, free = (
-            frozenset(axis for axis in range(len(shape)) if name in names and (name, axis) in known)
-            for names, known in ((self._told, self._shaped.told), (self._free, self._shaped.varying))
-        )
         return Tensor(
             name,
             shape,
@@ -195,10 +192,10 @@ class _Ops:
             value,
             stored is not None,
             None if part is None else part.values,
-            told,
-            free,
+            self._told.get(name, _NO_AXES),
+            self._free.get(name, _NO_AXES),
             self._shaped.kinds.get(name, 0),
-            frozenset(self._readers.get(name, ())),
+            self._readers.get(name, _NO_OPS),
         )
 
     def whole(self, node: NodeProto) -> str | None:
@@ -209,6 +206,15 @@ class _Ops:
         """Return a node as rules see it."""
         inputs, outputs = (tuple(self.tensor(n) for n in names) for names in (node.input, node.output))
         return Op(index, op_of(node), attributes(node), inputs, outputs, self._shaped.graph.opset)
+
+
+def _by_tensor(pairs: Iterable[tuple[str, _T]]) -> dict[str, frozenset[_T]]:
+    """Return what belongs to each tensor of some pairs; equal sets are one: there are few, of many tensors."""
+    found, once = dict[str, frozenset[_T]](), dict[frozenset[_T], frozenset[_T]]()
+    for name, item in pairs:
+        more = found.get(name, frozenset()) | {item}
+        found[name] = once.setdefault(more, more)
+    return found
 
 
 def _trace_node(trace: Trace, ops: _Ops, index: int, node: NodeProto) -> None:

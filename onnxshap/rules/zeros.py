@@ -83,9 +83,8 @@ class Zeros:
     ) -> None:
         self.shaped = shaped
         self._labels, self._nonzero, self._apart = labels, without or {}, apart
-        self._units: dict[str, frozenset[int]] = {}
-        self._alike: dict[bytes, frozenset[int]] = {}
-        self._verdicts: dict[frozenset[int], _Verdicts] = {}
+        self._units: dict[range, frozenset[int]] = {}
+        self._known: dict[frozenset[int], dict[str, bool]] = {}
 
     def gives_zero(self, name: str, units: NDArray[np.intp]) -> bool:
         """Return whether a tensor is zero at every position that depends on a unit, once that unit's slices are zero.
@@ -96,9 +95,7 @@ class Zeros:
 
     def without(self, units: frozenset[int]) -> _Verdicts:
         """Return the verdicts on tensors once the slices of some units are zero."""
-        if units not in self._verdicts:
-            self._verdicts[units] = _Verdicts(self, units)
-        return self._verdicts[units]
+        return _Verdicts(self, units, self._known.setdefault(units, {}))
 
     def vanishes(self, site: Site) -> bool:
         """Return whether one of the tensors that meet at a site is zero wherever a unit of its axis is removed.
@@ -124,22 +121,21 @@ class Zeros:
 
     def held(self, name: str) -> frozenset[int]:
         """Return the units that have positions on a tensor's axes."""
-        if name not in self._units:
-            axes = self._axes(name)
-            found = np.unique(np.concatenate([np.empty(0, np.intp), *(some.ravel() for some in axes)]))
-            key = found.tobytes()  # most tensors hold what others hold
-            if key not in self._alike:
-                self._alike[key] = frozenset(found.tolist())
-            self._units[name] = self._alike[key]
-        return self._units[name]
+        some = [units for units in self.by_axis(name) if units]
+        return some[0] if len(some) == 1 else frozenset().union(*some)
 
     def by_axis(self, name: str) -> list[frozenset[int]]:
         """Return the units that have positions on each of a tensor's axes."""
-        return [frozenset(np.unique(units).tolist()) for units in self._axes(name)]
-
-    def _axes(self, name: str) -> list[NDArray[np.intp]]:
         axes = [a for a in range(len(self.shaped.shapes.get(name, ()))) if (name, a) not in self._labels.blockwise]
-        return [self._labels.units(name, axis) for axis in axes]
+        return [self._on_axis(name, axis) for axis in axes]
+
+    def _on_axis(self, name: str, axis: int) -> frozenset[int]:
+        """Return the units that have positions on an axis; most axes are those of other tensors, too."""
+        atoms = self._labels.trace.axes.get((name, axis), range(0))
+        if atoms not in self._units:
+            units = self._labels.units(name, axis)
+            self._units[atoms] = frozenset(units[units >= 0].tolist())
+        return self._units[atoms]
 
     def is_given(self, name: str) -> bool:
         """Return whether nothing has to be known of other tensors for the verdict on this one."""
@@ -154,9 +150,9 @@ class Zeros:
 class _Verdicts:
     """Whether tensors are zero at every position that depends on a unit, once the slices of some units are zero."""
 
-    def __init__(self, zeros: Zeros, units: frozenset[int]) -> None:
-        self._zeros, self._shaped, self._units = zeros, zeros.shaped, units
-        self._known: dict[str, bool] = {}
+    def __init__(self, zeros: Zeros, units: frozenset[int], known: dict[str, bool]) -> None:
+        """Take what tells, the units, and the verdicts so far, to be added to."""
+        self._zeros, self._shaped, self._units, self._known = zeros, zeros.shaped, units, known
 
     def gives_zero(self, name: str) -> bool:
         """Return the verdict on a tensor, those on its inputs first."""

@@ -127,6 +127,15 @@ def test_a_trace_takes_a_few_bytes_a_node_and_leaves_no_more_behind() -> None:
     assert peak < 6500  # it was 7,700
 
 
+def test_equal_constants_that_a_cut_makes_are_stored_once() -> None:
+    """The bounds between which a norm is taken over a trunk that was cut are those of every other norm of it."""
+    traced = trace(Path(__file__).parent.parent / "models" / "fashion_vit.onnx")
+    small = small_model(traced, {g.name: np.arange(len(g)) % 2 == 0 for g in traced.groups})
+    made = [array(t) for t in small.graph.initializer if t.name not in traced.shaped.graph.initializers]
+    assert made
+    assert len({(a.dtype, a.shape, a.tobytes()) for a in made}) == len(made)
+
+
 def test_a_mask_whose_units_lie_in_order_is_multiplied_by_no_matrix() -> None:
     """Hidden units of a transformer share their axis with nothing, but are written down as what might."""
     traced = trace(Path(__file__).parent.parent / "models" / "fashion_vit.onnx")

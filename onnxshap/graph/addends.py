@@ -15,7 +15,7 @@ from onnx import GraphProto, NodeProto, TensorProto
 from onnxshap.core import Array
 from onnxshap.graph.nodes import array
 from onnxshap.graph.standard import is_op
-from onnxshap.graph.structure import reads, refill
+from onnxshap.graph.structure import keep_only, reads
 from onnxshap.graph.weights import is_kept, set_values
 
 
@@ -43,8 +43,7 @@ def merge_addends(graph: GraphProto, stored: Container[str], fixed: Container[st
                 set_values(constants[constant], total)
                 node.input[:] = [source if name == result else name for name in node.input]
                 gone.add(result)
-    if gone:
-        refill(graph.node, [node for node in graph.node if not gone.intersection(node.output)])
+    keep_only(graph.node, lambda node: gone.isdisjoint(node.output))
 
 
 def _addends(node: NodeProto, constants: Mapping[str, TensorProto]) -> tuple[str, str]:

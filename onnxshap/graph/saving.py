@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from onnx import GraphProto, ModelProto, TensorProto, helper
@@ -20,7 +20,7 @@ from onnxshap.graph.addends import merge_addends
 from onnxshap.graph.files import place_of, whole_file, whole_files
 from onnxshap.graph.lifting import sink
 from onnxshap.graph.normal import Graph
-from onnxshap.graph.structure import copied, reads, refill, subgraphs, used_names
+from onnxshap.graph.structure import copied, keep_only, outer_names, reads, subgraphs, used_names
 
 PROTOBUF_LIMIT = 2**31 - 2**16
 """Bytes above which a model is stored with external data."""
@@ -29,8 +29,8 @@ PROTOBUF_LIMIT = 2**31 - 2**16
 def finish(model: ModelProto, source: Graph) -> ModelProto:
     """Return an edited model as it is written to a file.
 
-    What was folded into layers goes into the biases they have, equal copies are merged again, unused initializers are
-    gone, the IR version is the input file's.
+    What was folded into layers goes into the biases they have, equal copies are merged again, of equal constants that
+    passes made there is one, unused initializers are gone, the IR version is the input file's.
     """
     done = ModelProto()
     done.CopyFrom(model)
@@ -39,9 +39,9 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
     merge_addends(graph, source.initializers, source.overridable)
     _drop_unread_constants(graph)
     used = used_names(graph)
-    refill(graph.initializer, [item for item in graph.initializer if item.name in used])
-    merged = equal_copies(done, source.origin)
-    refill(graph.initializer, [item for item in graph.initializer if item.name not in merged])
+    keep_only(graph.initializer, lambda item: item.name in used)
+    merged = equal_copies(done, source.origin) | _made_alike(graph, source.initializers)
+    keep_only(graph.initializer, lambda item: item.name not in merged)
     for node in graph.node:
         for k, name in enumerate(node.input):
             if name in merged:
@@ -67,13 +67,10 @@ def _drop_unread_constants(graph: GraphProto) -> None:
             constant.add(k)
             known.update(node.output)
     read = Counter([*(name for node in graph.node for name in reads(node)), *(o.name for o in graph.output)])
-    dead = set[int]()
     for k in sorted(constant, reverse=True):
         if not any(read[name] for name in graph.node[k].output):
-            dead.add(k)
             read.subtract(graph.node[k].input)
-    if dead:
-        refill(graph.node, [node for k, node in enumerate(graph.node) if k not in dead])
+            del graph.node[k]
 
 
 def equal_copies(model: ModelProto, origin: Mapping[str, str]) -> dict[str, str]:
@@ -84,6 +81,23 @@ def equal_copies(model: ModelProto, origin: Mapping[str, str]) -> dict[str, str]
     for item in model.graph.initializer:
         if (root := origin.get(item.name, item.name)) in copied_ones:
             same = first.setdefault((root, _digest(item)), item.name)
+            if same != item.name:
+                found[item.name] = same
+    return found
+
+
+def _made_alike(graph: GraphProto, stored: Container[str]) -> dict[str, str]:
+    """Return the constants that passes made and that equal an earlier one -> that one: bounds of slices, sizes.
+
+    Args:
+        graph: a graph; what bodies in it read, and its outputs, are not looked at.
+        stored: initializers of the model that was edited.
+    """
+    fixed = {o.name for o in graph.output}.union(*(outer_names(g) for node in graph.node for g in subgraphs(node)))
+    first, found = dict[bytes, str](), dict[str, str]()
+    for item in graph.initializer:
+        if item.name not in stored and item.name not in fixed:
+            same = first.setdefault(_digest(item), item.name)
             if same != item.name:
                 found[item.name] = same
     return found

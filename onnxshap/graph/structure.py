@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import zlib
-from collections.abc import Collection, Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableSequence, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -32,6 +32,13 @@ def refill(field: MutableSequence[_M], items: Iterable[_M]) -> None:
     copies = [copied(item) for item in items]
     del field[:]
     field.extend(copies)
+
+
+def keep_only(field: MutableSequence[_M], wanted: Callable[[_M], bool]) -> None:
+    """Take out of a repeated field what is not wanted; the other items stay where they are in memory."""
+    for k in reversed(range(len(field))):
+        if not wanted(field[k]):
+            del field[k]
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:

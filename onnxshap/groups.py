@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -79,9 +79,9 @@ def find_groups(shaped: Shaped, labels: Labels, costly: BoolArray) -> list[Group
     order = np.concatenate(chains)
     seen, places = np.unique(component[order], return_index=True)
     first = seen[np.argsort(places)].tolist()
-    producers = _nodes_of(first, component, [(node_name(shaped, trace.producers[key]), units) for key, units in made])
-    summed = [(node_name(shaped, site.node), labels.units(site.tensor, site.axis)) for site in trace.sites]
-    consumers = _nodes_of(first, component, summed)
+    making = ((node_name(shaped, trace.producers[key]), units) for key, units in made)
+    summing = ((node_name(shaped, site.node), labels.units(site.tensor, site.axis)) for site in trace.sites)
+    producers, consumers = (_nodes_of(first, component, nodes) for nodes in (making, summing))
     every, places = np.unique(order, return_index=True)
     found = every[np.lexsort((places, component[every]))].astype(np.intp)
     parts = np.split(found, np.cumsum(np.bincount(component[every]))[:-1])
@@ -90,7 +90,7 @@ def find_groups(shaped: Shaped, labels: Labels, costly: BoolArray) -> list[Group
 
 
 def _nodes_of(
-    wanted: Sequence[int], component: NDArray[np.int32], nodes: Sequence[tuple[str, NDArray[np.intp]]]
+    wanted: Sequence[int], component: NDArray[np.int32], nodes: Iterable[tuple[str, NDArray[np.intp]]]
 ) -> dict[int, list[str]]:
     """Return component -> the names of the nodes that have units of it, in order; nodes are names and their units."""
     found: dict[int, dict[str, None]] = {c: {} for c in wanted}

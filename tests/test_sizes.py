@@ -13,8 +13,10 @@ from onnx import GraphProto, TensorProto, helper
 
 from onnxshap.backend import OrtBackend
 from onnxshap.errors import ModelError
+from onnxshap.graph import normalise
 from onnxshap.masking import insert_masks, mask_name
 from onnxshap.rewrite import drop_units
+from onnxshap.shapes import infer
 from onnxshap.shapes.alone import Alone, Given
 from onnxshap.shapes.dims import Shape, names_in
 from onnxshap.shapes.doubts import doubtful
@@ -242,6 +244,16 @@ def data(*sizes: int, doubt: tuple[int, ...] = ()) -> Given:
 def vector(*values: int, doubt: tuple[int, ...] = ()) -> Given:
     entries = np.isin(np.arange(len(values)), doubt)
     return Given((len(values),), np.zeros(1, np.bool_), np.array(values, np.int64), entries)
+
+
+@pytest.mark.parametrize(
+    ("body", "same"),
+    [("y = Reshape(x, s)", True), ("z = Shape(x) y = Reshape(x, z)", False)],
+)
+def test_a_graph_without_arithmetic_of_sizes_is_not_copied(body: str, same: bool) -> None:
+    weights: dict[str, Any] = {"s": np.array([0, 4], np.int64)} if same else {}
+    normal = normalise(net(f"(float[N,4] x) => (float[N,4] y) {{ {body} }}", **weights))
+    assert (infer(normal, OrtBackend()).graph is normal) == same
 
 
 def test_sizes_that_do_not_depend_on_those_in_doubt_are_sure() -> None:

@@ -20,7 +20,7 @@ from onnxshap.graph import Graph, Names, array, attributes, is_op, is_standard, 
 from onnxshap.graph.structure import copied, outer_names, subgraphs
 from onnxshap.labels.fixups import grid_of
 from onnxshap.shapes.alone import Alone
-from onnxshap.shapes.doubts import doubtful, unlike
+from onnxshap.shapes.doubts import Doubtful, doubtful, unlike
 
 Shape = tuple[int, ...]
 TABLE = 2**16
@@ -105,17 +105,16 @@ def fold(graph: Graph, first: Run, others: Sequence[Run], alone: Alone) -> Folde
     """
     stored = {t.name: tuple(t.dims) for t in graph.model.graph.initializer}
     one, *more = (replace(run, shapes=stored | dict(run.shapes)) for run in (first, *others))
-    if not others:
+    doubts = doubtful(graph.model, one.values, [run.values for run in more], one.shapes, alone)
+    doubted = frozenset((name, int(axis)) for name, axes in doubts.axes.items() for axis in np.flatnonzero(axes))
+    if not others or not one.values:
         shapes = [n for n in graph.nodes if is_op(n, "Shape", "Size")]
         told = frozenset((n.input[0], a) for n in shapes for a in _axes(n, first))
-        return Folded(graph, told, by_data=doubtful(graph.model, one.values, [], one.shapes, alone).by_data)
-    model = copied(graph.model)
-    edit = _Folding(model, graph.names(), one, more, alone)
+        return Folded(graph, told, doubted=doubted if others else frozenset(), by_data=doubts.by_data)
+    edit = _Folding(copied(graph.model), graph.names(), one, more, doubts)
     edit.apply()
-    doubted = frozenset((name, int(axis)) for name, axes in edit.doubted.items() for axis in np.flatnonzero(axes))
-    return Folded(
-        replace(graph, model=copied(model)), frozenset(edit.told()), edit.parts, edit.shapes, doubted, edit.by_data
-    )
+    folded = replace(graph, model=copied(edit.model))
+    return Folded(folded, frozenset(edit.told()), edit.parts, edit.shapes, doubted, doubts.by_data)
 
 
 def _axes(node: NodeProto, run: Run) -> range:
@@ -133,7 +132,7 @@ class _Folding:
     names: Names
     first: Run
     others: Sequence[Run]
-    alone: Alone
+    doubts: Doubtful
     parts: dict[str, Part] = field(default_factory=dict)
     shapes: dict[str, Shape] = field(default_factory=dict)
     _before: defaultdict[int, list[NodeProto]] = field(default_factory=lambda: defaultdict(list))
@@ -142,9 +141,7 @@ class _Folding:
     def __post_init__(self) -> None:
         self._outside: frozenset[str] = frozenset()
         self._nodes: list[NodeProto] = []
-        others = [run.values for run in self.others]
-        doubts = doubtful(self.model, self.first.values, others, self.first.shapes, self.alone)
-        self._chance, self.doubted, self.by_data = doubts.entries, doubts.axes, doubts.by_data
+        self._chance, self._doubted = self.doubts.entries, self.doubts.axes
         self._stored = {t.name: t for t in self.model.graph.initializer}
         self._choices = {n.output[0]: n for n in self.model.graph.node if is_op(n, "Where")}
         self._opset = opset_of(self.model)
@@ -272,7 +269,7 @@ class _Folding:
     def _unsure(self, data: str, length: int) -> BoolArray:
         """Return which of the last axes of what is stretched have sizes that are in doubt, bool[length]."""
         found = np.zeros(length, np.bool_)
-        own = self.doubted.get(data, found)[-length:] if length else found
+        own = self._doubted.get(data, found)[-length:] if length else found
         found[length - len(own) :] = own
         return found
 

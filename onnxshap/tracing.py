@@ -262,6 +262,12 @@ def trace(
         raise ModelError(f"{given.path.name}: {error}") from error
 
 
+def trace_form(traced: Traced, model: ModelProto, samples: Sequence[Mapping[str, Array]]) -> Traced:
+    """Return another form of a traced model (cut, with layers split), traced at its sizes; arguments as in `trace`."""
+    sizes, axes = traced.shaped.inputs, traced.shaped.batch_axes
+    return trace(model, input_shapes=sizes, backend=traced.backend, samples=samples, batch_axes=axes)
+
+
 def _traced(
     given: graphs.Source,
     engine: Backend,

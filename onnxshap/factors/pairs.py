@@ -12,9 +12,9 @@ from onnxshap.core import Array, FloatArray
 from onnxshap.cost import Split
 from onnxshap.factors.layers import Layer
 from onnxshap.graph import finish
-from onnxshap.graph.structure import copied, refill, used_names
+from onnxshap.graph.structure import copied, keep_only, refill, used_names
 from onnxshap.graph.weights import Kept, initializer
-from onnxshap.tracing import Traced, trace
+from onnxshap.tracing import Traced, trace_form
 
 Samples = Sequence[Mapping[str, Array]]
 _NEUTRAL = {"strides": 1, "dilations": 1, "pads": 0}
@@ -87,12 +87,11 @@ def traced_again(traced: Traced, parts: Sequence[Part], samples: Samples) -> Tra
     nodes = [n for k, node in enumerate(graph.nodes) for n in (at[k].nodes(node) if k in at else [node])]
     refill(made.graph.node, nodes)
     gone = {part.layer.weight for part in parts} - used_names(made.graph)
-    refill(made.graph.initializer, [t for t in made.graph.initializer if t.name not in gone])
+    keep_only(made.graph.initializer, lambda item: item.name not in gone)
     for part in parts:
         for name, values in part.weights().items():
             made.graph.initializer.append(initializer(name, values, kept))
-    sizes, axes = traced.shaped.inputs, traced.shaped.batch_axes
-    found = trace(finish(made, graph), input_shapes=sizes, backend=traced.backend, samples=samples, batch_axes=axes)
+    found = trace_form(traced, finish(made, graph), samples)
     return replace(
         found, source=traced.source, files=traced.files, tail=traced.tail, path=traced.path,
         splits=tuple(part.split for part in parts),

@@ -16,7 +16,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxshap.core import Array
 from onnxshap.graph.names import Names
-from onnxshap.graph.structure import copied, refill, used_names
+from onnxshap.graph.structure import copied, keep_only, refill, used_names
 
 _DOMAIN = "com.microsoft"
 _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
@@ -214,7 +214,7 @@ class _Parting:
         norm.op_type = "SkipLayerNormalization"
         norm.input[:] = [*found, scale, *([shift] if shift else [])]
         norm.output[:] = [y, "", "", total] if total else [y]
-        refill(norm.attribute, [a for a in norm.attribute if a.name == "epsilon"])
+        keep_only(norm.attribute, lambda a: a.name == "epsilon")
         made.append(norm)
         if counts:
             ones = make("Equal", [mask, constant("one_of_mask", np.ones((), np.int32))], "ones")

@@ -14,7 +14,7 @@ from onnxshap.graph.lifting import body, is_loop
 from onnxshap.graph.loops import leading
 from onnxshap.graph.names import Names
 from onnxshap.graph.standard import is_op
-from onnxshap.graph.structure import graphs_of, refill, used_names
+from onnxshap.graph.structure import graphs_of, keep_only, used_names
 
 
 def read_from_outside(graph: GraphProto, moved: Moved) -> None:
@@ -63,4 +63,4 @@ def _take_out(loop: NodeProto, stored: Collection[str], used: Collection[str], m
         for node in inside.node:
             rename(node, found)
         left = used_names(inside)
-        refill(inside.node, [n for n in inside.node if not is_op(n, "Identity") or n.output[0] in left])
+        keep_only(inside.node, lambda n: not is_op(n, "Identity") or n.output[0] in left)

@@ -25,7 +25,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 from onnxshap.graph.branches import Inlined, Moved, inlined
 from onnxshap.graph.names import Names
 from onnxshap.graph.standard import is_op
-from onnxshap.graph.structure import copied, graphs_of, is_random, order, outer_names, refill
+from onnxshap.graph.structure import copied, graphs_of, is_random, keep_only, order, outer_names, refill
 from onnxshap.graph.weights import is_kept
 
 BRANCHES = ("then_branch", "else_branch")
@@ -217,7 +217,7 @@ def put_back(
     sunk = _sink([nodes[k] for k in places], [o.name for o in graph.output], stored, main)
     gone = {t.name for t in stored} - {t.name for t in sunk.stored}
     refill(graph.node, sunk.nodes)
-    refill(graph.initializer, [t for t in graph.initializer if t.name not in gone])
+    keep_only(graph.initializer, lambda item: item.name not in gone)
 
 
 def _separated(nodes: Sequence[NodeProto], lifted: Sequence[NodeProto]) -> list[NodeProto]:

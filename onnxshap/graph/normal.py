@@ -35,6 +35,7 @@ from onnxshap.graph.standard import is_op, opset_of
 from onnxshap.graph.structure import (
     between,
     copied,
+    keep_only,
     order,
     outer_names,
     reads,
@@ -316,8 +317,7 @@ def _drop_overridable_inputs(graph: GraphProto) -> frozenset[str]:
     """Take the initializers out of the inputs, of which they are defaults; return their names."""
     initialized = {t.name for t in graph.initializer}
     found = frozenset(i.name for i in graph.input if i.name in initialized)
-    if found:
-        refill(graph.input, [i for i in graph.input if i.name not in found])
+    keep_only(graph.input, lambda item: item.name not in found)
     return found
 
 

@@ -8,7 +8,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from onnxshap.graph.loops import closed
 from onnxshap.graph.names import Names
-from onnxshap.graph.structure import between, graphs_of, order, reads, refill, subgraphs
+from onnxshap.graph.structure import between, graphs_of, keep_only, order, reads, refill, subgraphs
 from onnxshap.quiet import quiet
 
 
@@ -88,7 +88,7 @@ def _keep_outside(part: GraphProto, whole: GraphProto) -> None:
     for item in bodies:
         twins = [t.name for t in item.initializer if t.name in stored]
         if twins:
-            refill(item.initializer, [t for t in item.initializer if t.name not in stored])
+            keep_only(item.initializer, lambda t: t.name not in stored)
         missing = [name for name in twins if name not in present]
         part.initializer.extend(stored[name] for name in missing)
         present.update(missing)

@@ -11,7 +11,7 @@ from onnxshap.core import Array
 from onnxshap.graph.branches import rename
 from onnxshap.graph.names import Names
 from onnxshap.graph.standard import is_op
-from onnxshap.graph.structure import between, copied, reads, refill
+from onnxshap.graph.structure import between, copied, keep_only, reads, refill
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def take_off(
     refill(head.graph.node, between(graph.node, (), [o.name for o in head.graph.output]))
     used = {name for node in head.graph.node for name in reads(node)} | {o.name for o in head.graph.output}
     dead = {t.name for t in graph.initializer} - used
-    refill(head.graph.initializer, [t for t in head.graph.initializer if t.name not in dead])
-    refill(head.graph.input, [i for i in head.graph.input if i.name not in dead])
+    keep_only(head.graph.initializer, lambda item: item.name not in dead)
+    keep_only(head.graph.input, lambda item: item.name not in dead)
     return head, tail
 
 

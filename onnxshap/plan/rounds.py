@@ -23,7 +23,7 @@ from onnxshap.graph import array
 from onnxshap.groups import Group
 from onnxshap.plan import Budget
 from onnxshap.rewrite import small_model
-from onnxshap.tracing import Keep, Traced, trace
+from onnxshap.tracing import Keep, Traced, trace_form
 
 
 def eased(budget: Budget, part: float) -> Budget:
@@ -66,7 +66,7 @@ class CutModel:
         Raises:
             ModelError: units do not come in the order of the original's.
         """
-        cut = _again(traced, model, samples)
+        cut = trace_form(traced, model, samples)
         widths = {g.name: len(g) for g in cut.groups}
         kept = {g.name: np.flatnonzero(keep[g.name]) for g in groups}
         kept = {name: units for name, units in kept.items() if widths.get(name) == len(units)}
@@ -98,19 +98,13 @@ class CutModel:
         return curves
 
 
-def _again(traced: Traced, model: ModelProto, samples: Samples) -> Traced:
-    """Return a form of a traced model, traced at its sizes, with what it was traced with."""
-    sizes, axes = traced.shaped.inputs, traced.shaped.batch_axes
-    return trace(model, input_shapes=sizes, backend=traced.backend, samples=samples, batch_axes=axes)
-
-
 def _check_order(traced: Traced, keep: Keep, kept: Mapping[str, IntArray], samples: Samples) -> None:
     """Hold a second cut of the cut model against one cut by both plans.
 
     Raises:
         ModelError: they have other weights.
     """
-    rough = _again(traced, small_model(traced, keep, {}), samples)
+    rough = trace_form(traced, small_model(traced, keep, {}), samples)
     rng = np.random.default_rng(0)
     second = {g.name: np.ones(len(g), np.bool_) for g in rough.groups}
     both = {name: flags.copy() for name, flags in keep.items()}

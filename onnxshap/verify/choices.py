@@ -21,7 +21,7 @@ from onnxshap.endings import REALS, jumps
 from onnxshap.errors import ModelError
 from onnxshap.graph import is_op
 from onnxshap.graph.names import Names
-from onnxshap.graph.structure import copied, refill, subgraphs
+from onnxshap.graph.structure import copied, keep_only, subgraphs
 from onnxshap.tracing import Traced
 from onnxshap.verify.errors import Verified, compare
 
@@ -142,7 +142,7 @@ def _taking(model: ModelProto, kinds: Mapping[str, np.dtype[Any]]) -> ModelProto
         for k, name in enumerate(node.output):
             if name in kinds:
                 node.output[k] = names.new(f"{name}.own")
-    refill(made.graph.output, [output for output in made.graph.output if output.name not in kinds])
+    keep_only(made.graph.output, lambda output: output.name not in kinds)
     made.graph.input.extend(
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), None)
         for name, dtype in sorted(kinds.items())

@@ -125,27 +125,41 @@ def resolve(trace: Trace) -> Labels:
         classes = _joined(classes, len(is_frozen), new_ties)
         for item in new_frozen:
             frozen.add(item.atoms, item.reason)
-    made = np.zeros(len(is_frozen), np.bool_)
+    is_unit = _made(trace, products, classes) & ~is_frozen
+    slots = _slots(is_unit, products, classes)
+    return Labels(classes, slots, int(is_unit.sum()), frozen.by_class(classes), trace)
+
+
+def _made(trace: Trace, products: Sequence[Product], classes: NDArray[np.int32]) -> BoolArray:
+    """Return bool[n_classes]: whether weights make a class, itself; of merged positions those that make them up."""
+    count = int(classes.max(initial=-1)) + 1
+    made, derived = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
     for key in trace.made:
         if (atoms := trace.axes.get(key)) is not None:
             made[classes[atoms.start : atoms.stop]] = True
-    derived = np.zeros(len(is_frozen), np.bool_)
     for product in products:
-        derived[classes[product.merged]] = True
-        broadcast = np.broadcast_arrays(*np.ix_(*product.factors))
-        for factor in broadcast:
-            made[classes[factor[made[classes[product.merged]]]]] = True
-    is_unit = made & ~derived & ~is_frozen
-    reasons = frozen.by_class(classes)
+        merged = classes[product.merged]
+        derived[merged] = True
+        for factor in _spread(product):
+            made[classes[factor[made[merged]]]] = True
+    return made & ~derived
+
+
+def _slots(is_unit: BoolArray, products: Sequence[Product], classes: NDArray[np.int32]) -> NDArray[np.intp]:
+    """Return the units that each class depends on, as in `Labels`: itself, or all factors of a merged position."""
     unit_of = np.full(len(is_unit), -1, np.intp)
     unit_of[is_unit] = np.arange(int(is_unit.sum()))
-    width = max([1, *(len(p.factors) for p in products)])
-    slots = np.full((len(is_unit), width), -1, np.intp)
+    slots = np.full((len(is_unit), max([1, *(len(p.factors) for p in products)])), -1, np.intp)
     slots[:, 0] = unit_of
     for product in products:
-        for k, factor in enumerate(np.broadcast_arrays(*np.ix_(*product.factors))):
+        for k, factor in enumerate(_spread(product)):
             slots[classes[product.merged], k] = unit_of[classes[factor]]
-    return Labels(classes, slots, int(is_unit.sum()), reasons, trace)
+    return slots
+
+
+def _spread(product: Product) -> Sequence[IntArray]:
+    """Return for every factor which of its atoms each merged position is made of, in the shape of those."""
+    return np.broadcast_arrays(*np.ix_(*product.factors))
 
 
 def _joined(classes: NDArray[np.int32], count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> NDArray[np.int32]:

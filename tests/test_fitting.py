@@ -110,7 +110,8 @@ def test_a_mask_is_as_long_as_what_was_and_what_is(total: str) -> None:
 
 
 def test_names_that_say_sums_are_believed_before_anything_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxshap.shapes.trials.fitting", lambda *_: pytest.fail("nothing to look for"))
+    for module in ("first", "trials"):
+        monkeypatch.setattr(f"onnxshap.shapes.{module}.fitting", lambda *_: pytest.fail("nothing to look for"))
     for times in (1, 3):
         sizes = {"x": (None, 5 * times, 4), "kept": (None, 7, 4)}
         assert trace(cached("past + now"), input_shapes=sizes).shaped.inputs["mask"] == (2, 7 + 5 * times)

@@ -13,9 +13,10 @@ import itertools
 import math
 import re
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
+from onnxshap.data import InputSpec
 from onnxshap.errors import DataError, ModelError
 from onnxshap.shapes.dims import Axis, Shape
 from onnxshap.shapes.folding import Run
@@ -223,3 +224,22 @@ def _shapes(met: Sequence[Shape]) -> list[Shape]:
     """Return the first two shapes of some axes, none where there is one."""
     found = [shape for shape in met if shape][:2]
     return found if len(found) == 2 else []
+
+
+def sets_of(specs: Mapping[str, InputSpec], axes: Sequence[Axis]) -> list[tuple[Axis, ...]]:
+    """Return axes that may follow one size: those of one name, all of an input, each; of the last inputs first.
+
+    The first one, a picture or a sentence, is what the others are made for.
+    """
+    order = axes[::-1]
+    called, found = by_name(specs, order), dict[tuple[Axis, ...], None]()
+    named = {key: title for key, title in called.items() if specs[key[0]].symbols[key[1] :][:1] not in ((), ("",))}
+    for alike in (named, {key: key[0] for key in order}, {key: key for key in order}):
+        for kind in dict.fromkeys(alike.values()):
+            found[tuple(key for key in order if alike.get(key) == kind)] = None
+    return list(found)
+
+
+def by_name(specs: Mapping[str, InputSpec], free: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """Return input and axis -> what the axis is called, or failing that where it lies."""
+    return {(name, axis): specs[name].symbols[axis] or f"{axis - len(specs[name].shape)}" for name, axis in free}

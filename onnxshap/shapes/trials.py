@@ -1,7 +1,4 @@
-"""The sizes at which a model is run: such that it accepts, and others, for what is alike at all of them.
-
-One run at two images of a usual size, then some with other sizes in the free dimensions.
-"""
+"""The sizes at which a model is run: such that it accepts (`first`), and others, for what is alike at all of them."""
 
 from __future__ import annotations
 
@@ -11,36 +8,22 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from onnxshap.data import InputSpec
-from onnxshap.errors import DataError, LoadError, ModelError
 from onnxshap.shapes.dims import Axis, follow
+from onnxshap.shapes.first import first_run
 from onnxshap.shapes.folding import Run, Shape
 from onnxshap.shapes.probe import ShapeProbe
-from onnxshap.shapes.search import MOST, fitting, numbers
+from onnxshap.shapes.search import by_name, fitting, sets_of
 
-_BATCH = 2
-_FREE_SIZES = (64, 32, 224, 320, 16)
-_SMALL_SIZES = (8, 4)
-"""Sizes that are tried last: a table of positions may be that short (the signs of a number plate)."""
-_LONG_SIZES = (1024, 16000, 65536)
-"""Sizes that are tried after those: sound, whose windows take hundreds of samples, those of low pitches thousands."""
-_MOST = 1 << 20
-"""Numbers of all inputs together at such a size: a picture that large in both directions is none."""
 _LARGE = 1 << 25
 """Numbers of all tensors together, of a run that takes its time and memory: at other sizes there are to be fewer."""
 _STRIDE = 32
 """What strides and windows want sizes to be multiples of."""
-_LIKELY = 2
-"""Batches that may be written into a file which are tried at other sizes that may be."""
-_TOLD = 4
-"""Inputs that a message names."""
-_SEARCHED = 160
-"""Most runs that look for sizes which fit each other, from one start."""
 _MENDED = 16
-"""The same, for other sizes than those that run."""
+"""Most runs that look for other sizes than those that run, from one start, which fit each other."""
 _SINGLE = 8
 """Runs that look for axes that may be stretched."""
 _STARTS = 10
-"""Sizes of the first input for which that is done."""
+"""Sizes of the first input from which other sizes that fit each other are looked for."""
 _ROUNDED: tuple[Callable[[float], int], ...] = (round, math.ceil, math.floor)
 """How the sides of what strides have taken are rounded: what is made for it is as large."""
 
@@ -61,11 +44,11 @@ def runs(
     width any) is larger one after the other. Where the inputs differ in sizes, those of the others follow the first's.
     What has the same size in all of these is one entry long in others, where the model accepts it.
     """
-    first = _first_run(probe, specs, given, written)
+    first = first_run(probe, specs, given, written)
     if all(None not in spec.shape for spec in specs.values()):
         return first, (first,)
     free = _free(specs, first.inputs)
-    called = _by_name(specs, free)
+    called = by_name(specs, free)
     parts = [{key: size for key, size in free.items() if called[key] == n} for n in dict.fromkeys(called.values())]
 
     large = sum(map(math.prod, first.shapes.values())) > _LARGE
@@ -83,7 +66,7 @@ def runs(
         return thin
 
     def mending(starts: Sequence[dict[str, Shape]]) -> Run | None:
-        return next((run for start in starts if (run := fitting(probe, start, _sets(specs, led), _MENDED))), None)
+        return next((run for start in starts if (run := fitting(probe, start, sets_of(specs, led), _MENDED))), None)
 
     found: list[Run] = []
     leading, led = _leading(free)
@@ -131,114 +114,6 @@ def _single(probe: ShapeProbe, specs: Mapping[str, InputSpec], first: Run, other
             waiting.extend([key] for key in axes)
 
 
-def _first_run(
-    probe: ShapeProbe,
-    specs: Mapping[str, InputSpec],
-    given: Mapping[str, Sequence[int | None]],
-    written: Callable[[], tuple[Sequence[int], Sequence[int]]],
-) -> Run:
-    """Run at the first sizes that the model accepts: the user's, else two images of a usual size."""
-    sizes_tried: list[dict[str, Shape]] = []
-    reason: Exception | None = None
-    alone = any(spec.batch != 0 for spec in specs.values())
-    merged = {name: _merged(spec, given.get(name)) for name, spec in specs.items()}
-    wished = [size for n, spec in specs.items() if spec.batch is not None and (size := _size(given.get(n), spec.batch))]
-    batches = (1,) if alone else (_BATCH, 1)
-    movable = [
-        (name, axis) for name, dims in merged.items() for axis, size in enumerate(dims)
-        if size is None and axis != specs[name].batch
-    ]  # fmt: skip
-    counted = all(specs[name].dtype.kind in "iu" for name, _ in movable)
-
-    def usual() -> Iterator[tuple[int, int, int]]:
-        yield from itertools.product(_FREE_SIZES, batches, (MOST,))
-
-    def rare() -> Iterator[tuple[int, int, int]]:  # looked up in the file where no usual size runs
-        images, others = written()
-        yield from itertools.product(_FREE_SIZES, dict.fromkeys((*wished, *images)), (MOST,))
-        yield from itertools.product(others, dict.fromkeys((*wished, *batches, *images[:_LIKELY])), (MOST,))
-        yield from itertools.product(_SMALL_SIZES, batches, (MOST,))
-        yield from itertools.product(() if counted else _LONG_SIZES, batches, (_MOST,))
-        yield from itertools.product(_FREE_SIZES[:1], _FREE_SIZES, (_MOST,))  # times come first, windows run over them
-
-    known = numbers({name: tuple(size or 1 for size in dims) for name, dims in merged.items()})
-
-    def accepted(attempts: Iterable[tuple[int, int, int]]) -> Run | None:
-        nonlocal reason
-        for free, batch, most in attempts:
-            for by_name in (True, False):
-                sizes = _filled(specs, merged, free, batch, by_name=by_name)
-                room = most if sizes_tried else known + most if by_name else math.inf  # a name may multiply anything
-                if sizes in sizes_tried or numbers(sizes) > room:
-                    continue
-                sizes_tried.append(sizes)
-                try:
-                    return probe.run(sizes)
-                except LoadError:  # at no size
-                    raise
-                except (ModelError, DataError) as error:
-                    reason = reason or error
-        return None
-
-    def searched() -> Run | None:
-        starts = [_filled(specs, merged, _FREE_SIZES[0], batch, by_name=True)
-                  for batch in dict.fromkeys((*batches, *wished) if movable else ())]  # fmt: skip
-        return next((run for start in starts if (run := fitting(probe, start, _sets(specs, movable), _SEARCHED))), None)
-
-    # of one input what does not run is seldom because of what others have: all that it may be is tried before
-    single = len({name for name, _ in movable}) < 2
-    found = (
-        accepted(usual()) or (None if single else searched()) or accepted(rare()) or (searched() if single else None)
-    )
-    if found is not None:
-        return found
-    tried = "; ".join(map(_told, sizes_tried[:3]))
-    shaped = ", or --input-shape NAME=1,3,48,192" if any(None in spec.shape for spec in specs.values()) else ""
-    raise ModelError(f"the model does not run at {tried}: {reason}; give data that it takes{shaped}") from reason
-
-
-def _told(sizes: Mapping[str, Shape]) -> str:
-    """Return the first of some inputs with their sizes, and how many more there are."""
-    some = ", ".join(f"{name}{list(shape)}" for name, shape in itertools.islice(sizes.items(), _TOLD))
-    return some + (f" and {len(sizes) - _TOLD} more" if len(sizes) > _TOLD else "")
-
-
-def _filled(
-    specs: Mapping[str, InputSpec], merged: Mapping[str, Sequence[int | None]], free: int, batch: int, *, by_name: bool
-) -> dict[str, Shape]:
-    """Return sizes of the inputs; free axes are as long as one of their name that is given, if names are to say so.
-
-    Then those whose names are arithmetic are as long as these say, too (`dims`).
-    """
-    said = dict[str, int]()
-    for name, dims in merged.items() if by_name else ():
-        for axis, (title, size) in enumerate(zip(specs[name].symbols, dims, strict=False)):
-            if title and size is not None and specs[name].shape[axis] is None:
-                said.setdefault(title, size)
-    sizes = dict[str, Shape]()
-    for name, dims in merged.items():
-        titles = (*specs[name].symbols, *itertools.repeat("", len(dims)))
-        sizes[name] = tuple(
-            size if size is not None else batch if axis == specs[name].batch else said.get(titles[axis], free)
-            for axis, size in enumerate(dims)
-        )
-    return follow(specs, merged, sizes) if by_name else sizes
-
-
-def _sets(specs: Mapping[str, InputSpec], axes: Sequence[Axis]) -> list[tuple[Axis, ...]]:
-    """Return axes that may follow one size: those of one name, all of an input, each; of the last inputs first.
-
-    The first one, a picture or a sentence, is what the others are made for.
-    """
-    order = axes[::-1]
-    called, found = _by_name(specs, order), dict[tuple[Axis, ...], None]()
-    named = {key: title for key, title in called.items() if specs[key[0]].symbols[key[1] :][:1] not in ((), ("",))}
-    for alike in (named, {key: key[0] for key in order}, {key: key for key in order}):
-        for kind in dict.fromkeys(alike.values()):
-            found[tuple(key for key in order if alike.get(key) == kind)] = None
-    return list(found)
-
-
 def _leading(free: Mapping[Axis, int]) -> tuple[dict[Axis, int], list[Axis]]:
     """Return the free axes of the first input that has some, with their sizes, and those of the others."""
     first = next((name for name, _ in free), "")
@@ -256,31 +131,6 @@ def _with_others(
         size, before = grown.get(axis - len(base[name]), (1, 1))
         found[name, axis] = max(1, rounded(base[name][axis] * size / before))
     return _changed(specs, base, found)
-
-
-def _size(given: Sequence[int | None] | None, axis: int) -> int | None:
-    return None if given is None or axis >= len(given) else given[axis]
-
-
-def _merged(spec: InputSpec, given: Sequence[int | None] | None) -> list[int | None]:
-    if given is None:
-        return list(spec.shape)
-    if len(given) != len(spec.shape):
-        raise ModelError(
-            f"input {spec.name!r} has {len(spec.shape)} dimensions, the shape given {len(given)}: give one size each"
-        )
-    for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True)):
-        if size is not None and size < 1:
-            raise ModelError(f"input {spec.name!r}: the shape given has {size} entries on axis {axis}: give 1 or more")
-        if axis != spec.batch and None not in (own, size) and own != size:
-            raise ModelError(
-                f"input {spec.name!r} has {own} entries on axis {axis}, the shape given {size}: "
-                "only free dimensions can be chosen"
-            )
-    return [
-        own if own is not None else (None if axis == spec.batch else size)
-        for axis, (own, size) in enumerate(zip(spec.shape, given, strict=True))
-    ]
 
 
 def _thinner(one: Run, other: Run) -> bool:
@@ -344,7 +194,7 @@ def _uneven(
     Smaller ones come first where those that are free are large.
     """
     by_place = {(name, axis): f"{axis - len(specs[name].shape)}" for name, axis in free}
-    for called in (_by_name(specs, free), by_place, dict.fromkeys(free, "")):
+    for called in (by_name(specs, free), by_place, dict.fromkeys(free, "")):
         order = list(dict.fromkeys(called.values()))
         each = [(more, upward) for more in (1, 2, 4, 8, 16) for upward in (True, False)]
         for more, upward in sorted(each, key=lambda one: one[1]) if large else each:
@@ -358,8 +208,3 @@ def _uneven(
                     break
             else:
                 yield found
-
-
-def _by_name(specs: Mapping[str, InputSpec], free: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
-    """Return input and axis -> what the axis is called, or failing that where it lies."""
-    return {(name, axis): specs[name].symbols[axis] or f"{axis - len(specs[name].shape)}" for name, axis in free}

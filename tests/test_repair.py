@@ -391,7 +391,19 @@ HEADS = """(float[N,5,6] x) => (float[N,5,4] y) {
     m = Reshape(t, together)
     y = MatMul(m, wy)
 }"""
+NEIGHBOURS = """(float[N,5,6] x) => (float[N,4,6] y) {
+    a = Conv(x, wa, ba)
+    r = Relu(a)
+    p = GlobalAveragePool(r)
+    t = Transpose<perm=[0,2,1]>(p)
+    c = Conv<pads=[1,1]>(t, wc)
+    s = Sigmoid(c)
+    u = Transpose<perm=[0,2,1]>(s)
+    m = Mul(r, u)
+    y = Conv(m, wy)
+}"""
 POSITIONS = {
+    "channels beside their neighbours": exactness.net(NEIGHBOURS, wa=(9, 5, 1), ba=(9,), wc=(1, 1, 3), wy=(4, 9, 1)),
     "channels of tokens": exactness.net(MIXER, wh=(6, 16), wu=(9, 24), wv=(24, 9), wy=(16, 4)),
     "heads": exactness.net(HEADS, wa=(6, 24), apart=[0, 0, 3, 8], wp=(8, 12), together=[0, 0, 36], wy=(36, 4)),
     "heads beside the images": exactness.net(

@@ -17,6 +17,7 @@ from onnxshap.graph.lifting import entered, is_enter, is_loop, is_open
 from onnxshap.graph.structure import outer_names, reads, subgraphs
 from onnxshap.labels import Axes, Balance, Labels, Op, RuleError, Tensor, Trace, resolve
 from onnxshap.labels.compare import unlike_units
+from onnxshap.labels.fixups import Refilled
 from onnxshap.rules.loops import trace_loop
 from onnxshap.rules.registry import RULES
 from onnxshap.rules.residue import add_residue
@@ -64,7 +65,17 @@ def _labels(shaped: Shaped, stay: IntArray = _NONE) -> Labels:
         labels = resolve(trace)
     while _keep_what_leaks(trace, ops, shaped, labels):
         labels = resolve(trace)
+    _keep_from_refits(trace, labels)
     return labels
+
+
+def _keep_from_refits(trace: Trace, labels: Labels) -> None:
+    """Take linear ops that go on seeing zeros from those that are refitted: the cut has no tensors for their rows."""
+    refilled = {
+        f.node for f in trace.fixups if isinstance(f, Refilled)
+        if any((labels.units(f.source, axis) >= 0).any() for axis in f.axes)
+    }  # fmt: skip
+    trace.linear[:] = [site for site in trace.linear if site.node not in refilled]
 
 
 def _trace_ends(trace: Trace, ops: _Ops, shaped: Shaped) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxshap.core import IntArray
 from onnxshap.labels import Axes, Balance, Op, RuleError, Tensor, Weight
 from onnxshap.labels.equations import terms_of
 from onnxshap.labels.fixups import GroupCount
+from onnxshap.rules.norm import as_a_whole
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
 
@@ -44,19 +46,23 @@ def conv(op: Op, ax: Axes) -> None:
 
 def convolve(op: Op, ax: Axes, at: Operands) -> None:
     """Relate a Conv of floats or of codes, whose operands may be elsewhere among the inputs."""
+    mixed = [] if op.type != "Conv" or at.zero is not None else _in_place(op, at)
     if int(op.attributes.get("group", 1)) != 1:
-        _grouped(op, ax, at)
-        return
-    inputs = [k for k in (at.x, at.w, at.bias) if k is not None]
-    ax.relate(_spec(op, "o i", at.w), bias=at.added, inputs=inputs, zero=at.zero)
+        _grouped(op, ax, at, mixed)
+    else:
+        inputs = [k for k in (at.x, at.w, at.bias) if k is not None]
+        ax.relate(_spec(op, "o i", at.w, mixed), bias=at.added, inputs=inputs, zero=at.zero)
+    for axis in mixed:
+        as_a_whole(op, ax, [axis], "moves its taps", ordered=True)
 
 
-def _spec(op: Op, weight: str, w: int = 1) -> str:
+def _spec(op: Op, weight: str, w: int = 1, mixed: Sequence[int] = ()) -> str:
     """Return the relations of a Conv or ConvTranspose of one group, its weight input `w` with these two axes first.
 
-    Space is mixed, but for the axes along which every position is multiplied by itself.
+    Space is mixed, but for the axes along which every position is multiplied by itself, and those told as `mixed`.
     """
-    space = [f"s{axis}" if axis in _untouched(op, w) else "_" for axis in range(2, op.out().rank)]
+    apart = {*_untouched(op, w), *mixed}
+    space = [f"s{axis}" if axis in apart else "_" for axis in range(2, op.out().rank)]
     taps, places = " ".join("_" for _ in space), " ".join(space)
     return f"n i {places}, {weight} {taps}, o -> n o {places}"
 
@@ -72,6 +78,17 @@ def _untouched(op: Op, w: int = 1) -> list[int]:
     )
     single = [taps[k] == moves[k] == 1 and not any(any(a[k :: len(taps)]) for a in added) for k in range(len(taps))]
     return [axis for axis, one in enumerate(single, 2) if one and x.shape[axis] == y.shape[axis]]
+
+
+def _in_place(op: Op, at: Operands) -> list[int]:
+    """Return the axes of space that a Conv mixes and leaves as long as they are: channels may lie there (ECA)."""
+    x, y, taps = op.need(at.x), op.out(), op.need(at.w).shape[2:]
+    moves = op.attributes.get("strides", [1] * len(taps))
+    return [
+        axis
+        for axis, (size, step) in enumerate(zip(taps, moves, strict=True), 2)
+        if size > 1 and step == 1 and x.shape[axis] == y.shape[axis] > 1 and axis not in x.free
+    ]
 
 
 @rule("com.microsoft.nchwc.Conv")
@@ -117,8 +134,11 @@ def _spread(op: Op) -> float:
     return 1.0 / float(math.prod(op.attributes.get("strides", (1,))))
 
 
-def _grouped(op: Op, ax: Axes, at: Operands) -> None:
-    """Relate a Conv or ConvTranspose in groups by whichever leaves more units: `_as_groups` or `_as_channels`."""
+def _grouped(op: Op, ax: Axes, at: Operands, mixed: Sequence[int] = ()) -> None:
+    """Relate a Conv or ConvTranspose in groups by whichever leaves more units: `_as_groups` or `_as_channels`.
+
+    Axes of space that are told as `mixed` are left alone.
+    """
     data, weights, y = op.need(at.x), op.need(at.w), op.out()
     groups = int(op.attributes["group"])
     per_in, per_out = data.shape[1] // groups, y.shape[1] // groups
@@ -139,7 +159,7 @@ def _grouped(op: Op, ax: Axes, at: Operands) -> None:
     ax.same(apart := _untouched(op, at.w), at.x)
     for tensor in (data, weights, y):
         for axis in range(2, tensor.rank):
-            if tensor is weights or axis not in apart:
+            if tensor is weights or axis not in (*apart, *mixed):
                 ax.freeze(ax.trace.axis(tensor, axis), f"{op.type} mixes this axis as a whole")
 
 

@@ -129,6 +129,11 @@ class Zeros:
         axes = [a for a in range(len(self.shaped.shapes.get(name, ()))) if (name, a) not in self._labels.blockwise]
         return [self._on_axis(name, axis) for axis in axes]
 
+    def reaches_others(self, node: NodeProto, units: frozenset[int]) -> bool:
+        """Return whether the taps of a Conv, at a position of a unit that lies on an axis of space, reach others."""
+        x, taps = node.input[0], self.shaped.shapes[node.input[1]][2:]
+        return any(size > 1 and not units.isdisjoint(self._on_axis(x, axis)) for axis, size in enumerate(taps, 2))
+
     def _on_axis(self, name: str, axis: int) -> frozenset[int]:
         """Return the units that have positions on an axis; most axes are those of other tensors, too."""
         atoms = self._labels.trace.axes.get((name, axis), range(0))
@@ -195,6 +200,8 @@ class _Verdicts:
             return _all((shift, _any((scale, _all((mean, x))))))
         if kind in RECURRENT:
             return self._recurrent(node)
+        if kind == "Conv" and self._zeros.reaches_others(node, self._units):
+            return False
         return self._sum_of_products(name, node) if kind in PRODUCTS else False
 
     def _joined(self, inputs: Iterable[str]) -> bool | None:

@@ -78,6 +78,36 @@ for mixer, given in (("taps", ""), ("pads", "pads=[1,0], "), ("strides", "stride
         y = MatMul(g, w2)
     }}""", w0=(6, 8), w1=(7, 5, 2 if mixer == "taps" else 1), b1=(7,),
         w2=({"taps": 7, "pads": 9, "strides": 4}[mixer], 3)), [], "Conv mixes or keeps this axis as a whole")
+NEIGHBOURS = """
+    p = GlobalAveragePool(a)
+    q = Squeeze(p, last)
+    t = Transpose<perm=[0,2,1]>(q)
+    c = Conv<pads=[1,1]>(t, w1, b1)
+    {between}
+    s = Sigmoid({last})
+    u = Transpose<perm=[0,2,1]>(s)
+    v = Unsqueeze(u, last)
+    b = Mul(a, v)
+"""
+for opset in (17, 18):
+    case(f"conv over channels as if they were space, opset {opset}", conv_net(
+        NEIGHBOURS.format(between="", last="c"), opset=opset, last=[3], w1=(1, 1, 3), b1=(1,)), [8])
+case("conv over channels of what does not vanish", conv_net(
+    NEIGHBOURS.format(between="d = Conv<pads=[1,1]>(c, w2)", last="d"), last=[3], w1=(4, 1, 3), b1=(4,), w2=(1, 4, 3)),
+    [4], "Conv moves its taps over it, and it is not zero there")
+case("conv over channels and positions", net("""(float[N,3,6,6] x) => (float[N,4] y) {
+    a = Conv(x, w0, b0)
+    t = Transpose<perm=[0,2,1,3]>(a)
+    c = Conv<pads=[1,1,1,1], group=6>(t, w1, b1)
+    d = Conv<pads=[2,1,2,1], dilations=[2,1]>(t, w2)
+    s = Sigmoid(c)
+    e = Add(s, d)
+    m = Mul(t, e)
+    u = Transpose<perm=[0,2,1,3]>(m)
+    g = GlobalAveragePool(u)
+    f = Flatten(g)
+    y = Gemm(f, w3)
+}""", w0=(9, 3, 1, 1), b0=(9,), w1=(6, 1, 3, 3), b1=(6,), w2=(6, 6, 3, 3), w3=(9, 4)), [9])
 case("conv of one tap along one axis only", net("""(float[N,3,4,6] x) => (float[N,6,4,5] y) {
     a = MatMul(x, w0)
     b = Conv<pads=[1,0,1,0]>(a, w1, b1)

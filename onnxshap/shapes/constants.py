@@ -2,8 +2,9 @@
 
 Weights that are only moved, scaled or dequantised on their way to a layer stay as they are stored: a cut follows them
 back to the file. Where an entry depends on a whole slice of what is stored (weight normalisation and standardisation,
-spectral norms, products of factors), no slice can be removed without changing the others: such weights are computed
-once and stored instead, as onnxruntime does when it loads the file.
+spectral norms, products of factors), or stands in many slices (a kernel repeated for every channel, as wavelets are),
+no slice can be removed without changing the others: such weights are computed once and stored instead, as onnxruntime
+does when it loads the file.
 """
 
 from __future__ import annotations
@@ -88,16 +89,19 @@ def norm_affine(model: ModelProto, backend: Backend, norm: NodeProto) -> tuple[F
 
 
 def store_mixed(graph: Graph, backend: Backend) -> Graph:
-    """Return a normalised graph that stores weights as its layers read them, where they are mixed on the way there."""
+    """Return a normalised graph that stores weights as layers read them, where they are mixed or repeated before."""
     known = {t.name for t in graph.model.graph.initializer}
-    mixed: set[str] = set()
+    mixed, repeated = set[str](), set[str]()
     wanted: dict[str, None] = {}
     for node in graph.nodes:
         if not is_constant(node, known):
-            wanted |= dict.fromkeys(name for name in reads(node) if name in mixed)
+            kernels = repeated.intersection(node.input[1:2] if is_op(node, "Conv", "ConvTranspose") else ())
+            wanted |= dict.fromkeys(name for name in reads(node) if name in mixed or name in kernels)
             continue
         made = [o for o in node.output if o]
         known.update(made)
+        if is_op(node, "Tile"):
+            repeated.update(made)
         if is_op(node, *_MIXING) or mixed.intersection(node.input):
             mixed.update(made)
     wanted |= dict.fromkeys(o.name for o in graph.model.graph.output if o.name in mixed)

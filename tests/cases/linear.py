@@ -154,6 +154,11 @@ case("a stored image seen through computed weights in groups stays", net("""(flo
     w = Unsqueeze(a, axes)
     y = Conv<group=2>(image, w)
 }""", w0=(6, 3), axes=[2, 3], image=(1, 6, 5, 5)), [], "Conv in groups has computed weights")
+for op, given in (("Conv", "group=8"), ("ConvTranspose", "group=8, strides=[2,2]")):
+    case(f"{op} with a kernel repeated for every channel", conv_net(f"""
+        w = Tile(w1, often)
+        b = {op}<{given}>(a, w)
+    """, w1=(4, 1, 2, 2), often=[2, 1, 1, 1]), [8])
 case("conv with weights made by a node", conv_net("""
     w = Transpose<perm=[1,0,2,3]>(w1)
     b = Conv(a, w)

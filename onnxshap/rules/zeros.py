@@ -43,14 +43,14 @@ then states stay zero where weights of gates, biases and the first states are.""
 _THROUGH_ZERO = frozenset(("elu", "leakyrelu", "relu", "scaledtanh", "softsign", "tanh", "thresholdedrelu"))
 FIRST: frozenset[str] = frozenset([
     *("Abs", "Asin", "Atan", "AveragePool", "Cast", "CastLike", "Ceil", "Celu", "Col2Im", "CumSum"),
-    *("DFT", "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf", "Expand"),
+    *("DFT", "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Elu", "Erf"),
     *("Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "GlobalAveragePool", "GlobalLpPool"),
     *("GlobalMaxPool", "GridSample", "HardSwish", "Identity", "LRN", "LeakyRelu", "LpNormalization", "LpPool"),
     *("MaxPool", "MaxUnpool", "Mish", "Neg", "PRelu", "QLinearAveragePool", "QLinearGlobalAveragePool"),
     *("QLinearLeakyRelu", "QuantizeLinear", "QuickGelu", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean"),
     *("ReduceMin", "ReduceSum"),
     *("Relu", "Reshape", "Resize", "ReverseSequence", "RoiAlign", "Round", "Selu", "Sign", "Sin", "Sinh"),
-    *("Slice", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Swish", "Tan", "Tanh", "Tile"),
+    *("Slice", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Swish", "Tan", "Tanh"),
     *("Transpose", "Trilu", "Unsqueeze", "Upsample"),
 ])  # fmt: skip
 """Zero where their first input is; of codes, the zero point is zero."""
@@ -61,6 +61,8 @@ UNLESS: Mapping[str, Callable[[Shaped, NodeProto], bool]] = {
     "Shrink": lambda shaped, node: attributes(node).get("lambd", 0.5) < 0,
 }
 """Zero where their first input is, unless a parameter makes something else of it."""
+_STRETCHES = frozenset(("Expand", "Tile"))
+"""Zero where their first input is, unless it is stretched over an axis of the units from other positions of theirs."""
 _COPIES = frozenset(("Cast", "Expand", "Identity", "Tile"))
 """Nothing but zeros where their first input is nothing else, however many."""
 
@@ -187,6 +189,8 @@ class _Verdicts:
             return True
         node = self._maker(name)
         kind = node.op_type
+        if kind in _STRETCHES:
+            return self._addend(node.input[0], name)
         if kind in FIRST:
             return self._product(name, [node.input[0]], [i for i in node.input[1:] if i])
         if kind in UNLESS:

@@ -544,3 +544,16 @@ for how, parts, sizes, why in (
         f = Mul(n, s)
         y = MatMul(f, w2)
     }}""", w0=(6, 8), w1=(3, 3), c1=(3, 1), w3=(3, 6), s=(8,), w2=(8, 2)), sizes, *why)
+for stretch in ("Expand(m, shape)", "Tile(m, often)"):
+    case(f"{stretch[:6]} stretches over units what is zero at other positions of theirs alone", net(f"""(
+        float[N,5,6] x) => (float[N,8,5] y) {{
+        a = MatMul(x, w0)
+        t = Transpose<perm=[0,2,1]>(a)
+        e = MatMul(t, a)
+        m = ReduceMax<axes=[2]>(e)
+        s = {stretch}
+        d = Sub(s, e)
+        r = ReduceSum(d, last)
+        u = Mul(r, t)
+        y = MatMul(w1, u)
+    }}""", w0=(6, 8), shape=[1, 8, 8], often=[1, 1, 8], last=[2], w1=(8, 8)), [], "ReduceSum sums over it")

@@ -154,6 +154,14 @@ class Axes:
         """State that positions of axes of the first input meet: images of a batch would, if they lay there."""
         self.trace.crossed.extend((self.op.need(0).name, axis) for axis in axes)
 
+    def count(self, tensor: Tensor, axis: int, reason: str) -> None:
+        """State that arithmetic reads or gives the size of an axis: it stays, but for what lies there beside free axes.
+
+        Such a size is a width (heads) times others (images): it can be told as it was, and scaled to what is left.
+        """
+        self._mention(tensor, axis)
+        self.trace.counted.append(((tensor.name, axis), reason))
+
     def images(self, k: int, axis: int) -> IntArray:
         """Return the atoms of an input's axis, stating that the op takes it for that of the images."""
         self.trace.images.append((self.op.need(k).name, axis))

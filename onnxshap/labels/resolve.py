@@ -114,6 +114,8 @@ def resolve(trace: Trace) -> Labels:
     """
     classes = components(trace.size, *trace.ties.pairs())
     frozen = trace.frozen.copy()
+    for stays, why in _counted(trace, classes):
+        frozen.add(stays, why)
     while True:
         is_frozen = np.zeros(classes.max(initial=-1) + 1, np.bool_)
         is_frozen[classes[frozen.atoms()]] = True
@@ -160,6 +162,19 @@ def _slots(is_unit: BoolArray, products: Sequence[Product], classes: NDArray[np.
 def _spread(product: Product) -> Sequence[IntArray]:
     """Return for every factor which of its atoms each merged position is made of, in the shape of those."""
     return np.broadcast_arrays(*np.ix_(*product.factors))
+
+
+def _counted(trace: Trace, classes: NDArray[np.int32]) -> list[tuple[IntArray, str]]:
+    """Return what stays of axes whose sizes are computed or read, and why: all but what lies there beside free ones."""
+    axes = [(np.arange(trace.axes[key].start, trace.axes[key].stop), reason) for key, reason in trace.counted]
+    beside = [p for p in trace.products if 0 < len(p.free) < len(p.factors)] if axes else []
+    merged = {classes[p.merged].tobytes(): p for p in beside}
+    found = list[tuple[IntArray, str]]()
+    for atoms, reason in axes:
+        product = merged.get(classes[atoms].tobytes())
+        stays = [atoms] if product is None else [product.factors[k] for k in sorted(product.free)]
+        found += [(one, reason) for one in stays]
+    return found
 
 
 def _joined(classes: NDArray[np.int32], count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> NDArray[np.int32]:

@@ -219,6 +219,8 @@ class Trace:
     """Axes along which positions depend on each other: images do where they are known to lie on one."""
     numbers: list[str] = field(default_factory=list)
     """Tensors of numbers of positions, counted through all images and channels (indices of MaxPool)."""
+    counted: list[tuple[AxisKey, str]] = field(default_factory=list)
+    """Axes whose sizes are computed or read, and how: they stay, but for what is beside free ones (images x heads)."""
     images: list[AxisKey] = field(default_factory=list)
     """Axes that an op takes for those of the images, wherever the model has them."""
     _shared: list[AxisKey] = field(default_factory=list)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from onnxshap.labels import Axes, Op, Product, RuleError, Tensor
 from onnxshap.labels.factors import common_factors, follow, spans_of
-from onnxshap.labels.fixups import Scaled, SingleAxes, Widths
+from onnxshap.labels.fixups import Scaled, SingleAxes, Told, Widths
 from onnxshap.rules.pointwise import broadcast
 from onnxshap.rules.registry import rule
 from onnxshap.shapes.folding import COMPUTED
+
+_COUNTED = "its size is counted on elsewhere"
 
 
 @rule("Transpose")
@@ -27,7 +29,7 @@ def transpose(op: Op, ax: Axes) -> None:
 def reshape(op: Op, ax: Axes) -> None:
     """Equal axes are tied; merged and split axes become products of their common factors."""
     x, y = op.need(0), op.out()
-    computed = frozenset[int]()
+    computed = tuple[int, ...]()
     if op.type == "Reshape":
         target = op.some_ints(1, "shape")
         if target is not None:
@@ -35,13 +37,12 @@ def reshape(op: Op, ax: Axes) -> None:
             source = None if op.attributes.get("allowzero") else x.name
             where = {"input": 1} if op.input(1) else {"attribute": "shape"}
             ax.fix(Widths(op.index, entries, source=source, **where))
-            computed = frozenset(axis for axis, size in enumerate(target) if size == COMPUTED)
+            computed = tuple(_computed(op, target))
     if op.type == "Squeeze" and op.ints(1, "axes") is None:
         single = tuple(axis for axis, size in enumerate(x.shape) if size == 1)
         ax.fix(SingleAxes(op.index, x.name, single, op.opset))
     if 0 in x.shape:
         raise RuleError(f"{op.type} of a tensor without elements")
-    known = len(ax.trace.products)
     blocks = _by_axes(op, x, y) or aligned(x.shape, y.shape)
     moved = [(any(_is_free(x, a) for a in ins), any(_is_free(y, a) for a in outs)) for ins, outs in blocks]
     chance = (True, False) in moved and (False, True) in moved  # what is as long as a batch, at this size alone
@@ -50,7 +51,7 @@ def reshape(op: Op, ax: Axes) -> None:
             _freeze_block(ax, ins, outs, f"{op.type} regroups it otherwise at other sizes")
         else:
             _relate_block(ax, x.name, ins, outs)
-    _scale_computed(op, ax, computed, ax.trace.products[known:])
+    _scale_computed(op, ax, computed)
 
 
 def _by_axes(op: Op, x: Tensor, y: Tensor) -> list[tuple[list[int], list[int]]] | None:
@@ -91,23 +92,21 @@ def aligned(source: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list
     return runs
 
 
-def _scale_computed(op: Op, ax: Axes, computed: Iterable[int], products: Sequence[Product]) -> None:
-    """Freeze the axes of a Reshape whose sizes are computed, but for what lies there beside free ones (images x heads).
+def _scale_computed(op: Op, ax: Axes, computed: Iterable[int], given: int = 1) -> None:
+    """Count the axes of the output whose sizes are computed, `given` the input that lists the last ones.
 
-    The arithmetic gives a size that follows the free ones: where others are cut, it is scaled.
+    The arithmetic gives a size that follows free ones: where others are cut that lie there, too, it is scaled.
     """
-    y, reason, scaled = op.out(), f"{op.type} gets its size from the data", list[int]()
-    for axis in computed:
-        merged = ax.output(0, axis)
-        product = next((p for p in products if np.array_equal(p.merged.ravel(), merged)), None)
-        if product is None or not 0 < len(product.free) < len(product.factors):
-            ax.freeze(merged, reason)
-            continue
-        for number in product.free:
-            ax.freeze(product.factors[number], reason)
-        scaled.append(axis)
+    y, scaled = op.out(), tuple(computed)
+    for axis in scaled:
+        ax.count(y, axis, f"{op.type} gets its size from the data")
     if scaled:
-        ax.fix(Scaled(op.index, y.name, tuple(scaled), y.rank))
+        ax.fix(Scaled(op.index, y.name, scaled, given, op.need(given).shape[0]))
+
+
+def _computed(op: Op, target: Sequence[int]) -> Iterator[int]:
+    """Yield which axes of the output have sizes in a target that are computed; it lists those of the last ones."""
+    return (axis for axis, size in enumerate(target, start=op.out().rank - len(target)) if size == COMPUTED)
 
 
 def _relate_block(ax: Axes, where: str, ins: list[int], outs: list[int]) -> None:
@@ -186,6 +185,7 @@ def tile(op: Op, ax: Axes) -> None:
     """
     x, y = op.need(0), op.out()
     counts = dict(enumerate(op.some_ints(1) or []))
+    counts |= {a: y.shape[a] // x.shape[a] for a, count in counts.items() if count == COMPUTED and x.shape[a] > 1}
     ax.same(axis for axis, count in counts.items() if count == 1)
     for axis in (a for a, count in counts.items() if count > 1 and x.shape[a] > 1):
         for copy in ax.output(0, axis).reshape(counts[axis], -1):
@@ -226,8 +226,8 @@ def expand(op: Op, ax: Axes) -> None:
             ax.freeze(ax.output(0, axis), "Expand gets its sizes from the data")
         return
     target = op.some_ints(1) or []
-    _freeze_computed(op, ax, target)
     ax.fix(Widths(op.index, tuple((i, y.name, i + y.rank - len(target)) for i in range(len(target))), input=1))
+    _scale_computed(op, ax, _computed(op, target))
 
 
 @rule("ConstantOfShape")
@@ -236,22 +236,23 @@ def constant_of_shape(op: Op, ax: Axes) -> None:
     y = op.out()
     for axis in range(y.rank):
         ax.output(0, axis)
-    _freeze_computed(op, ax, op.some_ints(0) or [])
     ax.fix(Widths(op.index, tuple((i, y.name, i) for i in range(y.rank)), input=0))
-
-
-def _freeze_computed(op: Op, ax: Axes, target: Sequence[int]) -> None:
-    """Freeze the last axes of the output where their sizes are computed."""
-    for axis, size in enumerate(target, start=op.out().rank - len(target)):
-        if size == COMPUTED:
-            ax.freeze(ax.output(0, axis), f"{op.type} gets its size from the data")
+    _scale_computed(op, ax, _computed(op, op.some_ints(0) or []), 0)
 
 
 @rule("Shape", "Size")
 def sizes(op: Op, ax: Axes) -> None:
-    """Sizes that other ops are told: those that follow free dimensions (`folding`) stay, nothing reads the others."""
+    """Sizes that other ops are told: those that follow free dimensions (`folding`) stay, nothing reads the others.
+
+    A Shape goes on telling what was there of images x heads when heads go.
+    """
     x = op.need(0)
     for axis in range(x.rank):
         atoms = ax.input(0, axis)
-        if axis in x.told:
-            ax.freeze(atoms, "its size is counted on elsewhere")
+        if axis in x.told and op.type == "Shape":
+            ax.count(x, axis, _COUNTED)
+        elif axis in x.told:
+            ax.freeze(atoms, _COUNTED)
+    if op.type == "Shape":
+        axes = range(x.rank)[int(op.attributes.get("start", 0)) : op.attributes.get("end")]
+        ax.fix(Told(op.index, x.name, tuple(axis for axis in axes if axis in x.told), axes.start, len(axes)))

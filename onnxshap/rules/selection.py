@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxshap.core import IntArray
-from onnxshap.labels import Axes, Op, RuleError, Tensor
-from onnxshap.labels.fixups import Bounds, Grid, PadCount, Selection, UnequalParts, Widths, grid_of
+from onnxshap.labels import Axes, Op, Product, RuleError, Tensor
+from onnxshap.labels.fixups import Bounds, Grid, PadCount, Selection, Table, UnequalParts, Widths, grid_of
 from onnxshap.rules.registry import rule
 from onnxshap.shapes.doubts import window
 from onnxshap.shapes.folding import COMPUTED
@@ -93,21 +93,44 @@ def gather(op: Op, ax: Axes) -> None:
     if index.value is not None and index.rank == 1:
         _select(op, ax, axis, index.value % x.shape[axis])
         return
-    wide = [k for k, size in enumerate(index.shape) if size > 1]
-    if index.value is not None and (len(wide) == 1 or index.value.size == 1):
-        positions = index.value.ravel() % x.shape[axis]
-        shape = tuple(-1 if k in wide else 1 for k in range(index.rank))
-        ax.fix(Selection((op.index,), x.name, y.name, axis, positions, shape=shape))
-        read = ax.input(0, axis)[positions]
-        if wide:
-            ax.tie(read, ax.output(0, axis + wide[0]))
-            return
-        ax.freeze(read, "Gather takes it by its number")  # the others are not read, and may go
-    else:
+    if index.value is None:
         ax.freeze(ax.input(0, axis), "Gather looks positions up by number")
+    elif _look_up(op, ax, axis, index.value % x.shape[axis]):
+        return
     for k in range(index.rank):
         ax.tie(ax.input(1, k), ax.output(0, axis + k))
     assert y.rank == x.rank + index.rank - 1
+
+
+def _look_up(op: Op, ax: Axes, axis: int, index: IntArray) -> bool:
+    """Relate an axis to those of a constant index, return whether any of those can be cut.
+
+    Axes along which the places read lie apart are factors of them (heads, blocks and features of a tensor that was made
+    flat, as torch writes `as_strided`); the others stay, for they read some positions again. What is not read may go.
+    """
+    x, y = op.need(0), op.out()
+    ax.fix(Table(op.index, x.name, y.name, axis, index))
+    read, wide = ax.input(0, axis)[index], [k for k, size in enumerate(index.shape) if size > 1]
+    if len(wide) == 1:
+        ax.tie(read.ravel(), ax.output(0, axis + wide[0]))
+        return True
+    apart = [k for k in wide if _apart(index, k)]
+    if not apart:
+        ax.freeze(read, "Gather looks positions up by number" if wide else "Gather takes it by its number")
+        return False
+    for k in set(wide) - set(apart):
+        ax.freeze(ax.output(0, axis + k), "Gather reads positions of it more than once")
+    factors = tuple(ax.output(0, axis + k) for k in wide)
+    ax.trace.products.append(Product(read.reshape([len(f) for f in factors]), factors, f"Gather of {x.name!r}"))
+    return True
+
+
+def _apart(index: IntArray, axis: int) -> bool:
+    """Return whether no number stands at two positions of an axis of an index."""
+    place = np.moveaxis(np.broadcast_to(np.arange(index.shape[axis]), np.moveaxis(index, axis, -1).shape), -1, axis)
+    last = np.zeros(int(index.max(initial=0)) + 1, np.int64)
+    last[index] = place
+    return bool((last[index] == place).all())
 
 
 @rule("Pad")
@@ -199,13 +222,17 @@ def scatter_nd(op: Op, ax: Axes) -> None:
     """Places written by numbers for some axes; the axes behind those pass through.
 
     Numbers that are a grid, a list of positions for each axis (`x[:, :, 2:5] = y`), pass through too: constant ones,
-    and those that follow free sizes in that they are all positions of the axes that do.
+    and those that follow free sizes in that they are all positions of the axes that do. Where there are no numbers, as
+    of a slice that is empty at the sizes of the export, nothing is written.
     """
     x, index, y = op.need(0), op.need(1), op.out()
     computed = index.value is None
     written, whole = _written(index, x)
+    nothing = index.value is not None and not index.value.size
     for a in range(x.rank):
-        if a >= index.shape[-1]:
+        if nothing and a < index.shape[-1]:
+            ax.same([a])
+        elif a >= index.shape[-1]:
             ax.same([a])
             ax.tie(ax.input(2, index.rank - 1 + a - index.shape[-1]), ax.output(0, a))
         elif written is not None:
@@ -218,10 +245,10 @@ def scatter_nd(op: Op, ax: Axes) -> None:
             ax.freeze(ax.output(0, a), f"{op.type} looks positions up by number")
     if written is not None:
         ax.fix(Grid(op.index, y.name, tuple(written), computed))
-    else:
+    elif not nothing:
         for k in range(index.rank - 1):
             ax.freeze(ax.input(2, k), f"{op.type} writes it to positions by number")
-    for a in () if x.constant else set(range(index.shape[-1])) - whole:
+    for a in () if x.constant or nothing else set(range(index.shape[-1])) - whole:
         ax.mix(a)  # where it is that of the images, the numbers say which are written
 
 

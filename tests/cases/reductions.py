@@ -404,7 +404,35 @@ case("heads merged with the images are counted", net("""(float[N,5,12] x) => (fl
     v = Reshape(g, t2)
     w = Transpose<perm=[0,2,1]>(v)
     y = MatMul(w, w1)
-}""", w0=(12, 12), zero=[0], heads=[3], size=[4], minus=[-1], twelve=[12], axes=[1, 2], w1=(12, 3)), [4])
+}""", w0=(12, 12), zero=[0], heads=[3], size=[4], minus=[-1], twelve=[12], axes=[1, 2], w1=(12, 3)), [3, 4])
+case("a table tiled and places stretched to as many images x heads as are counted", net("""
+(float[N,5,12] x) => (float[N,5,3] y) {
+    q = MatMul(x, w0)
+    v = MatMul(x, w1)
+    q4 = Reshape(q, apart)
+    v4 = Reshape(v, apart)
+    qt = Transpose<perm=[0,2,1,3]>(q4)
+    vt = Transpose<perm=[0,2,1,3]>(v4)
+    qh = Reshape(qt, flat)
+    vh = Reshape(vt, flat)
+    s = Shape(qh)
+    n = Gather(s, zero)
+    m = Div(n, heads)
+    counts = Concat<axis=0>(m, one, one)
+    t = Tile(table, counts)
+    b = MatMul(qh, t)
+    sizes = Concat<axis=0>(n, five, five)
+    i = Expand(places, sizes)
+    g = GatherElements<axis=2>(b, i)
+    p = Softmax(g)
+    o = MatMul(p, vh)
+    o4 = Reshape(o, back)
+    ot = Transpose<perm=[0,2,1,3]>(o4)
+    z = Reshape(ot, together)
+    y = MatMul(z, w2)
+}""", w0=(12, 12), w1=(12, 12), w2=(12, 3), apart=[0, 0, 3, 4], flat=[-1, 5, 4], zero=[0], heads=[3], one=[1], five=[5],
+    table=(3, 4, 6), places=np.tile([[[0, 3, 1, 5, 2]]], (1, 5, 1)), back=[-1, 3, 5, 4], together=[0, 0, 12]),
+    [3, 4, 4])
 case("a state that starts as a zero that is stretched, as torch's new exporter writes it", net("""
 (float[N,3,5] x) => (float[N,3] y) {
     s = Shape(x)

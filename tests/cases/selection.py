@@ -42,6 +42,24 @@ case("qkv by gather", net("""(float[N,5,12] x) => (float[N,5,12] y) {
 }""", w0=(12, 36), w1=(12, 12), apart=[0, 0, 3, 3, 4], together=[0, 0, 12], i0=np.array(0), i1=np.array(1),
     i2=np.array(2)), [3, 4])
 
+_FLAT = """(float[1,8,6] x) => (float[12,2] y) {
+    a = MatMul(x, w0)
+    r = Reshape(a, apart)
+    t = Transpose<perm=[0,2,1,3]>(r)
+    flat = Reshape(t, one)
+    g = Gather(flat, windows)
+    p = Transpose<perm=[1,2,0,3]>(g)
+    m = Reshape(p, rows)
+    y = MatMul(m, w1)
+}"""
+for places, strides, units in (("of every head", (32, 8, 4, 1), [3, 4]), ("across heads", (4, 24, 12, 1), [4])):
+    case(f"windows {places}, read from a flat tensor", net(_FLAT, w0=(6, 12), w1=(12, 2), apart=[0, 0, 3, 4], one=[-1],
+        rows=[12, -1], windows=np.tensordot(strides, np.indices((3, 3, 4, 4)), 1)), units, rows=False)
+case("a table of places of channels", conv_net("""
+    g = Gather<axis=1>(a, i)
+    b = Reshape(g, together)
+""", d=6, i=[[3, 0, 5], [1, 7, 2]], together=[0, 6, 8, 8]), [4, 3])
+
 case("sampling by grids", conv_net("""
     c = GridSample(a, grid)
     b = com.microsoft.GridSample(c, grid)
@@ -146,6 +164,11 @@ case("a list of positions between two Transposes", conv_net("""
     g = GatherND(t, order)
     b = Transpose<perm=[1,0,2,3]>(g)
 """, order=[[3], [0], [7], [1], [-2], [2], [5], [4]]), [8])
+case("a list of no positions that are written", net("""(float[N,5,6] x) => (float[N,5,3] y) {
+    a = MatMul(x, w0)
+    s = ScatterND(a, nowhere, nothing)
+    y = MatMul(s, w1)
+}""", w0=(6, 8), w1=(8, 3), nowhere=np.zeros((0, 5, 8, 3), np.int64), nothing=np.zeros((0, 5, 8), np.float32)), [8])
 case("padding of chosen axes", conv_net("b = Pad(a, pads, , axes)", opset=18, pads=[1, 0, 2, 1], axes=[2, -1]), [8])
 case("padding of channels among chosen axes", conv_net("b = Pad(a, pads, , axes)", opset=18, d=9, pads=[1, 0, 0, 1],
     axes=[2, 1]), [], "keeps this axis as a whole")

@@ -7,7 +7,7 @@ A rule states which of them its op has; the rewrite applies those that touch a c
 """
 
 from onnxshap.labels.fixups.edit import Edit, Fixup, give, name_axes, set_attribute, takes_all
-from onnxshap.labels.fixups.positions import Bounds, Grid, PadCount, Selection, grid, grid_of
+from onnxshap.labels.fixups.positions import Bounds, Grid, PadCount, Selection, Table, grid, grid_of
 from onnxshap.labels.fixups.residues import Chain, Residue, Step
 from onnxshap.labels.fixups.statistics import Divisor, Extreme, Refilled, RootMeanSquare, Statistics
 from onnxshap.labels.fixups.widths import (
@@ -18,6 +18,7 @@ from onnxshap.labels.fixups.widths import (
     Parts,
     Scaled,
     SingleAxes,
+    Told,
     UnequalParts,
     Widths,
 )
@@ -44,6 +45,8 @@ __all__ = [
     "SingleAxes",
     "Statistics",
     "Step",
+    "Table",
+    "Told",
     "UnequalParts",
     "Widths",
     "give",

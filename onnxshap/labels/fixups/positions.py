@@ -58,7 +58,6 @@ class Selection:
         axis: the axis selected on, of both; other axes are the same.
         index: int[n_out], input position of each output position.
         others: axes whose sizes the nodes write out; a node alone takes any.
-        shape: that of the index of a Gather, -1 where its positions lie.
     """
 
     nodes: tuple[int, ...]
@@ -67,7 +66,6 @@ class Selection:
     axis: int
     index: IntArray
     others: tuple[int, ...] = ()
-    shape: tuple[int, ...] = (-1,)
 
     def apply(self, edit: Edit) -> None:
         """Select the live positions among the live positions."""
@@ -78,13 +76,42 @@ class Selection:
         chosen = _renumbered(self.index, alive)
         for node in self.nodes[:-1]:
             edit.replace(node, [])
-        if len(self.shape) == 1 and np.array_equal(chosen, np.arange(alive.sum())):
+        if np.array_equal(chosen, np.arange(alive.sum())):
             called = edit.names.node(f"{self.target}.gather")
             same = helper.make_node("Identity", [self.source], [self.target], name=called)
             return edit.replace(self.nodes[-1], [same])
         made: list[NodeProto] = []
-        gathered(edit, self.source, self.target, self.axis, chosen.reshape(self.shape), made)
+        gathered(edit, self.source, self.target, self.axis, chosen, made)
         return edit.replace(self.nodes[-1], made)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Gather whose index has other axes than one: it names the live positions for those of its places that are left.
+
+    Attributes:
+        node: the op.
+        source: what it reads.
+        target: what it gives, the axes of the index in place of the one read.
+        axis: the one read.
+        index: int[...], position read of every place.
+    """
+
+    node: int
+    source: str
+    target: str
+    axis: int
+    index: IntArray
+
+    def apply(self, edit: Edit) -> None:
+        """Write the new numbers."""
+        axes = range(self.axis, self.axis + self.index.ndim)
+        if not edit.cut(self.source, self.axis) and not any(edit.cut(self.target, axis) for axis in axes):
+            return
+        alive = edit.alive(self.source, self.axis)
+        left = self.index[np.ix_(*(np.flatnonzero(edit.alive(self.target, axis)) for axis in axes))]
+        assert alive[left].all(), f"a Gather of {self.source} would read what is cut"
+        edit.node(self.node).input[1] = edit.new_constant(f"{self.target}.index", (np.cumsum(alive) - 1)[left])
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from onnx import AttributeProto, helper
 
-from onnxshap.core import Array
+from onnxshap.core import Array, IntArray
+from onnxshap.graph.structure import copied
 from onnxshap.labels.fixups.edit import Edit, give, name_axes, set_attribute, takes_all
 
 
@@ -55,37 +57,78 @@ class Widths:
 
 @dataclass(frozen=True)
 class Scaled:
-    """Entries of a computed Reshape target that follow free sizes times widths: they shrink as the widths do.
+    """Entries of a computed list of sizes that follow free ones times widths: they shrink as the widths do.
 
     Attributes:
-        node: the Reshape.
+        node: the op that gives so many positions.
         tensor: what it gives.
         axes: those of it whose sizes are computed so.
-        rank: its number of axes.
+        input: the list, of the last axes.
+        length: how many it has.
     """
 
     node: int
     tensor: str
     axes: tuple[int, ...]
-    rank: int
+    input: int
+    length: int
 
     def apply(self, edit: Edit) -> None:
         """Scale the entries whose axes lose positions."""
-        kept, sizes = np.ones((2, self.rank), np.int64)
-        for axis in self.axes:
-            if edit.cut(self.tensor, axis):
-                alive = edit.alive(self.tensor, axis)
-                common = math.gcd(len(alive), int(alive.sum()))
-                kept[axis], sizes[axis] = alive.sum() // common, len(alive) // common
+        rank = edit.rank(self.tensor)
+        kept, sizes = (s[rank - self.length :] for s in _shares(edit, self.tensor, self.axes, rank))
         if (sizes == 1).all():
             return
         node = edit.node(self.node)
-        given, wish = node.input[1], f"{self.tensor}.scaled"
+        given, wish = node.input[self.input], f"{self.tensor}.scaled"
         more, fewer = (edit.names.new(f"{wish}.{part}") for part in ("times", "over"))
         by, over = (edit.new_constant(f"{wish}.{part}", a) for part, a in (("kept", kept), ("of", sizes)))
-        node.input[1] = fewer
+        node.input[self.input] = fewer
         times = helper.make_node("Mul", [given, by], [more], name=more)
         edit.replace(self.node, [times, helper.make_node("Div", [more, over], [fewer], name=fewer), node])
+
+
+def _shares(edit: Edit, tensor: str, axes: Sequence[int], rank: int) -> tuple[IntArray, IntArray]:
+    """Return how much is left of some axes of a tensor, 1 of 1 of the others: int64[rank] of int64[rank]."""
+    kept, sizes = np.ones((2, rank), np.int64)
+    for axis in axes:
+        if edit.cut(tensor, axis):
+            alive = edit.alive(tensor, axis)
+            common = math.gcd(len(alive), int(alive.sum()))
+            kept[axis], sizes[axis] = alive.sum() // common, len(alive) // common
+    return kept, sizes
+
+
+@dataclass(frozen=True)
+class Told:
+    """A Shape of axes that hold free sizes times widths: it goes on to tell what there was before the cut.
+
+    Attributes:
+        node: the Shape.
+        tensor: what it reads.
+        axes: those of it whose sizes are counted on.
+        start: the first axis that it tells.
+        count: how many it tells.
+    """
+
+    node: int
+    tensor: str
+    axes: tuple[int, ...]
+    start: int
+    count: int
+
+    def apply(self, edit: Edit) -> None:
+        """Grow the entries whose axes lose positions."""
+        kept, sizes = (s[self.start :] for s in _shares(edit, self.tensor, self.axes, self.start + self.count))
+        if (sizes == 1).all():
+            return
+        node = copied(edit.node(self.node))
+        told, nodes = node.output[0], [node]
+        for op, values in (("Mul", sizes), ("Div", kept)):
+            name = edit.names.new(f"{told}.{op}")
+            nodes[-1].output[0] = name
+            nodes.append(helper.make_node(op, [name, edit.new_constant(f"{name}.by", values)], [told], name=name))
+        edit.replace(self.node, nodes)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Attention as one op, and what runtimes fuse around it. An axis of width heads x size is a product of the two.
 
 Heads go as wholes: queries, keys and values of one, and its part of the output. So do positions of the values, the same
-in every head, and in ONNX's own Attention those of queries and keys; where biases are added inside, those stay.
+in every head, and those of queries and keys, unless biases are added inside or the op makes them itself.
 """
 
 from __future__ import annotations
@@ -114,7 +114,10 @@ def _addend(op: Op, ax: Axes, k: int, heads: IntArray) -> None:
 
 @rule(f"{_MS}.MultiHeadAttention")
 def multi_head_attention(op: Op, ax: Axes) -> None:
-    """Queries, keys, values [batch, positions, heads x size], bias, padding, addend."""
+    """Queries, keys, values [batch, positions, heads x size], bias, padding, addend.
+
+    What is left of queries and keys meets as it did, but for biases that are added inside.
+    """
     _only_output(op, 6, 7, 8, 9)
     q, k, v = op.need(0), op.need(1), op.need(2)
     if not q.rank == k.rank == v.rank == 3:
@@ -125,9 +128,15 @@ def multi_head_attention(op: Op, ax: Axes) -> None:
         ax.tie(ax.input(number, 0), ax.output(0, 0))
     _over_positions(op, ax, 1, 0, 1, 2)
     heads = ax.factor("heads", count)
-    values = ax.trace.fresh(v.shape[2] // count)
-    for number, tensor in enumerate((q, k)):
-        _product(ax, ax.input(number, 2), heads, _stuck(ax, tensor.shape[2] // count))
+    values, size = ax.trace.fresh(v.shape[2] // count), q.shape[2] // count
+    if op.input(3) is None and op.attributes.get("scale") != 0:  # 0 stands for the default, too
+        inner = ax.factor(_SIZE, size)
+        ax.contract(0, 2, meets=1)
+        ax.fix(Default(op.index, q.name, 2, "scale", 1 / math.sqrt(size)))
+    else:
+        inner = _stuck(ax, size)
+    for number in (0, 1):
+        _product(ax, ax.input(number, 2), heads, inner)
     _product(ax, ax.input(2, 2), heads, values)
     _product(ax, ax.output(0, 2), heads, values)
     if op.input(3) is not None:

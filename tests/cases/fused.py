@@ -168,6 +168,14 @@ case("com.microsoft.MultiHeadAttention", net("""(float[N,5,12] x) => (float[N,5,
     y = MatMul(a, wo)
 }""", imports=MS, wq=(12, 12), wk=(12, 12), wv=(12, 6), b0=(30,), wo=(6, 12), p=np.zeros(1, np.int64), cos=(9, 2),
     sin=(9, 2)), [3, 2])
+for called, scale, units in (("", "", [3, 4, 2]), (" and the default scale in words", ", scale=0.0", [3, 2])):
+    case(f"com.microsoft.MultiHeadAttention without biases{called}", net(f"""(float[N,5,12] x) => (float[N,5,12] y) {{
+        q = MatMul(x, wq)
+        k = MatMul(x, wk)
+        v = MatMul(x, wv)
+        a = com.microsoft.MultiHeadAttention<num_heads=3{scale}>(q, k, v)
+        y = MatMul(a, wo)
+    }}""", imports=MS, wq=(12, 12), wk=(12, 12), wv=(12, 6), wo=(6, 12)), units)
 _QKV = """(float[N,5,12] x) => (float[N,5,12] y) {
     q = MatMul(x, wq)
     k = MatMul(x, wk)

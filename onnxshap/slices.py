@@ -183,7 +183,7 @@ def _harmful(traced: Traced, keep: Keep, live: Liveness, apart: Collection[str])
     for site in labels.trace.sites if found else ():
         if live.cut(site.tensor, site.axis):
             weight = "" if site.weight is None else shaped.graph.nodes[site.node].input[site.weight.input]
-            if (not weight or weight in found) and not left.vanishes(site):
+            if (not weight or weight in found) and left.leaks(site):
                 return {}
     return found
 

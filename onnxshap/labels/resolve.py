@@ -46,6 +46,11 @@ class Labels:
         classes = self.axis(tensor, axis)
         return np.empty((0, self.slots.shape[1]), np.intp) if classes is None else self.slots[classes]
 
+    def made_of(self, units: IntArray) -> IntArray:
+        """Return the atoms of the units themselves, not those of what is merged of them and others."""
+        alone = (self.slots >= 0).sum(axis=1) == 1
+        return np.flatnonzero((alone & np.isin(self.slots, units).any(axis=1))[self.classes])
+
     def uneven(self, balance: Balance) -> bool:
         """Return whether the i-th channels of the groups of a Conv are not the same units."""
         found = self.classes[balance.blocks]

@@ -111,14 +111,14 @@ def _keep_what_leaks(trace: Trace, ops: _Ops, shaped: Shaped, labels: Labels) ->
     channels that groups of a Conv would lose at unequal places.
     """
     zeros = Zeros(shaped, labels)
-    leaks = [s for s in trace.sites if s.weight is None and not zeros.vanishes(s)]
+    leaks = [(s, some) for s in trace.sites if s.weight is None and (some := zeros.leaks(s))]
     uneven = [b for b in trace.balances if labels.uneven(b) and not _removable(zeros, labels, b)]
-    for site in leaks:
+    for site, some in leaks:
         op = ops.op(site.node, shaped.graph.nodes[site.node])
         if add_residue(trace, shaped, labels, zeros, site, op):
             continue
-        atoms = trace.axes[site.tensor, site.axis]
-        trace.freeze(np.arange(atoms.start, atoms.stop), site.why or (_COMPUTED if len(op.inputs) > 1 else _SUMMED))
+        atoms = labels.made_of(np.concatenate(some))
+        trace.freeze(atoms, site.why or (_COMPUTED if len(op.inputs) > 1 else _SUMMED))
     for balance in uneven:
         trace.tie(*balance.equal_places)
     return bool(leaks or uneven)

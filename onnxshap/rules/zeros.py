@@ -99,18 +99,18 @@ class Zeros:
         """Return the verdicts on tensors once the slices of some units are zero."""
         return _Verdicts(self, units, self._known.setdefault(units, {}))
 
-    def vanishes(self, site: Site) -> bool:
-        """Return whether one of the tensors that meet at a site is zero wherever a unit of its axis is removed.
+    def leaks(self, site: Site) -> list[NDArray[np.intp]]:
+        """Return the units of a site's axis at which none of the tensors that meet there is zero once they are removed.
 
         There is no weight at the site to be cut: the sum loses exactly the removed positions only if what makes them
-        up, without its removed slices, gives zeros.
+        up, without its removed slices, gives zeros. Of a merged axis each factor is one item.
         """
         units = self._labels.units(site.tensor, site.axis)
         inputs = self.shaped.graph.nodes[site.node].input
         others = inputs if site.meets is None else [inputs[site.meets]]
         factors = (site.tensor,) if site.why else dict.fromkeys((site.tensor, *others))
-        kinds = [np.unique(column[column >= 0]) for column in units.T]  # of a merged axis each factor's by themselves
-        return all(any(self.gives_zero(name, wanted) for name in factors if name) for wanted in kinds if len(wanted))
+        kinds = [np.unique(column[column >= 0]) for column in units.T]
+        return [some for some in kinds if len(some) and not any(self.gives_zero(n, some) for n in factors if n)]
 
     def holds(self, name: str, units: NDArray[np.intp]) -> bool:
         """Return whether a tensor has positions of some of the units."""

@@ -433,6 +433,37 @@ case("a table tiled and places stretched to as many images x heads as are counte
 }""", w0=(12, 12), w1=(12, 12), w2=(12, 3), apart=[0, 0, 3, 4], flat=[-1, 5, 4], zero=[0], heads=[3], one=[1], five=[5],
     table=(3, 4, 6), places=np.tile([[[0, 3, 1, 5, 2]]], (1, 5, 1)), back=[-1, 3, 5, 4], together=[0, 0, 12]),
     [3, 4, 4])
+case("a norm behind attention with shared keys: queries' heads of one go together", net("""
+(float[N,5,12] x) => (float[N,5,3] y) {
+    q = MatMul(x, w0)
+    q4 = Reshape(q, many)
+    qt = Transpose<perm=[0,2,1,3]>(q4)
+    k = MatMul(x, w1)
+    k4 = Reshape(k, few)
+    kt = Transpose<perm=[0,2,3,1]>(k4)
+    ku = Unsqueeze(kt, two)
+    ke = Expand(ku, twice)
+    kr = Reshape(ke, turned)
+    v = MatMul(x, w2)
+    v4 = Reshape(v, few)
+    vt = Transpose<perm=[0,2,1,3]>(v4)
+    vu = Unsqueeze(vt, two)
+    ve = Expand(vu, twice)
+    vr = Reshape(ve, repeated)
+    s = MatMul(qt, kr)
+    p = Softmax(s)
+    o = MatMul(p, vr)
+    ot = Transpose<perm=[0,2,1,3]>(o)
+    z = Reshape(ot, together)
+    b = Mul(z, z)
+    m = ReduceMean<axes=[-1]>(b)
+    e = Add(m, eps)
+    r = Sqrt(e)
+    n = Div(z, r)
+    y = MatMul(n, w3)
+}""", w0=(12, 12), w1=(12, 6), w2=(12, 6), w3=(12, 3), many=[0, 0, 4, 3], few=[0, 0, 2, 3], two=[2],
+    twice=[1, 1, 2, 1, 1], turned=[0, 4, 3, 5], repeated=[0, 4, 5, 3], together=[0, 0, 12], eps=np.float32(1e-5)),
+    [2, 3, 3])
 case("a state that starts as a zero that is stretched, as torch's new exporter writes it", net("""
 (float[N,3,5] x) => (float[N,3] y) {
     s = Shape(x)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from onnxshap.core import BoolArray, FloatArray
-from onnxshap.graph.structure import graphs_of
+from onnxshap.graph.structure import graphs_of, used_names
 from onnxshap.labels import AxisKey, Labels, Liveness, Weight
 from onnxshap.shapes import Shaped
 
@@ -113,13 +113,14 @@ def _total(copies: Sequence[tuple[float, _Copies]], live: Liveness | None) -> in
 
 @dataclass(frozen=True)
 class Cost:
-    """What a plan costs; `None` = the whole model.
+    """What a plan costs; `None` = the whole model as its file has it.
 
     MACs are what rules state (`Axes.macs`): those of convolutions, products of matrices, recurrent ops and attention,
     on floats or codes, one input image; parameters are the elements of constants that are floats or codes of at most 16
     bits; bytes are those of all constants. A constant that several nodes read counts once, if all that they lose is the
     same. An op that is split counts as two, or as one where that takes no more. Of an If, all bodies that are traced
-    count, each as if it were taken; the body of a Loop or Scan as often as it ran when the shapes were found.
+    count, each as if it were taken; the body of a Loop or Scan as often as it ran when the shapes were found. What
+    nothing reads counts in the file that stores it, and in no plan, for no cut model does.
     """
 
     _widths: _Widths
@@ -129,6 +130,7 @@ class Cost:
     _params_of_copies: Sequence[tuple[float, _Copies]]
     _bytes_of_copies: Sequence[tuple[float, _Copies]]
     _splits: Sequence[_Either] = ()
+    _unread: Sequence[TensorProto] = ()
 
     def macs(self, live: Liveness | None = None) -> int:
         """Return multiply-accumulates per image."""
@@ -144,13 +146,15 @@ class Cost:
         """Return the number of parameters."""
         widths = self._widths(live)
         split = sum(one.cheaper(widths).params.size(widths) for one in self._splits)
-        return self._params.size(widths) + split + _total(self._params_of_copies, live)
+        unread = numbers_of(self._unread) if live is None else 0
+        return self._params.size(widths) + split + _total(self._params_of_copies, live) + unread
 
     def bytes(self, live: Liveness | None = None) -> int:
         """Return the bytes of all constants."""
         widths = self._widths(live)
         split = sum(one.cheaper(widths).bytes.size(widths) for one in self._splits)
-        return self._bytes.size(widths) + split + _total(self._bytes_of_copies, live)
+        unread = sum(_itemsize(t.data_type) * math.prod(t.dims) for t in self._unread) if live is None else 0
+        return self._bytes.size(widths) + split + _total(self._bytes_of_copies, live) + round(unread)
 
     def pays(self, live: Liveness | None = None) -> list[bool]:
         """Return of every op that is split, in their order, whether it takes fewer multiply-accumulates as two."""
@@ -170,7 +174,9 @@ def cost_of(shaped: Shaped, labels: Labels, beside: Sequence[TensorProto] = (), 
     halves = {index for one in splits for index in _nodes(shaped, one)}
     every = [(index, axes.block(keys)) for index, keys in labels.trace.macs]
     macs = [(times[index] * whole, at) for index, (whole, at) in every if index not in halves]
-    stored, shared = _stored(shaped, labels, axes, {name for one in splits for name in (one.columns, one.rows)})
+    unread = unread_weights(shaped)
+    apart = {name for one in splits for name in (one.columns, one.rows)} | {t.name for t in unread}
+    stored, shared = _stored(shaped, labels, axes, apart)
     stored += [(math.prod(t.dims), [], t.data_type) for t in beside]
     params = [(float(whole), at) for whole, at, kind in stored if kind not in _NOT_WEIGHTS]
     size = [(_itemsize(kind) * whole, at) for whole, at, kind in stored]
@@ -189,7 +195,14 @@ def cost_of(shaped: Shaped, labels: Labels, beside: Sequence[TensorProto] = (), 
 
     nodes = [_nodes(shaped, one)[0] for one in splits]
     eithers = [_Either(counts(k, *two), counts(k, *whole)) for k, (two, whole) in zip(nodes, ways, strict=True)]
-    return Cost(axes.widths(), axes.blocks(macs), axes.blocks(params), axes.blocks(size), counted, weighed, eithers)
+    blocks = axes.blocks(macs), axes.blocks(params), axes.blocks(size)
+    return Cost(axes.widths(), *blocks, counted, weighed, eithers, unread)
+
+
+def unread_weights(shaped: Shaped) -> list[TensorProto]:
+    """Return the initializers that nothing reads."""
+    used = used_names(shaped.graph.model.graph)
+    return [t for t in shaped.graph.model.graph.initializer if t.name not in used]
 
 
 _Way = tuple[Sequence[Sequence[AxisKey]], Sequence[Sequence[AxisKey]]]

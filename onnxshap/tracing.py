@@ -16,10 +16,9 @@ from onnxshap import shapes
 from onnxshap.arguments import checked
 from onnxshap.backend import Backend, OrtBackend, beside
 from onnxshap.core import Array, BoolArray
-from onnxshap.cost import Cost, Split, cost_of, costly_units, numbers_of, parameters
+from onnxshap.cost import Cost, Split, cost_of, costly_units, numbers_of, parameters, unread_weights
 from onnxshap.errors import ModelError, OnnxshapError
 from onnxshap.graph.loops import depths
-from onnxshap.graph.structure import used_names
 from onnxshap.graph.tails import Tail
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
 from onnxshap.labels import Labels, Liveness, Site
@@ -136,9 +135,7 @@ class Traced:
     @cached_property
     def unread_params(self) -> int:
         """The parameters that the model's file stores for nothing: a cut one stores none of them."""
-        graph = self.shaped.graph.model.graph
-        used = used_names(graph)
-        return numbers_of(t for t in graph.initializer if t.name not in used)
+        return numbers_of(unread_weights(self.shaped))
 
     @cached_property
     def twofold_params(self) -> int:

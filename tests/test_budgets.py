@@ -14,7 +14,9 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
+from onnxshap import report
 from onnxshap.core import BoolArray, Dataset, FloatArray
+from onnxshap.cost import parameters
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, cutter, latency, make_plan, rounds, wider_plans
@@ -223,6 +225,18 @@ def test_bytes_are_a_budget() -> None:
     found = onnxshap.prune(net(), labelled(40), keep_bytes=0.7, method="l1")
     live, cost = found.traced.alive(found.keep), found.traced.cost
     assert cost.bytes(live) <= 0.7 * cost.bytes()
+
+
+@pytest.mark.parametrize("budget", ["keep_params", "keep_bytes"])
+def test_weights_that_nothing_reads_are_gone_in_every_plan(budget: str) -> None:
+    """Half of the file is one: what is left of it may then be of all that is read."""
+    model = net()
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(parameters(model), np.float32), "spare"))
+    found = onnxshap.prune(model, labelled(20), method="l1", multiple_of=1, **{budget: 0.35})  # type: ignore[arg-type]
+    assert not all(kept.all() for kept in found.keep.values())
+    assert 0.25 * found.before.params < found.after.params <= 0.35 * found.before.params
+    unit = report.inspection(found.traced, model="m")["groups"][0]["params"]
+    assert 0 < unit < parameters(net()), "a unit costs what it takes along"
 
 
 def sharing(layers: int) -> ModelProto:

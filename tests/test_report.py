@@ -124,7 +124,7 @@ def test_json_is_laid_out_for_people_and_says_the_same() -> None:
 
 
 def test_values_files_come_back_as_they_were(scores: onnxshap.Scores, tmp_path: Path) -> None:
-    path = tmp_path / "v.json"
+    path, scores = tmp_path / "v.json", replace(scores, notes=("what to know of them",))
     report.write_json(report.values_report(scores), path)
     found = report.read_values(path)
     assert replace(found, values={}) == replace(scores, values={})
@@ -154,6 +154,7 @@ def damaged(scores: onnxshap.Scores, *place: str, value: object) -> str:
         (("groups",), [], "lacks 'groups', or it is no object"),
         (("method",), None, "lacks 'method', or it is no string"),
         (("method",), "mine", "its 'method' is none of shapley, "),
+        (("notes",), [7], "it has 'notes' that are no strings"),
         (("seed",), True, "lacks 'seed', or it is no integer"),
         (("model_sha256",), 7, "lacks 'model_sha256'"),
         (("payoff",), 7, "lacks 'payoff'"),

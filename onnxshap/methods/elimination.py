@@ -10,13 +10,14 @@ Removing the block c of inputs next costs tr(w_c' (H_cc)^-1 w_c) - lambda |W_c|^
 far; then w -= H_.c (H_cc)^-1 w_c and H -= H_.c (H_cc)^-1 H_c. (the inverse of the smaller matrix). Prices read the
 diagonal blocks of H and of Q = w w' alone. With H_cc = L L' and Z = H_.c L'^-1 the removal is
 
-    H -= Z Z',    Q -= Z Y' + Y Z',    Y = Q_.c L'^-1 - Z (L^-1 Q_cc L'^-1) / 2
+    H -= Z Z',    w -= Z A,    A = L^-1 w_c,    Q -= Z Y' + Y Z',    Y = w A' - Z A A' / 2
 
-so one Gram matrix, one inversion and n downdates are all there is to it, whatever the number of outputs.
+so one Gram matrix, one inversion and n downdates are all there is to it. Of w Q alone is needed: where a layer has more
+outputs than inputs, another square root of it stands for w.
 
-Source: Hassibi and Stork 1993 for the downdates. Differs: blocks, prices after the ridge of our own refit, downdates by
-Q in place of the weights, put off and made many at once.
-Cost: p^2 t a block of t of p inputs, in products of matrices.
+Source: Hassibi and Stork 1993 for the downdates. Differs: blocks, prices after the ridge of our own refit, diagonal
+blocks by Z and Y, downdates put off and made many at once, of H in one triangle.
+Cost: p (p + 4 k) t a block of t of p inputs, k = outputs, p at most.
 """
 
 from __future__ import annotations
@@ -25,14 +26,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import blas, lapack
 
 from onnxshap.core import BoolArray, FloatArray, IntArray
 
-_WIDTH = 64
-"""Columns of Z and Y that are put off at most, but for the last block."""
-_ROWS = 512
-"""Of a matrix that are brought up to date at once."""
+_WIDTH = 128
+"""Columns of Z that are put off at most, but for the last block."""
 _SHRINK = 0.75
 
 
@@ -102,7 +101,7 @@ class BlockRegression:
             ridge: lambda, what is added to the diagonal.
         """
         self._gram, self._weights = gram, weights
-        self._inverse, self._products = _inverse(gram, ridge), weights @ weights.T
+        self._inverse, self._root = _inverse(gram, ridge), _root(weights)
         self._columns = [np.asarray(c, np.int64) for c in columns]
         self._alive = np.ones(len(gram), np.bool_)
         self._place = np.arange(len(gram))  # input -> row of the present matrices
@@ -116,16 +115,23 @@ class BlockRegression:
         for size in np.unique(sizes[sizes > 0]):
             units = np.flatnonzero(sizes == size)
             at = np.stack([self._columns[unit] for unit in units])
-            own = at[:, :, None], at[:, None, :]
-            gone = np.zeros(at.shape, np.bool_)
-            found.append(_Blocks(units, at, gone, self._inverse[own], self._products[own], spent[at]))
+            rows, columns = at[:, :, None], at[:, None, :]
+            inverse = self._inverse[np.minimum(rows, columns), np.maximum(rows, columns)]
+            gone, own = np.zeros(at.shape, np.bool_), self._root[at]
+            found.append(_Blocks(units, at, gone, inverse, own @ own.mT, spent[at]))
         return found
 
     def _start(self) -> None:
         """Begin to put removals off."""
         widest = max((block.inputs.shape[1] for block in self._blocks), default=0)
-        self._z, self._y = np.zeros((2, len(self._inverse), _WIDTH + widest))
+        self._z = np.zeros((len(self._inverse), _WIDTH + widest))
+        self._a = np.zeros((_WIDTH + widest, self._root.shape[1]))
         self._width = 0
+
+    def _rows(self, at: IntArray) -> FloatArray:
+        """Return some rows of H as it was when it was brought up to date."""
+        found, columns = self._inverse[at], self._inverse[:, at].T
+        return np.where(np.arange(len(self._inverse)) < at[:, None], columns, found)
 
     def price(self, units: IntArray) -> FloatArray:
         """Return what removing each of some units next would add to the error."""
@@ -141,13 +147,12 @@ class BlockRegression:
         gone = gone[self._alive[gone]]
         if not len(gone):
             return
-        at, z, y = self._place[gone], self._z[:, : self._width], self._y[:, : self._width]
-        rows = self._inverse[at] - z[at] @ z.T
-        products = self._products[at] - z[at] @ y.T - y[at] @ z.T
+        at, z, a = self._place[gone], self._z[:, : self._width], self._a[: self._width]
+        rows, own = self._rows(at) - z[at] @ z.T, self._root[at] - z[at] @ a
         # one small inverse and products: LAPACK shares many right-hand sides of a triangle among threads, badly
         undo, _ = lapack.dtrtri(np.linalg.cholesky(rows[:, at]), lower=1)
-        new_z, new_y = undo @ rows, undo @ products
-        new_y -= 0.5 * (new_y[:, at] @ undo.T) @ new_z
+        new_z, new_a = undo @ rows, undo @ own
+        new_y = new_a @ self._root.T - (new_a @ a.T) @ z.T - 0.5 * (new_a @ new_a.T) @ new_z
         self._alive[gone] = False
         self._prices = None
         for block in self._blocks:
@@ -156,23 +161,21 @@ class BlockRegression:
                 block.leave(at)
             block.update(new_z.T, new_y.T)
         self._z[:, self._width : self._width + len(at)] = new_z.T
-        self._y[:, self._width : self._width + len(at)] = new_y.T
+        self._a[self._width : self._width + len(at)] = new_a
         self._width += len(at)
         if self._width >= _WIDTH:
             self._settle()
 
     def _settle(self) -> None:
         """Bring the matrices up to date, and drop what has gone once that is much."""
-        z, y = self._z[:, : self._width], self._y[:, : self._width]
-        left, right = np.hstack([z, y]), np.hstack([y, z])
-        for start in range(0, len(z), _ROWS):
-            rows = slice(start, start + _ROWS)
-            self._inverse[rows] -= z[rows] @ z.T
-            self._products[rows] -= left[rows] @ right.T
+        z = self._z[:, : self._width]
+        # turned round the upper triangle lies as the lower one does in BLAS, which would copy it otherwise
+        self._inverse = blas.dsyrk(-1.0, z.T, 1.0, self._inverse.T, trans=1, lower=1, overwrite_c=1).T
+        self._root -= z @ self._a[: self._width]
         live = np.flatnonzero(self._alive)
         if len(live) < _SHRINK * len(self._inverse):
             kept = self._place[live]
-            self._inverse, self._products = self._inverse[np.ix_(kept, kept)], self._products[np.ix_(kept, kept)]
+            self._inverse, self._root = self._inverse[np.ix_(kept, kept)], self._root[kept]
             moved = np.zeros(len(z), np.int64)
             moved[kept] = self._place[live] = np.arange(len(live))
             for block in self._blocks:
@@ -183,7 +186,7 @@ class BlockRegression:
         """Return the refitted weights float64[p, m], zero where inputs are gone; of one unit more if asked for."""
         self._settle()
         live = np.flatnonzero(self._alive)
-        inverse = self._inverse[np.ix_(self._place[live], self._place[live])]
+        inverse = self._rows(self._place[live])[:, self._place[live]]
         if without is not None:
             more = np.isin(live, self._columns[without])
             own = inverse[np.ix_(more, more)]
@@ -196,16 +199,25 @@ class BlockRegression:
 
 
 def _inverse(gram: FloatArray, ridge: float) -> FloatArray:
-    """Return the inverse of a Gram matrix with something added to its diagonal.
+    """Return the upper triangle of the inverse of a Gram matrix with something added to its diagonal.
 
     Raises:
         LinAlgError: the sum is not positive definite.
     """
-    factor, failed = lapack.dpotrf(gram + ridge * np.eye(len(gram)), lower=1, overwrite_a=1)
+    found = gram.copy()
+    np.einsum("ii->i", found)[...] += ridge
+    factor, failed = lapack.dpotrf(found.T, lower=1, overwrite_a=1)  # in place, as in `_settle`
     if failed:
         raise np.linalg.LinAlgError("a Gram matrix with its ridge is not positive definite")
     half, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    return np.asarray(np.tril(half) + np.tril(half, -1).T)
+    return np.asarray(half.T)
+
+
+def _root(weights: FloatArray) -> FloatArray:
+    """Return a matrix of no more columns than rows whose product with itself is that of the weights: its own array."""
+    if weights.shape[1] <= len(weights):
+        return weights.copy()
+    return np.asarray(np.linalg.qr(weights.T, mode="r")).T.copy()
 
 
 def eliminate(problems: Sequence[BlockRegression], fixed: FloatArray) -> FloatArray:

@@ -131,6 +131,9 @@ def _scores(found: Any) -> Scores:
     payoff = None if found.get("payoff") is None else _field(found, "payoff", str)
     basis = _one_of(BASES, _field(found, "basis", str), "basis") if "basis" in found else "own"
     bases = _bases(_field(found, "bases", dict)) if "bases" in found else {}
+    notes = _field(found, "notes", list) if "notes" in found else []
+    if not all(isinstance(note, str) for note in notes):
+        raise ValueError("it has 'notes' that are no strings")
     if bases and basis == "own":
         raise ValueError("it has 'bases', but its 'basis' is own")
     return Scores(
@@ -141,6 +144,7 @@ def _scores(found: Any) -> Scores:
         images=_field(found, "images", int),
         source=_field(found, "source", str),
         model=_field(found, "model_sha256", str),
+        notes=tuple(notes),
         basis=basis,
         bases=bases,
     )

@@ -19,7 +19,8 @@ Report = dict[str, Any]
 def inspection(traced: Traced, *, model: str) -> Report:
     """Return what can be cut from a model and what cannot; `macs` and `params` of a group are what one unit costs."""
     cost = traced.cost
-    macs, params = cost.macs(), cost.params()
+    whole = traced.alive({})
+    macs, params = cost.macs(whole), cost.params(whole)
     kinds = kinds_of(traced.shaped, traced.labels, traced.groups)
     groups = []
     for group, kind in zip(traced.groups, kinds, strict=True):
@@ -41,7 +42,7 @@ def inspection(traced: Traced, *, model: str) -> Report:
         "schema_version": SCHEMA_VERSION,
         "model": model,
         "macs": macs,
-        "params": params,
+        "params": cost.params(),
         "bytes": writing.file_size(traced.source),
         "inputs": {name: list(shape) for name, shape in traced.shaped.inputs.items()},
         "groups": groups,

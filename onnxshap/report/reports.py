@@ -235,6 +235,7 @@ def values_report(scores: Scores) -> Report:
         "seed": scores.seed,
         "images": scores.images,
         "source": scores.source,
+        "notes": list(scores.notes),
         "basis": scores.basis,
         "bases": {
             name: [{"places": b.places, "shape": list(b.matrices.shape), "float32": _base64(b.matrices)} for b in some]

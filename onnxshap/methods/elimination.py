@@ -26,8 +26,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import blas, lapack
+from scipy.linalg import lapack
 
+from onnxshap.blas import with_squares
 from onnxshap.core import BoolArray, FloatArray, IntArray
 
 _WIDTH = 128
@@ -169,8 +170,7 @@ class BlockRegression:
     def _settle(self) -> None:
         """Bring the matrices up to date, and drop what has gone once that is much."""
         z = self._z[:, : self._width]
-        # turned round the upper triangle lies as the lower one does in BLAS, which would copy it otherwise
-        self._inverse = blas.dsyrk(-1.0, z.T, 1.0, self._inverse.T, trans=1, lower=1, overwrite_c=1).T
+        self._inverse = with_squares(self._inverse, z.T, -1.0)
         self._root -= z @ self._a[: self._width]
         live = np.flatnonzero(self._alive)
         if len(live) < _SHRINK * len(self._inverse):
@@ -206,7 +206,7 @@ def _inverse(gram: FloatArray, ridge: float) -> FloatArray:
     """
     found = gram.copy()
     np.einsum("ii->i", found)[...] += ridge
-    factor, failed = lapack.dpotrf(found.T, lower=1, overwrite_a=1)  # in place, as in `_settle`
+    factor, failed = lapack.dpotrf(found.T, lower=1, overwrite_a=1)  # turned round, it is in place
     if failed:
         raise np.linalg.LinAlgError("a Gram matrix with its ridge is not positive definite")
     half, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxshap.blas import mirror, with_squares
 from onnxshap.core import Array, FloatArray, ImageIndex, IntArray, Values
 from onnxshap.game import Setting
 from onnxshap.graph import attributes, is_op
@@ -207,16 +208,30 @@ def kernels_of(setting: Setting, site: Site) -> FloatArray:
 
 @dataclass
 class _Gram:
-    """Sums over rows of one block of a layer: the Gram matrix, or its blocks of each unit alone."""
+    """Sums over rows of one block of a layer: the Gram matrix, or its blocks of each unit alone.
+
+    Attributes:
+        sums: float64[n].
+        squares: float64[n, n], in its upper triangle.
+        rows: how many.
+    """
 
     sums: FloatArray
     squares: FloatArray
     rows: int = 0
 
+    def add(self, x: FloatArray) -> None:
+        """Take in float64[rows, n]."""
+        self.sums += x.sum(axis=0)
+        self.squares = with_squares(self.squares, np.ascontiguousarray(x))
+        self.rows += len(x)
+
     def centred(self) -> FloatArray:
         """Return the covariance matrix."""
         mean = self.sums / max(1, self.rows)
-        return self.squares / max(1, self.rows) - mean[..., :, None] * mean[..., None, :]
+        found = with_squares(self.squares / max(1, self.rows), mean[None], -1.0)
+        mirror(found)
+        return found
 
 
 def _grams(setting: Setting, layer: JointLayer, rng: np.random.Generator) -> list[list[_Gram]]:
@@ -240,10 +255,7 @@ def _grams(setting: Setting, layer: JointLayer, rng: np.random.Generator) -> lis
             split -= near
         for b, columns in enumerate(parts):
             for gram, chosen in zip(grams[b], columns, strict=True):
-                x = split[:, b] if chosen is everything[0] else split[:, b, chosen]
-                gram.sums += x.sum(axis=0)
-                gram.squares += x.T @ x
-                gram.rows += len(x)
+                gram.add(split[:, b] if chosen is everything[0] else split[:, b, chosen])
     return grams
 
 

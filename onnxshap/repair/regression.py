@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +19,9 @@ _GAIN = 0.01
 FEWEST_IMAGES = 5
 """One of them is held out."""
 _BLOCK = 4096
+"""Rows of a product of matrices at a time."""
+_NUMBERS = 2**16
+"""Numbers that are worked on one by one at a time: in float64 they stay in a core's cache from step to step."""
 _LARGE = 1e30
 """Products up to which float32 holds sums of them."""
 _JOINED = 2**26
@@ -185,12 +188,14 @@ class Rows:
         total, spread, energy, response = 0.0, 0.0, 0.0, self.response
         mean = self.mean() if mean is None else mean
         for x, wanted, addend in self.pieces():
-            seen = response.seen(_double(wanted))
-            wrong = response.seen(response.of(_double(_product(x, coefficients)), addend)) - seen
-            total += float(np.square(wrong, out=wrong).sum())
-            del wrong
-            spread += float(np.square(apart := seen - mean, out=apart).sum())
-            energy += float(np.square(seen, out=apart).sum())
+            given = _product(x, coefficients)
+            for at in _parts(wanted.shape):
+                seen = response.seen(_double(wanted[:, at]))
+                wrong = response.seen(response.of(_double(given[:, at]), None if addend is None else addend[:, at]))
+                wrong -= seen
+                total += float(np.square(wrong, out=wrong).sum())
+                spread += float(np.square(np.subtract(seen, mean, out=wrong), out=wrong).sum())
+                energy += float(np.square(seen, out=wrong).sum())
         return total / max(spread, _ROUNDING * energy, 1e-30)
 
     def mean(self) -> FloatArray:
@@ -198,8 +203,8 @@ class Rows:
         groups, _, outputs = self.wanted[0].shape
         total = np.zeros((groups, 1, outputs))
         for wanted in self.wanted:
-            for start in range(0, wanted.shape[1], _BLOCK):
-                part = _double(wanted[:, start : start + _BLOCK])
+            for at in _parts(wanted.shape):
+                part = _double(wanted[:, at])
                 total += self.response.seen(part).sum(axis=1, keepdims=True)
         return total / max(1, len(self))
 
@@ -243,10 +248,14 @@ class Rows:
             tried = None if coefficients is None else _product(x, coefficients)
             for start in range(0, x.shape[1], _BLOCK):
                 at = slice(start, start + _BLOCK)
-                aim, added = _double(wanted[:, at]), None if addend is None else _double(addend[:, at])
-                if tried is not None:
-                    aim = response.projected(response.of(_double(tried[:, at]), added), aim)
-                total += _crossed(x[:, at], response.needed(aim, added) - given[:, at])
+                rest = np.empty(wanted[:, at].shape)
+                for part in _parts(rest.shape, start):
+                    aim, added = _double(wanted[:, part]), None if addend is None else _double(addend[:, part])
+                    if tried is not None:
+                        aim = response.projected(response.of(_double(tried[:, part]), added), aim)
+                    own = slice(part.start - start, part.stop - start)
+                    np.subtract(response.needed(aim, added), given[:, part], out=rest[:, own])
+                total += _crossed(x[:, at], rest)
         return total
 
 
@@ -255,9 +264,22 @@ def _by_row(values: FloatArray) -> FloatArray:
     return values.transpose(1, 0, 2).reshape(values.shape[1], -1)
 
 
+def _parts(shape: Sequence[int], first: int = 0) -> Iterator[slice]:
+    """Yield pieces of the rows of [groups, rows, outputs] that are worked on at a time; the first has that number."""
+    groups, rows, outputs = shape
+    step = max(1, _NUMBERS // max(1, groups * outputs))
+    for start in range(first, first + rows, step):
+        yield slice(start, min(start + step, first + rows))
+
+
+def _largest(values: Array) -> float:
+    """Return the largest absolute value, 0 of none."""
+    return max(float(values.max(initial=0)), -float(values.min(initial=0)))
+
+
 def _crossed(x: Single, rest: FloatArray) -> FloatArray:
     """Return x^T rest; in float32, like the inputs, where its numbers hold the sums."""
-    large = max(float(np.abs(x).max(initial=0)), 1.0) * max(float(np.abs(rest).max(initial=0)), 1.0)
+    large = max(_largest(x), 1.0) * max(_largest(rest), 1.0)
     dtype = np.float32 if large < _LARGE else np.float64
     return np.asarray(x.transpose(0, 2, 1).astype(dtype, copy=False) @ rest.astype(dtype), np.float64)
 

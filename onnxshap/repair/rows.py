@@ -13,8 +13,10 @@ from onnxshap.shapes.images import Images
 def inputs_of(design: Array, groups: int, own: Single) -> Single:
     """Return [..., channels, taps] as rows float32[groups, rows, inputs + biases]."""
     channels, taps_ = design.shape[-2:]
-    x = design.reshape(-1, groups, channels // groups * taps_).transpose(1, 0, 2).astype(np.float32)
-    return np.concatenate([x, np.broadcast_to(own, (*x.shape[:2], len(own)))], axis=2) if len(own) else x
+    x = design.reshape(-1, groups, channels // groups * taps_).transpose(1, 0, 2)
+    found = np.empty((*x.shape[:2], x.shape[2] + len(own)), np.float32)
+    found[:, :, : x.shape[2]], found[:, :, x.shape[2] :] = x, own
+    return found
 
 
 def outputs_of(values: Array, groups: int) -> Array:

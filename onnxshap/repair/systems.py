@@ -19,9 +19,15 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from onnxshap.blas import with_squares
 from onnxshap.core import FloatArray
 
 _BLOCK = 4096
+_NUMBERS = 2**19
+"""Numbers of float64 that rows are copied to at a time, and the fewest rows, and the inputs from which on sums are
+added to in place."""
+_FEWEST = 256
+_WIDE = 128
 _BIAS = 1e-3
 """The penalty of a bias, in that of an input."""
 Single = NDArray[np.float32]
@@ -76,7 +82,7 @@ def _factorised(matrices: FloatArray) -> Solver:
 
 @dataclass(frozen=True)
 class _ByInputs:
-    """The Gram matrices, float64[groups, inputs, inputs]."""
+    """The Gram matrices, float64[groups, inputs, inputs]; the upper triangles are enough."""
 
     gram: FloatArray
     penalised: int
@@ -89,11 +95,16 @@ class _ByInputs:
 
     def more(self, before: Sequence[Single], x: Sequence[Single]) -> _ByInputs:
         """Go on with the sums."""
-        total = self.gram
+        total, (groups, _, inputs) = self.gram, self.gram.shape
+        step = max(_FEWEST, min(_BLOCK, _NUMBERS // (groups * inputs)))
         for piece in x:
-            for start in range(0, piece.shape[1], _BLOCK):
-                part = piece[:, start : start + _BLOCK].astype(np.float64)
-                total += part.transpose(0, 2, 1) @ part
+            for start in range(0, piece.shape[1], step):
+                part = piece[:, start : start + step].astype(np.float64)
+                if inputs < _WIDE:
+                    total += part.transpose(0, 2, 1) @ part
+                    continue
+                for group, rows in enumerate(part):
+                    total[group] = with_squares(total[group], rows)
         return self
 
     def solver(self, ridge: float) -> Solver:

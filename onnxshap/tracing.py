@@ -92,6 +92,12 @@ class Traced:
         return frozen_axes(self.shaped, self.labels)
 
     @property
+    def why_nothing(self) -> str:
+        """Why nothing can be cut, where there are no groups."""
+        reasons = list(dict.fromkeys(f"{f.tensor!r}: {f.reason}" for f in self.frozen))
+        return "; ".join(reasons[:3]) or "no weights make an axis (no Conv, Gemm or MatMul with constant weights)"
+
+    @property
     def outputs(self) -> list[str]:
         """The names of the model's outputs, in its order."""
         return [output.name for output in self.shaped.graph.model.graph.output]

@@ -52,6 +52,8 @@ METHOD = "shapley"
 """What values units, where nothing is asked for and an image of it takes no more than `MOST`."""
 INSTEAD = "recon"
 """What values them in its place: it plays no game, and keeps most after a refit (`benchmarks/methods.md`)."""
+LATE = "l2"
+"""What values those groups that it was not begun with when the time was over: it takes none."""
 ORDERING = 0.2
 """Of the seconds that scoring may take, those for the order of a refit, where one follows."""
 _MINUTE = 60.0
@@ -305,7 +307,7 @@ class Scoring:
         else:
             return self
         note = f"units are valued by {INSTEAD}: {why}; --method {self.method} insists on it"
-        return replace(self, method=INSTEAD, notes=(*self.notes, worded(note)))
+        return replace(self, method=INSTEAD, rules=replace(self.rules, late=LATE), notes=(*self.notes, worded(note)))
 
     def images(self, traced: Traced, groups: Sequence[Group], samples: int | None) -> int:
         """Return how many images to score with: as many as asked for, else 128 or what `work` allows, at least one.
@@ -362,9 +364,24 @@ class Scoring:
         )  # fmt: skip
         used = setting.payoff.name if any(v.evals for v in values.values()) else None
         doubts = label_notes(setting.payoff, setting.reference, setting.data.labels)
-        notes = (*traced.notes, *self.notes, *doubts, *(() if used is None else _notes_on_rows(setting)))
+        notes = (*traced.notes, *self.notes, *self._notes_on_late(values), *doubts)
+        notes += () if used is None else _notes_on_rows(setting)
         data, basis = setting.data, "own" if moved is None else "principal"
         return Scores(values, self.method, used, self.seed, len(data), data.source, model, notes, basis, bases)
+
+    def _notes_on_late(self, values: Mapping[str, Values]) -> tuple[str, ...]:
+        """Return which groups another method values, for want of time."""
+        late = [
+            name for name, found in values.items() if self.rules.late is not None and found.stopped == "max-seconds"
+        ]
+        if not late:
+            return ()
+        others = f" and {len(late) - 1} more" if len(late) > 1 else ""
+        note = (
+            f"units of group {late[0]!r}{others} are valued by {self.rules.late}: no time was left for {self.method}; "
+            "give a larger --max-seconds"
+        )
+        return (worded(note),)
 
     def _expected(self, traced: Traced, groups: Sequence[Group], images: int) -> tuple[str, ...]:
         """Return what a game takes, about, where nothing limits it and it is minutes."""

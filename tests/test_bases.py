@@ -399,6 +399,20 @@ def test_a_basis_that_is_asked_for_in_vain_is_told_of() -> None:
     assert told == {"principal": False, "None": False}
 
 
+def test_weights_that_another_basis_would_take_beyond_float32_stay_as_they_are() -> None:
+    wide = np.full((6, 8), 3e38) * np.linspace(0.9, 1, 8)
+    narrow = np.random.default_rng(0).normal(size=(8, 4)) * 1e-30
+    model = net(
+        """(float[N,6] x) => (float[N,9] z) {
+            a = MatMul(x, w1) y = MatMul(a, w2) r = Relu(y) b = MatMul(r, w3) z = MatMul(b, w4)
+        }""",
+        w1=wide.astype(np.float32), w2=narrow.astype(np.float32), w3=(4, 8), w4=(8, 9),
+    )  # fmt: skip
+    traced, data = onnxshap.trace(model), random_data(input_specs(model), 60, 0)
+    small = Dataset({"x": data.inputs["x"] * np.float32(1e-8)}, None, "small")
+    assert turned(traced, free_batch(traced), traced.groups, small).groups == ("b",)
+
+
 @pytest.mark.parametrize("made", [spread, attention, chain])
 def test_values_of_combinations_cut_like_one_run(made: Callable[[], ModelProto], tmp_path: Path) -> None:
     model, kept = made(), dict[str, Any](keep_macs=0.6, allocation="curves")

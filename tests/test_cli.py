@@ -314,6 +314,14 @@ def test_shapes_beside_data_are_theirs(here: Path) -> None:
     fine(*common, "image=1,3,4,4")
 
 
+def test_inspect_says_why_a_model_has_nothing_to_cut(here: Path) -> None:
+    Path("plain.onnx").write_bytes(onnx.parser.parse_model(UNPRUNABLE).SerializeToString())
+    why = "nothing can be cut: no weights make an axis"
+    assert why in fine("inspect", "plain.onnx").stderr
+    assert why in json.loads(fine("inspect", "plain.onnx", "--json").stdout)["notes"][0]
+    assert "nothing can be cut" not in fine("inspect", "m.onnx").stderr
+
+
 def test_inspect_lists_groups_and_what_stays(here: Path) -> None:
     table = fine("inspect", "m.onnx")
     assert table.stderr == "" and "scores, axis 1" in table.stdout

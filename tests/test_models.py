@@ -214,6 +214,11 @@ def test_a_game_that_the_cut_would_not_heed_is_played_only_where_it_is_asked_for
     assert method(max_seconds=1e-3) == "recon"
     short = onnxshap.prune(model, data, keep_units=0.5, max_seconds=1e-3)
     assert any("more than max_seconds 0.001; method shapley insists" in note for note in short.notes)
+    _, *others = short.scores.values  # the first one may be begun
+    assert {short.scores.values[name].stopped for name in others} == {"max-seconds"}, "its time is over, too"
+    assert any("are valued by l2: no time was left for recon" in note for note in short.notes)
+    hasty = onnxshap.score(model, data, method="l2").values
+    assert others and all((short.scores.values[name].phi == hasty[name].phi).all() for name in others)
     traced = onnxshap.trace(model)
     work = work_of(traced, traced.groups)
     monkeypatch.setattr("onnxshap.valuing.ASIDE", 20 * work)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx.parser
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 import onnxshap
 from onnxshap import report
@@ -975,3 +975,23 @@ def test_what_is_folded_goes_into_the_constant_that_is_added_right_behind(what: 
     assert counts[1] == counts[0] + adds
     fitted = onnxshap.prune(model, data, keep_units=0.5, method="l1", repair="lstsq")
     assert [node.op_type for node in fitted.model.graph.node].count("Add") == counts[1]
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+@pytest.mark.parametrize("repair", ["fold", "lstsq"])
+def test_what_is_folded_goes_into_the_bias_that_follows(ir_version: int, repair: str) -> None:
+    """Before IR 4 initializers are inputs, which nobody means to replace."""
+    model = exactness.net(
+        """(float[N,6] x) => (float[N,4] y) {
+            a = MatMul(x, w1) b = Add(a, c1) r = Relu(b) d = MatMul(r, w2) y = Add(d, c2)
+        }""",
+        w1=(6, 16), c1=(16,), w2=(16, 4), c2=(4,),
+    )  # fmt: skip
+    model.ir_version = ir_version
+    if ir_version < 4:
+        model.graph.input.extend(
+            helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in model.graph.initializer
+        )
+    data = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    found = onnxshap.prune(model, data, keep_macs=0.5, repair=repair, method="l1")
+    assert [node.op_type for node in found.model.graph.node] == ["MatMul", "Add", "Relu", "MatMul", "Add"]

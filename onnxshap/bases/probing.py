@@ -43,7 +43,8 @@ def turned_constant(values: Array, axis: int, at: Array, turn: FloatArray) -> Ar
     moved = np.moveaxis(values.astype(np.float64), axis, 0)
     for places, matrix in zip(at, turn, strict=True):
         moved[places] = np.tensordot(matrix, moved[places], axes=1)
-    return np.ascontiguousarray(np.moveaxis(moved, 0, axis), values.dtype)
+    with np.errstate(over="ignore"):  # Inf gives another model, which is refused
+        return np.ascontiguousarray(np.moveaxis(moved, 0, axis), values.dtype)
 
 
 def random_basis(rng: np.random.Generator, size: int) -> FloatArray:

@@ -155,7 +155,8 @@ def _turned(traced: Traced, turns: Sequence[tuple[Found, FloatArray]]) -> Traced
             values = array(stored[entry.name]).astype(np.float64) if values is None else values
             changed[entry.name] = turned_constant(values, entry.axis, entry.spots.at, turn)
     for name, values in changed.items():
-        item = initializer(name, values.astype(array(stored[name]).dtype), kept)
+        with np.errstate(over="ignore"):  # Inf gives another model, which is refused
+            item = initializer(name, values.astype(array(stored[name]).dtype), kept)
         item.doc_string = stored[name].doc_string
         item.metadata_props.extend(stored[name].metadata_props)
         stored[name].CopyFrom(item)

@@ -37,5 +37,5 @@ def inspect(
 
             traced, _ = open_model(model, data, backend=backend, input_shapes=shapes, own=True)
         found = report.inspection(traced, model=model)
-    screen.notes(traced.notes)
+    screen.notes(found["notes"])
     print_found(as_json, found, report.inspection_tables(found))

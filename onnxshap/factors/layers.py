@@ -24,8 +24,6 @@ LOW_RANK = ("spatial", "all")
 _OPS = {"spatial": ("Conv",), "all": ("Conv", "Gemm", "MatMul")}
 _BARE_GEMM = 11
 """The opset from which on a Gemm, as the first of two is, needs no bias."""
-_BARE_INPUTS = 4
-"""The version of the format from which on inputs that are initializers are there to be replaced: before it all are."""
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _LARGEST = 2048
 """Channels between beyond which splitting takes too long: it goes with the cube."""
@@ -98,7 +96,6 @@ def layers_of(traced: Traced, low_rank: str) -> Iterator[Layer]:
     stored = graph.initializers
     ops = [op for op in _OPS[low_rank] if op != "Gemm" or opset_of(graph.model) >= _BARE_GEMM]
     uses = Counter(graph.origin.get(name, name) for name in stored)
-    replaced = graph.overridable if graph.ir_version >= _BARE_INPUTS else ()
     for site in traced.labels.trace.linear:
         node, weight = graph.nodes[site.node], site.weight
         if weight is None or weight.groups > 1 or op_of(node) not in ops:
@@ -110,7 +107,7 @@ def layers_of(traced: Traced, low_rank: str) -> Iterator[Layer]:
             or min(stored[name].dims) < 1
             or traced.depth(output)
             or output in graph.bodies
-            or name in replaced
+            or name in graph.fixed
             or uses[graph.origin.get(name, name)] > 1
             or not {site.tensor, output} <= shaped.shapes.keys()
         ):

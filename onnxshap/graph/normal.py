@@ -48,6 +48,8 @@ _GENERATED = re.compile(r"_token_\d+$")
 """What onnxruntime makes a name one of its own with."""
 _SMALL = 8
 """Numbers of a shape, of axes, of a factor: no weights."""
+_BARE_INPUTS = 4
+"""The version of the format from which on inputs that are initializers are there to be replaced: before it all are."""
 _MOVES = ("Slice", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
 """What an exporter does to a number that it stretched; more would be kept twice for little."""
 _FUSED = ("gemm_input_shape", "gemm_output_shape")
@@ -87,6 +89,14 @@ class Graph:
     mixers: frozenset[str] = frozenset()
     lifted: Lifted = field(default_factory=Lifted)
     overridable: frozenset[str] = frozenset()
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """The initializers that keep their values, for who runs the model to replace.
+
+        Before IR 4 all of them are inputs, and none is meant to be.
+        """
+        return self.overridable if self.ir_version >= _BARE_INPUTS else frozenset()
 
     @property
     def nodes(self) -> Sequence[NodeProto]:

@@ -36,7 +36,7 @@ def finish(model: ModelProto, source: Graph) -> ModelProto:
     done.CopyFrom(model)
     done.ir_version = source.ir_version
     graph = done.graph
-    merge_addends(graph, source.initializers, source.overridable)
+    merge_addends(graph, source.initializers, source.fixed)
     _drop_unread_constants(graph)
     used = used_names(graph)
     keep_only(graph.initializer, lambda item: item.name in used)

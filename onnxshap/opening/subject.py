@@ -33,16 +33,9 @@ def groups_to_cut(traced: Traced, include: Sequence[str], exclude: Sequence[str]
     """
     groups = select(traced.groups, include, exclude) if traced.groups else []
     if not groups:
-        raise BudgetError(f"nothing can be cut: {_why_nothing(traced)}")
+        why = "--include and --exclude leave no group" if traced.groups else traced.why_nothing
+        raise BudgetError(f"nothing can be cut: {why}")
     return groups
-
-
-def _why_nothing(traced: Traced) -> str:
-    """Return why a model has nothing to cut."""
-    if traced.groups:
-        return "--include and --exclude leave no group"
-    reasons = list(dict.fromkeys(f"{f.tensor!r}: {f.reason}" for f in traced.frozen))
-    return "; ".join(reasons[:3]) or "no weights make an axis (no Conv, Gemm or MatMul with constant weights)"
 
 
 def in_bases(

@@ -47,7 +47,7 @@ def inspection(traced: Traced, *, model: str) -> Report:
         "inputs": {name: list(shape) for name, shape in traced.shaped.inputs.items()},
         "groups": groups,
         "frozen": frozen_axes(traced),
-        "notes": list(traced.notes),
+        "notes": [*traced.notes, *([] if groups else [f"nothing can be cut: {traced.why_nothing}"])],
     }
 
 

@@ -30,6 +30,7 @@ class Job:
         schedule: the images and what is random about them; None: the whole group.
         seed: of a whole group's randomness.
         max_evals: of a whole group.
+        method: another one than the player's, of a whole group; None = that.
     """
 
     group: str
@@ -37,6 +38,7 @@ class Job:
     schedule: Schedule | None
     seed: tuple[int, ...] = ()
     max_evals: int | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Player:
             ) from error
 
     def _play(self, job: Job, tell: Tell) -> Result:
-        group, method = self._groups[job.group], self._method
+        group, method = self._groups[job.group], self._method if job.method is None else METHODS[job.method]
         if isinstance(method, ByImage):
             assert job.schedule is not None
             if self._open is None or self._open[0] != job.group:

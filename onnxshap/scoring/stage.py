@@ -46,12 +46,15 @@ class Rules:
             the next, and what all leave to those with the fewest images.
         decided: expected misplaced share below which a group ends; 0 = never.
         keep: group -> units that the plan will keep, about; half of the units where it is not said.
+        late: the method of the groups that one without a game was not begun with when the time was over; None = it
+            takes its time.
     """
 
     max_evals: int | None = None
     max_seconds: float | None = None
     decided: float = DECIDED
     keep: Mapping[str, int] = field(default_factory=dict)
+    late: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_evals is not None and self.max_evals < 1:
@@ -101,6 +104,8 @@ class _Group:
     counted: int = 0
     """Blocks from the first on that are there."""
     stopped: str = ""
+    late: bool = False
+    """Whether another method values it, for want of time."""
 
     def take(self, number: int, result: Result, rules: Rules) -> None:
         """Add a block; end the group where the blocks so far, in their order, are enough."""
@@ -108,7 +113,7 @@ class _Group:
         while not self.stopped and self.counted in self.results:
             self.counted += 1
             if self.counted == len(self.jobs):
-                self.stopped = "max-evals" if self.short else "samples"
+                self.stopped = "max-seconds" if self.late else "max-evals" if self.short else "samples"
             elif self._decided(rules):
                 self.stopped = "decided"
 
@@ -116,6 +121,11 @@ class _Group:
         """End the group after what is under way: its time is over."""
         if not self.stopped and self.counted == self.submitted:
             self.stopped = "max-seconds"
+
+    def hurry(self, method: str) -> None:
+        """Let a group that was not begun be valued by another method: its time is over."""
+        if not self.submitted:
+            self.jobs, self.late = [replace(job, method=method) for job in self.jobs], True
 
     def _decided(self, rules: Rules) -> bool:
         if not rules.decided or self.estimator is None or not self.estimator.decidable:
@@ -247,7 +257,7 @@ class _Loop:
                     return
                 job, result = runner.next()
                 self.under_way -= 1
-                if self.journal is not None:
+                if self.journal is not None and job.method is None:
                     seconds = time.monotonic() - self._start
                     self.journal.add((job.group, job.block), result.figures, result.evals, seconds)
                 self.states[job.group].take(job.block, result, self.rules)
@@ -275,6 +285,8 @@ class _Loop:
         elapsed = time.monotonic() - self._start
         for name, state in self.states.items():
             late = elapsed >= self._deadlines.get(name, np.inf)
+            if state.schedule is None and self.rules.late is not None and elapsed >= (self.rules.max_seconds or np.inf):
+                state.hurry(self.rules.late)
             if not (late and state.submitted) and (job := self._job_of(state)) is not None:
                 return job
         for state in sorted(self.states.values(), key=lambda s: s.submitted / len(s.jobs)):

@@ -987,7 +987,8 @@ def test_where_no_bar_is_shown_lines_tell_of_long_stages() -> None:
         lines.tell("repair", done, 10)
     hint = "--samples, --max-seconds (one image a group at least) or a --method without a game (recon) take less"
     assert said == [
-        f"scoring units: 2% after 61 s, some 50 minutes left; {hint}",
+        f"scoring units: 1% after 30 s, some 50 minutes left; {hint}",
+        "scoring units: 2% after 61 s, some 50 minutes left",
         "scoring units: 6% after 3 minutes, some 48 minutes left",
         "scoring units: 50% after 117 minutes, some 117 minutes left",
         "refitting weights: 50% after 70 s, some 70 s left",
@@ -1002,7 +1003,21 @@ def test_a_search_tells_how_far_it_is_though_other_stages_make_it_up() -> None:
         lines.tell("search", number, 7)
         for done in range(3):
             lines.tell("repair", done, 3)
-    assert said == ["searching: 43% after 84 s, some 112 s left"]
+    assert said == ["searching: 14% after 28 s, some 3 minutes left", "searching: 43% after 84 s, some 112 s left"]
+
+
+def test_ten_seconds_tell_of_a_stage_that_goes_on_and_of_no_other() -> None:
+    said: list[str] = []
+    now = iter([0.0, 11.0, 20.0, 61.0, 100.0, 112.0, 125.0])
+    lines = Lines(said.append, lambda: next(now))
+    for done in (0, 1, 2, 6):
+        lines.tell("curves", done, 10)
+    for done in (0, 5, 9):
+        lines.tell("repair", done, 10)
+    assert said == [
+        "measuring widths: 10% after 11 s, some 99 s left",
+        "measuring widths: 60% after 61 s, some 41 s left",
+    ]
 
 
 def test_normalize_reaches_both_kinds_of_data(here: Path) -> None:

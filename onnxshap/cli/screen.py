@@ -42,8 +42,10 @@ _SHORTER = {
     "value": "--samples or a --method of norms (l2) take less",
 }
 """What shortens a stage."""
-_FIRST_LINE, _LAST_PAUSE = 60.0, 600.0
-"""Seconds until a line tells how far a stage is, and most seconds between two."""
+_FIRST_LINE, _NEXT_LINE, _LAST_PAUSE = 10.0, 60.0, 600.0
+"""Seconds until a line tells how far a stage is, until the next one does, and most seconds between two."""
+_WORTH = 30.0
+"""Seconds left that the first line is worth."""
 _LONG = 600.0
 """Seconds left that a hint is worth."""
 _INTERRUPTED = 130
@@ -163,11 +165,14 @@ class Lines:
             return
         spent = now - known.start
         left = spent * (total - done) / done
-        hint = f"; {_SHORTER[stage]}" if stage in _SHORTER and known.pause == _FIRST_LINE and left > _LONG else ""
+        if spent < _NEXT_LINE and left < _WORTH:
+            return
+        hint = f"; {_SHORTER[stage]}" if stage in _SHORTER and not known.hinted and left > _LONG else ""
         what = _STAGES.get(stage, stage)
         self.say(f"{what}: {done / total:.0%} after {span(spent)}, some {span(left)} left{hint}")
-        known.pause = min(2 * known.pause, _LAST_PAUSE)
-        known.next = now + known.pause
+        known.hinted = known.hinted or bool(hint)
+        known.next = now + known.pause if spent >= _NEXT_LINE else known.start + _NEXT_LINE
+        known.pause = min(2 * known.pause, _LAST_PAUSE) if spent >= _NEXT_LINE else known.pause
 
 
 @dataclass
@@ -176,8 +181,9 @@ class _Stage:
 
     start: float
     next: float
-    pause: float = _FIRST_LINE
+    pause: float = 2 * _NEXT_LINE
     done: int = 0
+    hinted: bool = False
 
 
 def _one_line(error: BaseException) -> str:

@@ -251,8 +251,8 @@ def prune(
         target_latency: most milliseconds a run of one image (or of the file's fixed batch) may take, measured.
         max_drop: the smallest model that loses at most this on `eval_data`, else on two fifths of `data` held out:
             accuracy where there are labels, agreement with the original's classes, or else the payoff.
-        multiple_of: step of the widths; None = 16, 8 or 4 for wide groups, what runtimes run well, finer where that
-            leaves a tenth of the budget unused.
+        multiple_of: step of the widths; None = what fills the blocks of channels that runtimes compute together
+            (`blocks`), or finer steps where these lose less than the time is worth.
         min_units: least width of a group.
         repair: what is done about what the cut leaves behind: `lstsq` refits the consumers, `distill` (needs torch)
             then tunes all weights against the original, `fold` puts calibration means into the consumers' biases

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
+from onnxshap.blocks import filled
 from onnxshap.core import BoolArray, FloatArray
 from onnxshap.graph.structure import graphs_of, used_names
 from onnxshap.labels import AxisKey, Labels, Liveness, Weight
@@ -136,6 +137,12 @@ class Cost:
         """Return multiply-accumulates per image."""
         widths = self._widths(live)
         return self._macs.size(widths) + sum(one.cheaper(widths).macs.size(widths) for one in self._splits)
+
+    def work(self, live: Liveness | None = None) -> int:
+        """Return the multiply-accumulates per image as they take time: in full blocks (`blocks`)."""
+        widths = self._widths(live)
+        full = filled(widths)
+        return self._macs.size(full) + sum(one.cheaper(widths).macs.size(full) for one in self._splits)
 
     @property
     def copies(self) -> bool:

@@ -16,7 +16,7 @@ ROOT = Path(onnxshap.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"blas", "clock", "errors", "progress", "quiet", "streams"}),
     frozenset({"arguments", "core"}),
-    frozenset({"data", "estimators", "graph", "payoffs", "taps"}),
+    frozenset({"blocks", "data", "estimators", "graph", "payoffs", "taps"}),
     frozenset({"backend"}),
     frozenset({"labels"}),
     frozenset({"shapes"}),

@@ -15,6 +15,7 @@ from onnx import ModelProto, numpy_helper
 
 import onnxshap
 from onnxshap import report
+from onnxshap.blocks import filled
 from onnxshap.core import BoolArray, Dataset, FloatArray
 from onnxshap.cost import parameters
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
@@ -65,17 +66,19 @@ def test_a_known_loss_decides_the_widths() -> None:
         make_plan(candidates, Budget(macs=0.1, multiple_of=2), measure)
 
 
-@pytest.mark.parametrize(("steep", "widths"), [(1.0, [24, 40]), (0.1, [32, 32])])
-def test_steps_are_halved_where_coarse_ones_lose_a_fifth_more(steep: float, widths: list[int]) -> None:
-    """One group loses nothing down to 24 units, which steps of 16 do not reach, and the other that by unit."""
-    flat, slope = np.where(np.arange(65) >= 24, 0.0, 10.0), 1 - steep * np.arange(65) / 64
+@pytest.mark.parametrize(("knee", "widths"), [(0, [32, 32]), (40, [24, 40])])
+def test_full_blocks_are_taken_where_the_time_is_worth_the_loss(knee: int, widths: list[int]) -> None:
+    """One group loses nothing down to 24 units, which blocks of 16 do not reach; the other by unit, or below a knee."""
+    units = np.arange(65)
+    flat, slope = np.where(units >= 24, 0.0, 10.0), 1 - units / 64 + np.maximum(0.0, knee - units)
     candidates = [
         Candidate(name, np.arange(k, k + 64), np.arange(64.0), loss)
         for k, name, loss in ((0, "flat", flat), (64, "slope", slope))
     ]
 
     def measure(keep: Mapping[str, BoolArray]) -> dict[str, float]:
-        return {"macs": sum(k.sum() for k in keep.values()) / 128}
+        kept = np.array([k.sum() for k in keep.values()], np.float64)
+        return {"macs": kept.sum() / 128, "work": filled(kept).sum() / 128}
 
     keep = make_plan(candidates, Budget(macs=0.5), measure)
     assert [int(kept.sum()) for kept in keep.values()] == widths
@@ -93,9 +96,11 @@ def test_least_widths_are_multiples_too(budget: dict[str, float], loss: FloatArr
     assert [kept.sum() for kept in keep.values()] == [8, 8]
 
 
-def test_steps_are_halved_no_less_than_never() -> None:
-    assert Budget(finer=1).step(64) == 8
-    with pytest.raises(BudgetError, match="finer is -1; give how often steps are halved, 0 or more"):
+def test_widths_get_no_finer_than_single_units_and_no_coarser_than_blocks() -> None:
+    assert [list(Budget(finer=finer).widths(20)) for finer in (1, 3, 9)] == [
+        [4, 8, 12, 16, 20], list(range(1, 21)), list(range(1, 21)),
+    ]  # fmt: skip
+    with pytest.raises(BudgetError, match="finer is -1; give 0 for full blocks, or more for finer steps"):
         Budget(finer=-1)
 
 
@@ -108,14 +113,19 @@ def test_shares_of_every_group_are_told_as_what_they_are(asked: str | None) -> N
 
 @pytest.mark.parametrize(
     ("multiple", "steps"),
-    [
-        (None, {640: 16, 64: 16, 63: 8, 32: 8, 31: 4, 16: 4, 15: 1}),
-        (16, {32: 16, 31: 8, 16: 8, 15: 4, 3: 1, 1: 1}),
-        (12, {24: 12, 23: 6, 6: 3, 5: 1}),
-    ],
+    [(16, {32: 16, 31: 8, 16: 8, 15: 4, 3: 1, 1: 1}), (12, {24: 12, 23: 6, 6: 3, 5: 1})],
 )
-def test_narrow_groups_have_finer_steps(multiple: int | None, steps: dict[int, int]) -> None:
-    assert {units: Budget(multiple_of=multiple).step(units) for units in steps} == steps
+def test_narrow_groups_have_finer_steps(multiple: int, steps: dict[int, int]) -> None:
+    for units, step in steps.items():
+        assert list(Budget(multiple_of=multiple).widths(units)) == list(range(step, units + 1, step))
+
+
+def test_widths_fill_blocks_and_the_first_one_in_fours_where_that_is_measured() -> None:
+    """No narrower than an eighth of a group (the curves' least), and every width of a group without a block."""
+    widths = {units: list(Budget().widths(units)) for units in (15, 16, 40, 72, 640)}
+    assert widths[15] == list(range(1, 16)) and widths[16] == [4, 8, 12, 16]
+    assert widths[40] == [8, 12, 16, 32] and widths[72] == [12, 16, 32, 48, 64]
+    assert widths[640] == list(range(16, 641, 16))
 
 
 def test_the_hull_is_convex_and_below() -> None:

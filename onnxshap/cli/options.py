@@ -149,7 +149,7 @@ score_options = section(
 )  # fmt: skip
 width_options = section(
     "Budget",
-    option("--multiple-of", type=int, help="Widths are multiples of it.  [default: 16, 8 or 4 where groups are wide]"),
+    option("--multiple-of", type=int, help="Widths are multiples of it.  [default: 16, finer where that pays]"),
     option("--min-units", type=int, default=1, show_default=True, help="No group gets narrower."),
 )
 repair_options = section(

@@ -21,48 +21,59 @@ _MISSES = 64
 _STEPS = 40
 
 
-def by_loss(planner: Planner, budget: Budget, measure: Measure) -> dict[str, BoolArray]:
-    """Narrow the groups step by step, least loss per share of the budget first; then widen what still fits."""
+def by_loss(planner: Planner, budget: Budget, measure: Measure, pace: float = 0.0) -> dict[str, BoolArray]:
+    """Narrow the groups step by step, least loss per share of the budget first; then widen what still fits.
+
+    `pace` is the share of the work (`Cost.work`, in place of the budget's) in what a step saves.
+    """
 
     def over(widths: Sequence[int]) -> float:
         return excess(measure(planner.at(widths)), budget)
 
-    widths = _narrowed(planner, over)
+    def load(widths: Sequence[int]) -> tuple[float, float]:
+        kept = measure(planner.at(widths))
+        above = excess(kept, budget)
+        return above, (1 - pace) * above + (pace * kept["work"] if pace else 0.0)
+
+    widths = _narrowed(planner, load, blocks=pace > 0)
     return uniform(planner, budget, measure) if widths is None else planner.at(_widened(planner, widths, over))
 
 
-def _narrowed(planner: Planner, over: Callable[[Sequence[int]], float]) -> list[int] | None:
+def _narrowed(
+    planner: Planner, load: Callable[[Sequence[int]], tuple[float, float]], *, blocks: bool
+) -> list[int] | None:
     """Return the widths of groups narrowed until a budget is met, None where no step leads there.
 
-    `over` tells by how much widths exceed it.
+    `load` tells by how much widths exceed it, and what steps are to save; whether they are to save full `blocks`.
     """
     widths = [len(c.units) for c in planner.candidates]
 
-    def step(k: int, above: float) -> tuple[float, float, int] | None:
-        """Return the least loss per share of a next width of a group, what that saves, and the width; None: no next."""
+    def step(k: int, present: float) -> tuple[float, int] | None:
+        """Return the least loss per share saved of a next width of a group, and the width; None: no next."""
         found = None
-        for width in planner.narrowings(k, widths[k]):
-            saved = above - over(_at(widths, k, width))
+        for width in planner.narrowings(k, widths[k], blocks=blocks):
+            saved = present - load(_at(widths, k, width))[1]
             lost = planner.loss(k, width) - planner.loss(k, widths[k])
             rate = lost / saved if saved > 0 else math.inf
             if found is None or rate < found[0]:
-                found = rate, saved, width
+                found = rate, width
         return found
 
-    above = over(widths)
+    above, present = load(widths)
     # rates only rise while neighbours get narrower: a rate that is still the least once brought up to date is the least
     queue = [(-math.inf, k) for k in range(len(widths))]
     while above > 0 and queue:
         _, k = heapq.heappop(queue)
-        if (found := step(k, above)) is None:
+        if (found := step(k, present)) is None:
             continue
-        rate, saved, width = found
+        rate, width = found
         if queue and (rate, k) > queue[0]:
             if math.isinf(rate) and math.isinf(queue[0][0]) and queue[0][0] > 0:
                 break
             heapq.heappush(queue, (rate, k))
             continue
-        widths, above = _at(widths, k, width), above - saved
+        widths = _at(widths, k, width)
+        above, present = load(widths)
         heapq.heappush(queue, (rate, k))
     return None if above > 0 else widths
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxshap.arguments import check_fields, naming
+from onnxshap.blocks import BLOCK, PART, full
 from onnxshap.errors import BudgetError
 from onnxshap.tracing import Keep
 
@@ -13,14 +14,8 @@ Measure = Callable[[Keep], Mapping[str, float]]
 """Plan -> share kept of `macs`, `params` and `bytes`."""
 _ROUNDING = 1e-12
 """Of shares, by which a plan may seem to be above a budget that it meets."""
-WIDE = (16, 8, 4)
-"""Steps of widths; a group has the first that it is wide enough for.
-
-onnxruntime takes as long for a layer as for one filled up to the processor's vectors: 16 numbers with AVX-512, 8 with
-AVX2.
-"""
-_STEPS = 4
-"""How many steps a group has at least where they are of more than one unit."""
+FINEST = 3
+"""`Budget.finer` of single units."""
 _MUCH = 0.9
 """Share of a budget that is used, below which widths are taken in finer steps."""
 
@@ -35,9 +30,9 @@ class Budget:
         params: share of the parameters.
         bytes: share of the bytes of the constants.
         multiple_of: widths are multiples of it where a group is at least twice as wide, else of its half, and so on;
-            None = by `WIDE`, finer where such steps leave much of the budget unused.
+            None = those that fill a runtime's blocks (`blocks`), or finer ones where that is worth more.
         min_units: no group gets narrower.
-        finer: how often the most that a step by width may be is halved.
+        finer: without `multiple_of`, how fine widths are: 0 = full blocks, else steps of 4, 2, 1.
     """
 
     units: float | None = None
@@ -68,21 +63,24 @@ class Budget:
         if self.min_units < 1:
             raise BudgetError(f"--min-units is {self.min_units}; no group can be emptied, give at least 1")
         if self.finer < 0:
-            raise BudgetError(f"finer is {self.finer}; give how often steps are halved, 0 or more")
+            raise BudgetError(f"finer is {self.finer}; give 0 for full blocks, or more for finer steps")
 
     @property
     def shares(self) -> dict[str, float]:
         """The shares that need a search."""
         return {name: share for name in ("macs", "params", "bytes") if (share := getattr(self, name)) is not None}
 
-    def step(self, units: int) -> int:
-        """Return the width step of a group."""
-        if self.multiple_of is None:
-            return max(1, min(WIDE[0] >> self.finer, next((step for step in WIDE if units >= _STEPS * step), 1)))
-        step = self.multiple_of
-        while step > 1 and units < 2 * step:
-            step //= 2
-        return step
+    def widths(self, units: int) -> Sequence[int]:
+        """Return the widths that a group may be cut to, ascending, however narrow."""
+        if self.multiple_of is not None:
+            step = self.multiple_of
+            while step > 1 and units < 2 * step:
+                step //= 2
+            return range(step, units + 1, step)
+        if self.finer == 0 or units < BLOCK:
+            return full(units)
+        step = max(1, PART >> (self.finer - 1))
+        return range(step, units + 1, step)
 
 
 def check_asked(budget: Budget) -> None:

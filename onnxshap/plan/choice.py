@@ -12,14 +12,14 @@ from onnxshap.arguments import checked
 from onnxshap.core import BoolArray
 from onnxshap.errors import BudgetError
 from onnxshap.plan.allocation import by_loss, uniform
-from onnxshap.plan.budget import Budget, Measure, check_asked, check_kept, fits, uses_up
+from onnxshap.plan.budget import FINEST, Budget, Measure, check_asked, check_kept, fits, uses_up
 from onnxshap.plan.widths import Candidate, Planner
 from onnxshap.tracing import Keep
 
-_WORTH = 1.2
-"""How much more coarse steps may lose, by the curves, than steps of four, for the time that they save."""
-_FOURS = 2
-"""`Budget.finer` of steps of four: narrower ones leave processors idle."""
+_PACES = (0.0, 0.5, 1.0)
+"""Shares that work has in what steps save (`allocation.by_loss`), each of which makes a plan in full blocks."""
+_MARGIN = 1.5
+"""What the last multiply-accumulates cost over the mean of those saved, in loss; 2 where it grows as their square."""
 
 
 def check_reachable(candidates: Sequence[Candidate], budget: Budget, measure: Measure, *, copies: bool = True) -> None:
@@ -84,17 +84,27 @@ def make_plan(
         check_kept(least, budget)
     elif not fits(least, budget):
         return make_plan(candidates, finer, measure, covers, copies=copies)
-    search = by_loss if all(c.loss is not None for c in candidates) else uniform
-    keep = search(planner, budget, measure)
-    if finer is None:
+    known = all(c.loss is not None for c in candidates)
+    if known and finer is not None and not budget.finer:
+        plans = [by_loss(planner, budget, measure, pace) for pace in _PACES]
+        return _cheapest(planner, [*plans, make_plan(candidates, finer, measure, covers, copies=copies)], measure)
+    keep = by_loss(planner, budget, measure) if known else uniform(planner, budget, measure)
+    if finer is None or uses_up(measure(keep), budget):
         return keep
-    used, fours = uses_up(measure(keep), budget), replace(budget, finer=_FOURS)
-    alike = all(budget.step(len(c.units)) == fours.step(len(c.units)) for c in candidates)
-    if used and (search is uniform or budget.finer or alike):
-        return keep
-    finer = fours if used else finer
-    fine = make_plan(candidates, finer, measure, covers, copies=copies)
-    return keep if used and _lost(planner, keep) <= _WORTH * _lost(planner, fine) else fine
+    return make_plan(candidates, finer, measure, covers, copies=copies)
+
+
+def _cheapest(planner: Planner, plans: Sequence[dict[str, BoolArray]], measure: Measure) -> dict[str, BoolArray]:
+    """Return the plan that costs least in loss and time together; the last one, in the finest widths, sets the price.
+
+    A budget asks for multiply-accumulates to be saved at what that loses: the last plan's loss over what it saves is
+    the mean price of them, `_MARGIN` of it about that of the last ones. Work (`Cost.work`) counts at that price.
+    """
+    kept, lost = [measure(keep) for keep in plans], [_lost(planner, keep) for keep in plans]
+    saved = 1 - kept[-1].get("macs", 1.0)
+    price = _MARGIN * lost[-1] / saved if saved > 0 else 0.0
+    costs = [loss + price * shares.get("work", 0.0) for loss, shares in zip(lost, kept, strict=True)]
+    return plans[int(np.argmin(costs))]
 
 
 def _lost(planner: Planner, keep: Keep) -> float:
@@ -135,9 +145,16 @@ def _leaving(planner: Planner, budget: Budget, measure: Measure) -> Planner:
 
 
 def _finer(candidates: Sequence[Candidate], budget: Budget) -> Budget | None:
-    """Return the budget with half the most that a step may be, None where steps are the user's or 1 already."""
-    coarse = budget.multiple_of is None and any(budget.step(len(c.units)) > 1 for c in candidates)
-    return replace(budget, finer=budget.finer + 1) if coarse else None
+    """Return the budget with the next finer widths, None where they are the user's or single units already."""
+    if budget.multiple_of is not None:
+        return None
+    finer = (replace(budget, finer=n) for n in range(budget.finer + 1, FINEST + 1))
+    return next((one for one in finer if any(_differ(one, budget, c.size) for c in candidates)), None)
+
+
+def _differ(one: Budget, other: Budget, units: int) -> bool:
+    """Return whether a group has other widths by two budgets."""
+    return list(one.widths(units)) != list(other.widths(units))
 
 
 def plans_at(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,12 +12,15 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshap.blocks import BLOCK
 from onnxshap.core import BoolArray, FloatArray
 from onnxshap.groups import Group
 from onnxshap.plan.budget import Budget
 
 NARROWEST = 8
 """Of the most that a rank may be, the part that it is not cut below."""
+_ROUNDING = 1e-9
+"""Of units, by which a share may seem to be below a width that it is."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ def unvalued(groups: Sequence[Group], most: Mapping[str, int] = MappingProxyType
     return [Candidate(g.name, g.units, np.zeros(len(g)), most=most.get(g.name)) for g in groups]
 
 
+def _allowed(one: Candidate, budget: Budget) -> list[int]:
+    """Return the widths that a group may have by a budget, ascending; the last is all of it."""
+    least = max(budget.min_units, one.least)
+    return [*(n for n in budget.widths(one.size) if least <= n < len(one.units)), len(one.units)]
+
+
 class Planner:
     """Makes plans of widths.
 
@@ -64,7 +73,8 @@ class Planner:
     """
 
     def __init__(self, candidates: Sequence[Candidate], budget: Budget, covers: Sequence[NDArray[np.intp]]) -> None:
-        self.candidates, self._budget, self._whole = list(candidates), budget, frozenset[int]()
+        self.candidates, self._whole = list(candidates), frozenset[int]()
+        self._allowed = [_allowed(one, budget) for one in candidates]
         # all units in a row, group after group: their group, and their rank in it; equal values stay in their order
         self._ends = np.cumsum([len(c.units) for c in candidates], dtype=np.intp)
         self._group = np.repeat(np.arange(len(candidates)), [len(c.units) for c in candidates])
@@ -82,51 +92,44 @@ class Planner:
         return found
 
     def widths(self, share: float) -> list[int]:
-        """Return the width of every group at a share, rounded down to its step; of those left whole all of it."""
+        """Return the width of every group at a share, the next below that may be; of those left whole all of it."""
         sizes = [len(c.units) for c in self.candidates]
-        return [n if k in self._whole else self._width(k, share, math.floor) for k, n in enumerate(sizes)]
+        return [n if k in self._whole else self._width(k, share, nearest=False) for k, n in enumerate(sizes)]
 
     def rounded(self, share: float) -> list[int]:
-        """Return the width of every group at a share, rounded to the nearest step."""
-        return [self._width(k, share, round) for k in range(len(self.candidates))]
+        """Return the width of every group at a share, the nearest that may be."""
+        return [self._width(k, share, nearest=True) for k in range(len(self.candidates))]
 
-    def _width(self, k: int, share: float, rounding: Callable[[float], int]) -> int:
-        one = self.candidates[k]
-        if one.most is not None and share >= 1:
+    def _width(self, k: int, share: float, *, nearest: bool) -> int:
+        one, widths = self.candidates[k], self._allowed[k]
+        if share >= 1:
             return len(one.units)
-        step, least = self._steps(k)
-        return min(one.size, max(least, rounding(share * one.size / step + 1e-9) * step))
-
-    def _steps(self, k: int) -> tuple[int, int]:
-        """Return the step of a group's widths, and the least of them."""
-        one = self.candidates[k]
-        step = self._budget.step(one.size)
-        least = max(self._budget.min_units, one.least)
-        return step, max(step, -(-least // step) * step)
+        wanted = share * one.size + _ROUNDING
+        at = max(0, bisect.bisect_right(widths, wanted) - 1)
+        if nearest and at + 1 < len(widths) and widths[at + 1] - wanted <= wanted - widths[at]:
+            at += 1
+        return widths[at]
 
     def narrower(self, k: int, width: int) -> int | None:
         """Return the next width of a group below, None where there is none."""
-        if k in self._whole:
-            return None
-        one = self.candidates[k]
-        step, least = self._steps(k)
-        below = min(width - 1, one.size if width == len(one.units) and one.most is not None else width) // step * step
-        return below if below >= least else None
+        at = bisect.bisect_left(self._allowed[k], width)
+        return self._allowed[k][at - 1] if at and k not in self._whole else None
 
-    def narrowings(self, k: int, width: int) -> Iterator[int]:
-        """Yield the widths below that may be the next: of a rank all, for only some of them save anything."""
+    def narrowings(self, k: int, width: int, *, blocks: bool = False) -> Iterator[int]:
+        """Yield the widths below that may be the next: of a rank all, for only some of them save anything.
+
+        Where steps are to save `blocks`, all that are within the first one, too.
+        """
         while (below := self.narrower(k, width)) is not None:
             yield below
-            if self.candidates[k].most is None:
+            if self.candidates[k].most is None and not (blocks and below <= BLOCK):
                 return
             width = below
 
     def wider(self, k: int, width: int) -> int:
         """Return the next width of a group above, the same where there is none."""
-        one = self.candidates[k]
-        step, _ = self._steps(k)
-        above = (width // step + 1) * step
-        return len(one.units) if above > one.size else above
+        at = bisect.bisect_right(self._allowed[k], width)
+        return self._allowed[k][at] if at < len(self._allowed[k]) else width
 
     def loss(self, k: int, width: int) -> float:
         """Return what a group loses at a width."""

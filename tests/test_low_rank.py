@@ -539,8 +539,9 @@ def test_a_budget_that_ranks_alone_reach_is_met() -> None:
 
 def test_a_uniform_share_widens_ranks_by_steps_of_theirs_and_then_to_the_whole() -> None:
     candidates = [Candidate("rank", np.arange(48), np.arange(48.0), None, 24)]
-    planner = Planner(candidates, Budget(macs=0.5), ())
-    assert [width for _, width in _steps(planner, [8], set())] == [12, 16, 20, 24, 48]
+    for finer, widths in ((0, [12, 16, 48]), (1, [12, 16, 20, 24, 48])):
+        planner = Planner(candidates, Budget(macs=0.5, finer=finer), ())
+        assert [width for _, width in _steps(planner, [8], set())] == widths
 
 
 def test_the_least_share_of_a_search_is_one_that_ranks_reach() -> None:

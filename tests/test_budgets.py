@@ -84,6 +84,17 @@ def test_full_blocks_are_taken_where_the_time_is_worth_the_loss(knee: int, width
     assert [int(kept.sum()) for kept in keep.values()] == widths
 
 
+def test_full_blocks_that_save_more_than_is_asked_for_are_left() -> None:
+    """Half of a group for a budget of nine tenths is a cut that nobody asked for, however much time it saves."""
+    candidates = [Candidate("one", np.arange(32), np.arange(32.0), np.linspace(1, 0, 33))]
+
+    def measure(keep: Mapping[str, BoolArray]) -> dict[str, float]:
+        kept = np.array([k.sum() for k in keep.values()], np.float64)
+        return {"macs": kept.sum() / 32, "work": filled(kept).sum() / 32}
+
+    assert [int(make_plan(candidates, Budget(macs=share), measure)["one"].sum()) for share in (0.9, 0.55)] == [28, 16]
+
+
 @pytest.mark.parametrize("loss", [None, np.linspace(1, 0, 17)])
 @pytest.mark.parametrize("budget", [{"macs": 0.6}, {"units": 0.1}])
 def test_least_widths_are_multiples_too(budget: dict[str, float], loss: FloatArray | None) -> None:

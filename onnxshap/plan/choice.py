@@ -86,7 +86,8 @@ def make_plan(
         return make_plan(candidates, finer, measure, covers, copies=copies)
     known = all(c.loss is not None for c in candidates)
     if known and finer is not None and not budget.finer:
-        plans = [by_loss(planner, budget, measure, pace) for pace in _PACES]
+        paced = (by_loss(planner, budget, measure, pace) for pace in _PACES)
+        plans = [keep for keep in paced if uses_up(measure(keep), budget)]  # less than that was not asked for
         return _cheapest(planner, [*plans, make_plan(candidates, finer, measure, covers, copies=copies)], measure)
     keep = by_loss(planner, budget, measure) if known else uniform(planner, budget, measure)
     if finer is None or uses_up(measure(keep), budget):

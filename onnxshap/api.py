@@ -334,7 +334,7 @@ def prune(
         order = cut_order(found, subject, groups, lambda: setting, ordering)
     cutter = subject.cutter(
         order, seed, progress, clock, rescore=again if values is None else None,
-        payoff=payoffs.unlabelled(setting.payoff.name),  # decided once, on the images that score
+        payoff=payoffs.unlabelled(setting.payoff.name), method=found.method,  # decided once, on the images that score
     )  # fmt: skip
     result, lost = _cut(cutter, budget, target_latency, max_drop, subject, evaluation)
     found = replace(found, notes=(*found.notes, *ordering.notes))

@@ -252,6 +252,7 @@ def sweep(
         cutter = subject.cutter(
             order, seed, _only(progress, "curves", "distill"), clock,
             rescore=ranking.again if values is None else None, payoff=payoffs.unlabelled(payoff),
+            method=found.method,
         )  # fmt: skip
         curves.append(bench.curve(found, cutter, budgets, subject.data))
         notes += [*found.notes, *ranking.ordering.notes]

@@ -16,12 +16,13 @@ from onnx import ModelProto, numpy_helper
 import onnxshap
 from onnxshap import report
 from onnxshap.blocks import filled
+from onnxshap.calibrate import free_batch
 from onnxshap.core import BoolArray, Dataset, FloatArray
 from onnxshap.cost import parameters
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, cutter, latency, make_plan, rounds, wider_plans
-from onnxshap.plan.curves import affordable, convex, loss_curves
+from onnxshap.plan.curves import FEWEST, affordable, convex, loss_curves
 from onnxshap.plan.rounds import CutModel
 from onnxshap.plan.trials import Trials
 from onnxshap.rewrite import small_model
@@ -151,6 +152,28 @@ def test_measuring_costs_are_bounded() -> None:
     assert affordable(traced, traced.groups, 1000, 1e18)[0] == 500
     assert affordable(traced, traced.groups, 1000, 1.0) == (0, ())
     assert affordable(traced, traced.groups, 30, 1e18) == (0, ())
+    least = next(work for work in np.geomspace(1.0, 1e12, 200) if affordable(traced, traced.groups, 1000, work)[0])
+    assert affordable(traced, traced.groups, 1000, least) == (50, FEWEST), "two widths on few images come before none"
+    found = [affordable(traced, traced.groups, 1000, work) for work in np.geomspace(least, 1e12, 200)]
+    assert found == sorted(found, key=lambda one: (len(one[1]), one[0])), "the more work, the more is measured"
+
+
+@pytest.mark.parametrize("cumulative", [True, False])
+def test_where_few_widths_are_measured_the_losses_between_follow_from_what_the_units_count(
+    cumulative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From what is lost once each unit has gone and all those before it, or from what each counts alone."""
+    traced, data = onnxshap.trace(residual()), images(60)
+    (group,) = traced.groups
+    measured = itertools.cycle([1.0, 16.0])
+    monkeypatch.setattr(Trials, "loss", lambda trials, outputs: next(measured))
+    phi = np.array([1.0, 2.0, 4.0, 7.0, 11.0, 16.0, 22.0, 29.0])
+    trials = Trials.of(free_batch(traced), data, 0)
+    found = loss_curves(traced, [group], {group.name: phi}, trials, FEWEST, cumulative=cumulative)[group.name]
+    lost = np.append(phi[::-1] if cumulative else np.cumsum(phi)[::-1], 0.0)
+    between = {width: lost[width] / lost[4] for width in range(4, 9)}
+    assert found[4:] == pytest.approx(convex(between, 8)[4:])
+    assert found[2] == pytest.approx(16.0) and 1.0 < found[3] < 8.5, "less than on a straight line"
 
 
 def test_curves_are_the_default_and_uniform_can_be_asked_for() -> None:
@@ -168,9 +191,9 @@ def test_curves_are_the_default_and_uniform_can_be_asked_for() -> None:
 def test_iterative_ranks_and_measures_again_half_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     data, seen = labelled(80), list[Traced]()
 
-    def curves(traced: Traced, *args: Any) -> dict[str, FloatArray]:
+    def curves(traced: Traced, *args: Any, **more: Any) -> dict[str, FloatArray]:
         seen.append(traced)
-        return loss_curves(traced, *args)
+        return loss_curves(traced, *args, **more)
 
     monkeypatch.setattr(cutter, "loss_curves", curves)
     found = onnxshap.prune(net(), data, keep_macs=0.4, method="l1", allocation="iterative")

@@ -53,6 +53,11 @@ def ranked_by(method: str, *, refitted: bool, images: Collection[int] = ()) -> s
     return _ALONE if True in noisy else _LEFT_OVER
 
 
+def cumulative(method: str, *, refitted: bool) -> bool:
+    """Return whether what units are cut by is what is lost once each has gone and all those before it (`eliminate`)."""
+    return method == "recon" or (refitted and method in CANCELLING)
+
+
 def few(images: int) -> bool:
     """Return whether values of so many images (0 where nobody counted) are noise."""
     return 0 < images < FEWEST

@@ -12,6 +12,7 @@ from onnxshap.core import Array, Dataset, FloatArray
 from onnxshap.errors import BudgetError
 from onnxshap.factors import Factored, factored
 from onnxshap.groups import Group, select
+from onnxshap.methods.ranking import cumulative
 from onnxshap.opening.given import Given
 from onnxshap.opening.layouts import samples_of
 from onnxshap.opening.reading import sample
@@ -146,11 +147,12 @@ class Subject:
 
     def cutter(
         self, order: Mapping[str, FloatArray], seed: int, progress: Progress, clock: Clock, *,
-        rescore: Callable[[Traced], Mapping[str, FloatArray]] | None, payoff: str | None,
+        rescore: Callable[[Traced], Mapping[str, FloatArray]] | None, payoff: str | None, method: str,
     ) -> Cutter:  # fmt: skip
-        """Return what cuts it; the arguments are those of `Cutter`, `order` its values."""
+        """Return what cuts it; the arguments are those of `Cutter`, `order` its values, made by `method`."""
         return Cutter(
             self.traced, self.free, self.groups, order, self.repaired_on, self.repair, self.asked.allocation, seed,
             progress, clock, rescore=rescore, tuning_seconds=self.asked.distill_seconds, payoff=payoff,
             turned=self.turned, factored=self.factored, samples=self.samples,
+            cumulative=cumulative(method, refitted=self.refitted),
         )  # fmt: skip

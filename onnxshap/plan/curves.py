@@ -4,7 +4,7 @@ One group at a time, the others whole: cut to a width, the layers that lose inpu
 the original's on images that were not fitted on (KL divergence of the class scores, else the squared error over the
 variance). What lies before a group is computed once for all its widths. Between the measured widths the curve is
 interpolated and replaced by its lower convex hull, so that the planner's step-by-step choice is the best one for a sum
-of such losses.
+of such losses. Where few are measured, those between follow from what the units count (`filled`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 RANKS = (0.75, 0.5, 0.25, 0.125)
 """Those of the ranks of layers, as shares of the most that pays: what their channels count tells what lies between."""
 FEW = (0.75, 0.5, 0.25)
-"""Those measured where all of them would take too long."""
+"""Those measured where all of them would take too long: what lies between follows from what the units count, as of
+ranks. On straight lines the losses of small cuts are overstated, and those between narrow widths by much more."""
+FEWEST = (0.5, 0.25)
+"""Those measured where these would, too."""
+_BEYOND = 2.5
+"""How often the work that is affordable the least may take: widths by nothing cost more than minutes."""
 _WALKING = 3
 """Inside of a group, who share what is left of the memory: a walk, what is kept of it, and that of the cut model."""
 _LEAST = 1e-12
@@ -51,10 +56,12 @@ def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float
     """
     regressions = sum(_regressions(traced, group) for group in groups)
     share = 0.6 * (1 - FITTED) + FITTED * min(1.0, 3 / max(1, len(groups)))
-    for count, fractions in ((IMAGES, FRACTIONS), (200, FRACTIONS), (200, FEW), (100, FEW)):
+    tiers = ((IMAGES, FRACTIONS), (200, FRACTIONS), (200, FEW), (100, FEW), (100, FEWEST), (50, FEWEST))
+    for count, fractions in tiers:
         used = min(images, count)
         runs = len(groups) * used * share * traced.cost.macs()
-        if len(fractions) * (runs + 3 * regressions) <= work and used * FITTED >= FEWEST_FITTED:
+        most = _BEYOND * work if (count, fractions) == tiers[-1] else work
+        if len(fractions) * (runs + 3 * regressions) <= most and used * FITTED >= FEWEST_FITTED:
             return used, fractions
     return 0, ()
 
@@ -80,6 +87,8 @@ def loss_curves(
     fractions: Sequence[float] = FRACTIONS,
     progress: Callable[[int, int], None] = lambda done, total: None,
     most: Mapping[str, int] = MappingProxyType({}),
+    *,
+    cumulative: bool = False,
 ) -> dict[str, FloatArray]:
     """Return, for every group, the loss at each width: float64[units + 1], convex and not increasing.
 
@@ -91,6 +100,8 @@ def loss_curves(
         fractions: the widths to measure.
         progress: told after every width.
         most: name of a group that is the rank of a layer -> the widest that pays, of which `RANKS` are.
+        cumulative: whether values are what is lost once each unit has gone and all those before it, not of it alone;
+            those of ranks never are.
     """
     free = trials.free
     whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
@@ -111,7 +122,10 @@ def loss_curves(
                 model, _ = refit(removal, trials.fitted, trials.seed, nearest=True, effort=QUICK, original=walk)
                 points[width] = trials.loss(_outputs(free, model, judge_on, len(trials.judged)))
             progress(next(done), total)
-        return convex(filled(points, values[group.name]) if group.name in most else points, len(group))
+        if group.name in most or len(fractions) < len(FRACTIONS):
+            phi = values[group.name]
+            points = filled(points, _energy(phi, cumulative=cumulative and group.name not in most))
+        return convex(points, len(group))
 
     return {group.name: measured(group) for group in groups}
 
@@ -156,6 +170,12 @@ class _Before:
         return [{**feeds, **own} for feeds, own in zip(self._inputs, values, strict=True)]
 
 
+def _energy(phi: FloatArray, *, cumulative: bool) -> FloatArray:
+    """Return what units count, one by one, falling, float64[units]: of `cumulative` values what each adds."""
+    falling = np.sort(phi)[::-1]
+    return np.maximum(falling - np.append(falling[1:], 0.0) if cumulative else falling, 0.0)
+
+
 def _outputs(free: Traced, model: ModelProto, batches_: Sequence[Mapping[str, Array]], images: int) -> list[Array]:
     """Return the outputs of a cut model from what lies before the cut, one array an output, [images, ...]."""
     kinds = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
@@ -168,7 +188,7 @@ def _outputs(free: Traced, model: ModelProto, batches_: Sequence[Mapping[str, Ar
 
 
 def filled(points: Mapping[int, float], energy: FloatArray) -> dict[int, float]:
-    """Return measured losses of a rank with those between, which go with a power of the energy that is lost.
+    """Return measured losses with those between, which go with a power of the energy that is lost.
 
     Above the widest that was measured they are proportional to it; below the narrowest nothing is told.
 

@@ -117,6 +117,7 @@ class Cutter:
         factored: the model with layers as two, which is what is cut then, and its groups, with their ranks behind the
             others, `groups`; `values` tell of the others alone.
         samples: gives inputs that the model was traced with, for iterative.
+        cumulative: whether values are what is lost once each unit has gone and all those before it (`loss_curves`).
     """
 
     traced: Traced
@@ -136,6 +137,7 @@ class Cutter:
     turned: Turned | None = None
     factored: Factored | None = None
     samples: Callable[[], Samples] = tuple
+    cumulative: bool = False
     _means: Means = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -275,7 +277,7 @@ class Cutter:
             self.progress("curves", of[0] + done, of[1] or total)
 
         most = {} if self.factored is None else self.factored.most
-        return loss_curves(traced, groups, values, trials, self._fractions, tell, most)
+        return loss_curves(traced, groups, values, trials, self._fractions, tell, most, cumulative=self.cumulative)
 
     def _trials(self, free: Traced, original: Traced | None = None) -> Trials:
         """Return the trials of a model, for whose outputs an original's may count."""

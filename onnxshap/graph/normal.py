@@ -283,7 +283,7 @@ def _drop_unread(graph: GraphProto) -> None:
     """Leave out the nodes that no output comes of: runtimes do, and their rules would hold what they read."""
     needed = between(graph.node, (), [o.name for o in graph.output])
     if len(needed) < len(graph.node):
-        refill(graph.node, [copied(node) for node in needed])
+        refill(graph.node, needed)
 
 
 def _sort(graph: GraphProto) -> None:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from onnxshap.pivoting import Pivoted, pivot
     from onnxshap.plan import Budget, make_plan
     from onnxshap.rewrite import drop_units
+    from onnxshap.scores import Scores
     from onnxshap.slices import removed_slices
     from onnxshap.sweeping import Sweep, sweep
     from onnxshap.tracing import Traced, trace
     from onnxshap.unification import Unified, unify
-    from onnxshap.valuing import Scores
 
 __version__ = "0.1.0"
 
@@ -81,11 +81,11 @@ if not TYPE_CHECKING:  # a type checker would take any name for a public one
                 "pivoting",
                 "plan",
                 "rewrite",
+                "scores",
                 "slices",
                 "sweeping",
                 "tracing",
                 "unification",
-                "valuing",
             ):
                 module = importlib.import_module(f"onnxshap.{home}")
                 if hasattr(module, name):

@@ -41,20 +41,11 @@ from onnxshap.plan.search import within_drop
 from onnxshap.progress import Progress, Say, silent, wordless
 from onnxshap.reference import choose_payoff
 from onnxshap.repair import Refit, emptied
+from onnxshap.scores import Ordering, Scores, basis_of, check_values, principal
 from onnxshap.scoring import DECIDED, Rules
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import Keep, Traced
-from onnxshap.valuing import (
-    METHOD,
-    Ordering,
-    Scores,
-    Scoring,
-    basis_of,
-    check_values,
-    known_payoff,
-    principal,
-    setting_for,
-)
+from onnxshap.valuing import METHOD, Scoring, known_payoff, setting_for
 from onnxshap.verify import Verified
 
 _EMPTIED = (

@@ -30,19 +30,10 @@ from onnxshap.plan.judging import Drop
 from onnxshap.plan.options import Asked
 from onnxshap.progress import Progress, Say, silent, wordless
 from onnxshap.reference import reference_of
+from onnxshap.scores import Ordering, Scores, basis_of, check_values, principal
 from onnxshap.scoring import DECIDED, Rules
 from onnxshap.tracing import Keep, Traced
-from onnxshap.valuing import (
-    METHOD,
-    Ordering,
-    Scores,
-    Scoring,
-    basis_of,
-    check_method,
-    check_values,
-    principal,
-    shared_out,
-)
+from onnxshap.valuing import METHOD, Scoring, check_method, shared_out
 
 KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Shares of the multiply-accumulates, where none are given."""

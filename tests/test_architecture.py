@@ -28,7 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"bases", "distill", "factors", "methods"}),
     frozenset({"plan"}),
     frozenset({"scoring"}),
-    frozenset({"reference"}),
+    frozenset({"reference", "scores"}),
     frozenset({"evaluation"}),
     frozenset({"opening", "valuing"}),
     frozenset({"api", "comparing", "pivoting", "unification"}),

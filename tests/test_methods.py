@@ -23,8 +23,8 @@ from onnxshap.methods.lean import operator_norms
 from onnxshap.methods.ranking import left_over, ranked_by, ranks
 from onnxshap.methods.spp import moves
 from onnxshap.payoffs import MSE
+from onnxshap.scores import Ordering
 from onnxshap.scoring import score_groups
-from onnxshap.valuing import Ordering
 from tests.exactness import net as build
 
 RNG = np.random.default_rng(7)

@@ -20,7 +20,7 @@ from onnxshap.graph import whole_file
 from onnxshap.methods import METHODS
 from onnxshap.report.inspections import SCHEMA_VERSION, Report
 from onnxshap.report.page import page
-from onnxshap.valuing import Scores
+from onnxshap.scores import Scores
 
 
 def as_json(report: Report) -> str:

@@ -21,9 +21,9 @@ from onnxshap.plan.judging import Drop
 from onnxshap.plan.options import REFITS
 from onnxshap.repair import Refit, unfitted
 from onnxshap.report.inspections import SCHEMA_VERSION, Report, frozen_axes
+from onnxshap.scores import Scores
 from onnxshap.sweeping import Curve, Point, Sweep
 from onnxshap.unification import Size, Unified
-from onnxshap.valuing import Scores
 from onnxshap.verify import Verified
 
 SUFFIXES = (".json", ".html")

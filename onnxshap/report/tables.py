@@ -14,7 +14,7 @@ from onnxshap.report.cells import add_row_of, count, empty_table, in_bytes, in_m
 from onnxshap.report.inspections import Report
 
 if TYPE_CHECKING:
-    from onnxshap.valuing import Scores
+    from onnxshap.scores import Scores
 
 _LIMITS = ("max-evals", "max-seconds")
 """Of the rules that end a group, those that do not ask whether its values are good enough."""

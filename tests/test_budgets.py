@@ -153,7 +153,7 @@ def test_measuring_costs_are_bounded() -> None:
     assert affordable(traced, traced.groups, 1000, 1.0) == (0, ())
     assert affordable(traced, traced.groups, 30, 1e18) == (0, ())
     least = next(work for work in np.geomspace(1.0, 1e12, 200) if affordable(traced, traced.groups, 1000, work)[0])
-    assert affordable(traced, traced.groups, 1000, least) == (50, FEWEST), "two widths on few images come before none"
+    assert affordable(traced, traced.groups, 1000, least) == (100, FEWEST), "two widths come before none"
     found = [affordable(traced, traced.groups, 1000, work) for work in np.geomspace(least, 1e12, 200)]
     assert found == sorted(found, key=lambda one: (len(one[1]), one[0])), "the more work, the more is measured"
 

@@ -56,7 +56,7 @@ def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float
     """
     regressions = sum(_regressions(traced, group) for group in groups)
     share = 0.6 * (1 - FITTED) + FITTED * min(1.0, 3 / max(1, len(groups)))
-    tiers = ((IMAGES, FRACTIONS), (200, FRACTIONS), (200, FEW), (100, FEW), (100, FEWEST), (50, FEWEST))
+    tiers = ((IMAGES, FRACTIONS), (200, FRACTIONS), (200, FEW), (100, FEW), (100, FEWEST))
     for count, fractions in tiers:
         used = min(images, count)
         runs = len(groups) * used * share * traced.cost.macs()

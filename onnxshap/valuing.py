@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from onnxshap.backend import provider_of
 from onnxshap.bases import Turned, form_of
 from onnxshap.calibrate import rows_apart, site_means
 from onnxshap.clock import span
-from onnxshap.core import Dataset, Payoff
+from onnxshap.core import Dataset, Payoff, Values
 from onnxshap.endings import complete
 from onnxshap.errors import OnnxshapError
 from onnxshap.game import Setting

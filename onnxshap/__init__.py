@@ -78,6 +78,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for a public one
                 "comparing",
                 "graph",
                 "masking",
+                "methods",
                 "pivoting",
                 "plan",
                 "rewrite",

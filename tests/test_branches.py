@@ -358,9 +358,9 @@ def test_rounds_look_at_what_the_samples_take(monkeypatch: pytest.MonkeyPatch) -
     """The cut model was traced by random inputs, which take bodies that no sample takes."""
     seen: list[list[str]] = []
 
-    def curves(traced: Traced, *arguments: Any) -> dict[str, FloatArray]:
+    def curves(traced: Traced, *arguments: Any, **more: Any) -> dict[str, FloatArray]:
         seen.append([g.name for g in traced.groups])
-        return loss_curves(traced, *arguments)
+        return loss_curves(traced, *arguments, **more)
 
     monkeypatch.setattr(cutter, "loss_curves", curves)
     model = on_sum(body(WIDE, wa=(6, 8), wb=(8, 6)), body(OTHER, ua=(6, 5), ub=(5, 6)))

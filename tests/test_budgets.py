@@ -140,6 +140,15 @@ def test_widths_fill_blocks_and_the_first_one_in_fours_where_that_is_measured() 
     assert widths[640] == list(range(16, 641, 16))
 
 
+@pytest.mark.parametrize(
+    ("units", "share", "width"), [(32, 0.75, 24), (24, 0.5, 12), (60, 0.5, 32), (96, 0.75, 80), (256, 0.7, 176)]
+)
+def test_shares_of_groups_are_rounded_by_an_eighth_at_most(units: int, share: float, width: int) -> None:
+    """To full blocks where a group has many; three quarters of 32 units were all of them."""
+    plan = make_plan([Candidate("a", np.arange(units), np.arange(float(units)))], Budget(units=share), lambda keep: {})
+    assert plan["a"].sum() == width
+
+
 def test_the_hull_is_convex_and_below() -> None:
     points = {16: 0.0, 12: 3.0, 8: 3.5, 4: 9.0, 2: 9.0}
     found = convex(points, 16)

@@ -14,6 +14,8 @@ Measure = Callable[[Keep], Mapping[str, float]]
 """Plan -> share kept of `macs`, `params` and `bytes`."""
 _ROUNDING = 1e-12
 """Of shares, by which a plan may seem to be above a budget that it meets."""
+_BLOCKS = 4
+"""Full blocks that a group has at least where a share of it alone is rounded to them: by an eighth of it, at most."""
 FINEST = 3
 """`Budget.finer` of single units."""
 _MUCH = 0.9
@@ -77,9 +79,10 @@ class Budget:
             while step > 1 and units < 2 * step:
                 step //= 2
             return range(step, units + 1, step)
-        if self.finer == 0 or units < BLOCK:
+        blocks = self.finer == 0 and (self.units is None or units >= _BLOCKS * BLOCK)
+        if blocks or units < BLOCK:
             return full(units)
-        step = max(1, PART >> (self.finer - 1))
+        step = max(1, PART >> max(0, self.finer - 1))
         return range(step, units + 1, step)
 
 

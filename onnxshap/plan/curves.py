@@ -2,10 +2,10 @@
 
 One group at a time, the others whole: cut to a width, the layers that lose inputs refitted, the outputs compared with
 the original's on images that were not fitted on (KL divergence of the class scores, else the squared error over the
-variance). What lies before a group is computed once for all its widths. Between the measured widths losses follow from
-what the units count (`filled`): on straight lines those of small cuts would be overstated, and of the narrow widths
-between by much more. The lower convex hull takes their place, so that the planner's step-by-step choice is the best one
-for a sum of such losses.
+variance). What lies before a group is computed once for all its widths. Between measured widths the curve is
+interpolated, between few of them by what the units count (`filled`): on straight lines the losses of small cuts would be
+overstated, and those between narrow widths by much more. The lower convex hull takes their place, so that the planner's
+step-by-step choice is the best one for a sum of such losses.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from onnxshap.repair import QUICK, batch_size, border, refit
 from onnxshap.tracing import Traced
 from onnxshap.walk import Repeated, Room, Walk, sizes_of
 
-FRACTIONS = (0.75, 0.5, 0.25, 0.125)
-"""Widths measured, as shares of a group, of the rank of a layer of the most that pays."""
+FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+"""Widths measured, as shares of a group."""
+FEW = (0.75, 0.5, 0.25, 0.125)
+"""Those of the ranks of layers, as shares of the most that pays, and of groups where all would take too long."""
 FEWEST = (0.5, 0.25)
-"""Those measured where all of them would take too long."""
+"""Those measured where these would, too."""
 _BEYOND = 2.5
 """How often the work that is affordable the least may take: widths by nothing cost more than minutes."""
 _WALKING = 3
@@ -52,7 +54,7 @@ def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float
     """
     regressions = sum(_regressions(traced, group) for group in groups)
     share = 0.6 * (1 - FITTED) + FITTED * min(1.0, 3 / max(1, len(groups)))
-    tiers = ((IMAGES, FRACTIONS), (200, FRACTIONS), (100, FRACTIONS), (100, FEWEST))
+    tiers = ((IMAGES, FRACTIONS), (200, FRACTIONS), (200, FEW), (100, FEW), (100, FEWEST))
     for count, fractions in tiers:
         used = min(images, count)
         runs = len(groups) * used * share * traced.cost.macs()
@@ -95,14 +97,14 @@ def loss_curves(
         trials: refit its cuts and tell what they lose.
         fractions: the widths to measure.
         progress: told after every width.
-        most: name of a group that is the rank of a layer -> the widest that pays, of which `fractions` are.
+        most: name of a group that is the rank of a layer -> the widest that pays, of which at most `FEW` are.
         cumulative: whether values are what is lost once each unit has gone and all those before it, not of it alone;
             those of ranks never are.
     """
     free = trials.free
     whole: dict[str, BoolArray] = {g.name: np.ones(len(g), np.bool_) for g in traced.groups}
     plan_at = plans_at([Candidate(g.name, g.units, values[g.name]) for g in groups], traced.covers)
-    parts, total, done = (trials.fitted, trials.judged), len(groups) * len(fractions), itertools.count(1)
+    parts, total, done = (trials.fitted, trials.judged), steps(groups, fractions, most), itertools.count(1)
     before = [_Before(free, part, free.backend.memory * len(part) // sum(map(len, parts))) for part in parts]
 
     def measured(group: Group) -> FloatArray:  # what it holds is let go of before the next group's is made
@@ -110,7 +112,7 @@ def loss_curves(
         fit_on, judge_on = (part.of(unchanged) for part in before)
         left = (free.backend.memory - sum(part.taken for part in before)) // _WALKING
         walk = Repeated(Walk(free, free.shaped.graph.model, fit_on, Room(left)), left)
-        for fraction in fractions:
+        for fraction in _fractions(group, fractions, most):
             width = round(fraction * most.get(group.name, len(group)))
             if 0 < width < len(group) and width not in points:
                 plan = whole | plan_at({group.name: width})
@@ -118,10 +120,21 @@ def loss_curves(
                 model, _ = refit(removal, trials.fitted, trials.seed, nearest=True, effort=QUICK, original=walk)
                 points[width] = trials.loss(_outputs(free, model, judge_on, len(trials.judged)))
             progress(next(done), total)
-        energy = _energy(values[group.name], cumulative=cumulative and group.name not in most)
-        return convex(filled(points, energy), len(group))
+        if group.name in most or len(fractions) <= len(FEW):
+            energy = _energy(values[group.name], cumulative=cumulative and group.name not in most)
+            points = filled(points, energy)
+        return convex(points, len(group))
 
     return {group.name: measured(group) for group in groups}
+
+
+def steps(groups: Sequence[Group], fractions: Sequence[float], most: Mapping[str, int]) -> int:
+    """Return how many widths `loss_curves` measures; the arguments are its."""
+    return sum(len(_fractions(group, fractions, most)) for group in groups)
+
+
+def _fractions(group: Group, fractions: Sequence[float], most: Mapping[str, int]) -> Sequence[float]:
+    return FEW if group.name in most and len(fractions) > len(FEW) else fractions
 
 
 def _unchanged(free: Traced, group: Group, whole: Mapping[str, BoolArray]) -> list[str]:

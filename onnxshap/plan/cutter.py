@@ -22,7 +22,7 @@ from onnxshap.graph import finish
 from onnxshap.groups import Group
 from onnxshap.masking import Means
 from onnxshap.plan import Budget, Candidate, check_reachable, fits, make_plan, smallest, unvalued, wider_plans
-from onnxshap.plan.curves import affordable, loss_curves
+from onnxshap.plan.curves import affordable, loss_curves, steps
 from onnxshap.plan.options import REFITS, check_images, check_options, repair_for
 from onnxshap.plan.rounds import CutModel, eased
 from onnxshap.plan.trials import Trials
@@ -236,7 +236,7 @@ class Cutter:
         names = {group.name for group in self.groups}
         groups = [group for group in made.original.groups if group.name in names]
         ranks = [group for group in self.groups if group.name in made.most]
-        first, second = (len(some) * len(self._fractions) for some in (groups, ranks))
+        first, second = (steps(some, self._fractions, made.most) for some in (groups, ranks))
         whole, trials = self._trials(made.original_free), self._trials(self.free)
         return {
             **self._measured(made.original, groups, self.values, whole, (0, first + second)),

@@ -96,6 +96,21 @@ def test_full_blocks_that_save_more_than_is_asked_for_are_left() -> None:
     assert [int(make_plan(candidates, Budget(macs=share), measure)["one"].sum()) for share in (0.9, 0.55)] == [28, 16]
 
 
+@pytest.mark.parametrize("share", [0.9, 0.75])
+def test_a_budget_of_parameters_does_not_pay_for_time(share: float) -> None:
+    """A layer that has a tenth of the parameters and nearly all of the work is not cut for the time that it takes."""
+    loss = (1 - np.arange(257) / 256) ** 2
+    candidates = [Candidate(n, np.arange(k, k + 256), np.arange(256.0), loss) for k, n in ((0, "slow"), (256, "large"))]
+
+    def measure(keep: Mapping[str, BoolArray]) -> dict[str, float]:
+        kept = np.array([keep["slow"].sum(), keep["large"].sum()], np.float64)
+        parts = {"macs": kept / 256, "work": filled(kept) / 256}
+        return {name: float(x @ [0.99, 0.01]) for name, x in parts.items()} | {"params": float(kept @ [0.1, 0.9]) / 256}
+
+    keep = make_plan(candidates, Budget(params=share), measure)
+    assert keep["slow"].sum() >= 240 and 0.9 * share <= measure(keep)["params"] <= share
+
+
 @pytest.mark.parametrize("loss", [None, np.linspace(1, 0, 17)])
 @pytest.mark.parametrize("budget", [{"macs": 0.6}, {"units": 0.1}])
 def test_least_widths_are_multiples_too(budget: dict[str, float], loss: FloatArray | None) -> None:

@@ -106,6 +106,11 @@ def excess(kept: Mapping[str, float], budget: Budget) -> float:
     return sum(max(0.0, kept[name] - share - _ROUNDING) for name, share in budget.shares.items())
 
 
+def tightest(kept: Mapping[str, float], budget: Budget) -> str:
+    """Return the share of a budget that a plan uses up most."""
+    return max(budget.shares, key=lambda name: kept[name] / budget.shares[name])
+
+
 def uses_up(kept: Mapping[str, float], budget: Budget) -> bool:
     """Return whether a plan keeps about as much as it may of one share."""
     return any(kept[name] >= _MUCH * share for name, share in budget.shares.items())

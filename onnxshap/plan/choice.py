@@ -12,12 +12,13 @@ from onnxshap.arguments import checked
 from onnxshap.core import BoolArray
 from onnxshap.errors import BudgetError
 from onnxshap.plan.allocation import by_loss, uniform
-from onnxshap.plan.budget import FINEST, Budget, Measure, check_asked, check_kept, fits, uses_up
+from onnxshap.plan.budget import FINEST, Budget, Measure, check_asked, check_kept, fits, tightest, uses_up
 from onnxshap.plan.widths import Candidate, Planner
 from onnxshap.tracing import Keep
 
 _PACES = (0.0, 0.5, 1.0)
-"""Shares that work has in what steps save (`allocation.by_loss`), each of which makes a plan in full blocks."""
+"""Shares that work has in what steps save (`allocation.by_loss`), each of which makes a plan in full blocks; only the
+first where a budget is not held by the multiply-accumulates: parameters are not saved where time is."""
 _MARGIN = 1.5
 """What the last multiply-accumulates cost over the mean of those saved, in loss; 2 where it grows as their square."""
 
@@ -86,23 +87,27 @@ def make_plan(
         return make_plan(candidates, finer, measure, covers, copies=copies)
     known = all(c.loss is not None for c in candidates)
     if known and finer is not None and not budget.finer:
-        paced = (by_loss(planner, budget, measure, pace) for pace in _PACES)
+        fine = make_plan(candidates, finer, measure, covers, copies=copies)
+        tight = tightest(measure(fine), budget)
+        paced = (by_loss(planner, budget, measure, pace) for pace in (_PACES if tight == "macs" else _PACES[:1]))
         plans = [keep for keep in paced if uses_up(measure(keep), budget)]  # less than that was not asked for
-        return _cheapest(planner, [*plans, make_plan(candidates, finer, measure, covers, copies=copies)], measure)
+        return _cheapest(planner, [*plans, fine], measure, tight)
     keep = by_loss(planner, budget, measure) if known else uniform(planner, budget, measure)
     if finer is None or uses_up(measure(keep), budget):
         return keep
     return make_plan(candidates, finer, measure, covers, copies=copies)
 
 
-def _cheapest(planner: Planner, plans: Sequence[dict[str, BoolArray]], measure: Measure) -> dict[str, BoolArray]:
+def _cheapest(
+    planner: Planner, plans: Sequence[dict[str, BoolArray]], measure: Measure, tight: str
+) -> dict[str, BoolArray]:
     """Return the plan that costs least in loss and time together; the last one, in the finest widths, sets the price.
 
-    A budget asks for multiply-accumulates to be saved at what that loses: the last plan's loss over what it saves is
-    the mean price of them, `_MARGIN` of it about that of the last ones. Work (`Cost.work`) counts at that price.
+    A budget asks for its `tight` share to be saved at what that loses: the last plan's loss over what it saves is the
+    mean price, `_MARGIN` of it about that of the last of it. Work (`Cost.work`) counts at that price.
     """
     kept, lost = [measure(keep) for keep in plans], [_lost(planner, keep) for keep in plans]
-    saved = 1 - kept[-1].get("macs", 1.0)
+    saved = 1 - kept[-1][tight]
     price = _MARGIN * lost[-1] / saved if saved > 0 else 0.0
     costs = [loss + price * shares.get("work", 0.0) for loss, shares in zip(lost, kept, strict=True)]
     return plans[int(np.argmin(costs))]

@@ -110,6 +110,25 @@ def notes_on_zeros(traced: Traced, plans: Sequence[Keep]) -> tuple[str, ...]:
     return (f"{some}: {_EMPTIED}",) if found else ()
 
 
+def notes_on_steps(multiple_of: int | None, plans: Sequence[Keep]) -> tuple[str, ...]:
+    """Return which groups are too narrow for the step that was asked for, and were cut by a part of it."""
+    step = multiple_of or 1
+    found = {
+        name: f"group {name!r} keeps {kept.sum()} of {len(kept)}"
+        for plan in plans
+        for name, kept in plan.items()
+        if len(kept) < 2 * step and not kept.all() and kept.sum() % step
+    }
+    if not found:
+        return ()
+    some = next(iter(found.values())) + (f", {len(found) - 1} more are like it" if len(found) > 1 else "")
+    note = (
+        f"{some}: groups of fewer than {2 * step} units go by halves, quarters and so on of --multiple-of {step}; "
+        "--exclude leaves them whole"
+    )
+    return (worded(note),)
+
+
 @checked
 def score(
     model: ModelLike,
@@ -242,8 +261,9 @@ def prune(
         target_latency: most milliseconds a run of one image (or of the file's fixed batch) may take, measured.
         max_drop: the smallest model that loses at most this on `eval_data`, else on two fifths of `data` held out:
             accuracy where there are labels, agreement with the original's classes, or else the payoff.
-        multiple_of: step of the widths; None = what fills the blocks of channels that runtimes compute together
-            (`blocks`), or finer steps where these lose less than the time is worth.
+        multiple_of: step of the widths, half of it where a group is not twice as wide, and so on; None = what fills
+            the blocks of channels that runtimes compute together (`blocks`), or finer steps where these lose less than
+            the time is worth.
         min_units: least width of a group.
         repair: what is done about what the cut leaves behind: `lstsq` refits the consumers, `distill` (needs torch)
             then tunes all weights against the original, `fold` puts calibration means into the consumers' biases
@@ -337,6 +357,7 @@ def prune(
     split = None if low_rank is None else result.low_rank
     notes = [*traced.notes, *found.notes, *before.notes, *notes_on(after.score, held_out.source if still else None)]
     notes += notes_on_zeros(traced, [keep]) if cutter.repair != "none" else ()
+    notes += notes_on_steps(multiple_of, [keep])
     notes += map(worded, factors.notes_on(low_rank, bool(split), subject.unsplit))
     small = rightly_declared(complete(traced, result.model))
     done = Pruned(

@@ -249,6 +249,7 @@ def sweep(
         notes += [*found.notes, *ranking.ordering.notes]
     progress("sweep", bench.total, bench.total)
     notes += api.notes_on_zeros(subject.traced, bench.plans) if subject.repair != "none" else ()
+    notes += api.notes_on_steps(multiple_of, bench.plans)
     notes += bench.notes(curves)
     two = any(point.low_rank for curve in curves for point in curve.points)
     notes += map(worded, factors.notes_on(low_rank, two, subject.unsplit))

@@ -147,6 +147,16 @@ def test_narrow_groups_have_finer_steps(multiple: int, steps: dict[int, int]) ->
         assert list(Budget(multiple_of=multiple).widths(units)) == list(range(step, units + 1, step))
 
 
+@pytest.mark.parametrize(("multiple", "told"), [(64, True), (16, False), (None, False)])
+def test_groups_that_are_too_narrow_for_a_step_are_told_of(multiple: int | None, told: bool) -> None:
+    """Of 48 a part of 64 goes, in silence before; of 16 multiples do."""
+    data = np.random.default_rng(0).normal(size=(40, 3, 4, 4)).astype(np.float32)
+    found = onnxshap.prune(wide(), data, keep_macs=0.5, multiple_of=multiple, method="l1", allocation="uniform")
+    swept = onnxshap.sweep(wide(), data, keep=(0.5,), multiple_of=multiple, methods=["l1"], allocation="uniform")
+    for notes in (found.notes, swept.notes):
+        assert any("of fewer than 128 units go by halves, quarters and so on" in note for note in notes) == told
+
+
 def test_widths_fill_blocks_and_the_first_one_in_fours_where_that_is_measured() -> None:
     """No narrower than an eighth of a group (the curves' least), and every width of a group without a block."""
     widths = {units: list(Budget().widths(units)) for units in (15, 16, 40, 72, 640)}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxshap.graph import array, attributes
+from onnxshap.graph import array, attributes, op_of
 from onnxshap.labels import Labels, Site
 from onnxshap.labels.equations import terms_of
 from onnxshap.shapes import Shaped
@@ -24,6 +24,10 @@ PRODUCTS = {
     **dict.fromkeys(("GroupNormalization", "InstanceNormalization", "LayerNormalization"), ((1,), (2,))),
     "DeformConv": ((0, 1), (3,)),
     "SkipLayerNormalization": ((2,), (3,)),
+    "Attention": ((2,), ()),  # a sum of values: queries and keys are shares alone
+    "com.microsoft.Attention": ((1,), (2,)),
+    "GroupQueryAttention": ((2,), (4,)),
+    "MultiHeadAttention": ((2,), (3,)),
     "MatMulIntegerToFloat": ((0, 1), (6,)),
     "DynamicQuantizeMatMul": ((0, 1), (4,)),
     **dict.fromkeys(("QLinearMatMul", "QLinearMul"), ((0, 3), ())),
@@ -34,7 +38,10 @@ PRODUCTS = {
     **dict.fromkeys(("ScatterElements", "ScatterND"), ((), (0, 2))),
     "Where": ((), (1, 2)),
 }
-"""Zero where one of their factors (inputs) is, if they have such, and all of their addends (inputs)."""
+"""Zero where one of their factors (inputs) is, if they have such, and all of their addends (inputs).
+
+Ops of other domains stand by their type alone, but where an op of ONNX has that name.
+"""
 JOINED = {"Concat": (0, None), "QLinearConcat": (2, None, 3)}
 """Op -> where those of its inputs stand that are laid side by side: zero where all are that hold the units."""
 RECURRENT = {"GRU": (2, 1), "LSTM": (3, 1, 2), "RNN": (1, 0)}
@@ -231,7 +238,7 @@ class _Verdicts:
 
     def _sum_of_products(self, name: str, node: NodeProto) -> bool | None:
         """Return the verdict on what an op of `PRODUCTS` gives."""
-        places, others = PRODUCTS[node.op_type]
+        places, others = PRODUCTS.get(op_of(node)) or PRODUCTS[node.op_type]
         factors, added = ([node.input[k] for k in some if k < len(node.input)] for some in (places, others))
         addends = [self._addend(i, name) for i in added if i]
         if not places:

@@ -240,6 +240,19 @@ case("queries of one head that are two heads elsewhere", net(_QKV + """
     c = Concat<axis=-1>(a, b)
     y = MatMul(c, wo)
 }""", imports=MS, wq=(12, 8), wk=(12, 8), wv=(12, 6), wo=(12, 12)), [4, 3])
+for attending, units in (("Attention<q_num_heads=3, kv_num_heads=3>(q, k, v)", [3, 4, 2]),
+                         ("com.microsoft.MultiHeadAttention<num_heads=3>(q, k, v)", [3, 4, 2]),
+                         ("com.microsoft.MultiHeadAttention<num_heads=3>(q, k, v, b)", [3, 2])):
+    case(f"{attending}, then a norm", net(_QKV + f"""
+        a = {attending}
+        n = LayerNormalization(a, scale, shift)
+        y = MatMul(n, wo)
+    }}""", imports=MS, opset=23, wq=(12, 12), wk=(12, 12), wv=(12, 6), b=(30,), scale=(6,), shift=(6,), wo=(6, 12)), units)
+case("com.microsoft.Attention, then a norm", net("""(float[N,5,12] x) => (float[N,5,3] y) {
+    a = com.microsoft.Attention<num_heads=3>(x, w, b)
+    n = LayerNormalization(a, scale, shift)
+    y = MatMul(n, wo)
+}""", imports=MS, w=(12, 36), b=(36,), scale=(12,), shift=(12,), wo=(12, 3)), [3, 4])
 case("Attention on three axes", net(_QKV + """
     a = Attention<q_num_heads=3, kv_num_heads=3>(q, k, v)
     y = MatMul(a, wo)

@@ -112,8 +112,13 @@ class Axes:
         self, k: int, axis: int, weight: Weight | None = None, zero: int | None = None, why: str | None = None,
         meets: int | None = None,
     ) -> None:  # fmt: skip
-        """State that input `k` is summed over `axis`, against `weight` if that is a constant; others as in `Site`."""
+        """State that input `k` is summed over `axis`, against `weight` if that is a constant; others as in `Site`.
+
+        Against a constant without elements nothing is: no layer reads there, and there is nothing to be masked.
+        """
         tensor = self.op.need(k)
+        if weight is not None and 0 in self.op.need(weight.input).shape:
+            return
         self.trace.sites.append(
             Site(self.op.index, k, tensor.name, axis % tensor.rank, weight, zero, tensor.constant, why, meets)
         )

@@ -52,8 +52,8 @@ def convolve(op: Op, ax: Axes, at: Operands) -> None:
     else:
         inputs = [k for k in (at.x, at.w, at.bias) if k is not None]
         ax.relate(_spec(op, "o i", at.w, mixed), bias=at.added, inputs=inputs, zero=at.zero)
-    for axis in mixed:
-        as_a_whole(op, ax, [axis], "moves its taps", ordered=True)
+    if mixed:
+        as_a_whole(op, ax, mixed, "moves its taps", ordered=True)
 
 
 def _spec(op: Op, weight: str, w: int = 1, mixed: Sequence[int] = ()) -> str:

@@ -247,7 +247,8 @@ for attending, units in (("Attention<q_num_heads=3, kv_num_heads=3>(q, k, v)", [
         a = {attending}
         n = LayerNormalization(a, scale, shift)
         y = MatMul(n, wo)
-    }}""", imports=MS, opset=23, wq=(12, 12), wk=(12, 12), wv=(12, 6), b=(30,), scale=(6,), shift=(6,), wo=(6, 12)), units)
+    }}""", imports=MS, opset=23, wq=(12, 12), wk=(12, 12), wv=(12, 6), b=(30,), scale=(6,), shift=(6,),
+        wo=(6, 12)), units)
 case("com.microsoft.Attention, then a norm", net("""(float[N,5,12] x) => (float[N,5,3] y) {
     a = com.microsoft.Attention<num_heads=3>(x, w, b)
     n = LayerNormalization(a, scale, shift)

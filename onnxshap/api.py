@@ -17,7 +17,7 @@ from onnxshap.backend import OrtBackend
 from onnxshap.bases import Turned, check_basis
 from onnxshap.calibrate import free_batch
 from onnxshap.clock import Clock
-from onnxshap.core import BoolArray, Dataset, FloatArray, Payoff
+from onnxshap.core import BoolArray, FloatArray, IntArray, Payoff
 from onnxshap.data import DataLike
 from onnxshap.distill.tuning import Tuning
 from onnxshap.endings import complete
@@ -31,7 +31,7 @@ from onnxshap.graph.writing import put_in
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, notes_on
 from onnxshap.methods.ranking import CANCELLING
-from onnxshap.opening import REPAIR_IMAGES, Given, ModelLike, Subject, groups_to_cut, in_bases, sample
+from onnxshap.opening import REPAIR_IMAGES, Given, ModelLike, Subject, drawn, groups_to_cut, in_bases, sample
 from onnxshap.plan import Budget, make_plan, unvalued
 from onnxshap.plan.cutter import Cut, Cutter, check_within_reach, shares
 from onnxshap.plan.judging import Drop, check_drop, check_share
@@ -325,7 +325,7 @@ def prune(
             scoring = scoring.noting_few(subject.traced, groups, len(subject.data))
         scoring, seconds = scoring.ordered(refitted=subject.refitted)
         ordering = Ordering(progress, seconds)
-        scored = sample(subject.data, scoring.images(subject.traced, groups, samples), seed)
+        scored = drawn(subject.data, scoring.images(subject.traced, groups, samples), seed)
         played = values is None and scoring.plays
         setting, evaluation = _settled(subject, scored, payoff, baseline, strict=max_drop is not None, played=played)
         if max_drop is not None:
@@ -402,23 +402,28 @@ def _check_budget(
 
 def _settled(
     subject: Subject,
-    data: Dataset,
+    scored: IntArray,
     payoff: str | Callable[..., object] | None,
     baseline: str,
     *,
     strict: bool,
     played: bool,
 ) -> tuple[Setting, Evaluation]:
-    """Return what is scored in, on some of the data, and what cut models are judged by.
+    """Return what is scored in, on some of the data (by number), and what cut models are judged by.
 
     The first payoff that judges is that of scoring, chosen by the images that judge: they are more, as a rule. Where
     only one of the two has labels, it is chosen by those that score; if those that judge have them, what their labels
     are for comes second (`_by_labels`).
+
+    Where no game is played on images that judge, too, the original's outputs on them count for both: a game is played
+    on the form for evaluation, whose outputs may round otherwise.
     """
-    traced, free, held_out = subject.traced, subject.free, subject.held_out
+    traced, free, held_out, data = subject.traced, subject.free, subject.held_out, subject.data.take(scored)
     if (held_out.labels is None) == (data.labels is None):
         evaluation = Evaluation.of(traced, held_out, payoff)
-        return setting_for(free, data, known_payoff(evaluation.payoffs[0]), baseline, played=played), evaluation
+        known = None if played or held_out is not subject.data else [one[scored] for one in evaluation.reference]
+        first = known_payoff(evaluation.payoffs[0])
+        return setting_for(free, data, first, baseline, played=played, reference=known), evaluation
     setting = setting_for(free, data, payoff, baseline, played=played)
     evaluation = Evaluation.of(traced, held_out, known_payoff(setting.payoff))
     if payoff is None and held_out.labels is not None:

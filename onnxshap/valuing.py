@@ -15,7 +15,7 @@ from onnxshap.backend import provider_of
 from onnxshap.bases import Turned, form_of
 from onnxshap.calibrate import rows_apart, site_means
 from onnxshap.clock import span
-from onnxshap.core import Dataset, Payoff, Values
+from onnxshap.core import Array, Dataset, Payoff, Values
 from onnxshap.endings import complete
 from onnxshap.errors import OnnxshapError
 from onnxshap.game import Setting
@@ -90,17 +90,18 @@ def shared_out(seconds: float | None, method: str, *, refitted: bool) -> tuple[f
 
 
 def setting_for(
-    free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str, *, played: bool = True
-) -> Setting:
+    free: Traced, data: Dataset, payoff: str | Callable[..., object] | None, baseline: str, *, played: bool = True,
+    reference: Sequence[Array] | None = None,
+) -> Setting:  # fmt: skip
     """Return what a model is scored with: data, the original's outputs on them, a payoff that fits, means.
 
-    Nothing reads the means where no game is `played`.
+    Nothing reads the means where no game is `played`. Where the original's outputs are known, they are the `reference`.
 
     Raises:
         OnnxshapError: the baseline is unknown.
         DataError: as `reference_of` and `choose_payoff`.
     """
-    reference = reference_of(free, free.shaped.graph.model, data)
+    reference = reference_of(free, free.shaped.graph.model, data) if reference is None else reference
     if baseline not in BASELINES:
         raise OnnxshapError(f"baseline {baseline!r} is unknown; choose one of {', '.join(BASELINES)}")
     chosen = choose_payoff(payoff, reference, data, free)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,18 +14,22 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import onnxshap
-from onnxshap import report
+from onnxshap import api, report
 from onnxshap.blocks import filled
-from onnxshap.calibrate import free_batch
-from onnxshap.core import BoolArray, Dataset, FloatArray
+from onnxshap.calibrate import free_batch, run_all
+from onnxshap.core import Array, BoolArray, Dataset, FloatArray
 from onnxshap.cost import parameters
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
+from onnxshap.game import Setting
+from onnxshap.groups import Group
 from onnxshap.masking import Means
+from onnxshap.opening import Subject
 from onnxshap.plan import Budget, Candidate, cutter, latency, make_plan, rounds, wider_plans
 from onnxshap.plan.curves import FEWEST, affordable, convex, loss_curves
 from onnxshap.plan.rounds import CutModel
 from onnxshap.plan.trials import Trials
 from onnxshap.rewrite import small_model
+from onnxshap.scores import Scores
 from onnxshap.tracing import Keep, Traced
 from tests import exactness
 from tests.nets import images, residual
@@ -363,6 +367,39 @@ def test_max_drop_is_held_on_images_that_nothing_else_saw() -> None:
 def test_max_drop_without_labels_is_about_agreement() -> None:
     found = onnxshap.prune(net(), images(200), eval_data=images(100), max_drop=0.3, method="l1")
     assert found.drop is not None and found.drop.name == "agreement" and found.drop.images == 100
+
+
+def test_the_original_runs_once_on_images_that_value_and_judge_where_no_game_is_played(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = list[int]()
+
+    def counted(traced: Traced, model: ModelProto, data: Dataset) -> list[Array]:
+        runs.append(len(data))
+        return run_all(traced, model, data)
+
+    monkeypatch.setattr("onnxshap.reference.run_all", counted)
+    data, other = labelled(40), labelled(30)
+    for method, eval_data, expected in (("l1", None, [40]), ("l1", other, [30, 40]), ("loo", None, [40, 8])):
+        runs.clear()
+        onnxshap.prune(net(), data, eval_data=eval_data, keep_units=0.5, method=method, samples=min(expected[-1], 40))
+        assert runs == expected, method
+
+
+def test_outputs_that_value_and_judge_belong_to_the_images_that_were_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, cut_order = list[Setting](), api.cut_order
+
+    def kept(
+        found: Scores, subject: Subject, groups: Sequence[Group], setting: Callable[[], Setting], *more: Any
+    ) -> Any:
+        settings.append(setting())
+        return cut_order(found, subject, groups, setting, *more)
+
+    monkeypatch.setattr(api, "cut_order", kept)
+    onnxshap.prune(net(), labelled(40), keep_units=0.5, method="l1", samples=25)
+    (found,) = settings
+    own = onnxshap.OrtBackend("cpu", 1).session(net()).run(dict(found.data.inputs))[0]
+    assert len(found.data) == 25 and np.allclose(found.reference[0], own, atol=1e-5)
 
 
 def test_labels_that_only_the_held_out_images_have_are_judged_by() -> None:

@@ -5,7 +5,7 @@
 """
 
 from onnxshap.opening.given import Given
-from onnxshap.opening.reading import ModelLike, calibration, open_model, sample
+from onnxshap.opening.reading import ModelLike, calibration, drawn, open_model, sample
 from onnxshap.opening.subject import REPAIR_IMAGES, Subject, groups_to_cut, in_bases
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ModelLike",
     "Subject",
     "calibration",
+    "drawn",
     "groups_to_cut",
     "in_bases",
     "open_model",

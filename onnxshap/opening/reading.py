@@ -15,7 +15,7 @@ from onnxshap import payoffs, streams
 from onnxshap.arguments import worded
 from onnxshap.backend import OrtBackend
 from onnxshap.calibrate import mixes_rows
-from onnxshap.core import Dataset
+from onnxshap.core import Dataset, IntArray
 from onnxshap.data import DataLike, InputSpec, are_whole, as_dataset, check_data, random_data
 from onnxshap.errors import BudgetError, DataError, ModelError, OnnxshapError
 from onnxshap.graph import Source, read
@@ -165,6 +165,15 @@ def _check_mixed(traced: Traced, data: Dataset) -> None:
 
 def sample(data: Dataset, count: int, seed: int) -> Dataset:
     """Return at most `count` images in random order, so that any first ones of them are a sample too."""
+    return data.take(drawn(data, count, seed))
+
+
+def drawn(data: Dataset, count: int, seed: int) -> IntArray:
+    """Return the numbers of the images that `sample` returns, int64[count at most].
+
+    Raises:
+        BudgetError: `count` is less than 1.
+    """
     if count < 1:
         raise BudgetError(f"--samples is {count}; give at least 1 image")
-    return data.take(streams.stream(seed, streams.SAMPLE).permutation(len(data))[:count])
+    return streams.stream(seed, streams.SAMPLE).permutation(len(data))[:count]

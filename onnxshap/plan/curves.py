@@ -3,9 +3,9 @@
 One group at a time, the others whole: cut to a width, the layers that lose inputs refitted, the outputs compared with
 the original's on images that were not fitted on (KL divergence of the class scores, else the squared error over the
 variance). What lies before a group is computed once for all its widths. Between measured widths the curve is
-interpolated, between few of them by what the units count (`filled`): on straight lines the losses of small cuts would be
-overstated, and those between narrow widths by much more. The lower convex hull takes their place, so that the planner's
-step-by-step choice is the best one for a sum of such losses.
+interpolated, between few of them by what the units count (`filled`): on straight lines the losses of small cuts would
+be overstated, and those between narrow widths by much more. The lower convex hull takes their place, so that the
+planner's step-by-step choice is the best one for a sum of such losses.
 """
 
 from __future__ import annotations

@@ -178,6 +178,15 @@ def test_shares_of_groups_are_rounded_by_an_eighth_at_most(units: int, share: fl
     assert plan["a"].sum() == width
 
 
+def test_widths_that_are_to_be_alike_are_not_rounded_to_the_few_blocks_of_a_narrow_group() -> None:
+    """Where nothing tells what widths lose, a half and all of 32 units were taken in place of three quarters."""
+    groups = [Candidate(name, np.arange(32), np.arange(32.0)) for name in "abcd"]
+    kept = make_plan(
+        groups, Budget(params=0.75), lambda keep: {"params": float(np.mean([k.mean() for k in keep.values()]))}
+    )
+    assert [int(flags.sum()) for flags in kept.values()] == [24] * 4
+
+
 def test_the_hull_is_convex_and_below() -> None:
     points = {16: 0.0, 12: 3.0, 8: 3.5, 4: 9.0, 2: 9.0}
     found = convex(points, 16)

@@ -15,7 +15,7 @@ Measure = Callable[[Keep], Mapping[str, float]]
 _ROUNDING = 1e-12
 """Of shares, by which a plan may seem to be above a budget that it meets."""
 _BLOCKS = 4
-"""Full blocks that a group has at least where a share of it alone is rounded to them: by an eighth of it, at most."""
+"""Full blocks that a group has at least where every group keeps the same share: rounded by an eighth of it, at most."""
 FINEST = 3
 """`Budget.finer` of single units."""
 _MUCH = 0.9
@@ -35,6 +35,8 @@ class Budget:
             None = those that fill a runtime's blocks (`blocks`), or finer ones where that is worth more.
         min_units: no group gets narrower.
         finer: without `multiple_of`, how fine widths are: 0 = full blocks, else steps of 4, 2, 1.
+        evenly: whether all groups are to keep about the same share, as they are with `units`: full blocks are for
+            those then that have many.
     """
 
     units: float | None = None
@@ -44,6 +46,7 @@ class Budget:
     min_units: int = 1
     bytes: float | None = None
     finer: int = 0
+    evenly: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -79,8 +82,8 @@ class Budget:
             while step > 1 and units < 2 * step:
                 step //= 2
             return range(step, units + 1, step)
-        blocks = self.finer == 0 and (self.units is None or units >= _BLOCKS * BLOCK)
-        if blocks or units < BLOCK:
+        evenly = self.evenly or self.units is not None
+        if units < BLOCK or (self.finer == 0 and (units >= _BLOCKS * BLOCK or not evenly)):
             return full(units)
         step = max(1, PART >> max(0, self.finer - 1))
         return range(step, units + 1, step)

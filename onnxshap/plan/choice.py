@@ -74,6 +74,8 @@ def make_plan(
     if not candidates:
         raise BudgetError("nothing can be cut: no group of units is left; see `onnxshap inspect` for the reasons")
     check_asked(budget)
+    known = all(c.loss is not None for c in candidates)
+    budget = budget if known else replace(budget, evenly=True)
     planner = Planner(candidates, budget, covers)
     if budget.units is not None:
         keep = planner.at(planner.rounded(budget.units))
@@ -85,7 +87,6 @@ def make_plan(
         check_kept(least, budget)
     elif not fits(least, budget):
         return make_plan(candidates, finer, measure, covers, copies=copies)
-    known = all(c.loss is not None for c in candidates)
     if known and finer is not None and not budget.finer:
         fine = make_plan(candidates, finer, measure, covers, copies=copies)
         tight = tightest(measure(fine), budget)

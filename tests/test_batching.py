@@ -202,6 +202,16 @@ FIXED: dict[str, ModelProto] = {
         sizes=[1, 6, 8, 8],
         w2=(2, 6, 1, 1),
     ),
+    "sizes of a Resize of channels that lie last": net(
+        """(float[1,4,4,3] x) => (float[1,8,8,2] y) {
+    a = MatMul(x, w1)
+    b = Resize(a, , , sizes)
+    y = MatMul(b, w2)
+}""",
+        w1=(3, 6),
+        sizes=[1, 8, 8, 6],
+        w2=(6, 2),
+    ),
     "positions picked by the input": net(
         """(int64[1,5] ids) => (float[1,5,2] y) {
     p = GatherElements<axis=1>(positions, ids)

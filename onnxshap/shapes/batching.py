@@ -6,6 +6,7 @@ gets -1 there, and a constant is repeated as often as there are images.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -174,17 +175,29 @@ class _Free:
         node.input[1] = self._constant(f"{node.output[0]}.places", chosen)
 
     def _resize(self, node: NodeProto) -> None:
-        """Take the number of images from the input instead of from the sizes."""
+        """Take the number of images, and every width that stays, from the input instead of from the sizes."""
         if len(node.input) < 4 or node.input[3] not in self.stored or "axes" in attributes(node):
             return
-        sizes, output = array(self.stored[node.input[3]]), node.output[0]
-        source = self.walk.shaped.shapes[node.input[0]]
-        same = next((axis for axis, size in enumerate(sizes) if size != source[axis]), len(sizes))
-        shape = self._node("Shape", [node.input[0]], f"{output}.source_sizes")
-        bounds = [self._constant(f"{output}.{what}", np.array([k])) for what, k in (("first", 0), ("same", same))]
-        copied = self._node("Slice", [shape, *bounds], f"{output}.same_sizes")
-        rest = self._constant(f"{output}.sizes", sizes[same:])
-        node.input[3] = self._node("Concat", [copied, rest], f"{output}.all_sizes", axis=0)
+        name, output = node.input[0], node.output[0]
+        sizes, source, varying = (
+            array(self.stored[node.input[3]]),
+            self.walk.shaped.shapes[name],
+            self.walk.shaped.varying,
+        )
+        shape, parts = self._node("Shape", [name], f"{output}.source_sizes"), list[str]()
+
+        def stays(axis: int) -> bool:
+            return axis == 0 or bool(sizes[axis] == source[axis] and (name, axis) not in varying)
+
+        for same, run in itertools.groupby(range(len(sizes)), stays):
+            first, *_ = axes = list(run)
+            if same:
+                bounds = (("first", first), ("last", first + len(axes)))
+                ends = [self._constant(f"{output}.{what}", np.array([k])) for what, k in bounds]
+                parts.append(self._node("Slice", [shape, *ends], f"{output}.same_sizes"))
+            else:
+                parts.append(self._constant(f"{output}.sizes", sizes[axes]))
+        node.input[3] = self._node("Concat", parts, f"{output}.all_sizes", axis=0)
 
     def _squeeze(self, node: NodeProto) -> None:
         """Name the axes: one image is an axis of size 1 too."""

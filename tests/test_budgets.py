@@ -187,6 +187,13 @@ def test_widths_that_are_to_be_alike_are_not_rounded_to_the_few_blocks_of_a_narr
     assert [int(flags.sum()) for flags in kept.values()] == [24] * 4
 
 
+def test_plans_are_widened_by_fours_where_the_time_is_measured() -> None:
+    """In full blocks a file took two thirds of the whole one's time where four fifths were asked for."""
+    keep = {"a": np.arange(32) < 16}
+    ((name, wider),) = wider_plans([Candidate("a", np.arange(32), -np.arange(32.0))], Budget(macs=1.0), keep)
+    assert (name, wider["a"].sum()) == ("a", 20)
+
+
 def test_the_hull_is_convex_and_below() -> None:
     points = {16: 0.0, 12: 3.0, 8: 3.5, 4: 9.0, 2: 9.0}
     found = convex(points, 16)

@@ -178,8 +178,9 @@ def wider_plans(
     """Yield group and plan with that group one step wider, for every group that is cut; what stays goes on staying.
 
     In the order in which steps are worth taking: the greatest gain by the curves first, else the relatively narrowest.
+    By fours at most: who asks measures what a step takes, and full blocks are too few to come near a time.
     """
-    planner = Planner(candidates, budget, ())
+    planner = Planner(candidates, replace(budget, finer=max(1, budget.finer)), ())
     widths = [int(keep[c.name].sum()) for c in candidates]
 
     def order(k: int) -> tuple[float, int]:

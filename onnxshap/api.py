@@ -12,7 +12,7 @@ from types import MappingProxyType
 from onnx import ModelProto
 
 from onnxshap import factors, payoffs
-from onnxshap.arguments import checked, worded
+from onnxshap.arguments import checked, listed, worded
 from onnxshap.backend import OrtBackend
 from onnxshap.bases import Turned, check_basis
 from onnxshap.calibrate import free_batch
@@ -106,8 +106,7 @@ class Pruned:
 def notes_on_zeros(traced: Traced, plans: Sequence[Keep]) -> tuple[str, ...]:
     """Return which layers of integers read zeros, not means, in place of what plans remove, if any do."""
     found = list(dict.fromkeys(name for plan in plans for name in emptied(traced, traced.alive(plan))))
-    some = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-    return (f"{some}: {_EMPTIED}",) if found else ()
+    return (f"{listed(found)}: {_EMPTIED}",) if found else ()
 
 
 def notes_on_steps(multiple_of: int | None, plans: Sequence[Keep]) -> tuple[str, ...]:

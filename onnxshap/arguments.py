@@ -119,6 +119,12 @@ def worded(text: str) -> str:
     return re.sub(r"--([a-z]+(?:-[a-z]+)*)", argument, text)
 
 
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return names in one line, the many cut short."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def check_fields(one: object) -> None:
     """Refuse a dataclass whose fields are of other types than it says; numbers become Python's.
 

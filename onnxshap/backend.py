@@ -19,7 +19,7 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 
-from onnxshap.arguments import check_fields
+from onnxshap.arguments import check_fields, listed
 from onnxshap.core import Array
 from onnxshap.errors import LoadError, ModelError, OnnxshapError, first_line
 from onnxshap.graph import is_standard, weights
@@ -210,8 +210,7 @@ def _element_type(text: str) -> int:
 def _refused(feeds: Mapping[str, Array], error: Exception) -> ModelError:
     if not feeds:
         return ModelError(f"what the model computes of constants cannot be run: {_reason(error)}; export it again")
-    shapes = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in [*feeds.items()][:_TOLD])
-    shapes += f" and {len(feeds) - _TOLD} more" if len(feeds) > _TOLD else ""
+    shapes = listed([f"{name} {value.dtype}{list(value.shape)}" for name, value in feeds.items()], _TOLD)
     return ModelError(f"the model refused to run on {shapes}: {_reason(error)}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxshap import streams
-from onnxshap.arguments import worded
+from onnxshap.arguments import listed, worded
 from onnxshap.bases import Bases, form_of
 from onnxshap.core import FloatArray, Values
 from onnxshap.endings import complete
@@ -59,12 +59,11 @@ class Ordering:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of it."""
-        late = list(dict.fromkeys(self.late))
+        late = [repr(name) for name in dict.fromkeys(self.late)]
         if not late:
             return ()
-        others = f" and {len(late) - 1} more" if len(late) > 1 else ""
         note = (
-            f"units of group {late[0]!r}{others} are ranked by {SPREAD} alone: no time was left to reckon what the "
+            f"units of group {listed(late, 1)} are ranked by {SPREAD} alone: no time was left to reckon what the "
             "others make up for; a larger --max-seconds, or --method recon, which plays no game, ranks all by that"
         )
         return (worded(note),)

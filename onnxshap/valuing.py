@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxshap import __version__, payoffs
-from onnxshap.arguments import worded
+from onnxshap.arguments import listed, worded
 from onnxshap.backend import provider_of
 from onnxshap.bases import Turned, form_of
 from onnxshap.calibrate import rows_apart, site_means
@@ -263,14 +263,12 @@ class Scoring:
 
     def _notes_on_late(self, values: Mapping[str, Values]) -> tuple[str, ...]:
         """Return which groups another method values, for want of time."""
-        late = [
-            name for name, found in values.items() if self.rules.late is not None and found.stopped == "max-seconds"
-        ]
+        stopped = values.items() if self.rules.late is not None else ()
+        late = [repr(name) for name, found in stopped if found.stopped == "max-seconds"]
         if not late:
             return ()
-        others = f" and {len(late) - 1} more" if len(late) > 1 else ""
         note = (
-            f"units of group {late[0]!r}{others} are valued by {self.rules.late}: no time was left for {self.method}; "
+            f"units of group {listed(late, 1)} are valued by {self.rules.late}: no time was left for {self.method}; "
             "give a larger --max-seconds"
         )
         return (worded(note),)

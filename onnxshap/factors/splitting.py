@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from onnxshap.arguments import listed
 from onnxshap.calibrate import free_batch
 from onnxshap.core import Dataset, FloatArray
 from onnxshap.cost import Split
@@ -27,8 +28,6 @@ _MAY = {
 }
 """Which layers may be two."""
 _ENDLESS = "its weights, or what it reads of the data, are not all finite"
-_NAMED = 3
-"""Layers that a note names."""
 
 
 def check_low_rank(low_rank: str | None, repair: str | None, allocation: str | None, *, uniform: bool = False) -> None:
@@ -70,8 +69,7 @@ def notes_on(low_rank: str | None, became_two: bool, left: Mapping[str, str]) ->
         )
     for why in dict.fromkeys(left.values()):
         named = [name for name, own in left.items() if own == why]
-        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-        yield f"--low-rank: {', '.join(named[:_NAMED])}{more} stay as in the file: {why}"
+        yield f"--low-rank: {listed(named)} stay as in the file: {why}"
 
 
 @dataclass(frozen=True)

@@ -48,15 +48,19 @@ def _narrowed(
     """
     widths = [len(c.units) for c in planner.candidates]
 
-    def step(k: int, present: float) -> tuple[float, int] | None:
-        """Return the least loss per share saved of a next width of a group, and the width; None: no next."""
+    def step(k: int, present: float) -> tuple[float, list[int], tuple[float, float]] | None:
+        """Return the least loss per share saved of a next width of a group, the widths then, and their load.
+
+        None where there is no next one.
+        """
         found = None
         for width in planner.narrowings(k, widths[k], blocks=blocks):
-            saved = present - load(_at(widths, k, width))[1]
+            then = load(next_widths := _at(widths, k, width))
+            saved = present - then[1]
             lost = planner.loss(k, width) - planner.loss(k, widths[k])
             rate = lost / saved if saved > 0 else math.inf
             if found is None or rate < found[0]:
-                found = rate, width
+                found = rate, next_widths, then
         return found
 
     above, present = load(widths)
@@ -66,14 +70,13 @@ def _narrowed(
         _, k = heapq.heappop(queue)
         if (found := step(k, present)) is None:
             continue
-        rate, width = found
+        rate, next_widths, then = found
         if queue and (rate, k) > queue[0]:
             if math.isinf(rate) and math.isinf(queue[0][0]) and queue[0][0] > 0:
                 break
             heapq.heappush(queue, (rate, k))
             continue
-        widths = _at(widths, k, width)
-        above, present = load(widths)
+        widths, (above, present) = next_widths, then
         heapq.heappush(queue, (rate, k))
     return None if above > 0 else widths
 

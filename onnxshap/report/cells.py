@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich import box
 from rich.cells import cell_len
@@ -51,12 +51,6 @@ def make_fit(table: Table, console: Console) -> None:
 
 def _widest(cells: Iterable[RenderableType]) -> int:
     return max((cell_len(str(cell)) for cell in cells), default=0)
-
-
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """Return names in one line, the many cut short."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def plural(n: int, noun: str) -> str:

@@ -10,7 +10,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxshap.report.cells import add_row_of, count, empty_table, in_bytes, in_milliseconds, listed, make_fit, plural
+from onnxshap.arguments import listed
+from onnxshap.report.cells import add_row_of, count, empty_table, in_bytes, in_milliseconds, make_fit, plural
 from onnxshap.report.inspections import Report
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from onnxshap.arguments import listed
 from onnxshap.data import InputSpec
 from onnxshap.errors import DataError, LoadError, ModelError
 from onnxshap.shapes.dims import Axis, follow
@@ -151,8 +152,7 @@ class _Trying:
 
 def _told(sizes: Mapping[str, Shape]) -> str:
     """Return the first of some inputs with their sizes, and how many more there are."""
-    some = ", ".join(f"{name}{list(shape)}" for name, shape in itertools.islice(sizes.items(), _TOLD))
-    return some + (f" and {len(sizes) - _TOLD} more" if len(sizes) > _TOLD else "")
+    return listed([f"{name}{list(shape)}" for name, shape in sizes.items()], _TOLD)
 
 
 def _filled(

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from onnx import ModelProto
 
@@ -31,7 +30,7 @@ from onnxshap.graph.writing import put_in
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, notes_on
 from onnxshap.methods.ranking import CANCELLING
-from onnxshap.opening import REPAIR_IMAGES, Given, ModelLike, Subject, drawn, groups_to_cut, in_bases, sample
+from onnxshap.opening import REPAIR_IMAGES, Given, ModelLike, Subject, drawn, groups_to_cut, in_bases, prepared, sample
 from onnxshap.plan import Budget, make_plan, unvalued
 from onnxshap.plan.cutter import Cut, Cutter, check_within_reach, shares
 from onnxshap.plan.judging import Drop, check_drop, check_share
@@ -41,7 +40,7 @@ from onnxshap.plan.search import within_drop
 from onnxshap.progress import Progress, Say, silent, wordless
 from onnxshap.reference import choose_payoff
 from onnxshap.repair import Refit, emptied
-from onnxshap.scores import Ordering, Scores, basis_of, check_values, principal
+from onnxshap.scores import Ordering, Scores, basis_of
 from onnxshap.scoring import DECIDED, Rules
 from onnxshap.slices import removed_slices
 from onnxshap.tracing import Keep, Traced
@@ -290,34 +289,19 @@ def prune(
         ModelError, DataError, BudgetError: as their names say.
         VerifyError: the cut model is not what its masked twin computes; nothing was written.
     """
-    clock = Clock()
+    clock, searched = Clock(), max_drop is not None or target_latency is not None
     budget = Budget(keep_units, keep_macs, keep_params, multiple_of, min_units, keep_bytes)
     scoring = Scoring(method or METHOD, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
     asked = Asked(repair, basis, allocation, low_rank, distill_seconds)
     asked = asked.settled(basis_of(values), uniform=keep_units is not None)
     check_drop(max_drop)
     check_latency(target_latency)
-    with clock.stage("trace"):
-        progress("trace", 0, 1)
-        given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes, output)
-        traced, dataset = given.open()
-        groups = groups_to_cut(traced, include, exclude)
-        if values is not None:
-            check_values(values, traced, groups)
-        searched = max_drop is not None or target_latency is not None
-        if low_rank is None:
-            _check_budget(budget, traced, groups, searched=searched)
-        dividing = None if max_drop is None else "--max-drop"
-        subject = Subject.of(given, traced, dataset, groups, asked, dividing)
-        progress("trace", 1, 1)
-    if principal(basis, values, refitted=subject.refitted and data is not None):
-        with clock.stage("basis"):
-            subject = subject.in_bases(None if values is None else values.bases)
-            scoring = scoring.noting(subject.turned if basis == "principal" else None)
-    if low_rank is not None:
-        with clock.stage("split"):
-            subject = subject.split(low_rank, progress)
-        _check_budget(budget, *subject.planned, searched=searched)
+    given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes, output)
+    subject = prepared(
+        given, asked, partial(_check_budget, budget, searched=searched), values,
+        None if max_drop is None else "--max-drop", progress, clock, include=include, exclude=exclude,
+    )  # fmt: skip
+    groups, scoring = subject.groups, scoring.noting(subject.turned if basis == "principal" else None)
     with clock.stage("score"):
         scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values, refitted=subject.refitted)
         if subject.refitted and values is None and samples is None:
@@ -389,8 +373,7 @@ def cut_order(
 
 
 def _check_budget(
-    budget: Budget, traced: Traced, groups: Sequence[Group], most: Mapping[str, int] = MappingProxyType({}), *,
-    searched: bool,
+    budget: Budget, traced: Traced, groups: Sequence[Group], most: Mapping[str, int], *, searched: bool
 ) -> None:  # fmt: skip
     """Refuse a budget that no plan meets, before anything is scored, or one that leaves a search nothing to do."""
     if budget.units is not None and searched:

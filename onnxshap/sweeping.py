@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
@@ -23,14 +22,14 @@ from onnxshap.factors import LowRank
 from onnxshap.game import Setting
 from onnxshap.groups import Group
 from onnxshap.measure import Figures, notes_on
-from onnxshap.opening import Given, ModelLike, Subject, groups_to_cut, sample
+from onnxshap.opening import Given, ModelLike, Subject, prepared, sample
 from onnxshap.plan import Budget
 from onnxshap.plan.cutter import Cut, Cutter, check_within_reach
 from onnxshap.plan.judging import Drop
 from onnxshap.plan.options import Asked
 from onnxshap.progress import Progress, Say, silent, wordless
 from onnxshap.reference import reference_of
-from onnxshap.scores import Ordering, Scores, basis_of, check_values, principal
+from onnxshap.scores import Ordering, Scores, basis_of
 from onnxshap.scoring import DECIDED, Rules
 from onnxshap.tracing import Keep, Traced
 from onnxshap.valuing import METHOD, Scoring, check_method, shared_out
@@ -194,23 +193,15 @@ def sweep(
     if not chosen or not keep:
         raise BudgetError("a sweep needs a method and a budget; give --method and --keep, or neither")
     budgets = {k: Budget(macs=k, multiple_of=multiple_of, min_units=min_units) for k in sorted(set(keep))[::-1]}
-    progress("trace", 0, 1)
-    given = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes)
-    traced, dataset = given.open()
-    groups = groups_to_cut(traced, include, exclude)
-    if values is not None:
-        check_values(values, traced, groups)
-        chosen = [values.method]
-    left_out = {} if low_rank is not None else _unreachable(budgets, traced, groups)
-    subject = Subject.of(given, traced, dataset, groups, asked, "a sweep")
-    if principal(basis, values, refitted=subject.refitted):
-        subject = subject.in_bases(None if values is None else values.bases)
-    if low_rank is not None:
-        subject = subject.split(low_rank, progress)
-        left_out = _unreachable(budgets, *subject.planned)
+    given, left_out = Given(model, data, labels, eval_data, payoff, seed, backend, input_shapes), dict[float, str]()
+
+    def check(traced: Traced, groups: Sequence[Group], most: Mapping[str, int]) -> None:
+        left_out.update(_unreachable(budgets, traced, groups, most))
+
+    subject = prepared(given, asked, check, values, "a sweep", progress, Clock(), include=include, exclude=exclude)
+    groups, chosen = subject.groups, chosen if values is None else [values.method]
     budgets = {share: budget for share, budget in budgets.items() if share not in left_out}
     bench = _Bench(Evaluation.of(subject.traced, subject.held_out, payoff), len(chosen) * len(budgets), progress)
-    progress("trace", 1, 1)
     curves: list[Curve] = []
     notes = [*subject.traced.notes]
     settled = Scoring(METHOD, seed, Rules(max_evals, max_seconds, decided), progress, workers, cluster)
@@ -293,9 +284,8 @@ class _Ranking:
 
 
 def _unreachable(
-    budgets: Mapping[float, Budget], traced: Traced, groups: Sequence[Group],
-    most: Mapping[str, int] = MappingProxyType({}),
-) -> dict[float, str]:  # fmt: skip
+    budgets: Mapping[float, Budget], traced: Traced, groups: Sequence[Group], most: Mapping[str, int]
+) -> dict[float, str]:
     """Return the budgets that the least widths exceed, and why; `most` is of ranks (`Candidate`), by name.
 
     Raises:

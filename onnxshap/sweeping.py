@@ -88,7 +88,7 @@ class Curve:
         return None if number is None else self.points[number - 1]
 
     def within(self, most: float) -> Point | None:
-        """Return the narrowest point whose mean loss and one standard error of it are at most `most`, if any."""
+        """Return the narrowest point whose expected loss and one standard error of it are at most `most`, if any."""
         return next((p for p in reversed(self.points) if p.drop.bound <= most), None)
 
 

@@ -15,6 +15,7 @@ from onnxshap.payoffs.builtin import KL, MSE, Accuracy, CrossEntropy, Joint
 from onnxshap.payoffs.checked import as_classes
 from onnxshap.payoffs.choice import choose, units_of
 from onnxshap.payoffs.custom import Custom, OverAll, custom
+from onnxshap.payoffs.expected import Expectation
 from onnxshap.payoffs.fidelity import Fidelity
 from onnxshap.payoffs.names import NAMES, UNLABELLED, unlabelled
 
@@ -26,6 +27,7 @@ __all__ = [
     "Accuracy",
     "CrossEntropy",
     "Custom",
+    "Expectation",
     "Fidelity",
     "Joint",
     "OverAll",

@@ -38,7 +38,7 @@ class _OfClasses(Protocol):
     def binary(self) -> bool: ...
 
 
-def _scores(of: _OfClasses, outputs: Sequence[Array]) -> FloatArray:
+def scores_of(of: _OfClasses, outputs: Sequence[Array]) -> FloatArray:
     """Return class scores float64[classes, rows, *positions], finite."""
     where = f"output {of.output}"
     if of.binary:
@@ -74,14 +74,14 @@ class CrossEntropy:
         Raises:
             DataError: no labels, or labels that are no classes of the output; an output with NaN or Inf.
         """
-        shifted, norm = shifted_scores(_scores(self, outputs), probabilities=self.probabilities)
+        shifted, norm = shifted_scores(scores_of(self, outputs), probabilities=self.probabilities)
         classes = class_labels(labels, shifted.shape, f"output {self.output}", payoff=self.name)
         at = np.clip(classes, 0, len(shifted) - 1)
         return labelled_mean(np.take_along_axis(shifted, at[None], axis=0)[0] - norm, classes, len(shifted))
 
     def classes(self, outputs: Sequence[Array]) -> int:
         """Return how many classes there are."""
-        return len(_scores(self, [value[:1] for value in outputs]))
+        return len(scores_of(self, [value[:1] for value in outputs]))
 
 
 @dataclass(frozen=True)
@@ -209,10 +209,10 @@ class Accuracy:
                 the reference.
         """
         where = f"output {self.output}"
-        scores = _scores(self, outputs)
+        scores = scores_of(self, outputs)
         if labels is None:
             check_shape(outputs[self.output], reference[self.output], where)
-            wanted = _scores(self, [once(r) for r in reference]).argmax(axis=0)
+            wanted = scores_of(self, [once(r) for r in reference]).argmax(axis=0)
             return row_mean((scores.argmax(axis=0) == wanted).astype(np.float64))
         wanted = class_labels(labels, scores.shape, where, payoff=self.name)
         return labelled_mean((scores.argmax(axis=0) == wanted).astype(np.float64), wanted, len(scores))

@@ -28,8 +28,8 @@ def within_drop(cutter: Cutter, budget: Budget, judge: Judge, most: float, check
     """Return the smallest model found that loses at most `most`, repair included, and what it loses.
 
     Bisection over the share of the multiply-accumulates, from one set of values; a model counts as within where the
-    mean loss and one standard error of it are. Where none is, and steps of the widths are not given, the least cut was
-    of several units at a time: cuts of single ones are tried then.
+    loss expected of other images and one standard error of it are (`Drop.bound`). Where none is, and steps of the
+    widths are not given, the least cut was of several units at a time: cuts of single ones are tried then.
 
     Args:
         cutter: makes the models.

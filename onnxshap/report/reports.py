@@ -268,8 +268,9 @@ def _figures(figures: Figures) -> Report:
 
 
 def _drop(drop: Drop) -> Report:
-    """Return what is lost; of a single image nobody knows how sure that is."""
-    return {**asdict(drop), "stderr": _number(drop.stderr)}
+    """Return what is lost, and what other images are expected to; of a single image nobody knows how sure that is."""
+    told = {"name": drop.name, "mean": drop.mean, "stderr": _number(drop.stderr), "images": drop.images}
+    return {**told, "expected": {"mean": drop.estimate.mean, "stderr": _number(drop.estimate.stderr)}}
 
 
 def _number(value: float) -> float | None:

@@ -52,7 +52,7 @@ def _prune_lines(report: Report) -> Iterator[str]:
         yield f"Scored by {listed(report['scored_by'])}: other outputs are choices by it, or constants."
     if lost is not None:
         held_out = plural(lost["images"], "held-out image")
-        yield f"{_lost(lost)} on {held_out}."
+        yield f"{_lost(lost)} on {held_out}; of others {_spread(lost['expected'])} is expected."
     fitted = report["refits"] and judged["source"] == data["source"]
     seen = ", which the repair was fitted to (--eval-data tells what others lose)" if fitted else ""
     names = [f"; {name} is {meaning}" for name, meaning in _MEANINGS.items() if name in report["before"]["score"]]
@@ -109,11 +109,13 @@ def figures_table(names: Sequence[str], figures: Sequence[Report], source: str) 
 
 def sweep_tables(report: Report) -> list[RenderableType]:
     """Return every point of every method; sizes and times as shares of the original's."""
-    score, before = report["score"], report["before"]
-    table = empty_table("method", ">budget", ">MACs", ">parameters", ">file", ">latency", f">{score}", ">lost", "")
+    score, before, limit = report["score"], report["before"], report["max_drop"]
+    expected = [] if limit is None else ["expected"]
+    columns = ("budget", "MACs", "parameters", "file", "latency", score, "lost", *expected)
+    table = empty_table("method", *(f">{name}" for name in columns), "")
     add_row_of(
         table, "original", "", count(before["macs"]), count(before["params"]), in_bytes(before["bytes"]),
-        in_milliseconds(before["latency_ms"]), _written(before["score"].get(score)), "", "",
+        in_milliseconds(before["latency_ms"]), _written(before["score"].get(score)), "", *("" for _ in expected), "",
     )  # fmt: skip
     for curve in report["methods"]:
         table.add_section()
@@ -123,10 +125,10 @@ def sweep_tables(report: Report) -> list[RenderableType]:
             add_row_of(
                 table, curve["method"], f"{budget:g}",
                 *(f"x {shares[name]:.3f}" for name in ("macs", "params", "bytes", "latency")),
-                _written(point["score"].get(score)), f"{_written(drop['mean'], '+')} +- {_written(drop['stderr'])}",
-                ", ".join(marks),
+                _written(point["score"].get(score)), _spread(drop, "+"),
+                *(_spread(drop[name], "+") for name in expected), ", ".join(marks),
             )  # fmt: skip
-    judged, limit = report["eval_data"], report["max_drop"]
+    judged = report["eval_data"]
     how = dict.fromkeys(f"repair {c['repair']}, widths {c['allocation']}" for c in report["methods"])
     lines = [
         f"Cut and repaired with {plural(report['data']['n'], 'image')} ({_source_name(report['data'])}): "
@@ -135,7 +137,10 @@ def sweep_tables(report: Report) -> list[RenderableType]:
     ]
     if limit is not None:
         none = [c["method"] for c in report["methods"] if c["within"] is None]
-        lines.append(f"within: the fewest MACs that lose at most {limit:g}, one standard error included.")
+        lines.append(
+            f"expected: what other images lose; within: the fewest MACs of which that is at most {limit:g}, one "
+            "standard error included."
+        )
         lines += [f"No budget of {listed(none)} is within {limit:g}."] if none else []
     if report["left_out"]:
         budgets = ", ".join(f"{item['keep_macs']:g}" for item in report["left_out"])
@@ -193,7 +198,12 @@ def pivot_tables(report: Report) -> list[RenderableType]:
 
 def _lost(drop: Mapping[str, Any]) -> str:
     """Return by how much a score is less, and its standard error."""
-    return f"Lost: {_written(drop['mean'])} +- {_written(drop['stderr'])} {drop['name']}"
+    return f"Lost: {_spread(drop)} {drop['name']}"
+
+
+def _spread(loss: Mapping[str, Any], sign: str = "-") -> str:
+    """Return a mean and its standard error."""
+    return f"{_written(loss['mean'], sign)} +- {_written(loss['stderr'])}"
 
 
 def _written(value: float | None, sign: str = "-") -> str:

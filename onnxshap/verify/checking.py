@@ -23,6 +23,7 @@ from onnxshap.tracing import Traced
 from onnxshap.verify.choices import Form, chosen_alike
 from onnxshap.verify.elsewhere import at_other_sizes
 from onnxshap.verify.errors import Verified, compare
+from onnxshap.verify.exactly import normed_exactly
 
 TOLERANCE = 1e-4
 """Largest allowed difference over the largest magnitude of an output, where all is computed in float32 or better."""
@@ -142,8 +143,11 @@ def _same(
     found = compare(got, wanted, natural)
     if not coded and not found.rel_err <= tolerance(traced.shaped):
         found = chosen_alike(traced, made, twin, part) or found
-    usual, worst = (found.typical, _CODE_WORST) if coded else (found.rel_err, np.inf)
     allowed = tolerance(traced.shaped)
+    if not coded and allowed < found.rel_err <= _CHAOTIC:
+        exact = normed_exactly(Form(traced, made), twin, part, natural)
+        found = exact if exact is not None and exact.rel_err <= allowed else found
+    usual, worst = (found.typical, _CODE_WORST) if coded else (found.rel_err, np.inf)
     if not coded and allowed < usual <= _CHAOTIC:
         forms = ((Form(traced, made), got), (twin, wanted))
         allowed = max(allowed, _ROUNDINGS * max(_rounding(form, part, outputs, natural) for form, outputs in forms))

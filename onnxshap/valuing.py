@@ -13,7 +13,7 @@ from onnxshap import __version__, payoffs
 from onnxshap.arguments import listed, worded
 from onnxshap.backend import provider_of
 from onnxshap.bases import Turned, form_of
-from onnxshap.calibrate import rows_apart, site_means
+from onnxshap.calibrate import site_means
 from onnxshap.clock import span
 from onnxshap.core import Array, Dataset, Payoff, Values
 from onnxshap.endings import complete
@@ -323,11 +323,11 @@ def _by(hands: int) -> str:
 
 def _notes_on_rows(setting: Setting) -> tuple[str, ...]:
     """Return what a game's values suffer from: that rows do not share a run, or that they should not."""
-    traced, data = setting.traced, setting.data
+    traced = setting.traced
     single = () if traced.shaped.free_batch else (worded(_ONE_BY_ONE),)
     alone = traced.shaped.apart or traced.labels.trace.shares_ranges
     known = alone or (single and traced.batch == 1)  # and heeded
-    return single if known or rows_apart(traced, data) else (*single, _BESIDE)
+    return single if known or setting.apart else (*single, _BESIDE)
 
 
 def _told(setting: Setting) -> str:

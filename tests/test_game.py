@@ -246,6 +246,43 @@ def test_images_behind_steps_are_worth_what_they_are_one_by_one(name: str) -> No
         close(game, alone)
 
 
+HEAD = "(float[N,4] x) => (float[N,2] y) { a = MatMul(x, w0) r = Relu(a) c = MatMul(r, w1) "
+MIXING = {
+    "counted": net(
+        HEAD + "s = Shape(c) n = Gather(s, zero) f = Cast<to=1>(n) y = Div(c, f) }",
+        w0=(4, 8), w1=(8, 2), zero=np.array(0),
+    ),
+    "numbered": net(
+        HEAD + "s = Shape(c) n = Gather(s, zero) i = Range(zero, n, one) f = Cast<to=1>(i) u = Unsqueeze(f, last)"
+        " y = Mul(c, u) }",
+        w0=(4, 8), w1=(8, 2), zero=np.array(0), one=np.array(1), last=[1],
+    ),
+    "the other way round": net(
+        HEAD + "y = Slice(c, end, start, zero, back) }",
+        w0=(4, 8), w1=(8, 2), zero=[0], end=[-1], start=[-1000], back=[-1],
+    ),
+    "looked at": net(
+        HEAD + "t = Transpose<perm=[1,0]>(c) g = MatMul(c, t) y = MatMul(g, c) }", w0=(4, 8), w1=(8, 2)
+    ),
+}  # fmt: skip
+"""Nets that give an image something else with others beside, which no rule tells."""
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_rows_share_no_run_where_images_are_not_apart(name: str) -> None:
+    shared = setting(MIXING[name], filled=False)
+    (group,) = shared.traced.groups
+    game, images = GroupGame(shared, group), np.arange(IMAGES)
+    coalitions = (np.random.default_rng(2).random((IMAGES, 8)) < 0.5).astype(np.float32)
+
+    def alone(image: int) -> Setting:
+        part = slice(image, image + 1)
+        return replace(shared, data=shared.data.take(part), reference=[r[part] for r in shared.reference])
+
+    wanted = [GroupGame(alone(i), group)(np.array([0]), coalitions[i : i + 1]) for i in range(IMAGES)]
+    np.testing.assert_allclose(game(images, coalitions), np.concatenate(wanted), rtol=1e-5)
+
+
 RECURRENT = net(
     """(float[5,N,4] x) => (float[5,N,2] y) {
         p = MatMul(x, wp)

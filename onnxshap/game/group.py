@@ -44,7 +44,7 @@ class GroupGame:
         self._setting, self._group = setting, group
         self.evals = 0
         self._model = masked_model(setting.traced, [group], setting.means, probe)
-        self._batched = setting.traced.shaped.free_batch and row_wise(setting.traced, [group])
+        self._batched = setting.traced.shaped.free_batch and row_wise(setting.traced, [group]) and setting.apart
         self._walks: Walks | None = None
         if self._batched and probe is None and not setting.traced.backend.on_device:
             self._walks = open_walks(setting, group, self._model, mask_name(group))
@@ -118,7 +118,7 @@ class _Alone:
         traced, mask = self.setting.traced, mask_name(self.group)
         self._kept, self._session = None, None
         self._numbers = list[int](range(len(self.model.graph.output)))
-        if traced.shaped.free_batch and images_apart(traced):
+        if traced.shaped.free_batch and images_apart(traced) and self.setting.apart:
             halves = halve(traced, self.model, mask)
             self._kept = Activations(self.setting, halves.prefix, halves.boundary)
             self._numbers = list(halves.outputs)

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from onnxshap.calibrate import batches, live_bytes
+from onnxshap.calibrate import batches, live_bytes, rows_apart
 from onnxshap.core import Array, Dataset, FloatArray, Payoff
 from onnxshap.estimators.images import Alike
 from onnxshap.game.alike import alike_images
@@ -46,6 +46,14 @@ class Setting:
     def memory(self) -> int:
         """Bytes of activations that a game keeps at a time, about."""
         return self.traced.backend.memory
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether images give together what each gives alone, measured: what ops do with a batch's size tells nothing.
+
+        Where they do not, rows of coalitions cannot share a run: what a row gives would depend on the masks of others.
+        """
+        return rows_apart(self.traced, self.data)
 
     @cached_property
     def alike(self) -> Alike | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxshap.core import Array, BoolArray
 from onnxshap.graph import Graph, Names, array, attributes, is_op, is_standard, opset_of, tensor
@@ -343,13 +343,12 @@ class _Folding:
                 found[name].append(node)
         return found
 
-    def _read_of(self, name: str, readers: Sequence[NodeProto]) -> BoolArray:
+    def _read_of(self, name: str, readers: Sequence[NodeProto], stored: Mapping[str, TensorProto]) -> BoolArray:
         """Return which entries of a Shape are read: those that follow, as far as vectors are put together of them."""
         follows = self._follows(name)
         assert follows is not None  # it would not be apart
         if not readers or any(not is_op(n, "Where") or n.input[1] != name for n in readers):
             return follows
-        stored = {t.name: t for t in self.model.graph.initializer}
         taken = [array(stored[n.input[0]]) for n in readers if n.input[0] in stored and n.input[2] != name]
         if len(taken) < len(readers) or any(one.shape != follows.shape for one in taken):
             return follows
@@ -359,11 +358,12 @@ class _Folding:
         """Return the axes whose sizes are read."""
         found: set[tuple[str, int]] = set()
         given_out, readers = {o.name for o in self.model.graph.output}, self._readers()
+        stored = {t.name: t for t in self.model.graph.initializer}
         for node in self._nodes:
             if is_op(node, "Shape", "Size"):
                 axes, name = list(_axes(node, self.first)), node.output[0]
                 if name in self._apart - given_out:
-                    follows = self._read_of(name, readers[name])
+                    follows = self._read_of(name, readers[name], stored)
                     axes = [axis for axis, does in zip(axes, follows, strict=True) if does]
                 found.update((node.input[0], axis) for axis in axes)
         return found

@@ -6,9 +6,10 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.labels.equations import terms_of
@@ -65,6 +66,11 @@ class ImagePlaces:
     targets: dict[int, Images] = field(default_factory=dict)
     repeats: list[Repeat] = field(default_factory=list)
     picks: dict[int, Images] = field(default_factory=dict)
+
+    @cached_property
+    def stored(self) -> dict[str, TensorProto]:
+        """Name -> initializer."""
+        return self.shaped.graph.initializers
 
     def after(self, index: int, node: NodeProto, number: int) -> Images | None:
         """Return the place of the images in an output of a node, None where it is not known."""
@@ -249,7 +255,7 @@ def _named_axes(walk: ImagePlaces, node: NodeProto, rank: int) -> set[int] | Non
     """Return the axes that a node names, in an attribute or a constant, None where it names none or computes them."""
     given = attributes(node)
     axes = given.get("axes", given.get("axis"))
-    if len(node.input) > 1 and (stored := walk.shaped.graph.initializers.get(node.input[1])) is not None:
+    if len(node.input) > 1 and (stored := walk.stored.get(node.input[1])) is not None:
         axes = array(stored)
     return None if axes is None else {int(a) % rank for a in np.ravel(axes)}
 

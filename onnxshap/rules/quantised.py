@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from onnxshap.core import IntArray
 from onnxshap.labels import Axes, Op, Product, RuleError
 from onnxshap.labels.fixups import HeadCount
 from onnxshap.rules.linear import Operands, convolve
@@ -47,16 +48,14 @@ def quantize(op: Op, ax: Axes) -> None:
         raise RuleError("scales of blocks of an unknown layout")  # of one axis a single block is none to onnxruntime
     for k in (k for k in range(1, len(op.inputs)) if op.input(k) is not None):
         if block:
-            _of_runs(op, ax, k, axis, block)
+            _of_runs(op, ax, k, [ax.output(0, a) for a in range(y.rank)], axis, block)
         elif scale.rank == 1 and scale.shape[0] > 1:
             ax.tie(ax.input(k, 0), ax.output(0, axis))
 
 
-def _of_runs(op: Op, ax: Axes, k: int, along: int, block: int) -> None:
-    """Relate scales or zero points that a run of positions along one axis shares."""
-    given, y = op.need(k), op.out()
-    for axis in range(y.rank):
-        made, size = ax.output(0, axis), given.shape[axis]
+def _of_runs(op: Op, ax: Axes, k: int, axes: Sequence[IntArray], along: int, block: int) -> None:
+    """Relate scales or zero points that a run of positions along one of some axes shares."""
+    for axis, (made, size) in enumerate(zip(axes, op.need(k).shape, strict=True)):
         if axis != along:
             ax.tie(ax.input(k, axis), made)
         elif size * block == len(made):
@@ -230,6 +229,27 @@ def qlinear_concat(op: Op, ax: Axes) -> None:
 def qlinear_where(op: Op, ax: Axes) -> None:
     """Condition, X, its scale and zero point, Y, its scale and zero point, those of Z."""
     broadcast(op, ax, inputs=(0, 1, 4))
+
+
+@rule(f"{_MS}.GatherBlockQuantized")
+def gather_of_blocks(op: Op, ax: Axes) -> None:
+    """Codes, indices, a scale a block of codes (and a zero point): an embedding, or weights that are chosen."""
+    codes, index, y, given = op.need(0), op.need(1), op.out(), op.attributes
+    axis, along = (int(given.get(name, k)) % codes.rank for k, name in enumerate(("gather_axis", "quantize_axis")))
+    behind = {a: a + (index.rank - 1) * (a > axis) for a in range(codes.rank) if a != axis}
+    blocks = [op.input(k) for k in (2, 3) if op.input(k) is not None]
+    if not codes.stored or index.constant or any(b is None or b.shape != op.need(2).shape for b in blocks):
+        raise RuleError(f"{op.type} with computed or reordered codes, or indices that do not change")
+    if any(codes.shape[a] != y.shape[out] for a, out in behind.items()):
+        raise RuleError(f"{op.type} with several codes a byte")
+    for a, out in behind.items():
+        ax.tie(ax.input(0, a), ax.output(0, out))
+        ax.make(out)
+    ax.freeze(ax.input(0, axis), f"{op.type} looks positions up by number")
+    for k in range(index.rank):
+        ax.tie(ax.input(1, k), ax.output(0, axis + k))
+    for k in range(2, 2 + len(blocks)):
+        _of_runs(op, ax, k, [ax.input(0, a) for a in range(codes.rank)], along, int(given.get("block_size", 128)))
 
 
 @rule(f"{_MS}.MatMulNBits")

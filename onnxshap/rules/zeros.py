@@ -33,6 +33,8 @@ PRODUCTS = {
     **dict.fromkeys(("QLinearMatMul", "QLinearMul"), ((0, 3), ())),
     "QLinearConv": ((0, 3), (8,)),
     "QGemm": ((0, 3), (6,)),
+    "MatMulNBits": ((0, 2), (5,)),  # a code of zero is none, a scale is
+    "GatherBlockQuantized": ((2,), ()),
     "QLinearAdd": ((), (0, 3)),
     **dict.fromkeys(("BiasGelu", "FastGelu"), ((), (0, 1))),
     **dict.fromkeys(("ScatterElements", "ScatterND"), ((), (0, 2))),

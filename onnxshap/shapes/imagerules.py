@@ -172,7 +172,8 @@ def _concat(walk: ImagePlaces, index: int, node: NodeProto, number: int) -> Imag
 def _gather(walk: ImagePlaces, index: int, node: NodeProto, number: int) -> Images | None:
     shapes = walk.shaped.shapes
     data, chosen = (walk.found.get(name) for name in node.input[:2])
-    axis = int(attributes(node).get("axis", 0)) % len(shapes[node.input[0]])
+    given = attributes(node)
+    axis = int(given.get("axis", given.get("gather_axis", 0))) % len(shapes[node.input[0]])
     if data is not None and chosen is None and data.axis != axis:
         shift = len(shapes[node.input[1]]) - 1 if data.axis > axis else 0
         return replace(data, axis=data.axis + shift)
@@ -290,7 +291,7 @@ RULES: dict[str, Rule] = {
     "Unsqueeze": _unsqueeze,
     "Transpose": _transpose,
     "Concat": _concat,
-    "Gather": _gather,
+    **dict.fromkeys(("Gather", "GatherBlockQuantized"), _gather),
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
     "ScatterElements": _scatter_elements,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 from tests.cases.base import MS, case, conv_net, gemm_net, typed
@@ -117,6 +118,41 @@ for name, bits, blocks, zeros, sizes in (
         y = MatMul(b, w1)
     }}""", imports=MS, w0=(12, 16 * blocks), q=codes((8, blocks, 2 * bits), np.uint8), s=(8, blocks), z=zeros,
         w1=(8, 3)), sizes)
+for name, along, more, sizes in (
+    ("", 1, {"s": (7, 4)}, [4, 8]),
+    (" and zero points", 1, {"s": (7, 4), "z": codes((7, 4)).astype(ml_dtypes.int4)}, [4, 8]),
+    (" of rows", 0, {"s": (1, 64)}, [64, 8]),
+):
+    case(f"com.microsoft.GatherBlockQuantized, a scale a block{name}", net(f"""(int64[N,5] i) => (float[N,5,3] y) {{
+        a = com.microsoft.GatherBlockQuantized<gather_axis=0, quantize_axis={along}, block_size=16>({
+        ", ".join(["q", "i", *more])})
+        b = MatMul(a, w1)
+        r = Relu(b)
+        y = MatMul(r, w2)
+    }}""", opset=21, ir=10, imports=MS, q=(codes((7, 64)) // 16).astype(ml_dtypes.int4), w1=(64, 8), w2=(8, 3), **more),
+        sizes)
+case("com.microsoft.GatherBlockQuantized of experts", net("""(int64[N,1] i, float[N,12] x) => (float[N,3] y) {
+    w = com.microsoft.GatherBlockQuantized<gather_axis=0, quantize_axis=1, block_size=16>(q, i, s)
+    m = Squeeze(w, one)
+    u = Unsqueeze(x, one)
+    h = MatMul(u, m)
+    r = Relu(h)
+    f = Squeeze(r, one)
+    y = MatMul(f, w2)
+}""", opset=21, ir=10, imports=MS, q=(codes((4, 12, 8)) // 16).astype(ml_dtypes.int4), s=(4, 1, 8), one=[1],
+    w2=(8, 3)), [8])
+case("a trunk of blocks of codes, normalised", net("""(int64[N,5] i) => (float[N,5,3] y) {
+    t = com.microsoft.GatherBlockQuantized<gather_axis=0, quantize_axis=1, block_size=16>(q, i, s)
+    n = LayerNormalization(t, g)
+    h = com.microsoft.MatMulNBits<K=64, N=16, bits=4, block_size=16>(n, q1, s1)
+    r = Relu(h)
+    m = com.microsoft.MatMulNBits<K=16, N=64, bits=4, block_size=16>(r, q2, s2)
+    u = Add(t, m)
+    z = LayerNormalization(u, g2)
+    y = com.microsoft.MatMulNBits<K=64, N=3, bits=4, block_size=16>(z, q3, s3)
+}""", opset=21, ir=10, imports=MS, q=(codes((7, 64)) // 16).astype(ml_dtypes.int4), s=(7, 4),
+    g=(64,), q1=codes((16, 4, 8), np.uint8), s1=(16, 4), q2=codes((64, 1, 8), np.uint8), s2=(64, 1), g2=(64,),
+    q3=codes((3, 4, 8), np.uint8), s3=(3, 4)), [4, 1])
 for name, many, few, sizes in (("as many", 2, 2, [2]), ("fewer", 4, 2, [2, 2])):
     case(f"com.microsoft.GroupQueryAttention, {name} heads of keys", net(f"""
     (float[2,5,12] x) => (float[2,5,3] y) {{

@@ -555,7 +555,7 @@ case("lrn of what does not vanish, but is the same", conv_net("""
     b = LRN<size=3>(s)
 """), [8])
 case("softmax 13 over channels", conv_net("b = Softmax<axis=1>(a)", opset=13), [8])
-case("softmax over channels that do not vanish, but are the same", conv_net("s = Sigmoid(a) b = Softmax<axis=1>(s)"), [8])
+case("softmax over what does not vanish, but is the same", conv_net("s = Sigmoid(a) b = Softmax<axis=1>(s)"), [8])
 case("log softmax over channels", conv_net("b = LogSoftmax<axis=1>(a)"), [8])
 case("hardmax over channels stays", conv_net("b = Hardmax<axis=1>(a)"), [], "Hardmax chooses")
 case("a gate of shares over features", net("""(float[N,5,6] x) => (float[N,5,3] y) {

@@ -832,6 +832,15 @@ def test_an_interrupt_before_there_is_a_command_is_one(here: Path) -> None:
     assert (done.returncode, done.stderr) == (130, "onnxshap: interrupted\n")
 
 
+def test_an_interrupt_of_code_given_as_text_is_one_like_others(here: Path) -> None:
+    """As of what a dataclass makes of itself while modules are imported: the exit code was -2."""
+    Path("click.py").write_text("exec('raise KeyboardInterrupt')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
+    command = [sys.executable, "-m", "onnxshap", "inspect", "m.onnx"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "onnxshap: interrupted\n")
+
+
 def test_a_function_that_prints_leaves_stdout_to_the_results(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("loud.py").write_text(
         "import numpy as np\ndef f():\n    print('noise')\n    return np.load('d.npz')['image']\n"

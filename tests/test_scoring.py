@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -513,6 +514,35 @@ def test_an_interrupt_of_a_terminal_is_for_who_started_the_workers(capfd: pytest
     assert 1 <= len(workers) <= 2
     assert same(score(payoff=margin), found)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("place", ["starting", "ending"])
+def test_an_interrupt_waits_until_workers_have_started_or_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Whatever thread it comes to: one that came in between left a folder behind, or half a worker with a traceback."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    owner, name = (Path, "write_bytes") if place == "starting" else (ProcessPoolExecutor, "shutdown")
+    done, before = list[str](), dict(os.environ)
+    original = getattr(owner, name)
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        handler = signal.getsignal(signal.SIGINT)
+        assert callable(handler)
+        handler(signal.SIGINT, None)  # as where it came to a thread that does not block it
+        result = original(*args, **options)
+        done.append(name)
+        return result
+
+    def pause(stage: str, done: int, total: int) -> None:
+        if stage == "score" and done > 0:
+            raise KilledError
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(workers=1, payoff=margin, progress=pause)
+    assert done == [name] and list(tmp_path.iterdir()) == [] and dict(os.environ) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_workers_that_keep_dying_and_failing_payoffs_are_one_error() -> None:

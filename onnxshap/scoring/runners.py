@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -41,6 +41,8 @@ _A_CORE = 4
 """Workers a core, at most: more of them only take memory."""
 _MOST_LOSSES = 4
 """How often in a row all workers may be lost without one result."""
+_ENDING = tuple({signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)})
+"""Signals that end a command by an exception."""
 _STARTED_BY = "ONNXSHAP_WORKERS_OF"
 """Environment variable that tells workers whose they are."""
 _GUARD = "a script that starts workers needs `if __name__ == '__main__':`"
@@ -102,7 +104,11 @@ _player: Player | None = None
 def _start(path: str, parent: int) -> None:
     global _player
     threading.Thread(target=_end_with, args=(parent, Path(path).parent), daemon=True).start()
-    setting, method = pickle.loads(Path(path).read_bytes())
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:  # who started it is gone, and another worker has cleaned up
+        os._exit(1)
+    setting, method = pickle.loads(content)
     _player = Player(setting, method)
 
 
@@ -139,13 +145,14 @@ class Processes:
         self._jobs: dict[Future[Result], Job] = {}
         self._losses, self._allowed = 0, _FIRST_LOSSES
         with _startable(), contextlib.ExitStack() as cleanup:
-            # through a file: whoever writes much to a process that dies at its start waits for ever
-            folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="onnxshap-"))
-            self._payload = Path(folder) / "payload"
-            self._payload.write_bytes(content)
-            wanted = {_STARTED_BY: str(os.getpid())} | dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
-            cleanup.enter_context(_environment(wanted))  # read when a worker starts
-            self._pool = self._new_pool()
+            with _undisturbed():
+                # through a file: whoever writes much to a process that dies at its start waits for ever
+                folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="onnxshap-"))
+                self._payload = Path(folder) / "payload"
+                self._payload.write_bytes(content)
+                wanted = {_STARTED_BY: str(os.getpid())} | dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
+                cleanup.enter_context(_environment(wanted))  # read when a worker starts
+                self._pool = self._new_pool()
             self._cleanup = cleanup.pop_all()
 
     def _new_pool(self) -> ProcessPoolExecutor:
@@ -195,11 +202,12 @@ class Processes:
 
     def close(self) -> None:
         """End the workers."""
-        processes = list((getattr(self._pool, "_processes", None) or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-        self._cleanup.close()
+        with _undisturbed():
+            processes = list((getattr(self._pool, "_processes", None) or {}).values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            self._cleanup.close()
 
 
 @contextlib.contextmanager
@@ -217,14 +225,41 @@ def _startable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let processes that start meanwhile not see an interrupt from the keyboard, which goes to all of a terminal.
+    """Put off what ends this process, until processes have started or ended whole, and what they need with them.
 
-    Who started them sees it, and ends them; each of them would print a traceback first.
+    Those that start meanwhile do not see an interrupt from the keyboard, which goes to all of a terminal. Who started
+    them sees it, and ends them; each of them would print a traceback first.
     """
+    came = list[int]()
+    with _handlers(lambda number, frame: came.append(number)), _blocked():
+        yield
+    if came:
+        signal.raise_signal(came[0])
+
+
+@contextlib.contextmanager
+def _handlers(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Let signals that would raise here be handled by something else for a while, whatever thread they come to."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: found for number in _ENDING if callable(found := signal.getsignal(number))}
+    try:
+        for number in before:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, found in before.items():
+            signal.signal(number, found)
+
+
+@contextlib.contextmanager
+def _blocked() -> Iterator[None]:
+    """Block interrupts from the keyboard in this thread, and in processes that it starts: they inherit that."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # a process inherits it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:

@@ -996,12 +996,21 @@ def test_where_no_bar_is_shown_lines_tell_of_long_stages() -> None:
         lines.tell("repair", done, 10)
     hint = "--samples, --max-seconds (one image a group at least) or a --method without a game (recon) take less"
     assert said == [
-        f"scoring units: 1% after 30 s, some 50 minutes left; {hint}",
-        "scoring units: 2% after 61 s, some 50 minutes left",
+        f"scoring units: 2% after 61 s, some 50 minutes left; {hint}",
         "scoring units: 6% after 3 minutes, some 48 minutes left",
         "scoring units: 50% after 117 minutes, some 117 minutes left",
         "refitting weights: 50% after 70 s, some 70 s left",
     ]
+
+
+def test_what_comes_before_the_first_step_is_not_taken_for_the_pace() -> None:
+    """Workers that start: some 6 hours were told of half a minute."""
+    said: list[str] = []
+    now = iter([0.0, 85.0, 86.0, 87.0, 146.0])
+    lines = Lines(said.append, lambda: next(now))
+    for done in (0, 4, 20, 40, 900):
+        lines.tell("score", done, 1000)
+    assert said == ["scoring units: 2% after 86 s, some 61 s left"]
 
 
 def test_a_search_tells_how_far_it_is_though_other_stages_make_it_up() -> None:
@@ -1025,7 +1034,7 @@ def test_ten_seconds_tell_of_a_stage_that_goes_on_and_of_no_other() -> None:
         lines.tell("repair", done, 10)
     assert said == [
         "measuring widths: 10% after 11 s, some 99 s left",
-        "measuring widths: 60% after 61 s, some 41 s left",
+        "measuring widths: 60% after 61 s, some 40 s left",
     ]
 
 

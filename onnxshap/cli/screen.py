@@ -46,6 +46,8 @@ _FIRST_LINE, _NEXT_LINE, _LAST_PAUSE = 10.0, 60.0, 600.0
 """Seconds until a line tells how far a stage is, until the next one does, and most seconds between two."""
 _WORTH = 30.0
 """Seconds left that the first line is worth."""
+_TELLING = 0.05
+"""Of a stage: a first step that is less says nothing of the others."""
 _LONG = 600.0
 """Seconds left that a hint is worth."""
 _INTERRUPTED = 130
@@ -161,10 +163,12 @@ class Lines:
         if known is None or done < known.done:
             known = self._stages[stage] = _Stage(now, now + _FIRST_LINE)
         known.done = done
+        known.first = known.first or ((now, done) if done else None)
         if now < known.next or not 0 < done < total:
             return
-        spent = now - known.start
-        left = spent * (total - done) / done
+        spent, left = now - known.start, known.left(now, total)
+        if left is None:
+            return
         if spent < _NEXT_LINE and left < _WORTH:
             return
         hint = f"; {_SHORTER[stage]}" if stage in _SHORTER and not known.hinted and left > _LONG else ""
@@ -177,13 +181,26 @@ class Lines:
 
 @dataclass
 class _Stage:
-    """When a stage began, when a line is due, the seconds from line to line, and how far it is."""
+    """When a stage began, when a line is due, the seconds from line to line, how far it is, and its first step."""
 
     start: float
     next: float
     pause: float = 2 * _NEXT_LINE
     done: int = 0
     hinted: bool = False
+    first: tuple[float, int] | None = None
+
+    def left(self, now: float, total: int) -> float | None:
+        """Return the seconds left: what came before the first step, as workers that start, may come once.
+
+        None where that is too large a part of all that is known.
+        """
+        when, begun = self.first or (self.start, 0)
+        rest = total - self.done
+        whole = (now - self.start) * rest / self.done
+        if self.done == begun:
+            return whole if self.done >= _TELLING * total else None
+        return min(whole, (now - when) * rest / (self.done - begun))
 
 
 def _one_line(error: BaseException) -> str:

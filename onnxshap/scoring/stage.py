@@ -194,7 +194,7 @@ def score_groups(
     total = sum(len(g) for g in groups)
     chosen = METHODS[method]
     estimator = chosen.estimator if isinstance(chosen, ByImage) else None
-    work = row_work(setting.traced, groups)
+    work = row_work(setting.traced, groups, summed=True)
     states: dict[str, _Group] = {}
     too_few = dict[str, int]()
     for group in groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -331,6 +332,7 @@ def test_a_custom_payoff_gets_outputs_and_labels() -> None:
         (lambda o, _: None, ("'mine'", "it returned nothing", "mend it")),
         (lambda o, _: o[9], ("IndexError", "list index out of range", "mend it")),
         (lambda o, _: ["a", "b"], ("ValueError", "mend it")),
+        (lambda o, _: sys.exit("enough"), ("SystemExit: enough", "mend it")),
     ],
 )
 @pytest.mark.parametrize("labels", [LABELS, None])
@@ -396,8 +398,8 @@ def test_outputs_of_another_shape_than_the_original_are_refused(payoff: Payoff) 
 @pytest.mark.parametrize(
     ("labels", "fragments"),
     [
-        (np.array([0, 3]), ("labels: 3 in row 1", "[0, 3)", "from 0")),
-        (np.array([-1, 0]), ("labels: -1 in row 0", "[0, 3)")),
+        (np.array([0, 3]), ("labels: 3 is not", "[0, 3)", "from 0")),
+        (np.array([-1, 0]), ("labels: -1 is not", "[0, 3)")),
         (np.array([0, 1, 2]), ("labels: shape [3]", "shape [2]")),
         (np.array(0), ("labels: shape []", "shape [2]")),
         (np.array([0.5, 1.0]), ("labels are float64", "integer", "'mse'")),
@@ -529,9 +531,9 @@ def test_higher_is_better(name: str | None, reference: Array) -> None:
     [
         ("hinge", [LOGITS], LABELS, ("'hinge'", "unknown", "'ce', 'kl', 'mse', 'joint' or 'accuracy'")),
         ("ce", [LOGITS], None, ("'ce'", "no labels", "'kl'")),
-        ("ce", [LOGITS], np.array([0, 3]), ("labels: 3 in row 1", "[0, 3)", "'out0'", "from 0")),
-        (None, [LOGITS], np.array([-1, 0]), ("labels: -1 in row 0", "'out0'")),
-        ("accuracy", [LOGITS], np.array([0, 7]), ("labels: 7 in row 1", "'out0'")),
+        ("ce", [LOGITS], np.array([0, 3]), ("labels: 3 is not", "[0, 3)", "'out0'", "from 0")),
+        (None, [LOGITS], np.array([-1, 0]), ("labels: -1 is not", "'out0'")),
+        ("accuracy", [LOGITS], np.array([0, 7]), ("labels: 7 is not", "'out0'")),
         ("ce", [LOGITS], np.array([0.5, 1.0]), ("'ce'", "float64", "integer", "'mse'")),
         ("accuracy", [LOGITS], np.array([0.5, 1.0]), ("'accuracy'", "float64")),
         ("ce", [LOGITS], np.array([0, 1, 1]), ("labels: 3 entries", "2 rows", "'out0'", "one label a row")),

@@ -127,12 +127,11 @@ def class_labels(labels: Array | None, scores: tuple[int, ...], where: str, *, p
             f"shape {text_of(scores[1:])}"
         )
     classes = scores[0]
-    bad = np.argwhere(((labels < 0) | (labels >= classes)) & ~(left_out(labels, classes)))
-    if len(bad):
-        at = tuple(int(i) for i in bad[0])
+    bad = labels[((labels < 0) | (labels >= classes)) & ~(left_out(labels, classes))]
+    if len(bad):  # not where: these may be images that were drawn, in an order of their own
         raise DataError(
-            f"labels: {labels[at]} in row {at[0]} is not in [0, {classes}), the classes of {where}: "
-            "number the classes as the model does, from 0"
+            f"labels: {bad[0]} is not in [0, {classes}), the classes of {where}: number the classes as the model does, "
+            "from 0"
         )
     return labels.astype(np.int64).reshape(scores[1:])
 

@@ -106,6 +106,6 @@ def _called(function: Callable[..., Any], name: str, outputs: Sequence[Array], l
         if found is None:
             raise TypeError("it returned nothing")  # noqa: TRY301 - told like what it raises itself
         return np.asarray(found, dtype=np.float64)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         known = any_of(NAMES)
         raise DataError(f"payoff {name!r}: the function failed ({told(error)}): mend it, or use {known}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -131,4 +132,4 @@ def live_bytes(traced: Traced) -> int:
 def bytes_per_image(traced: Traced, names: Sequence[str]) -> list[int]:
     """Return the bytes that one image's part of each tensor takes, at least 1."""
     shapes = (traced.shaped.shapes.get(name, ()) for name in names)
-    return [4 * int(np.prod(shape)) // traced.batch + 1 for shape in shapes]
+    return [4 * math.prod(shape) // traced.batch + 1 for shape in shapes]

@@ -68,7 +68,10 @@ def outer_names(graph: GraphProto) -> list[str]:
 
 def reads(node: NodeProto) -> list[str]:
     """Return every tensor that a node reads, those that its subgraphs take from outside included."""
-    return [*(name for name in node.input if name), *(n for g in subgraphs(node) for n in outer_names(g))]
+    found = [name for name in node.input if name]
+    for body in subgraphs(node):
+        found += outer_names(body)
+    return found
 
 
 def between(nodes: Sequence[NodeProto], inputs: Collection[str], outputs: Collection[str]) -> list[NodeProto]:

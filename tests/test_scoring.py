@@ -33,7 +33,7 @@ from onnxshap.scoring import journal as journals
 from onnxshap.scoring import misplaced, runners
 from onnxshap.scoring.jobs import plan_group
 from onnxshap.scoring.journal import Journal
-from onnxshap.scoring.work import row_work
+from onnxshap.scoring.work import fit_work, row_work
 from onnxshap.tracing import Traced
 from tests.exactness import net as build
 
@@ -164,6 +164,17 @@ def test_where_sums_run_in_place_of_an_op_a_row_takes_what_is_behind_it() -> Non
     ops = {node.op_type: macs[k] for k, node in enumerate(traced.shaped.graph.nodes) if macs[k]}
     assert {name: whole[name] - summed[name] for name in whole} == {"a": ops["Conv"], "b": ops["Gemm"]}
     assert whole["a"] > summed["a"] == whole["b"] > summed["b"]
+
+
+def test_without_a_game_a_group_takes_what_its_layers_take_to_fit() -> None:
+    """A ResNet-18 was told of as 85 % done after 29 % of the time."""
+    traced = onnxshap.trace(net())
+    run, inputs = 10 * traced.cost.macs() / 2, {"a": 12 * 9, "b": 20}
+    found = {name: work * (12 if name == "a" else 20) for name, work in fit_work(traced, traced.groups, 10).items()}
+    assert found == pytest.approx({name: run + 15_000 * size**2 for name, size in inputs.items()})
+    seen: list[tuple[int, int]] = []
+    score(method="recon", progress=lambda stage, d, t: seen.append((d, t)) if stage == "value" else None)
+    assert max(d / t for d, t in seen if d < t) > 0.9  # the first group, and that of few inputs begun
 
 
 def test_progress_moves_within_a_group() -> None:

@@ -23,12 +23,12 @@ from onnxshap.errors import BudgetError
 from onnxshap.estimators.images import PerImage, Schedule
 from onnxshap.game import Setting
 from onnxshap.groups import Group
-from onnxshap.methods import METHODS, ByImage
+from onnxshap.methods import GAMELESS, METHODS, ByImage
 from onnxshap.methods.base import Tell
 from onnxshap.scoring.jobs import Job, Result, plan_group
 from onnxshap.scoring.journal import Journal
 from onnxshap.scoring.runners import Here, Runner
-from onnxshap.scoring.work import row_work
+from onnxshap.scoring.work import fit_work, row_work
 
 DECIDED = 0.1
 """Expected misplaced share at which a group has enough images."""
@@ -98,7 +98,7 @@ class _Group:
     row_images: int
     """Images that a row of the game runs: one, or all where the payoff is of all together."""
     row_work: float
-    """What a row takes, in multiply-accumulates."""
+    """What a row takes, or a unit without a game, in multiply-accumulates."""
     results: dict[int, Result] = field(default_factory=dict)
     submitted: int = 0
     counted: int = 0
@@ -194,7 +194,10 @@ def score_groups(
     total = sum(len(g) for g in groups)
     chosen = METHODS[method]
     estimator = chosen.estimator if isinstance(chosen, ByImage) else None
-    work = row_work(setting.traced, groups, summed=True)
+    if method in GAMELESS:
+        work = fit_work(setting.traced, groups, len(setting.data))
+    else:
+        work = row_work(setting.traced, groups, summed=True)
     states: dict[str, _Group] = {}
     too_few = dict[str, int]()
     for group in groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,8 @@ import numpy as np
 from onnxshap.cost import node_macs
 from onnxshap.graph.structure import reads
 from onnxshap.groups import Group, node_name
+from onnxshap.methods.recon import ROWS
+from onnxshap.repair.regression import MAX_COEFFICIENTS
 from onnxshap.tracing import Traced
 
 _LEAST = 1e5
@@ -48,6 +51,25 @@ def row_work(traced: Traced, groups: Sequence[Group], *, summed: bool = False) -
         bits = np.frombuffer(some.to_bytes(size, "little"), np.uint8)
         work += total * np.unpackbits(bits, count=len(groups), bitorder="little")
     return {group.name: found for group, found in zip(groups, work.tolist(), strict=True)}
+
+
+def fit_work(traced: Traced, groups: Sequence[Group], images: int) -> Mapping[str, float]:
+    """Return group -> what a unit takes where layers are fitted, not played: multiply-accumulates.
+
+    It is what Gram matrices of the layers that sum over the group take, and its part of a run of the images.
+    """
+    run, shapes = images * traced.cost.macs() / max(1, len(groups)), traced.shaped.shapes
+    found = dict[str, float]()
+    for group in groups:
+        total = run
+        for site in traced.sites([group]):
+            if site.weight is not None:
+                shape = shapes[traced.shaped.graph.nodes[site.node].input[site.weight.input]]
+                inputs = math.prod(shape) // shape[site.weight.makes]
+                rows = max(ROWS, 3 * inputs)
+                total += float(rows) * inputs * (inputs if inputs <= MAX_COEFFICIENTS else 1) * site.weight.groups
+        found[group.name] = total / len(group)
+    return found
 
 
 def _sums(traced: Traced, groups: Sequence[Group]) -> Mapping[int, int]:

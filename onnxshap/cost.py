@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,10 +109,6 @@ class _Either:
         return self.two if self.pays(widths) else self.one
 
 
-def _total(copies: Sequence[tuple[float, _Copies]], live: Liveness | None) -> int:
-    return round(sum(factor * some.size(live) for factor, some in copies))
-
-
 @dataclass(frozen=True)
 class Cost:
     """What a plan costs; `None` = the whole model as its file has it.
@@ -128,40 +125,68 @@ class Cost:
     _macs: _Blocks
     _params: _Blocks
     _bytes: _Blocks
-    _params_of_copies: Sequence[tuple[float, _Copies]]
-    _bytes_of_copies: Sequence[tuple[float, _Copies]]
+    _copies: Sequence[tuple[_Copies, int]]
     _splits: Sequence[_Either] = ()
     _unread: Sequence[TensorProto] = ()
 
     def macs(self, live: Liveness | None = None) -> int:
         """Return multiply-accumulates per image."""
-        widths = self._widths(live)
-        return self._macs.size(widths) + sum(one.cheaper(widths).macs.size(widths) for one in self._splits)
+        return self._macs_at(self._widths(live))
 
     def work(self, live: Liveness | None = None) -> int:
         """Return the multiply-accumulates per image as they take time: in full blocks (`blocks`)."""
-        widths = self._widths(live)
-        full = filled(widths)
-        return self._macs.size(full) + sum(one.cheaper(widths).macs.size(full) for one in self._splits)
+        return self._work_at(self._widths(live))
+
+    def params(self, live: Liveness | None = None) -> int:
+        """Return the number of parameters."""
+        return self._params_at(self._widths(live), live, self._numbers(live))
+
+    def bytes(self, live: Liveness | None = None) -> int:
+        """Return the bytes of all constants."""
+        return self._bytes_at(self._widths(live), live, self._numbers(live))
+
+    def shares(self, live: Liveness) -> dict[str, float]:
+        """Return what stays as shares of the whole: macs, work, params and bytes."""
+        whole, widths, numbers = self._whole, self._widths(live), self._numbers(live)
+        return {
+            "macs": self._macs_at(widths) / max(1, whole["macs"]),
+            "work": self._work_at(widths) / max(1, whole["work"]),
+            "params": self._params_at(widths, live, numbers) / max(1, whole["params"]),
+            "bytes": self._bytes_at(widths, live, numbers) / max(1, whole["bytes"]),
+        }
+
+    @cached_property
+    def _whole(self) -> dict[str, int]:
+        """What the file takes."""
+        return {"macs": self.macs(), "work": self.work(), "params": self.params(), "bytes": self.bytes()}
 
     @property
     def copies(self) -> bool:
         """Whether nodes share constants that a cut may make them copies of."""
-        return bool(self._params_of_copies)
+        return any(kind not in _NOT_WEIGHTS for _, kind in self._copies)
 
-    def params(self, live: Liveness | None = None) -> int:
-        """Return the number of parameters."""
-        widths = self._widths(live)
+    def _numbers(self, live: Liveness | None) -> list[int]:
+        """Return how many numbers are stored of every constant that several nodes read."""
+        return [some.size(live) for some, _ in self._copies]
+
+    def _macs_at(self, widths: FloatArray) -> int:
+        return self._macs.size(widths) + sum(one.cheaper(widths).macs.size(widths) for one in self._splits)
+
+    def _work_at(self, widths: FloatArray) -> int:
+        full = filled(widths)
+        return self._macs.size(full) + sum(one.cheaper(widths).macs.size(full) for one in self._splits)
+
+    def _params_at(self, widths: FloatArray, live: Liveness | None, numbers: Sequence[int]) -> int:
         split = sum(one.cheaper(widths).params.size(widths) for one in self._splits)
+        shared = sum(count for count, (_, kind) in zip(numbers, self._copies, strict=True) if kind not in _NOT_WEIGHTS)
         unread = numbers_of(self._unread) if live is None else 0
-        return self._params.size(widths) + split + _total(self._params_of_copies, live) + unread
+        return self._params.size(widths) + split + shared + unread
 
-    def bytes(self, live: Liveness | None = None) -> int:
-        """Return the bytes of all constants."""
-        widths = self._widths(live)
+    def _bytes_at(self, widths: FloatArray, live: Liveness | None, numbers: Sequence[int]) -> int:
         split = sum(one.cheaper(widths).bytes.size(widths) for one in self._splits)
+        shared = sum(_itemsize(kind) * count for count, (_, kind) in zip(numbers, self._copies, strict=True))
         unread = sum(_itemsize(t.data_type) * math.prod(t.dims) for t in self._unread) if live is None else 0
-        return self._bytes.size(widths) + split + _total(self._bytes_of_copies, live) + round(unread)
+        return self._bytes.size(widths) + split + round(shared) + round(unread)
 
     def pays(self, live: Liveness | None = None) -> list[bool]:
         """Return of every op that is split, in their order, whether it takes fewer multiply-accumulates as two."""
@@ -187,8 +212,6 @@ def cost_of(shaped: Shaped, labels: Labels, beside: Sequence[TensorProto] = (), 
     stored += [(math.prod(t.dims), [], t.data_type) for t in beside]
     params = [(float(whole), at) for whole, at, kind in stored if kind not in _NOT_WEIGHTS]
     size = [(_itemsize(kind) * whole, at) for whole, at, kind in stored]
-    counted = [(1.0, some) for some, kind in shared if kind not in _NOT_WEIGHTS]
-    weighed = [(_itemsize(kind), some) for some, kind in shared]
     ways = [_ways(shaped, labels, one) for one in splits]
     for tensors, run in (way for both in ways for way in both):  # all axes are met before blocks are made of them
         for keys in (*tensors, *run):
@@ -203,7 +226,7 @@ def cost_of(shaped: Shaped, labels: Labels, beside: Sequence[TensorProto] = (), 
     nodes = [_nodes(shaped, one)[0] for one in splits]
     eithers = [_Either(counts(k, *two), counts(k, *whole)) for k, (two, whole) in zip(nodes, ways, strict=True)]
     blocks = axes.blocks(macs), axes.blocks(params), axes.blocks(size)
-    return Cost(axes.widths(), *blocks, counted, weighed, eithers, unread)
+    return Cost(axes.widths(), *blocks, shared, eithers, unread)
 
 
 def unread_weights(shaped: Shaped) -> list[TensorProto]:

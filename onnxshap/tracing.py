@@ -218,7 +218,7 @@ class Traced:
             if name not in groups:
                 raise ModelError(f"group {name!r} is not a group of this model; take it from trace(model).groups")
             group, found = groups[name], np.asarray(kept)
-            if found.shape != (len(group),) or not ((found == 0) | (found == 1)).all():
+            if found.shape != (len(group),) or not _flags(found):
                 raise ModelError(
                     f"the plan of group {name!r} is not {len(group)} times True (stays) or False; give that"
                 )
@@ -228,6 +228,11 @@ class Traced:
     def alive(self, keep: Keep) -> Liveness:
         """Return which positions of every axis stay under a plan."""
         return self.labels.alive(self.units(keep))
+
+
+def _flags(values: Array) -> bool:
+    """Return whether all values say yes or no."""
+    return values.dtype == np.bool_ or bool(((values == 0) | (values == 1)).all())
 
 
 @checked

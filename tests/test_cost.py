@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
+from onnxshap import cost as costs
 from onnxshap.rewrite import drop_units
 from onnxshap.tracing import trace
 from tests.exactness import codes, draw_plan, net
@@ -130,3 +132,34 @@ def test_work_is_counted_in_full_blocks() -> None:
 
     assert traced.cost.work() == traced.cost.macs()
     assert [round(work(width), 2) for width in (32, 24, 20, 16, 12, 8, 4)] == [1, 1, 1, 0.5, 0.49, 0.4, 0.29]
+
+
+def test_the_shares_of_plans_are_those_of_the_figures_and_the_whole_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Thousands of plans are measured for one budget; the file had many constants that nothing reads."""
+    model = net(
+        """(float[N,5,4] x) => (float[N,5,3] y) {
+            a = MatMul(x, u) b = Add(a, table) c = Relu(b) d = MatMul(c, p)
+            e = MatMul(x, v) f = Add(e, table) g = Relu(f) h = MatMul(g, o)
+            y = Add(d, h)
+        }""",
+        u=(4, 8), v=(4, 8), table=(5, 8), p=(8, 3), o=(8, 3), unread=(5, 5),
+    )  # fmt: skip
+    traced, counted = trace(model), list[int]()
+    numbers_of = costs.numbers_of
+
+    def counting(stored: Iterable[TensorProto]) -> int:
+        counted.append(1)
+        return numbers_of(stored)
+
+    monkeypatch.setattr(costs, "numbers_of", counting)
+    assert traced.cost.copies
+    for seed in range(3):
+        live = traced.alive(draw_plan(traced, 0.5, np.random.default_rng(seed)))
+        found = traced.cost.shares(live)
+        assert len(counted) == 1
+        for name, share in found.items():
+            of = getattr(traced.cost, name)
+            assert 0 < share == of(live) / of() < 1
+        counted[1:] = []

@@ -40,13 +40,7 @@ WORK = 10**13
 
 def shares(traced: Traced, keep: Mapping[str, BoolArray]) -> dict[str, float]:
     """Return what a plan keeps, as shares of the whole; `work` is that of the multiply-accumulates in full blocks."""
-    live, cost = traced.alive(keep), traced.cost
-    return {
-        "macs": cost.macs(live) / max(1, cost.macs()),
-        "work": cost.work(live) / max(1, cost.work()),
-        "params": cost.params(live) / max(1, cost.params()),
-        "bytes": cost.bytes(live) / max(1, cost.bytes()),
-    }
+    return traced.cost.shares(traced.alive(keep))
 
 
 def check_within_reach(

@@ -17,9 +17,6 @@ from onnxshap.graph.structure import reads
 from onnxshap.labels import Liveness
 from onnxshap.tracing import Traced
 
-_MARKS = 4
-"""Places that a route goes back to."""
-
 
 def sizes_of(batches: Sequence[Mapping[str, Array]]) -> dict[str, list[int | None]]:
     """Return the sizes of tensors where all batches have the same, None elsewhere.
@@ -286,12 +283,26 @@ class Route:
         self._marks[self._passed] = self.walk.mark()
 
     def _make_room(self, step: str) -> None:
-        """Forget where the walk was longest ago, until that and what a step makes take half of the memory."""
+        """Forget places to go back to, until they and what a step makes take half of the memory; the last one last.
+
+        Of the others that one goes first which saves the fewest nodes for its bytes: those behind the place before it
+        are all that is run again without it. So of a long way a part is kept at every stage, where those that were
+        passed last would be all ahead of who comes back.
+        """
         room = self.walk.free.backend.memory // 2 - self.walk.coming([step])
-        for passed in [*self._marks]:
-            if len(self._marks) <= _MARKS and _held(self._marks.values(), self.walk.batches) <= room:
-                return
-            del self._marks[passed]
+        while self._marks and _held(self._marks.values(), self.walk.batches) > room:
+            del self._marks[self._least_useful()]
+
+    def _least_useful(self) -> int:
+        """Return the place to forget first."""
+        places, last = sorted(self._marks), next(reversed(self._marks))
+        done = [0, *(len(self._marks[place].done) for place in places)]
+        worth = {
+            place: (after - before) / max(1, self._marks[place].taken)
+            for place, before, after in zip(places, done, done[1:], strict=False)
+            if place != last
+        }
+        return min(worth, key=lambda place: (worth[place], place)) if worth else last
 
 
 def _held(marks: Iterable[Mark], batches: Sequence[Mapping[str, Array]]) -> int:

@@ -306,6 +306,8 @@ def prune(
         scoring = scoring.in_reach(subject.traced, groups, method, samples, payoff, values, refitted=subject.refitted)
         if subject.refitted and values is None and samples is None:
             scoring = scoring.noting_few(subject.traced, groups, len(subject.data))
+        if subject.refitted:
+            scoring = scoring.noting_memory(subject.free, subject.groups, subject.repaired_on)
         scoring, seconds = scoring.ordered(refitted=subject.refitted)
         ordering = Ordering(progress, seconds)
         scored = drawn(subject.data, scoring.images(subject.traced, groups, samples), seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from onnxshap import __version__, payoffs
 from onnxshap.arguments import listed, worded
 from onnxshap.backend import provider_of
 from onnxshap.bases import Turned, form_of
-from onnxshap.calibrate import site_means
+from onnxshap.calibrate import runs_past, site_means
 from onnxshap.clock import span
 from onnxshap.core import Array, Dataset, Payoff, Values
 from onnxshap.endings import complete
@@ -57,6 +58,8 @@ LATE = "l2"
 ORDERING = 0.2
 """Of the seconds that scoring may take, those for the order of a refit, where one follows."""
 _MINUTE = 60.0
+_AGAIN = 4
+"""Runs of the whole model, past all layers once, from which on a larger memory is worth a word."""
 _LITTLE = "for little that a refit leaves of them"
 MOST = 4 * WORK
 """Multiply-accumulates of one image from which on nobody waits for a game who has not asked for it."""
@@ -223,6 +226,32 @@ class Scoring:
             f"the time is for {_counted(count)} (--samples); values of less than {FEWEST} are noise, which prune does "
             f"not heed where it refits; --samples {FEWEST} takes some {seconds} on one core, and --method {INSTEAD}, "
             "which prune takes here by itself, plays no game"
+        )
+        return replace(self, notes=(*self.notes, worded(note)))
+
+    def noting_memory(self, free: Traced, groups: Sequence[Group], data: Dataset) -> Scoring:
+        """Return it with a note where little memory makes a refit, and values by one, take much longer.
+
+        Both stop at what every layer reads, on all images: what is not held there is computed again for the next one.
+
+        Args:
+            free: the model for evaluation.
+            groups: those that are cut.
+            data: the images that it is refitted on.
+        """
+        memory, stops = free.backend.memory, [s.tensor for s in free.sites(groups) if not free.depth(s.tensor)]
+        runs, _ = runs_past(free, stops, data, memory)
+        if runs < _AGAIN:
+            return self
+        fewer, held = runs_past(free, stops, data, sys.maxsize)
+        enough = -(-2 * held // 2**30)  # a refit goes through two models
+        if runs < _AGAIN * fewer or enough * 2**30 <= memory:
+            return self
+        which = "valuing units, and the refit, run" if self.method == INSTEAD else "the refit runs"
+        note = (
+            f"what layers read of {_counted(len(data))} takes up to {held / 2**30:.2g}G, more than --memory "
+            f"{memory / 2**30:.2g}G holds: {which} the model some {runs:.0f} times over; --memory {enough}G spares "
+            "that, and fewer images take less"
         )
         return replace(self, notes=(*self.notes, worded(note)))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from onnxshap.core import Array
 from onnxshap.graph import extract
@@ -154,6 +154,19 @@ class Walk:
         if self.holds(names):
             for _ in self(names):
                 pass
+
+    def imagined(self, names: Sequence[str]) -> list[NodeProto]:
+        """Go past some tensors as if they had been asked for, and return the nodes that would have been run.
+
+        From then on the walk tells what others would take, and gives no values.
+        """
+        new, reading, ahead, frontier = self._coming(names)
+        if frontier is not None:
+            self._share.take(self.bytes(ahead))
+            self._held = [dict.fromkeys(ahead, np.empty(0))]
+            self._done.update(new)
+            self._waiting.subtract(reading)
+        return [self._nodes[k] for k in new]
 
     def holds(self, names: Sequence[str]) -> bool:
         """Return whether what is read behind some tensors is held once they were asked for, with those of them."""

@@ -154,4 +154,7 @@ def check_values(values: object, traced: Traced, groups: Sequence[Group]) -> Non
         raise DataError("the values belong to another model; score this one, or give the model they were made for")
     for group in groups:
         if group.name not in values.values or len(values.values[group.name].phi) != len(group):
-            raise DataError(f"the values lack group {group.name!r}; score the model without --include and --exclude")
+            raise DataError(
+                f"the values lack group {group.name!r}; give the --include and --exclude that the model was scored "
+                "with, or score it without"
+            )

@@ -257,6 +257,21 @@ def test_values_of_another_model_are_refused(here: Path) -> None:
     assert "no values file" in refused("prune", "m.onnx", "--values", "m.onnx", "--dry-run")
 
 
+def test_values_of_some_groups_serve_cuts_of_those(here: Path) -> None:
+    model = wide(
+        """(float[N,6] x) => (float[N,3] y)
+        { h = MatMul(x, w0) a = Relu(h) g = MatMul(a, w1) b = Relu(g) y = MatMul(b, w2) }""",
+        w0=(6, 8), w1=(8, 16), w2=(16, 3),
+    )  # fmt: skip
+    onnx.save(model, "two.onnx")
+    np.savez("x.npz", x=RNG.normal(size=(6, 6)).astype(np.float32))
+    common = ("two.onnx", "--data", "x.npz")
+    fine("score", *common, "--method", "l1", "--include", "h", "-o", "v.json")
+    told = refused("prune", *common, "--values", "v.json", "--keep-units", "0.5")
+    assert "the values lack group" in told and "give the --include and --exclude that the model was scored with" in told
+    fine("prune", *common, "--values", "v.json", "--keep-units", "0.5", "--include", "h")
+
+
 def test_eval_puts_models_side_by_side(here: Path) -> None:
     fine("prune", "m.onnx", "--data", "d.npz", *FEW)
     both = json.loads(fine("eval", "m.onnx", "m.pruned.onnx", "--data", "d.npz", "--json").stdout)
@@ -510,6 +525,8 @@ def test_impossible_budgets_are_refused_before_the_scoring(here: Path, monkeypat
     )
     assert "keep-params 0.1 cannot be reached" in refused(*common, "--keep-params", "10%")
     assert "keeps 0.500" in refused(*common, "--keep-macs", "0.4", "--min-units", "4")
+    told = refused(*common, "--keep-macs", "0.2", "--keep-units", "0.5")
+    assert "--keep-units 0.5 beside it, which settles all widths, keeps 0.500" in told and "lower --keep-units" in told
     for share in ("0", "1.5", "-0.5", "120%", "nan", "50"):
         assert "give the share to keep, above 0 and at most 1" in refused(*common, f"--keep-macs={share}")
     assert "min-units is 0" in refused(*common, "--min-units", "0")

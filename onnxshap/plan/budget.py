@@ -127,7 +127,11 @@ def check_kept(kept: Mapping[str, float], budget: Budget) -> None:
     """
     for name, share in budget.shares.items():
         if kept[name] > share + _ROUNDING:
+            least, or_lower = "the smallest allowed plan", "lower --min-units or --multiple-of"
+            if budget.units is not None:
+                least = f"--keep-units {budget.units:g} beside it, which settles all widths,"
+                or_lower = "lower --keep-units"
             raise BudgetError(
-                f"--keep-{name} {share:g} cannot be reached: the smallest allowed plan keeps {kept[name]:.3f}; "
-                "ask for more, lower --min-units or --multiple-of, or exclude less"
+                f"--keep-{name} {share:g} cannot be reached: {least} keeps {kept[name]:.3f}; "
+                f"ask for more, {or_lower}, or exclude less"
             )

@@ -1,7 +1,7 @@
 """Quantised graphs in QDQ form: DequantizeLinear -> op -> QuantizeLinear, which runtimes fuse into one integer op.
 
-Codes stay as they are and nothing may come between: what a cut leaves behind goes into the bias, whose int32 codes are
-fine enough, or is given up.
+A cut leaves codes as they are, and nothing may come between: what it leaves behind goes into the bias, whose int32
+codes are fine enough, or is given up. A refit writes other codes, with scales of their own, in the place of those.
 """
 
 from __future__ import annotations
@@ -69,6 +69,19 @@ def on_codes(shaped: Shaped, site: Site) -> bool:
         return False
     name = shaped.graph.nodes[site.node].input[site.weight.input]
     return shaped.kinds.get(name) in INTEGERS or dequantize(shaped, name) is not None
+
+
+def recodable(shaped: Shaped, site: Site) -> bool:
+    """Return whether the weights of a site are codes that other ones can take the place of.
+
+    A DequantizeLinear makes them of constants, with one scale, or one a position of an axis.
+    """
+    if site.weight is None:
+        return False
+    source = dequantize(shaped, shaped.graph.nodes[site.node].input[site.weight.input])
+    if source is None or any(name not in shaped.constants for name in source.input):
+        return False
+    return shaped.kinds.get(source.input[0]) in _CODES and len(shaped.shapes[source.input[1]]) <= 1
 
 
 def foldable(shaped: Shaped, site: Site) -> bool:

@@ -134,7 +134,7 @@ class _Rewrite:
                 old = self.constant(present).astype(np.float64)
                 self.set_constant(present, _as(old + kept / factor, dtype))
                 return
-            if self._fold_into_codes(present, kept / factor):
+            if self._fold_into_codes(site, present, kept / factor):
                 return
         rank = len(self.traced.shaped.shapes[node.output[0]])
         wide = kept.reshape([-1 if axis == weight.out else 1 for axis in range(weight.out, rank)])
@@ -171,8 +171,11 @@ class _Rewrite:
         self.replaced[site.node] = [made, node]
         return bias
 
-    def _fold_into_codes(self, bias: str, values: Array) -> bool:
-        """Add to a bias that is dequantised from int32 codes; return whether it is one."""
+    def _fold_into_codes(self, site: Site, bias: str, values: Array) -> bool:
+        """Add to a bias that is dequantised from int32 codes; return whether it is one.
+
+        A bias that others read too (of towers with one weight, each with means of its own) is left to them.
+        """
         source = dequantize(self.traced.shaped, bias)
         if source is None or any(name not in self.constants for name in source.input[:2]):
             return False
@@ -181,7 +184,16 @@ class _Rewrite:
             return False
         if (sums := _int32(codes + values / scale.astype(np.float64))) is None:
             return False
-        self.set_constant(source.input[0], sums)
+        readers = self.traced.shaped.readers
+        if all(len(readers.get(name, ())) == 1 for name in (bias, source.input[0])):
+            self.set_constant(source.input[0], sums)
+            return True
+        node, wish = self.node(site.node), f"{site.tensor}.{bias}"
+        own = copied(source)
+        own.input[0], own.input[1] = self.new_constant(f"{wish}.codes", sums), self.new_constant(f"{wish}.scale", scale)
+        own.output[0] = own.name = self.names.new(wish)
+        node.input[[*node.input].index(bias)] = own.output[0]
+        self.replaced[site.node] = [own, node]
         return True
 
     def finished(self) -> ModelProto:

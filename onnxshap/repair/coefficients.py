@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import Names, array, is_op
 from onnxshap.graph.weights import as_stored, set_values
 from onnxshap.labels.kernels import by_group, ungrouped
+from onnxshap.repair.coded import Coded
 from onnxshap.repair.targets import Layer
 from onnxshap.shapes.constants import static_values
 from onnxshap.tracing import Traced
+
+_DECODER = "DequantizeLinear"
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Coefficients:
         return name
 
     def _origin(self, name: str) -> _Origin:
-        """Return what a tensor is made of; of floating point alone, if that is more than one."""
+        """Return what a tensor is made of; of floating point and codes alone, if that is more than one."""
         stored, nodes, pending = set[str](), set[int](), [name]
         while pending:
             name = pending.pop()
@@ -84,7 +87,8 @@ class Coefficients:
                 nodes.add(k)
                 pending.extend(self.model.graph.node[k].input)
         if len(stored) > 1:
-            stored = {n for n in stored if array(self._stored[n]).dtype.kind == "f"}
+            codes = {self.model.graph.node[k].input[0] for k in nodes if is_op(self.model.graph.node[k], _DECODER)}
+            stored = {n for n in stored if n in codes or array(self._stored[n]).dtype.kind == "f"}
         return _Origin(frozenset(stored), frozenset(nodes))
 
     def _equal(self, one: str, other: str) -> bool:
@@ -119,6 +123,8 @@ class Coefficients:
         Return whether that was done: all is left as it is where the types of what is stored do not hold it.
         """
         w, values = layers[0].weight, self._weights(layers[0])
+        if self._coded(self._weight_name(layers[0])) is not None:
+            return self._write_codes(layers, ungrouped(coefficients, w, values), biases)
         back = as_stored(ungrouped(coefficients, w, values), values.dtype)
         shifts = [self._as_bias(layer, b, values.dtype) for layer, b in zip(layers, biases, strict=False)]
         fitting = [shift for shift in shifts if shift is not None]
@@ -135,9 +141,58 @@ class Coefficients:
             self._write_bias(layer, shift)
         return True
 
+    def _coded(self, name: str) -> Coded | None:
+        """Return the stored codes that a tensor is made of, None where it is made of something else."""
+        k = self._produced.get(name)
+        return None if k is None else Coded.of(self.model.graph.node[k], self._stored)
+
+    def _write_codes(self, layers: Sequence[Layer], values: FloatArray, biases: Sequence[FloatArray]) -> bool:
+        """Store weights of codes, and biases, as `write`."""
+        found: list[tuple[TensorProto, Array]] = []
+        for number, layer in enumerate(layers):
+            coded = self._coded(self._weight_name(layer))
+            made = None if coded is None else coded.refilled(values)
+            if coded is None or made is None:
+                return False
+            found += zip((coded.codes, coded.scale), made, strict=True)
+            if layer.bias is None:
+                continue
+            bias = biases[number] / self._factor(layer) if biases else self._constant(layer.bias)
+            ratio = made[1].astype(np.float64) / array(coded.scale)
+            new = self._bias_codes(layer.bias, bias, ratio)
+            if new is None:
+                return False
+            found += new
+        for tensor, stored in found:
+            set_values(tensor, stored)
+        return True
+
+    def _bias_codes(self, name: str, values: FloatArray, ratio: FloatArray) -> list[tuple[TensorProto, Array]] | None:
+        """Return what is stored for a bias float64[width] behind weights of codes; None where it cannot be.
+
+        Codes, and their scales, of one bias alone: else what reads them too would get them.
+        """
+        if name in self._stored:
+            own = as_stored(values.reshape(tuple(self._stored[name].dims)), array(self._stored[name]).dtype)
+            return None if own is None else [(self._stored[name], own)]
+        coded = self._coded(name)
+        shared = coded is None or any(len(self._readers[t.name]) > 1 for t in (coded.codes, coded.scale))
+        made = None if coded is None or shared or len(self._readers[name]) > 1 else coded.rescaled(values, ratio)
+        return None if coded is None or made is None else list(zip((coded.codes, coded.scale), made, strict=True))
+
+    def _constant(self, name: str) -> FloatArray:
+        """Return a constant as it is stored, or is computed, float64."""
+        if name in self._stored:
+            return array(self._stored[name]).astype(np.float64)
+        return static_values(self.model, self.free.backend, [name])[name].astype(np.float64)
+
+    @staticmethod
+    def _factor(layer: Layer) -> float:
+        return layer.weight.bias[1] if layer.weight.bias is not None else 1.0
+
     def _as_bias(self, layer: Layer, bias: FloatArray, dtype: np.dtype[Any]) -> Array | None:
         """Return a bias float64[width] as it is stored, one that is new in `dtype`; None where it does not fit."""
-        own = bias / (layer.weight.bias[1] if layer.weight.bias is not None else 1.0)
+        own = bias / self._factor(layer)
         if layer.bias is None:
             return as_stored(own, dtype)
         old = array(self._stored[layer.bias])
@@ -174,11 +229,12 @@ class Coefficients:
     def _bias(self, layer: Layer, width: int) -> FloatArray | None:
         """Return the present bias float64[width]; zeros where one can be added, None where none can."""
         if layer.bias is not None:
-            old = array(self._stored[layer.bias]).astype(np.float64)
-            factor = layer.weight.bias[1] if layer.weight.bias is not None else 1.0
-            return old.ravel() * factor
+            return self._constant(layer.bias).ravel() * self._factor(layer)
         return np.zeros(width) if self._free_bias(layer) else None
 
     def _free_bias(self, layer: Layer) -> bool:
+        """Return whether a layer without a bias may get one; an op on codes would no longer be fused with one."""
         slot, node = layer.weight.bias, self.model.graph.node[layer.index]
+        if self._coded(self._weight_name(layer)) is not None:
+            return False
         return slot is not None and (len(node.input) <= slot[0] or not node.input[slot[0]])

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from onnxshap.codes import INTEGERS, on_codes
+from onnxshap.codes import INTEGERS, on_codes, recodable
 from onnxshap.core import Array, FloatArray
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.graph.structure import order, reads
 from onnxshap.labels import Liveness, Site, Weight
+from onnxshap.repair.coded import Coded
 from onnxshap.repair.recurrent import refittable
 from onnxshap.shapes.constants import CHANNELS, constants_of, is_stored, norm_affine
 from onnxshap.tracing import Traced
@@ -28,7 +29,8 @@ class Layer:
         x, y: tensors in and out (`y` after the bias, under its name in both models).
         channels, outputs: channel axes of `x` and `y`.
         weight: how it multiplies, in as many groups as the cut model has.
-        bias: name of the constant added to `y`, None where there is none yet or cannot be one.
+        bias: name of the constant added to `y`, or of what a DequantizeLinear makes of constants; None where there is
+            none yet or cannot be one.
         target: the tensor to get right: `y`, or what a BatchNormalization or a residual sum makes of it.
         addend: what is added on the way, None = nothing.
         affine: per-channel scale and shift on the way, before the addend.
@@ -77,8 +79,8 @@ def changed_by(traced: Traced, live: Liveness, edited: Collection[int] = ()) -> 
 def unfitted(traced: Traced, live: Liveness) -> list[str]:
     """Return nodes whose weights are cut and which are no regression: nothing restores what they gave.
 
-    Those in loops, those whose weights are codes, and recurrent ones that share their weights; a norm has no weights
-    between its channels.
+    Those in loops, those whose weights are codes but not constants of a DequantizeLinear, and recurrent ones that share
+    their weights; a norm has no weights between its channels.
     """
     nodes, shapes, found = traced.shaped.graph.nodes, traced.shaped.shapes, dict[str, None]()
     for site in traced.labels.trace.sites:
@@ -86,7 +88,7 @@ def unfitted(traced: Traced, live: Liveness) -> list[str]:
         weights = [i for i in node.input if i in traced.shaped.constants and len(shapes[i]) > 1]
         left = not refittable(traced, site.node)
         if site.weight is not None:
-            left = on_codes(traced.shaped, site) or bool(traced.depth(node.output[0]))
+            left = _as_they_are(traced, site) or bool(traced.depth(node.output[0]))
         if (
             left
             and live.cut(site.tensor, site.axis)
@@ -101,6 +103,11 @@ def emptied(traced: Traced, live: Liveness) -> list[str]:
     nodes, kinds = traced.shaped.graph.nodes, traced.shaped.kinds
     sites = [s for s in traced.labels.trace.sites if kinds.get(s.tensor) in INTEGERS and live.cut(s.tensor, s.axis)]
     return list(dict.fromkeys(nodes[s.node].name or nodes[s.node].output[0] for s in sites))
+
+
+def _as_they_are(traced: Traced, site: Site) -> bool:
+    """Return whether the weights of a site are codes that are not made anew."""
+    return on_codes(traced.shaped, site) and not recodable(traced.shaped, site)
 
 
 @dataclass
@@ -126,8 +133,8 @@ class _Finder:
         for site in self.traced.labels.trace.linear:
             original = self.traced.shaped.graph.nodes[site.node]
             y = original.output[0]
-            if y not in changed or y not in self.produced or site.weight is None or on_codes(self.traced.shaped, site):
-                continue  # codes are not made anew
+            if y not in changed or y not in self.produced or site.weight is None or _as_they_are(self.traced, site):
+                continue
             if self.traced.depth(y):
                 continue  # inside a loop it answers for many iterations, and for what they hand on to each other
             index, bias = self.produced[y], None
@@ -153,7 +160,11 @@ class _Finder:
     def _per_channel(self, bias: str, site: Site, y: str) -> bool:
         assert site.weight is not None
         width = self.live.width(y, site.weight.out, self.traced.shaped.shapes[y][site.weight.out])
-        return bias in self.stored and math.prod(self.stored[bias].dims) == width
+        stored = self.stored.get(bias)
+        if stored is None and bias in self.produced:
+            coded = Coded.of(self.model.graph.node[self.produced[bias]], self.stored)
+            stored = None if coded is None else coded.codes
+        return stored is not None and math.prod(stored.dims) == width
 
     def _latest(self, chosen: Collection[int]) -> dict[str, int]:
         """Return tensor -> the last of some nodes of the cut model that it depends on, if there is one."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, helper
 
+from onnxshap.graph import is_op
+
 
 def transfer(source: ModelProto, target: ModelProto) -> ModelProto:
-    """Give `target` the floating-point initializers of `source`, in place, and return it.
+    """Give `target` the floating-point initializers of `source`, and codes, in place, and return it.
 
     The two forms differ in what spells the batch size out: integers, and nodes that compute them. Nodes that read an
     initializer which the target does not have yet (a new bias, an unfolded weight) read it there too.
     """
     stored = {t.name: t for t in target.graph.initializer}
-    added = set()
+    added, codes = set(), {node.input[0] for node in source.graph.node if is_op(node, "DequantizeLinear")}
     for item in source.graph.initializer:
-        if np.dtype(helper.tensor_dtype_to_np_dtype(item.data_type)).kind in "iubO":
+        if item.name not in codes and np.dtype(helper.tensor_dtype_to_np_dtype(item.data_type)).kind in "iubO":
             continue
         if item.name not in stored:
             added.add(item.name)

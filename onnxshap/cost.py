@@ -15,6 +15,7 @@ from onnxshap.blocks import filled
 from onnxshap.core import BoolArray, FloatArray
 from onnxshap.graph.structure import graphs_of, used_names
 from onnxshap.labels import AxisKey, Labels, Liveness, Weight
+from onnxshap.labels.fixups import Refilled
 from onnxshap.shapes import Shaped
 
 _NOT_WEIGHTS = frozenset({TensorProto.BOOL, TensorProto.STRING, TensorProto.INT32, TensorProto.UINT32})
@@ -302,10 +303,13 @@ def _stored(
     Copies that are cut alike are one again in the file. Those `apart` are left out.
     """
     copies: dict[object, dict[tuple[int, tuple[int, ...]], tuple[str, int]]] = {}
+    staying = _staying(shaped, labels)
     for name, kind in _constants(shaped):
         if name in apart:
             continue
-        whole, at = axes.block([(name, axis) for axis in range(len(shaped.shapes[name]))])
+        shape = shaped.shapes[name]
+        whole, at = axes.block([] if name in staying else [(name, axis) for axis in range(len(shape))])
+        whole *= math.prod(shape) if name in staying else 1
         copies.setdefault(shaped.graph.sources.get(name, name), {})[whole, tuple(at)] = name, kind
     stored, shared = list[tuple[int, list[int], int]](), list[tuple[_Copies, int]]()
     for found in copies.values():
@@ -317,6 +321,12 @@ def _stored(
             classes = [[labels.axis(name, axis) for axis in range(len(shaped.shapes[name]))] for name in names]
             shared.append((_Copies(shaped.shapes[names[0]], classes), next(iter(found.values()))[1]))
     return stored, shared
+
+
+def _staying(shaped: Shaped, labels: Labels) -> set[str]:
+    """Return constants that a cut leaves as large as they are: ops that see an axis as a whole get zeros in them."""
+    found = [(shaped.graph.nodes[f.node], f.parameters) for f in labels.trace.fixups if isinstance(f, Refilled)]
+    return {node.input[k] for node, numbers in found for k in numbers}
 
 
 def costly_units(shaped: Shaped, labels: Labels) -> BoolArray:

@@ -10,6 +10,7 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from onnxshap import cost as costs
+from onnxshap.graph import array
 from onnxshap.rewrite import drop_units
 from onnxshap.tracing import trace
 from tests.exactness import codes, draw_plan, net
@@ -163,3 +164,20 @@ def test_the_shares_of_plans_are_those_of_the_figures_and_the_whole_is_counted_o
             of = getattr(traced.cost, name)
             assert 0 < share == of(live) / of() < 1
         counted[1:] = []
+
+
+def test_weights_of_a_norm_that_sees_zeros_stay_as_many() -> None:
+    """They were counted as cut: `--keep-params` gave more than was asked for."""
+    model = net(
+        """(float[N,6] x) => (float[N,3] y) {
+        h = MatMul(x, w0) n = LayerNormalization(h, scale, shift) a = MatMul(n, w1) s = Add(h, a)
+        m = LayerNormalization(s, scale2, shift2) y = MatMul(m, w2)
+    }""",
+        w0=(6, 16), scale=(16,), shift=(16,), scale2=(16,), shift2=(16,), w1=(16, 16), w2=(16, 3),
+    )  # fmt: skip
+    traced = trace(model)
+    keep = {group.name: np.arange(len(group)) < 10 for group in traced.groups}
+    cost, live, small = traced.cost, traced.alive(keep), drop_units(traced, keep)
+    numbers = [array(t) for t in small.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims)]
+    assert any(t.size == 16 for t in numbers), "no norm sees zeros"
+    assert cost.params(live) == sum(t.size for t in numbers) < cost.params()

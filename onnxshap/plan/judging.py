@@ -134,7 +134,7 @@ class Judge:
         if expectation is None or len(lost) < 2:
             return found
         expected = _estimated(lost, *expectation.lost(outputs))
-        return replace(found, expected=replace(expected, stderr=max(expected.stderr, least)))
+        return replace(found, expected=replace(expected, stderr=math.hypot(expected.stderr, least)))
 
     @cached_property
     def _expectations(self) -> dict[str, payoffs.Expectation]:

@@ -206,7 +206,7 @@ class _Masks:
         touched = self.traced.sites(self.groups)
         tables = responses(self.traced, [s for s in touched if (s.node, s.input) in self.means])
         for site in touched:
-            table = tables.get((site.node, site.input))
+            table = None if site.weight is None else tables.get((site.node, site.input))
             self._mask(masked.graph.node[site.node], site, None if table is None else table())
         nodes = [*self.head]
         for index, node in enumerate(masked.graph.node):

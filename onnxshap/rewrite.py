@@ -118,9 +118,9 @@ class _Rewrite:
         assert weight is not None
         node = self.node(site.node)
         dead = ~self.alive(site.tensor, site.axis)
-        left = means[dead] @ table[dead]
-        kept = left[self.alive(node.output[0], weight.out)]
-        kind = self.traced.shaped.kinds.get(node.output[0], TensorProto.FLOAT)
+        left, made = means[dead] @ table[dead], self.traced.shaped.graph.nodes[site.node].output[0]
+        kept = left[self.alive(made, weight.out)]
+        kind = self.traced.shaped.kinds.get(made, TensorProto.FLOAT)
         dtype = helper.tensor_dtype_to_np_dtype(kind)
         if weight.bias is not None:
             number, factor = weight.bias
@@ -136,7 +136,7 @@ class _Rewrite:
                 return
             if self._fold_into_codes(site, present, kept / factor):
                 return
-        rank = len(self.traced.shaped.shapes[node.output[0]])
+        rank = len(self.traced.shaped.shapes[made])
         wide = kept.reshape([-1 if axis == weight.out else 1 for axis in range(weight.out, rank)])
         result, raw = node.output[0], self.names.new(f"{node.output[0]}.unfolded")
         bias = self.new_constant(f"{result}.bias", _as(wide, dtype))
@@ -273,7 +273,7 @@ def cut(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
     stored = {t.name: t for t in model.graph.initializer}
     edit = _Rewrite(traced, live, model, stored, traced.shaped.graph.names())
     touched = [s for s in traced.labels.trace.sites if live.cut(s.tensor, s.axis)]
-    folded = [s for s in touched if means and (s.node, s.input) in means]
+    folded = [s for s in touched if means and s.weight is not None and (s.node, s.input) in means]
     tables = responses(traced, folded)
     edit.compress()
     for fixup in traced.labels.trace.fixups:

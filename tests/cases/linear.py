@@ -57,6 +57,10 @@ case("transposed depthwise", conv_net(
     "b = ConvTranspose<group=8, strides=[2,2]>(a, w1, b1)", w1=(8, 1, 2, 2), b1=(8,)), [8])
 case("transposed grouped", conv_net(
     "b = ConvTranspose<group=2, strides=[2,2]>(a, w1, b1)", c=8, d=12, w1=(8, 6, 2, 2), b1=(12,)), [4, 6])
+case("conv whose channels and whose space are cut", net("""(float[N,3,4,5] x) => (float[N,2,4,3] y) {
+    a = Conv(x, w0) b = MatMul(a, w1) c = Relu(b) d = Conv<pads=[1,1,1,1]>(c, w2) e = Relu(d) f = MatMul(e, w3)
+    y = Conv(f, w4)
+}""", w0=(6, 3, 1, 1), w1=(5, 8), w2=(4, 6, 3, 3), w3=(8, 3), w4=(2, 4, 1, 1)), [6, 8, 4])
 case("conv of one tap leaves space apart", net("""(float[N,5,6] x) => (float[N,5,3] y) {
     a = MatMul(x, w0)
     r = Relu(a)

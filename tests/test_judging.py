@@ -32,7 +32,7 @@ def judge_of(logits: FloatArray, labels: np.ndarray | None) -> Judge:
 _UNREAD: Traced = None  # type: ignore[assignment]  # of a model that is run; outputs are given here
 
 
-@pytest.mark.parametrize("temperature", [1.0, 3.0, 0.4])
+@pytest.mark.parametrize("temperature", [1.0, 3.0, 0.4, 1000.0, 0.01])  # the last is of cosines
 def test_the_expectation_of_few_images_is_nearer_to_what_many_lose_than_their_labels_are(temperature: float) -> None:
     rng = np.random.default_rng(7)
     true = logits_of(20_000, 2.0, rng)
@@ -60,6 +60,24 @@ def test_many_labels_decide_where_probabilities_are_wrong() -> None:
     drop = judge_of(logits, labels).lost([changed])
     assert drop.expected is not None
     assert drop.expected.mean > 0.85 * drop.mean > 0.05
+
+
+def test_images_sorted_by_their_labels_calibrate_alike() -> None:
+    rng = np.random.default_rng(5)
+    logits = logits_of(10_000, 2.0, rng)
+    labels = np.concatenate([logits[:5000].argmax(axis=1), rng.integers(0, CLASSES, 5000)])
+    mixed = rng.permutation(len(labels))
+    found = [payoffs.Expectation.of(payoffs.Accuracy(), [logits[at]], labels[at]) for at in (slice(None), mixed)]
+    assert found[0].temperature == pytest.approx(found[1].temperature, rel=0.1)
+
+
+def test_a_few_labels_that_are_all_right_are_no_certainty() -> None:
+    logits = logits_of(10, 2.0, np.random.default_rng(2))
+    closest = np.argsort(np.sort(logits, axis=1)[:, -1] - np.sort(logits, axis=1)[:, -2])[0]
+    changed = logits.copy()
+    changed[closest] *= -1
+    lost, _ = payoffs.Expectation.of(payoffs.Accuracy(), [logits], logits.argmax(axis=1)).lost([changed])
+    assert 0 < lost[closest] < 0.9
 
 
 def test_what_nobody_saw_change_may_change_still() -> None:

@@ -80,6 +80,15 @@ def test_a_few_labels_that_are_all_right_are_no_certainty() -> None:
     assert 0 < lost[closest] < 0.9
 
 
+def test_class_scores_of_one_place_are_those_of_an_image() -> None:
+    rng = np.random.default_rng(4)
+    logits = logits_of(100, 1.0, rng)
+    labels, changed = drawn(logits, rng), logits + rng.standard_normal(logits.shape)
+    flat = judge_of(logits, labels).lost([changed])
+    assert judge_of(logits[:, :, None, None], labels).lost([changed[:, :, None, None]]) == flat
+    assert flat.expected is not None
+
+
 def test_what_nobody_saw_change_may_change_still() -> None:
     logits = logits_of(50, 2.0, np.random.default_rng(1))
     drop = judge_of(logits, logits.argmax(axis=1)).lost([2 * logits])

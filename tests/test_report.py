@@ -16,6 +16,7 @@ import onnxshap
 from onnxshap import report
 from onnxshap.core import Array, Values
 from onnxshap.errors import DataError, ModelError
+from onnxshap.plan.judging import Drop, Estimate
 from onnxshap.report.cells import count
 from tests.nets import small as net
 
@@ -245,6 +246,17 @@ def test_scores_that_four_places_call_nothing_are_told_all_the_same(pruned: onnx
     rows = [line.split() for line in text_of(*report.prune_tables(found)).splitlines()]
     assert ["mse", "0.0000", "-7.7e-06", "-7.7e-06"] in rows
     assert ["same", "0.0000", "0.0000", "+0.0000"] in rows
+
+
+def test_what_is_expected_of_other_images_is_told_where_more_is_known_of_them(pruned: onnxshap.Pruned) -> None:
+    seen = Drop("accuracy", 0.02, 0.01, 40)
+    told = "Lost: 0.0200 +- 0.0100 accuracy on 40 held-out images"
+    for drop, text in (
+        (seen, f"{told}.\n"),
+        (replace(seen, expected=Estimate(0.01, 0.005)), f"{told}; of others 0.0100 +- 0.0050 is expected.\n"),
+    ):
+        found = report.prune_report(replace(pruned, drop=drop), model="m", output=None, seed=0)
+        assert text in text_of(*report.prune_tables(found))
 
 
 def test_scores_on_random_inputs_are_named_so(pruned: onnxshap.Pruned) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -12,6 +13,7 @@ from onnxshap.core import Array, FloatArray
 from onnxshap.payoffs.checked import (
     both_classes,
     check_shape,
+    class_axis,
     class_labels,
     class_scores,
     class_sum,
@@ -219,8 +221,9 @@ class Accuracy:
 
     def whole(self, reference: Sequence[Array]) -> bool:
         """Return whether an image is right or wrong as a whole, not here and there."""
-        scores = reference[self.output]
-        return scores.size == len(scores) if self.binary else scores.ndim == 2
+        shape = reference[self.output].shape
+        classes = 1 if self.binary else shape[class_axis(len(shape), self.axis)]
+        return math.prod(shape[1:]) == classes
 
 
 @dataclass(frozen=True)

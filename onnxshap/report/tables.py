@@ -51,13 +51,12 @@ def _prune_lines(report: Report) -> Iterator[str]:
     if report["scored_by"]:
         yield f"Scored by {listed(report['scored_by'])}: other outputs are choices by it, or constants."
     if lost is not None:
-        held_out = plural(lost["images"], "held-out image")
-        yield f"{_lost(lost)} on {held_out}; of others {_spread(lost['expected'])} is expected."
+        yield f"{_lost(lost, plural(lost['images'], 'held-out image'))}."
     fitted = report["refits"] and judged["source"] == data["source"]
     seen = ", which the repair was fitted to (--eval-data tells what others lose)" if fitted else ""
     names = [f"; {name} is {meaning}" for name, meaning in _MEANINGS.items() if name in report["before"]["score"]]
     said = "".join(names)
-    yield f"Scores: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}){seen}, higher is better{said}."
+    yield f"Scores: mean over {_images(judged)}{seen}, higher is better{said}."
     if report["turned"]:
         yield f"Units as combinations of the file's, where only linear ops touch them: {listed(report['turned'])}."
     if report["low_rank"]:
@@ -131,9 +130,8 @@ def sweep_tables(report: Report) -> list[RenderableType]:
     judged = report["eval_data"]
     how = dict.fromkeys(f"repair {c['repair']}, widths {c['allocation']}" for c in report["methods"])
     lines = [
-        f"Cut and repaired with {plural(report['data']['n'], 'image')} ({_source_name(report['data'])}): "
-        f"{'; '.join(how)}.",
-        f"{score}: mean over {plural(judged['n'], 'image')} ({_source_name(judged)}); knee: farthest from the chord.",
+        f"Cut and repaired with {_images(report['data'])}: {'; '.join(how)}.",
+        f"{score}: mean over {_images(judged)}; knee: farthest from the chord.",
     ]
     if limit is not None:
         none = [c["method"] for c in report["methods"] if c["within"] is None]
@@ -165,8 +163,7 @@ def unify_tables(report: Report) -> list[RenderableType]:
     foot = (
         f"{blocks['unified']} of {plural(blocks['n'], 'block')} of {report['block']} weights share a magnitude "
         f"({plural(report['data']['n'], 'image')}, {_source_name(report['data'])}).\n"
-        f"{_lost(lost)} on {plural(judged['n'], 'image')} "
-        f"({_source_name(judged)}).\n"
+        f"{_lost(lost, _images(judged))}.\n"
         "Smaller compressed only: the model runs as long, and takes as much memory, as before."
     )
     return [table, Text(foot)]
@@ -186,9 +183,8 @@ def pivot_tables(report: Report) -> list[RenderableType]:
     threads = plural(report["threads"], "thread") if report["threads"] else "all cores"
     foot = (
         f"{plural(len(report['convs']), 'Conv')} in groups, {len(report['left'])} whole (-v: why); "
-        f"repair: {report['repair']}, {plural(report['data']['n'], 'image')} ({_source_name(report['data'])}).\n"
-        f"{_lost(lost)} on {plural(judged['n'], 'image')} "
-        f"({_source_name(judged)}). Times: {threads}.\n"
+        f"repair: {report['repair']}, {_images(report['data'])}.\n"
+        f"{_lost(lost, _images(judged))}. Times: {threads}.\n"
         f"Checked: the permuted model is the original within {checked['permuted']['rel_err']:.1e} of its largest "
         f"output; before any refit, that in groups is its twin with zeros within {checked['groups']['rel_err']:.1e}."
     )
@@ -196,9 +192,11 @@ def pivot_tables(report: Report) -> list[RenderableType]:
     return [figures, convs, Text(foot)]
 
 
-def _lost(drop: Mapping[str, Any]) -> str:
-    """Return by how much a score is less, and its standard error."""
-    return f"Lost: {_spread(drop)} {drop['name']}"
+def _lost(drop: Mapping[str, Any], images: str) -> str:
+    """Return by how much a score is less on some images, and what is expected of others where that is not the same."""
+    seen, expected = _spread(drop), _spread(drop["expected"])
+    of_others = "" if seen == expected else f"; of others {expected} is expected"
+    return f"Lost: {seen} {drop['name']} on {images}{of_others}"
 
 
 def _spread(loss: Mapping[str, Any], sign: str = "-") -> str:
@@ -264,6 +262,11 @@ def show(renderables: Iterable[RenderableType], console: Console) -> None:
         if isinstance(item, Table):
             make_fit(item, console)
         console.print(item, markup=False, highlight=False)
+
+
+def _images(data: Mapping[str, Any]) -> str:
+    """Return how many images data have, and where they came from."""
+    return f"{plural(data['n'], 'image')} ({_source_name(data)})"
 
 
 def _source_name(data: Mapping[str, Any]) -> str:

@@ -841,6 +841,15 @@ def test_an_interrupt_that_a_library_takes_for_an_error_is_one(here: Path, monke
         assert (result.exit_code, result.stderr, result.stdout) == (130, "onnxshap: interrupted\n", "")
 
 
+def test_a_signal_that_ends_a_run_is_no_exit_of_a_function(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told as data that cannot be read, or as an ImportError of what was being imported."""
+    lines = ("import os, signal", "def f():", "    os.kill(os.getpid(), signal.SIGTERM)")
+    Path("ends.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(here))
+    result = call("score", "m.onnx", "--data", "ends:f")
+    assert (result.exit_code, result.stderr, result.stdout) == (128 + signal.SIGTERM, "", "")
+
+
 def test_an_interrupt_before_there_is_a_command_is_one(here: Path) -> None:
     Path("click.py").write_text("raise KeyboardInterrupt")
     command = [sys.executable, "-c", "from onnxshap.cli import main"]

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -566,6 +567,15 @@ def test_an_interrupt_waits_until_workers_have_started_or_ended(
         score(workers=1, payoff=margin, progress=pause)
     assert done == [name] and list(tmp_path.iterdir()) == [] and dict(os.environ) == before
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_that_workers_died_of_meanwhile_is_one() -> None:
+    """One of all processes of a job: workers were started anew, and it went on."""
+    with pytest.raises(KeyboardInterrupt), runners._undisturbed():
+        handler = signal.getsignal(signal.SIGINT)
+        assert callable(handler)
+        handler(signal.SIGINT, None)
+        raise BrokenProcessPool
 
 
 def test_workers_that_keep_dying_and_failing_payoffs_are_one_error() -> None:

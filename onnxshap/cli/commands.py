@@ -19,7 +19,7 @@ from onnxshap.cli.inspect import inspect
 from onnxshap.cli.pivot import pivot
 from onnxshap.cli.prune import prune
 from onnxshap.cli.score import score
-from onnxshap.cli.screen import Main, Screen
+from onnxshap.cli.screen import Ended, Main, Screen
 from onnxshap.cli.sweep import sweep
 from onnxshap.cli.unify import unify
 
@@ -49,7 +49,7 @@ _STDERR = 2
 
 def _end(number: int, frame: object) -> None:
     """End as an interrupted run does, its processes and temporary files with it."""
-    sys.exit(128 + number)
+    raise Ended(number)
 
 
 for command in (inspect, prune, score, sweep, unify, pivot, evaluate):

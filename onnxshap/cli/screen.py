@@ -209,6 +209,18 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
+class Ended(KeyboardInterrupt):
+    """A signal that ends the process as an interrupt does: no function of the user's is taken to have exited.
+
+    Attributes:
+        exit_code: as shells tell it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
 class Main(click.Group):
     """Turns what the library raises into one line and an exit code; lists commands in the order of their use."""
 
@@ -223,11 +235,11 @@ class Main(click.Group):
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
-        except KeyboardInterrupt:
-            _end_interrupted(ctx)
+        except KeyboardInterrupt as interrupt:
+            _end_interrupted(ctx, interrupt)
         except OnnxshapError as error:
-            if _interrupted(error):
-                _end_interrupted(ctx)
+            if (behind := _interrupt_behind(error)) is not None:
+                _end_interrupted(ctx, behind)
             click.echo(f"onnxshap: error: {_one_line(error)}", err=True)
             if _verbose(ctx):
                 for cause in _causes(error):
@@ -238,8 +250,8 @@ class Main(click.Group):
             click.echo(f"onnxshap: error: {why}; a smaller --memory, fewer images or a larger machine help", err=True)
             ctx.exit(OnnxshapError.exit_code)
         except Exception as error:  # noqa: BLE001 (the last resort: a user gets one line, and -v the rest)
-            if _interrupted(error):
-                _end_interrupted(ctx)
+            if (behind := _interrupt_behind(error)) is not None:
+                _end_interrupted(ctx, behind)
             if _verbose(ctx):
                 click.echo(traceback.format_exc(), err=True, nl=False)
             what = f"{type(error).__name__}: {_one_line(error)}"
@@ -248,17 +260,19 @@ class Main(click.Group):
             ctx.exit(1)
 
 
-def _end_interrupted(ctx: click.Context) -> NoReturn:
+def _end_interrupted(ctx: click.Context, interrupt: KeyboardInterrupt) -> NoReturn:
+    if isinstance(interrupt, Ended):
+        ctx.exit(interrupt.exit_code)
     click.echo("onnxshap: interrupted", err=True)
     ctx.exit(_INTERRUPTED)
 
 
-def _interrupted(error: BaseException) -> bool:
-    """Return whether an error came of an interrupt: a library that is being imported makes an ImportError of it."""
+def _interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the interrupt that an error came of: a library that is being imported makes an ImportError of it."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, KeyboardInterrupt):
         found = found.__cause__ or found.__context__
-    return found is not None
+    return found
 
 
 def _verbose(ctx: click.Context) -> bool:

@@ -231,10 +231,12 @@ def _undisturbed() -> Iterator[None]:
     them sees it, and ends them; each of them would print a traceback first.
     """
     came = list[int]()
-    with _handlers(lambda number, frame: came.append(number)), _blocked():
-        yield
-    if came:
-        signal.raise_signal(came[0])
+    try:
+        with _handlers(lambda number, frame: came.append(number)), _blocked():
+            yield
+    finally:  # also where it is what workers died of
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager

@@ -240,8 +240,8 @@ class _Masks:
 
     def _mask(self, node: NodeProto, site: Site, table: FloatArray | None) -> None:
         """Multiply the mask into a site's input and, for mean filling, add what the means leave to its output."""
-        if self.probe is not None and site.stored:
-            return  # weights alone: nothing of the images is scaled there
+        if self.probe is not None and (site.stored or self._kind(site.tensor) == TensorProto.BOOL):
+            return  # weights alone, or choices: nothing of the images is scaled there
         blocks = self._blocks(site) if table is None else None
         row = self._axis_mask(site.tensor, site.axis, blocks)
         source = node.input[site.input]  # masked already where another of its axes is summed over here too
@@ -328,11 +328,11 @@ class _Masks:
         ]
 
     def _apply(self, site: Site, source: str, mask: str, output: str, zero: str) -> list[NodeProto]:
-        kind = self.traced.shaped.kinds.get(site.tensor, TensorProto.FLOAT)
+        kind = self._kind(site.tensor)
         if kind in _CODES:
             return self._apply_to_codes(source, mask, output, zero, kind)
         if self.probe is None:
-            return [self._node("Mul", [source, mask], output)]
+            return [self._node("And" if kind == TensorProto.BOOL else "Mul", [source, mask], output)]
         added, place = self.probe[site.tensor, site.axis], _images_beside(self.traced, site.tensor, site.axis)
         if place is not None and not place.alone:
             added = added.reshape(place.split(added.shape))
@@ -362,6 +362,9 @@ class _Masks:
         else:
             whole = put("Mul", [whole, mask], "whole")
         return [*made, self._node("Cast", [whole], output, to=kind)]
+
+    def _kind(self, name: str) -> int:
+        return self.traced.shaped.kinds.get(name, TensorProto.FLOAT)
 
     def _one(self) -> str:
         if ("one",) not in self.made:
@@ -438,7 +441,7 @@ class _Masks:
                 row = self._put("Transpose", [row], f"{wish}.turned", perm=[1, 0])
         target = self._constant(f"{wish}.shape", np.array(wanted, np.int64))
         output = self._put("Reshape", [row, target], wish)
-        kind = shaped.kinds.get(name, TensorProto.FLOAT)
+        kind = self._kind(name)
         if kind in INTEGERS - _CODES:  # means are rounded, as `rewrite` does
             half = self._constant(f"{output}.half", np.array(0.5, np.float32))
             above = self._put("Add", [output, half], f"{output}.above")

@@ -136,6 +136,13 @@ def test_inputs_that_hardly_vary_are_ranked_by_how_they_do(level: float) -> None
         assert np.ptp(phi) > 0.1
 
 
+def test_what_a_constant_chooses_of_is_one_of_the_tensors_on_a_route() -> None:
+    """Its place was taken by the constant, which the op reads first: the order of a cut ended in a traceback."""
+    model = next(one.model for one in CASES if one.name == "softmax over what a constant chooses")
+    data = onnxshap.Dataset({"x": np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.float32)})
+    assert onnxshap.prune(model, data, keep_units=0.5, method="recon").verified.rel_err < TOLERANCE
+
+
 @pytest.mark.parametrize("one", CASES, ids=lambda c: c.name)
 def test_regressions_are_what_the_layers_compute(one: Case) -> None:
     traced = onnxshap.trace(one.model)

@@ -86,7 +86,10 @@ class Setting:
         passed = dict[str, None]()
         for site in self.traced.sites(self.traced.groups):
             node = shaped.graph.nodes[site.node]
-            passed.update(dict.fromkeys([node.input[0], node.output[0]] if site.node in fed else [site.tensor]))
+            if site.node in fed:
+                passed.update(dict.fromkeys([node.input[0], node.output[0]]))
+            if not site.stored:
+                passed[site.tensor] = None
         seen = [name for name in passed if name in shaped.shapes and self.traced.depth(name) < 2]
         steps = sorted(seen, key=lambda name: shaped.producers.get(name, -1))
         feeds = [part for _, part in batches(self.traced, self.data, self._images_of_a_batch(steps))]

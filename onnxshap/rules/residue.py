@@ -84,6 +84,8 @@ def _chain(shaped: Shaped, zeros: Zeros, site: Site, units: np.ndarray) -> _Foun
         held = [(k, source) for k, source in enumerate(inputs) if source and zeros.holds(source, units)]
         if index is None or not held:
             return None  # given from outside, as a loop's state is to its body
+        if not all(zeros.is_finite(source) for source in inputs):
+            return None  # what is infinite at one removed position would be taken times 0 at all others
         found.nodes.append(index)
         for k, source in held:
             axis = _along(shaped, index, k, axes[name])

@@ -96,6 +96,7 @@ class Zeros:
         self._labels, self._nonzero, self._apart = labels, without or {}, apart
         self._units: dict[range, frozenset[int]] = {}
         self._known: dict[frozenset[int], dict[str, bool]] = {}
+        self._stored, self._finite = shaped.graph.initializers, dict[str, bool]()
 
     def gives_zero(self, name: str, units: NDArray[np.intp]) -> bool:
         """Return whether a tensor is zero at every position that depends on a unit, once that unit's slices are zero.
@@ -152,6 +153,13 @@ class Zeros:
             units = self._labels.units(name, axis)
             self._units[atoms] = frozenset(units[units >= 0].tolist())
         return self._units[atoms]
+
+    def is_finite(self, name: str) -> bool:
+        """Return whether a tensor is computed, or has no entry that is infinite or no number."""
+        if name not in self._finite:
+            values = array(self._stored[name]) if name in self._stored else np.zeros(())
+            self._finite[name] = values.dtype.kind != "f" or bool(np.isfinite(values).all())
+        return self._finite[name]
 
     def is_given(self, name: str) -> bool:
         """Return whether nothing has to be known of other tensors for the verdict on this one."""
@@ -249,8 +257,13 @@ class _Verdicts:
         return _all((*addends, self._product(name, [i for i in factors if i], rest)))
 
     def _addend(self, source: str, name: str) -> bool | None:
-        """Return whether what an input adds to a tensor is zero, and not stretched from other positions."""
+        """Return whether what an input adds to a tensor is zero, and not stretched from other positions.
+
+        A mask of minus infinity, times 0, is no zero.
+        """
         verdict = self._so_far(source)
+        if verdict and not self._zeros.is_finite(source):
+            return False
         return verdict and (self._spans(source, name) or _is_nothing(self._shaped, source))
 
     def _product(self, name: str, factors: Sequence[str], others: Sequence[str]) -> bool | None:

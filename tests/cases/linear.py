@@ -561,6 +561,15 @@ case("lrn of what does not vanish, but is the same", conv_net("""
 case("softmax 13 over channels", conv_net("b = Softmax<axis=1>(a)", opset=13), [8])
 case("softmax over what does not vanish, but is the same", conv_net("s = Sigmoid(a) b = Softmax<axis=1>(s)"), [8])
 case("log softmax over channels", conv_net("b = LogSoftmax<axis=1>(a)"), [8])
+for name, masked in (("added", "m = Add(a, none)"), ("chosen", "m = Where(some, a, nothing)")):
+    case(f"softmax over channels of minus infinity, {name}, stays", conv_net(
+        f"{masked} b = Softmax<axis=1>(m)", none=np.where(np.arange(8) % 3, 0, -np.inf).reshape(8, 1, 1).astype("f"),
+        some=(np.arange(8) % 3 > 0).reshape(8, 1, 1), nothing=np.array(-np.inf, np.float32),
+    ), [], "Softmax divides")  # fmt: skip
+case("softmax over what a constant chooses", conv_net(
+    "m = Where(some, a, less) b = Softmax<axis=1>(m)", some=(np.arange(8) % 3 > 0).reshape(8, 1, 1),
+    less=np.array(-1, np.float32),
+), [8], rows=False)  # fmt: skip
 case("hardmax over channels stays", conv_net("b = Hardmax<axis=1>(a)"), [], "Hardmax chooses")
 case("a gate of shares over features", net("""(float[N,5,6] x) => (float[N,5,3] y) {
     a = MatMul(x, w0)

@@ -74,12 +74,12 @@ def on_codes(shaped: Shaped, site: Site) -> bool:
 def recodable(shaped: Shaped, site: Site) -> bool:
     """Return whether the weights of a site are codes that other ones can take the place of.
 
-    A DequantizeLinear makes them of constants, with one scale, or one a position of an axis.
+    A DequantizeLinear makes them of what is stored, with one scale, or one a position of an axis.
     """
     if site.weight is None:
         return False
     source = dequantize(shaped, shaped.graph.nodes[site.node].input[site.weight.input])
-    if source is None or any(name not in shaped.constants for name in source.input):
+    if source is None or not shaped.graph.initializers.keys() >= {name for name in source.input if name}:
         return False
     return shaped.kinds.get(source.input[0]) in _CODES and len(shaped.shapes[source.input[1]]) <= 1
 

@@ -182,7 +182,9 @@ class _Rewrite:
         codes, scale = (self.constant(name) for name in source.input[:2])
         if codes.dtype != np.int32 or scale.size not in (1, codes.size):
             return False
-        if (sums := _int32(codes + values / scale.astype(np.float64))) is None:
+        with np.errstate(divide="ignore", invalid="ignore"):  # a channel of nothing may have a scale of zero
+            sums = _int32(codes + values / scale.astype(np.float64))
+        if sums is None:
             return False
         readers = self.traced.shaped.readers
         if all(len(readers.get(name, ())) == 1 for name in (bias, source.input[0])):

@@ -224,6 +224,68 @@ def test_refitted_codes_keep_to_the_bits_that_they_have() -> None:
             assert np.abs(numpy_helper.to_array(tensor).astype(int)).max() <= most[tensor.name]
 
 
+CODED = """(float[N,12] x) => (float[N,4] y) {
+    xq = QuantizeLinear(x, sx, none) xd = DequantizeLinear(xq, sx, none)
+    d0 = DequantizeLinear(w0, s0) a = Gemm(xd, d0, b0) r = Relu(a)
+    rq = QuantizeLinear(r, sx, none) rd = DequantizeLinear(rq, sx, none)
+    """
+
+
+@pytest.mark.parametrize(
+    ("weights", "refitted"),
+    [
+        ("d1 = DequantizeLinear(w1, s0)", True),
+        ("s1 = Div(s0, two) d1 = DequantizeLinear(w1, s1)", False),
+        ("q1 = QuantizeLinear(f1, s0, none) d1 = DequantizeLinear(q1, s0, none)", False),
+    ],
+    ids=["a scale of other weights", "a computed scale", "codes that the file makes of floats"],
+)
+def test_weights_stay_codes_whatever_makes_them(weights: str, refitted: bool) -> None:
+    """Floats took their place where codes or their scale were computed; weights with one scale were left alone."""
+    model = net(
+        CODED + weights + " y = Gemm(rd, d1, b1) }", sx=np.array(0.03, np.float32), none=np.array(0, np.int8),
+        s0=np.array(0.01, np.float32), two=np.array(2, np.float32), w0=codes((12, 16)), b0=(16,), w1=codes((16, 4)),
+        f1=(16, 4), b1=(4,),
+    )  # fmt: skip
+    data = {"x": np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)}
+    found = onnxshap.prune(model, data, keep_units=0.5, method="l1", repair="lstsq")
+    (layer,) = (node for node in found.model.graph.node if node.output[0] == "y")
+    (maker,) = (node for node in found.model.graph.node if layer.input[1] in node.output)
+    assert maker.op_type == "DequantizeLinear"
+    assert [layer.after < layer.before for layer in found.refits] == [True] * refitted
+    assert bool(report.prune_report(found, model="m.onnx", output=None, seed=0)["unfitted"]) != refitted
+
+
+@pytest.mark.parametrize("most", [1, 7])
+def test_few_codes_are_refitted_where_they_come_nearer(most: int) -> None:
+    """The error told was that of floats: of weights of -1, 0 and 1 most became 0, twice to five times as far off."""
+    rng = np.random.default_rng(1)
+    model = net(
+        """(float[N,12] x) => (float[N,8] y) {
+        a = Gemm(x, w0, b0) r = Relu(a) w = DequantizeLinear(w1, step) y = Gemm(r, w, b1)
+    }""", w0=(12, 32), b0=(32,), w1=np.clip(np.rint(most * rng.normal(size=(32, 8))), -most, most).astype(np.int8),
+        step=np.array(1 / most, np.float32), b1=(8,),
+    )  # fmt: skip
+    data, other = ({"x": rng.normal(size=(400, 12)).astype(np.float32)} for _ in range(2))
+    whole = run(model, other)[0]
+    found = [onnxshap.prune(model, data, keep_units=0.7, method="l1", repair=how) for how in ("fold", "lstsq")]
+    folded, refitted = (np.square(run(one.model, other)[0] - whole).mean() / whole.var() for one in found)
+    assert refitted <= folded
+    (layer,) = found[1].refits
+    assert layer.after > 0.9 * refitted, "what is told is of codes"
+
+
+def test_a_channel_of_codes_without_a_scale_keeps_no_layer_from_its_refit() -> None:
+    model = net(
+        """(float[N,12] x) => (float[N,4] y) {
+        a = Gemm(x, w0, b0) r = Relu(a) w = DequantizeLinear<axis=1>(w1, steps) y = Gemm(r, w, b1)
+    }""", w0=(12, 16), b0=(16,), w1=codes((16, 4)), steps=np.array([0.01, 0, 0.02, 0.01], np.float32), b1=(4,),
+    )  # fmt: skip
+    data = {"x": np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)}
+    (layer,) = onnxshap.prune(model, data, keep_units=0.5, method="l1").refits
+    assert layer.after < layer.before
+
+
 def test_towers_that_share_a_bias_of_codes_get_means_of_their_own() -> None:
     """Both means went into the one bias: the cut model was not its masked twin, and refused."""
     rng = np.random.default_rng(3)

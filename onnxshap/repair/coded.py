@@ -1,8 +1,8 @@
 """Weights and biases that a DequantizeLinear makes of codes: other values put in the place of those present.
 
-Weights get scales that their largest values fill, and codes within the reach that those present have (7 of 8 bits where
-that is what a file was quantised to). Codes of a bias are of the product of the scales of what its op reads and of its
-weights, as runtimes take them that fuse all of it into one op: their scale changes as that of the weights does.
+Weights get the scales that codes miss them least by, and codes within the reach that those present have (7 of 8 bits
+where that is what a file was quantised to). Codes of a bias are of the product of the scales of what its op reads and
+of its weights, as runtimes take them that fuse all of it into one op: their scale changes as that of the weights does.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from onnxshap.graph.weights import as_stored
 
 _BIAS = 2.0**31
 """Codes of a bias are below."""
+_FILLED = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+"""Of the scale with which the largest value is the last code, those tried: of few codes most would be 0 by that."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,25 @@ class Coded:
         needed = np.maximum(values / low, values / high)
         others = tuple(axis for axis in range(values.ndim) if axis != self.axis or kept.size == 1)
         wanted = needed.max(axis=others).reshape(kept.shape)
-        scale = as_stored(np.where(wanted > 0, wanted, kept), kept.dtype)
-        if scale is None or not (scale > 0).all():
-            return None
-        steps = np.rint(values / _along(scale.astype(np.float64), self.axis, values.ndim))
-        return (np.clip(steps, low, high) + self.zero).astype(old.dtype), scale
+        unused = np.where(kept > 0, kept, 1.0)
+        best, scale, codes = np.full(kept.shape, np.inf), kept, old
+        for share in _FILLED:
+            trial = as_stored(np.where(wanted > 0, share * wanted, unused), kept.dtype)
+            if trial is None or not (trial > 0).all():
+                return None
+            steps = np.clip(np.rint(values / self._spread(trial, values.ndim)), low, high)
+            missed = np.square(steps * self._spread(trial, values.ndim) - values).sum(axis=others).reshape(kept.shape)
+            better = missed < best
+            best, scale = np.where(better, missed, best), np.where(better, trial, scale)
+            codes = np.where(self._spread(better, values.ndim) > 0, (steps + self.zero).astype(old.dtype), codes)
+        return codes, scale
+
+    def decoded(self, codes: Array, scale: Array) -> FloatArray:
+        """Return the values of codes and scales."""
+        return (codes.astype(np.float64) - self.zero) * self._spread(scale, codes.ndim)
+
+    def _spread(self, scale: Array, rank: int) -> FloatArray:
+        return _along(scale.astype(np.float64), self.axis, rank)
 
     def rescaled(self, values: FloatArray, ratio: FloatArray) -> tuple[Array, Array] | None:
         """Return codes and scales of other values of a bias, None where the codes do not hold them.

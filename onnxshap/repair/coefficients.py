@@ -77,7 +77,10 @@ class Coefficients:
         return name
 
     def _origin(self, name: str) -> _Origin:
-        """Return what a tensor is made of; of floating point and codes alone, if that is more than one."""
+        """Return what a tensor is made of; of codes alone, where there are some, else of floating point.
+
+        A scale that others have, too, is no weight that is shared.
+        """
         stored, nodes, pending = set[str](), set[int](), [name]
         while pending:
             name = pending.pop()
@@ -88,7 +91,7 @@ class Coefficients:
                 pending.extend(self.model.graph.node[k].input)
         if len(stored) > 1:
             codes = {self.model.graph.node[k].input[0] for k in nodes if is_op(self.model.graph.node[k], _DECODER)}
-            stored = {n for n in stored if n in codes or array(self._stored[n]).dtype.kind == "f"}
+            stored = stored & codes or {n for n in stored if array(self._stored[n]).dtype.kind == "f"}
         return _Origin(frozenset(stored), frozenset(nodes))
 
     def _equal(self, one: str, other: str) -> bool:
@@ -113,20 +116,27 @@ class Coefficients:
 
     def read(self, layer: Layer) -> FloatArray:
         """Return the present weights as [groups, inputs x taps, outputs of a group]."""
-        found = by_group(self._weights(layer), layer.weight)
-        groups, ins, taps, outs = found.shape
-        return found.reshape(groups, ins * taps, outs)
+        return _by_group(self._weights(layer), layer)
+
+    def rounded(self, layer: Layer, coefficients: FloatArray) -> FloatArray | None:
+        """Return coefficients as `read`, once they are stored as codes; None where the layer's weights are none."""
+        coded = self._coded(self._weight_name(layer))
+        if coded is None:
+            return None
+        made = coded.refilled(ungrouped(coefficients, layer.weight, self._weights(layer)))
+        return None if made is None else _by_group(coded.decoded(*made), layer)
 
     def write(self, layers: Sequence[Layer], coefficients: FloatArray, biases: Sequence[FloatArray]) -> bool:
         """Store [groups, inputs x taps, outputs of a group] of layers with one weight, and their biases, if any.
 
         Return whether that was done: all is left as it is where the types of what is stored do not hold it.
         """
-        w, values = layers[0].weight, self._weights(layers[0])
+        w, old = layers[0].weight, self._weights(layers[0])
+        values = ungrouped(coefficients, w, old)
         if self._coded(self._weight_name(layers[0])) is not None:
-            return self._write_codes(layers, ungrouped(coefficients, w, values), biases)
-        back = as_stored(ungrouped(coefficients, w, values), values.dtype)
-        shifts = [self._as_bias(layer, b, values.dtype) for layer, b in zip(layers, biases, strict=False)]
+            return self._write_codes(layers, values, biases)
+        back = as_stored(values, old.dtype)
+        shifts = [self._as_bias(layer, b, old.dtype) for layer, b in zip(layers, biases, strict=False)]
         fitting = [shift for shift in shifts if shift is not None]
         if back is None or len(fitting) < len(shifts):
             return False
@@ -158,7 +168,8 @@ class Coefficients:
             if layer.bias is None:
                 continue
             bias = biases[number] / self._factor(layer) if biases else self._constant(layer.bias)
-            ratio = made[1].astype(np.float64) / array(coded.scale)
+            old = array(coded.scale).astype(np.float64)
+            ratio = np.divide(made[1], old, out=np.ones(old.shape), where=old != 0)
             new = self._bias_codes(layer.bias, bias, ratio)
             if new is None:
                 return False
@@ -238,3 +249,10 @@ class Coefficients:
         if self._coded(self._weight_name(layer)) is not None:
             return False
         return slot is not None and (len(node.input) <= slot[0] or not node.input[slot[0]])
+
+
+def _by_group(values: Array, layer: Layer) -> FloatArray:
+    """Return weights as [groups, inputs x taps, outputs of a group]."""
+    found = by_group(values, layer.weight)
+    groups, ins, taps, outs = found.shape
+    return found.reshape(groups, ins * taps, outs)

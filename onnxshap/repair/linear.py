@@ -15,7 +15,7 @@ from onnxshap.core import Array, BoolArray
 from onnxshap.errors import ModelError
 from onnxshap.graph import attributes, is_op
 from onnxshap.repair.matching import match
-from onnxshap.repair.regression import MAX_COEFFICIENTS, Effort, Refit, Response, Rows, solve
+from onnxshap.repair.regression import MAX_COEFFICIENTS, Effort, Refit, Response, Rows, harm, solve
 from onnxshap.repair.rows import channels_second, flags_of, inputs_of, outputs_of, rows_at
 from onnxshap.repair.targets import Layer
 from onnxshap.repair.walks import Walks
@@ -66,12 +66,13 @@ def fit_linear(walks: Walks, layers: Sequence[Layer], effort: Effort, seed: int)
         return None
     with threads_for(inputs):
         solved, before, after, ridge = solve(*rows, present, inputs, effort)
-    if after < before:
-        fitted = [solved[:, inputs + number].reshape(-1) for number in range(len(biases))]
-        if coefficients.write(layers, solved[:, :inputs], fitted):
-            walks.go_on(layers)
-        else:
-            after, ridge = before, None
+    if after < before and (held := coefficients.rounded(first, solved[:, :inputs])) is not None:
+        after += harm(*rows, solved, np.concatenate([held, solved[:, inputs:]], axis=1))
+    fitted = [solved[:, inputs + number].reshape(-1) for number in range(len(biases))]
+    if after < before and coefficients.write(layers, solved[:, :inputs], fitted):
+        walks.go_on(layers)
+    else:
+        after, ridge = before, None
     return Refit(walks.model.graph.node[first.index].name or first.y, before, after, ridge)
 
 

@@ -323,8 +323,7 @@ def solve(
     if not (train.finite and held_out.finite):
         return present, math.nan, math.nan, None
     train, held_out = train.joined(), held_out.joined()
-    judge = held_out if len(held_out) else train
-    mean = judge.mean() if len(judge) > 1 else train.mean()  # one row alone does not vary
+    judge, mean = _judge(train, held_out)
     before = start = judge.error(present, mean)
     matched = train.matched(present, penalised)
     if (error := judge.error(matched, mean)) < before:
@@ -352,6 +351,18 @@ def solve(
         for _ in range(rounds):
             found = present + final(both.cross(present, found))
     return found, before, after, best
+
+
+def harm(train: Rows, held_out: Rows, exact: FloatArray, rounded: FloatArray) -> float:
+    """Return by how much the error grows as coefficients are rounded; arguments as for `solve`."""
+    judge, mean = _judge(train, held_out)
+    return judge.error(rounded, mean) - judge.error(exact, mean)
+
+
+def _judge(train: Rows, held_out: Rows) -> tuple[Rows, FloatArray]:
+    """Return the rows that tell of an error, and the mean that their variance is about."""
+    judge = held_out if len(held_out) else train
+    return judge, judge.mean() if len(judge) > 1 else train.mean()  # one row alone does not vary
 
 
 def require_images(count: int) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 import pytest
 
+import onnxshap
 from onnxshap import api, backend, payoffs
 from onnxshap.backend import OrtBackend
-from onnxshap.calibrate import free_batch, run_all, site_means
+from onnxshap.calibrate import free_batch, rows_apart, run_all, site_means
 from onnxshap.core import Array, FloatArray, ImageIndex
 from onnxshap.data import random_data
 from onnxshap.errors import DataError
@@ -281,6 +282,23 @@ def test_rows_share_no_run_where_images_are_not_apart(name: str) -> None:
 
     wanted = [GroupGame(alone(i), group)(np.array([0]), coalitions[i : i + 1]) for i in range(IMAGES)]
     np.testing.assert_allclose(game(images, coalitions), np.concatenate(wanted), rtol=1e-5)
+
+
+def test_whether_images_are_apart_is_measured_once_for_all_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that play for something else, or with zeros, have a copy of the setting for every group."""
+    counted = list[int]()
+
+    def told(*given: Any) -> bool:
+        counted.append(1)
+        return rows_apart(*given)
+
+    monkeypatch.setattr("onnxshap.game.setting.rows_apart", told)
+    model = net("(float[N,4] x) => (float[N,2] y) { a = MatMul(x, w0) r = Relu(a) b = MatMul(r, w1) s = Relu(b)"
+                " y = MatMul(s, w2) }", w0=(4, 8), w1=(8, 8), w2=(8, 2))  # fmt: skip
+    onnxshap.prune(
+        model, {"x": np.random.default_rng(0).normal(size=(9, 4)).astype("f")}, keep_units=0.5, method="taylor"
+    )
+    assert len(counted) == 1
 
 
 RECURRENT = net(

@@ -34,6 +34,7 @@ class Setting:
         payoff: outputs -> worth.
         reference: the original outputs on the data.
         means: what removed channels leave behind; empty = zeros.
+        measured: what is known of the model by running it, found once for all copies of a setting.
     """
 
     traced: Traced
@@ -41,19 +42,22 @@ class Setting:
     payoff: Payoff
     reference: Sequence[Array]
     means: Means = field(default_factory=dict)
+    measured: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def memory(self) -> int:
         """Bytes of activations that a game keeps at a time, about."""
         return self.traced.backend.memory
 
-    @cached_property
+    @property
     def apart(self) -> bool:
         """Whether images give together what each gives alone, measured: what ops do with a batch's size tells nothing.
 
         Where they do not, rows of coalitions cannot share a run: what a row gives would depend on the masks of others.
         """
-        return rows_apart(self.traced, self.data)
+        if "apart" not in self.measured:
+            self.measured["apart"] = rows_apart(self.traced, self.data)
+        return self.measured["apart"]
 
     @cached_property
     def alike(self) -> Alike | None:

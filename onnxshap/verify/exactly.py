@@ -23,6 +23,8 @@ from onnxshap.labels.fixups import give
 from onnxshap.verify.choices import Form
 from onnxshap.verify.errors import Verified, compare
 
+_NORM = "InstanceNormalization"
+
 
 def normed_exactly(made: Form, twin: Form, data: Dataset, natural: Sequence[Array]) -> Verified | None:
     """Return how far a model is from its twin where the norms of both are exact.
@@ -33,26 +35,23 @@ def normed_exactly(made: Form, twin: Form, data: Dataset, natural: Sequence[Arra
         natural: the original's outputs.
 
     Returns:
-        None where one of them has none of these norms, in its main graph.
+        None where neither has one of these norms in its main graph, or they are not of single precision.
     """
-    forms = [(form, _in_double(form.model)) for form in (made, twin)]
-    if any(model is None for _, model in forms):
+    if not any(is_op(node, _NORM) for form in (made, twin) for node in form.model.graph.node):
         return None
     try:
-        got, wanted = (run_all(form.traced, model, data, form.extra) for form, model in forms if model is not None)
+        got, wanted = (run_all(form.traced, _in_double(form.model), data, form.extra) for form in (made, twin))
     except ModelError:  # norms of what is not single precision, or no room for it in double precision
         return None
     return compare(got, wanted, natural)
 
 
-def _in_double(model: ModelProto) -> ModelProto | None:
-    """Return a model with its InstanceNormalizations written out in double precision, None where it has none."""
-    if not any(is_op(node, "InstanceNormalization") for node in model.graph.node):
-        return None
+def _in_double(model: ModelProto) -> ModelProto:
+    """Return a model with its InstanceNormalizations written out in double precision."""
     made, nodes = copied(model), list[NodeProto]()
     names = Names(made.graph)
     for node in model.graph.node:
-        nodes += _written_out(made, node, names) if is_op(node, "InstanceNormalization") else [node]
+        nodes += _written_out(made, node, names) if is_op(node, _NORM) else [node]
     refill(made.graph.node, nodes)
     return made
 

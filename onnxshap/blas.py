@@ -56,6 +56,8 @@ def with_squares(total: _Matrix, rows: _Matrix, factor: float = 1.0) -> _Matrix:
     """
     from scipy.linalg.blas import dsyrk  # not worth a start for who needs none
 
+    if not rows.size:
+        return total  # BLAS refuses matrices without entries: no rows, or none of the columns
     # turned round they lie as BLAS wants them, which would copy them otherwise
     turned = rows.flags.c_contiguous
     found = dsyrk(factor, rows.T if turned else rows, 1.0, total.T, trans=not turned, lower=1, overwrite_c=1)

@@ -143,6 +143,22 @@ def test_what_a_constant_chooses_of_is_one_of_the_tensors_on_a_route() -> None:
     assert onnxshap.prune(model, data, keep_units=0.5, method="recon").verified.rel_err < TOLERANCE
 
 
+def test_units_that_a_sum_does_not_hold_are_ranked_too() -> None:
+    """Of a computed sum of half of them (a flow's log-determinant) the others have no column: BLAS refused that."""
+    model = exactness.net(
+        """(float[N,6] x) => (float[N,1] s, float[N,3] y) {
+            h = Gemm<transB=1>(x, w0) g = Tanh(h) a, b = Split<axis=1>(g)
+            q = Mul(a, a) s = ReduceSum(q, axis) y = Gemm(g, w1)
+        }""",
+        w0=(8, 6), w1=(8, 3), axis=[1],
+    )  # fmt: skip
+    traced, data = open_model(model, {"x": np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)})
+    (group,) = traced.groups
+    phi = METHODS["recon"](Setting(free_batch(traced), data, MSE(), []), group, np.random.default_rng(0)).phi
+    assert len(phi) == 8 and (phi > 0).all()
+    assert phi[:4].min() > phi[4:].max()  # their squares are lost with them
+
+
 @pytest.mark.parametrize("one", CASES, ids=lambda c: c.name)
 def test_regressions_are_what_the_layers_compute(one: Case) -> None:
     traced = onnxshap.trace(one.model)

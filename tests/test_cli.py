@@ -1039,6 +1039,17 @@ def test_what_comes_before_the_first_step_is_not_taken_for_the_pace() -> None:
     assert said == ["scoring units: 2% after 86 s, some 61 s left"]
 
 
+def test_what_a_journal_knows_is_not_taken_for_the_pace() -> None:
+    """Some 6 seconds were told of where 19 minutes were left."""
+    said: list[str] = []
+    now = iter([0.0, 0.1, 40.0, 60.1])
+    lines = Lines(said.append, lambda: next(now))
+    for done in (0, 900, 900, 905):
+        lines.tell("score", done, 1000)
+    (line,) = said
+    assert line.startswith("scoring units: 90% after 60 s, some 19 minutes left")
+
+
 def test_a_search_tells_how_far_it_is_though_other_stages_make_it_up() -> None:
     said: list[str] = []
     now = iter(np.arange(0.0, 1000.0, 7.0))

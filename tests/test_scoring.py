@@ -298,15 +298,21 @@ def until(blocks: int) -> Any:
 @pytest.mark.parametrize("blocks", [1, 5, 8, 12])
 def test_a_journal_goes_on_where_a_run_was_cut_short(tmp_path: Path, blocks: int) -> None:
     path = tmp_path / "j"
+    calls, told, kill = list[int](), list[int](), until(blocks)
+
+    def tell(stage: str, done: int, total: int) -> None:
+        told.append(done)
+        kill(stage, done, total)
+
     with pytest.raises(KilledError):
-        score(journal=path, progress=until(blocks))
+        score(journal=path, progress=tell)
     before = path.read_bytes()
     assert before.count(b"\n") >= blocks
-    calls: list[int] = []
     found = score(journal=path, progress=lambda stage, done, total: calls.append(done))
     assert same(found, score())
     assert path.read_bytes().startswith(before)
-    assert len(calls) < 1 + 2 * BLOCKS  # what the journal knew was not computed again
+    assert len(calls) < 2 + 2 * BLOCKS  # what the journal knew was not computed again
+    assert calls[0] == 0 < calls[1] <= told[-1]  # and is told before anything is
     assert same(score(journal=path), found)
 
 

@@ -48,6 +48,8 @@ _WORTH = 30.0
 """Seconds left that the first line is worth."""
 _TELLING = 0.05
 """Of a stage: a first step that is less says nothing of the others."""
+_AT_ONCE = 1.0
+"""Seconds within which a first step takes no time."""
 _LONG = 600.0
 """Seconds left that a hint is worth."""
 _INTERRUPTED = 130
@@ -193,14 +195,15 @@ class _Stage:
     def left(self, now: float, total: int) -> float | None:
         """Return the seconds left: what came before the first step, as workers that start, may come once.
 
-        None where that is too large a part of all that is known.
+        A first step that took no time, as what a journal knows, tells nothing of the others. None where no step does.
         """
         when, begun = self.first or (self.start, 0)
-        rest = total - self.done
+        rest, at_once = total - self.done, when - self.start < _AT_ONCE
         whole = (now - self.start) * rest / self.done
         if self.done == begun:
-            return whole if self.done >= _TELLING * total else None
-        return min(whole, (now - when) * rest / (self.done - begun))
+            return None if at_once or self.done < _TELLING * total else whole
+        since = (now - when) * rest / (self.done - begun)
+        return since if at_once else min(whole, since)
 
 
 def _one_line(error: BaseException) -> str:

@@ -253,6 +253,8 @@ class _Loop:
                     job = self._next_job()
                     if job is None:
                         break
+                    if runner is None and self.journal is not None:
+                        self._tell()  # what it knows took no time
                     runner = runner or make(self._partly)
                     runner.submit(job)
                     self.under_way += 1

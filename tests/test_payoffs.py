@@ -265,6 +265,13 @@ def test_columns_that_stay_as_they_are_have_no_unit() -> None:
 # Joint ----------------------------------------------------------------------------------------------------------------
 
 
+def test_a_class_that_no_row_has_leaves_the_unit_of_an_output_as_it_is() -> None:
+    """Of scores in the thousands its probability is 0 everywhere, and the unit was 1, with numpy's warnings."""
+    scores = np.repeat(1e4 * (np.eye(3)[:2] - 1 / 3), 4, axis=0)
+    payoff = choose("joint", [scores, np.arange(8.0)[:, None]], None, ["a", "b"])
+    assert isinstance(payoff, Joint) and payoff.scales[0] == pytest.approx(np.log(2))
+
+
 def test_an_output_that_is_its_mean_loses_one_of_either_kind() -> None:
     rng = np.random.default_rng(0)
     logits, boxes = rng.normal(size=(60, 5)) * 4, rng.normal(7.0, 3.0, (60, 4))

@@ -259,7 +259,8 @@ def _fit_joint(reference: Sequence[Array], usable: Sequence[int], output_names: 
             part: KL | MSE = KL(i, sums_to_1 := are_probabilities(values.T))
             log_p = log_probabilities(class_scores(values, None, where), probabilities=sums_to_1)
             p = np.exp(log_p)
-            lost = float(np.mean((p * (log_p - np.log(p.mean(axis=1, keepdims=True)))).sum(axis=0)))
+            mean = np.maximum(p.mean(axis=1, keepdims=True), np.finfo(np.float64).tiny)  # of classes that no row has
+            lost = float(np.mean((p * (log_p - np.log(mean))).sum(axis=0)))
         else:
             part = _fit_mse(reference, None, [i], output_names)
             around = np.broadcast_to(values.mean(axis=0), values.shape)

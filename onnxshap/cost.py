@@ -49,22 +49,27 @@ class _Blocks:
 
 @dataclass(frozen=True)
 class _Copies:
-    """Copies of one initializer that may be cut differently: its shape, and the classes of every axis of each."""
+    """Copies of one initializer that may be cut differently: its shape, and the classes of every axis of each.
+
+    Those `staying` have zeros in the place of what they lose.
+    """
 
     shape: tuple[int, ...]
     axes: Sequence[Sequence[NDArray[np.int32] | None]]
+    staying: Sequence[bool]
 
     def size(self, live: Liveness | None) -> int:
         """Return the numbers that are stored: those that are cut alike once."""
         if live is None:
             return math.prod(self.shape)
         stored = {}
-        for axes in self.axes:
+        for axes, whole in zip(self.axes, self.staying, strict=True):
             stay = [
                 np.ones(n, np.bool_) if one is None else live.classes[one]
                 for n, one in zip(self.shape, axes, strict=True)
             ]
-            stored[tuple(flags.tobytes() for flags in stay)] = math.prod(int(flags.sum()) for flags in stay)
+            count = math.prod(self.shape if whole else (int(flags.sum()) for flags in stay))
+            stored[tuple(flags.tobytes() for flags in stay), count] = count
         return sum(stored.values())
 
 
@@ -302,24 +307,24 @@ def _stored(
 
     Copies that are cut alike are one again in the file. Those `apart` are left out.
     """
-    copies: dict[object, dict[tuple[int, tuple[int, ...]], tuple[str, int]]] = {}
+    copies: dict[object, dict[tuple[int, tuple[int, ...], bool], tuple[str, int]]] = {}
     staying = _staying(shaped, labels)
     for name, kind in _constants(shaped):
         if name in apart:
             continue
-        shape = shaped.shapes[name]
-        whole, at = axes.block([] if name in staying else [(name, axis) for axis in range(len(shape))])
-        whole *= math.prod(shape) if name in staying else 1
-        copies.setdefault(shaped.graph.sources.get(name, name), {})[whole, tuple(at)] = name, kind
+        whole, at = axes.block([(name, axis) for axis in range(len(shaped.shapes[name]))])
+        found = copies.setdefault(shaped.graph.sources.get(name, name), {})
+        found[whole, tuple(at), name in staying] = name, kind
     stored, shared = list[tuple[int, list[int], int]](), list[tuple[_Copies, int]]()
     for found in copies.values():
         if len(found) == 1:
-            (((whole, places), (_, kind)),) = found.items()
-            stored.append((whole, list(places), kind))
+            (((whole, places, stays), (name, kind)),) = found.items()
+            stored.append((math.prod(shaped.shapes[name]), [], kind) if stays else (whole, list(places), kind))
         else:
             names = [name for name, _ in found.values()]
             classes = [[labels.axis(name, axis) for axis in range(len(shaped.shapes[name]))] for name in names]
-            shared.append((_Copies(shaped.shapes[names[0]], classes), next(iter(found.values()))[1]))
+            some = _Copies(shaped.shapes[names[0]], classes, [name in staying for name in names])
+            shared.append((some, next(iter(found.values()))[1]))
     return stored, shared
 
 

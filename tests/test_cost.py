@@ -166,13 +166,14 @@ def test_the_shares_of_plans_are_those_of_the_figures_and_the_whole_is_counted_o
         counted[1:] = []
 
 
-def test_weights_of_a_norm_that_sees_zeros_stay_as_many() -> None:
-    """They were counted as cut: `--keep-params` gave more than was asked for."""
+@pytest.mark.parametrize("more", ["s = Add(h, a)", "c = Mul(a, scale) s = Add(h, c)"], ids=["alone", "shared"])
+def test_weights_of_a_norm_that_sees_zeros_stay_as_many(more: str) -> None:
+    """They were counted as cut, shared with what is cut or not: `--keep-params` gave more than was asked for."""
     model = net(
-        """(float[N,6] x) => (float[N,3] y) {
-        h = MatMul(x, w0) n = LayerNormalization(h, scale, shift) a = MatMul(n, w1) s = Add(h, a)
+        f"""(float[N,6] x) => (float[N,3] y) {{
+        h = MatMul(x, w0) n = LayerNormalization(h, scale, shift) a = MatMul(n, w1) {more}
         m = LayerNormalization(s, scale2, shift2) y = MatMul(m, w2)
-    }""",
+    }}""",
         w0=(6, 16), scale=(16,), shift=(16,), scale2=(16,), shift2=(16,), w1=(16, 16), w2=(16, 3),
     )  # fmt: skip
     traced = trace(model)

@@ -6,6 +6,9 @@ codes are fine enough, or is given up. A refit writes other codes, with scales o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from onnx import NodeProto, TensorProto
 
 from onnxshap.graph import is_op
@@ -15,6 +18,9 @@ from onnxshap.shapes import Shaped
 _CODES = frozenset((TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16))
 INTEGERS = _CODES | {TensorProto.INT32, TensorProto.UINT32, TensorProto.INT64, TensorProto.UINT64}
 _CODING = ("Quantize", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
+
+_MOVES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""They lay out what they read, and change no number."""
 
 ZERO_POINTS = {
     ("DequantizeLinear", 0): 2,
@@ -58,9 +64,33 @@ def is_coding(node: NodeProto) -> bool:
 
 def dequantize(shaped: Shaped, name: str) -> NodeProto | None:
     """Return the DequantizeLinear that makes a tensor, None where something else does."""
-    index = shaped.producers.get(name)
-    node = None if index is None else shaped.graph.nodes[index]
+    node = _maker(shaped, name)
     return node if node is not None and is_op(node, "DequantizeLinear") else None
+
+
+def moves(name: str, maker: Callable[[str], NodeProto | None]) -> list[NodeProto]:
+    """Return the ops from a tensor back that do nothing but lay another one out, the last first.
+
+    Args:
+        name: the tensor.
+        maker: tensor -> the node that makes it, None of what is stored.
+    """
+    found = list[NodeProto]()
+    while (node := maker(name)) is not None and is_op(node, *_MOVES):
+        found.append(node)
+        name = node.input[0]
+    return found
+
+
+def _decoder(shaped: Shaped, name: str) -> NodeProto | None:
+    """Return the DequantizeLinear that makes a tensor or what is laid out as it, None where something else does."""
+    moved = moves(name, partial(_maker, shaped))
+    return dequantize(shaped, moved[-1].input[0] if moved else name)
+
+
+def _maker(shaped: Shaped, name: str) -> NodeProto | None:
+    index = shaped.producers.get(name)
+    return None if index is None else shaped.graph.nodes[index]
 
 
 def on_codes(shaped: Shaped, site: Site) -> bool:
@@ -68,18 +98,23 @@ def on_codes(shaped: Shaped, site: Site) -> bool:
     if site.weight is None:
         return False
     name = shaped.graph.nodes[site.node].input[site.weight.input]
-    return shaped.kinds.get(name) in INTEGERS or dequantize(shaped, name) is not None
+    return shaped.kinds.get(name) in INTEGERS or _decoder(shaped, name) is not None
 
 
 def recodable(shaped: Shaped, site: Site) -> bool:
     """Return whether the weights of a site are codes that other ones can take the place of.
 
-    A DequantizeLinear makes them of what is stored, with one scale, or one a position of an axis.
+    A DequantizeLinear makes them of what is stored, with one scale, or one a position of an axis; what it gives may be
+    laid out.
     """
     if site.weight is None:
         return False
-    source = dequantize(shaped, shaped.graph.nodes[site.node].input[site.weight.input])
-    if source is None or not shaped.graph.initializers.keys() >= {name for name in source.input if name}:
+    name = shaped.graph.nodes[site.node].input[site.weight.input]
+    source = _decoder(shaped, name)
+    if source is None:
+        return False
+    reads = (*source.input, *(other for node in moves(name, partial(_maker, shaped)) for other in node.input[1:]))
+    if not shaped.graph.initializers.keys() >= {other for other in reads if other}:
         return False
     return shaped.kinds.get(source.input[0]) in _CODES and len(shaped.shapes[source.input[1]]) <= 1
 

@@ -235,23 +235,34 @@ CODED = """(float[N,12] x) => (float[N,4] y) {
     ("weights", "refitted"),
     [
         ("d1 = DequantizeLinear(w1, s0)", True),
+        ("e1 = DequantizeLinear(t1, s0) d1 = Transpose<perm=[1,0]>(e1)", True),
+        ("e1 = DequantizeLinear<axis=0>(t1, many) d1 = Transpose<perm=[1,0]>(e1)", True),
+        ("e1 = DequantizeLinear(t1, s0) as = Max(size, size) d1 = Reshape(e1, as)", True),
         ("s1 = Div(s0, two) d1 = DequantizeLinear(w1, s1)", False),
         ("q1 = QuantizeLinear(f1, s0, none) d1 = DequantizeLinear(q1, s0, none)", False),
     ],
-    ids=["a scale of other weights", "a computed scale", "codes that the file makes of floats"],
+    ids=[
+        "a scale of other weights",
+        "laid out",
+        "laid out, a scale a channel",
+        "laid out by what is computed",
+        "a computed scale",
+        "codes that the file makes of floats",
+    ],
 )
 def test_weights_stay_codes_whatever_makes_them(weights: str, refitted: bool) -> None:
     """Floats took their place where codes or their scale were computed; weights with one scale were left alone."""
     model = net(
         CODED + weights + " y = Gemm(rd, d1, b1) }", sx=np.array(0.03, np.float32), none=np.array(0, np.int8),
         s0=np.array(0.01, np.float32), two=np.array(2, np.float32), w0=codes((12, 16)), b0=(16,), w1=codes((16, 4)),
-        f1=(16, 4), b1=(4,),
+        f1=(16, 4), b1=(4,), size=np.array([-1, 4]), t1=codes((4, 16)),
+        many=np.array([0.01, 0.02, 0.005, 0.01], np.float32),
     )  # fmt: skip
     data = {"x": np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)}
     found = onnxshap.prune(model, data, keep_units=0.5, method="l1", repair="lstsq")
     (layer,) = (node for node in found.model.graph.node if node.output[0] == "y")
     (maker,) = (node for node in found.model.graph.node if layer.input[1] in node.output)
-    assert maker.op_type == "DequantizeLinear"
+    assert maker.op_type in ("DequantizeLinear", "Reshape", "Transpose")
     assert [layer.after < layer.before for layer in found.refits] == [True] * refitted
     assert bool(report.prune_report(found, model="m.onnx", output=None, seed=0)["unfitted"]) != refitted
 

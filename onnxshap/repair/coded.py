@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from onnxshap.core import Array, FloatArray
+from onnxshap.core import Array, FloatArray, IntArray
 from onnxshap.graph import array, attributes, is_op
 from onnxshap.graph.weights import as_stored
 
@@ -31,12 +31,14 @@ class Coded:
         codes, scale: where they are stored.
         zero: the code of 0, as broadcast against the codes.
         axis: the one that scales lie along, where there are several.
+        places: int64, of every value as it is read the number of its code; None where they lie alike.
     """
 
     codes: TensorProto
     scale: TensorProto
     zero: FloatArray
     axis: int
+    places: IntArray | None = None
 
     @classmethod
     def of(cls, node: NodeProto | None, stored: Mapping[str, TensorProto]) -> Coded | None:
@@ -54,9 +56,13 @@ class Coded:
         """Return codes and scales of other values, None where there are none within reach.
 
         Args:
-            values: float64, of the codes' shape.
+            values: float64, as they are read.
         """
         old, kept = array(self.codes), array(self.scale)
+        if self.places is not None:
+            own = np.empty(old.size)
+            own[self.places.ravel()] = values.ravel()
+            values = own.reshape(old.shape)
         reach = np.abs(old - self.zero).max(initial=0.0)
         bounds = np.iinfo(old.dtype)
         low, high = np.maximum(bounds.min - self.zero, -reach), np.minimum(bounds.max - self.zero, reach)
@@ -79,8 +85,9 @@ class Coded:
         return codes, scale
 
     def decoded(self, codes: Array, scale: Array) -> FloatArray:
-        """Return the values of codes and scales."""
-        return (codes.astype(np.float64) - self.zero) * self._spread(scale, codes.ndim)
+        """Return the values of codes and scales, as they are read."""
+        values = np.asarray((codes.astype(np.float64) - self.zero) * self._spread(scale, codes.ndim))
+        return values if self.places is None else values.ravel()[self.places]
 
     def _spread(self, scale: Array, rank: int) -> FloatArray:
         return _along(scale.astype(np.float64), self.axis, rank)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
+from onnxshap.codes import moves
 from onnxshap.core import Array, FloatArray
-from onnxshap.graph import Names, array, is_op
+from onnxshap.graph import Names, array, is_op, tensor
 from onnxshap.graph.weights import as_stored, set_values
 from onnxshap.labels.kernels import by_group, ungrouped
 from onnxshap.repair.coded import Coded
@@ -152,9 +154,25 @@ class Coefficients:
         return True
 
     def _coded(self, name: str) -> Coded | None:
-        """Return the stored codes that a tensor is made of, None where it is made of something else."""
+        """Return the stored codes that a tensor is made of, laid out or not; None where it is made of something else.
+
+        Numbers of the codes, laid out alike, tell where they lie.
+        """
+        moved = moves(name, self._maker)
+        source = moved[-1].input[0] if moved else name
+        coded = Coded.of(self._maker(source), self._stored)
+        if coded is None or not moved:
+            return coded
+        part = ModelProto(ir_version=self.model.ir_version, opset_import=self.model.opset_import)
+        part.graph.node.extend(reversed(moved))
+        part.graph.initializer.extend(self._stored[n] for node in moved for n in node.input[1:] if n in self._stored)
+        numbers = np.arange(math.prod(coded.codes.dims)).reshape(coded.codes.dims)
+        part.graph.initializer.append(tensor(source, numbers))
+        return replace(coded, places=static_values(part, self.free.backend, [name])[name])
+
+    def _maker(self, name: str) -> NodeProto | None:
         k = self._produced.get(name)
-        return None if k is None else Coded.of(self.model.graph.node[k], self._stored)
+        return None if k is None else self.model.graph.node[k]
 
     def _write_codes(self, layers: Sequence[Layer], values: FloatArray, biases: Sequence[FloatArray]) -> bool:
         """Store weights of codes, and biases, as `write`."""
@@ -174,8 +192,8 @@ class Coefficients:
             if new is None:
                 return False
             found += new
-        for tensor, stored in found:
-            set_values(tensor, stored)
+        for item, stored in found:
+            set_values(item, stored)
         return True
 
     def _bias_codes(self, name: str, values: FloatArray, ratio: FloatArray) -> list[tuple[TensorProto, Array]] | None:

@@ -287,6 +287,13 @@ def test_files_of_one_image_take_several_with_a_coalition_each(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", FIXED)
+def test_files_of_one_image_cost_what_they_cost_when_they_take_several(name: str) -> None:
+    """Constants that the way to several takes, axes and targets, had no shape: `recon` ended in a KeyError."""
+    traced = trace(FIXED[name])
+    assert free_batch(traced).cost.macs() == traced.cost.macs() > 0
+
+
+@pytest.mark.parametrize("name", FIXED)
 def test_files_of_one_image_are_cut_as_those_of_several(name: str) -> None:
     traced = trace(FIXED[name])
     freed = free_batch(traced)

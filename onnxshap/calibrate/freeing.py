@@ -36,7 +36,9 @@ def free_batch(traced: Traced) -> Traced:
     model = (steady_model(shaped) or shaped.graph.model) if free else freed_model(shaped)
     if model is None or (shaped.free_batch and model is shaped.graph.model):
         return traced
-    freed = replace(traced, shaped=replace(shaped, graph=replace(shaped.graph, model=model), free_batch=True))
+    added = {t.name: tuple(t.dims) for t in model.graph.initializer if t.name not in shaped.shapes}
+    graph, shapes = replace(shaped.graph, model=model), {**shaped.shapes, **added}
+    freed = replace(traced, shaped=replace(shaped, graph=graph, shapes=shapes, free_batch=True))
     return freed if shaped.free_batch or _same_rows(traced, freed) else traced
 
 

@@ -136,7 +136,7 @@ NETS = {
         m = Mul(b, g)
         k = Reshape(m, whole)
         y = Conv(k, w1)
-    }""", w0=(12, 3, 1, 1), w1=(2, 12, 1, 1), parts=[-1, 4, 0, 0], flat=[0, 4, -1], whole=[-1, 12, 0, 0]), [3]),
+    }""", w0=(12, 3, 1, 1), w1=(2, 12, 1, 1), parts=[-1, 4, 0, 0], flat=[0, 4, -1], whole=[-1, 12, 0, 0]), [3, 4]),
     "normalised over all of free space, channels last": (net("""(float[N,3,H,W] x) => (float[N,2,P,Q] y) {
         a = Conv(x, w0)
         l = Transpose<perm=[0,2,3,1]>(a)

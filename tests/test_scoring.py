@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -546,6 +546,15 @@ def test_an_interrupt_of_a_terminal_is_for_who_started_the_workers(capfd: pytest
     assert capfd.readouterr().err == ""
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Interrupts raise, also where the tests run in the background of a shell, which lets them be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("place", ["starting", "ending"])
 def test_an_interrupt_waits_until_workers_have_started_or_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -575,6 +584,7 @@ def test_an_interrupt_waits_until_workers_have_started_or_ended(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_that_workers_died_of_meanwhile_is_one() -> None:
     """One of all processes of a job: workers were started anew, and it went on."""
     with pytest.raises(KeyboardInterrupt), runners._undisturbed():

@@ -97,7 +97,7 @@ def _chain(shaped: Shaped, zeros: Zeros, site: Site, units: np.ndarray) -> _Foun
                 found.zeros[index, k] = source, axis
             else:
                 pending.append(source)
-        found.mixing |= not _by_position(shaped, index)
+        found.mixing |= not _by_position(shaped, index) or shaped.graph.nodes[index].op_type in _AS_LONG
     nodes = [shaped.graph.nodes[index] for index in found.nodes]
     made = {name for node in nodes for name in node.input if name}.difference(shaped.constants, axes)
     # zeros are of length 1 on axes whose sizes follow the inputs: all but Concat stretch them there
@@ -161,6 +161,8 @@ def _has_pole(shaped: Shaped, index: int, number: int) -> bool:
     return (node.op_type, number) in _POLES
 
 
+_AS_LONG = {"BiasGelu", "FastGelu"}
+"""Ops that do not stretch their first input along the others."""
 _APART = {"Concat": 0, "Softmax": -1, "Split": 0}
 """Ops that do the same along all axes but the one they name -> which that is by default."""
 _POLES = {("Acosh", 0), ("Div", 1), ("Log", 0), ("Mod", 1), ("Reciprocal", 0)}

@@ -61,6 +61,15 @@ case("conv whose channels and whose space are cut", net("""(float[N,3,4,5] x) =>
     a = Conv(x, w0) b = MatMul(a, w1) c = Relu(b) d = Conv<pads=[1,1,1,1]>(c, w2) e = Relu(d) f = MatMul(e, w3)
     y = Conv(f, w4)
 }""", w0=(6, 3, 1, 1), w1=(5, 8), w2=(4, 6, 3, 3), w3=(8, 3), w4=(2, 4, 1, 1)), [6, 8, 4])
+case("a bias as long as the last axis, in front of a softmax over channels", net("""(float[N,3,4,4] x)
+=> (float[N,2,4,4] y) {
+    a = Conv(x, w0) b = com.microsoft.FastGelu(a, c1) c = Softmax<axis=1>(b) y = Conv(c, w1)
+}""", opset=11, imports=MS, w0=(6, 3, 1, 1), c1=(4,), w1=(2, 6, 1, 1)), [6])
+case("a bias as long as the last axis, in front of a mean over channels", net("""(float[N,3,4,4] x)
+=> (float[N,2,4,4] y) {
+    a = Conv(x, w0) b = com.microsoft.BiasGelu(a, c1) c = ReduceMean<axes=[1],keepdims=1>(b) d = Sub(b, c)
+    y = Conv(d, w1)
+}""", imports=MS, w0=(6, 3, 1, 1), c1=(4,), w1=(2, 6, 1, 1)), [6])
 case("conv of one tap leaves space apart", net("""(float[N,5,6] x) => (float[N,5,3] y) {
     a = MatMul(x, w0)
     r = Relu(a)

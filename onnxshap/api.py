@@ -376,7 +376,7 @@ def cut_order(
 
 def _check_budget(
     budget: Budget, traced: Traced, groups: Sequence[Group], most: Mapping[str, int], *, searched: bool
-) -> None:  # fmt: skip
+) -> None:
     """Refuse a budget that no plan meets, before anything is scored, or one that leaves a search nothing to do."""
     if budget.units is not None and searched:
         raise BudgetError("--keep-units leaves nothing to search; give --max-drop or --target-latency without it")

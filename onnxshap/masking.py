@@ -123,7 +123,7 @@ def images_apart(traced: Traced) -> bool:
     return not (mixed or trace.mixes_rows or trace.shares_ranges)
 
 
-def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, Callable[[], FloatArray]]:
+def responses(traced: Traced, sites: Iterable[Site]) -> dict[Site, Callable[[], FloatArray]]:
     """Return, for sites with constant weights, what gives float64[n, m]: what 1 at a position adds to each output.
 
     Every other axis of the weights is summed over, as if the input were constant in space, away from the border. All of
@@ -140,7 +140,7 @@ def responses(traced: Traced, sites: Iterable[Site]) -> dict[SiteKey, Callable[[
         found = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2) * w.scale * w.spread
         return block_diagonal(found, w) if w.groups > 1 else found
 
-    return {(site.node, site.input): partial(table, w, name) for site, w, name in foldable}
+    return {site: partial(table, w, name) for site, w, name in foldable}
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class _Masks:
         touched = self.traced.sites(self.groups)
         tables = responses(self.traced, [s for s in touched if (s.node, s.input) in self.means])
         for site in touched:
-            table = None if site.weight is None else tables.get((site.node, site.input))
+            table = tables.get(site)
             self._mask(masked.graph.node[site.node], site, None if table is None else table())
         nodes = [*self.head]
         for index, node in enumerate(masked.graph.node):

@@ -269,20 +269,18 @@ def cut(traced: Traced, keep: Keep, means: Means | None = None) -> ModelProto:
         keep: the plan: group name -> bool[n_units], True = stays.
         means: what removed channels leave in their consumers' biases; None = nothing.
     """
-    live = traced.alive(keep)
+    live, left = traced.alive(keep), means or {}
     model = ModelProto()
     model.CopyFrom(traced.shaped.graph.model)
     stored = {t.name: t for t in model.graph.initializer}
     edit = _Rewrite(traced, live, model, stored, traced.shaped.graph.names())
     touched = [s for s in traced.labels.trace.sites if live.cut(s.tensor, s.axis)]
-    folded = [s for s in touched if means and s.weight is not None and (s.node, s.input) in means]
-    tables = responses(traced, folded)
+    tables = responses(traced, [s for s in touched if (s.node, s.input) in left])
     edit.compress()
     for fixup in traced.labels.trace.fixups:
         fixup.apply(edit)
-    for site in folded:
-        if means and (key := (site.node, site.input)) in tables:
-            edit.fold(site, tables[key](), means[key])
+    for site, table in tables.items():
+        edit.fold(site, table(), left[site.node, site.input])
     return edit.finished()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from onnxshap.errors import ModelError, OnnxshapError
 from onnxshap.graph.loops import depths
 from onnxshap.graph.tails import Tail
 from onnxshap.groups import FrozenAxis, Group, covers, find_groups, frozen_axes
-from onnxshap.labels import Labels, Liveness, Site
+from onnxshap.labels import Labels, Liveness, Site, Weight
 from onnxshap.rules import trace_graph
 from onnxshap.rules.images import averaged_batch, led_elsewhere, paired_images, placed_images
 from onnxshap.shapes import Shaped
@@ -205,6 +206,15 @@ class Traced:
         for group in groups:
             units[group.units] = True
         return [s for s in self.labels.trace.sites if units[self.labels.units(s.tensor, s.axis)].any()]
+
+    def fan_ins(self, group: Group) -> list[tuple[Weight, int]]:
+        """Return the weights of layers that sum over a group, and how many inputs, times taps, each output has."""
+        nodes, shapes, found = self.shaped.graph.nodes, self.shaped.shapes, list[tuple[Weight, int]]()
+        for site in self.sites([group]):
+            if site.weight is not None:
+                shape = shapes[nodes[site.node].input[site.weight.input]]
+                found.append((site.weight, math.prod(shape) // shape[site.weight.makes]))
+        return found
 
     def units(self, keep: Keep) -> BoolArray:
         """Return bool[n_units] of a plan.

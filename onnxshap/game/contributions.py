@@ -107,7 +107,7 @@ def find_adders(traced: Traced, group: Group, sites: Sequence[Site], means: Mean
     tables = responses(traced, [s for s in sites if (s.node, s.input) in means])
     found = []
     for site, name, place in zip(sites, names, places, strict=True):
-        table = tables.get((site.node, site.input))
+        table = tables.get(site)
         filled = None if table is None else means[site.node, site.input][:, None] * table()
         assert place is not None
         found.append(_adder(traced, site, values[name], *place, filled))

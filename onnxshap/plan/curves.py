@@ -11,7 +11,6 @@ planner's step-by-step choice is the best one for a sum of such losses.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -66,15 +65,8 @@ def affordable(traced: Traced, groups: Sequence[Group], images: int, work: float
 
 def _regressions(traced: Traced, group: Group) -> float:
     """Return the multiply-accumulates of the equations of the layers that read a group, once."""
-    total = 0.0
-    for site in traced.sites([group]):
-        if site.weight is None:
-            continue
-        shape = traced.shaped.shapes[traced.shaped.graph.nodes[site.node].input[site.weight.input]]
-        inputs = math.prod(shape) // shape[site.weight.makes]
-        rows = QUICK.needed(inputs)
-        total += float(rows) * inputs * min(rows, inputs)
-    return total
+    needed = ((float(QUICK.needed(inputs)), inputs) for _, inputs in traced.fan_ins(group))
+    return sum(rows * inputs * min(rows, inputs) for rows, inputs in needed)
 
 
 def loss_curves(

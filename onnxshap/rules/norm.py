@@ -159,26 +159,23 @@ def lrn(op: Op, ax: Axes) -> None:
 @rule("Softmax", "LogSoftmax")
 def softmax(op: Op, ax: Axes) -> None:
     """Divides by a sum over its axis, in which what is removed goes on counting as exp(0); see `_mixed`."""
-    mixed = _mixed(op)
-    ax.same(a for a in range(op.out().rank) if a not in mixed)
-    ax.cross(*mixed)
-    as_a_whole(op, ax, mixed, "divides by a sum")
+    as_a_whole(op, ax, _mixed(op, ax), "divides by a sum")
 
 
 @rule("Hardmax")
 def hardmax(op: Op, ax: Axes) -> None:
     """Chooses the first of the largest over its axis, which a zero would become; see `_mixed`."""
-    mixed = _mixed(op)
-    ax.same(a for a in range(op.out().rank) if a not in mixed)
-    ax.cross(*mixed)
-    stay(ax, mixed, "Hardmax chooses over it", (0,), (0,))
+    stay(ax, _mixed(op, ax), "Hardmax chooses over it", (0,), (0,))
 
 
-def _mixed(op: Op) -> range:
-    """Return the axes that an op like Softmax mixes: one, before opset 13 that one and all behind it."""
+def _mixed(op: Op, ax: Axes) -> range:
+    """Return the axes that an op like Softmax mixes, the others apart: one, before opset 13 it and all behind it."""
     rank = op.out().rank
     axis = int(op.attributes.get("axis", -1 if op.opset >= 13 else 1)) % rank
-    return range(axis, rank if op.opset < 13 else axis + 1)
+    mixed = range(axis, rank if op.opset < 13 else axis + 1)
+    ax.same(a for a in range(rank) if a not in mixed)
+    ax.cross(*mixed)
+    return mixed
 
 
 @rule("LpNormalization")

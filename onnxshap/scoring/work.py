@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -58,16 +57,13 @@ def fit_work(traced: Traced, groups: Sequence[Group], images: int) -> Mapping[st
 
     It is what Gram matrices of the layers that sum over the group take, and its part of a run of the images.
     """
-    run, shapes = images * traced.cost.macs() / max(1, len(groups)), traced.shaped.shapes
+    run = images * traced.cost.macs() / max(1, len(groups))
     found = dict[str, float]()
     for group in groups:
         total = run
-        for site in traced.sites([group]):
-            if site.weight is not None:
-                shape = shapes[traced.shaped.graph.nodes[site.node].input[site.weight.input]]
-                inputs = math.prod(shape) // shape[site.weight.makes]
-                rows = max(ROWS, 3 * inputs)
-                total += float(rows) * inputs * (inputs if inputs <= MAX_COEFFICIENTS else 1) * site.weight.groups
+        for weight, inputs in traced.fan_ins(group):
+            rows = max(ROWS, 3 * inputs)
+            total += float(rows) * inputs * (inputs if inputs <= MAX_COEFFICIENTS else 1) * weight.groups
         found[group.name] = total / len(group)
     return found
 
